@@ -1,0 +1,176 @@
+"""`AttentionMap`: a layer's attention maps as an operator, from what defines them, never as stored maps.
+
+It holds the rotated queries and keys, the score rule, the row log-sum-exp and the row factors of the weight edits:
+O(S·d) numbers. Products, tiles, rows and statistics are computed exactly when they are asked for; `dense()` alone
+builds the whole queries × keys tensor. Rows that are padding, or that see no key, are rows of zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater.kernels import blocked, flash, statistics
+from headwater.kernels.edits import WeightStep
+from headwater.kernels.rule import ScoreRule
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMap:
+    """Maps of one layer. `q` [batch, head, query, d_head], `k` [batch, kv head, key, d_head], `lse` [batch, head, query].
+
+    Build it with `AttentionMap.of`, which marks the rows that have no weights.
+    """
+
+    q: Tensor
+    k: Tensor
+    rule: ScoreRule
+    lse: Tensor
+    steps: tuple[WeightStep, ...] = ()
+    backend: str = "auto"
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        rule: ScoreRule,
+        lse: Tensor,
+        steps: tuple[WeightStep, ...] = (),
+        backend: str = "auto",
+    ) -> AttentionMap:
+        """From a forward pass: rows that are padding or see nothing get lse = +inf, hence no weights."""
+        silent = lse == float("-inf")
+        if rule.mask.valid_queries is not None:
+            silent = silent | ~rule.mask.valid_queries[:, None].to(lse.device)
+        return cls(q, k, rule, lse.masked_fill(silent, float("inf")), steps, backend)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, head, query, key)."""
+        return (self.q.shape[0], self.q.shape[1], self.q.shape[2], self.k.shape[2])
+
+    @property
+    def T(self) -> TransposedMap:
+        """The operator that carries values of queries to keys: `map.T @ y`."""
+        return TransposedMap(self)
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """Each query gathers x over the keys: x [key, c], [batch, key, c] or [batch, head, key, c] → [batch, head, query, c]."""
+        x = _operand(x, self.shape, self.shape[3], "key")
+        if self._uses_flash(transposed=False):
+            out = flash.gather(self.q, self.k, self.rule, x.to(self.q.device))
+            return out.masked_fill(torch.isinf(self.lse)[..., None], 0.0)
+        batch, heads, queries, _ = self.shape
+        out = self.q.new_zeros(batch, heads, queries, x.shape[-1], dtype=self._high)
+        for block in blocked.blocks(batch, range(heads), self.rule):
+            values = _rows(x, block)[:, :, block.columns].to(out)
+            out[block.batch, block.heads, block.rows] = self.block(block) @ values
+        return out
+
+    def tile(self, queries: slice, keys: slice, heads: list[int] | None = None) -> Tensor:
+        """Exact weights of a window, [batch, head, query, key] in float32; slices without a step."""
+        rows, columns = (
+            _plain(s, n, name)
+            for s, n, name in ((queries, self.shape[2], "queries"), (keys, self.shape[3], "keys"))
+        )
+        chosen = torch.arange(self.shape[1]) if heads is None else torch.tensor(heads)
+        block = blocked.Block(slice(0, self.shape[0]), chosen, rows, columns)
+        return self.block(block).float()
+
+    def dense(self, heads: list[int] | None = None) -> Tensor:
+        """The whole map [batch, head, query, key]: quadratic memory, asked for by name."""
+        return self.tile(slice(0, self.shape[2]), slice(0, self.shape[3]), heads)
+
+    def row_blocks(
+        self, heads: list[int] | None = None, elements: int | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """All rows, a block at a time: (rows, weights [batch, head, row, key]), every chosen head in each block."""
+        chosen = list(range(self.shape[1])) if heads is None else heads
+        batch, _, queries, keys = self.shape
+        budget = blocked.BLOCK_ELEMENTS if elements is None else elements
+        step = max(budget // max(batch * len(chosen) * keys, 1), 1)
+        for begin in range(0, queries, step):
+            rows = slice(begin, min(begin + step, queries))
+            yield rows, self.tile(rows, slice(0, keys), chosen)
+
+    def statistic(self, name: str, groups: Tensor | None = None) -> Tensor:
+        """One statistic (kernels/statistics.py lists them and their units)."""
+        return self.statistics((name,), groups)[name]
+
+    def statistics(self, names: tuple[str, ...], groups: Tensor | None = None) -> dict[str, Tensor]:
+        """Several statistics in one pass."""
+        return statistics.compute(self, names, groups)
+
+    def block(self, block: blocked.Block) -> Tensor:
+        """Weights of one block of the row loop, [batch, head, row, column], in float32 or float64."""
+        return blocked.weights(self.q, self.k, self.rule, self.lse, self.steps, block)
+
+    @property
+    def _high(self) -> torch.dtype:
+        return torch.float64 if self.q.dtype == torch.float64 else torch.float32
+
+    def _uses_flash(self, transposed: bool) -> bool:
+        if self.backend == "blocked":
+            return False
+        reason = "edited weights" if self.steps else flash.refuses(self.rule, self.q, transposed)
+        if reason and self.backend == "flash":
+            raise ValueError(f"flash can not compute {reason}; use backend='blocked'")
+        return reason is None
+
+
+@dataclass(frozen=True, eq=False)
+class TransposedMap:
+    """`map.T`: each key collects values from the queries that attend to it."""
+
+    map: AttentionMap
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, head, key, query)."""
+        batch, heads, queries, keys = self.map.shape
+        return (batch, heads, keys, queries)
+
+    def __matmul__(self, y: Tensor) -> Tensor:
+        """y [query, c], [batch, query, c] or [batch, head, query, c] → [batch, head, key, c]."""
+        source = self.map
+        batch, heads, queries, keys = source.shape
+        y = _operand(y, source.shape, queries, "query").to(source.q.device)
+        if source._uses_flash(transposed=True):
+            return flash.scatter(source.q, source.k, source.rule, source.lse, y.expand(batch, heads, -1, -1))
+        out = source.q.new_zeros(batch, heads, keys, y.shape[-1], dtype=source._high)
+        for block in blocked.blocks(batch, range(heads), source.rule):
+            values = _rows(y, block)[:, :, block.rows].to(out)
+            out[block.batch, block.heads, block.columns] += source.block(block).mT @ values
+        return out
+
+
+def _operand(x: Tensor, shape: tuple[int, int, int, int], length: int, axis: str) -> Tensor:
+    """x as [batch, head|1, length, c]; an error states the shapes that fit."""
+    batch, heads = shape[:2]
+    given = tuple(x.shape)
+    if x.dim() == 2:
+        x = x[None, None]
+    elif x.dim() == 3:
+        x = x[:, None]
+    if x.dim() != 4 or x.shape[2] != length or x.shape[0] not in (1, batch) or x.shape[1] not in (1, heads):
+        raise ValueError(
+            f"the operand must be [{axis}, c], [batch, {axis}, c] or [batch, head, {axis}, c] with "
+            f"batch={batch}, head={heads}, {axis}={length}; got {given}"
+        )
+    return x.expand(batch, -1, -1, -1)
+
+
+def _rows(x: Tensor, block: blocked.Block) -> Tensor:
+    x = x[block.batch]
+    return x if x.shape[1] == 1 else x[:, block.heads]
+
+
+def _plain(given: slice, length: int, name: str) -> slice:
+    begin, end, step = given.indices(length)
+    if step != 1:
+        raise ValueError(f"{name} must be a slice without a step, got {given}")
+    return slice(begin, max(begin, end))
