@@ -103,12 +103,13 @@ class MixIdentity:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """z -> gate*z per head; `gate` [batch|1, head] may carry a gradient. A gate of exactly 0 gives 0 even on inf."""
+    """z -> gate*z per head; `gate` [batch|1, head] or [batch|1, head, query] may carry a gradient. A gate of exactly 0 gives 0 even on inf."""
 
     gate: Tensor
 
     def apply(self, output: Tensor, positions: Tensor) -> Tensor:
-        gate = self.gate.to(output)[:, :, None, None]
+        gate = self.gate.to(output)
+        gate = gate[..., None] if gate.dim() == 3 else gate[:, :, None, None]
         if gate.requires_grad:
             return output * gate
         return torch.where(gate == 0, torch.zeros_like(output), output * gate)
@@ -116,21 +117,20 @@ class Gate:
 
 @dataclass(frozen=True, eq=False)
 class ReplaceOutput:
-    """z -> values on the chosen heads; `values` [batch|1, head, position|1, d_head] is read at absolute positions."""
+    """z -> values on the chosen heads; `values` [sample, head, position|1, d_head] is read at the given positions.
+
+    Batch row b takes sample b, and begins anew where there are fewer samples than rows.
+    """
 
     heads: Tensor
     values: Tensor
 
     def apply(self, output: Tensor, positions: Tensor) -> Tensor:
-        values = self.values.to(output)
+        values = self.values.to(output)[torch.arange(len(output)) % len(self.values)]
         if values.shape[2] > 1:
-            values = torch.stack(
-                [
-                    row[:, place]
-                    for row, place in zip(
-                        values.expand(len(output), -1, -1, -1), positions.expand(len(output), -1), strict=True
-                    )
-                ]
+            place = positions.expand(len(output), -1).clamp_min(0)[:, None, :, None]
+            values = values.gather(
+                2, place.to(values.device).expand(-1, *values.shape[1:2], -1, values.shape[3])
             )
         return torch.where(self.heads.to(output.device)[None, :, None, None], values, output)
 

@@ -48,7 +48,7 @@ def _span(rule: ScoreRule) -> tuple[int, int]:
 
 
 def _is_causal(rule: ScoreRule, first: int, last: int) -> bool | None:
-    """Whether the band over the columns `first:last` is the kernel's causal mask (True), hides nothing (False) or neither."""
+    """Is the band over the columns `first:last` the kernel's causal mask (True), or all-visible (False), or neither?"""
     mask = rule.mask
     shift = mask.shift - first
     if mask.left is not None and mask.queries - 1 + shift > mask.left:

@@ -1,7 +1,8 @@
 """Which keys a query may see: a band, a set of real keys and, where that is not enough, a function of indices.
 
-A mask is kept as its description and evaluated one tile at a time, so that no queries × keys tensor exists. Positions
-are absolute: query row `i` stands at `query_offset + i`, key column `j` at `key_offset + j` (a cache moves the offsets).
+A mask is kept as its description and evaluated one tile at a time, so that no queries × keys tensor exists.
+Positions are absolute: query row `i` stands at `query_offset + i`, key column `j` at `key_offset + j` (a cache moves
+the offsets).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Mask:
     A key is visible when `position(query) - left <= position(key) <= position(query) + right` (None: no limit; causal
     is `right=0`), when `valid_keys[batch, key]` holds and when `extra(batch, head, query, key)` does.
     `valid_queries[batch, query]` marks rows that are padding: it hides nothing, but such rows are left out of every
-    statistic. `start[batch]` is the absolute position of the first real token of each batch row (left padding).
+    statistic. `start[batch]` and `stop[batch]` are the absolute positions of the first real token of each batch row and
+    of one past its last (None: row 0 of the sequence, and the last query).
     """
 
     queries: int
@@ -36,6 +38,7 @@ class Mask:
     valid_queries: Tensor | None = None
     extra: IndexMask | None = None
     start: Tensor | None = None
+    stop: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, tensor, length in (

@@ -20,7 +20,7 @@ from headwater.kernels.rule import ScoreRule
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap:
-    """Maps of one layer. `q` [batch, head, query, d_head], `k` [batch, kv head, key, d_head], `lse` [batch, head, query].
+    """Maps of one layer: `q` [batch, head, query, d_head], `k` [batch, kv head, key, d_head], `lse` like q less d_head.
 
     Build it with `AttentionMap.of`, which marks the rows that have no weights.
     """
@@ -59,7 +59,7 @@ class AttentionMap:
         return TransposedMap(self)
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        """Each query gathers x over the keys: x [key, c], [batch, key, c] or [batch, head, key, c] → [batch, head, query, c]."""
+        """Each query gathers x over the keys → [batch, head, query, c]; x is [key, c], [batch, key, c] or has heads."""
         x = _operand(x, self.shape, self.shape[3], "key")
         if self._uses_flash(transposed=False):
             out = flash.gather(self.q, self.k, self.rule, x.to(self.q.device))

@@ -1,7 +1,7 @@
 """The meaning of attention, its edits and its statistics: dense float64 maps, written to be read beside the formulas.
 
-Every other backend must agree with this page. It builds the queries × keys map of every head, so it is for small inputs:
-tests, and `AttentionMap.dense()` is checked against it.
+Every other backend must agree with this page. It builds the queries × keys map of every head, so it is for small
+inputs: tests, and `AttentionMap.dense()` is checked against it.
 """
 
 from __future__ import annotations
@@ -130,6 +130,9 @@ def statistics(dense: Dense, rule: ScoreRule, groups: Tensor | None = None) -> d
             seen & (mask.valid_queries[:, None, :, None] if mask.valid_queries is not None else True)
         ).sum(-2),
     }
+    found["sink"] = found["received"] / torch.where(
+        found["visible"] > 0, found["visible"].double(), torch.nan
+    )
     if groups is not None:
         mass = torch.einsum("bhqk,gk->bhgq", weights, groups.double())
         found["mass"] = torch.where(real[:, :, None], mass, torch.nan)

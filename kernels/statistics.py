@@ -1,9 +1,9 @@
 """Exact statistics of attention maps, streamed over blocks of rows: every one in one pass, in linear memory.
 
-Conventions. Statistics are of the weights that multiply the values, after edits, as they are: where a head has a learned
-sink its rows sum to less than 1 (`row_mass`) and nothing is renormalised. Rows that are padding or see no key hold NaN
-(`argmax`: -1) and take no part in column statistics. Weights are without unit; `lse` and `entropy` are in nats,
-`distance` in tokens, `visible` in queries.
+Conventions. Statistics are of the weights that multiply the values, after edits, as they are: where a head has a
+learned sink its rows sum to less than 1 (`row_mass`) and nothing is renormalised. Rows that are padding or see no key
+hold NaN (`argmax`: -1) and take no part in column statistics. Weights are without unit; `lse` and `entropy` are in
+nats, `distance` in tokens, `visible` in queries.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ ROW = {
 COLUMN = {
     "received": "sum of the weights that queries put on the key",
     "visible": "how many queries see the key",
+    "sink": "received / visible: the share of their attention that the queries which see the key give it",
 }
 GROUPED = {"mass": "weight on each named group of keys"}
 NAMES = (*ROW, *COLUMN, *GROUPED)
@@ -55,13 +56,14 @@ def compute(map: AttentionMap, names: Iterable[str], groups: Tensor | None = Non
         raise ValueError("the statistic 'mass' needs groups of keys")
     batch, heads, queries, keys = map.shape
     found: dict[str, Tensor] = {}
+    wanted = names
+    if "sink" in names:
+        names = list(dict.fromkeys([*(n for n in names if n != "sink"), "received", "visible"]))
     if "visible" in names:
         found["visible"] = map.rule.mask.seen_by(batch, heads).expand(batch, heads, keys).clone()
     if "lse" in names:
         found["lse"] = torch.where(torch.isinf(map.lse), torch.nan, map.lse).float()
     streamed = [name for name in names if name not in FREE]
-    if not streamed:
-        return found
     for name in streamed:
         shape = {"received": (batch, heads, keys)}.get(name, (batch, heads, queries))
         if name == "mass":
@@ -69,7 +71,8 @@ def compute(map: AttentionMap, names: Iterable[str], groups: Tensor | None = Non
             groups = groups[None] if groups.dim() == 2 else groups
             shape = (batch, heads, groups.shape[1], queries)
         found[name] = torch.zeros(shape, dtype=torch.long if name == "argmax" else torch.float32)
-    _stream(map, streamed, groups, found)
+    if streamed:
+        _stream(map, streamed, groups, found)
     silent = torch.isinf(map.lse).cpu()
     for name in streamed:
         if name == "argmax":
@@ -78,7 +81,9 @@ def compute(map: AttentionMap, names: Iterable[str], groups: Tensor | None = Non
             found[name].masked_fill_(silent[:, :, None], torch.nan)
         elif name != "received":
             found[name].masked_fill_(silent, torch.nan)
-    return found
+    if "sink" in wanted:
+        found["sink"] = found["received"] / torch.where(found["visible"] > 0, found["visible"], torch.nan)
+    return {name: found[name] for name in wanted}
 
 
 def _stream(map: AttentionMap, names: list[str], groups: Tensor | None, found: dict[str, Tensor]) -> None:
@@ -122,7 +127,8 @@ def _row(name: str, weights: Tensor, block: blocked.Block, shift: int, first: Te
     elif name == "previous":
         place = (rows - 1).expand(weights.shape[:-1])
     else:
-        assert name == "first" and first is not None
+        assert name == "first"
+        assert first is not None
         place = first[block.batch][:, block.heads, block.rows].to(weights.device)
     return _at(weights, place - block.columns.start)
 

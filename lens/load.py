@@ -1,0 +1,360 @@
+"""`load`: open a model from an embedded name, a folder, a hub id, or one already in memory, and check that it is read rightly.
+
+Model folders are data from strangers: safetensors alone, no remote code, sizes checked before anything is built, no
+missing or extra tensors (transformers would fill the missing ones with random numbers), all weights finite. After
+hooking, logits are compared with the untouched model's on a short padded input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+
+from headwater.lens import hooks
+from headwater.lens.errors import HeadwaterError, ModelError, nearest
+from headwater.lens.model import HookedModel
+from headwater.lens.models import embedded
+
+LIMITS = {"num_hidden_layers": 2048, "num_attention_heads": 4096, "hidden_size": 2**18, "vocab_size": 2**24}
+CONFIG_BYTES = 2**20
+
+
+def load(
+    source: str | os.PathLike[str] | PreTrainedModel, tokenizer: Any = None, *, dtype: Any = None
+) -> HookedModel:
+    """Open a model.
+
+    `source` is an embedded name (`headwater models` lists them), a local folder, a hub id, or a transformers model in
+    memory, which from then on runs its attention through Headwater (its weights are never touched) and in eval mode.
+    `tokenizer` may be left out; then prompts are token ids. `dtype` is float32 unless given, for models read from disk.
+    Raises ModelError with the reason for anything that can not be found, trusted, or read exactly.
+    """
+    if isinstance(source, PreTrainedModel):
+        return _hook(source, tokenizer, type(source).__name__, _weights_digest(source))
+    if isinstance(source, nn.Module):
+        raise ModelError(
+            f"{type(source).__name__} is not a transformers model; load() takes one, a folder, or a name"
+        )
+    name = os.fspath(source)
+    if not isinstance(name, str) or not name.strip():
+        raise ModelError("the name of the model is empty; `headwater models` lists the embedded ones")
+    known = embedded()
+    if name in known:
+        return _from_folder(known[name]["path"], tokenizer, name, dtype)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _from_folder(path, tokenizer, path.resolve().name, dtype)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no folder {name}")
+    return _from_hub(name, tokenizer, dtype)
+
+
+def _from_hub(name: str, tokenizer: Any, dtype: Any) -> HookedModel:
+    """A hub id: fetched by huggingface_hub into its cache, safetensors and text files alone."""
+    from huggingface_hub import snapshot_download
+
+    known = embedded()
+    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+    try:
+        folder = snapshot_download(name, allow_patterns=wanted)
+    except Exception as error:  # the hub client raises many kinds; each means that the model is not to be had
+        hint = f"; {nearest(name, known)}" if "/" not in name else ""
+        raise ModelError(
+            f"no embedded model, folder or reachable hub model is called {name!r} ({type(error).__name__}){hint}; without "
+            "a network give a local folder"
+        ) from None
+    return _from_folder(Path(folder), tokenizer, name, dtype)
+
+
+def _from_folder(folder: Path, tokenizer: Any, name: str, dtype: Any) -> HookedModel:
+    config = _read_config(folder)
+    weights = _weight_files(folder)
+    architecture = getattr(transformers, (config.architectures or [""])[0], None)
+    kind = (
+        architecture
+        if isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)
+        else AutoModel
+    )
+    _check_size(config, kind, weights)
+    try:
+        hf, report = kind.from_pretrained(
+            folder, config=config, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+            output_loading_info=True, dtype=dtype or torch.float32, attn_implementation="eager",
+        )  # fmt: skip
+    except HeadwaterError:
+        raise
+    except Exception as error:  # whatever a broken file makes the loaders raise, the user gets one line
+        raise ModelError(
+            f"{folder} can not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from None
+    _refuse_incomplete(folder, hf, report)
+    if tokenizer is None:
+        tokenizer = _tokenizer(folder)
+    return _hook(hf, tokenizer, name, _files_digest(weights))
+
+
+def _read_config(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise ModelError(
+            f"{folder} is not a folder; a model is a folder with config.json and model.safetensors"
+        )
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no config.json, so it is not a model folder")
+    if path.stat().st_size > CONFIG_BYTES:
+        raise ModelError(
+            f"{path} has {path.stat().st_size} bytes; a model's config has at most {CONFIG_BYTES}"
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON: {str(error).splitlines()[0]}") from None
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} must hold a JSON object; got {type(raw).__name__}")
+    if "auto_map" in raw and raw.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise ModelError(
+            f"{folder} needs code of its own (auto_map in config.json), which Headwater never runs"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"{path} can not be read: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from None
+    _check_numbers(config, path)
+    return config
+
+
+def _check_numbers(config: Any, path: Path) -> None:
+    text = config.get_text_config()
+    for field, most in LIMITS.items():
+        value = getattr(text, field, 1)
+        if not isinstance(value, int) or not 0 < value <= most:
+            raise ModelError(f"{path}: {field} is {value!r}; it must be a whole number from 1 to {most}")
+    heads = getattr(text, "num_attention_heads", 1)
+    kv = getattr(text, "num_key_value_heads", None)
+    if kv is not None and (not isinstance(kv, int) or kv < 1 or heads % kv):
+        raise ModelError(
+            f"{path}: num_key_value_heads is {kv!r}, which does not divide num_attention_heads {heads}"
+        )
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ModelError(f"{path}: max_position_embeddings is {limit!r}; it must be at least 1")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    outside = [
+        f
+        for f in files
+        if f.is_symlink() and not _in_hub_cache(f) and folder.resolve() not in f.resolve().parents
+    ]
+    if outside:
+        raise ModelError(f"{outside[0]} is a link to a file outside of the model folder; copy the file")
+    if not files:
+        pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern)]
+        if pickles:
+            raise ModelError(
+                f"{folder} has only pickled weights ({pickles[0]}), which can run code; convert them to safetensors with "
+                "model.save_pretrained(folder)"
+            )
+        raise ModelError(f"{folder} has no *.safetensors weights")
+    return files
+
+
+def _in_hub_cache(file: Path) -> bool:
+    """The hub's cache keeps the files of a snapshot as links into a folder `blobs` beside it."""
+    return file.resolve().parent.name == "blobs" and file.resolve().parent.parent in file.absolute().parents
+
+
+def _check_size(config: Any, kind: Any, weights: list[Path]) -> None:
+    """Build the shapes alone and compare them with what the files can hold, before any memory is taken."""
+    try:
+        with torch.device("meta"):
+            shapes = kind._from_config(config) if kind is not AutoModel else AutoModel.from_config(config)
+    except Exception as error:
+        raise ModelError(
+            f"the config describes no model that can be built: {str(error).splitlines()[0]}"
+        ) from None
+    numbers = sum(p.numel() for p in shapes.parameters())
+    stored = sum(f.stat().st_size for f in weights)
+    # one bit a number is less than any format in use; a config that claims more than that lies
+    if numbers > stored * 8:
+        raise ModelError(
+            f"the config describes {numbers:,} numbers but the weight files have only {stored:,} bytes"
+        )
+
+
+def _refuse_incomplete(folder: Path, hf: Any, report: dict[str, Any]) -> None:
+    missing = sorted(map(str, report.get("missing_keys", ())))
+    unexpected = sorted(map(str, report.get("unexpected_keys", ())))
+    wrong = sorted(
+        str(item[0] if isinstance(item, tuple) else item) for item in report.get("mismatched_keys", ())
+    )
+    for what, names in (
+        ("lack", missing),
+        ("have shapes that do not fit", wrong),
+        ("have unknown", unexpected),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ModelError(
+                f"the weights in {folder} {what} {', '.join(names[:3])}{more} for {type(hf).__name__}; the file does not "
+                "belong to this config"
+            )
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not any(
+        (folder / n).is_file()
+        for n in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
+    ):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer in {folder} can not be loaded: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _hook(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
+    """Route the model's attention through Headwater and see that nothing else changed."""
+    _refuse_unreadable(hf, name)
+    _refuse_nonfinite(hf, name)
+    hf.eval()
+    ids, mask = _sample(hf)
+    before = _run(hf, ids, mask, name) if hf.config._attn_implementation != hooks.NAME else None
+    original = hf.config._attn_implementation
+    hf.set_attn_implementation(hooks.NAME)
+    with hooks.discovering() as calls:
+        after = _run(hf, ids, mask, name)
+    if not calls:
+        hf.set_attn_implementation(original)
+        raise ModelError(
+            f"{type(hf).__name__} never called the attention interface; its attention can not be read"
+        )
+    modules = _number(calls)
+    _refuse_missing_layers(hf, modules)
+    if before is not None:
+        _compare(before, after, mask, hf)
+    first = calls[0][1]
+    model = HookedModel(
+        hf, tokenizer, modules, name, revision, causal=first.rule.mask.right == 0, n_kv_heads=first.k.shape[1],
+        d_head=first.q.shape[3],
+    )  # fmt: skip
+    _check_tokenizer(model)
+    return model
+
+
+def _refuse_unreadable(hf: Any, name: str) -> None:
+    if not hf._can_set_attn_implementation():
+        raise ModelError(
+            f"{type(hf).__name__} computes its attention by itself and not through transformers' attention interface; "
+            "Headwater can not read it"
+        )
+    if hf.config.is_encoder_decoder:
+        raise ModelError(
+            f"{type(hf).__name__} is an encoder–decoder model; Headwater reads encoders and decoders alone so far"
+        )
+    if not hasattr(hf.get_input_embeddings(), "num_embeddings"):
+        raise ModelError(f"{type(hf).__name__} does not read text tokens; Headwater reads text models so far")
+
+
+def _refuse_nonfinite(hf: Any, name: str) -> None:
+    for key, weight in hf.state_dict().items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise ModelError(f"the weights of {name} hold NaN or infinite values, first in {key}")
+
+
+def _sample(hf: Any) -> tuple[Tensor, Tensor]:
+    """Two rows of arbitrary tokens, the second with padding to its right."""
+    vocab = hf.get_input_embeddings().num_embeddings
+    limit = getattr(hf.config.get_text_config(), "max_position_embeddings", None) or 24
+    ids = (torch.arange(2 * min(24, limit)).view(2, -1) * 7919 + 5) % vocab
+    mask = torch.ones_like(ids)
+    mask[1, ids.shape[1] - ids.shape[1] // 3 :] = 0
+    device = hf.get_input_embeddings().weight.device
+    return ids.to(device), mask.to(device)
+
+
+def _run(hf: Any, ids: Tensor, mask: Tensor, name: str) -> Tensor:
+    try:
+        with torch.no_grad():
+            out = hf(input_ids=ids, attention_mask=mask)
+    except HeadwaterError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} fails on a short text input: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from None
+    return out.logits if getattr(out, "logits", None) is not None else out.last_hidden_state
+
+
+def _number(calls: list) -> dict[nn.Module, int]:
+    """Layer of each module: its own `layer_idx` where these are all different, else the order of the calls."""
+    modules = list(dict.fromkeys(module for module, _ in calls))
+    own = [getattr(module, "layer_idx", None) for module in modules]
+    if all(isinstance(n, int) for n in own) and len(set(own)) == len(own):
+        return dict(zip(modules, own, strict=True))  # type: ignore[arg-type]
+    return {module: layer for layer, module in enumerate(modules)}
+
+
+def _refuse_missing_layers(hf: Any, modules: dict[nn.Module, int]) -> None:
+    kinds = {type(module) for module in modules}
+    silent = [name for name, module in hf.named_modules() if type(module) in kinds and module not in modules]
+    if silent:
+        raise ModelError(
+            f"{type(hf).__name__}: the attention of {silent[0]} was not called; it can not be read"
+        )
+
+
+def _compare(before: Tensor, after: Tensor, mask: Tensor, hf: Any) -> None:
+    """The self-check. Rows of padding differ by convention and do not count."""
+    if before.dim() == 3:
+        before, after = before[mask.bool()], after[mask.bool()]
+    size = before.float().abs().max().clamp_min(1.0)
+    worst = float((before.float() - after.float()).abs().max() / size)
+    allowed = {torch.float64: 1e-5, torch.float32: 1e-3}.get(before.dtype, 5e-2)
+    if not worst <= allowed:
+        raise ModelError(
+            f"{type(hf).__name__} gives other outputs when Headwater computes its attention (relative difference "
+            f"{worst:.1e}, allowed {allowed:.0e}); this architecture can not be read"
+        )
+
+
+def _check_tokenizer(model: HookedModel) -> None:
+    size = len(model.tokenizer) if hasattr(model.tokenizer, "__len__") else 0
+    if size > model.vocab:
+        raise ModelError(
+            f"the tokenizer knows {size} tokens but {model.name} embeds only {model.vocab}; it belongs to another model"
+        )
+
+
+def _files_digest(files: list[Path]) -> str:
+    """sha256 over the weight files, so that a record says exactly which weights it is of."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest() if len(files) > 1 else b"")
+            if len(files) == 1:
+                return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
+    return "sha256:" + digest.hexdigest()
+
+
+def _weights_digest(hf: Any) -> str:
+    """A short digest of weights in memory: of each tensor's shape and its first and last numbers."""
+    digest = hashlib.sha256()
+    for key, weight in sorted(hf.state_dict().items()):
+        flat = weight.detach().reshape(-1)
+        ends = torch.cat([flat[:64], flat[-64:]]).float().cpu().numpy().tobytes()
+        digest.update(f"{key}{tuple(weight.shape)}".encode() + ends)
+    return "ends-sha256:" + digest.hexdigest()[:16]

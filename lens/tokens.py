@@ -1,0 +1,120 @@
+"""Prompts as token ids: from text, lists or tensors, padded, checked against the model before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headwater.lens.errors import PromptError
+
+
+class Tokens(NamedTuple):
+    """Token ids int64 [batch, position], and which of them are real, bool [batch, position]."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+def to_tokens(
+    given: Any, tokenizer: Any, attention_mask: Any = None, side: Literal["left", "right"] = "right"
+) -> Tokens:
+    """A string, a list of strings, or integer ids ([position] or [batch, position]) as `Tokens`.
+
+    Texts of unequal length are padded on `side`. Raises PromptError on an empty prompt or an unreadable one.
+    """
+    if isinstance(given, Tokens):
+        return given
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, list | tuple) and given and all(isinstance(text, str) for text in given):
+        return _encode(list(given), tokenizer, attention_mask, side)
+    if isinstance(given, list | tuple) and any(isinstance(text, str) for text in given):
+        raise PromptError("a list of prompts must hold only texts; got a mix of texts and other things")
+    try:
+        ids = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise PromptError(
+            f"a prompt is a text, a list of texts or token ids of equal length; got {_short(given)}"
+        ) from None
+    if ids.numel() == 0:
+        raise PromptError("the prompt is empty; give at least one token")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.dim() not in (1, 2):
+        raise PromptError(f"token ids are integers [batch, position]; got {ids.dtype} {list(ids.shape)}")
+    ids = (ids[None] if ids.dim() == 1 else ids).long()
+    if attention_mask is None:
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+    mask = torch.as_tensor(attention_mask)
+    mask = mask[None] if mask.dim() == 1 else mask
+    if mask.shape != ids.shape:
+        raise PromptError(
+            f"attention_mask must have the tokens' shape {list(ids.shape)}; got {list(mask.shape)}"
+        )
+    return Tokens(ids, mask.bool().to(ids.device))
+
+
+def _encode(texts: list[str], tokenizer: Any, attention_mask: Any, side: str) -> Tokens:
+    if tokenizer is None:
+        raise PromptError(
+            "the model was loaded without a tokenizer; give token ids, or load(model, tokenizer=…)"
+        )
+    if attention_mask is not None:
+        raise PromptError("attention_mask belongs to token ids; for texts the padding is known")
+    blank = [i for i, text in enumerate(texts) if not text.strip()]
+    if blank:
+        where = "" if len(texts) == 1 else f" (number {', '.join(map(str, blank))} of {len(texts)})"
+        raise PromptError(f"the prompt is empty{where}; write some text")
+    try:
+        rows = [tokenizer(text, add_special_tokens=True)["input_ids"] for text in texts]
+    except (UnicodeError, TypeError) as error:
+        raise PromptError(
+            f"the text can not be encoded ({str(error).splitlines()[0]}); remove the broken characters"
+        ) from None
+    if not all(rows):
+        raise PromptError(
+            f"the tokenizer makes no token of {_short(texts[[bool(r) for r in rows].index(False)])}"
+        )
+    pad = tokenizer.pad_token_id
+    pad = next((i for i in (pad, tokenizer.eos_token_id) if i is not None), 0)
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        span = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
+        ids[i, span], mask[i, span] = torch.tensor(row), True
+    return Tokens(ids, mask)
+
+
+def check(tokens: Tokens, vocab: int, context: int | None, extra: int = 0) -> None:
+    """Refuse ids outside of the vocabulary, rows without a token, gaps, and prompts beyond the context."""
+    wrong = ((tokens.ids < 0) | (tokens.ids >= vocab)) & tokens.mask
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        raise PromptError(
+            f"token id {int(tokens.ids[row, column])} at batch {row}, position {column} is outside of the vocabulary "
+            f"(0 to {vocab - 1})"
+        )
+    counts = tokens.mask.sum(-1)
+    if (counts == 0).any():
+        raise PromptError(
+            f"batch row {int((counts == 0).nonzero()[0])} has no real token: its attention_mask is all zero"
+        )
+    steps = tokens.mask.long().diff(dim=-1).abs().sum(-1)
+    inner = (steps > 1) & ~((steps == 2) & ~tokens.mask[:, 0] & ~tokens.mask[:, -1])
+    if inner.any():
+        raise PromptError(
+            f"the attention_mask of batch row {int(inner.nonzero()[0])} has a gap; padding may stand at the ends alone"
+        )
+    longest = tokens.ids.shape[1] + extra
+    if context is not None and longest > context:
+        more = f" with {extra} new tokens" if extra else ""
+        raise PromptError(
+            f"the prompt has {tokens.ids.shape[1]} tokens{more}, the model's context is {context}; shorten it by "
+            f"{longest - context}"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
