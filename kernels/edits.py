@@ -103,7 +103,10 @@ class MixIdentity:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """z -> gate*z per head; `gate` [batch|1, head] or [batch|1, head, query] may carry a gradient. A gate of exactly 0 gives 0 even on inf."""
+    """z -> gate*z per head; `gate` [batch|1, head] or [batch|1, head, query] may carry a gradient.
+
+    A gate of exactly 0 gives 0 even where z is infinite.
+    """
 
     gate: Tensor
 

@@ -27,6 +27,8 @@ def refuses(rule: ScoreRule, q: Tensor, transposed: bool = False) -> str | None:
         return "soft-capped scores"
     if rule.edits:
         return "edited scores"
+    if rule.sinks is not None and q.requires_grad and torch.is_grad_enabled():
+        return "gradients through learned sinks, as its log-sum-exp carries none"
     if not mask.is_band:
         return "a mask given as a function"
     if mask.queries == 0 or mask.keys == 0:

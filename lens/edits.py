@@ -5,7 +5,8 @@ An edit acts at one of three places, in this order whatever order the edits are 
 `AblateHeads`); edits of the same place act in the order given. The meaning of each is `kernels/reference.py`. Every
 edit at its neutral value leaves the run as it is, bit for bit.
 
-`heads` is "all", "5.1" or a list of such; `layers` limits "all". Positions count real tokens of each row (positions.py).
+`heads` is "all", "5.1" or a list of such; `layers` limits "all". Positions count the real tokens of each row
+(positions.py).
 """
 
 from __future__ import annotations
@@ -323,7 +324,7 @@ def _number(value: Any, what: str, where: str) -> float:
 
 
 def _overlap(a: Positions, b: Positions) -> list[int]:
-    """Positions written the same way in both; an overlap that only a prompt's length shows is taken out when lowering."""
+    """Positions written the same way in both; an overlap that a prompt's length alone shows is taken out later."""
     if isinstance(a, str) or isinstance(b, str):
         return []
     first, second = ([p] if isinstance(p, int) else list(p) if isinstance(p, tuple) else [] for p in (a, b))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`bytes` a record keeps, by part in `parts`; `available` bytes of memory now; `dense` bytes the maps would take."""
+    """`bytes` that a record keeps, by part in `parts`; `available` memory; `dense`, what the maps would take."""
 
     bytes: int
     parts: dict[str, int]

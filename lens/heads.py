@@ -52,7 +52,8 @@ def chosen(heads: Heads, layers: Layers, model_layers: list[int], n_heads: int) 
     wrong = [str(h) for h in named if h.layer not in model_layers or h.head >= n_heads]
     if wrong:
         raise HeadError(
-            f"no such head: {', '.join(wrong)}; the model has layers {_span(model_layers)} with heads 0 to {n_heads - 1}"
+            f"no such head: {', '.join(wrong)}; the model has layers {_span(model_layers)} with heads 0 to "
+            f"{n_heads - 1}"
         )
     masks: dict[int, Tensor] = {}
     for layer, head in named:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -30,11 +31,11 @@ NAME = "headwater"  # transformers reads meaning into names with "sdpa", "flash"
 
 
 class Site(NamedTuple):
-    """Where an attention module stands: the model it belongs to, its layer, and which of the attention layers that is."""
+    """Where an attention module stands: its model, its layer, and which of the attention layers that is."""
 
     model: object
     layer: int
-    index: int
+    place: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,9 @@ class Listener(Protocol):
 
 
 _sites: WeakKeyDictionary[nn.Module, Site] = WeakKeyDictionary()
-_edits: ContextVar[Mapping[object, tuple[ActiveEdit, ...]]] = ContextVar("headwater_edits", default={})
+_edits: ContextVar[Mapping[object, tuple[ActiveEdit, ...]]] = ContextVar(
+    "headwater_edits", default=MappingProxyType({})
+)
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("headwater_listeners", default=())
 _gates: ContextVar[tuple[object, Tensor] | None] = ContextVar("headwater_gates", default=None)
 _backend: ContextVar[str] = ContextVar("headwater_backend", default="auto")
@@ -84,10 +87,10 @@ def attention(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention contract: q, k, v [batch, head, position, d_head] → output [batch, query, head, d_head]."""
+    """transformers' contract: q, k, v [batch, head, position, d_head] → output [batch, query, head, d_head]."""
     if dropout:
         raise ModelError(
-            f"the model is in training mode with attention dropout {dropout}: attention would be random; call model.eval()"
+            f"the model is in training mode with attention dropout {dropout}, so attention is random; call model.eval()"
         )
     mask, bias = _mask_of(module, query, key, attention_mask, is_causal)
     if position_bias is not None:
@@ -119,7 +122,7 @@ def _outputs(z: Tensor, site: Site | None, mask: Mask, edits: Sequence[OutputEdi
         for edit in edits:
             z = edit.apply(z, positions)
     if site is not None and (gates := current_gates(site.model)) is not None:
-        z = Gate(gates[:, site.index]).apply(z, torch.empty(0))
+        z = Gate(gates[:, site.place]).apply(z, torch.empty(0))
     return z
 
 
@@ -158,7 +161,7 @@ register()
 
 
 def claim(modules: Mapping[nn.Module, int]) -> object:
-    """Say which modules are which layers of one model; a model claimed before keeps its key, so edits reach it still."""
+    """Say which modules are which layers of a model; one claimed before keeps its key, so edits reach it still."""
     known = [_sites[m] for m in modules if m in _sites]
     key = known[0].model if known else object()
     order = sorted(modules.values())

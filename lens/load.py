@@ -1,4 +1,4 @@
-"""`load`: open a model from an embedded name, a folder, a hub id, or one already in memory, and check that it is read rightly.
+"""`load`: open a model by embedded name, folder or hub id, or one in memory, and check that it is read rightly.
 
 Model folders are data from strangers: safetensors alone, no remote code, sizes checked before anything is built, no
 missing or extra tensors (transformers would fill the missing ones with random numbers), all weights finite. After
@@ -68,8 +68,8 @@ def _from_hub(name: str, tokenizer: Any, dtype: Any) -> HookedModel:
     except Exception as error:  # the hub client raises many kinds; each means that the model is not to be had
         hint = f"; {nearest(name, known)}" if "/" not in name else ""
         raise ModelError(
-            f"no embedded model, folder or reachable hub model is called {name!r} ({type(error).__name__}){hint}; without "
-            "a network give a local folder"
+            f"no embedded model, folder or reachable hub model is called {name!r} ({type(error).__name__}){hint}; "
+            "without a network give a local folder"
         ) from None
     return _from_folder(Path(folder), tokenizer, name, dtype)
 
@@ -85,7 +85,7 @@ def _from_folder(folder: Path, tokenizer: Any, name: str, dtype: Any) -> HookedM
     )
     _check_size(config, kind, weights)
     try:
-        hf, report = kind.from_pretrained(
+        hf, report = kind.from_pretrained(  # type: ignore[misc]
             folder, config=config, use_safetensors=True, trust_remote_code=False, local_files_only=True,
             output_loading_info=True, dtype=dtype or torch.float32, attn_implementation="eager",
         )  # fmt: skip
@@ -163,8 +163,8 @@ def _weight_files(folder: Path) -> list[Path]:
         pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern)]
         if pickles:
             raise ModelError(
-                f"{folder} has only pickled weights ({pickles[0]}), which can run code; convert them to safetensors with "
-                "model.save_pretrained(folder)"
+                f"{folder} has only pickled weights ({pickles[0]}), which can run code; convert them to safetensors "
+                "with model.save_pretrained(folder)"
             )
         raise ModelError(f"{folder} has no *.safetensors weights")
     return files
@@ -207,8 +207,8 @@ def _refuse_incomplete(folder: Path, hf: Any, report: dict[str, Any]) -> None:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(
-                f"the weights in {folder} {what} {', '.join(names[:3])}{more} for {type(hf).__name__}; the file does not "
-                "belong to this config"
+                f"the weights in {folder} {what} {', '.join(names[:3])}{more} for {type(hf).__name__}; the file does "
+                "not belong to this config"
             )
 
 

@@ -32,11 +32,11 @@ class HookedModel:
     """
 
     def __init__(
-        self, hf: nn.Module, tokenizer: Any, modules: Mapping[nn.Module, int], name: str, revision: str, causal: bool,
+        self, hf: Any, tokenizer: Any, modules: Mapping[nn.Module, int], name: str, revision: str, causal: bool,
         n_kv_heads: int, d_head: int,
     ) -> None:  # fmt: skip
         config = hf.config.get_text_config()
-        self.hf: Any = hf
+        self.hf = hf
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision

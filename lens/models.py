@@ -1,4 +1,4 @@
-"""The models that ship with Headwater: small, trained, each in a folder with its weights, script, figures and licence."""
+"""The models that ship with Headwater: small, trained, each with its weights, script, figures and licence."""
 
 from __future__ import annotations
 

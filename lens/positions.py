@@ -31,10 +31,9 @@ def check(positions: Positions, what: str) -> Positions:
         return positions
     if isinstance(positions, range):
         return tuple(positions)
-    try:
+    found: tuple = (None,)
+    if isinstance(positions, Iterable):
         found = tuple(positions.tolist() if isinstance(positions, Tensor) else positions)
-    except TypeError:
-        found = (None,)
     if not all(isinstance(p, int) and not isinstance(p, bool) for p in found):
         raise EditError(f"{what} must be positions (whole numbers); got {positions!r}")
     return found

@@ -55,7 +55,8 @@ class Record:
 
     def __repr__(self) -> str:
         batch, length = self.tokens.shape
-        return f"Record({self.provenance.get('model')!r}, {batch} × {length} tokens, {len(self.layers)} layers × {self.n_heads} heads)"
+        size = f"{batch} × {length} tokens, {len(self.layers)} layers × {self.n_heads} heads"
+        return f"Record({self.provenance.get('model')!r}, {size})"
 
     def map(self, layer: int) -> AttentionMap:
         """The attention maps of one layer, as an operator."""
@@ -199,8 +200,8 @@ class Recorder:
         if bad.any():
             row, head, query = bad.nonzero()[0].tolist()
             raise RecordError(
-                f"attention scores are NaN, first in head {Head(layer, head)} at batch {row}, position {query}; the weights "
-                "or the input hold values that overflow"
+                f"attention scores are NaN, first in head {Head(layer, head)} at batch {row}, position {query}; the "
+                "weights or the input hold values that overflow"
             )
         if layer not in self.layers:
             return

@@ -1,4 +1,4 @@
-"""Records on disk: one safetensors file, its meaning as JSON in the header; written beside and renamed, read by mapping.
+"""Records on disk: one safetensors file, its meaning as JSON in the header; written beside, renamed, read by mapping.
 
 A file is data from a stranger: nothing is executed, every name and shape in the header is checked against the tensors,
 and anything unexpected is refused with the reason. A mask that only a function describes can not be written down.
