@@ -6,10 +6,9 @@ exit code 2, Ctrl-C is 130. Nothing heavy is imported before a command needs it,
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +46,6 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Embedded name, local folder or hub id.")]
-Download = Annotated[bool, typer.Option("--allow-download", help="Fetch a hub model that is not here yet.")]
 Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts in quotes; - reads standard input.")]
 PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Text file with one prompt per line.")]
 Whole = Annotated[bool, typer.Option("--whole", help="Take the file or standard input as one prompt.")]
@@ -92,7 +90,6 @@ def record(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Save the record to this file.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say the memory it takes and stop.")] = False,
     edits: Edits = None,
-    allow_download: Download = False,
     as_json: AsJson = False,
 ) -> None:
     """Run prompts through a model and show, or save, what its heads do."""
@@ -102,12 +99,13 @@ def record(
     asked: dict[str, Any] = {"keep": () if keep == "none" else (keep,)}
     asked |= {"statistics": tuple(statistic)} if statistic else {}
     asked |= {"layers": inputs.layers(layers)} if layers is not None else {}
-    loaded = _load(model, allow_download)
+    changes = inputs.edits(edits) if edits else []
+    loaded = _load(model)
     if estimate:
         cost = loaded.estimate(texts, **asked)
-        typer.echo(output.as_json(cost) if as_json else "\n".join(cost.lines))
+        typer.echo(output.as_json(cost) if as_json else str(cost))
         return
-    with _edited(loaded, edits), _busy("Recording"):
+    with loaded.edit(*changes), _busy("Recording"):
         found = loaded.record(texts, **asked)
     if out is not None:
         inputs.write(out, found.save)
@@ -130,7 +128,6 @@ def analyze(
     saved: Annotated[Path | None, typer.Option("--record", help="Use this record, not prompts.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Draw the result into this file.")] = None,
     edits: Edits = None,
-    allow_download: Download = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question of the catalogue about a model and prompts."""
@@ -155,8 +152,9 @@ def analyze(
         if not wanted and (prompts or file):
             raise AnalysisError(f"{analysis} reads the model alone; leave the prompts out")
         texts = inputs.prompts(prompts or [], file, whole) if wanted else []
-        loaded = _load(model, allow_download)
-        with _edited(loaded, edits), _busy(asked.name):
+        changes = inputs.edits(edits) if edits else []
+        loaded = _load(model)
+        with loaded.edit(*changes), _busy(asked.name):
             result = _of_model(asked, loaded, texts, settings)
     if html is not None:
         with _extra("dashboard"):
@@ -191,17 +189,15 @@ def _of_model(asked: Entry, loaded: HookedModel, texts: list[str], settings: dic
     return asked.function(loaded, *([texts] if asked.inputs == "model+examples" else []), **settings)
 
 
-def _load(model: str, allow_download: bool) -> HookedModel:
+def _load(model: str) -> HookedModel:
+    from transformers.utils import logging
+
     import headwater
 
+    logging.disable_progress_bar()  # it would draw one on standard error, terminal or not
+    logging.set_verbosity_error()
     with _busy(f"Loading {model}"):
-        return headwater.load(model, allow_download=allow_download)
-
-
-def _edited(model: HookedModel, file: Path | None) -> Any:
-    from headwater import inputs
-
-    return nullcontext() if file is None else model.edit(*inputs.edits(file))
+        return headwater.load(model)
 
 
 @contextmanager
@@ -237,6 +233,4 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
     app()

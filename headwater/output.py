@@ -104,8 +104,17 @@ def entry(found: Entry) -> str:
     """One analysis in full: question, settings, formula, cost, source, limits."""
     table = [["--set", "default", "kind", "meaning"]]
     for each in found.settings:
-        default = "none" if each.default is None else str(each.default)
-        table.append([each.name, default, "|".join(each.choices) or each.kind, each.help])
+        default = each.default
+        if isinstance(default, tuple | list):
+            default = ",".join(map(str, default))
+        table.append(
+            [
+                each.name,
+                "none" if default is None else str(default),
+                "|".join(each.choices) or each.kind,
+                each.help,
+            ]
+        )
     facts = [f"{word}: {getattr(found, word)}" for word in ("unit", "inputs", "cost", "paper")]
     told = [found.question, *facts, f"not for: {found.not_for}", "", found.description]
     return "\n".join([*told, "", *columns(table)] if found.settings else told)

@@ -1,0 +1,69 @@
+"""`headwater analyze`: every analysis of the catalogue runs, with its settings, and says what the library says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import headwater as hw
+from headwater import analyses
+from headwater.analyses._catalogue import catalogue
+
+PROMPT = "the cat sat on a mat ."
+
+
+@pytest.mark.parametrize("name", catalogue())
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_every_analysis_runs_from_the_command_line(headwater, tiny, name: str, form: str) -> None:
+    prompts = [] if catalogue()[name].inputs == "model" else [PROMPT, "the cat sat on"]
+    run = headwater("analyze", name, *prompts, "-m", tiny, *(["--json"] if form == "json" else []))
+    assert run.exit_code == 0, run.stderr
+    if form == "json":
+        assert json.loads(run.stdout)["attrs"]["question"] == catalogue()[name].question
+    else:
+        assert run.stdout.startswith(catalogue()[name].question)
+        assert f"not for: {catalogue()[name].not_for}" in run.stdout
+
+
+def test_settings_reach_the_analysis(headwater, tiny) -> None:
+    run = headwater(
+        "analyze", "rollout", PROMPT, "-m", tiny, "--set", "queries=1,-1", "--set", "residual=0.25", "--json"
+    )
+    expected = analyses.rollout(hw.load(tiny).record(PROMPT), queries=[1, -1], residual=0.25)
+    np.testing.assert_allclose(json.loads(run.stdout)["data"], expected.values, atol=1e-6)
+
+
+def test_the_table_shows_the_numbers_and_their_tokens(headwater, tiny) -> None:
+    expected = analyses.rollout(hw.load(tiny).record(PROMPT)).values[0, 0]
+    lines = headwater("analyze", "rollout", PROMPT, "-m", tiny).stdout.splitlines()
+    for position, word in enumerate(PROMPT.split()):
+        assert [str(position), word, f"{expected[position]:.4f}"] in [line.split() for line in lines]
+
+
+def test_a_saved_record_takes_the_place_of_prompts(headwater, tiny, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    headwater("record", PROMPT, "-m", tiny, "--out", file)
+    saved = headwater("analyze", "sink_rate", "--record", file, "--json")
+    fresh = headwater("analyze", "sink_rate", PROMPT, "-m", tiny, "--json")
+    first, second = json.loads(saved.stdout)["data_vars"], json.loads(fresh.stdout)["data_vars"]
+    assert first["sink_rate"]["data"] == second["sink_rate"]["data"]
+
+
+def test_the_figure_is_one_page_without_network(headwater, tiny, tmp_path: Path) -> None:
+    file = tmp_path / "rollout.html"
+    assert headwater("analyze", "rollout", PROMPT, "-m", tiny, "--html", file).exit_code == 0
+    page = file.read_text(encoding="utf-8")
+    assert "Plotly.newPlot" in page
+    assert "<script src=" not in page.replace('"', "")
+
+
+def test_the_list_names_every_analysis_and_about_every_setting(headwater) -> None:
+    listed = headwater("analyze").stdout
+    for name, entry in catalogue().items():
+        assert name in listed
+        told = headwater("analyze", name, "--about").stdout
+        assert entry.paper in told
+        for setting in entry.settings:
+            assert setting.name in told
+    assert [entry["name"] for entry in json.loads(headwater("analyze", "--json").stdout)] == list(catalogue())
