@@ -1,0 +1,67 @@
+"""Positions as users say them, turned into columns of a padded batch.
+
+Positions count the real tokens of each batch row: 0 is the first real token and -1 the last, whatever padding
+lies around them, so that a row of a batch and the same text alone are asked about the same token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.lens.errors import AnalysisError
+from headwater.lens.record import Record
+
+Positions = Sequence[int] | int | Literal["all"]
+
+
+def columns_of(positions: Positions, valid: Tensor, what: str) -> Tensor:
+    """Column of each asked position in each row of `valid` [batch, position]: int64 [batch, asked].
+
+    "all" asks for every column, padding included; the caller blanks the padding. A row that is too short is
+    an error.
+    """
+    rows, length = valid.shape
+    if isinstance(positions, str):
+        if positions != "all":
+            raise AnalysisError(f'{what}={positions!r} is not a position; give token positions or "all"')
+        return torch.arange(length).expand(rows, length)
+    asked = [positions] if isinstance(positions, int) else list(positions)
+    if not asked:
+        raise AnalysisError(f"{what} is empty; give at least one token position, e.g. {what}=[-1]")
+    wrong = [p for p in asked if isinstance(p, bool) or not isinstance(p, int)]
+    if wrong:
+        raise AnalysisError(f"{what} holds {wrong[0]!r}, which is not a whole number; give token positions")
+    counts = valid.sum(1)
+    for row, count in enumerate(counts.tolist()):
+        far = [p for p in asked if not -count <= p < count]
+        if far:
+            raise AnalysisError(
+                f"{what} holds {', '.join(map(str, far))}, but batch row {row} has {count} tokens; "
+                f"give positions from {-count} to {count - 1}"
+            )
+    # real tokens first, in their order: entry p of a row is the column of its p-th real token
+    order = torch.argsort(~valid, dim=1, stable=True)
+    index = torch.tensor(asked).expand(rows, -1)
+    return order.gather(1, torch.where(index < 0, index + counts[:, None], index))
+
+
+def position_coordinates(record: Record, positions: Positions, columns: Tensor) -> dict[str, Any]:
+    """Coordinates of a [batch, query, key] result: the asked positions, the columns they mean, and the
+    tokens."""
+    asked = (
+        list(range(columns.shape[1])) if isinstance(positions, str) else np.atleast_1d(np.asarray(positions))
+    )
+    tokens = np.array(record.strings, dtype=object)
+    return {
+        "batch": np.arange(len(columns)),
+        "query": asked,
+        "key": np.arange(record.valid.shape[1]),
+        "position": (("batch", "query"), columns.numpy()),
+        "query_token": (("batch", "query"), np.take_along_axis(tokens, columns.numpy(), 1).astype(str)),
+        "key_token": (("batch", "key"), tokens.astype(str)),
+    }

@@ -1,0 +1,192 @@
+"""Head roles on heads built to do one job, against eager float64 maps, and copying against full
+eigenvalues."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+import headwater as hw
+from headwater.analyses.head_roles import ROLES, head_roles, repeated_tokens
+from headwater.lens.errors import AnalysisError
+
+
+def by_loop(maps: np.ndarray, ids: np.ndarray, m: int) -> dict[str, np.ndarray]:
+    """The five scores of maps [layer, batch, head, query, key], position by position."""
+    total = ids.shape[1]
+    found = {name: np.zeros((*maps.shape[:3],)) for name in ROLES[:5]}
+    for b in range(len(ids)):
+        for i in range(total - m, total):
+            row = maps[:, b, :, i]
+            found["previous"][:, b] += row[..., i - 1] / m
+            found["duplicate"][:, b] += row[..., i - m] / m
+            found["induction"][:, b] += row[..., i - (m - 1)] / m
+            found["first"][:, b] += row[..., 0] / m
+            for j in range(1, i):
+                if ids[b, j - 1] == ids[b, i]:
+                    found["prefix_matching"][:, b] += row[..., j] / m
+    return {name: scores.mean(1) for name, scores in found.items()}
+
+
+@pytest.mark.parametrize("length", [7, 20])
+def test_scores_match_dense_maps(causal_pair, length: int) -> None:
+    """61 words, so 20 of them repeat by chance and prefix matching differs from induction."""
+    found = head_roles(causal_pair.model, length=length, sequences=5, seed=3)
+    assert found.dims == ("layer", "head", "role")
+    ids = repeated_tokens(causal_pair.model, length, 5, 3, 1)
+    assert ids.shape == (5, 2 * length + 1)
+    assert (ids[:, 0] == 1).all()
+    assert torch.equal(ids[:, 1 : length + 1], ids[:, length + 1 :])
+    expected = by_loop(causal_pair.maps(ids).numpy(), ids.numpy(), length)
+    for name, scores in expected.items():
+        np.testing.assert_allclose(found.sel(role=name), scores, atol=2e-6, err_msg=name)
+
+
+def plain_gains(twin: torch.nn.Module) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Gains of the norms before attention and of the last one, by the architecture's own names."""
+    if isinstance(twin, hf.GPT2LMHeadModel):
+        return [block.ln_1.weight for block in twin.transformer.h], twin.transformer.ln_f.weight
+    plus = 1 if isinstance(twin, hf.Gemma2ForCausalLM) else 0
+    return [plus + layer.input_layernorm.weight for layer in twin.model.layers], plus + twin.model.norm.weight
+
+
+def value_output(twin: torch.nn.Module, layer: int, head: int) -> torch.Tensor:
+    """W_V W_O of one query head [d_model, d_model] by slicing the stored matrices."""
+    if isinstance(twin, hf.GPT2LMHeadModel):
+        attention = twin.transformer.h[layer].attn
+        value = attention.c_attn.weight[:, 64 + 8 * head : 64 + 8 * (head + 1)]
+        return value @ attention.c_proj.weight[8 * head : 8 * (head + 1)]
+    block = twin.model.layers[layer]
+    group = head // 2
+    value = block.self_attn.v_proj.weight[8 * group : 8 * (group + 1)].T
+    output = block.self_attn.o_proj.weight[:, 8 * head : 8 * (head + 1)].T
+    if isinstance(twin, hf.Gemma2ForCausalLM):
+        output = output * (1 + block.post_attention_layernorm.weight)
+    return value @ output
+
+
+def test_copying_is_the_eigenvalue_share_of_the_whole_matrix(causal_pair) -> None:
+    """Eigenvalues of the vocab × vocab matrix itself, with norm gains that are not 1."""
+    twin = copy.deepcopy(causal_pair.twin)
+    generator = torch.Generator().manual_seed(9)
+    for name, parameter in twin.named_parameters():
+        if any(word in name for word in ("norm", "ln_")):
+            parameter.data += 0.5 * torch.rand(parameter.shape, generator=generator)
+    model = hw.load(copy.deepcopy(twin).float())
+    found = head_roles(model, length=4, sequences=1).sel(role="copying")
+    gains, last = plain_gains(twin)
+    embed, unembed = twin.get_input_embeddings().weight, twin.get_output_embeddings().weight.T
+    with torch.no_grad():
+        for layer, head in np.ndindex(3, 4):
+            circuit = (embed * gains[layer]) @ value_output(twin, layer, head) @ (last[:, None] * unembed)
+            values = torch.linalg.eigvals(circuit)
+            expected = float(values.real.sum() / values.abs().sum())
+            assert float(found[layer, head]) == pytest.approx(expected, abs=2e-4)
+
+
+def jobs_model() -> hf.GPT2LMHeadModel:
+    """One layer, heads hand-set: previous token, duplicate, first token, uniform.
+
+    The stream holds a one-hot token and, by a rotation per position, a position code; a large score makes
+    each head exact. Token ids 0-30; the bos is 0.
+    """
+    tokens, places = 31, 33
+    width, d_head = 128, 32
+    config = hf.GPT2Config(
+        n_embd=width,
+        n_layer=1,
+        n_head=4,
+        n_positions=places,
+        vocab_size=tokens,
+        bos_token_id=0,
+        eos_token_id=None,
+    )
+    model = hf.GPT2LMHeadModel(config).eval()
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    block = model.transformer.h[0]
+    block.ln_1.weight.data.fill_(1)
+    model.transformer.ln_f.weight.data.fill_(1)
+    # one-hot tokens in the first half, circular position code (16 frequencies) in the second
+    model.transformer.wte.weight.data[:, :tokens] = 10 * torch.eye(tokens)
+    angle = 2 * torch.pi * torch.arange(1, 17)[None] * torch.arange(places)[:, None] / places
+    code = torch.stack([angle.cos(), angle.sin()], -1).flatten(1)
+    model.transformer.wpe.weight.data[:, 64:96] = 3 * code
+    weight = block.attn.c_attn.weight.data
+    turn = torch.zeros(d_head, d_head)
+    for f in range(16):
+        step = torch.tensor(2 * torch.pi * (f + 1) / places)
+        turn[2 * f : 2 * f + 2, 2 * f : 2 * f + 2] = torch.tensor(
+            [[step.cos(), -step.sin()], [step.sin(), step.cos()]]
+        )
+    sharp = 8.0
+    weight[64:96, 0:32] = sharp * turn  # head 0: the query turned back by one position
+    weight[64:96, width : width + 32] = sharp * torch.eye(32)
+    weight[:31, 32:63] = sharp * torch.eye(31)  # head 1: the same token
+    weight[:31, width + 32 : width + 63] = sharp * torch.eye(31)
+    weight[0, width + 64] = sharp * 20  # head 2: the bos token, whatever the query
+    block.attn.c_attn.bias.data[64] = sharp
+    # head 1 copies: the token goes through value and output unchanged; head 3 writes its negative
+    weight[:31, 2 * width + 32 : 2 * width + 63] = torch.eye(31)
+    block.attn.c_proj.weight.data[32:63, :31] = torch.eye(31)
+    weight[:31, 2 * width + 96 : 2 * width + 127] = torch.eye(31)
+    block.attn.c_proj.weight.data[96:127, :31] = -torch.eye(31)
+    return model
+
+
+def test_heads_built_for_one_job() -> None:
+    found = head_roles(hw.load(jobs_model()), length=12, sequences=6)[0]
+    assert float(found.sel(head=0, role="previous")) > 0.99
+    assert float(found.sel(head=2, role="first")) > 0.99
+    # a duplicate head looks at its own position too, and at chance repeats within the copy
+    assert 0.3 < float(found.sel(head=1, role="duplicate")) <= 0.5
+    np.testing.assert_allclose(found.sel(role="copying")[[1, 3]], [1, -1], atol=1e-5)
+    assert float(found.sel(head=3, role="previous")) == pytest.approx(
+        np.mean([1 / (i + 1) for i in range(13, 25)]), abs=1e-4
+    )
+    assert np.isnan(
+        found.sel(head=0, role="copying")
+    )  # an OV circuit of zeros copies nothing and its opposite
+
+
+def test_uniform_attention(uniform: hw.HookedModel) -> None:
+    found = head_roles(uniform, length=10, sequences=3)
+    expected = np.mean([1 / (i + 1) for i in range(11, 21)])
+    for role in ("previous", "duplicate", "induction", "first"):
+        np.testing.assert_allclose(found.sel(role=role), expected, atol=1e-6)
+
+
+def test_seed_and_sequences(pairs: Callable) -> None:
+    model = pairs("llama").model
+    one, again, other = (head_roles(model, length=5, sequences=6, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+    rows = head_roles(model, length=5, sequences=6, seed=1, per_example=True)
+    assert rows.dims == ("batch", "layer", "head", "role")
+    assert rows.sizes["batch"] == 6
+    np.testing.assert_allclose(rows.mean("batch"), one, atol=1e-12)
+
+
+def test_a_short_context_shortens_the_repeats(pairs: Callable) -> None:
+    found = head_roles(pairs("gpt2").model)
+    assert found.attrs["length"] == 31  # 64 positions hold a bos and twice 31
+    with pytest.raises(AnalysisError, match="2 to 31 tokens"):
+        head_roles(pairs("gpt2").model, length=32)
+    with pytest.raises(AnalysisError, match="sequences=0"):
+        head_roles(pairs("gpt2").model, sequences=0)
+
+
+def test_models_it_is_not_for(pairs: Callable, minilm) -> None:
+    for model in (pairs("bert").model, minilm.model):
+        with pytest.raises(AnalysisError, match="not causal"):
+            head_roles(model)
+    bare = hw.load(hf.GPT2Model(pairs("gpt2").model.hf.config).eval())
+    found = head_roles(bare, length=4, sequences=1)
+    assert np.isnan(found.sel(role="copying")).all()
+    assert "language head" in found.attrs["copying"]
+    assert not np.isnan(found.sel(role="induction")).any()
