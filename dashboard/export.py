@@ -1,0 +1,88 @@
+"""Numbers behind a figure as CSV or JSON that other programs can open safely.
+
+Token text can begin with ``=``, ``+``, ``-`` or ``@``, which spreadsheets would run as a formula, so such cells get a
+leading apostrophe in CSV. JSON has no NaN: a missing number becomes null.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def table(values: xr.DataArray, name: str = "value") -> pd.DataFrame:
+    """One line per number, its coordinates first."""
+    return values.rename(name).to_dataframe().reset_index().dropna(subset=[name])
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    safe = frame.copy()
+    for column in safe.columns:
+        if not pd.api.types.is_numeric_dtype(safe[column]):
+            safe[column] = [_cell(value) for value in safe[column]]
+    safe.columns = [_cell(str(column)) for column in safe.columns]
+    return safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\x00", "␀")
+    return "'" + value if value.startswith(FORMULA) else value
+
+
+def to_json(content: Any) -> str:
+    return json.dumps(_plain(content), allow_nan=False, ensure_ascii=True, indent=1)
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, pd.DataFrame):
+        return [_plain(line) for line in content.to_dict("records")]
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple, set, np.ndarray)):
+        return [_plain(value) for value in content]
+    if isinstance(content, np.generic):
+        content = content.item()
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content if isinstance(content, (str, int, float, bool)) or content is None else str(content)
+
+
+def per_token(values: np.ndarray, tokens: Sequence[str], name: str) -> pd.DataFrame:
+    return pd.DataFrame({"position": np.arange(len(tokens)), "token": list(tokens), name: values})
+
+
+def pairs(weights: np.ndarray, tokens: Sequence[str], first_query: int, first_key: int) -> pd.DataFrame:
+    """One line per query and key of a map."""
+    query, key = (place.ravel() for place in np.indices(weights.shape))
+    query, key = query + first_query, key + first_key
+    names = np.asarray(tokens, dtype=object)
+    return pd.DataFrame(
+        {
+            "query": query,
+            "query_token": names[query],
+            "key": key,
+            "key_token": names[key],
+            "weight": weights.ravel(),
+        }
+    )
+
+
+def pairs_before_after(before: np.ndarray, after: np.ndarray, tokens: Sequence[str]) -> pd.DataFrame:
+    frame = pairs(before, tokens, 0, 0).rename(columns={"weight": "before"})
+    return frame.assign(after=after.ravel(), change=(after - before).ravel())
+
+
+def columns(found: xr.Dataset, prefix: str, names: Sequence[str]) -> pd.DataFrame:
+    """The variables ``prefix_name`` of a result as the columns of one table."""
+    return pd.DataFrame({name: found[f"{prefix}_{name}"].values for name in names})

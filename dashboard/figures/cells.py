@@ -1,0 +1,56 @@
+"""The cells of a query × key map and its token axes, shared by attention maps and maps of change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from headwater.dashboard.figures.labels import ticks
+from headwater.dashboard.figures.pooling import Pooled
+
+
+def cells(
+    pooled: Pooled, first: tuple[int, int], colours: str, limits: tuple[float, float], word: str
+) -> go.Heatmap:
+    """Heat map of a pooled or exact map whose first cell is at positions ``first`` = (query, key)."""
+    hover = f"query %{{y}}<br>key %{{x}}<br>{word} %{{z:.4f}}<extra></extra>"
+    pair = None
+    if pooled.is_pooled:  # the pair behind a pooled cell; an exact cell is named by its axes, at no cost
+        pair = np.stack([pooled.query + first[0], pooled.key + first[1]], axis=-1)
+        hover = (
+            f"largest {word} of the block: %{{z:.4f}}<br>query %{{customdata[0]}}, key %{{customdata[1]}}"
+            "<extra></extra>"
+        )
+    return go.Heatmap(
+        z=pooled.cells,
+        zmin=limits[0],
+        zmax=limits[1],
+        colorscale=colours,
+        customdata=pair,
+        hovertemplate=hover,
+        colorbar={"title": {"text": word, "side": "right"}, "thickness": 14},
+    )
+
+
+def token_axes(
+    figure: go.Figure,
+    pooled: Pooled,
+    tokens: tuple[Sequence[str], Sequence[str]],
+    first: tuple[int, int],
+    **place: int,
+) -> None:
+    """Integer axes with token labels, so that equal tokens stay separate rows and columns."""
+    rows, columns = pooled.cells.shape
+    for update, names, begin, count in (
+        (figure.update_yaxes, tokens[0], first[0], rows),
+        (figure.update_xaxes, tokens[1], first[1], columns),
+    ):
+        starts = np.arange(count) * pooled.block
+        values, text = ticks([names[start] for start in starts], starts + begin)
+        update(tickvals=values, ticktext=text, showgrid=False, zeroline=False, **place)
+    figure.update_yaxes(title="query (attends)", range=[rows - 0.5, -0.5], **place)
+    figure.update_xaxes(
+        title="key (attended to)", range=[-0.5, columns - 0.5], autotickangles=[0, -45, -90], **place
+    )

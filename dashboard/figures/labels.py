@@ -1,0 +1,66 @@
+"""Labels of tokens that a figure can show as they are, whatever the tokens contain.
+
+Plotly reads a small HTML subset and TeX between dollar signs in every label, and equal categories on an axis melt
+into one. So tokens are escaped, numbered by position, cut to a readable length, and axes are always integer.
+"""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+NAMED = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
+LONGEST = 14
+
+
+def visible(token: str) -> str:
+    """The token with everything that a reader could not see made visible."""
+    if not token:
+        return "∅"
+    shown = "".join(_glyph(character) for character in token)
+    bare = shown.lstrip(" ")
+    if len(bare) < len(shown):
+        shown = "·" * (len(shown) - len(bare)) + bare
+    return shown
+
+
+def _glyph(character: str) -> str:
+    if character in NAMED:
+        return NAMED[character]
+    category = unicodedata.category(character)
+    if category == "Cc":
+        return chr(0x2400 + ord(character)) if ord(character) < 32 else "�"
+    if category == "Cs":  # half of a surrogate pair: no encoder takes it
+        return "�"
+    if category == "Cf" and character != "\u200d":  # text direction and other unseen marks
+        return f"‹{ord(character):04X}›"
+    return character
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def escaped(text: str) -> str:
+    """Text as Plotly must receive it, so that it is shown and not interpreted."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def token_label(token: str, position: int, longest: int = LONGEST) -> str:
+    return f"{position} {escaped(cut(visible(token), longest))}"
+
+
+def token_labels(tokens: Sequence[str], first: int = 0) -> list[str]:
+    return [token_label(token, first + index) for index, token in enumerate(tokens)]
+
+
+def ticks(
+    tokens: Sequence[str], positions: Sequence[int] | np.ndarray, most: int = 48
+) -> tuple[list[int], list[str]]:
+    """At most ``most`` evenly spaced ticks: the places on the axis and their labels."""
+    step = max(1, -(-len(positions) // most))
+    places = list(range(0, len(positions), step))
+    return places, [token_label(tokens[place], int(positions[place])) for place in places]

@@ -1,0 +1,157 @@
+"""The model that is resident and what it says of a prompt, before and after edits.
+
+One model is held for all sessions, and nobody changes it: edits travel with the call that runs under them. Results
+are kept by their content (model, prompt, edits), so two sessions that ask the same thing share the answer and no
+session sees another's edits. One forward pass runs at a time, which bounds memory, not correctness.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import torch
+
+import headwater as hw
+from headwater.lens.errors import ModelError
+from headwater.lens.models import embedded
+
+STATISTICS = ("lse", "entropy", "max", "self", "previous", "first", "distance", "received", "visible")
+FIRST_MODEL = "tasks-4l"
+_given: dict[str, str] = {}
+_turn = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run over a prompt gives.
+
+    ``probabilities`` (of the next token) and ``loss`` are None unless the model predicts next tokens; then ``hidden``
+    holds its last hidden states.
+    """
+
+    record: hw.Record
+    tokens: list[str]
+    probabilities: np.ndarray | None
+    loss: float | None
+    hidden: np.ndarray | None
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+
+def allow(model: str | None) -> list[str]:
+    """Offer ``model`` besides the embedded ones; gives the names offered, the one to be shown first.
+
+    A folder is offered under its own name, so that no path stands in an address.
+    """
+    if model:
+        folder = Path(model).expanduser()
+        _given[folder.resolve().name if folder.is_dir() else model] = model
+    return offered()
+
+
+def offered() -> list[str]:
+    known = sorted(embedded(), key=lambda name: (name != FIRST_MODEL, name))
+    names = list(dict.fromkeys([*reversed(_given), *known]))
+    if not names:
+        raise ModelError(
+            "no model is embedded and none is given: headwater dashboard MODEL opens a folder or a hub id"
+        )
+    return names
+
+
+def source(name: str) -> str:
+    """What ``headwater.load`` takes for a model offered as ``name``."""
+    return _given.get(name, name)
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def resident(name: str) -> hw.HookedModel:
+    return hw.load(source(name))
+
+
+def alone(work: Callable[[], Any]) -> Any:
+    """Do work on the model when no other session is at it."""
+    with _turn:
+        return work()
+
+
+def edits_of(edits: Sequence[dict]) -> list:
+    return [hw.edit_from_dict(edit) for edit in edits]
+
+
+def base_run(name: str, prompt: str) -> Run:
+    return _run(name, prompt, "[]")
+
+
+def edited_run(name: str, prompt: str, edits: Sequence[dict]) -> Run:
+    return _run(name, prompt, json.dumps(edits, sort_keys=True))
+
+
+@st.cache_resource(max_entries=6, show_spinner="Running the model …", show_time=True)
+def _run(name: str, prompt: str, edits: str) -> Run:
+    model = resident(name)
+    with _turn, torch.no_grad(), model.edit(*edits_of(json.loads(edits))):
+        tokens = model.to_tokens(prompt)
+        record = model.record(tokens, statistics=STATISTICS)
+        probabilities = loss = hidden = None
+        if model.has_lm_head and model.causal:
+            probabilities = torch.softmax(model(tokens)[0, -1].double(), dim=-1).numpy()
+            loss = float(model.loss(tokens)[0]) if tokens.ids.shape[1] > 1 else None
+        else:
+            hidden = model.embeddings(tokens)[0].double().numpy()
+    return Run(record, record.strings[0], probabilities, loss, hidden)
+
+
+def next_tokens(name: str, before: Run, after: Run | None = None, count: int = 10) -> pd.DataFrame:
+    """The likeliest next tokens before and, where given, after: token, id and probabilities."""
+    ranked = np.argsort(-before.probabilities, kind="stable")[:count]
+    if after is not None:
+        ranked = np.concatenate([ranked, np.argsort(-after.probabilities, kind="stable")[:count]])
+        _, first = np.unique(ranked, return_index=True)
+        ranked = ranked[np.sort(first)]
+    frame = pd.DataFrame(
+        {
+            "token": resident(name).to_strings(torch.as_tensor(ranked)),
+            "id": ranked,
+            "probability": before.probabilities[ranked],
+        }
+    )
+    if after is not None:
+        frame = frame.rename(columns={"probability": "before"})
+        frame["after"] = after.probabilities[ranked]
+        frame["change"] = frame["after"] - frame["before"]
+    return frame
+
+
+def pattern(
+    run: Run, layer: int, head: int, queries: slice | None = None, keys: slice | None = None
+) -> np.ndarray:
+    """Exact weights of one map or of a window of it, [query, key]."""
+    return run.record.pattern(layer, head, queries=queries, keys=keys)[0].numpy()
+
+
+def rows(run: Run, layer: int, head: int, queries: slice, keys: slice) -> Iterator[tuple[slice, np.ndarray]]:
+    """The same window as blocks of rows, for maps too large to hold; slices count from the window's first query."""
+    for where, weights in run.record.map(layer).row_blocks(heads=[head]):
+        first, last = max(where.start, queries.start), min(where.stop, queries.stop)
+        if first < last:
+            block = weights[0, 0, first - where.start : last - where.start, keys]
+            yield slice(first - queries.start, last - queries.start), block.numpy()
+
+
+def similarity(before: Run, after: Run) -> float:
+    """Mean cosine between the last hidden states of two runs of a model without a language head."""
+    dot = (before.hidden * after.hidden).sum(-1)
+    return float(
+        (dot / np.linalg.norm(before.hidden, axis=-1) / np.linalg.norm(after.hidden, axis=-1)).mean()
+    )

@@ -1,0 +1,155 @@
+"""The numbers per head that the Overview can show, each with its unit, its colour limits and where it comes from.
+
+Row statistics are means over the tokens after the first: in a causal model the first token sees only itself, and
+its row would lift every head alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import streamlit as st
+import xarray as xr
+
+from headwater.analyses._catalogue import entry
+from headwater.analyses._received import received_share
+from headwater.dashboard import runs
+from headwater.dashboard.runs import Run
+
+Limits = Callable[[Run], tuple[float, float] | None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One choice of the Overview; ``of(model name, prompt)`` gives [layer, head]."""
+
+    label: str
+    unit: str
+    meaning: str
+    of: Callable[[str, str], xr.DataArray]
+    limits: Limits = lambda run: None
+
+
+def _share(run: Run) -> tuple[float, float]:
+    return 0.0, 1.0
+
+
+def _row_mean(statistic: str) -> Callable[[str, str], xr.DataArray]:
+    def of(name: str, prompt: str) -> xr.DataArray:
+        values = runs.base_run(name, prompt).record.statistic(statistic).isel(batch=0)
+        return values.isel(query=slice(1, None) if values.sizes["query"] > 1 else slice(None)).mean(
+            "query", skipna=True
+        )
+
+    return of
+
+
+def _sink(name: str, prompt: str) -> xr.DataArray:
+    return entry("sink_rate").function(runs.base_run(name, prompt).record)["received_share"]
+
+
+@st.cache_data(
+    max_entries=8, show_spinner="Measuring how much the loss depends on each head …", show_time=True
+)
+def _importance(name: str, prompt: str, how: str) -> xr.DataArray:
+    return runs.alone(lambda: entry("head_importance").function(runs.resident(name), [prompt], how=how))
+
+
+@st.cache_data(max_entries=2, show_spinner="Watching each head on repeated random tokens …", show_time=True)
+def _roles(name: str) -> xr.DataArray:
+    return runs.alone(lambda: entry("head_roles").function(runs.resident(name)))
+
+
+def _role(role: str) -> Callable[[str, str], xr.DataArray]:
+    return lambda name, prompt: _roles(name).sel(role=role, drop=True)
+
+
+def _even_spread(run: Run) -> tuple[float, float]:
+    return 0.0, math.log(max(run.length, 2))
+
+
+SCORES = {
+    "first": Score(
+        label="Attention to the first token",
+        unit="share",
+        meaning="mean weight that tokens give to the first token; above 0.3 it is counted as an attention sink",
+        of=_sink,
+        limits=_share,
+    ),
+    "previous": Score(
+        label="Attention to the previous token",
+        unit="share",
+        meaning="mean weight on the token just before",
+        of=_row_mean("previous"),
+        limits=_share,
+    ),
+    "self": Score(
+        label="Attention to itself",
+        unit="share",
+        meaning="mean weight of a token on its own position",
+        of=_row_mean("self"),
+        limits=_share,
+    ),
+    "max": Score(
+        label="Strongest weight",
+        unit="share",
+        meaning="mean of each token's largest weight; 1 looks at one token only",
+        of=_row_mean("max"),
+        limits=_share,
+    ),
+    "entropy": Score(
+        label="Entropy",
+        unit="nats",
+        meaning="how widely a token spreads its attention: from 0 (one token only) to an even spread over the prompt",
+        of=_row_mean("entropy"),
+        limits=_even_spread,
+    ),
+    "distance": Score(
+        label="Distance",
+        unit="tokens",
+        meaning="mean distance between a token and what it attends to",
+        of=_row_mean("distance"),
+    ),
+}
+CAUSAL = {
+    "induction": Score(
+        label="Induction",
+        unit="share",
+        meaning="on repeated random tokens, weight on what followed the same token before",
+        of=_role("prefix_matching"),
+        limits=_share,
+    ),
+    "duplicate": Score(
+        label="Duplicate token",
+        unit="share",
+        meaning="on repeated random tokens, weight on the same token's earlier place",
+        of=_role("duplicate"),
+        limits=_share,
+    ),
+    "importance": Score(
+        label="Importance (gradient)",
+        unit="nats per unit of gate",
+        meaning="how strongly the loss on this prompt reacts to turning the head down",
+        of=lambda name, prompt: _importance(name, prompt, "gradient"),
+    ),
+    "ablation": Score(
+        label="Importance (ablation)",
+        unit="rise of loss, nats",
+        meaning="by how much the loss on this prompt rises when the head is removed; below 0 it falls",
+        of=lambda name, prompt: _importance(name, prompt, "ablation"),
+    ),
+}
+
+
+def offered(run: Run) -> dict[str, Score]:
+    """The scores that this model can be asked for on this prompt."""
+    return SCORES if run.loss is None else SCORES | CAUSAL
+
+
+def margins(run: Run, layer: int, head: int) -> tuple[xr.DataArray, xr.DataArray]:
+    """Exact margins of one map: the share each key receives, the entropy of each query."""
+    received = received_share(run.record).isel(batch=0).sel(layer=layer).isel(head=head)
+    entropy = run.record.statistic("entropy").isel(batch=0).sel(layer=layer).isel(head=head)
+    return received, entropy

@@ -1,0 +1,36 @@
+"""Flow: from which input tokens a clicked token draws, when attention is followed down through the layers."""
+
+import streamlit as st
+
+from headwater.analyses._catalogue import entry
+from headwater.dashboard import export, runs
+from headwater.dashboard.figures.labels import escaped
+from headwater.dashboard.figures.tokens import token_bars, token_strip
+from headwater.dashboard.state import KEY, State
+from headwater.dashboard.widgets import chart, clicked, numbers, quoted, settings
+
+state: State = st.session_state[KEY]
+run = runs.base_run(state.model, state.prompt)
+position = run.length - 1 if state.token is None else min(state.token, run.length - 1)
+rollout = entry("rollout")
+
+st.header("Flow")
+st.caption(
+    "Attention rollout: the mean attention of each layer, mixed with the residual stream, multiplied from the "
+    "last layer down to the input. It follows attention alone; what values and MLPs do is left out."
+)
+chosen = settings(rollout, ["residual", "heads", "add_residual"], "rollout")
+with st.spinner("Following attention down the layers …"):
+    shares = rollout.function(run.record, queries=[position], **chosen).isel(batch=0, query=0)
+values = shares.values
+name = f"{quoted(run.tokens[position])} (token {position})"
+title = escaped(f"Where {name} comes from")
+strip = token_strip(values, run.tokens, title, "share", None, position, "click a token to follow that one")
+point = clicked(strip, "flow", f"Share of each input token in position {position}")
+if point:
+    state.token = int(point["customdata"])
+    st.rerun()
+title = escaped(f"Share of each input token in {name}")
+bars = token_bars(values, run.tokens, title, "share", subtitle="the shares sum to 1")
+chart(bars, "flow-bars", f"Share of each input token in position {position}, as bars")
+numbers("flow", export.per_token(values, run.tokens, "share"), "flow-numbers")

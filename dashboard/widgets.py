@@ -1,0 +1,132 @@
+"""What every page draws in the same way: safe text, a figure with its numbers, inputs for an analysis' settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from headwater.dashboard.export import to_csv, to_json
+from headwater.dashboard.figures.labels import cut, visible
+
+CHART = {
+    "displaylogo": False,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+    "scrollZoom": False,
+}
+MOST_ROWS = 20_000
+
+
+def plain(text: str) -> str:
+    """Text that markdown shows letter by letter: no formatting, no links, no pictures, no formulas."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text.replace("\n", " "))
+
+
+def token_name(tokens: Sequence[str], position: int) -> str:
+    return f"{position} {cut(visible(tokens[position]), 24)}"
+
+
+def quoted(token: str) -> str:
+    return f"“{cut(visible(token), 24)}”"
+
+
+def clicked(figure: go.Figure, key: str, alt: str) -> dict | None:
+    """Draw a figure whose points can be clicked; gives the point once per click.
+
+    The key changes with each click handled, since a chart keeps its selection and would report it on every run.
+    """
+    count = st.session_state.setdefault(f"{key}-clicks", 0)
+    event = st.plotly_chart(
+        figure, key=f"{key}-{count}", on_select="rerun", selection_mode="points", config=CHART, alt=alt
+    )
+    points = event["selection"]["points"] if event else []
+    if not points:
+        return None
+    st.session_state[f"{key}-clicks"] = count + 1
+    return points[0]
+
+
+def chart(figure: go.Figure, key: str, alt: str) -> None:
+    st.plotly_chart(figure, key=key, config=CHART, alt=alt)
+
+
+def numbers(name: str, frame: pd.DataFrame, key: str) -> None:
+    """The numbers behind a figure, folded away: to read, and to download."""
+    with st.expander("Numbers"):
+        if len(frame) <= MOST_ROWS:
+            st.dataframe(frame, hide_index=True, key=f"{key}-table", alt=f"Numbers of {name}")
+        else:
+            st.caption(f"{len(frame):,} lines: too many to list here; download them.")
+        downloads(name, frame, key)
+
+
+def downloads(name: str, frame: pd.DataFrame, key: str) -> None:
+    """CSV and JSON of all the numbers; the files are made when a button is pressed."""
+    with st.container(horizontal=True):
+        st.download_button(
+            "CSV", lambda: to_csv(frame), f"{name}.csv", "text/csv", key=f"{key}-csv", on_click="ignore"
+        )
+        st.download_button(
+            "JSON",
+            lambda: to_json(frame),
+            f"{name}.json",
+            "application/json",
+            key=f"{key}-json",
+            on_click="ignore",
+        )
+
+
+def settings(entry: Any, names: Sequence[str], key: str) -> dict[str, Any]:
+    """Inputs for the named settings of an analysis, from their declared kind and limits."""
+    values = {}
+    for column, name in zip(st.columns(len(names)), names, strict=True):
+        setting = entry.setting(name)
+        label, hint = name.replace("_", " ").capitalize(), plain(setting.help) or None
+        place = f"{key}-{name}"
+        with column:
+            if setting.kind == "choice":
+                choices = list(setting.choices)
+                values[name] = st.selectbox(
+                    label, choices, index=choices.index(setting.default), key=place, help=hint
+                )
+            elif setting.kind == "flag":
+                values[name] = st.checkbox(label, value=setting.default, key=place, help=hint)
+            elif setting.kind == "integer":
+                values[name] = int(
+                    st.number_input(
+                        label,
+                        value=setting.default or 0,
+                        step=1,
+                        key=place,
+                        help=hint,
+                        min_value=_whole(setting.bounds.low),
+                        max_value=_whole(setting.bounds.high),
+                    )
+                )
+            elif setting.bounds.low is not None and setting.bounds.high is not None:
+                values[name] = st.slider(
+                    label,
+                    float(setting.bounds.low),
+                    float(setting.bounds.high),
+                    float(setting.default),
+                    key=place,
+                    help=hint,
+                )
+            else:
+                values[name] = st.number_input(
+                    label,
+                    value=float(setting.default),
+                    key=place,
+                    help=hint,
+                    min_value=setting.bounds.low,
+                    max_value=setting.bounds.high,
+                )
+    return values
+
+
+def _whole(limit: float | None) -> int | None:
+    return None if limit is None else int(limit)

@@ -1,0 +1,57 @@
+"""Starting: a free port, loopback unless asked, and settings that give nothing away."""
+
+import socket
+
+import pytest
+
+from headwater.dashboard import launch
+from headwater.lens.errors import HeadwaterError
+
+
+def test_a_taken_port_gives_way_to_the_next():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        taken = busy.getsockname()[1]
+        assert launch.free_port("127.0.0.1", taken) > taken
+
+
+def test_no_port_left_is_one_line(monkeypatch):
+    monkeypatch.setattr(launch, "PORTS_TRIED", 1)
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        with pytest.raises(HeadwaterError, match="no free port") as caught:
+            launch.free_port("127.0.0.1", busy.getsockname()[1])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback(host):
+    assert launch.is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "example.org"])
+def test_not_loopback(host):
+    assert not launch.is_loopback(host)
+
+
+def test_configuration_is_private():
+    settings = launch.configuration("127.0.0.1", 8501)
+    assert settings["server.address"] == "127.0.0.1"
+    assert settings["server.allowedHosts"] == ["127.0.0.1", "localhost"]
+    assert settings["browser.gatherUsageStats"] is False
+    assert settings["client.showErrorDetails"] == "none"
+    assert settings["client.toolbarMode"] == "viewer"
+
+
+def test_every_setting_is_known_to_streamlit():
+    from streamlit import config
+
+    for name in launch.configuration("127.0.0.1", 8501):
+        config.get_option(name)
+
+
+def test_all_interfaces_still_refuse_foreign_names():
+    assert "*" not in launch.served_names("0.0.0.0")
+    assert "127.0.0.1" in launch.served_names("0.0.0.0")
