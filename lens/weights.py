@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from headwater.lens.errors import ModelError
 from headwater.lens.model import HookedModel
 
 # (model, attention module) -> query, key, value [d_model, heads·d_head], output [heads·d_head, d_model]
-Layout = Callable[["HookedModel", nn.Module], tuple[Tensor, ...]]
+Layout = Callable[[HookedModel, Any], tuple[Tensor, ...]]
 BEFORE = ("ln_1", "input_layernorm", "self_attn_layer_norm", "layernorm_before", "layer_norm1")
 FINAL = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
 
@@ -130,12 +131,12 @@ def _has(module: nn.Module, path: str) -> bool:
     return True
 
 
-def _gpt2(model: HookedModel, attention: nn.Module) -> tuple[Tensor, ...]:
+def _gpt2(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
     query, key, value = attention.c_attn.weight.chunk(3, dim=1)  # Conv1D keeps [in, out]
     return query, key, value, attention.c_proj.weight
 
 
-def _separate(model: HookedModel, attention: nn.Module) -> tuple[Tensor, ...]:
+def _separate(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
     last = next((name for name in ("o_proj", "out_proj", "dense") if hasattr(attention, name)), None)
     if last is None:
         raise ModelError(f"the output projection of {type(attention).__name__} is not known")
@@ -144,17 +145,17 @@ def _separate(model: HookedModel, attention: nn.Module) -> tuple[Tensor, ...]:
     ).weight.T
 
 
-def _phi3(model: HookedModel, attention: nn.Module) -> tuple[Tensor, ...]:
+def _phi3(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
     sizes = [count * model.d_head for count in (model.n_heads, model.n_kv_heads, model.n_kv_heads)]
     return *attention.qkv_proj.weight.T.split(sizes, dim=1), attention.o_proj.weight.T
 
 
-def _neox(model: HookedModel, attention: nn.Module) -> tuple[Tensor, ...]:
+def _neox(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
     parts = attention.query_key_value.weight.T.unflatten(1, (model.n_heads, 3, -1))
     return *(parts[:, :, part].flatten(1) for part in range(3)), attention.dense.weight.T
 
 
-def _bert(model: HookedModel, attention: nn.Module) -> tuple[Tensor, ...]:
+def _bert(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
     own = attention.self
     return *(
         own.get_submodule(part).weight.T for part in ("query", "key", "value")

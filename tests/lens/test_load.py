@@ -1,0 +1,157 @@
+"""Opening models: what is found, what is refused and in which words. Model folders are data from strangers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, BloomForCausalLM, T5Config, T5ForConditionalGeneration
+
+import headwater as hw
+from headwater.lens.errors import ModelError
+from headwater.lens.models import embedded
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "small"
+    tiny_models.tiny("gpt2").save_pretrained(path)
+    return path
+
+
+def change_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_weights(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_folder_is_the_model_it_was_saved_from(folder):
+    ids, _ = tiny_models.batch()
+    model = hw.load(folder)
+    assert model.name == "small"
+    assert model.revision.startswith("sha256:")
+    torch.testing.assert_close(model(ids), hw.load(tiny_models.tiny("gpt2"))(ids))
+
+
+@pytest.mark.parametrize("name", sorted(embedded()))
+def test_embedded_models_open_by_name(name):
+    model = hw.load(name)
+    assert model.tokenizer is not None
+    assert model(model.tokenizer.bos_token or "a").isfinite().all()
+
+
+def test_a_path_object_and_a_second_load_of_one_model(folder):
+    model = tiny_models.tiny("llama")
+    first, second = hw.load(model), hw.load(model)
+    ids, _ = tiny_models.batch()
+    with first.edit(hw.TowardIdentity(1.0)):
+        assert second(ids).equal(first(ids)), "both are the same model, so both see its edits"
+    assert hw.load(str(folder)).name == "small"
+
+
+def edit_nan(tensors):
+    tensors["transformer.h.1.mlp.c_fc.weight"][0, 0] = torch.nan
+
+
+BROKEN = {
+    "pickle": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "only pickled weights"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no \*.safetensors"),
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+    "config is text": (lambda f: (f / "config.json").write_text("{oops"), "is not JSON"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object"),
+    "config is huge": (lambda f: (f / "config.json").write_text(" " * 2**21), "bytes; a model's config"),
+    "remote code": (lambda f: change_config(f, model_type="mine", auto_map={"AutoModel": "evil.py"}), "never runs"),
+    "unknown type": (lambda f: change_config(f, model_type="mine"), "can not be read"),
+    "no layers": (lambda f: change_config(f, n_layer=-1), "num_hidden_layers is -1"),
+    "million layers": (lambda f: change_config(f, n_layer=10**6), "num_hidden_layers is 1000000"),
+    "huge vocabulary": (lambda f: change_config(f, vocab_size=10**12), "vocab_size is 1000000000000"),
+    "claims more than it has": (lambda f: change_config(f, n_embd=4096), "describes .* numbers but"),
+    "no context": (lambda f: change_config(f, n_positions=0), "max_position_embeddings is 0"),
+    "missing": (lambda f: change_weights(f, lambda t: t.pop("transformer.h.1.attn.c_attn.weight")), "lack transformer.h.1"),
+    "extra": (lambda f: change_weights(f, lambda t: t.update(surprise=torch.ones(2))), "have unknown surprise"),
+    "other shape": (lambda f: change_config(f, n_positions=32), "shapes that do not fit|can not be loaded"),
+    "nan": (lambda f: change_weights(f, edit_nan), "NaN or infinite values, first in transformer.h.1.mlp"),
+    "cut": (lambda f: os.truncate(f / "model.safetensors", 5000), "can not be loaded|describes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_folder_is_refused_in_one_line(kind, folder):
+    do, message = BROKEN[kind]
+    do(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        hw.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_linked_from_elsewhere_are_refused(folder, tmp_path):
+    shutil.move(folder / "model.safetensors", tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ModelError, match="a link to a file outside"):
+        hw.load(folder)
+
+
+def test_names_that_lead_nowhere():
+    with pytest.raises(ModelError, match="there is no folder ./nowhere"):
+        hw.load("./nowhere")
+    with pytest.raises(ModelError, match="without a network give a local folder"):
+        hw.load("gpt2-that-is-not-here")
+    with pytest.raises(ModelError, match="name of the model is empty"):
+        hw.load(" ")
+    with pytest.raises(ModelError, match="not a transformers model"):
+        hw.load(torch.nn.Linear(2, 2))
+
+
+def test_models_that_bypass_the_attention_interface_are_refused_by_name():
+    model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2))
+    with pytest.raises(ModelError, match="BloomForCausalLM computes its attention by itself"):
+        hw.load(model)
+
+
+def test_encoder_decoder_models_are_refused_by_name():
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+        )
+    )
+    with pytest.raises(ModelError, match="T5ForConditionalGeneration is an encoder–decoder model"):
+        hw.load(model)
+
+
+def test_the_self_check_catches_attention_that_is_read_wrongly(monkeypatch):
+    """A wrong scale, as a model with an unknown convention would have it, must not load."""
+    from headwater.lens import hooks
+
+    honest = hooks.ScoreRule
+    monkeypatch.setattr(hooks, "ScoreRule", lambda scale, *rest: honest(scale * 1.5, *rest))
+    with pytest.raises(ModelError, match="gives other outputs"):
+        hw.load(tiny_models.tiny("llama"))
+
+
+def test_a_model_in_training_mode_is_refused_when_it_runs():
+    model = hw.load(tiny_models.tiny("gpt2").train())
+    ids, _ = tiny_models.batch()
+    model(ids)  # load() puts it into eval mode
+    model.hf.train()
+    with pytest.raises(ModelError, match="in training mode"):
+        model(ids)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(200)}, unk_token="w0"))
+    with pytest.raises(ModelError, match="knows 200 tokens but .* embeds only 97"):
+        hw.load(folder, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words))
