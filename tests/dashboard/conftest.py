@@ -7,7 +7,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-WORDS = "<bos> <unk> When Mary and John went to the store , gave a drink <s> </s> &lt; $x$ **b** =1+1".split()
+VOCABULARY = "<bos> <unk> When Mary and John went to the store , gave a drink <s> </s> &lt; $x$ **b** =1+1"
+WORDS = VOCABULARY.split()
 
 
 @pytest.fixture(scope="session")
