@@ -28,6 +28,12 @@ class Bounds:
     low: float | None = None
     high: float | None = None
 
+    def hold(self, value: Any) -> bool:
+        """Whether `value` is within the limits; NaN never is."""
+        at_least = self.low is None or value >= self.low
+        at_most = self.high is None or value <= self.high
+        return at_least and at_most and value == value
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -55,10 +61,8 @@ class Setting:
         """`value`, or an error that names the limits it is outside of."""
         if value is None and self.optional:
             return value
-        if self.kind in ("number", "integer"):
-            low, high = self.bounds.low, self.bounds.high
-            if not ((low is None or value >= low) and (high is None or value <= high)):
-                raise AnalysisError(f"{self.name}={value} is outside its limits; give {self._wanted()}")
+        if self.kind in ("number", "integer") and not self.bounds.hold(value):
+            raise AnalysisError(f"{self.name}={value} is outside its limits; give {self._wanted()}")
         if self.kind == "choice" and value not in self.choices:
             raise AnalysisError(f"{self.name}={value!r} is unknown; give {self._wanted()}")
         return value

@@ -47,5 +47,5 @@ def attention_distance(
     result = per_row.mean("query")
     if not per_example:
         result = result.mean("batch")
-    result = result.rename("attention_distance")
+    result = result.drop_attrs().rename("attention_distance")
     return result.assign_attrs(ABOUT.attrs(record.provenance, queries=queries, per_example=per_example))

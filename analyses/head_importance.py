@@ -33,6 +33,8 @@ ABOUT = About(
     not_for="heads that back each other up (remove them together instead); causal claims from the gradient alone",
 )
 
+Ablation = Literal["zero", "mean", "resample"]
+
 
 def head_importance(
     model: HookedModel,
@@ -45,9 +47,7 @@ def head_importance(
         Literal["token", "example", "batch"], "where the absolute value is taken (gradient only)"
     ] = "example",
     normalise: Annotated[Literal["layer"] | None, "divide each layer by its l2 norm"] = None,
-    ablation: Annotated[
-        Literal["zero", "mean", "resample"], "what takes the head's place (ablation only)"
-    ] = "zero",
+    ablation: Annotated[Ablation, "what takes the head's place (ablation only)"] = "zero",
     batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
     seed: Annotated[int, "seed of resampling", Bounds(0)] = 0,
     per_example: Annotated[bool, "keep one value per example instead of their mean"] = False,
@@ -130,7 +130,7 @@ def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granula
 
 
 def _by_ablation(
-    model: HookedModel, batches: list[Batch], value: Value, examples: Examples, ablation: str, seed: int
+    model: HookedModel, batches: list[Batch], value: Value, examples: Examples, ablation: Ablation, seed: int
 ) -> Tensor:
     """loss without the head - loss with it, as [example, layer, head]."""
     total = sum(len(batch.places) for batch in batches)
