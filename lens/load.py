@@ -248,7 +248,7 @@ def _hook(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
         _compare(before, after, mask, hf)
     first = calls[0][1]
     model = HookedModel(
-        hf, tokenizer, modules, name, revision, causal=first.rule.mask.right == 0, n_kv_heads=first.k.shape[1],
+        hf, tokenizer, modules, name, revision, causal=not bool(first.dense().triu(1).any()), n_kv_heads=first.k.shape[1],
         d_head=first.q.shape[3],
     )  # fmt: skip
     _check_tokenizer(model)
