@@ -9,6 +9,7 @@ import streamlit as st
 import headwater as hw
 from headwater.dashboard.runs import Run
 from headwater.dashboard.widgets import token_name
+from headwater.lens.edits import Edit
 
 
 def heads_input(model: hw.HookedModel, key: str, needed: bool) -> list[str] | str:
@@ -75,7 +76,7 @@ def temperature(model: hw.HookedModel, run: Run) -> hw.Temperature:
     return hw.Temperature(tau, heads=heads_input(model, "temperature-heads", needed=False))
 
 
-Inputs = Callable[[hw.HookedModel, Run], object | None]
+Inputs = Callable[[hw.HookedModel, Run], Edit | None]
 KINDS: dict[str, tuple[str, str, Inputs]] = {
     "Redistribute": (
         "Redistribute attention",
@@ -94,7 +95,7 @@ KINDS: dict[str, tuple[str, str, Inputs]] = {
 }
 
 
-def draw(model: hw.HookedModel, run: Run) -> object | None:
+def draw(model: hw.HookedModel, run: Run) -> Edit | None:
     """The inputs of the chosen kind; gives the edit once the button is pressed."""
     kind = st.selectbox("Edit", list(KINDS), format_func=lambda name: KINDS[name][0], key="edit-kind")
     _, meaning, inputs = KINDS[kind]

@@ -26,7 +26,7 @@ def as_data(model: str, prompt: str, edits: Sequence[dict], before: Run, after: 
         "edits": list(edits),
         "provenance": before.record.provenance,
     }
-    if before.probabilities is not None:
+    if before.predicts:
         data["loss"] = {"before": before.loss, "after": after.loss}
         data["next_tokens"] = next_tokens(model, before, after)
     return data

@@ -33,19 +33,23 @@ _turn = threading.Lock()
 class Run:
     """What a run over a prompt gives.
 
-    ``probabilities`` (of the next token) and ``loss`` are None unless the model predicts next tokens; then ``hidden``
-    holds its last hidden states.
+    ``probabilities`` are those of the next token; they are empty for a model that predicts none, and then ``hidden``
+    holds its last hidden states. ``loss`` is None where there is no next token to compare with.
     """
 
     record: hw.Record
     tokens: list[str]
-    probabilities: np.ndarray | None
+    probabilities: np.ndarray
     loss: float | None
-    hidden: np.ndarray | None
+    hidden: np.ndarray
 
     @property
     def length(self) -> int:
         return len(self.tokens)
+
+    @property
+    def predicts(self) -> bool:
+        return self.probabilities.size > 0
 
 
 def allow(model: str | None) -> list[str]:
@@ -103,7 +107,7 @@ def _run(name: str, prompt: str, edits: str) -> Run:
     with _turn, torch.no_grad(), model.edit(*edits_of(json.loads(edits))):
         tokens = model.to_tokens(prompt)
         record = model.record(tokens, statistics=STATISTICS)
-        probabilities = loss = hidden = None
+        probabilities, loss, hidden = np.empty(0), None, np.empty(0)
         if model.has_lm_head and model.causal:
             probabilities = torch.softmax(model(tokens)[0, -1].double(), dim=-1).numpy()
             loss = float(model.loss(tokens)[0]) if tokens.ids.shape[1] > 1 else None

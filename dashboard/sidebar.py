@@ -6,7 +6,7 @@ import streamlit as st
 
 from headwater.dashboard import runs
 from headwater.dashboard.state import State
-from headwater.dashboard.widgets import plain
+from headwater.dashboard.widgets import plain, select
 from headwater.lens.prompts import prompt_set, prompt_sets
 
 MOST_LETTERS = 200_000
@@ -14,7 +14,7 @@ MOST_LETTERS = 200_000
 
 def draw(state: State) -> None:
     names = runs.offered()
-    state.model = _select("Model", names, state.model, "chosen-model")
+    state.model = select("Model", names, state.model, "chosen-model")
     with st.spinner("Loading the model …"):
         model = runs.resident(state.model)
     state.fit(model.layers, model.n_heads)
@@ -30,9 +30,9 @@ def draw(state: State) -> None:
     state.prompt = typed or ""
     left, right = st.columns(2)
     with left:
-        layer = _select("Layer", model.layers, state.layer, "chosen-layer")
+        layer = select("Layer", model.layers, state.layer, "chosen-layer")
     with right:
-        head = _select("Head", list(range(model.n_heads)), state.head, "chosen-head")
+        head = select("Head", list(range(model.n_heads)), state.head, "chosen-head")
     state.choose_head(layer, head)
     st.caption(
         plain(
@@ -40,15 +40,6 @@ def draw(state: State) -> None:
             f"{model.vocab} tokens, context {model.context}"
         )
     )
-
-
-def _select(label: str, options: list, value, key: str):
-    """A choice that shows ``value`` even when it was changed elsewhere, by a click on a figure."""
-    if st.session_state.get(f"{key}-shown") != value or key not in st.session_state:
-        st.session_state[key] = value
-    chosen = st.selectbox(label, options, key=key)
-    st.session_state[f"{key}-shown"] = chosen
-    return chosen
 
 
 def _examples() -> None:

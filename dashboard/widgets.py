@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -50,6 +50,15 @@ def clicked(figure: go.Figure, key: str, alt: str) -> dict | None:
     return points[0]
 
 
+def select(label: str, options: Sequence[Any], value: Any, key: str, show: Callable[[Any], str] = str) -> Any:
+    """A choice that shows ``value`` also after it was changed elsewhere, by a click on a figure."""
+    if st.session_state.get(f"{key}-shown") != value or key not in st.session_state:
+        st.session_state[key] = value
+    chosen = st.selectbox(label, options, format_func=show, key=key)
+    st.session_state[f"{key}-shown"] = chosen
+    return chosen
+
+
 def chart(figure: go.Figure, key: str, alt: str) -> None:
     st.plotly_chart(figure, key=key, config=CHART, alt=alt)
 
@@ -83,7 +92,7 @@ def downloads(name: str, frame: pd.DataFrame, key: str) -> None:
 def settings(entry: Any, names: Sequence[str], key: str) -> dict[str, Any]:
     """Inputs for the named settings of an analysis, from their declared kind and limits."""
     values = {}
-    for column, name in zip(st.columns(len(names)), names, strict=True):
+    for column, name in zip(st.columns(len(names), vertical_alignment="bottom"), names, strict=True):
         setting = entry.setting(name)
         label, hint = name.replace("_", " ").capitalize(), plain(setting.help) or None
         place = f"{key}-{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -39,18 +40,25 @@ def token_axes(
     pooled: Pooled,
     tokens: tuple[Sequence[str], Sequence[str]],
     first: tuple[int, int],
-    **place: int,
+    **place: Any,
 ) -> None:
     """Integer axes with token labels, so that equal tokens stay separate rows and columns."""
     rows, columns = pooled.cells.shape
-    for update, names, begin, count in (
-        (figure.update_yaxes, tokens[0], first[0], rows),
-        (figure.update_xaxes, tokens[1], first[1], columns),
-    ):
-        starts = np.arange(count) * pooled.block
-        values, text = ticks([names[start] for start in starts], starts + begin)
-        update(tickvals=values, ticktext=text, showgrid=False, zeroline=False, **place)
-    figure.update_yaxes(title="query (attends)", range=[rows - 0.5, -0.5], **place)
-    figure.update_xaxes(
-        title="key (attended to)", range=[-0.5, columns - 0.5], autotickangles=[0, -45, -90], **place
-    )
+    plain: dict[str, Any] = {"showgrid": False, "zeroline": False, **place}
+    values, text = _ticks(tokens[0], first[0], rows, pooled.block)
+    shown = {"tickvals": values, "ticktext": text, "title": "query (attends)", "range": [rows - 0.5, -0.5]}
+    figure.update_yaxes(**shown, **plain)
+    values, text = _ticks(tokens[1], first[1], columns, pooled.block)
+    shown = {
+        "tickvals": values,
+        "ticktext": text,
+        "title": "key (attended to)",
+        "range": [-0.5, columns - 0.5],
+    }
+    figure.update_xaxes(autotickangles=[0, -45, -90], **shown, **plain)
+
+
+def _ticks(tokens: Sequence[str], first: int, count: int, block: int) -> tuple[list[int], list[str]]:
+    """Ticks for ``count`` cells, each named by the first token of its block."""
+    starts = np.arange(count) * block
+    return ticks([tokens[int(start)] for start in starts], starts + first)

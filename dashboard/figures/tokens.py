@@ -11,6 +11,7 @@ from headwater.dashboard.figures.labels import cut, escaped, ticks, token_label,
 from headwater.dashboard.figures.style import AFTER, ATTENTION, BEFORE, CHOSEN, finish
 
 PER_ROW = 12
+MOST_IN_A_STRIP = 240
 
 
 def token_strip(

@@ -34,7 +34,7 @@ def list_edits(state: State) -> None:
 
 def draw_measures(table: pd.DataFrame, before: Run, after: Run) -> None:
     """Loss and the likeliest token of the unedited run, before and after."""
-    columns = st.columns(3)
+    columns = st.columns([3, 3, 4])
     columns[0].metric("Loss before, nats", _number(before.loss), help="mean next-token loss on this prompt")
     change = None if before.loss is None or after.loss is None else f"{after.loss - before.loss:+.4f}"
     columns[1].metric("Loss after, nats", _number(after.loss), change, delta_color="inverse")
@@ -52,7 +52,7 @@ def _number(value: float | None) -> str:
 
 
 def draw_bars(table: pd.DataFrame) -> None:
-    figure = next_token_bars(list(table["token"]), table["before"], table["after"])
+    figure = next_token_bars(list(table["token"]), table["before"].to_numpy(), table["after"].to_numpy())
     chart(figure, "next-both", "Probabilities of the next tokens before and after the edits")
 
 
@@ -121,7 +121,7 @@ with active:
     list_edits(state)
 if state.edits:
     after = runs.edited_run(state.model, state.prompt, state.edits)
-    if before.probabilities is None:
+    if not before.predicts:
         active.metric(
             "Similarity of the last hidden states",
             f"{runs.similarity(before, after):.4f}",

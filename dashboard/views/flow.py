@@ -5,13 +5,13 @@ import streamlit as st
 from headwater.analyses._catalogue import entry
 from headwater.dashboard import export, runs
 from headwater.dashboard.figures.labels import escaped
-from headwater.dashboard.figures.tokens import token_bars, token_strip
+from headwater.dashboard.figures.tokens import token_bars
 from headwater.dashboard.state import KEY, State
-from headwater.dashboard.widgets import chart, clicked, numbers, quoted, settings
+from headwater.dashboard.tokens import choose_token, draw_strip
+from headwater.dashboard.widgets import chart, numbers, quoted, settings
 
 state: State = st.session_state[KEY]
 run = runs.base_run(state.model, state.prompt)
-position = run.length - 1 if state.token is None else min(state.token, run.length - 1)
 rollout = entry("rollout")
 
 st.header("Flow")
@@ -19,17 +19,16 @@ st.caption(
     "Attention rollout: the mean attention of each layer, mixed with the residual stream, multiplied from the "
     "last layer down to the input. It follows attention alone; what values and MLPs do is left out."
 )
-chosen = settings(rollout, ["residual", "heads", "add_residual"], "rollout")
+token, inputs = st.columns([1, 3])
+with token:
+    position = choose_token(run, state)
+with inputs:
+    chosen = settings(rollout, ["residual", "heads", "add_residual"], "rollout")
 with st.spinner("Following attention down the layers …"):
     shares = rollout.function(run.record, queries=[position], **chosen).isel(batch=0, query=0)
 values = shares.values
 name = f"{quoted(run.tokens[position])} (token {position})"
-title = escaped(f"Where {name} comes from")
-strip = token_strip(values, run.tokens, title, "share", None, position, "click a token to follow that one")
-point = clicked(strip, "flow", f"Share of each input token in position {position}")
-if point:
-    state.token = int(point["customdata"])
-    st.rerun()
+draw_strip(values, run, state, escaped(f"Where {name} comes from"), "share", None, "flow")
 title = escaped(f"Share of each input token in {name}")
 bars = token_bars(values, run.tokens, title, "share", subtitle="the shares sum to 1")
 chart(bars, "flow-bars", f"Share of each input token in position {position}, as bars")

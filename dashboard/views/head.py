@@ -6,10 +6,10 @@ from headwater.dashboard import export, runs, scores
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.pattern import pattern_map
 from headwater.dashboard.figures.pooling import MOST_CELLS, pool_blocks
-from headwater.dashboard.figures.tokens import token_strip
 from headwater.dashboard.runs import Run
 from headwater.dashboard.state import KEY, State
-from headwater.dashboard.widgets import chart, clicked, numbers, plain, quoted
+from headwater.dashboard.tokens import choose_token, draw_strip
+from headwater.dashboard.widgets import chart, numbers, plain, quoted
 
 
 def window(label: str, run: Run, key: str) -> slice:
@@ -32,11 +32,12 @@ def draw_map(run: Run, state: State) -> None:
     )
     received, entropy = scores.margins(run, state.layer, state.head)
     shape = (queries.stop - queries.start, keys.stop - keys.start)
-    exact = max(shape) <= MOST_CELLS
-    if exact:
+    if max(shape) <= MOST_CELLS:
         weights = runs.pattern(run, state.layer, state.head, queries, keys)
+        frame = export.pairs(weights, run.tokens, queries.start, keys.start)
     else:
         weights = pool_blocks(runs.rows(run, state.layer, state.head, queries, keys), shape)
+        frame = None
     figure = pattern_map(
         weights,
         run.tokens[queries],
@@ -53,26 +54,20 @@ def draw_map(run: Run, state: State) -> None:
         "Margins are exact and over the whole prompt: above, the mean weight a key receives from the tokens that can "
         "see it; right, how widely a query spreads its attention. Drag in the map to zoom, double-click to return."
     )
-    if exact:
-        frame = export.pairs(weights, run.tokens, queries.start, keys.start)
-        numbers(f"attention-{name}", frame, "pattern-numbers")
-    else:
+    if frame is None:
         st.caption(
             f"For exact cells and their download choose a window of at most {MOST_CELLS} tokens a side."
         )
+    else:
+        numbers(f"attention-{name}", frame, "pattern-numbers")
 
 
 def draw_token(run: Run, state: State) -> None:
     name = f"{state.layer}.{state.head}"
-    position = run.length - 1 if state.token is None else min(state.token, run.length - 1)
+    position = choose_token(run, state)
     weights = runs.pattern(run, state.layer, state.head, queries=slice(position, position + 1))[0]
-    title = f"Where {quoted(run.tokens[position])} (token {position}) looks"
-    hint = "click another token to see its row"
-    figure = token_strip(weights, run.tokens, escaped(title), "weight", chosen=position, subtitle=hint)
-    point = clicked(figure, "row", f"Attention weights of token {position} in head {name}")
-    if point:
-        state.token = int(point["customdata"])
-        st.rerun()
+    title = escaped(f"Where {quoted(run.tokens[position])} (token {position}) looks")
+    draw_strip(weights, run, state, title, "weight", (0.0, 1.0), "row")
     row = export.per_token(weights, run.tokens, "weight")
     top = row.nlargest(3, "weight")
     listing = (

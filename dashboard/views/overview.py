@@ -25,12 +25,14 @@ with grid:
     st.caption(f"{score.meaning[0].upper()}{score.meaning[1:]}. Click a head to open it.")
     numbers(f"{name}-per-head", export.table(values, name), "overview-numbers")
 with prediction:
-    if run.probabilities is None:
-        st.info("This model predicts no next token: it is an encoder without a language head.")
+    if not run.predicts:
+        st.info("This model predicts no next token: it reads in both directions or has no language head.")
     else:
         table = runs.next_tokens(state.model, run)
         title = "Predicted next tokens"
-        chart(next_token_bars(list(table["token"]), table["probability"], title=title), "next", title)
+        chart(
+            next_token_bars(list(table["token"]), table["probability"].to_numpy(), title=title), "next", title
+        )
         if run.loss is not None:
             st.metric(
                 "Mean loss on this prompt",

@@ -9,7 +9,7 @@ from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.tokens import token_bars
 from headwater.dashboard.runs import Run
 from headwater.dashboard.state import KEY, State
-from headwater.dashboard.widgets import chart, clicked, numbers, plain, quoted, token_name
+from headwater.dashboard.widgets import chart, clicked, numbers, quoted, token_name
 
 RULES = {
     "share": ("A share above 0.3", "share above 0.3 over the whole prompt"),
@@ -60,7 +60,11 @@ def draw_tokens(run: Run) -> None:
     figure = token_bars(heads, run.tokens, title, "fraction of heads", limit=1.0, subtitle=RULES[rule][1])
     chart(figure, "sink-bars", "Fraction of heads for which each token is a sink")
     listing = export.columns(found, "found", ("layer", "head", "position", "token", "score"))
-    st.caption(plain(f"{len(listing)} sinks in {run.record.n_heads * len(run.record.layers)} heads."))
+    heads_in_all = run.record.n_heads * len(run.record.layers)
+    st.caption(
+        f"{len(listing)} pairs of head and token, of {heads_in_all} heads. The last tokens are seen by few others, so "
+        "their shares rest on few weights."
+    )
     numbers(f"sinks-{rule}", listing, "found-numbers")
 
 

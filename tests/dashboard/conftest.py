@@ -13,7 +13,7 @@ WORDS = VOCABULARY.split()
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> str:
-    """Folder of a GPT-2 with 3 layers of 4 heads, a context of 64 and hostile words in its vocabulary."""
+    """Folder of a GPT-2 with 3 layers of 4 heads, a context of 700 and hostile words in its vocabulary."""
     folder = tmp_path_factory.mktemp("models") / "small"
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -23,7 +23,7 @@ def small_model(tmp_path_factory) -> str:
     )
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=64, n_embd=32, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0,
+        vocab_size=len(WORDS), n_positions=700, n_embd=32, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0,
         initializer_range=0.3,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)

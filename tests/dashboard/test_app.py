@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_held_prompts_are_bounded():
 
 
 @pytest.mark.parametrize("page", VIEWS)
-@pytest.mark.parametrize("prompt", ["   ", " ".join(["When"] * 100)])
+@pytest.mark.parametrize("prompt", ["   ", " ".join(["When"] * 800)])
 def test_a_bad_prompt_is_one_line_and_stays(page, prompt):
     app = opened(page)
     app.text_area[0].set_value(prompt).run()
@@ -188,6 +189,26 @@ def test_head_page_draws_the_exact_map(small_model):
     np.testing.assert_allclose(values(drawn["data"][0], "z"), expected, atol=1e-6)
     received = expected.sum(0) / np.arange(len(expected), 0, -1)
     np.testing.assert_allclose(values(drawn["data"][1], "y"), received, atol=1e-5)
+
+
+def test_a_long_prompt_is_pooled_and_says_so_and_a_window_of_it_is_exact(small_model):
+    long = " ".join(["When Mary and John went to the store ,"] * 66)
+    app = opened("head", prompt_id=state.kept(long))
+    pooled = figure(app, "pattern")
+    weights = hw.load(small_model).record(long).pattern(0, 0)[0].numpy()
+    assert weights.shape == (595, 595)
+    drawn = values(pooled["data"][0], "z")
+    assert drawn.shape == (298, 298)
+    assert drawn[100, 3] == pytest.approx(weights[200:202, 6:8].max(), abs=1e-6)
+    assert "largest weight of 2 × 2" in pooled["layout"]["title"]["subtitle"]["text"]
+    app.slider(key="queries-595").set_value((300, 309))
+    app.slider(key="keys-595").set_value((0, 399)).run()
+    drawn = values(figure(app, "pattern")["data"][0], "z")
+    np.testing.assert_allclose(drawn, weights[300:310, :400], atol=1e-6)
+    for page in ("flow", "sinks", "edit"):
+        app.switch_page(f"views/{page}.py").run()
+        assert not app.exception
+        assert not app.error
 
 
 def test_a_click_on_a_token_follows_that_token(small_model):
@@ -281,6 +302,25 @@ def test_two_sessions_never_see_each_others_edits(small_model):
     assert len(one.session_state["headwater"].edits) == len(two.session_state["headwater"].edits) == 1
     resident = runs.resident("small").hf.state_dict()
     assert all(torch.equal(tensor, resident[name]) for name, tensor in before.items())
+
+
+def test_threads_with_different_edits_on_one_model_stay_apart():
+    edits = [[REDISTRIBUTE | {"keep": step / 40}] for step in range(40)]
+    together = [None] * len(edits)
+
+    def work(mine: range) -> None:
+        for place in mine:
+            together[place] = runs.edited_run("small", PROMPT, edits[place]).loss
+
+    threads = [threading.Thread(target=work, args=(range(start, len(edits), 2),)) for start in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    model = runs.resident("small")
+    for place, edit in enumerate(edits):
+        with model.edit(*runs.edits_of(edit)):
+            assert together[place] == float(model.loss(PROMPT)[0])
 
 
 def test_errors_show_text_and_no_markup():

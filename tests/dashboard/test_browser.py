@@ -5,6 +5,7 @@ Needs playwright and a Chromium (Debian: apt-get install chromium); without one 
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -124,6 +125,20 @@ def test_a_click_on_a_token_shows_its_flow(page, server):
     page.goto(f"{server}/flow")
     click_point(page, "flow", 4, 0)
     page.wait_for_selector(".st-key-flow-bars .gtitle:has-text('token 4')", state="attached")
+
+
+def test_numbers_are_downloaded_as_csv_and_json(page, server, small_model):
+    page.goto(f"{server}/flow")
+    page.click("[data-testid=stExpander] summary")
+    shares = hw.analyses.rollout(hw.load(small_model).record(PROMPT), queries=[-1]).values[0, 0]
+    with page.expect_download() as caught:
+        page.click(".st-key-flow-numbers-csv button")
+    lines = Path(caught.value.path()).read_text().splitlines()
+    assert lines[0] == '"position","token","share"'
+    assert [float(line.split(",")[-1]) for line in lines[1:]] == pytest.approx(list(shares), abs=1e-6)
+    with page.expect_download() as caught:
+        page.click(".st-key-flow-numbers-json button")
+    assert json.loads(Path(caught.value.path()).read_text())[1]["token"] == "When"
 
 
 def test_hostile_tokens_are_shown_letter_by_letter(page, server):
