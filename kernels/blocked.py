@@ -102,6 +102,16 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequen
     return weights @ values, lse, resolved
 
 
+def log_weights(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, block: Block) -> Tensor:
+    """Logarithms of the unedited weights of any tile, -inf where hidden; a new tensor that may be written to."""
+    scores = rule.scores(q, k, block.rows, block.columns, block.batch, block.heads)
+    row = lse[block.batch][:, block.heads, block.rows].to(scores)[..., None]
+    if scores.requires_grad:
+        return (scores - row).clamp(max=0)
+    # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
+    return scores.sub_(row).clamp_(max=0)
+
+
 def weights(
     q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, steps: Sequence[WeightStep], block: Block
 ) -> Tensor:
@@ -109,9 +119,7 @@ def weights(
 
     `lse` is +inf on the rows that have no weights (padding, or every key hidden): they come out as zeros.
     """
-    scores = rule.scores(q, k, block.rows, block.columns, block.batch, block.heads)
-    # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
-    tile = (scores - lse[block.batch][:, block.heads, block.rows].to(scores)[..., None]).clamp_(max=0).exp_()
+    tile = log_weights(q, k, rule, lse, block).exp_()
     if steps:
         _, on_diagonal = diagonal(rule, block, q.device)
         for step in steps:

@@ -87,6 +87,17 @@ class Mask:
         last = self.queries if self.left is None else min(max(end - self.shift + self.left, 0), self.queries)
         return first, max(first, last)
 
+    def interior(self, rows: slice, columns: slice) -> tuple[int, int]:
+        """Columns `begin:end` within `columns` that every row of `rows` sees; empty where that takes looking."""
+        if self.extra is not None or self.valid_keys is not None:
+            return columns.start, columns.start
+        begin, end = columns.start, columns.stop
+        if self.left is not None:
+            begin = max(begin, rows.stop - 1 + self.shift - self.left)
+        if self.right is not None:
+            end = min(end, rows.start + self.shift + self.right + 1)
+        return begin, max(begin, end)
+
     def tile(
         self, rows: slice, columns: slice, batch: slice, heads: Tensor, device: torch.device
     ) -> Tensor | None:

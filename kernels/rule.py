@@ -42,15 +42,28 @@ class ScoreRule:
         keys = (k[batch, :, columns] if every and group == 1 else k[batch][:, heads // group, columns]).to(
             high
         )
-        scores = torch.matmul(queries, keys.transpose(-1, -2)) * self.scale
+        scores = torch.matmul(queries * self.scale, keys.transpose(-1, -2))
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         if self.bias is not None:
             scores = scores + self._bias_tile(rows, columns, batch, heads).to(scores)
         for edit in self.edits:
             scores = edit.apply(scores, rows, columns, batch, heads)
-        visible = self.mask.tile(rows, columns, batch, heads, q.device)
-        return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
+        return self._masked(scores, rows, columns, batch, heads)
+
+    def _masked(self, scores: Tensor, rows: slice, columns: slice, batch: slice, heads: Tensor) -> Tensor:
+        """-inf where the mask hides; where a band alone hides, its rim is all that is looked at."""
+        begin, end = self.mask.interior(rows, columns)
+        whole = scores.requires_grad or end <= begin
+        for part in [columns] if whole else [slice(columns.start, begin), slice(end, columns.stop)]:
+            visible = self.mask.tile(rows, part, batch, heads, scores.device)
+            if visible is None:
+                continue
+            if whole:
+                return scores.masked_fill(~visible, float("-inf"))
+            inside = slice(part.start - columns.start, part.stop - columns.start)
+            scores[..., inside].masked_fill_(~visible, float("-inf"))
+        return scores
 
     def _bias_tile(self, rows: slice, columns: slice, batch: slice, heads: Tensor) -> Tensor:
         assert self.bias is not None

@@ -87,50 +87,65 @@ def compute(map: AttentionMap, names: Iterable[str], groups: Tensor | None = Non
 
 
 def _stream(map: AttentionMap, names: list[str], groups: Tensor | None, found: dict[str, Tensor]) -> None:
-    mask = map.rule.mask
     batch, heads = map.shape[:2]
-    first = mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
+    first = map.rule.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
     for block in blocked.blocks(batch, range(heads), map.rule):
+        weights, entropy = _weights(map, block, "entropy" in names)
+        rows = {"entropy": entropy} | _sums(map, block, weights, names, groups)
+        if ("max" in names or "argmax" in names) and weights.shape[-1]:
+            rows["max"], place = weights.max(-1)
+            rows["argmax"] = place + block.columns.start
+        own = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.rule.mask.shift
+        places = {"self": own, "previous": own - 1}
+        if first is not None:
+            places["first"] = first[block.batch][:, block.heads, block.rows].to(weights.device)
+        for name in set(places) & set(names):
+            rows[name] = _at(weights, (places[name] - block.columns.start).expand(weights.shape[:-1]))
+        for name, values in rows.items():
+            if name in names and name == "mass":
+                found[name][block.batch, block.heads, :, block.rows] = values.to(found[name])
+            elif name in names:
+                found[name][block.batch, block.heads, block.rows] = values.to(found[name])
+        if "received" in names:
+            found["received"][block.batch, block.heads, block.columns] += weights.sum(-2).to(
+                found["received"]
+            )
+
+
+def _weights(map: AttentionMap, block: blocked.Block, entropy: bool) -> tuple[Tensor, Tensor]:
+    """Weights of a block and the entropy of its rows; before they are edited their logarithms are at hand."""
+    if map.steps or not entropy:
         weights = map.block(block)
-        where = (block.batch, block.heads, block.rows)
-        for name in names:
-            if name == "received":
-                found[name][block.batch, block.heads, block.columns] += weights.sum(-2).float().cpu()
-            elif name == "mass":
-                assert groups is not None
-                inside = (groups if len(groups) == 1 else groups[block.batch])[:, :, block.columns].to(
-                    weights
-                )
-                mass = torch.einsum("bhqk,bgk->bhgq", weights, inside.expand(len(weights), -1, -1))
-                found[name][block.batch, block.heads, :, block.rows] = mass.float().cpu()
-            elif name in ("max", "argmax"):
-                if weights.shape[-1]:
-                    top, place = weights.max(-1)
-                    found[name][where] = (
-                        top.float().cpu() if name == "max" else place.cpu() + block.columns.start
-                    )
-            else:
-                found[name][where] = _row(name, weights, block, mask.shift, first).float().cpu()
+        return weights, torch.special.entr(weights).sum(-1) if entropy else weights.new_zeros(())
+    logs = blocked.log_weights(map.q, map.k, map.rule, map.lse, block)
+    weights = logs.exp()
+    # a hidden pair would be 0 times -inf; where its weight is 0 any finite logarithm serves
+    logs.clamp_(min=-1e4)
+    return weights, -torch.einsum("bhqk,bhqk->bhq", weights, logs)
 
 
-def _row(name: str, weights: Tensor, block: blocked.Block, shift: int, first: Tensor | None) -> Tensor:
-    if name == "entropy":
-        return torch.special.entr(weights).sum(-1)
-    if name == "row_mass":
-        return weights.sum(-1)
-    rows = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + shift
-    if name == "distance":
-        columns = torch.arange(block.columns.start, block.columns.stop, device=weights.device)
-        return (weights * (rows[:, None] - columns).abs()).sum(-1)
-    if name == "self":
-        place = rows.expand(weights.shape[:-1])
-    elif name == "previous":
-        place = (rows - 1).expand(weights.shape[:-1])
-    else:
-        assert name == "first"
-        assert first is not None
-        place = first[block.batch][:, block.heads, block.rows].to(weights.device)
-    return _at(weights, place - block.columns.start)
+def _sums(
+    map: AttentionMap, block: blocked.Block, weights: Tensor, names: list[str], groups: Tensor | None
+) -> dict[str, Tensor]:
+    """The statistics that are sums over a row of weights times a number of the key: one product for all."""
+    columns = torch.arange(block.columns.start, block.columns.stop, device=weights.device)
+    anchor = block.rows.start + map.rule.mask.shift
+    numbers = [torch.ones_like(columns), anchor - columns]
+    table = torch.stack(numbers).to(weights).expand(len(weights), -1, -1)
+    if "mass" in names:
+        assert groups is not None
+        inside = (groups if len(groups) == 1 else groups[block.batch])[:, :, block.columns].to(weights)
+        table = torch.cat([table, inside.expand(len(weights), -1, -1)], 1)
+    one_sided = map.rule.mask.right is not None and map.rule.mask.right <= 0
+    if not {"row_mass", "distance", "mass"} & set(names):
+        return {}
+    sums = torch.einsum("bhqk,bgk->bhgq", weights, table)
+    rows = torch.arange(block.rows.stop - block.rows.start, device=weights.device)
+    # no key lies ahead: |query - key| is their difference, which is linear in the key
+    distance = sums[:, :, 1] + rows * sums[:, :, 0]
+    if not one_sided and "distance" in names:
+        distance = (weights * (anchor + rows[:, None] - columns).abs()).sum(-1)
+    return {"row_mass": sums[:, :, 0], "distance": distance, "mass": sums[:, :, 2:]}
 
 
 def _at(weights: Tensor, place: Tensor) -> Tensor:
