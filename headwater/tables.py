@@ -1,0 +1,116 @@
+"""Labelled arrays as tables for a terminal.
+
+One small table per matrix; where there are too many numbers the largest, counted as such. Rows carry their token where
+the array has one, with control characters escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+MOST_ROWS, MOST_COLUMNS = 40, 16
+
+
+def of(result: xr.DataArray | xr.Dataset) -> list[str]:
+    """Lines for every number of an array, or of each array of a set; lists of one length become one table."""
+    if isinstance(result, xr.DataArray):
+        return _array(result)
+    lines: list[str] = []
+    for dim in result.dims:
+        listed = [name for name, array in result.data_vars.items() if array.dims == (dim,)]
+        if len(listed) > 1:
+            lines += ["", *_list(result[listed])]
+            result = result.drop_vars(listed)
+    for array in result.data_vars.values():
+        lines += ["", *_array(array)]
+    return lines[1:]
+
+
+def columns(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Rows of cells as lines with aligned columns; numbers to the right."""
+    cells = [[cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(not isinstance(row[i], str) for row in rows[1:]) for i in range(len(widths))]
+    place = [str.rjust if to_right else str.ljust for to_right in right]
+    lines = (
+        "  ".join(put(text, n) for put, text, n in zip(place, row, widths, strict=True)) for row in cells
+    )
+    return [line.rstrip() for line in lines]
+
+
+def cell(value: Any) -> str:
+    """One value as text: four digits of a fraction, – if undefined; control characters escaped for the terminal."""
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return "–"
+        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
+    text = str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _array(array: xr.DataArray) -> list[str]:
+    """A value, a list, one matrix for each index before the last two, or the largest numbers; no axes of length one."""
+    fixed = [
+        f"{dim} {_labels(array, str(dim))[0]}"
+        for dim in array.dims
+        if array.sizes[dim] == 1 and dim != "batch"
+    ]
+    title = " · ".join([str(array.name or "value"), *fixed])
+    array = array.squeeze()
+    if array.ndim == 0:
+        return [f"{title}: {cell(array.values[()])}"]
+    if array.dtype == bool:
+        return [f"{title}: {int(array.sum())} of {array.size} (--json says which)"]
+    if array.ndim == 1 and array.size <= MOST_ROWS:
+        (dim,) = map(str, array.dims)
+        return [title, *columns([[dim, "value"], *zip(_labels(array, dim), array.values, strict=True)])]
+    if array.ndim > 1 and array.size <= MOST_ROWS * MOST_COLUMNS and array.shape[-1] <= MOST_COLUMNS:
+        return [title, *(line for part in _matrices(array) for line in part)]
+    return [f"{title}: the {MOST_ROWS} largest of {array.size} (--json gives all)", *_largest(array)]
+
+
+def _list(columns_of: xr.Dataset) -> list[str]:
+    """Arrays over one axis beside each other; the first rows where there are many."""
+    arrays = columns_of.data_vars
+    size = len(next(iter(arrays.values())))
+    told = f"the first {MOST_ROWS} of {size} (--json gives all)" if size > MOST_ROWS else f"{size}"
+    rows = zip(*(array.values[:MOST_ROWS] for array in arrays.values()), strict=True)
+    return [f"{next(iter(columns_of.dims))}: {told}", *columns([[str(name) for name in arrays], *rows])]
+
+
+def _matrices(array: xr.DataArray) -> Iterator[list[str]]:
+    *outer, row, column = map(str, array.dims)
+    for index in np.ndindex(*(array.sizes[dim] for dim in outer)):
+        part = array.isel(dict(zip(outer, index, strict=True)))
+        head = [f"{row} \\ {column}", *_labels(part, column)]
+        body = [[name, *values] for name, values in zip(_labels(part, row), part.values, strict=True)]
+        where = [" · ".join(f"{d} {_labels(array, d)[i]}" for d, i in zip(outer, index, strict=True))]
+        yield [*(where if outer else []), *columns([head, *body])]
+
+
+def _largest(array: xr.DataArray) -> list[str]:
+    size = np.nan_to_num(np.abs(array.values.astype(float).ravel()), nan=-1.0)
+    order = np.argsort(-size, kind="stable")[:MOST_ROWS]
+    rows = []
+    for index in zip(*np.unravel_index(order, array.shape), strict=True):
+        place = dict(zip(array.dims, map(int, index), strict=True))
+        # one axis at a time, the others fixed: a batch row has its own tokens
+        axes = [
+            (dim, array.isel({other: i for other, i in place.items() if other != dim})) for dim in array.dims
+        ]
+        rows.append([*(_labels(axis, str(dim))[place[dim]] for dim, axis in axes), array.values[index]])
+    return columns([[*map(str, array.dims), "value"], *rows])
+
+
+def _labels(array: xr.DataArray, dim: str) -> list[str]:
+    """The coordinate of each place on an axis, with its token where the array carries one for it."""
+    names = array.coords[dim].values if dim in array.coords else np.arange(array.sizes[dim])
+    for name in (f"{dim}_token", "token"):
+        if dim != "batch" and name in array.coords and array.coords[name].dims == (dim,):
+            tokens = array.coords[name].values
+            return [f"{cell(place)} {cell(token)}" for place, token in zip(names, tokens, strict=True)]
+    return [cell(place) for place in names]
