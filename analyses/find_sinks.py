@@ -41,6 +41,7 @@ def find_sinks(
     alpha: Annotated[float, "act: multiples of the uniform share 1/N", Bounds(0.0)] = 5.0,
     length: Annotated[int | None, "gu: tokens of each text that count; none: all", Bounds(1)] = 64,
     drop_first: Annotated[bool, "act: leave the first sink of each head out, as the initial token's"] = True,
+    min_queries: Annotated[int, "tokens that fewer queries see are not judged", Bounds(1)] = 1,
     unit_rows: Annotated[
         bool, "divide each row by its mass first (learned sinks, other normalisers)"
     ] = False,
@@ -56,9 +57,12 @@ def find_sinks(
     Dataset: `score` [batch, layer, head, key] is α, `sink` [batch, layer, head, key] the verdict, `heads`
     [batch, key] the fraction of (layer, head) whose sink the token is; `found_*` [found] list the sinks one
     by one, largest score first, with batch, layer, head, position (column), token and score. Padding and
-    tokens that no query sees have NaN scores and are never sinks. Unit: weight. Source: the authors' code,
-    checked (the threshold alpha/N: paper text).
+    tokens that no query sees have NaN scores and are never sinks; so have, with `min_queries`, tokens near the
+    end of a causal text, whose share is the mean of a few weights (the last token's is its weight on itself).
+    Unit: weight. Source: the authors' code, checked (the threshold alpha/N: paper text); `min_queries` is ours.
     """
+    if min_queries < 1:
+        raise AnalysisError(f"min_queries={min_queries} is too few; give 1 or more")
     if rule not in ("share", "gu", "act"):
         raise AnalysisError(f"rule={rule!r} is unknown; give share, gu or act")
     if threshold is not None and threshold < 0:
@@ -67,12 +71,19 @@ def find_sinks(
     counts = xr.DataArray(record.valid.sum(1).numpy(), dims="batch")
     fixed = xr.DataArray(FIXED if threshold is None else threshold)
     limit = alpha / counts if rule == "act" and threshold is None else fixed
+    if min_queries > 1:
+        score = score.where(record.statistic("visible") >= min_queries)
     sink = score > limit
     if rule == "act" and drop_first:
         sink = sink & (sink.cumsum("key") > 1)
     heads = sink.mean(("layer", "head")).where(score.notnull().any(("layer", "head")))
     result = xr.Dataset({"score": score, "sink": sink, "heads": heads, **_list(record, score, sink)})
-    settings = {"rule": rule, "threshold": limit.values.tolist(), "unit_rows": unit_rows}
+    settings = {
+        "rule": rule,
+        "threshold": limit.values.tolist(),
+        "min_queries": min_queries,
+        "unit_rows": unit_rows,
+    }
     settings |= {"gu": {"length": length}, "act": {"alpha": alpha, "drop_first": drop_first}}.get(rule, {})
     return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
 

@@ -94,6 +94,17 @@ def test_the_list_names_every_sink_once(pairs: Callable) -> None:
     assert found.found_token.values[0] == record.strings[index[0][0]][index[3][0]]
 
 
+def test_tokens_seen_by_few_queries_can_be_left_out(pairs: Callable) -> None:
+    record = pairs("gpt2").model.record(
+        torch.randint(3, 61, (1, 12), generator=torch.Generator().manual_seed(0))
+    )
+    every = find_sinks(record, threshold=0.2)
+    some = find_sinks(record, threshold=0.2, min_queries=4)
+    np.testing.assert_array_equal(some.sink[..., :9], every.sink[..., :9])  # token 8 of 12 is seen by four
+    assert every.sink[..., 9:].any()
+    assert not some.sink[..., 9:].any()
+
+
 def test_pure_sink_and_uniform(pure_sink: hw.HookedModel, uniform: hw.HookedModel) -> None:
     ids = torch.randint(3, 61, (1, 40), generator=torch.Generator().manual_seed(0))
     found = find_sinks(pure_sink.record(ids))
@@ -108,5 +119,7 @@ def test_refusals(pairs: Callable) -> None:
         find_sinks(record, rule="sum")
     with pytest.raises(AnalysisError, match="record its first 4 tokens"):
         find_sinks(record, rule="gu", length=4)
+    with pytest.raises(AnalysisError, match="min_queries=0"):
+        find_sinks(record, min_queries=0)
     with pytest.raises(AnalysisError, match="negative"):
         find_sinks(record, threshold=-0.1)
