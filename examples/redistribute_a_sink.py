@@ -9,7 +9,7 @@ model = hw.load("tasks-4l")
 record = model.record(PROMPT)
 sinks = analyses.find_sinks(record, rule="share")
 position = int(sinks["heads"].isel(batch=0).fillna(0).argmax("key"))
-print(f"sink rate at the first token: {float(analyses.sink_rate(record)['rate']):.2f}")
+print(f"sink rate at the first token: {float(analyses.sink_rate(record)['sink_rate']):.2f}")
 print(f"strongest sink: position {position}, {record.strings[0][position]!r}")
 
 
