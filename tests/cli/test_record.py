@@ -44,6 +44,12 @@ def test_a_saved_record_opens_with_the_same_patterns(headwater, tiny, tmp_path: 
     assert again.exit_code == 0, again.stderr
 
 
+@pytest.mark.parametrize(("text", "expected"), [("0-1", [0, 1]), ("1", [1]), ("1,0", [0, 1])])
+def test_layers_are_written_as_a_list_or_a_range(headwater, tiny, text: str, expected: list[int]) -> None:
+    run = headwater("record", PROMPT, "-m", tiny, "--layers", text, "--json")
+    assert json.loads(run.stdout)["coords"]["layer"]["data"] == expected
+
+
 @pytest.mark.parametrize("place", ["argument", "file", "stdin", "dash"])
 def test_a_prompt_comes_from_any_place(headwater, tiny, tmp_path: Path, place: str) -> None:
     file = tmp_path / "prompts.txt"
