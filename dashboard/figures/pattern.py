@@ -52,6 +52,8 @@ def pattern_map(
         figure.add_trace(_bars(received, pooled.block, "received", "v"), row=1, col=1)
     if row_margin and entropy is not None:
         figure.add_trace(_bars(entropy, pooled.block, "entropy", "h"), row=2, col=2)
+        even = float(np.log(max(2, pooled.shape[1])))  # the entropy of an even spread, so that heads compare
+        figure.update_xaxes(range=[0, max(even, float(np.nanmax(entropy, initial=0.0)))], row=2, col=2)
     token_axes(figure, pooled, (query_tokens, key_tokens), first, row=2, col=1)
     return finish(figure, title, remark, height=int(np.clip(190 + 19 * pooled.cells.shape[0], 430, 820)))
 

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 import headwater as hw
 from headwater.dashboard import runs, state
+from headwater.lens import models
 
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 VIEWS = ("overview", "head", "flow", "sinks", "edit")
@@ -171,6 +172,17 @@ def test_every_score_of_the_overview_can_be_shown(score):
     assert np.isfinite(values(figure(app, "heads-0")["data"][0], "z")).any()
 
 
+def test_another_model_can_be_chosen_and_a_head_it_lacks_is_told(monkeypatch):
+    monkeypatch.setattr(runs, "embedded", models.embedded)
+    app = opened("head", model="tasks-4l", layer="3", head="7")
+    app.selectbox(key="chosen-model").set_value("small").run()
+    assert [warning.value[:7] for warning in app.warning] == ["Layer 3", "Head 7 "]
+    assert app.header[0].value == "Head 2.3"
+    app.selectbox(key="chosen-model").set_value("tasks-4l").run()
+    assert not app.exception
+    assert not app.error
+
+
 def test_a_click_on_a_head_opens_it():
     app = opened()
     app.session_state["heads-0"] = {
@@ -180,6 +192,8 @@ def test_a_click_on_a_head_opens_it():
     assert app.header[0].value == "Head 2.3"
     assert app.selectbox(key="chosen-layer").value == 2
     assert app.query_params["head"] == "3"
+    app.switch_page("views/overview.py").run()
+    assert app.header[0].value == "Overview"  # the click is not taken a second time
 
 
 def test_head_page_draws_the_exact_map(small_model):

@@ -145,6 +145,11 @@ def test_given_margins_are_drawn_as_given():
     np.testing.assert_array_equal(drawn.data[2].x, np.arange(5) + 1)
 
 
+def test_entropy_is_drawn_on_the_scale_of_an_even_spread():
+    drawn = pattern_map(previous_token_map(8), ["t"] * 8, ["t"] * 8, "map")
+    assert drawn.layout.xaxis4.range == (0, pytest.approx(np.log(8)))
+
+
 def test_margin_of_a_bidirectional_map_counts_every_query():
     weights = np.full((4, 4), 0.25, dtype=np.float32)
     drawn = pattern_map(weights, ["t"] * 4, ["t"] * 4, "map")
