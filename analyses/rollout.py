@@ -9,19 +9,24 @@ projections and MLPs are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._about import About
+from headwater.analyses._joined import (
+    EXTREMES,
+    Reduction,
+    consecutive_layers,
+    head_mixing,
+    over_row_sums,
+    residual_weight,
+)
 from headwater.analyses._positions import Positions, columns_of, position_coordinates
 from headwater.analyses._settings import Bounds
 from headwater.kernels.operator import AttentionMap
-from headwater.lens.errors import AnalysisError
 from headwater.lens.record import Record
 
 ABOUT = About(
@@ -33,8 +38,6 @@ ABOUT = About(
     not_for="what the model uses: it knows neither values nor MLPs, and favours early tokens in causal models",
 )
 
-Reduction = Literal["mean", "max", "min"]
-EXTREMES: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "min": torch.amin}
 CHUNK = 64  # queries that travel together: as many columns as one head is wide, so a pass costs one attention call
 
 
@@ -60,12 +63,10 @@ def rollout(
 
     A record that does not begin at layer 0 gives shares of the residual stream that enters its first layer.
     """
-    layers = _layers(record, last_layer)
-    if not 0 <= residual <= 1:
-        raise AnalysisError(f"residual={residual} is outside its limits; give a weight from 0 to 1")
-    weight = residual if add_residual else 0.0
+    layers = consecutive_layers(record, last_layer)
+    weight = residual_weight(residual, add_residual)
     columns = columns_of(queries, record.valid, "queries")
-    mixing = _mixing(heads, layers, record.n_heads)
+    mixing = head_mixing(heads, layers, record.n_heads)
     rows = torch.zeros(*columns.shape, record.valid.shape[1])
     rows.scatter_(2, columns[..., None], 1.0)
     rows = rows.mT.contiguous()  # [batch, position, asked]
@@ -87,39 +88,10 @@ def rollout(
     )
 
 
-def _layers(record: Record, last: int | None) -> list[int]:
-    layers = [layer for layer in record.layers if last is None or layer <= last]
-    if not layers or (last is not None and layers[-1] != last):
-        raise AnalysisError(f"last_layer={last} is not in this record; it has layers {record.layers}")
-    gap = [layer for before, layer in pairwise(layers) if layer != before + 1]
-    if gap:
-        raise AnalysisError(
-            f"layer {gap[0] - 1} is missing from this record; rollout needs consecutive layers"
-        )
-    return layers
-
-
-def _mixing(heads: Reduction | Sequence[Sequence[float]], layers: list[int], n_heads: int) -> str | Tensor:
-    """The reduction's name, or head weights [layer, head] that sum to 1 in each layer."""
-    if isinstance(heads, str):
-        if heads not in ("mean", "max", "min"):
-            raise AnalysisError(f"heads={heads!r} is unknown; give mean, max, min or weights [layer, head]")
-        return heads if heads != "mean" else torch.full((len(layers), n_heads), 1 / n_heads)
-    weights = torch.as_tensor(np.asarray(heads), dtype=torch.float32)
-    if weights.shape != (len(layers), n_heads):
-        raise AnalysisError(
-            f"heads must hold weights [layer, head] = {(len(layers), n_heads)}, got shape {tuple(weights.shape)}"
-        )
-    total = weights.sum(1, keepdim=True)
-    if not (weights >= 0).all() or not (total > 0).all():
-        raise AnalysisError("heads must hold weights of 0 or more with at least one above 0 in every layer")
-    return weights / total
-
-
 def _pull(map: AttentionMap, mass: Tensor, rows: Tensor, weight: float, mixing: Tensor) -> Tensor:
     """One layer down: `Ãᵀ @ rows` for rows [batch, position, asked]; `mass` [batch, head, query], `mixing`
     [head]."""
-    rows = _normalised(rows, torch.einsum("h,bhq->bq", mixing, mass.nan_to_num()), weight)
+    rows = over_row_sums(rows, torch.einsum("h,bhq->bq", mixing, mass.nan_to_num()), weight)
     moved = [
         torch.einsum("h,bhkt->bkt", mixing, (map.T @ chunk.contiguous()).float().cpu())
         for chunk in rows.split(CHUNK, dim=2)
@@ -133,14 +105,7 @@ def _pull_extreme(map: AttentionMap, rows: Tensor, weight: float, extreme: Calla
     out = torch.zeros_like(rows)
     for span, weights in map.row_blocks():
         merged = extreme(weights.float(), dim=1).cpu()  # [batch, query, key]
-        block = _normalised(rows[:, span], merged.sum(-1), weight)
+        block = over_row_sums(rows[:, span], merged.sum(-1), weight)
         out += (1 - weight) * torch.einsum("bqk,bqt->bkt", merged, block)
         out[:, span] += weight * block
     return out
-
-
-def _normalised(rows: Tensor, mass: Tensor, weight: float) -> Tensor:
-    """`rows` over the row sums of (1 - w)·A + w·I; NaN where something stands on a row that has no weight at
-    all."""
-    total = ((1 - weight) * mass + weight)[..., None]
-    return torch.where(rows == 0, 0.0, rows / torch.where(total > 0, total, torch.nan))
