@@ -61,9 +61,12 @@ def dashboard(
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Open the dashboard and print its address."""
+    if sys.stderr.isatty():
+        typer.echo("Starting the dashboard; this takes some seconds.", err=True)
     with _extra("dashboard"):
         from headwater.dashboard.launch import run
 
+        _quiet_loading()
         run(model, port, host, open_browser)
 
 
@@ -191,14 +194,19 @@ def _of_model(asked: Entry, loaded: HookedModel, texts: list[str], settings: dic
 
 
 def _load(model: str) -> HookedModel:
-    from transformers.utils import logging
-
     import headwater
 
-    logging.disable_progress_bar()  # it would draw one on standard error, terminal or not
-    logging.set_verbosity_error()
+    _quiet_loading()
     with _busy(f"Loading {model}"):
         return headwater.load(model)
+
+
+def _quiet_loading() -> None:
+    """Keep transformers from drawing progress bars on standard error, terminal or not."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 @contextmanager
