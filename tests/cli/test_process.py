@@ -30,8 +30,9 @@ def test_doctor_runs_the_backends_and_finds_them_right() -> None:
     found = json.loads(run("doctor", "--json").stdout)
     assert found["ok"] is True
     trials = {trial["backend"]: trial for trial in found["backends"] if trial["device"] == "cpu"}
-    assert set(trials) == {"auto", "flash", "blocked", "reference"}
-    assert all(trial["ran"] and trial["largest_error"] < 1e-5 for trial in trials.values())
+    for name in ("auto", "flash", "blocked", "reference"):
+        assert trials[name]["largest_error"] < 1e-5
+    assert all(trial["ok"] if trial["ran"] else trial["reason"] for trial in trials.values())
     text = run("doctor")
     assert text.returncode == 0
     assert found["torch"]["version"] in text.stdout.decode()
