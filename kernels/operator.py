@@ -7,13 +7,13 @@ builds the whole queries × keys tensor. Rows that are padding, or that see no k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from headwater.kernels import blocked, flash, statistics
+from headwater.kernels import blocked, flash, statistics, triton_backend
 from headwater.kernels.edits import WeightStep
 from headwater.kernels.rule import ScoreRule
 
@@ -31,6 +31,8 @@ class AttentionMap:
     lse: Tensor
     steps: tuple[WeightStep, ...] = ()
     backend: str = "auto"
+    # row statistics that came out of the forward pass already, with the conventions of kernels/statistics.py
+    known: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -41,12 +43,13 @@ class AttentionMap:
         lse: Tensor,
         steps: tuple[WeightStep, ...] = (),
         backend: str = "auto",
+        known: Mapping[str, Tensor] | None = None,
     ) -> AttentionMap:
         """From a forward pass: rows that are padding or see nothing get lse = +inf, hence no weights."""
         silent = lse == float("-inf")
         if rule.mask.valid_queries is not None:
             silent = silent | ~rule.mask.valid_queries[:, None].to(lse.device)
-        return cls(q, k, rule, lse.masked_fill(silent, float("inf")), steps, backend)
+        return cls(q, k, rule, lse.masked_fill(silent, float("inf")), steps, backend, known or {})
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -61,7 +64,11 @@ class AttentionMap:
     def __matmul__(self, x: Tensor) -> Tensor:
         """Each query gathers x over the keys → [batch, head, query, c]; x is [key, c], [batch, key, c] or has heads."""
         x = _operand(x, self.shape, self.shape[3], "key")
-        if self._uses_flash(transposed=False):
+        engine = self.engine()
+        if engine == "triton":
+            x = x.to(self.q.device)
+            return triton_backend.gather(self.q, self.k, self.rule, self.lse, self.steps, x)
+        if engine == "flash":
             out = flash.gather(self.q, self.k, self.rule, x.to(self.q.device))
             return out.masked_fill(torch.isinf(self.lse)[..., None], 0.0)
         batch, heads, queries, _ = self.shape
@@ -113,13 +120,20 @@ class AttentionMap:
     def _high(self) -> torch.dtype:
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
 
-    def _uses_flash(self, transposed: bool) -> bool:
+    def engine(self, transposed: bool = False) -> str:
+        """The backend of products and statistics: the one asked for, else the fused one of the device if it can."""
         if self.backend == "blocked":
-            return False
-        reason = "edited weights" if self.steps else flash.refuses(self.rule, self.q, transposed)
-        if reason and self.backend == "flash":
-            raise ValueError(f"flash can not compute {reason}; use backend='blocked'")
-        return reason is None
+            return "blocked"
+        fused = self.backend
+        if fused == "auto":
+            fused = "triton" if self.q.device.type == "cuda" else "flash"
+        if fused == "triton":
+            reason = triton_backend.refuses(self.rule, self.q, [step.edit for step in self.steps])
+        else:
+            reason = "edited weights" if self.steps else flash.refuses(self.rule, self.q, transposed)
+        if reason and self.backend == fused:
+            raise ValueError(f"{fused} can not compute {reason}; use backend='blocked'")
+        return "blocked" if reason else fused
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +153,10 @@ class TransposedMap:
         source = self.map
         batch, heads, queries, keys = source.shape
         y = _operand(y, source.shape, queries, "query").to(source.q.device)
-        if source._uses_flash(transposed=True):
+        engine = source.engine(transposed=True)
+        if engine == "triton":
+            return triton_backend.scatter(source.q, source.k, source.rule, source.lse, source.steps, y)
+        if engine == "flash":
             return flash.scatter(source.q, source.k, source.rule, source.lse, y.expand(batch, heads, -1, -1))
         out = source.q.new_zeros(batch, heads, keys, y.shape[-1], dtype=source._high)
         for block in blocked.blocks(batch, range(heads), source.rule):

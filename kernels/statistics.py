@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from headwater.kernels import blocked
+from headwater.kernels import blocked, triton_backend
 
 if TYPE_CHECKING:
     from headwater.kernels.operator import AttentionMap
@@ -63,7 +63,13 @@ def compute(map: AttentionMap, names: Iterable[str], groups: Tensor | None = Non
         found["visible"] = map.rule.mask.seen_by(batch, heads).expand(batch, heads, keys).clone()
     if "lse" in names:
         found["lse"] = torch.where(torch.isinf(map.lse), torch.nan, map.lse).float()
-    streamed = [name for name in names if name not in FREE]
+    found |= {name: map.known[name].cpu() for name in names if name in map.known}
+    streamed = [name for name in names if name not in FREE and name not in found]
+    if streamed and map.engine() == "triton":
+        q, k, rule, lse = map.q, map.k, map.rule, map.lse
+        by_kernel = triton_backend.statistics(q, k, rule, lse, map.steps, streamed, groups)
+        found |= {name: values.cpu() for name, values in by_kernel.items()}
+        streamed = []
     for name in streamed:
         shape = {"received": (batch, heads, keys)}.get(name, (batch, heads, queries))
         if name == "mass":

@@ -1,0 +1,247 @@
+"""Attention, its products and its statistics through the Triton kernels K1 (rows) and K2 (columns).
+
+`attend` gives the output, the log-sum-exp and any row statistics from one pass; edited weights take two, one for the
+masses of the key classes and one for everything else. Linear memory; float16, bfloat16 and float32 with float32
+statistics. `refuses` names what can not be done here. The backward pass recomputes through blocks of rows
+(`kernels/blocked.py`) under autograd: exact, in linear memory, at that backend's speed. On the CPU the kernels run
+under TRITON_INTERPRET=1 alone, slowly, which is how they are tested.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from headwater.kernels import blocked
+from headwater.kernels.edits import BlockScores, MixIdentity, Rescale, ScaleScores, WeightEdit, WeightStep
+from headwater.kernels.rule import ScoreRule
+from headwater.kernels.triton_configs import Config
+from headwater.kernels.triton_edits import MOST_CLASSES, Folded, classify, fold
+from headwater.kernels.triton_launch import (
+    MOST_GROUPS,
+    ROW,
+    columns_pass,
+    float32_mode,
+    interpreted,
+    rows_pass,
+)
+
+MOST_BLOCKS = 15
+WIDEST = 256
+PIECE = 64  # columns of an operand in one launch
+
+
+class Pass(NamedTuple):
+    """What a forward pass leaves: z, lse [batch, head, query], the weight edits with their factors, row statistics."""
+
+    z: Tensor
+    lse: Tensor
+    steps: tuple[WeightStep, ...]
+    found: dict[str, Tensor]
+
+
+@cache
+def installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def refuses(rule: ScoreRule, q: Tensor, edits: Sequence[WeightEdit] = (), value_width: int = 0) -> str | None:
+    """Why this combination can not be computed here, or None where it can."""
+    if not installed():
+        return "anything before triton is installed (pip install 'headwater[triton]')"
+    if q.device.type not in ("cuda", "cpu"):
+        return f"tensors on {q.device.type}"
+    if q.device.type == "cpu" and not interpreted():
+        return "tensors on the CPU unless TRITON_INTERPRET=1 is set before Python starts"
+    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"{str(q.dtype).removeprefix('torch.')} queries"
+    if not rule.mask.is_band:
+        return "a mask given as a function"
+    if q.shape[0] == 0 or rule.mask.queries == 0 or rule.mask.keys == 0:
+        return "an empty cache"
+    if max(q.shape[-1], value_width) > WIDEST:
+        return f"heads wider than {WIDEST}"
+    if sum(isinstance(edit, BlockScores) for edit in rule.edits) > MOST_BLOCKS:
+        return f"more than {MOST_BLOCKS} blocked sets of pairs"
+    if strange := [e for e in rule.edits if not isinstance(e, ScaleScores | BlockScores)]:
+        return f"the score edit {type(strange[0]).__name__}"
+    if strange := [e for e in edits if not isinstance(e, Rescale | MixIdentity)]:
+        return f"the weight edit {type(strange[0]).__name__}"
+    if edits and classify(edits, rule.mask.keys, q.device).count > MOST_CLASSES:
+        return f"edits of more than {MOST_CLASSES} classes of keys"
+    learned = [x for x in (rule.bias, rule.sinks) if x is not None and x.requires_grad]
+    if learned and torch.is_grad_enabled():
+        return "gradients of a score bias or of learned sinks"
+    return None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: ScoreRule,
+    edits: Sequence[WeightEdit] = (),
+    names: Sequence[str] = (),
+    groups: Tensor | None = None,
+    tiles: Config | None = None,
+) -> Pass:
+    """z, lse and row statistics; zero output and lse -inf on a row without keys.
+
+    `names` are those of `ROW`, `groups` bool [group, key] or [batch, group, key] for "mass". `tiles` replaces the
+    table of tile sizes.
+    """
+    if reason := refuses(rule, q, edits, v.shape[-1]):
+        raise ValueError(f"triton can not compute {reason}; use backend='blocked'")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        kept: list[Pass] = []
+        z = _Recomputed.apply(q, k, v, rule, tuple(edits), (names, groups, tiles), kept)
+        return kept[0]._replace(z=z)
+    return _forward(q, k, v, rule, edits, names, groups, tiles)
+
+
+def _forward(q, k, v, rule, edits, names, groups, tiles) -> Pass:
+    if not edits:
+        z, lse, found = rows_pass(q, k, rule, v, None, None, names, groups, tiles, "own")
+        return Pass(z, lse, (), _finish(found, _silent(lse, rule)))
+    classes = classify(edits, rule.mask.keys, q.device)
+    _, lse, masses = rows_pass(q, k, rule, None, None, None, ("mass",), classes.groups(), tiles)
+    folded, steps = fold(edits, classes, rule, masses["mass"].nan_to_num())
+    z, _, found = rows_pass(q, k, rule, v, lse, folded, names, groups, tiles, "own")
+    return Pass(z, lse, steps, _finish(found, _silent(lse, rule)))
+
+
+class _Recomputed(torch.autograd.Function):
+    """K1 forward; the backward pass repeats attention in blocks of rows, under autograd."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, rule, edits, asked, kept):
+        result = _forward(q, k, v, rule, edits, *asked)
+        kept.append(result)
+        ctx.save_for_backward(q, k, v)
+        ctx.rule, ctx.edits = rule, edits
+        return result.z
+
+    @staticmethod
+    def backward(ctx, gradient):
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
+            z = blocked.attend(*inputs, ctx.rule, ctx.edits)[0]
+            wanted = [x for x in inputs if x.requires_grad]
+            found = iter(torch.autograd.grad(z, wanted, gradient.to(z.dtype)))
+        return *(next(found) if x.requires_grad else None for x in inputs), None, None, None, None
+
+
+def gather(
+    q: Tensor,
+    k: Tensor,
+    rule: ScoreRule,
+    lse: Tensor,
+    steps: Sequence[WeightStep],
+    x: Tensor,
+    tiles: Config | None = None,
+) -> Tensor:
+    """`P @ x` for x [batch, head|1, key, c] → [batch, head, query, c] in float32; `lse` is infinite on silent rows."""
+    folded = refold(rule, steps, lse)
+    pieces = [
+        rows_pass(q, k, rule, part, lse, folded, (), None, tiles, float32_mode(q))[0]
+        for part in x.float().split(PIECE, -1)
+    ]
+    return torch.cat(pieces, -1) if pieces else q.new_zeros(*q.shape[:3], 0, dtype=torch.float32)
+
+
+def statistics(
+    q: Tensor,
+    k: Tensor,
+    rule: ScoreRule,
+    lse: Tensor,
+    steps: Sequence[WeightStep],
+    names: Sequence[str],
+    groups: Tensor | None = None,
+    tiles: Config | None = None,
+) -> dict[str, Tensor]:
+    """Row statistics in one K1 pass, and "received" in one K2 pass, from a finished forward pass."""
+    folded = refold(rule, steps, lse)
+    found: dict[str, Tensor] = {}
+    by_row = [name for name in names if name in ROW]
+    if groups is not None:
+        groups = groups[None] if groups.dim() == 2 else groups
+        for rest in groups.split(MOST_GROUPS, 1)[1:] if "mass" in names else ():
+            more = rows_pass(q, k, rule, None, lse, folded, ("mass",), rest, tiles)[2]["mass"]
+            found["mass"] = torch.cat([found["mass"], more], 2) if "mass" in found else more
+        groups = groups[:, :MOST_GROUPS]
+    if by_row:
+        first = rows_pass(q, k, rule, None, lse, folded, by_row, groups, tiles)[2]
+        if "mass" in found:
+            first["mass"] = torch.cat([first["mass"], found["mass"]], 2)
+        found = _finish(first, torch.isinf(lse))
+    if "received" in names:
+        found["received"] = columns_pass(q, k, rule, lse, folded, None, tiles=tiles)[1]
+    return {name: found[name] for name in names}
+
+
+def scatter(
+    q: Tensor,
+    k: Tensor,
+    rule: ScoreRule,
+    lse: Tensor,
+    steps: Sequence[WeightStep],
+    y: Tensor,
+    tiles: Config | None = None,
+) -> Tensor:
+    """`P^T @ y` for y [batch, head|1, query, c] → [batch, head, key, c] in float32."""
+    folded = refold(rule, steps, lse)
+    pieces = [
+        columns_pass(q, k, rule, lse, folded, part, tiles=tiles)[0] for part in y.float().split(PIECE, -1)
+    ]
+    if not pieces:
+        return q.new_zeros(*q.shape[:2], k.shape[2], 0, dtype=torch.float32)
+    return torch.cat(pieces, -1)
+
+
+def received(
+    q: Tensor,
+    k: Tensor,
+    rule: ScoreRule,
+    lse: Tensor,
+    steps: Sequence[WeightStep] = (),
+    queries: tuple[int, int] | None = None,
+    later: tuple[int, int] | None = None,
+    tiles: Config | None = None,
+) -> Tensor:
+    """Column sums [batch, head, key], float32, of all rows, of the rows `first:last`, or of queries `later` than a key.
+
+    `later=(near, far)` counts the queries that stand near to far positions after the key, both ends included.
+    """
+    return columns_pass(q, k, rule, lse, refold(rule, steps, lse), None, queries, later, tiles)[1]
+
+
+def refold(rule: ScoreRule, steps: Sequence[WeightStep], lse: Tensor) -> Folded | None:
+    """The edits of a finished forward pass as the kernels take them; rows without weights keep nothing."""
+    if not steps:
+        return None
+    edits = [step.edit for step in steps]
+    classes = classify(edits, rule.mask.keys, lse.device)
+    folded, _ = fold(edits, classes, rule, factors=[step.factors for step in steps])
+    return Folded(classes, folded.factor, folded.kept.masked_fill(torch.isinf(lse), 0.0))
+
+
+def _silent(lse: Tensor, rule: ScoreRule) -> Tensor:
+    silent = torch.isinf(lse)
+    if rule.mask.valid_queries is not None:
+        silent = silent | ~rule.mask.valid_queries[:, None].to(lse.device)
+    return silent
+
+
+def _finish(found: dict[str, Tensor], silent: Tensor) -> dict[str, Tensor]:
+    """NaN (argmax: -1) on the rows that are padding or see no key."""
+    for name, values in found.items():
+        if name == "argmax":
+            values.masked_fill_(silent, -1)
+        else:
+            values.masked_fill_(silent[:, :, None] if name == "mass" else silent, torch.nan)
+    return found

@@ -1,0 +1,48 @@
+"""Tile sizes, warps and pipeline stages of the two Triton kernels, by head width and type: a table, tuned by hand.
+
+Chosen for Hopper from compiled code (registers, spills, shared memory; docs/kernels.md has the figures), not from
+timings. No `@triton.autotune`: it needs a driver even to import, and the first call of every shape would pay for it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Config(NamedTuple):
+    """`own` rows (in K2: keys) belong to a program, which walks over keys (rows) `other` at a time."""
+
+    own: int
+    other: int
+    warps: int
+    stages: int
+
+
+# by the head width rounded up to a power of two: (16-bit types, float32)
+_FORWARD = {
+    16: (Config(128, 64, 4, 3), Config(64, 32, 4, 2)),
+    32: (Config(128, 64, 4, 3), Config(64, 32, 4, 2)),
+    64: (Config(128, 64, 8, 3), Config(64, 32, 4, 2)),
+    128: (Config(128, 64, 8, 3), Config(64, 32, 8, 2)),
+    256: (Config(128, 32, 8, 2), Config(64, 16, 8, 2)),
+}
+_COLUMNS = {
+    16: (Config(64, 128, 8, 3), Config(64, 64, 4, 2)),
+    32: (Config(64, 128, 8, 3), Config(64, 64, 4, 2)),
+    64: (Config(64, 128, 8, 3), Config(64, 64, 4, 2)),
+    128: (Config(64, 128, 8, 3), Config(64, 32, 4, 2)),
+    256: (Config(64, 64, 8, 2), Config(64, 16, 8, 2)),
+}
+_TABLES = {"rows": _FORWARD, "columns": _COLUMNS}
+# what the interpreter walks fastest
+INTERPRETED = Config(64, 64, 4, 1)
+
+
+def padded(width: int) -> int:
+    """The power of two, 16 at least, that a width is padded to inside the kernels."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def config(kernel: str, width: int, bits: int) -> Config:
+    """For kernel "rows" or "columns" at the widest of its head widths (up to 256) and 16 or 32 bits per number."""
+    return _TABLES[kernel][padded(width)][0 if bits == 16 else 1]

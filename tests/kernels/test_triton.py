@@ -1,0 +1,72 @@
+"""Runs `triton_cases.py` in a process of its own: natively on a GPU, elsewhere in Triton's interpreter.
+
+The interpreter is chosen when the kernels are first imported, by an environment variable; hence the child process.
+Mutations seen to fail there: MUTATIONS
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from headwater.kernels import triton_backend
+from headwater.kernels.attend import attend
+from headwater.kernels.mask import Mask
+from headwater.kernels.rule import ScoreRule
+
+HERE = Path(__file__).parent
+needs_triton = pytest.mark.skipif(
+    not triton_backend.installed(), reason="triton is not installed: it comes for Linux alone"
+)
+
+
+@needs_triton
+def test_the_kernels_agree_with_the_reference():
+    environment = dict(os.environ)
+    # the child is no worker of this run
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_CURRENT_TEST"):
+        environment.pop(name, None)
+    if not torch.cuda.is_available():
+        environment["TRITON_INTERPRET"] = "1"
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            HERE / "triton_cases.py",
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=HERE.parents[1],
+        timeout=1200,
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
+
+
+@needs_triton
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="this process has the interpreter switched on already"
+)
+def test_on_the_cpu_it_asks_for_the_interpreter():
+    q = torch.randn(1, 1, 4, 8)
+    with pytest.raises(ValueError, match="on the CPU unless TRITON_INTERPRET=1 is set before Python starts"):
+        attend(q, q, q, ScoreRule(1.0, Mask(4, 4)), (), "triton")
+
+
+def test_without_triton_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(triton_backend, "installed", lambda: False)
+    q = torch.randn(1, 1, 4, 8)
+    with pytest.raises(ValueError, match=r"pip install 'headwater\[triton\]'"):
+        attend(q, q, q, ScoreRule(1.0, Mask(4, 4)), (), "triton")
+    assert attend(q, q, q, ScoreRule(1.0, Mask(4, 4)))[0].shape == q.shape

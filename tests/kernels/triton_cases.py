@@ -1,0 +1,288 @@
+"""The Triton kernels against the dense float64 reference; `test_triton.py` runs this file in a process of its own.
+
+On a machine with a GPU the kernels are compiled, elsewhere Triton's interpreter runs them. Outputs are allocated full
+of NaN, so that an element that no program writes is seen. Mutations seen to fail here: see `test_triton.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from attention_cases import Case, cases
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from headwater.kernels import blocked, reference, statistics
+from headwater.kernels import triton_backend as backend
+from headwater.kernels.attend import attend
+from headwater.kernels.edits import BlockScores, MixIdentity, Rescale
+from headwater.kernels.mask import Mask
+from headwater.kernels.operator import AttentionMap
+from headwater.kernels.rule import ScoreRule
+from headwater.kernels.triton_configs import Config
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TILES = [None, Config(32, 16, 4, 2), Config(16, 64, 4, 2)]
+FEW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# float32 arithmetic against float64, as in test_backends.py: rounding of large scores enters the exponential
+SLACK = {"distance": 40, "lse": 10, "entropy": 10, "received": 33, "z": 5, "gather": 5, "scatter": 33}
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Every uninitialised tensor begins as NaN, or as the smallest integer."""
+    allocate = torch.empty
+
+    def empty(*size, **options):
+        made = allocate(*size, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else torch.iinfo(made.dtype).min)
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+def close(actual, expected, name, scale=1.0):
+    error = 3e-5 * scale * SLACK.get(name, 1)
+    torch.testing.assert_close(
+        actual.double().cpu(),
+        expected.double(),
+        atol=error,
+        rtol=3e-5 * scale,
+        equal_nan=True,
+        msg=lambda m: f"{name}: {m}",
+    )
+
+
+def on_device(case: Case, dtype: torch.dtype) -> Case:
+    """q, k, v in the type under test; the reference gets the same rounded numbers."""
+    q, k, v = (x.to(DEVICE, dtype) for x in (case.q, case.k, case.v))
+    return replace(case, q=q, k=k, v=v)
+
+
+def expected(case: Case) -> reference.Dense:
+    q, k, v = (x.cpu().float() for x in (case.q, case.k, case.v))
+    return reference.attend(q, k, v, case.rule, case.edits)
+
+
+def real_rows(case: Case, weights: torch.Tensor) -> torch.Tensor:
+    valid = case.rule.mask.valid_queries
+    return weights if valid is None else weights * valid[:, None, :, None]
+
+
+def agree(found, dense, case, scale=1.0):
+    wanted = reference.statistics(dense, case.rule, case.groups)
+    for name, values in found.items():
+        if name != "argmax":
+            close(values, wanted[name], name, scale)
+    if "argmax" in found:
+        place = found["argmax"].cpu()
+        assert ((place >= 0) == (wanted["argmax"] >= 0)).all()
+        top = dense.weights.gather(-1, place.clamp_min(0)[..., None])[..., 0]
+        close(top[place >= 0], wanted["max"][place >= 0], "argmax", scale)
+
+
+@FEW
+@given(cases(), st.sampled_from(TILES), st.sampled_from([torch.float32, torch.float32, torch.float16]))
+def test_the_forward_pass_agrees_with_the_reference(case, tiles, dtype):
+    """Output, lse and all row statistics of one pass, edits included, at several tile sizes."""
+    assume(case.rule.mask.is_band)
+    case = on_device(case, dtype)
+    result = backend.attend(
+        case.q, case.k, case.v, case.rule, case.edits, backend.ROW, case.groups, tiles=tiles
+    )
+    dense = expected(case)
+    half = 1 if dtype == torch.float32 else 60  # weights and output are rounded to float16
+    close(result.z, dense.z, "z", half)
+    close(result.lse, dense.lse, "lse")
+    agree(result.found, dense, case)
+
+
+@FEW
+@given(cases(), st.sampled_from(TILES), st.sampled_from([1, 3, 20]), st.booleans())
+def test_the_map_agrees_with_the_reference(case, tiles, columns, per_head):
+    """From the saved lse: row statistics, received, `P @ x` and `P^T @ y`, of plain and edited weights."""
+    assume(case.rule.mask.is_band)
+    case = on_device(case, torch.float32)
+    q, k, rule = case.q, case.k, case.rule
+    _, lse, steps = blocked.attend(q, k, case.v, rule, case.edits)
+    lse = AttentionMap.of(q, k, rule, lse).lse
+    dense = expected(case)
+    agree(
+        backend.statistics(q, k, rule, lse, steps, (*backend.ROW, "received"), case.groups, tiles),
+        dense,
+        case,
+    )
+    batch, heads, queries = q.shape[:3]
+    shape = (batch, heads if per_head else 1)
+    x, y = (torch.randn(*shape, length, columns, device=DEVICE) for length in (k.shape[2], queries))
+    weights = real_rows(case, dense.weights)
+    close(backend.gather(q, k, rule, lse, steps, x, tiles), weights @ x.double().cpu(), "gather")
+    close(backend.scatter(q, k, rule, lse, steps, y, tiles), weights.mT @ y.double().cpu(), "scatter")
+
+
+@FEW
+@given(cases(), st.data())
+def test_received_over_a_range_or_a_window_of_later_queries(case, data):
+    assume(case.rule.mask.is_band)
+    case = on_device(case, torch.float32)
+    _, lse, steps = blocked.attend(case.q, case.k, case.v, case.rule, case.edits)
+    lse = AttentionMap.of(case.q, case.k, case.rule, lse).lse
+    weights = real_rows(case, expected(case).weights)
+    queries, keys = weights.shape[-2:]
+    first = data.draw(st.integers(0, queries - 1))
+    last = data.draw(st.integers(first, queries))
+    near = data.draw(st.integers(1, 5))
+    far = near + data.draw(st.integers(0, 20))
+    mask = case.rule.mask
+    ahead = (torch.arange(queries) + mask.shift)[:, None] - torch.arange(keys)
+    chosen = (ahead >= near) & (ahead <= far)
+    found = backend.received(case.q, case.k, case.rule, lse, steps, (first, last), (near, far), TILES[1])
+    close(found, (weights * chosen)[:, :, first:last].sum(-2), "received")
+    # the parts of a partition of the rows add up to the whole
+    parts = [
+        backend.received(case.q, case.k, case.rule, lse, steps, span)
+        for span in ((0, first), (first, last), (last, queries))
+    ]
+    close(sum(parts), weights.sum(-2), "received")
+
+
+@FEW
+@given(cases())
+def test_three_routes_to_received_mass(case):
+    """The key-major kernel, the map, and the transposed call of the fused CPU kernel (where it takes the case)."""
+    assume(case.rule.mask.is_band and not case.edits)
+    q, k = case.q.to(DEVICE), case.k.to(DEVICE)
+    result = backend.attend(q, k, case.v.to(DEVICE), case.rule)
+    map = AttentionMap.of(q, k, case.rule, result.lse, backend="triton")
+    dense = real_rows(case, reference.attend(case.q, case.k, case.v, case.rule).weights)
+    by_kernel = map.statistic("received")
+    close(by_kernel, dense.sum(-2), "received")
+    ones = torch.ones(map.shape[2], 1)
+    close((map.T @ ones)[..., 0], dense.sum(-2), "received")
+    other = AttentionMap.of(case.q, case.k, case.rule, result.lse.cpu())
+    close((other.T @ ones)[..., 0], by_kernel.double().cpu(), "received")
+
+
+@FEW
+@given(cases())
+def test_laws_that_need_no_reference(case):
+    """Mass is kept, entropy and maximum bound each other, edited rows keep their mass, K2 is deterministic."""
+    assume(case.rule.mask.is_band)
+    case = on_device(case, torch.float32)
+    rule = replace(case.rule, sinks=None)
+    moved = tuple(edit for edit in case.edits if isinstance(edit, Rescale))
+    result = backend.attend(case.q, case.k, case.v, rule, moved, ("row_mass",))
+    mass = result.found["row_mass"]
+    close(mass[~mass.isnan()].cpu(), torch.ones(int((~mass.isnan()).sum())), "row_mass", 3)
+
+    result = backend.attend(case.q, case.k, case.v, rule, (), ("entropy", "max"))
+    entropy, top = (result.found[name].cpu() for name in ("entropy", "max"))
+    real = ~entropy.isnan()
+    seen = rule.mask.visible_keys(len(case.q), 1).expand_as(entropy)[real]
+    assert (entropy[real] >= 0).all()
+    assert (entropy[real] <= seen.log() + 1e-4).all()
+    assert (top[real] >= 1 / seen - 1e-5).all()
+    assert ((-entropy[real]).exp() <= top[real] + 1e-4).all()
+    lse = AttentionMap.of(case.q, case.k, rule, result.lse).lse
+    received = backend.received(case.q, case.k, rule, lse)
+    close(received.sum(-1), real.sum(-1), "received", 10)
+    assert torch.equal(received, backend.received(case.q, case.k, rule, lse))
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
+def test_extreme_scores_stay_finite(size):
+    """Equal, ordinary and one-hot rows; keys hidden on the left make whole tiles empty before the first score."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 70, 4, device=DEVICE) for _ in range(3))
+    valid = (torch.arange(70) >= 40)[None]
+    rule = ScoreRule(1.0, Mask(70, 70, right=0, valid_keys=valid, valid_queries=valid))
+    result = backend.attend(q * size, k, v, rule, (), backend.ROW, valid, tiles=Config(16, 16, 4, 1))
+    assert result.z.isfinite().all()
+    assert (result.z[:, :, :40] == 0).all()
+    assert (result.lse[:, :, :40] == -torch.inf).all()
+    for name, values in result.found.items():
+        assert values[..., 40:].isfinite().all(), name
+        assert (values[..., :40] == -1).all() if name == "argmax" else values[..., :40].isnan().all(), name
+    torch.testing.assert_close(
+        result.found["mass"][..., 40:], torch.ones(1, 2, 1, 30, device=DEVICE), atol=1e-5, rtol=0
+    )
+
+
+def test_bfloat16_is_computed_from_its_values():
+    """The interpreter would multiply its bit patterns."""
+    torch.manual_seed(2)
+    q, k, v = (torch.randn(1, 2, 33, 16, device=DEVICE).bfloat16() for _ in range(3))
+    rule = ScoreRule(0.25, Mask(33, 33, right=0))
+    result = backend.attend(q, k, v, rule)
+    assert result.z.dtype == torch.bfloat16
+    dense = reference.attend(q.cpu().float(), k.cpu().float(), v.cpu().float(), rule)
+    torch.testing.assert_close(result.z.double().cpu(), dense.z, atol=2e-2, rtol=2e-2)
+    close(result.lse, dense.lse, "lse")
+
+
+def test_strided_operands_are_read_where_they_lie():
+    """Models hand over views [batch, position, head, d] with the axes swapped."""
+    torch.manual_seed(3)
+    q, k, v = (torch.randn(2, 19, heads, 8, device=DEVICE).transpose(1, 2) for heads in (4, 2, 2))
+    rule = ScoreRule(0.3, Mask(19, 19, left=5, right=0))
+    case = Case(q, k, v, rule, (), torch.zeros(0))
+    close(backend.attend(q, k, v, rule).z, expected(case).z, "z")
+
+
+def test_gradients_equal_the_dense_ones():
+    """The backward pass repeats the forward pass in blocks under autograd; edits are part of what it repeats."""
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(2, h, 9, 4, device=DEVICE, requires_grad=True) for h in (4, 2, 2))
+    rule = ScoreRule(0.5, Mask(9, 9, right=0), softcap=4.0)
+    # every row sees a key of the target: where none is seen, the dense formula's gradient is 0/0
+    keys = (torch.arange(9)[None] > 2) & (torch.arange(9)[None] < 5)
+    edits = (Rescale(torch.tensor([True, True, False, True]), keys, ~keys, 0.4),)
+    weight = torch.randn(2, 4, 9, 4, device=DEVICE)
+    actual = torch.autograd.grad((attend(q, k, v, rule, edits, "triton")[0] * weight).sum(), (q, k, v))
+    dense = reference.attend(*(x.cpu() for x in (q, k, v)), rule, edits).z
+    wanted = torch.autograd.grad((dense * weight.cpu()).sum(), (q, k, v))
+    for a, w in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(a.cpu(), w.cpu(), atol=1e-5, rtol=1e-4)
+
+
+@FEW
+@given(cases())
+def test_the_operator_under_the_name_triton(case):
+    """`attend` and `AttentionMap` by name: products and statistics, with the conventions of the other backends."""
+    assume(case.rule.mask.is_band)
+    case = on_device(case, torch.float32)
+    z, map = attend(case.q, case.k, case.v, case.rule, case.edits, "triton")
+    dense = expected(case)
+    close(z, dense.z, "z")
+    dense = dense._replace(weights=real_rows(case, dense.weights))
+    agree(map.statistics(statistics.NAMES, case.groups), dense, case)
+    x, y = torch.randn(map.shape[3], 2), torch.randn(map.shape[2], 2)
+    close(map @ x, dense.weights @ x.double(), "gather")
+    close(map.T @ y, dense.weights.mT @ y.double(), "scatter")
+
+
+def test_what_it_can_not_do_it_refuses_by_name():
+    q = torch.randn(1, 1, 9, 4, device=DEVICE)
+    plain = ScoreRule(1.0, Mask(9, 9))
+    odd = ScoreRule(1.0, Mask(9, 9, extra=lambda b, h, i, j: i == j))
+    with pytest.raises(ValueError, match="a mask given as a function"):
+        attend(q, q, q, odd, (), "triton")
+    with pytest.raises(ValueError, match="float64 queries"):
+        attend(q.double(), q.double(), q.double(), plain, (), "triton")
+    every, none = torch.ones(1, dtype=torch.bool), torch.zeros(1, 9, dtype=torch.bool)
+    many = replace(plain, edits=(BlockScores(every, none, none),) * 16)
+    assert backend.refuses(many, q) == "more than 15 blocked sets of pairs"
+    scattered = [torch.arange(9)[None] >> bit & 1 == 1 for bit in range(4)]
+    edits = [Rescale(every, keys, ~keys, 0.5) for keys in scattered]
+    assert backend.refuses(plain, q, edits) is None
+    wide = torch.randn(1, 1, 40, 4, device=DEVICE)
+    scattered = [torch.arange(40)[None] >> bit & 1 == 1 for bit in range(5)]
+    edits = [Rescale(every, keys, ~keys, 0.5) for keys in scattered]
+    assert (
+        backend.refuses(replace(plain, mask=Mask(40, 40)), wide, edits)
+        == "edits of more than 16 classes of keys"
+    )
+    assert backend.refuses(plain, q, (MixIdentity(every, 0.5),)) is None
+    with pytest.raises(ValueError, match="more than 16 groups"):
+        backend.attend(q, q, q, plain, (), ("mass",), torch.ones(17, 9, dtype=torch.bool))
