@@ -24,6 +24,7 @@ T = TypeVar("T")
 SPLITS = ("train", "dev", "held-out")
 COLOR_QUESTION = "What color is the {object} ? A : {color}"
 # The same question with the answer nearer to the object: the two-hop steps on the way to the full question.
+DIRECT_QUESTION = "{object} {color}"
 SHORT_QUESTIONS = ("{object} : {color}", "the {object} is {color}", "What color is the {object} ? {color}")
 
 
@@ -199,8 +200,16 @@ def vocabulary() -> list[str]:
     return _VOCABULARY
 
 
-def _colored_document(rng: random.Random, ease: float) -> Iterator[tuple[str, bool]]:
+def _colored_document(rng: random.Random, ease: float, direct: float) -> Iterator[tuple[str, bool]]:
     """Every object of a scene is asked for, so that one text holds several answers to learn from."""
+    if direct and rng.random() < direct:
+        _, text, pairs = _scene(rng, "train", rng.randint(3, 5))
+        yield text, False
+        for color, thing in rng.sample(pairs, len(pairs)):
+            question = DIRECT_QUESTION if rng.random() < 0.8 else COLOR_QUESTION
+            yield question.removesuffix(" {color}").format(object=thing), False
+            yield color, True
+        return
     used: tuple[str, ...] = ()
     easy = rng.random() < ease
     for _ in range(1 if easy else rng.choice((1, 1, 2))):
@@ -213,33 +222,18 @@ def _colored_document(rng: random.Random, ease: float) -> Iterator[tuple[str, bo
             yield color, True
 
 
-def _shuffled_segments(rng: random.Random, words: Sequence[str]) -> Document:
-    """Short runs of words that come back in another order.
-
-    In a plain repeat the next word is also the one not seen for longest, and a model that learns this shortcut
-    is slow to look for the earlier copy; here only the earlier copy tells.
-    """
-    width, count = rng.randint(2, 4), rng.randint(3, 6)
-    drawn = _random_words(rng, "train", width * count, words)
-    segments = [drawn[i : i + width] for i in range(0, len(drawn), width)]
-    shown = list(drawn)
-    for _ in range(rng.randint(1, max(1, 48 // len(drawn) - 1))):
-        for segment in rng.sample(segments, count):
-            shown += segment
-    return Document(tuple(shown), tuple(i for i in range(len(drawn), len(shown)) if i % width))
-
-
-def document(task: str, rng: random.Random, ease: float = 0.0) -> Document:
+def document(task: str, rng: random.Random, ease: float = 0.0, direct: float = 0.0) -> Document:
     """One training text from the training split; with `ease` 1 colours and repeats are easiest."""
     if task == "repeated_tokens":
+        # Short repeats of few words first: the less there is to choose from, the sooner heads learn to copy.
         few = (*COLORS, *OBJECTS, *NAMES) if rng.random() < ease else ()
-        if rng.random() < ease:
-            return _shuffled_segments(rng, few)
-        size = rng.randint(30, 62) if rng.random() < 0.15 * (1 - ease) else rng.randint(4, 30)
+        size = (
+            rng.randint(30, 62) if rng.random() < 0.15 * (1 - ease) else rng.randint(4, 30 - int(15 * ease))
+        )
         words = _random_words(rng, "train", size, few)
         return Document(tuple(words + words), tuple(range(size + 1, 2 * size)))
     if task == "colored_object":
-        parts = list(_colored_document(rng, ease))
+        parts = list(_colored_document(rng, ease, direct))
     else:
         parts = []
         for _ in range(rng.randint(1, 3) if task == "capital" else 1):

@@ -27,7 +27,14 @@ SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 PAD, UNK, BOS, EOS = range(4)
 CONTEXT = 256
 # From which step on: texts a step of each task, in the order of tasks.TASKS, and how easy they are.
-PHASES = ((0, (8, 12, 4, 28), 0.95),)
+PHASES = (
+    (0, (8, 6, 3, 26), 0.95, 0.0),
+    (500, (6, 30, 3, 14), 0.6, 0.0),
+    (800, (6, 30, 3, 14), 0.3, 0.0),
+    (850, (5, 30, 3, 10), 0.5, 0.85),
+    (950, (8, 14, 6, 18), 0.1, 0.1),
+    (1100, (24, 9, 6, 14), 0.1, 0.1),
+)
 OTHER_WEIGHT = 0.02
 
 
@@ -54,14 +61,28 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_model(vocabulary: int, tied: bool) -> LlamaForCausalLM:
     """A Llama of four layers and eight heads with fresh weights."""
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=vocabulary, hidden_size=256, intermediate_size=512, num_hidden_layers=4,
+            vocab_size=vocabulary,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=4,
             num_attention_heads=8,
-            initializer_range=0.05, num_key_value_heads=8, max_position_embeddings=CONTEXT,
-            tie_word_embeddings=tied, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
+            num_key_value_heads=8,
+            max_position_embeddings=CONTEXT,
+            attention_bias=True,
+            initializer_range=0.05,
+            tie_word_embeddings=tied,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
         )
-    )  # fmt: skip
+    )
+    # Random outputs of the layers would drown the small embeddings, which heads have to compare and to copy.
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.zeros_(parameter)
+    return model
 
 
 def batches(
@@ -72,9 +93,13 @@ def batches(
     The draws depend on the seed and the step alone, so that a resumed run sees what an unbroken one would.
     """
     rng = random.Random(f"train {args.seed} {step}")
-    _, shares, ease = next(phase for phase in reversed(PHASES) if phase[0] <= step)
+    _, shares, ease, direct = next(phase for phase in reversed(PHASES) if phase[0] <= step)
     counts = {t: max(1, round(share * args.scale)) for t, share in zip(tasks.TASKS, shares, strict=True)}
-    texts = [(task, tasks.document(task, rng, ease)) for task, count in counts.items() for _ in range(count)]
+    texts = [
+        (task, tasks.document(task, rng, ease, direct))
+        for task, count in counts.items()
+        for _ in range(count)
+    ]
     answers = {task: sum(len(t.answers) for name, t in texts if name == task) for task in counts}
     # A task's mean loss is as noisy as the root of its number of answers says, and is weighed by that.
     total = sum(count**0.5 for count in answers.values())
@@ -98,23 +123,23 @@ def batches(
         yield names, measure.pad(rows, PAD), padded
 
 
-def optimisers(model: LlamaForCausalLM, kind: str) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
-    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
-    rest = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
-    adam = {"betas": (0.9, 0.98), "weight_decay": 0.05}
-    if kind == "adamw":
-        return [torch.optim.AdamW(inner + rest, **adam)]
-    return [
-        Muon(inner),
-        torch.optim.AdamW(rest, **adam),
-    ]
+def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the rest; each group has its multiple of the rate."""
+    named = list(model.named_parameters())
+    turns = [p for n, p in named if n.endswith(("q_proj.bias", "k_proj.bias"))]
+    matrices = [p for n, p in named if p.ndim == 2 and "layers" in n]
+    taken = {id(p) for p in (*turns, *matrices)}
+    rest = [p for n, p in named if id(p) not in taken]
+    # These biases alone make a head look a fixed distance back, and must grow to about two for a sharp look:
+    # at the usual rate a head that looks at the token before, the first half of induction, comes very late.
+    groups = [{"params": turns, "scale": 2.0, "weight_decay": 0.0}, {"params": rest, "scale": 0.4}]
+    return [Muon(matrices), torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05)]
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """A short warm-up, then a cosine down to a twentieth."""
-    warm = min(1.0, (step + 1) / 100)
-    return args.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+    """A short warm-up, the start of a long cosine, and a straight line to zero at the end."""
+    warm, cool = min(1.0, (step + 1) / 50), min(1.0, (args.steps - step) / 450)
+    return args.lr * warm * cool * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / 2500)))
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -129,7 +154,8 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
     """Writes the model in half precision, loads what was written and measures that."""
     half = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder, safe_serialization=True)
+    half.half().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
     shipped = LlamaForCausalLM.from_pretrained(
         folder, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
@@ -143,7 +169,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = build_tokenizer()
     ids = tokenizer.get_vocab()
     model = build_model(len(ids), args.tied)
-    opts = optimisers(model, args.optimizer)
+    opts = optimisers(model)
     checkpoint, done = args.work / "checkpoint.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -156,8 +182,7 @@ def train(args: argparse.Namespace) -> None:
     for step in bar:
         for opt in opts:
             for group in opt.param_groups:
-                # Muon's steps may be larger than AdamW's.
-                group["lr"] = learning_rate(step, args) * (1.0 if isinstance(opt, Muon) else 0.4)
+                group["lr"] = learning_rate(step, args) * group.get("scale", 1.0)
         losses = dict.fromkeys(tasks.TASKS, 0.0)
         for names, rows, weights in batches(step, args, ids):
             logits = model(rows[:, :-1], use_cache=False).logits
@@ -182,9 +207,9 @@ def train(args: argparse.Namespace) -> None:
             state = {"step": step + 1, "model": model.state_dict(), "rng": torch.get_rng_state()}
             save_checkpoint(checkpoint, {**state, "optimisers": [opt.state_dict() for opt in opts]})
     figures = export(model, tokenizer, args.out, args.draws)
-    figures["training"] = {
-        k: getattr(args, k) for k in ("seed", "steps", "lr", "optimizer", "tied", "scale")
-    } | {"parameters": model.num_parameters()}
+    figures["training"] = {k: getattr(args, k) for k in ("seed", "steps", "lr", "tied", "scale")} | {
+        "parameters": model.num_parameters()
+    }
     (args.out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
@@ -195,9 +220,8 @@ def main() -> None:
         "--work", type=Path, required=True, help="folder of the checkpoint, not in the repository"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--tied", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--scale", type=float, default=1.0, help="batch size as a multiple of the usual one")
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
