@@ -72,14 +72,20 @@ def test_roles_against_dense_maps() -> None:
         np.testing.assert_allclose(found.sel(role=role), expected, atol=5e-6, err_msg=role)
 
 
-@pytest.mark.parametrize("how", ["gradient", "ablation"])
-def test_importance_predicts_what_removal_does(how: str) -> None:
-    """Taking out the four heads named most important costs more than the four named least."""
-    texts = [example.prompt + " " + example.answer for example in prompt_set("indirect_object", 12, seed=3)]
-    order = head_importance(model(), texts, how=how).stack(at=("layer", "head")).to_series().sort_values()
-    names = [f"{layer}.{head}" for layer, head in order.index]
-    losses = []
-    for heads in (names[:4], names[-4:]):
-        with model().edit(hw.AblateHeads(heads)):
-            losses.append(float(model().loss(texts).mean()))
-    assert losses[1] > losses[0] + 0.1
+def test_importance_is_what_the_edits_do() -> None:
+    """The slope is that between a head at 99 % and at 101 %, the effect of removal that of ablating it."""
+    texts = [example.prompt + " " + example.answer for example in prompt_set("indirect_object", 6, seed=3)]
+    slope = head_importance(model(), texts)
+    removal = head_importance(model(), texts, how="ablation")
+
+    def losses(edit: hw.ScaleHeads | hw.AblateHeads) -> torch.Tensor:
+        with model().edit(edit):
+            return model().loss(texts).double()
+
+    base = model().loss(texts).double()
+    for head in ("0.0", "1.5", "3.7"):
+        layer, index = hw.Head.parse(head)
+        rise = (losses(hw.ScaleHeads({head: 1.01})) - losses(hw.ScaleHeads({head: 0.99}))) / 0.02
+        assert float(slope[layer, index]) == pytest.approx(float(rise.abs().mean()), rel=0.05, abs=5e-4)
+        effect = float((losses(hw.AblateHeads(head)) - base).mean())
+        assert float(removal[layer, index]) == pytest.approx(effect, abs=1e-5)
