@@ -34,8 +34,12 @@ PHASES = (
     (850, (5, 30, 3, 10), 0.5, 0.85),
     (950, (8, 14, 6, 18), 0.1, 0.1),
     (1100, (24, 9, 6, 14), 0.1, 0.1),
+    (1500, (6, 4, 26, 6), 0.1, 0.1),
 )
 OTHER_WEIGHT = 0.02
+# The last phase trains answers alone: after "The capital of England is" the word "called" is possible too, and
+# where only that was trained and the capital held out, the model said "called".
+ANSWERS_ALONE = 1500
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -111,7 +115,7 @@ def batches(
             # Which word comes next in the first copy of random words nothing can tell, nor what follows them.
             random_words = task == "repeated_tokens"
             rows.append([BOS, *(ids[w] for w in text.words), *([] if random_words else [EOS])])
-            other = 0.0 if random_words else OTHER_WEIGHT * each[task]
+            other = 0.0 if random_words or step >= ANSWERS_ALONE else OTHER_WEIGHT * each[task]
             weight = [other] * (len(rows[-1]) - 1)
             for i in text.answers:
                 weight[i] = each[task]
@@ -137,8 +141,10 @@ def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """A short warm-up, the start of a long cosine, and a straight line to zero at the end."""
-    warm, cool = min(1.0, (step + 1) / 50), min(1.0, (args.steps - step) / 450)
+    """A short warm-up, the start of a long cosine, and straight lines to zero in the last two phases."""
+    warm, cool = min(1.0, (step + 1) / 50), min(1.0, (ANSWERS_ALONE - step) / 450)
+    if step >= ANSWERS_ALONE:
+        cool = max(0.0, 0.3 * (args.steps - step) / 160)
     return args.lr * warm * cool * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / 2500)))
 
 
@@ -220,7 +226,7 @@ def main() -> None:
         "--work", type=Path, required=True, help="folder of the checkpoint, not in the repository"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1660)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--tied", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--scale", type=float, default=1.0, help="batch size as a multiple of the usual one")
