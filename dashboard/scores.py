@@ -88,14 +88,14 @@ SCORES = {
     "self": Score(
         label="Attention to itself",
         unit="share",
-        meaning="mean weight of a token on its own position",
+        meaning="mean weight of a token on its own position, the first token left out",
         of=_row_mean("self"),
         limits=_share,
     ),
     "max": Score(
         label="Strongest weight",
         unit="share",
-        meaning="mean of each token's largest weight; 1 looks at one token only",
+        meaning="mean of each token's largest weight, the first token left out; 1 looks at one token only",
         of=_row_mean("max"),
         limits=_share,
     ),
@@ -109,7 +109,7 @@ SCORES = {
     "distance": Score(
         label="Distance",
         unit="tokens",
-        meaning="mean distance between a token and what it attends to",
+        meaning="mean distance between a token and what it attends to, the first token left out",
         of=_row_mean("distance"),
     ),
 }

@@ -55,7 +55,7 @@ def token_axes(
         "title": "key (attended to)",
         "range": [-0.5, columns - 0.5],
     }
-    figure.update_xaxes(autotickangles=[0, -45, -90], **shown, **plain)
+    figure.update_xaxes(autotickangles=[-45, -90], **shown, **plain)
 
 
 def _ticks(tokens: Sequence[str], first: int, count: int, block: int) -> tuple[list[int], list[str]]:
