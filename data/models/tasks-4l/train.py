@@ -35,11 +35,14 @@ PHASES = (
     (950, (8, 14, 6, 18), 0.1, 0.1),
     (1100, (24, 9, 6, 14), 0.1, 0.1),
     (1500, (6, 4, 26, 6), 0.1, 0.1),
+    (1660, (6, 4, 40, 5), 0.1, 0.1),
 )
 OTHER_WEIGHT = 0.02
 # The last phase trains answers alone: after "The capital of England is" the word "called" is possible too, and
 # where only that was trained and the capital held out, the model said "called".
 ANSWERS_ALONE = 1500
+# From here on some words around a country are hidden, so that its capital hangs on no wording.
+HIDDEN_WORDS = 1660
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -116,6 +119,12 @@ def batches(
             random_words = task == "repeated_tokens"
             rows.append([BOS, *(ids[w] for w in text.words), *([] if random_words else [EOS])])
             other = 0.0 if random_words or step >= ANSWERS_ALONE else OTHER_WEIGHT * each[task]
+            if task == "capital" and step >= HIDDEN_WORDS:
+                keep = {*tasks.CAPITALS, *(text.words[i] for i in text.answers)}
+                hide = [word not in keep and rng.random() < 0.3 for word in text.words]
+                rows[-1][1:-1] = [
+                    UNK if hidden else i for hidden, i in zip(hide, rows[-1][1:-1], strict=True)
+                ]
             weight = [other] * (len(rows[-1]) - 1)
             for i in text.answers:
                 weight[i] = each[task]
@@ -141,10 +150,11 @@ def optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """A short warm-up, the start of a long cosine, and straight lines to zero in the last two phases."""
+    """A short warm-up, the start of a long cosine, and straight lines to zero in the last three phases."""
     warm, cool = min(1.0, (step + 1) / 50), min(1.0, (ANSWERS_ALONE - step) / 450)
     if step >= ANSWERS_ALONE:
-        cool = max(0.0, 0.3 * (args.steps - step) / 160)
+        end = HIDDEN_WORDS if step < HIDDEN_WORDS else args.steps
+        cool = 0.3 * (end - step) / 160
     return args.lr * warm * cool * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / 2500)))
 
 
@@ -226,7 +236,7 @@ def main() -> None:
         "--work", type=Path, required=True, help="folder of the checkpoint, not in the repository"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1660)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--tied", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--scale", type=float, default=1.0, help="batch size as a multiple of the usual one")
