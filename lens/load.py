@@ -17,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from headwater.lens import hooks
 from headwater.lens.errors import HeadwaterError, ModelError, nearest
@@ -84,6 +85,8 @@ def _from_folder(folder: Path, tokenizer: Any, name: str, dtype: Any) -> HookedM
         else AutoModel
     )
     _check_size(config, kind, weights)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # it draws its own, also where nobody is at a terminal
     try:
         hf, report = kind.from_pretrained(  # type: ignore[misc]
             folder, config=config, use_safetensors=True, trust_remote_code=False, local_files_only=True,
@@ -248,8 +251,8 @@ def _hook(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
         _compare(before, after, mask, hf)
     first = calls[0][1]
     model = HookedModel(
-        hf, tokenizer, modules, name, revision, causal=not bool(first.dense().triu(1).any()), n_kv_heads=first.k.shape[1],
-        d_head=first.q.shape[3],
+        hf, tokenizer, modules, name, revision, causal=not bool(first.dense().triu(1).any()),
+        n_kv_heads=first.k.shape[1], d_head=first.q.shape[3],
     )  # fmt: skip
     _check_tokenizer(model)
     return model
