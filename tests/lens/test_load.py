@@ -78,7 +78,9 @@ BROKEN = {
     "huge vocabulary": (lambda f: change_config(f, vocab_size=10**12), "vocab_size is 1000000000000"),
     "claims more than it has": (lambda f: change_config(f, n_embd=4096), "describes .* numbers but"),
     "no context": (lambda f: change_config(f, n_positions=0), "max_position_embeddings is 0"),
-    "missing": (lambda f: change_weights(f, lambda t: t.pop("transformer.h.1.attn.c_attn.weight")), "lack transformer.h.1"),
+    "missing": (
+        lambda f: change_weights(f, lambda t: t.pop("transformer.h.1.attn.c_attn.weight")), "lack transformer.h.1",
+    ),
     "extra": (lambda f: change_weights(f, lambda t: t.update(surprise=torch.ones(2))), "have unknown surprise"),
     "other shape": (lambda f: change_config(f, n_positions=32), "shapes that do not fit|can not be loaded"),
     "nan": (lambda f: change_weights(f, edit_nan), "NaN or infinite values, first in transformer.h.1.mlp"),
@@ -103,7 +105,7 @@ def test_weights_linked_from_elsewhere_are_refused(folder, tmp_path):
 
 
 def test_names_that_lead_nowhere():
-    with pytest.raises(ModelError, match="there is no folder ./nowhere"):
+    with pytest.raises(ModelError, match=r"there is no folder \./nowhere"):
         hw.load("./nowhere")
     with pytest.raises(ModelError, match="without a network give a local folder"):
         hw.load("gpt2-that-is-not-here")
@@ -153,5 +155,5 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(200)}, unk_token="w0"))
-    with pytest.raises(ModelError, match="knows 200 tokens but .* embeds only 97"):
+    with pytest.raises(ModelError, match=r"knows 200 tokens but .* embeds only 97"):
         hw.load(folder, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words))
