@@ -28,6 +28,9 @@ def draw(state: State) -> None:
         help="Ctrl+Enter runs it. It stands in the address of this page while it is short.",
     )
     state.prompt = typed or ""
+    if unknown := model.unknown_words(state.prompt):
+        shown = ", ".join(unknown[:8]) + (" …" if len(unknown) > 8 else "")
+        st.caption(plain(f"The model does not know: {shown}. It reads the unknown token there."))
     left, right = st.columns(2)
     with left:
         layer = select("Layer", model.layers, state.layer, "chosen-layer")

@@ -66,7 +66,6 @@ def dashboard(
     with _extra("dashboard"):
         from headwater.dashboard.launch import run
 
-        _quiet_loading()
         run(model, port, host, open_browser)
 
 
@@ -105,6 +104,7 @@ def record(
     asked |= {"layers": inputs.layers(layers)} if layers is not None else {}
     changes = inputs.edits(edits) if edits else []
     loaded = _load(model)
+    _note_unknown(loaded, texts)
     if estimate:
         cost = loaded.estimate(texts, **asked)
         typer.echo(output.as_json(cost) if as_json else str(cost))
@@ -158,6 +158,7 @@ def analyze(
         texts = inputs.prompts(prompts or [], file, whole) if wanted else []
         changes = inputs.edits(edits) if edits else []
         loaded = _load(model)
+        _note_unknown(loaded, texts)
         with loaded.edit(*changes), _busy(asked.name):
             result = _of_model(asked, loaded, texts, settings)
     if html is not None:
@@ -193,20 +194,22 @@ def _of_model(asked: Entry, loaded: HookedModel, texts: list[str], settings: dic
     return asked.function(loaded, *([texts] if asked.inputs == "model+examples" else []), **settings)
 
 
+def _note_unknown(loaded: HookedModel, texts: list[str]) -> None:
+    """A word outside of the vocabulary is read as the unknown token without a word; say so once."""
+    if unknown := loaded.unknown_words(texts):
+        shown = ", ".join(map(repr, unknown[:8])) + (
+            f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        )
+        typer.echo(
+            f"headwater: {loaded.name} does not know {shown} and reads the unknown token there", err=True
+        )
+
+
 def _load(model: str) -> HookedModel:
     import headwater
 
-    _quiet_loading()
     with _busy(f"Loading {model}"):
         return headwater.load(model)
-
-
-def _quiet_loading() -> None:
-    """Keep transformers from drawing progress bars on standard error, terminal or not."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 @contextmanager

@@ -54,9 +54,13 @@ class ActiveEdit(Protocol):
 
 
 class Listener(Protocol):
-    """Somebody who is handed every layer's attention of one model while it runs."""
+    """Somebody who is handed every layer's attention of one model while it runs.
+
+    `statistics` are the names it will ask every map for: a kernel that has them from the forward pass keeps them.
+    """
 
     model: object
+    statistics: tuple[str, ...]
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None: ...
 
@@ -102,15 +106,16 @@ def attention(
     scores = tuple(e for part in lowered for e in part.scores)
     weights = tuple(e for part in lowered for e in part.weights)
     rule = ScoreRule(float(scale), mask, softcap, s_aux, bias, scores)
-    z, map = attend(query, key, value, rule, weights, _backend.get())
+    listeners = [x for x in _listeners.get() if site is not None and x.model is site.model]
+    wanted = tuple(dict.fromkeys(name for listener in listeners for name in listener.statistics))
+    z, map = attend(query, key, value, rule, weights, _backend.get(), wanted)
     z = _outputs(z, site, mask, [e for part in lowered for e in part.outputs])
     found = _discovery.get()
     if found is not None:
         found.append((module, map))
     if site is not None:
-        for listener in _listeners.get():
-            if listener.model is site.model:
-                listener.take(site.layer, map, value, z)
+        for listener in listeners:
+            listener.take(site.layer, map, value, z)
     return z.transpose(1, 2).contiguous(), None
 
 

@@ -98,6 +98,9 @@ def _from_folder(folder: Path, tokenizer: Any, name: str, dtype: Any) -> HookedM
         raise ModelError(
             f"{folder} can not be loaded: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from None
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
     _refuse_incomplete(folder, hf, report)
     if tokenizer is None:
         tokenizer = _tokenizer(folder)

@@ -90,6 +90,19 @@ class HookedModel:
             return [f"#{i}" for i in numbers]
         return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in numbers]
 
+    def unknown_words(self, texts: str | Iterable[str]) -> list[str]:
+        """The pieces of the texts that the tokenizer reads as its unknown token, each once, in their order."""
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if unknown is None or not getattr(self.tokenizer, "is_fast", False):
+            return []
+        found: dict[str, None] = {}
+        for text in [texts] if isinstance(texts, str) else texts:
+            read = self.tokenizer(text, return_offsets_mapping=True)
+            for token, (begin, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+                if token == unknown and end > begin:
+                    found[text[begin:end]] = None
+        return list(found)
+
     # --- running
 
     def __call__(self, given: Any, attention_mask: Any = None, *, grad: bool = False) -> Tensor:
@@ -263,6 +276,7 @@ class _Outputs:
 
     def __init__(self, model: object) -> None:
         self.model = model
+        self.statistics: tuple[str, ...] = ()
         self.by_layer: dict[int, Tensor] = {}
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:

@@ -69,6 +69,13 @@ def test_texts_are_padded_and_blank_ones_refused():
         to_tokens(["a", " "], Words())
 
 
+def test_words_outside_of_the_vocabulary_are_named():
+    trained = hw.load("tasks-4l")
+    assert trained.unknown_words(["Mary swam , xylophone", "xylophone ! Mary"]) == ["swam", "xylophone", "!"]
+    assert trained.unknown_words("Mary and John") == []
+    assert hw.load(tiny_models.tiny("gpt2")).unknown_words("anything") == []
+
+
 def test_settings_of_a_record_that_make_no_sense(model):
     ids, _ = tiny_models.batch()
     with pytest.raises(RecordError, match="unknown statistic 'entropie': did you mean 'entropy'"):
