@@ -1,10 +1,10 @@
 """Attention, its products and its statistics through the Triton kernels K1 (rows) and K2 (columns).
 
-`attend` gives the output, the log-sum-exp and any row statistics from one pass; edited weights take two, one for the
-masses of the key classes and one for everything else. Linear memory; float16, bfloat16 and float32 with float32
-statistics. `refuses` names what can not be done here. The backward pass recomputes through blocks of rows
-(`kernels/blocked.py`) under autograd: exact, in linear memory, at that backend's speed. On the CPU the kernels run
-under TRITON_INTERPRET=1 alone, slowly, which is how they are tested.
+`attend` gives the output, the log-sum-exp and any row statistics from one pass. Edited weights take two, one for the
+masses of the key classes and one for everything else; or one, where few keys are edited and no statistic is wanted.
+Linear memory; float16, bfloat16 and float32 with float32 statistics. `refuses` names what can not be done here. The
+backward pass recomputes through blocks of rows (`kernels/blocked.py`) under autograd: exact, in linear memory, at that
+backend's speed. On the CPU the kernels run under TRITON_INTERPRET=1 alone, slowly, which is how they are tested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headwater.kernels import blocked
 from headwater.kernels.edits import BlockScores, MixIdentity, Rescale, ScaleScores, WeightEdit, WeightStep
 from headwater.kernels.rule import ScoreRule
 from headwater.kernels.triton_configs import Config
-from headwater.kernels.triton_edits import MOST_CLASSES, Folded, classify, fold
+from headwater.kernels.triton_edits import MOST_CLASSES, Folded, KeyClasses, classify, fold
 from headwater.kernels.triton_launch import (
     MOST_GROUPS,
     ROW,
@@ -109,10 +109,60 @@ def _forward(q, k, v, rule, edits, names, groups, tiles) -> Pass:
         z, lse, found = rows_pass(q, k, rule, v, None, None, names, groups, tiles, "own")
         return Pass(z, lse, (), _finish(found, _silent(lse, rule)))
     classes = classify(edits, rule.mask.keys, q.device)
+    span = None if names else classes.few()
+    if span is not None:
+        return _with_keys_aside(q, k, v, rule, edits, classes, span, tiles)
     _, lse, masses = rows_pass(q, k, rule, None, None, None, ("mass",), classes.groups(), tiles)
-    folded, steps = fold(edits, classes, rule, masses["mass"].nan_to_num())
+    folded, steps = fold(edits, classes, rule, _of_real_rows(masses["mass"], lse))
     z, _, found = rows_pass(q, k, rule, v, lse, folded, names, groups, tiles, "own")
     return Pass(z, lse, steps, _finish(found, _silent(lse, rule)))
+
+
+def _with_keys_aside(
+    q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit],
+    classes: KeyClasses, span: tuple[int, int], tiles: Config | None,
+) -> Pass:  # fmt: skip
+    """Edits whose sets, but for one, lie on a few neighbouring keys: one walk without them, then they alone.
+
+    Nothing is subtracted, so the output is as exact where these keys hold nearly all mass as where they hold none.
+    """
+    batch, heads, queries, _ = q.shape
+    group, most = heads // v.shape[1], classes.most()
+    z, lse, found = rows_pass(
+        q, k, rule, v, None, None, ("row_mass",), None, tiles, "own", classes.of_key != most
+    )
+    few = _weights(q, k, rule, lse, span)
+    inside = classes.of_key[:, span[0] : span[1]]
+    onehot = classes.groups()[:, :, span[0] : span[1]].float().expand(batch, -1, -1)
+    mass = torch.einsum("bhqk,bck->bhcq", few, onehot)
+    mass[:, :, most] = found["row_mass"]
+    folded, steps = fold(edits, classes, rule, _of_real_rows(mass, lse))
+    place = inside.long()[:, None, :, None].expand(batch, heads, -1, queries)
+    few = few * folded.factor.gather(2, place).mT * (inside != most)[:, None, None]
+    z = z * folded.factor[:, :, most, :, None]
+    z += few @ v[:, :, span[0] : span[1]].float().repeat_interleave(group, 1)
+    if any(isinstance(edit, MixIdentity) for edit in edits):
+        own = (torch.arange(queries, device=q.device) + rule.mask.shift).clamp(0, rule.mask.keys - 1)
+        z += folded.kept[..., None] * v[:, :, own].float().repeat_interleave(group, 1)
+    return Pass(z.to(v.dtype), lse, steps, {})
+
+
+def _of_real_rows(mass: Tensor, lse: Tensor) -> Tensor:
+    """Masses [batch, head, class, query], zero where the row sees no key."""
+    return mass.masked_fill(torch.isinf(lse)[:, :, None], 0.0)
+
+
+def _weights(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, span: tuple[int, int]) -> Tensor:
+    """Weights on the columns `first:last`, [batch, head, query, column], a few thousand rows at a time."""
+    batch, heads, queries, _ = q.shape
+    saved = torch.where(torch.isinf(lse), torch.inf, lse)
+    step = max(blocked.BLOCK_ELEMENTS // (span[1] - span[0]), 1)
+    every = torch.arange(heads)
+    pieces = [
+        blocked.Block(slice(0, batch), every, slice(i, min(i + step, queries)), slice(*span))
+        for i in range(0, queries, step)
+    ]
+    return torch.cat([blocked.weights(q, k, rule, saved, (), piece) for piece in pieces], 2)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -127,12 +177,12 @@ class _Recomputed(torch.autograd.Function):
         return result.z
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, *gradients):
         with torch.enable_grad():
-            inputs = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
-            z = blocked.attend(*inputs, ctx.rule, ctx.edits)[0]
+            q, k, v = inputs = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
+            z = blocked.attend(q, k, v, ctx.rule, ctx.edits)[0]
             wanted = [x for x in inputs if x.requires_grad]
-            found = iter(torch.autograd.grad(z, wanted, gradient.to(z.dtype)))
+            found = iter(torch.autograd.grad(z, wanted, gradients[0].to(z.dtype)))
         return *(next(found) if x.requires_grad else None for x in inputs), None, None, None, None
 
 

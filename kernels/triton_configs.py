@@ -19,12 +19,12 @@ class Config(NamedTuple):
 
 
 # by the head width rounded up to a power of two: (16-bit types, float32)
-_FORWARD = {
+_ROWS = {
     16: (Config(128, 64, 4, 3), Config(64, 32, 4, 2)),
     32: (Config(128, 64, 4, 3), Config(64, 32, 4, 2)),
     64: (Config(128, 64, 8, 3), Config(64, 32, 4, 2)),
-    128: (Config(128, 64, 8, 3), Config(64, 32, 8, 2)),
-    256: (Config(128, 32, 8, 2), Config(64, 16, 8, 2)),
+    128: (Config(128, 64, 8, 3), Config(32, 32, 8, 2)),
+    256: (Config(128, 32, 8, 2), Config(16, 16, 8, 2)),
 }
 _COLUMNS = {
     16: (Config(64, 128, 8, 3), Config(64, 64, 4, 2)),
@@ -33,7 +33,15 @@ _COLUMNS = {
     128: (Config(64, 128, 8, 3), Config(64, 32, 4, 2)),
     256: (Config(64, 64, 8, 2), Config(64, 16, 8, 2)),
 }
-_TABLES = {"rows": _FORWARD, "columns": _COLUMNS}
+# with values, K2 keeps weights in two parts in registers: fewer rows at a time
+_SCATTER = {
+    16: (Config(64, 64, 4, 3), Config(64, 32, 4, 2)),
+    32: (Config(64, 64, 4, 3), Config(64, 32, 4, 2)),
+    64: (Config(64, 64, 4, 3), Config(64, 32, 4, 2)),
+    128: (Config(64, 64, 8, 3), Config(64, 16, 4, 2)),
+    256: (Config(64, 32, 8, 2), Config(64, 16, 8, 2)),
+}
+_TABLES = {"rows": _ROWS, "columns": _COLUMNS, "scatter": _SCATTER}
 # what the interpreter walks fastest
 INTERPRETED = Config(64, 64, 4, 1)
 
@@ -44,5 +52,5 @@ def padded(width: int) -> int:
 
 
 def config(kernel: str, width: int, bits: int) -> Config:
-    """For kernel "rows" or "columns" at the widest of its head widths (up to 256) and 16 or 32 bits per number."""
+    """For "rows" (K1), "columns" (K2) or "scatter" (K2 with values), a head width up to 256, 16 or 32 bits a number."""
     return _TABLES[kernel][padded(width)][0 if bits == 16 else 1]

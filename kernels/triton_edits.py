@@ -17,6 +17,7 @@ from headwater.kernels.edits import NOTHING, MixIdentity, Rescale, WeightEdit, W
 from headwater.kernels.rule import ScoreRule
 
 MOST_CLASSES = 16
+FEW = 16  # neighbouring keys that are cheaper to treat one by one than in another walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,18 @@ class KeyClasses:
     def groups(self) -> Tensor:
         """The classes as groups of keys, bool [batch|1, class, key]."""
         return self.of_key[:, None] == torch.arange(self.count, device=self.of_key.device)[:, None]
+
+    def most(self) -> int:
+        """The class of most keys."""
+        return int(self.of_key.flatten().bincount(minlength=self.count).argmax())
+
+    def few(self) -> tuple[int, int] | None:
+        """The columns `first:last` that hold all other classes, where they are few; None where they are not."""
+        other = (self.of_key != self.most()).any(0).nonzero()[:, 0]
+        if not len(other):
+            return 0, 1
+        first, last = int(other[0]), int(other[-1]) + 1
+        return (first, last) if last - first <= FEW else None
 
 
 @dataclass(frozen=True, eq=False)

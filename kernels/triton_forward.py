@@ -39,13 +39,14 @@ def rows(
     LEFT: tl.constexpr, RIGHT: tl.constexpr, PADDED: tl.constexpr, BLOCKED: tl.constexpr,
     CAPPED: tl.constexpr, BIASED: tl.constexpr, SUNK: tl.constexpr, TEMPERED: tl.constexpr, CLASSES: tl.constexpr,
     ENTROPY: tl.constexpr, TOP: tl.constexpr, PLACE: tl.constexpr, DISTANCE: tl.constexpr, TOTAL: tl.constexpr,
-    OWN: tl.constexpr, BEFORE: tl.constexpr, EARLIEST: tl.constexpr, GROUPS: tl.constexpr,
+    OWN: tl.constexpr, BEFORE: tl.constexpr, EARLIEST: tl.constexpr, GROUPS: tl.constexpr, ASIDE: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head.
 
     FOUND [statistic, batch, head, query] has a plane of `plane` numbers per statistic; ENTROPY, TOP, DISTANCE, TOTAL,
     OWN, BEFORE, EARLIEST are the plane of each, or -1 where it is not wanted. VALUES: "none", "own" (weights rounded
-    to the values' type), or the mode of `product` for float32 values. MIXED is that mode for masses.
+    to the values' type), or the mode of `product` for float32 values. MIXED is that mode for masses. With ASIDE, keys
+    whose flags hold bit 20 enter the log-sum-exp but neither the output nor the plane TOTAL.
     """
     # blocks of the last queries first: under a causal mask they are the longest
     blocks = tl.cdiv(queries, BLOCK_M)
@@ -83,6 +84,7 @@ def rows(
     spread = tl.zeros([BLOCK_M], tl.float32)
     far = tl.zeros([BLOCK_M], tl.float32)
     best = tl.zeros([BLOCK_M], tl.int32)
+    rest = tl.zeros([BLOCK_M], tl.float32)
     mass = tl.zeros([BLOCK_M, 16], tl.float32)
     z = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     lse = highest
@@ -129,10 +131,9 @@ def rows(
                 if BIASED:
                     bias = tl.load(bias_at, mask=on_rows[:, None] & here[None, :], other=0.0).to(tl.float32)
                 key_flags = 0
-                if PADDED or BLOCKED or CLASSES > 1:
-                    key_flags = tl.load(KEY_FLAGS + batch * key_flags_batch + column, mask=here, other=1)[
-                        None, :
-                    ]
+                if PADDED or BLOCKED or ASIDE or CLASSES > 1:
+                    key_flags = tl.load(KEY_FLAGS + batch * key_flags_batch + column, mask=here, other=1)
+                    key_flags = key_flags[None, :]
                 score = base2(score, bias, inner, cap, outer, CAPPED, BIASED)
                 score = hide(
                     score, row[:, None], column[None, :], keys, shift, left, right, key_flags, row_flags,
@@ -184,6 +185,9 @@ def rows(
                     if not REPLAY:
                         mass = mass * shrink[:, None]
                     mass = product(p, inside, mass, MIXED)
+                if ASIDE:
+                    p = tl.where((key_flags >> 20) & 1 == 0, p, 0.0)
+                    rest = rest * shrink + tl.sum(p, 1)
                 if VALUES != "none":
                     v = fetch(v_at, column[:, None], keys, value[None, :], DV, phase != 1, EVEN_V, UPCAST)
                     if not REPLAY:
@@ -233,7 +237,7 @@ def rows(
     if DISTANCE >= 0:
         tl.store(FOUND + DISTANCE * plane + out_at, far * share, mask=on_rows)
     if TOTAL >= 0:
-        tl.store(FOUND + TOTAL * plane + out_at, total * share, mask=on_rows)
+        tl.store(FOUND + TOTAL * plane + out_at, (rest if ASIDE else total) * share, mask=on_rows)
     if GROUPS > 0:
         g = tl.arange(0, 16)
         mass_at = MASS + (pair.to(tl.int64) * GROUPS + g[None, :]) * queries + row[:, None]

@@ -47,8 +47,12 @@ def interpreted() -> bool:
 def rows_pass(
     q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor | None, lse: Tensor | None, folded: Folded | None,
     names: Sequence[str], groups: Tensor | None, tiles: Config | None, values: str = "none",
+    aside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
-    """Launch K1: from scratch, or over a given lse. Statistics come as they leave the kernel."""
+    """Launch K1: from scratch, or over a given lse. Statistics come as they leave the kernel.
+
+    Keys set `aside`, bool [batch|1, key], are left out of z (then float32) and of "row_mass".
+    """
     from headwater.kernels.triton_forward import rows
 
     batch, heads, queries, _ = q.shape
@@ -59,6 +63,10 @@ def rows_pass(
     else:
         saved = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     width, dtype = (1, q.dtype) if v is None else (v.shape[-1], v.dtype)
+    if aside is not None:
+        dtype = torch.float32
+        args["KEY_FLAGS"] = (args["KEY_FLAGS"] | aside.to(q.device, torch.int32) << 20).contiguous()
+        args["key_flags_batch"] = _step(args["KEY_FLAGS"])
     z = torch.empty(batch, heads, queries, width if v is not None else 0, dtype=dtype, device=q.device)
     if v is not None:
         v = (v.to(q.dtype) if values == "own" else v).expand(batch, -1, -1, -1)
@@ -92,7 +100,7 @@ def rows_pass(
         "SINKS": None if rule.sinks is None else rule.sinks.to(q.device, torch.float32).contiguous(),
         "SUNK": rule.sinks is not None, "DV": width, "BLOCK_V": padded(width),
         "REPLAY": replay, "VALUES": values if v is not None else "none", "MIXED": float32_mode(q),
-        "PLACE": "argmax" in names, "GROUPS": count,
+        "PLACE": "argmax" in names, "GROUPS": count, "ASIDE": aside is not None,
     }  # fmt: skip
     chosen = tiles or _config("rows", max(q.shape[-1], width), q)
     args |= {"BLOCK_M": chosen.own, "BLOCK_N": chosen.other}
@@ -130,7 +138,7 @@ def columns_pass(
         width = y.shape[-1]
         out = torch.empty(batch, heads, keys, width, dtype=torch.float32, device=q.device)
         args |= {"Y": y, "y_batch": y.stride(0), "y_head": y.stride(1), "y_row": y.stride(2)}
-    chosen = tiles or _config("columns", q.shape[-1], q)
+    chosen = tiles or _config("columns" if y is None else "scatter", q.shape[-1], q)
     args |= {
         "OUT": out, "RECEIVED": sums, "LSE": torch.where(torch.isinf(lse), SILENT, lse).float().contiguous(),
         "SUMS": y is None, "VALUES": "none" if y is None else float32_mode(q), "C": width,

@@ -37,8 +37,8 @@ def base2(raw, bias, inner, cap, outer, CAPPED: tl.constexpr, BIASED: tl.constex
     """From `q·k` to the score times log2(e): `inner` comes before cap and bias, `outer` after them."""
     score = raw * inner
     if CAPPED:
-        # tanh from exp2, as the language has none; at -inf and +inf it saturates
-        score = cap * (1.0 - 2.0 / (1.0 + tl.exp2(score * (2.0 * LOG2_E / cap))))
+        # tanh from exp2, as the language has none; beyond 2^120 it has long been 1
+        score = cap * (1.0 - 2.0 / (1.0 + tl.exp2(tl.minimum(score * (2.0 * LOG2_E / cap), 120.0))))
     if BIASED:
         score = score + bias
     if CAPPED or BIASED:

@@ -1,0 +1,69 @@
+"""What ships is compiled for Hopper here, without a GPU: tensor cores used, no spill in a loop, shared memory fits.
+
+Seen to fail: 64 x 128 tiles for K2 with values at d=128 (100 spills in its loops), float32 rows 64 at a time at d=128
+(53), four pipeline stages of 128 x 128 at d=256 (shared memory). Speed is not tested: these are compiled figures.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from headwater.kernels import triton_backend as backend
+from headwater.kernels.edits import Rescale
+from headwater.kernels.mask import Mask
+from headwater.kernels.rule import ScoreRule
+
+pytestmark = [
+    pytest.mark.skipif(not backend.installed(), reason="triton is not installed: it comes for Linux alone"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on, which compiles nothing"
+    ),
+]
+SHARED_LIMIT = 227 * 1024
+LENGTH = 64  # lengths are no part of what is compiled
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+# kernel and task, head width, type, and whether its tiles are tall enough for Hopper's own tensor instructions
+SHIPPED = [
+    ("plain", 96, FP16, True),
+    ("all statistics", 64, BF16, True),
+    ("all statistics", 128, BF16, True),
+    ("all statistics", 256, BF16, True),
+    ("all statistics", 64, FP32, True),
+    ("edited", 80, BF16, True),
+    ("received", 64, BF16, True),
+    ("received", 128, FP16, True),
+    ("received", 256, BF16, True),
+    ("received", 128, FP32, True),
+    ("P^T @ y", 128, BF16, True),
+]
+
+
+def call(task: str, width: int, dtype: torch.dtype):
+    """The host call whose last launch is compiled."""
+    q, k, v = (torch.zeros(1, 2, LENGTH, width, dtype=dtype) for _ in range(3))
+    rule = ScoreRule(width**-0.5, Mask(LENGTH, LENGTH, right=0))
+    lse = torch.zeros(1, 2, LENGTH)
+    first = torch.arange(LENGTH)[None] < 4
+    edit = Rescale(torch.ones(2, dtype=torch.bool), first, ~first, 0.4)
+    groups = torch.ones(4, LENGTH, dtype=torch.bool)
+    return {
+        "plain": lambda: backend.attend(q, k, v, rule),
+        "all statistics": lambda: backend.attend(q, k, v, rule, (), backend.ROW, groups),
+        "edited": lambda: backend.attend(q, k, v, rule, (edit,)),
+        "received": lambda: backend.received(q, k, rule, lse),
+        "P^T @ y": lambda: backend.scatter(q, k, rule, lse, (), torch.zeros(1, 1, LENGTH, 16)),
+    }[task]
+
+
+@pytest.mark.parametrize(("task", "width", "dtype", "tall"), SHIPPED, ids=str)
+def test_what_ships_compiles_for_hopper(monkeypatch, task, width, dtype, tall):
+    from triton_offline import captured, compiled
+
+    found = compiled(*captured(monkeypatch, call(task, width, dtype))[-1])
+    assert found.loops >= 2, "the walk over the interior and the rim"
+    assert found.spills_in_loops == 0
+    assert found.shared <= SHARED_LIMIT
+    assert (found.wgmma > 0) == tall
