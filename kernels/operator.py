@@ -47,6 +47,9 @@ class AttentionMap:
     ) -> AttentionMap:
         """From a forward pass: rows that are padding or see nothing get lse = +inf, hence no weights."""
         silent = lse == float("-inf")
+        lse = lse.masked_fill(
+            lse == float("inf"), torch.nan
+        )  # scores that overflowed, not a row without weights
         if rule.mask.valid_queries is not None:
             silent = silent | ~rule.mask.valid_queries[:, None].to(lse.device)
         return cls(q, k, rule, lse.masked_fill(silent, float("inf")), steps, backend, known or {})

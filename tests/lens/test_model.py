@@ -97,6 +97,26 @@ def test_settings_of_a_record_that_make_no_sense(model):
         record.statistic("recieved")
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    # soft-capped scores are finite whatever comes in; the layer after meets what the first one made of it
+    [
+        ("gpt2", r"0\.0 at batch 0, position 0"),
+        ("llama", r"0\.0 at batch 0, position \d"),
+        ("gemma2", r"1\.0 at batch 0"),
+    ],
+)
+def test_scores_that_overflow_are_named_where_they_begin(name, place):
+    hooked = hw.load(tiny_models.tiny(name))
+    with torch.no_grad():
+        for key, weight in hooked.hf.named_parameters():
+            if "attn" in key and weight.dim() == 2:
+                weight.mul_(1e20)
+    ids, mask = tiny_models.batch()
+    with pytest.raises(RecordError, match="NaN or infinite, first in head " + place):
+        hooked.record(ids, mask)
+
+
 def test_more_memory_than_there_is_is_refused_before_running(model, monkeypatch):
     import psutil
 
