@@ -2,9 +2,9 @@
 
 The interpreter is chosen when the kernels are first imported, by an environment variable; hence the child process.
 Mutations seen to fail there: entropy state not rescaled, window off by one, offset of the cache ignored, natural
-log-sum-exp in a base-2 pass, key head taken modulo the group, sink left out of the output, end of a range included, window of later
-queries off by one, mass kept on the own position forgotten when the next edit settles, interior of a window begun too
-early, last row not stored (seen by the NaN poison), temperature of head 0 for all heads.
+log-sum-exp in a base-2 pass, key head taken modulo the group, sink left out of the output, end of a range included,
+window of later queries off by one, mass kept on the own position forgotten when the next edit settles, interior of a
+window begun too early, last row not stored (seen by the NaN poison), temperature of head 0 for all heads.
 """
 
 from __future__ import annotations

@@ -322,6 +322,26 @@ def test_strided_operands_are_read_where_they_lie():
     close(backend.attend(q, k, v, rule).z, expected(case).z, "z")
 
 
+def test_offsets_beyond_32_bits():
+    """Keys 2^30 elements apart, as in a cache of a million tokens; only the pages that are touched take memory."""
+    torch.manual_seed(4)
+    step = 2**30
+    try:
+        storage = torch.UntypedStorage((2 * step + 16) * 2, device=DEVICE)
+    except RuntimeError:
+        pytest.skip("needs 4.3 GB of address space")
+    far = torch.empty(0, dtype=torch.float16, device=DEVICE).set_(storage, 0, (1, 1, 3, 8), (0, 0, step, 1))
+    near, q = (torch.randn(1, 1, 3, 8, device=DEVICE).half() for _ in range(2))
+    far.copy_(near)
+    rule = ScoreRule(0.3, Mask(3, 3, right=0))
+    case = Case(q, far, far, rule, (), torch.zeros(0))
+    result = backend.attend(q, far, far, rule)
+    close(result.z, expected(case).z, "z", 60)
+    close(backend.received(q, far, rule, result.lse), expected(case).weights.sum(-2), "received")
+    queries = backend.attend(far, near, near, rule)
+    close(backend.received(far, near, rule, queries.lse).sum(-1), torch.full((1, 1), 3.0), "received")
+
+
 def test_gradients_equal_the_dense_ones():
     """The backward pass repeats the forward pass in blocks under autograd; edits are part of what it repeats."""
     torch.manual_seed(1)
