@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from headwater.kernels import blocked, flash, statistics, triton_backend
+from headwater.kernels import blocked, flash, statistics, summaries, triton_backend
 from headwater.kernels.edits import WeightStep
 from headwater.kernels.rule import ScoreRule
 
@@ -47,9 +47,8 @@ class AttentionMap:
     ) -> AttentionMap:
         """From a forward pass: rows that are padding or see nothing get lse = +inf, hence no weights."""
         silent = lse == float("-inf")
-        lse = lse.masked_fill(
-            lse == float("inf"), torch.nan
-        )  # scores that overflowed, not a row without weights
+        # scores that overflowed are not a row without weights
+        lse = lse.masked_fill(lse == float("inf"), torch.nan)
         if rule.mask.valid_queries is not None:
             silent = silent | ~rule.mask.valid_queries[:, None].to(lse.device)
         return cls(q, k, rule, lse.masked_fill(silent, float("inf")), steps, backend, known or {})
@@ -106,6 +105,14 @@ class AttentionMap:
         for begin in range(0, queries, step):
             rows = slice(begin, min(begin + step, queries))
             yield rows, self.tile(rows, slice(0, keys), chosen)
+
+    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest weights of each row and their columns, [batch, head, query, k]; 0 and -1 beyond the last."""
+        return summaries.topk(self, k)
+
+    def pooled(self, block: int, how: str = "max") -> Tensor:
+        """The map in cells of block × block weights, "max" or "mean" of each: [batch, head, query cell, key cell]."""
+        return summaries.pooled(self, block, how)
 
     def statistic(self, name: str, groups: Tensor | None = None) -> Tensor:
         """One statistic (kernels/statistics.py lists them and their units)."""
