@@ -1,7 +1,7 @@
 """Attention, its products and its statistics through the Triton kernels K1 (rows) and K2 (columns).
 
 `attend` gives the output, the log-sum-exp and any row statistics from one pass. Edited weights take two, one for the
-masses of the key classes and one for everything else; or one, where few keys are edited and no statistic is wanted.
+masses of the key classes and one for everything else; or one, where few keys are edited (and one more for statistics).
 Linear memory; float16, bfloat16 and float32 with float32 statistics. `refuses` names what can not be done here. The
 backward pass recomputes through blocks of rows (`kernels/blocked.py`) under autograd: exact, in linear memory, at that
 backend's speed. On the CPU the kernels run under TRITON_INTERPRET=1 alone, slowly, which is how they are tested.
@@ -109,9 +109,12 @@ def _forward(q, k, v, rule, edits, names, groups, tiles) -> Pass:
         z, lse, found = rows_pass(q, k, rule, v, None, None, names, groups, tiles, "own")
         return Pass(z, lse, (), _finish(found, _silent(lse, rule)))
     classes = classify(edits, rule.mask.keys, q.device)
-    span = None if names else classes.few()
-    if span is not None:
-        return _with_keys_aside(q, k, v, rule, edits, classes, span, tiles)
+    if span := classes.few():
+        result = _with_keys_aside(q, k, v, rule, edits, classes, span, tiles)
+        silent = _silent(result.lse, rule)
+        saved = result.lse.masked_fill(silent, torch.inf)
+        found = statistics(q, k, rule, saved, result.steps, names, groups, tiles) if names else {}
+        return result._replace(found=found)
     _, lse, masses = rows_pass(q, k, rule, None, None, None, ("mass",), classes.groups(), tiles)
     folded, steps = fold(edits, classes, rule, _of_real_rows(masses["mass"], lse))
     z, _, found = rows_pass(q, k, rule, v, lse, folded, names, groups, tiles, "own")
@@ -139,8 +142,9 @@ def _with_keys_aside(
     folded, steps = fold(edits, classes, rule, _of_real_rows(mass, lse))
     place = inside.long()[:, None, :, None].expand(batch, heads, -1, queries)
     few = few * folded.factor.gather(2, place).mT * (inside != most)[:, None, None]
-    z = z * folded.factor[:, :, most, :, None]
-    z += few @ v[:, :, span[0] : span[1]].float().repeat_interleave(group, 1)
+    z *= folded.factor[:, :, most, :, None]
+    values = v[:, :, span[0] : span[1]].float().repeat_interleave(group, 1)
+    z.flatten(0, 1).baddbmm_(few.flatten(0, 1), values.flatten(0, 1))
     if any(isinstance(edit, MixIdentity) for edit in edits):
         own = (torch.arange(queries, device=q.device) + rule.mask.shift).clamp(0, rule.mask.keys - 1)
         z += folded.kept[..., None] * v[:, :, own].float().repeat_interleave(group, 1)
@@ -156,7 +160,7 @@ def _weights(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, span: tuple[int
     """Weights on the columns `first:last`, [batch, head, query, column], a few thousand rows at a time."""
     batch, heads, queries, _ = q.shape
     saved = torch.where(torch.isinf(lse), torch.inf, lse)
-    step = max(blocked.BLOCK_ELEMENTS // (span[1] - span[0]), 1)
+    step = max(blocked.BLOCK_ELEMENTS // (heads * (span[1] - span[0])), 1)
     every = torch.arange(heads)
     pieces = [
         blocked.Block(slice(0, batch), every, slice(i, min(i + step, queries)), slice(*span))

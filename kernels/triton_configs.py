@@ -42,6 +42,9 @@ _SCATTER = {
     256: (Config(64, 32, 8, 2), Config(64, 16, 8, 2)),
 }
 _TABLES = {"rows": _ROWS, "columns": _COLUMNS, "scatter": _SCATTER}
+# for GPUs whose programs have less shared memory than Hopper's: right everywhere, tuned nowhere
+MODEST = Config(32, 16, 4, 1)
+ENOUGH_SHARED = 200 * 1024  # bytes
 # what the interpreter walks fastest
 INTERPRETED = Config(64, 64, 4, 1)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headwater.kernels.edits import BlockScores, ScaleScores
 from headwater.kernels.rule import ScoreRule
-from headwater.kernels.triton_configs import INTERPRETED, Config, config, padded
+from headwater.kernels.triton_configs import ENOUGH_SHARED, INTERPRETED, MODEST, Config, config, padded
 from headwater.kernels.triton_edits import Folded
 
 # order of the planes of K1's statistics, and the flag of each
@@ -204,6 +204,10 @@ def launch(kernel, programs: int, args: dict[str, Any], chosen: Config, q: Tenso
 def _config(kernel: str, width: int, q: Tensor) -> Config:
     if interpreted():
         return INTERPRETED
+    if q.device.type == "cuda":
+        device = torch.cuda.get_device_properties(q.device)
+        if getattr(device, "shared_memory_per_block_optin", 0) < ENOUGH_SHARED:
+            return MODEST
     return config(kernel, width, 32 if q.dtype == torch.float32 else 16)
 
 
