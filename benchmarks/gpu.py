@@ -156,7 +156,7 @@ def check(width: int, causal: bool) -> dict[str, float]:
         dense = reference.attend(*host, p.rule, edits)
         wanted = reference.statistics(dense, p.rule)
         # weights are rounded to bfloat16 before they meet the values, and the output once more
-        compare(title + "output", result.z, dense.z, 2e-2)
+        compare(title + "output", result.z, dense.z, 4e-2)
         compare(title + "lse", result.lse, dense.lse, 1e-4)
         for name in STATISTICS:
             if name != "argmax":
