@@ -134,9 +134,7 @@ class AttentionMap:
         """The backend of products and statistics: the one asked for, else the fused one of the device if it can."""
         if self.backend == "blocked":
             return "blocked"
-        fused = self.backend
-        if fused == "auto":
-            fused = "triton" if self.q.device.type == "cuda" else "flash"
+        fused = "flash" if self.backend == "auto" else self.backend
         if fused == "triton":
             reason = triton_backend.refuses(self.rule, self.q, [step.edit for step in self.steps])
         else:
