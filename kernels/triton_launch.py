@@ -125,6 +125,9 @@ def columns_pass(
     args = _arguments(q, k, rule, folded)
     if later is not None:
         near, far = later
+        if folded is not None and not near <= 0 <= far:
+            # the own position is outside of the band, and with it what an edit keeps there
+            args["KEPT"] = torch.zeros_like(folded.kept)
         args["left"], args["LEFT"] = (min(args["left"], far) if args["LEFT"] else far), True
         args["right"], args["RIGHT"] = (min(args["right"], -near) if args["RIGHT"] else -near), True
     args["from_row"], args["to_row"] = queries or (0, q.shape[2])

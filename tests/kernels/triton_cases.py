@@ -319,6 +319,15 @@ def test_bfloat16_is_computed_from_its_values():
     close(result.lse, dense.lse, "lse")
 
 
+def test_mass_kept_on_the_own_position_is_not_received_later():
+    case = rich("window")
+    result = backend.attend(case.q, case.k, case.v, case.rule, case.edits)
+    ahead = torch.arange(40)[:, None] - torch.arange(40)
+    for near, far in ((0, 3), (1, 3)):
+        found = backend.received(case.q, case.k, case.rule, result.lse, result.steps, later=(near, far))
+        close(found, (expected(case).weights * ((ahead >= near) & (ahead <= far))).sum(-2), "received")
+
+
 def test_strided_operands_are_read_where_they_lie():
     """Models hand over views [batch, position, head, d] with the axes swapped."""
     torch.manual_seed(3)
