@@ -127,9 +127,10 @@ def test_a_permutation_of_the_batch_changes_nothing(case):
     z, _ = attend(case.q, case.k, case.v, case.rule, case.edits)
     mask = case.rule.mask
     one = {n: None if (t := getattr(mask, n)) is None else t[-1:] for n in ("valid_keys", "valid_queries")}
-    shift = lambda e: replace(
-        e, **{n: t[-1:] for n in ("keys", "to") if (t := getattr(e, n, None)) is not None}
-    )
+
+    def shift(e):
+        return replace(e, **{n: t[-1:] for n in ("keys", "to") if (t := getattr(e, n, None)) is not None})
+
     rule = replace(case.rule, mask=replace(mask, **one), edits=tuple(shift(e) for e in case.rule.edits))
     alone, _ = attend(case.q[-1:], case.k[-1:], case.v[-1:], rule, tuple(shift(e) for e in case.edits))
     close(alone, z[-1:], 5)
@@ -168,7 +169,9 @@ def test_a_backend_asked_for_by_name_refuses_by_name():
     rule = ScoreRule(1.0, Mask(9, 9, left=2, right=0))
     with pytest.raises(ValueError, match="sliding window"):
         attend(q, q, q, rule, (), "flash")
-    assert choose(rule, q)[0] == "blocked" and "sliding window" in choose(rule, q)[1]
+    name, reason = choose(rule, q)
+    assert name == "blocked"
+    assert "sliding window" in reason
     with pytest.raises(ValueError, match="unknown backend 'fast'"):
         attend(q, q, q, rule, (), "fast")
 
