@@ -200,8 +200,8 @@ class Recorder:
         if bad.any():
             row, head, query = bad.nonzero()[0].tolist()
             raise RecordError(
-                f"attention scores are NaN or infinite, first in head {Head(layer, head)} at batch {row}, position {query}; the "
-                "weights or the input hold values that overflow"
+                f"attention scores are NaN or infinite, first in head {Head(layer, head)} at batch {row}, position "
+                f"{query}; the weights or the input hold values that overflow"
             )
         if layer not in self.layers:
             return
