@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import Case, cases
+from attention_cases import Case, cases, rich
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from headwater.kernels import blocked, reference, statistics
 from headwater.kernels import triton_backend as backend
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import BlockScores, MixIdentity, Rescale, ScaleScores
+from headwater.kernels.edits import BlockScores, MixIdentity, Rescale
 from headwater.kernels.mask import Mask
 from headwater.kernels.operator import AttentionMap
 from headwater.kernels.rule import ScoreRule
@@ -82,47 +82,6 @@ def agree(found, dense, case, scale=1.0):
         close(top[place >= 0], wanted["max"][place >= 0], "argmax", scale)
 
 
-def rich(kind: str) -> Case:
-    """Several tiles each way, two query heads per key head, and everything that one kind of model asks for at once."""
-    torch.manual_seed(5)
-    batch, heads, queries = (2 if kind == "padded" else 1), 2, 40
-    keys = {"cross": 37, "cache": 51}.get(kind, queries)
-    q = torch.randn(batch, heads, queries, 8, device=DEVICE) * 4
-    k, v = (torch.randn(batch, 1, keys, width, device=DEVICE) for width in (8, 5))
-    columns = torch.arange(keys)
-    start = torch.tensor([[0], [9]])[:batch]
-    valid, valid_queries = columns >= start, torch.arange(queries) >= start
-    first = columns[None] < 12
-    some = torch.tensor([True, False])
-    block = BlockScores(some, torch.arange(queries)[None] % 3 == 0, columns[None] % 5 == 1)
-    # the second edit moves mass that the first has made, and that the identity has kept
-    edits = (Rescale(some, first, ~first, 0.3), MixIdentity(torch.tensor([True, True]), 0.25))
-    edits += (Rescale(some, columns[None] % 4 == 0, columns[None] % 4 == 2, 0.5),)
-    rule, edits = {
-        "causal": (ScoreRule(0.3, Mask(queries, keys, right=0), sinks=torch.randn(heads)), ()),
-        "padded": (
-            ScoreRule(
-                0.3,
-                Mask(queries, keys, right=0, valid_keys=valid, valid_queries=valid_queries),
-                softcap=3.0,
-                edits=(block, ScaleScores(some, 1.7)),
-            ),
-            edits,
-        ),
-        "window": (ScoreRule(0.3, Mask(queries, keys, left=18, right=3)), edits),
-        "cache": (
-            ScoreRule(
-                0.3,
-                Mask(queries, keys, left=21, right=0, query_offset=11),
-                bias=torch.randn(1, heads, 1, keys),
-            ),
-            (),
-        ),
-        "cross": (ScoreRule(0.3, Mask(queries, keys), bias=torch.randn(batch, 1, queries, keys)), ()),
-    }[kind]
-    return Case(q, k, v, rule, edits, torch.rand(16, keys) < 0.3)
-
-
 @pytest.mark.parametrize(
     ("kind", "tiles"),
     [
@@ -138,7 +97,7 @@ def rich(kind: str) -> Case:
 def test_many_tiles_give_what_the_reference_gives(kind, tiles):
     """Each mode of each kernel over interiors and rims: from scratch, from the saved lse, and key-major."""
     tiles = Config(*tiles, 4, 2)
-    case = rich(kind)
+    case = rich(kind, DEVICE)
     q, k, rule = case.q, case.k, case.rule
     result = backend.attend(q, k, case.v, rule, case.edits, backend.ROW, case.groups, tiles=tiles)
     dense = expected(case)
@@ -153,7 +112,7 @@ def test_many_tiles_give_what_the_reference_gives(kind, tiles):
 @pytest.mark.parametrize("kind", ["padded", "window"])
 def test_edits_of_a_few_keys_take_one_pass(kind, monkeypatch):
     """The keys set aside hold nearly all mass in one head: nothing may be lost by taking them out."""
-    case = rich(kind)
+    case = rich(kind, DEVICE)
     few = (torch.arange(40) >= 10)[None] & (torch.arange(40) < 14)
     case.k[:, :, 11] *= 30
     edits = (
@@ -320,7 +279,7 @@ def test_bfloat16_is_computed_from_its_values():
 
 
 def test_mass_kept_on_the_own_position_is_not_received_later():
-    case = rich("window")
+    case = rich("window", DEVICE)
     result = backend.attend(case.q, case.k, case.v, case.rule, case.edits)
     ahead = torch.arange(40)[:, None] - torch.arange(40)
     for near, far in ((0, 3), (1, 3)):

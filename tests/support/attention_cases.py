@@ -95,3 +95,44 @@ def cases(draw, edited: bool | None = None, plain: bool = False):
     q, k = normal(batch, heads, queries, width) * size, normal(batch, kv_heads, keys, width)
     groups = torch.rand(3, keys, generator=generator) < 0.3
     return Case(q, k, normal(batch, kv_heads, keys, value_width), rule, tuple(edits), groups)
+
+
+def rich(kind: str, device: str) -> Case:
+    """Several tiles each way, two query heads per key head, and everything that one kind of model asks for at once."""
+    torch.manual_seed(5)
+    batch, heads, queries = (2 if kind == "padded" else 1), 2, 40
+    keys = {"cross": 37, "cache": 51}.get(kind, queries)
+    q = torch.randn(batch, heads, queries, 8, device=device) * 4
+    k, v = (torch.randn(batch, 1, keys, width, device=device) for width in (8, 5))
+    columns = torch.arange(keys)
+    start = torch.tensor([[0], [9]])[:batch]
+    valid, valid_queries = columns >= start, torch.arange(queries) >= start
+    first = columns[None] < 12
+    some = torch.tensor([True, False])
+    block = BlockScores(some, torch.arange(queries)[None] % 3 == 0, columns[None] % 5 == 1)
+    # the second edit moves mass that the first has made, and that the identity has kept
+    edits = (Rescale(some, first, ~first, 0.3), MixIdentity(torch.tensor([True, True]), 0.25))
+    edits += (Rescale(some, columns[None] % 4 == 0, columns[None] % 4 == 2, 0.5),)
+    rule, edits = {
+        "causal": (ScoreRule(0.3, Mask(queries, keys, right=0), sinks=torch.randn(heads)), ()),
+        "padded": (
+            ScoreRule(
+                0.3,
+                Mask(queries, keys, right=0, valid_keys=valid, valid_queries=valid_queries),
+                softcap=3.0,
+                edits=(block, ScaleScores(some, 1.7)),
+            ),
+            edits,
+        ),
+        "window": (ScoreRule(0.3, Mask(queries, keys, left=18, right=3)), edits),
+        "cache": (
+            ScoreRule(
+                0.3,
+                Mask(queries, keys, left=21, right=0, query_offset=11),
+                bias=torch.randn(1, heads, 1, keys),
+            ),
+            (),
+        ),
+        "cross": (ScoreRule(0.3, Mask(queries, keys), bias=torch.randn(batch, 1, queries, keys)), ()),
+    }[kind]
+    return Case(q, k, v, rule, edits, torch.rand(16, keys) < 0.3)
