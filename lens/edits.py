@@ -15,7 +15,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -76,9 +76,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _HeadWise(Edit):
-    """What the edits that take `heads` and `layers` share; `neutral` ones touch nothing at all."""
-
-    neutral: ClassVar[Any]
+    """What the edits that take `heads` and `layers` share; at its neutral value an edit touches nothing."""
 
     def prepare(self, model: HookedModel) -> Prepared:
         self._check()

@@ -234,7 +234,7 @@ def _tokenizer(folder: Path) -> Any:
 
 def _hook(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
     """Route the model's attention through Headwater and see that nothing else changed."""
-    _refuse_unreadable(hf, name)
+    _refuse_unreadable(hf)
     _refuse_nonfinite(hf, name)
     hf.eval()
     ids, mask = _sample(hf)
@@ -261,7 +261,7 @@ def _hook(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
     return model
 
 
-def _refuse_unreadable(hf: Any, name: str) -> None:
+def _refuse_unreadable(hf: Any) -> None:
     if not hf._can_set_attn_implementation():
         raise ModelError(
             f"{type(hf).__name__} computes its attention by itself and not through transformers' attention interface; "

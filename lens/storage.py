@@ -29,7 +29,7 @@ from headwater.lens.record import Record
 
 FORMAT = 1
 EDITS = {c.__name__: c for c in (kernel.ScaleScores, kernel.BlockScores, kernel.Rescale, kernel.MixIdentity)}
-LIMITS = {"layers": 10_000, "heads": 100_000, "strings": 10**8}
+LIMITS = {"layers": 10_000, "heads": 100_000}
 
 
 def save(record: Record, path: Path) -> Path:
