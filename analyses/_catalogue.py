@@ -21,7 +21,7 @@ from headwater.lens.errors import AnalysisError, nearest
 PACKAGE = "headwater.analyses"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry(About):
     """One analysis: what it says about itself, its settings, and the function that answers."""
 

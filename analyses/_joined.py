@@ -30,7 +30,7 @@ def residual_weight(residual: float, add_residual: bool) -> float:
 
 
 def consecutive_layers(record: Record, last: int | None) -> list[int]:
-    """The record's layers up to `last`; an error where one is missing in between."""
+    """The record's layers up to `last`; an error where one is missing in between, or has signed weights."""
     layers = [layer for layer in record.layers if last is None or layer <= last]
     if not layers or (last is not None and layers[-1] != last):
         raise AnalysisError(f"last_layer={last} is not in this record; it has layers {record.layers}")
@@ -38,6 +38,12 @@ def consecutive_layers(record: Record, last: int | None) -> list[int]:
     if gap:
         raise AnalysisError(
             f"layer {gap[0] - 1} is missing from this record; layers are followed one into the next"
+        )
+    signed = [layer for layer in layers if layer in record.maps and record.maps[layer].signed]
+    if signed:
+        raise AnalysisError(
+            f"the weights of layer {signed[0]} may be negative, so they are no shares and no capacities; "
+            "record without that normaliser"
         )
     return layers
 

@@ -7,16 +7,25 @@ lies around them, so that a row of a batch and the same text alone are asked abo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headwater.lens.errors import AnalysisError
-from headwater.lens.record import Record
 
 Positions = Sequence[int] | int | Literal["all"]
+
+
+class Labelled(Protocol):
+    """A padded batch of texts, such as a record: its tokens as text, and which columns are real [batch, position]."""
+
+    @property
+    def strings(self) -> list[list[str]]: ...
+
+    @property
+    def valid(self) -> Tensor: ...
 
 
 def columns_of(positions: Positions, valid: Tensor, what: str) -> Tensor:
@@ -50,18 +59,29 @@ def columns_of(positions: Positions, valid: Tensor, what: str) -> Tensor:
     return order.gather(1, torch.where(index < 0, index + counts[:, None], index))
 
 
-def position_coordinates(record: Record, positions: Positions, columns: Tensor) -> dict[str, Any]:
+def position_coordinates(
+    texts: Labelled,
+    positions: Positions,
+    columns: Tensor,
+    keys: Positions = "all",
+    key_columns: Tensor | None = None,
+) -> dict[str, Any]:
     """Coordinates of a [batch, query, key] result: the asked positions, the columns they mean, and the
-    tokens."""
-    asked = (
-        list(range(columns.shape[1])) if isinstance(positions, str) else np.atleast_1d(np.asarray(positions))
-    )
-    tokens = np.array(record.strings, dtype=object)
+    tokens; all keys unless some were asked for."""
+    tokens = np.array(texts.strings, dtype=object)
+    if key_columns is None:
+        key_columns = torch.arange(texts.valid.shape[1]).expand(len(columns), -1)
     return {
         "batch": np.arange(len(columns)),
-        "query": asked,
-        "key": np.arange(record.valid.shape[1]),
+        "query": _named(positions, columns),
+        "key": _named(keys, key_columns),
         "position": (("batch", "query"), columns.numpy()),
         "query_token": (("batch", "query"), np.take_along_axis(tokens, columns.numpy(), 1).astype(str)),
-        "key_token": (("batch", "key"), tokens.astype(str)),
+        "key_token": (("batch", "key"), np.take_along_axis(tokens, key_columns.numpy(), 1).astype(str)),
     }
+
+
+def _named(positions: Positions, columns: Tensor) -> Any:
+    return (
+        list(range(columns.shape[1])) if isinstance(positions, str) else np.atleast_1d(np.asarray(positions))
+    )

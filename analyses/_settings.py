@@ -126,7 +126,7 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
     )
     optional = type(None) in origins or None in choices
     choices = tuple(choice for choice in choices if choice is not None)
-    if Callable in origins:
+    if Callable in origins or Any in origins:  # for Python alone
         return None
     if int in origins and Sequence in origins:
         kind: Kind = "positions"

@@ -2,19 +2,20 @@
 
 Abnar & Zuidema 2020 (arXiv 2005.00928): attention weights are capacities of edges from each position to those of the
 layer below, and each input token gets the largest flow from the position to it. One maximum flow per input token on a
-graph of up to layers·S² edges: quadratic memory, so long texts are refused.
+graph of up to layers·S² edges: quadratic memory, so long texts are refused. `flow_graph` hands that graph out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
 import xarray as xr
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import maximum_flow
+from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._about import About
@@ -29,6 +30,9 @@ from headwater.analyses._positions import Positions, columns_of, position_coordi
 from headwater.analyses._settings import Bounds
 from headwater.lens.errors import AnalysisError
 from headwater.lens.record import Record
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 ABOUT = About(
     question="How much of each input token can reach a position through the attention of all layers?",
@@ -65,16 +69,8 @@ def flow(
     weight = residual_weight(residual, add_residual)
     columns = columns_of(queries, record.valid, "queries")
     mixing = head_mixing(heads, layers, record.n_heads)
-    longest = int(record.valid.sum(1).max())
-    if longest > LONGEST:
-        raise AnalysisError(
-            f"a text has {longest} tokens and flow takes {LONGEST} at most; shorten it or use rollout"
-        )
-    maps = [
-        joined_map(record.map(layer), weight, mixing if isinstance(mixing, str) else mixing[depth])
-        for depth, layer in enumerate(layers)
-    ]
-    capacities = (torch.stack(maps, 1).nan_to_num() * UNIT).round().to(torch.int32).numpy()
+    _refuse_long(record)
+    capacities = (_capacities(record, layers, weight, mixing) * UNIT).round().to(torch.int32).numpy()
     found = np.full((*columns.shape, record.valid.shape[1]), np.nan)
     for row, real in enumerate(record.valid.numpy()):
         place = np.flatnonzero(real)
@@ -97,6 +93,61 @@ def flow(
         name="flow",
         attrs=ABOUT.attrs(record.provenance, normalise=normalise, **settings),
     )
+
+
+def flow_graph(
+    record: Record,
+    row: int = 0,
+    residual: float = 0.5,
+    heads: Reduction | Sequence[Sequence[float]] = "mean",
+    add_residual: bool = True,
+    last_layer: int | None = None,
+) -> nx.DiGraph:
+    """The graph that `flow` is computed on, for one batch row, with its settings: a `networkx.DiGraph`.
+
+    Nodes are (depth, position), depth 0 the input tokens and depth d the positions behind the d-th layer, positions
+    those of the real tokens; each has `token`, and `layer` where one wrote it. An edge leads from a position to what it
+    looks at, with `capacity` `Ã_l[i, j]` (0: no edge). Question, unit, paper and model stand in `graph.graph`.
+    """
+    import networkx as nx  # a second of import that only the graph needs
+
+    if not 0 <= row < len(record.valid):
+        raise AnalysisError(f"no batch row {row}; the record has rows 0 to {len(record.valid) - 1}")
+    layers = consecutive_layers(record, last_layer)
+    mixing = head_mixing(heads, layers, record.n_heads)
+    weight = residual_weight(residual, add_residual)
+    _refuse_long(record)
+    place = record.valid[row].nonzero()[:, 0]
+    capacities = _capacities(record, layers, weight, mixing)[row][:, place[:, None], place].numpy()
+    words = [record.strings[row][column] for column in place.tolist()]
+    attrs = ABOUT.attrs(
+        record.provenance, residual=residual, heads=heads, add_residual=add_residual, layers=layers
+    )
+    graph = nx.DiGraph(**attrs)
+    for depth in range(len(layers) + 1):
+        wrote = {"layer": layers[depth - 1]} if depth else {}
+        graph.add_nodes_from(((depth, i), {"token": word, **wrote}) for i, word in enumerate(words))
+    for depth, i, j in zip(*np.nonzero(capacities), strict=True):
+        capacity = float(capacities[depth, i, j])
+        graph.add_edge((int(depth) + 1, int(i)), (int(depth), int(j)), capacity=capacity)
+    return graph
+
+
+def _refuse_long(record: Record) -> None:
+    longest = int(record.valid.sum(1).max())
+    if longest > LONGEST:
+        raise AnalysisError(
+            f"a text has {longest} tokens and flow takes {LONGEST} at most; shorten it or use rollout"
+        )
+
+
+def _capacities(record: Record, layers: list[int], weight: float, mixing: str | Tensor) -> Tensor:
+    """Ã of every layer, float64 [batch, layer, query, key]; 0 in rows that have no weight."""
+    maps = [
+        joined_map(record.map(layer), weight, mixing if isinstance(mixing, str) else mixing[depth])
+        for depth, layer in enumerate(layers)
+    ]
+    return torch.stack(maps, 1).nan_to_num()
 
 
 def _largest(capacities: np.ndarray, start: int, end: int, causal: bool) -> float:

@@ -30,8 +30,6 @@ ABOUT = About(
     not_for="models that are not causal; short texts; saying that such a token causes what follows",
 )
 
-ROWS = 64  # queries read at a time: a tile of 64 × (64 + band) weights per head
-
 
 def future_influence(
     record: Record,
@@ -39,6 +37,7 @@ def future_influence(
     ahead_from: Annotated[int, "nearest later token that counts (tokens ahead)", Bounds(1)] = 10,
     ahead_to: Annotated[int, "farthest later token that counts", Bounds(1)] = 50,
     window: Annotated[int, "distance at which looking back is clipped", Bounds(1)] = 10,
+    marked: Annotated[float, "fraction of a text's tokens in each of the two sets", Bounds(0.0, 1.0)] = 0.4,
 ) -> xr.Dataset:
     """`future_influence[s] = mean of A_glob[t, s]` over t from s + `ahead_from` to s + `ahead_to` (or the
     last token), `windowed_distance[t] = Σ_s A_loc[t, s]·min(t - s, window)`.
@@ -47,8 +46,13 @@ def future_influence(
     largest mean attention distance over the whole batch (at least one head each); `local` and `global`
     [layer, head] say which. Dataset: `future_influence` [batch, key], NaN on padding and on the last
     `ahead_from` tokens, which no token that counts follows; `windowed_distance` [batch, query]. Weights count
-    as they are. Unit: weight; tokens. Source: the paper's text, checked; the window constants from a
-    re-implementation.
+    as they are. The paper's names are FAI and WAAD.
+
+    `boundary` [batch, query] is its `T_loc`: the `marked` share of a text's tokens t with the largest
+    `step[t] = |windowed_distance[t] - windowed_distance[t + 1]|` (kept too; the last token has none); `anchor`
+    [batch, key] its `T_glob`: the same share by future influence. Tokens without a value are in neither, and shares
+    are of those with one; of equals the earlier come first. Unit: weight; tokens. Source: the paper's text, checked;
+    the window constants from a re-implementation.
     """
     if not record.causal:
         name = record.provenance.get("model")
@@ -57,6 +61,8 @@ def future_influence(
         )
     if not 0 < share <= 0.5:
         raise AnalysisError(f"share={share} is outside its limits; give a fraction above 0 and up to 0.5")
+    if not 0 <= marked <= 1:
+        raise AnalysisError(f"marked={marked} is outside its limits; give a fraction from 0 to 1")
     if not 1 <= ahead_from <= ahead_to or window < 1:
         raise AnalysisError(
             f"ahead_from={ahead_from}, ahead_to={ahead_to}, window={window} make no band; "
@@ -70,18 +76,24 @@ def future_influence(
     for depth, layer in enumerate(record.layers):
         near, far = (np.flatnonzero(chosen[name][depth]).tolist() for name in ("local", "global"))
         if far:
-            received += _from_ahead(record, layer, far, ahead_from, ahead_to)
+            # only the band of pairs that lie so far apart is computed
+            received += record.map(layer).received(later=(ahead_from, ahead_to), heads=far).double().sum(1)
         if near:
             looked += _clipped(record, layer, near, window)
     places = valid.cumsum(1)
     later = (valid.sum(1, keepdim=True) - places).clamp(max=ahead_to) - ahead_from + 1
     influence = received / int(chosen["global"].sum()) / torch.where(valid & (later > 0), later, torch.nan)
     windowed = (looked / int(chosen["local"].sum())).masked_fill(~valid, torch.nan)
+    later_row = torch.nn.functional.pad(windowed[:, 1:], (0, 1), value=torch.nan)
+    steps = (windowed - later_row).abs()
     tokens = np.array(record.strings, dtype=str)
     result = xr.Dataset(
         {
             "future_influence": (("batch", "key"), influence.numpy()),
             "windowed_distance": (("batch", "query"), windowed.numpy()),
+            "step": (("batch", "query"), steps.numpy()),
+            "boundary": (("batch", "query"), _top(steps, marked)),
+            "anchor": (("batch", "key"), _top(influence, marked)),
             "local": (("layer", "head"), chosen["local"]),
             "global": (("layer", "head"), chosen["global"]),
         },
@@ -92,8 +104,21 @@ def future_influence(
             "query_token": (("batch", "query"), tokens),
         },
     )
-    settings = {"share": share, "ahead_from": ahead_from, "ahead_to": ahead_to, "window": window}
+    settings = {
+        "share": share,
+        "ahead_from": ahead_from,
+        "ahead_to": ahead_to,
+        "window": window,
+        "marked": marked,
+    }
     return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
+
+
+def _top(values: Tensor, share: float) -> np.ndarray:
+    """The `share` of each row's finite values that are largest, bool [batch, position]; the first of equals first."""
+    ranks = values.nan_to_num(-torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    count = (share * values.isfinite().sum(1, keepdim=True)).round()
+    return ((ranks < count) & values.isfinite()).numpy()
 
 
 def _extreme(distance: xr.DataArray, share: float, sign: int) -> np.ndarray:
@@ -106,34 +131,11 @@ def _extreme(distance: xr.DataArray, share: float, sign: int) -> np.ndarray:
     return picked.reshape(values.shape)
 
 
-def _band(record: Record, layer: int, heads: list[int], back: int):
-    """Blocks of rows with the keys up to `back` before them: (rows, columns, weights summed over heads, t -
-    s)."""
-    map, length = record.map(layer), record.valid.shape[1]
-    for begin in range(0, length, ROWS):
-        rows = slice(begin, min(begin + ROWS, length))
-        columns = slice(max(begin - back, 0), rows.stop)
-        weights = map.tile(rows, columns, heads).sum(1).double().cpu()
-        ahead = torch.arange(rows.start, rows.stop)[:, None] - torch.arange(columns.start, columns.stop)
-        yield rows, columns, weights, ahead
-
-
-def _from_ahead(record: Record, layer: int, heads: list[int], nearest: int, farthest: int) -> Tensor:
-    """What each key gets from the queries `nearest` to `farthest` tokens ahead, summed over heads, [batch,
-    key]."""
-    total = torch.zeros(record.valid.shape, dtype=torch.float64)
-    for _, columns, weights, ahead in _band(record, layer, heads, farthest):
-        inside = (ahead >= nearest) & (ahead <= farthest)
-        total[:, columns] += (weights * inside).sum(1)
-    return total
-
-
 def _clipped(record: Record, layer: int, heads: list[int], window: int) -> Tensor:
     """Σ_s A[t, s]·min(t - s, window), summed over heads, [batch, query]: the window times the row's mass,
     less what is nearer."""
     mass = torch.from_numpy(record.statistic("row_mass").sel(layer=layer, head=heads).values)
     total = window * mass.nan_to_num().double().sum(1)
-    for rows, _, weights, ahead in _band(record, layer, heads, window):
-        nearer = (window - ahead).clamp(min=0)  # what lies ahead has no weight
-        total[:, rows] -= (weights * nearer).sum(2)
+    for back in range(window):
+        total -= (window - back) * record.map(layer).stripe(back)[:, heads].double().cpu().sum(1)
     return total.clamp(min=0)  # rounding

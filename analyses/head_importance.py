@@ -1,8 +1,8 @@
 """Head importance: how much the loss changes when a head is turned down (gradient) or taken out (ablation).
 
 Michel, Levy & Neubig 2019 (arXiv 1905.10650). Gradient: one forward and one backward pass for all heads.
-Ablation: one forward pass per head. Both look at one head at a time, so heads that stand in for each other
-look unimportant.
+Ablation: every head once, many in one pass, begun at the layer of the head (zero, mean or resampled output). Both look
+at one head at a time, so heads that stand in for each other look unimportant.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
+from headwater.analyses._ablation import Ablation, check_ablation, losses_without
 from headwater.analyses._about import About
 from headwater.analyses._examples import Batch, Examples, Loss, Value, batches_of, lengths_of, loss_of
 from headwater.analyses._settings import Bounds
-from headwater.lens.edits import AblateHeads
 from headwater.lens.errors import AnalysisError
-from headwater.lens.heads import Head
 from headwater.lens.model import HookedModel
 from headwater.lens.record import provenance
 
@@ -29,11 +28,9 @@ ABOUT = About(
     unit="change of the loss per unit of the head's gate (gradient) or when it is ablated; nats with the default loss",
     paper="Michel, Levy & Neubig 2019, arXiv:1905.10650",
     inputs="model+examples",
-    cost="gradient: one forward and backward pass per batch; ablation: layers × heads forward passes per batch",
+    cost="gradient: one forward and backward pass per batch; ablation: layers × heads passes per batch, many at once",
     not_for="heads that back each other up (remove them together instead); causal claims from the gradient alone",
 )
-
-Ablation = Literal["zero", "mean", "resample"]
 
 
 def head_importance(
@@ -56,7 +53,9 @@ def head_importance(
 
     `granularity="token"` gives every position its own gate and takes `Σ_{x,i} |∂loss(x)/∂ξ_lhi| / #tokens`;
     "batch" takes `|mean of the batch's gradients|`, averaged over batches (so it depends on `batch_size`).
-    `how="ablation"`: `I[l, h] = E_x [loss(x; head ablated) - loss(x)]`, signed; above 0 the head helps.
+    `how="ablation"`: `I[l, h] = E_x [loss(x; head ablated) - loss(x)]`, signed; above 0 the head helps. Its output z
+    becomes 0, its mean over the positions of all examples, or z at the same position of another example, which `seed`
+    draws once per example among those at least as long.
     `normalise="layer"`: `I[l, :] / (‖I[l, :]‖₂ + 1e-20)`. `per_example` keeps [batch, layer, head] (not for
     "batch").
 
@@ -67,15 +66,13 @@ def head_importance(
     """
     _check(how, granularity, normalise, ablation, per_example)
     batches = batches_of(model, examples, batch_size)
-    if how == "ablation" and ablation == "resample" and sum(len(batch.places) for batch in batches) < 2:
-        raise AnalysisError(
-            'ablation="resample" needs two or more examples, to take outputs from another one'
-        )
+    if how == "ablation":
+        check_ablation(ablation, batches)
     value = loss_of(model, loss)
     if how == "gradient":
         rows = _by_gradient(model, batches, value, granularity)
     else:
-        rows = _by_ablation(model, batches, value, examples, ablation, seed)
+        rows = _by_ablation(model, batches, value, ablation, seed)
     result = xr.DataArray(
         rows.numpy(),
         dims=("batch", "layer", "head"),
@@ -130,19 +127,9 @@ def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granula
 
 
 def _by_ablation(
-    model: HookedModel, batches: list[Batch], value: Value, examples: Examples, ablation: Ablation, seed: int
+    model: HookedModel, batches: list[Batch], value: Value, ablation: Ablation, seed: int
 ) -> Tensor:
     """loss without the head - loss with it, as [example, layer, head]."""
-    total = sum(len(batch.places) for batch in batches)
-    rise = torch.zeros(total, model.n_layers, model.n_heads, dtype=torch.float64)
-    heads = [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
-    source = None if ablation == "zero" else examples
-    with torch.no_grad():
-        base = [value(batch).double().cpu() for batch in batches]
-        for head in tqdm(heads, desc="head importance", unit="head", disable=None):
-            with model.edit(AblateHeads(str(head), how=ablation, examples=source, seed=seed)):
-                for batch, whole in zip(batches, base, strict=True):
-                    rise[batch.places, model.layers.index(head.layer), head.head] = (
-                        value(batch).double().cpu() - whole
-                    )
-    return rise
+    each = torch.eye(model.n_heads, dtype=torch.bool)
+    base, after = losses_without(model, batches, value, each, ablation, seed, "head importance")
+    return after - base[:, None, None]

@@ -1,4 +1,5 @@
-"""Head roles: does a head look at the previous token, at duplicates, at what followed them, and does it copy.
+"""Head roles: does a head look at the previous token, at duplicates, at what followed them, at delimiters, at positions
+whatever stands there, at much or at little; and does it copy.
 
 Scores on repeated random tokens, as in Elhage et al. 2021 and Olsson et al. 2022 (transformer-circuits.pub),
 and the eigenvalues of the OV circuit. Random tokens leave out meaning and grammar on purpose; what a head
@@ -28,11 +29,16 @@ ABOUT = About(
     unit="mean attention weight on the role's keys, 0 to 1; copying: from -1 to 1",
     paper="Olsson et al. 2022, arXiv:2209.11895; Elhage et al. 2021 (copying by OV eigenvalues)",
     inputs="model",
-    cost="one recording of `sequences` × (2·length + 1) tokens; copying: layers × heads × vocab·d_head²",
+    cost="two recordings of `sequences` × (2·length + 1) tokens; copying: layers × heads × vocab·d_head²",
     not_for="naming what a head does on real text; models that are not causal; heads that act through several tokens",
 )
 
-ROLES = ("previous", "duplicate", "induction", "prefix_matching", "first", "copying")
+ROLES = (
+    "previous", "duplicate", "induction", "prefix_matching", "first", "copying", "positional", "broad", "narrow",
+    "delimiter",
+)  # fmt: skip
+DELIMITERS = ".,;:!?\n"
+EVERY = 6  # one token of so many is a delimiter
 SHARED = 4  # sequences recorded together
 
 
@@ -59,6 +65,14 @@ def head_roles(
     left out. It is NaN where it is not defined: no language head, an architecture whose weights
     `lens.weights` cannot name (the reason stands in the attribute `copying`), or an OV circuit that is zero.
 
+    Of the same queries, definitions ours: `positional` is how alike a head looks at random tokens of two sequences,
+    `mean_i 2·Σ_j min(A_ij, B_ij) / Σ_j (A_ij + B_ij)` with B of the next sequence recorded together (1: positions alone
+    decide; even heads score 1 too; NaN for a sequence without another). `broad` is the row's entropy over the log of
+    the tokens seen, `narrow` the row's largest weight, both of rows divided by their mass. `delimiter`, on other
+    sequences in which one token of 6 is a delimiter (one of `. , ; : ! ?` or a line end that is a token by itself, or a
+    separator): the mean weight on delimiters from the second one on; an even head scores about 0.17. NaN where the
+    tokenizer has none.
+
     Special tokens are not drawn, unless nothing else is there. Without a bos token the sequence is r + r.
     Unit: weight, copying none. Source: the library detector's definitions, checked; prefix matching and
     copying from memory.
@@ -78,11 +92,12 @@ def head_roles(
             record = model.record(ids, statistics=(), keep=("qk",))
             layers = [_pattern_scores(record.map(layer), ids, length) for layer in model.layers]
             scores.append(torch.stack(layers, 1))
-    patterns = torch.cat(scores)  # [batch, layer, head, role]
+        patterns = torch.cat(scores)  # [batch, layer, head, role]
+        delimiter = _delimiter_scores(model, tokens, seed)
     copying, note = _copying(model)
     copied = copying[None, ..., None].expand(*patterns.shape[:-1], 1)
     result = xr.DataArray(
-        torch.cat([patterns, copied], -1).numpy(),
+        torch.cat([patterns[..., :5], copied, patterns[..., 5:], delimiter[..., None]], -1).numpy(),
         dims=("batch", "layer", "head", "role"),
         coords={"layer": model.layers, "head": np.arange(model.n_heads), "role": list(ROLES)},
         name="head_roles",
@@ -123,7 +138,7 @@ def _length(model: HookedModel, length: int | None, bos: int | None) -> int:
 
 
 def _pattern_scores(map: AttentionMap, ids: Tensor, length: int) -> Tensor:
-    """The five attention scores of one layer, [batch, head, role]."""
+    """The attention scores of one layer on repeated tokens, [batch, head, role], without delimiters."""
     total = ids.shape[1]
     start = total - length
     weights = map.tile(slice(start, total), slice(0, total)).double().cpu()  # [batch, head, query, key]
@@ -138,7 +153,55 @@ def _pattern_scores(map: AttentionMap, ids: Tensor, length: int) -> Tensor:
     follows = (before[:, None, :] == ids[:, query, None]) & earlier
     prefix = (weights * follows[:, None]).sum(-1).mean(-1)
     first = weights[..., 0].mean(-1)
-    return torch.stack([at(query - 1), at(query - length), at(query - length + 1), prefix, first], -1)
+    own = [at(query - 1), at(query - length), at(query - length + 1), prefix, first]
+    return torch.stack([*own, *_shapes(map, weights, slice(start, total))], -1)
+
+
+def _shapes(map: AttentionMap, weights: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """`positional`, `broad`, `narrow` of weights [batch, head, query, key], each [batch, head]."""
+    other = weights.roll(-1, 0)
+    masses = (weights + other).sum(-1)
+    alike = (2 * torch.minimum(weights, other).sum(-1) / masses).nanmean(-1)
+    if len(weights) == 1:
+        alike = torch.full_like(alike, torch.nan)
+    seen = map.rule.mask.visible_keys(*map.shape[:2]).expand(map.shape[:3])[:, :, rows].double()
+    shares = weights / weights.sum(-1, keepdim=True)  # a row without weights is NaN
+    entropy = -torch.special.xlogy(shares, shares).sum(-1) / seen.log()
+    return alike, entropy.nanmean(-1), shares.amax(-1).nanmean(-1)
+
+
+def delimiter_tokens(model: HookedModel) -> list[int]:
+    """Ids of the tokenizer's single-token delimiters, its separator among them."""
+    if model.tokenizer is None:
+        return []
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    found = {getattr(model.tokenizer, "sep_token_id", None)}
+    for sign in DELIMITERS:
+        ids = model.tokenizer(sign, add_special_tokens=False)["input_ids"]
+        found |= set(ids) if len(ids) == 1 else set()
+    return sorted(n for n in found if isinstance(n, int) and n != unknown and 0 <= n < model.vocab)
+
+
+def _delimiter_scores(model: HookedModel, tokens: Tensor, seed: int) -> Tensor:
+    """Mean weight on delimiters that stand at every sixth place of the sequences, [batch, layer, head]."""
+    signs = delimiter_tokens(model)
+    missing = torch.full((len(tokens), model.n_layers, model.n_heads), torch.nan, dtype=torch.float64)
+    total = tokens.shape[1]
+    if not signs or total <= 2 * EVERY:
+        return missing
+    places = torch.arange(EVERY, total, EVERY)
+    picks = torch.randint(
+        len(signs), (len(tokens), len(places)), generator=torch.Generator().manual_seed(seed)
+    )
+    marked = tokens.clone()
+    marked[:, places] = torch.tensor(signs)[picks]
+    found = []
+    for ids in marked.split(SHARED):
+        is_sign = torch.isin(ids, torch.tensor(signs)).float()[..., None]
+        record = model.record(ids, statistics=(), keep=("qk",))
+        on_signs = [(record.map(layer) @ is_sign)[:, :, 2 * EVERY :, 0].mean(-1) for layer in model.layers]
+        found.append(torch.stack(on_signs, 1).double().cpu())
+    return torch.cat(found)
 
 
 def _copying(model: HookedModel) -> tuple[Tensor, str]:

@@ -2,8 +2,9 @@
 information.
 
 Abnar & Zuidema 2020 (arXiv 2005.00928). The rows asked for are pulled down through the transposed maps, layer
-by layer, so memory is linear in the length; only head="max"/"min" walk over blocks of rows. Values, output
-projections and MLPs are left out.
+by layer; asked for columns, the shares of those input tokens are pushed up in the place of the values. Memory is
+linear in the length either way; only heads="max"/"min" walk over blocks of rows. Values, output projections and
+MLPs are left out.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ ABOUT = About(
     unit="share of the position, each row sums to 1",
     paper="Abnar & Zuidema 2020, arXiv:2005.00928",
     inputs="record",
-    cost="one transposed attention pass per layer and 64 queries, memory O(S·queries); max, min: all rows once",
+    cost="one attention pass per layer and 64 queries (or 64 keys), memory O(S·those); max, min: all rows once",
     not_for="what the model uses: it knows neither values nor MLPs, and favours early tokens in causal models",
 )
 
-CHUNK = 64  # queries that travel together: as many columns as one head is wide, so a pass costs one attention call
+CHUNK = 64  # columns that travel together: as many as one head is wide, so a pass costs one attention call
 
 
 def rollout(
@@ -52,6 +53,9 @@ def rollout(
     last_layer: Annotated[
         int | None, "last layer of the product; none: the last one recorded", Bounds(0)
     ] = None,
+    keys: Annotated[
+        Positions | None, "input tokens to follow upward; none: all, from the queries down"
+    ] = None,
 ) -> xr.DataArray:
     """Rows `R[i, :]` of `R = Ã_L ··· Ã_1` with `Ã_l = rownorm((1 - w)·Ā_l + w·I)`, as [batch, query, key].
 
@@ -61,31 +65,94 @@ def rollout(
     weight (every key blocked) stays where it is if there is a residual; otherwise what passes through it is
     undefined and its result is NaN. Unit: share, rows sum to 1. Source: the authors' code and paper, checked.
 
+    With `keys`, columns `R[:, j]` of those input tokens are pushed upward, so that every query costs no more than one;
+    the result holds the keys asked for alone, and its rows sum to the share that comes from them.
+
     A record that does not begin at layer 0 gives shares of the residual stream that enters its first layer.
     """
     layers = consecutive_layers(record, last_layer)
     weight = residual_weight(residual, add_residual)
     columns = columns_of(queries, record.valid, "queries")
     mixing = head_mixing(heads, layers, record.n_heads)
-    rows = torch.zeros(*columns.shape, record.valid.shape[1])
-    rows.scatter_(2, columns[..., None], 1.0)
-    rows = rows.mT.contiguous()  # [batch, position, asked]
-    for depth, layer in reversed(list(enumerate(layers))):
-        if isinstance(mixing, str):
-            rows = _pull_extreme(record.map(layer), rows, weight, EXTREMES[mixing])
-        else:
-            mass = torch.from_numpy(record.statistic("row_mass").sel(layer=layer).values)
-            rows = _pull(record.map(layer), mass, rows, weight, mixing[depth])
-    undefined = rows.isnan().any(1) | ~record.valid.gather(1, columns)
-    shares = rows.mT.masked_fill(undefined[..., None], torch.nan)
+    followed = None if keys is None else columns_of(keys, record.valid, "keys")
+    if followed is None:
+        shares = _downward(record, layers, weight, mixing, columns)
+    else:
+        shares = _upward(record, layers, weight, mixing, followed)
+        shares = shares.gather(1, columns[..., None].expand(-1, -1, followed.shape[1]))
+        shares = shares.masked_fill(~record.valid.gather(1, followed)[:, None], torch.nan)
+    shares = shares.masked_fill(~record.valid.gather(1, columns)[..., None], torch.nan)
     settings = {"residual": residual, "heads": heads, "add_residual": add_residual, "layers": layers}
     return xr.DataArray(
         shares.numpy(),
         dims=("batch", "query", "key"),
-        coords=position_coordinates(record, queries, columns),
+        coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, followed),
         name="rollout",
         attrs=ABOUT.attrs(record.provenance, **settings),
     )
+
+
+def _downward(
+    record: Record, layers: list[int], weight: float, mixing: str | Tensor, columns: Tensor
+) -> Tensor:
+    """Rows of R, [batch, asked, position], from the last layer to the first: one transposed pass per layer."""
+    rows = _indicators(columns, record.valid.shape[1])
+    for depth, layer in reversed(list(enumerate(layers))):
+        map = record.map(layer)
+        if isinstance(mixing, str):
+            rows = _pull_extreme(map, rows, weight, EXTREMES[mixing])
+        else:
+            rows = _pull(map, _row_mass(record, layer), rows, weight, mixing[depth])
+    return rows.mT.masked_fill(rows.isnan().any(1)[..., None], torch.nan)
+
+
+def _upward(
+    record: Record, layers: list[int], weight: float, mixing: str | Tensor, columns: Tensor
+) -> Tensor:
+    """Columns of R, [batch, position, asked], from the first layer to the last: attention to shares, not values.
+
+    One column more carries the share that comes from rows without any weight, which makes a result undefined.
+    """
+    shares = torch.nn.functional.pad(_indicators(columns, record.valid.shape[1]), (0, 1))
+    for depth, layer in enumerate(layers):
+        map = record.map(layer)
+        if isinstance(mixing, str):
+            moved, mass = _push_extreme(map, shares, EXTREMES[mixing])
+        else:
+            moved = _push(map, shares, mixing[depth])
+            mass = torch.einsum("h,bhq->bq", mixing[depth], _row_mass(record, layer).nan_to_num())
+        total = ((1 - weight) * mass + weight)[..., None]
+        shares = (weight * shares + (1 - weight) * moved) / torch.where(total > 0, total, 1.0)
+        shares[..., -1:].masked_fill_(total == 0, 1.0)
+    return shares[..., :-1].masked_fill(shares[..., -1:] > 0, torch.nan)
+
+
+def _indicators(columns: Tensor, length: int) -> Tensor:
+    """A column per asked position, 1 there and 0 elsewhere: [batch, position, asked]."""
+    rows = torch.zeros(*columns.shape, length).scatter_(2, columns[..., None], 1.0)
+    return rows.mT.contiguous()
+
+
+def _row_mass(record: Record, layer: int) -> Tensor:
+    return torch.from_numpy(record.statistic("row_mass").sel(layer=layer).values)
+
+
+def _push(map: AttentionMap, shares: Tensor, mixing: Tensor) -> Tensor:
+    """`Ā @ shares` of one layer, [batch, query, asked]."""
+    moved = [
+        torch.einsum("h,bhqt->bqt", mixing, (map @ chunk.contiguous()).float().cpu())
+        for chunk in shares.split(CHUNK, dim=2)
+    ]
+    return torch.cat(moved, dim=2)
+
+
+def _push_extreme(map: AttentionMap, shares: Tensor, extreme: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    """The same with the largest or smallest weight over heads, and the row sums [batch, query]."""
+    moved, mass = torch.zeros_like(shares), torch.zeros(shares.shape[:2])
+    for span, weights in map.row_blocks():
+        merged = extreme(weights.float(), dim=1).cpu()
+        moved[:, span], mass[:, span] = merged @ shares, merged.sum(-1)
+    return moved, mass
 
 
 def _pull(map: AttentionMap, mass: Tensor, rows: Tensor, weight: float, mixing: Tensor) -> Tensor:

@@ -1,11 +1,16 @@
-"""An edited run as something to take away: Python that repeats it, and JSON with what it showed."""
+"""An edited run as something to take away and bring back: Python, an experiment, and JSON with what it showed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import headwater as hw
+from headwater.dashboard import runs
 from headwater.dashboard.runs import Run, edits_of, next_tokens, resident, source
+from headwater.dashboard.state import State
+from headwater.lens.errors import ExperimentError
+from headwater.lens.measures import ATTENTION, LONGEST_MAP
 
 
 def as_python(model: str, prompt: str, edits: Sequence[dict]) -> str:
@@ -16,6 +21,45 @@ def as_python(model: str, prompt: str, edits: Sequence[dict]) -> str:
         "before = model.record(prompt)\n"
         "with model.edit(*edits):\n    after = model.record(prompt)\n    logits = model(prompt)\n"
     )
+
+
+def as_experiment(state: State, before: Run) -> hw.Experiment:
+    """What the page shows, as an experiment that `headwater experiment FILE` runs and verifies."""
+    measures = [f"attention:{state.layer}.{state.head}"] if before.length <= LONGEST_MAP else []
+    if before.predicts:
+        measures += ["next_token"] if before.loss is None else ["loss", "next_token"]
+    else:
+        measures.append("similarity")
+    model = resident(state.model)
+    return hw.Experiment(
+        model=state.model,
+        revision=model.revision,
+        prompts=[state.prompt],
+        edits=list(state.edits),
+        measures=measures,
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def take(text: str, state: State) -> None:
+    """Show an experiment's model, first prompt and edits; ExperimentError where this dashboard can not."""
+    given = hw.Experiment.from_json(text)
+    if given.model not in runs.offered():
+        raise ExperimentError(
+            f"the experiment is of the model {given.model!r}, which is not offered here; start with it: "
+            "headwater dashboard MODEL"
+        )
+    first = given.prompts[0]
+    if first.text is None:
+        raise ExperimentError("the experiment's first prompt is token ids; the dashboard shows texts")
+    state.model, state.prompt, state.edits = given.model, first.text, list(given.edits)
+    maps = [name for name in given.measures if name.startswith(ATTENTION)]
+    if maps:
+        state.choose_head(*hw.Head.parse(maps[0].removeprefix(ATTENTION)))
+    if len(given.prompts) > 1:
+        state.notices.append(f"The experiment has {len(given.prompts)} prompts; this is the first.")
+    if given.revision is not None and given.revision != resident(given.model).revision:
+        state.notices.append("The experiment was made with other weights; the numbers will differ.")
 
 
 def as_data(model: str, prompt: str, edits: Sequence[dict], before: Run, after: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The `headwater` command: dashboard, models, record, analyze, doctor.
+"""The `headwater` command: dashboard, models, record, analyze, experiment, doctor.
 
 Data goes to standard output (`--json` for programs), progress and errors to standard error. Bad input is one line and
 exit code 2, Ctrl-C is 130. Nothing heavy is imported before a command needs it, so `--help` answers at once.
@@ -169,15 +169,61 @@ def analyze(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def experiment(
+    file: Annotated[Path, typer.Argument(help="Experiment file (JSON), as the dashboard saves it.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Take this model; its weights must be those named.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment file and write results beside it, or verify those that are there."""
+    from headwater import output
+    from headwater.lens.results import run_file
+
+    loaded = None if model is None else _load(model)
+    with _counted("Running") as tell:
+        found = run_file(file, loaded, tell)
+    typer.echo(found.results.to_json() if as_json else output.outcome(found), nl=not as_json)
+    if found.verified is False:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    models: Annotated[
+        bool, typer.Option("--models", help="Measure every architecture against transformers' own attention.")
+    ] = False,
+    write: Annotated[Path | None, typer.Option(help="With --models: the page to put the table into.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Say what this machine offers: builds, devices, backends, memory, versions, network."""
     from headwater import output
     from headwater.doctor import examine
 
+    if models or write is not None:
+        _architectures(write, as_json)
+        return
     with _busy("Trying the backends"):
         found = examine()
     typer.echo(output.as_json(found) if as_json else output.health(found))
     if not found["ok"]:
+        raise typer.Exit(1)
+
+
+def _architectures(write: Path | None, as_json: bool) -> None:
+    from headwater import architectures, output, tables
+    from headwater.lens.coverage import measure_all
+
+    with _busy("Measuring the architectures"):
+        rows = list(measure_all())
+    if write is not None:
+        architectures.write(write, rows)
+    lines = tables.columns([list(architectures.HEADINGS), *map(architectures.cells, rows)])
+    typer.echo(output.as_json(rows) if as_json else "\n".join(lines))
+    for row in rows:
+        for fault in row.faults:
+            typer.echo(f"headwater: {row.title}: {fault}", err=True)
+    if any(row.faults for row in rows):
         raise typer.Exit(1)
 
 
@@ -189,8 +235,12 @@ def _of_record(asked: Entry, saved: Path, settings: dict[str, Any]) -> Any:
 
 
 def _of_model(asked: Entry, loaded: HookedModel, texts: list[str], settings: dict[str, Any]) -> Any:
+    from headwater import inputs
+
     if asked.inputs == "record":
-        return asked.function(loaded.record(texts), **settings)
+        return asked.function(loaded.record(texts, keep=asked.keep), **settings)
+    if asked.inputs == "model+pairs":
+        return asked.function(loaded, *inputs.of_pairs(asked.function, texts), **settings)
     return asked.function(loaded, *([texts] if asked.inputs == "model+examples" else []), **settings)
 
 
@@ -225,6 +275,20 @@ def _busy(work: str) -> Iterator[None]:
     with Progress(*signs, console=Console(stderr=True), transient=True) as progress:
         progress.add_task(work, total=None)
         yield
+
+
+@contextmanager
+def _counted(work: str) -> Iterator[Any]:
+    """A bar that fills as `tell(done, of)` says, on standard error, while it is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(work, total=None)
+        yield lambda done, of: progress.update(bar, completed=done, total=of)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What this machine offers Headwater: builds, devices, memory, and attention backends that were run, not guessed.
 
-Each backend computes one small grouped-query causal problem per device and is compared with float64 `reference`.
+Each backend computes one small grouped-query causal problem per device and is compared with float64 `reference`;
+`choices.py` says which one `auto` takes for the problems that models and edits bring, and why.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def examine() -> dict[str, Any]:
     import psutil
     import torch
 
+    from headwater.choices import choices
     from headwater.lens.models import embedded
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -45,6 +47,7 @@ def examine() -> dict[str, Any]:
         "devices": [_device(device) for device in devices],
         "memory": {"total": memory.total, "available": memory.available},
         "backends": backends,
+        "choices": [choice for device in devices[:2] for choice in choices(device)],
         "packages": {name: _version(name) for name in PACKAGES},
         "optional": {name: {"version": _version(name), "extra": extra} for name, extra in OPTIONAL.items()},
         "embedded_models": models,

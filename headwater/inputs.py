@@ -5,6 +5,7 @@ Each function gives back values or raises a one-line error that names the thing,
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,26 @@ def prompts(words: Sequence[str], file: Path | None, whole: bool) -> list[str]:
     if not words:
         raise PromptError("no prompt was given; give one in quotes, a file with --file, or pipe text in")
     return list(words)
+
+
+def pairs(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The clean and the corrupt prompts of an analysis of pairs, which take turns: clean, corrupt, clean, corrupt …"""
+    if len(texts) % 2:
+        raise PromptError(
+            f"{len(texts)} prompts are no pairs; give clean and corrupt prompts in turns, each pair equally long"
+        )
+    return list(texts[::2]), list(texts[1::2])
+
+
+def of_pairs(function: Callable[..., Any], texts: Sequence[str]) -> tuple[Any, ...]:
+    """What an analysis of pairs takes: clean and corrupt prompts, or one list of pairs, behind the circuit if it judges
+    one (None: it is found first)."""
+    clean, corrupt = pairs(texts)
+    first = list(inspect.signature(function).parameters)[1]
+    if first not in ("pairs", "graph"):
+        return clean, corrupt
+    both = list(zip(clean, corrupt, strict=True))
+    return (both,) if first == "pairs" else (None, both)
 
 
 def layers(text: str) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+import networkx as nx
 import xarray as xr
 
 from headwater import tables
@@ -18,6 +19,7 @@ from headwater.lens.errors import AnalysisError
 if TYPE_CHECKING:
     from headwater.analyses._catalogue import Entry
     from headwater.lens.record import Record
+    from headwater.lens.results import Outcome
 
 # a column number, a count of queries, and a sum whose mean over keys is the rows' mass: their means say nothing
 NO_MEAN = ("argmax", "visible", "received")
@@ -31,6 +33,8 @@ def as_json(result: Any) -> str:
 def _fields(content: Any) -> Any:
     if isinstance(content, xr.DataArray | xr.Dataset):
         return content.to_dict()
+    if isinstance(content, nx.DiGraph):
+        return {**nx.node_link_data(content, edges="links"), "attrs": content.graph}
     if is_dataclass(content):
         shown = [field.name for field in fields(content)]
         return {
@@ -39,17 +43,27 @@ def _fields(content: Any) -> Any:
     return [_fields(value) for value in content] if isinstance(content, list | tuple) else content
 
 
-def as_text(result: xr.DataArray | xr.Dataset) -> str:
+def as_text(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
     """What was asked, then the numbers in tables; the last line says what they must not be used for."""
-    told = result.attrs
+    told = result.graph if isinstance(result, nx.DiGraph) else result.attrs
     lines = [str(told["question"])] if told.get("question") else []
     lines += [f"unit: {told['unit']}"] if told.get("unit") else []
-    lines += ["", *tables.of(result)]
+    lines += ["", *(tables.of_graph(result) if isinstance(result, nx.DiGraph) else tables.of(result))]
     return "\n".join([*lines, "", f"not for: {told['not_for']}"] if told.get("not_for") else lines)
 
 
-def as_page(result: xr.DataArray | xr.Dataset) -> str:
+def as_page(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
     """One web page that needs no network, with a figure of each array that a figure can draw."""
+    head = '<!doctype html><meta charset="utf-8"><title>Headwater</title>\n'
+    if isinstance(result, nx.DiGraph):
+        from headwater.dashboard.figures.graph import circuit_graph
+
+        try:
+            return head + circuit_graph(result, str(result.graph.get("question", "graph"))).to_html(
+                full_html=False
+            )
+        except ValueError as error:
+            raise AnalysisError(str(error)) from None
     from headwater.dashboard.figures.choose import figure
 
     arrays = list(result.data_vars.values()) if isinstance(result, xr.Dataset) else [result]
@@ -67,7 +81,7 @@ def as_page(result: xr.DataArray | xr.Dataset) -> str:
             drawn.append(shown.to_html(full_html=False, include_plotlyjs=not drawn))
     if not drawn:
         raise AnalysisError("; ".join(reasons))
-    return '<!doctype html><meta charset="utf-8"><title>Headwater</title>\n' + "\n".join(drawn)
+    return head + "\n".join(drawn)
 
 
 def summary(record: Record) -> str:
@@ -84,6 +98,32 @@ def summary(record: Record) -> str:
         *([layer, *(float(m[i]) for m in means)] for i, layer in enumerate(record.layers)),
     ]
     return "\n".join([told, *tables.columns(table), "means over heads and tokens; --json gives every value"])
+
+
+def outcome(found: Outcome) -> str:
+    """What an experiment gave, in means over its prompts, and whether it agrees with the run before."""
+    told = found.results
+    rows = {
+        name: [
+            [line[when][name] for line in told.results if isinstance(line.get(when, {}).get(name), float)]
+            for when in ("before", "after")
+        ]
+        for name in told.results[0]["before"]
+    }
+    means = [
+        [name, *(f"{sum(v) / len(v):.6g}" if v else "–" for v in values)] for name, values in rows.items()
+    ]
+    count = len(told.results)
+    lines = [f"{told.model}, {count} prompt{'s' * (count != 1)}; means over prompts of what is one number"]
+    lines += tables.columns([["measure", "before", "after"], *means])
+    lines += [f"digest {told.digest}"]
+    if found.verified is None:
+        return "\n".join([*lines, f"results in {found.path}"])
+    far = f"largest difference {found.largest:.3g}"
+    if found.verified:
+        return "\n".join([*lines, f"verified: {found.numbers} values agree with {found.path} ({far})"])
+    shown = ", ".join(found.differing[:5]) + (" …" if len(found.differing) > 5 else "")
+    return "\n".join([*lines, f"NOT verified against {found.path}: {shown} ({far})"])
 
 
 def models(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -130,6 +170,12 @@ def health(found: Mapping[str, Any]) -> str:
         *(f"device {d['name']}: {d['model']}" for d in found["devices"]),
         "",
         *tables.columns([["device", "backend", "works", "detail"], *map(_trial, found["backends"])]),
+        "",
+        "attention of the forward pass on `auto`:",
+        *tables.columns(
+            [["device", "problem", "backend", "because"]]
+            + [[c["device"], c["problem"], c["backend"], c["reason"]] for c in found["choices"]]
+        ),
         "",
         *tables.columns(
             [["package", "version"], *found["packages"].items(), *map(_optional, found["optional"].items())]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import xarray as xr
 
@@ -28,6 +29,16 @@ def of(result: xr.DataArray | xr.Dataset) -> list[str]:
     for array in result.data_vars.values():
         lines += ["", *_array(array)]
     return lines[1:]
+
+
+def of_graph(graph: nx.DiGraph) -> list[str]:
+    """Lines for the edges of a graph by the size of their score, the largest first."""
+    scored = [(u, v, score) for u, v, score in graph.edges(data="score") if score is not None]
+    scored.sort(key=lambda edge: -abs(edge[2]))
+    told = [f"{len(graph)} nodes, {len(scored)} edges with a score"]
+    if len(scored) > MOST_ROWS:
+        told += [f"the {MOST_ROWS} largest; --json gives every one"]
+    return [*told, *columns([["from", "to", "score"], *scored[:MOST_ROWS]])]
 
 
 def columns(rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -8,25 +8,16 @@ inputs. Under autograd each block is recomputed in the backward pass, so that th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from headwater.kernels.block import Block
 from headwater.kernels.edits import WeightEdit, WeightStep
 from headwater.kernels.rule import ScoreRule
 
 BLOCK_ELEMENTS = 2**19  # 2 MB of float32, which stays in a core's cache
-
-
-class Block(NamedTuple):
-    """Rows `rows` of `heads` of `batch`, over the key columns that the band lets them see."""
-
-    batch: slice
-    heads: Tensor
-    rows: slice
-    columns: slice
 
 
 def blocks(
@@ -50,21 +41,17 @@ def blocks(
                 )
 
 
-def diagonal(rule: ScoreRule, block: Block, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Own position of each row: whether it is a real key [batch|1, row], and as 0/1 [batch|1, 1, row, column]."""
-    own = rule.mask.own_key()
-    own = (own if own.shape[0] == 1 else own[block.batch])[:, block.rows].to(device)
-    rows = torch.arange(block.rows.start, block.rows.stop, device=device) + rule.mask.shift
-    columns = torch.arange(block.columns.start, block.columns.stop, device=device)
-    return own, ((rows[:, None] == columns) & own[..., None])[:, None].float()
-
-
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = ()
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: ScoreRule,
+    edits: Sequence[WeightEdit] = (),
+    differentiable: bool = False,
 ) -> tuple[Tensor, Tensor, tuple[WeightStep, ...]]:
     """Output z [batch, head, query, d_value], lse [batch, head, query] and the weight edits with their row factors.
 
-    A row that sees no key gives zero output and lse -inf.
+    A row that sees no key gives zero output and lse -inf. z carries gradients; lse and factors do if `differentiable`.
     """
     batch, heads, queries = q.shape[:3]
     high = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -80,7 +67,9 @@ def attend(
         else:
             out, block_lse, resolved = attend_block(q, k, v, rule, edits, block)
         z[block.batch, block.heads, block.rows] = out.to(z)
-        lse[block.batch, block.heads, block.rows] = block_lse.detach()
+        if not differentiable:
+            block_lse, resolved = block_lse.detach(), [tuple(f.detach() for f in kept) for kept in resolved]
+        lse[block.batch, block.heads, block.rows] = block_lse
         _store(factors, resolved, block, lse)
     steps = tuple(WeightStep(edit, tuple(kept)) for edit, kept in zip(edits, factors, strict=True))
     return z, lse, steps
@@ -89,23 +78,30 @@ def attend(
 def attend_block(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit], block: Block):
     """One block of `attend`: its output, its lse and the row factors of each edit."""
     scores = rule.scores(q, k, block.rows, block.columns, block.batch, block.heads)
-    lse = rule.logsumexp(scores, block.heads)
-    weights = torch.exp(scores - torch.where(lse == float("-inf"), torch.inf, lse)[..., None])
-    own, on_diagonal = diagonal(rule, block, q.device)
+    lse = rule.row_constant(scores, block)
+    row = torch.where(lse == float("-inf"), torch.inf, lse)[..., None]
+    weights = torch.exp(scores - row) if rule.normaliser is None else rule.normaliser.weights(scores, row)
+    live = lse > float("-inf")
     resolved = []
     for edit in edits:
-        found = edit.resolve(weights, block.columns, block.batch, block.heads, own)
-        weights = edit.apply(weights, found, block.columns, block.batch, on_diagonal.to(weights))
-        resolved.append(tuple(f.detach() for f in found))
+        found = edit.resolve(weights, block, rule.mask, live)
+        weights = edit.apply(weights, found, block, rule.mask)
+        resolved.append(found)
     group = q.shape[1] // k.shape[1]
     values = v[block.batch][:, block.heads // group, block.columns].to(weights)
     return weights @ values, lse, resolved
 
 
 def log_weights(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, block: Block) -> Tensor:
-    """Logarithms of the unedited weights of any tile, -inf where hidden; a new tensor that may be written to."""
+    """Logarithms of the unedited weights of any tile, -inf where hidden; a new tensor that may be written to.
+
+    Of signed weights it gives the logarithms of their sizes.
+    """
     scores = rule.scores(q, k, block.rows, block.columns, block.batch, block.heads)
     row = lse[block.batch][:, block.heads, block.rows].to(scores)[..., None]
+    if rule.normaliser is not None:
+        logs = rule.normaliser.logs(scores) - row
+        return logs.clamp(max=0) if rule.normaliser.bounded else logs
     if scores.requires_grad:
         return (scores - row).clamp(max=0)
     # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
@@ -119,12 +115,19 @@ def weights(
 
     `lse` is +inf on the rows that have no weights (padding, or every key hidden): they come out as zeros.
     """
-    tile = log_weights(q, k, rule, lse, block).exp_()
+    if rule.normaliser is None:
+        tile = log_weights(q, k, rule, lse, block).exp_()
+    else:
+        scores = rule.scores(q, k, block.rows, block.columns, block.batch, block.heads)
+        row = lse[block.batch][:, block.heads, block.rows].to(scores)[..., None]
+        tile = rule.normaliser.weights(scores, row)
+    for step in steps:
+        factors = tuple(f[block.batch][:, block.heads, block.rows].to(tile) for f in step.factors)
+        tile = step.edit.apply(tile, factors, block, rule.mask)
     if steps:
-        _, on_diagonal = diagonal(rule, block, q.device)
-        for step in steps:
-            factors = tuple(f[block.batch][:, block.heads, block.rows].to(tile) for f in step.factors)
-            tile = step.edit.apply(tile, factors, block.columns, block.batch, on_diagonal.to(tile))
+        # a row of padding has factors, but takes part in nothing
+        silent = torch.isposinf(lse[block.batch][:, block.heads, block.rows])
+        tile = tile.masked_fill(silent[..., None], 0.0)
     return tile
 
 

@@ -1,13 +1,16 @@
 """Attention through torch's fused CPU kernel, which also gives the row log-sum-exp: fast, linear memory, plain softmax.
 
-It takes causal and bidirectional masks, key padding, additive bias, grouped queries and learned sinks (a factor on the
-output); the reason why it refuses anything else is given by `refuses`. `P^T @ Y` is attention again: queries and keys
-change places, one more feature carries -lse, and both sequences are reversed so that causal stays causal.
+It takes causal masks (inside a cache in two calls) and bidirectional ones, key padding, additive bias, grouped queries
+and learned sinks (a factor on the output), and edits by way of kernels/flash_edits.py; why it refuses anything else is
+said by `refuses`. `P^T @ Y` is attention again: queries and keys change places, one more feature carries -lse, and both
+sequences are reversed so that causal stays causal.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,19 +28,34 @@ def refuses(rule: ScoreRule, q: Tensor, transposed: bool = False) -> str | None:
         return f"the fused kernel used here is for the CPU, the tensors are on {q.device.type}"
     if rule.softcap is not None:
         return "soft-capped scores"
+    if rule.normaliser is not None:
+        return f"{rule.normaliser.name} weights"
+    if rule.alibi is not None:
+        return "ALiBi"
     if rule.edits:
         return "edited scores"
-    if rule.sinks is not None and q.requires_grad and torch.is_grad_enabled():
-        return "gradients through learned sinks, as its log-sum-exp carries none"
-    if not mask.is_band:
-        return "a mask given as a function"
+    if torch.is_grad_enabled():
+        if rule.sinks is not None and (q.requires_grad or rule.sinks.requires_grad):
+            return "gradients through learned sinks, as its log-sum-exp carries none"
+        if rule.bias is not None and rule.bias.requires_grad:
+            return "gradients of a score bias"
+    if mask.beyond_band:
+        return mask.beyond_band
     if mask.queries == 0 or mask.keys == 0:
         return "an empty cache"
     first, last = _span(rule)
     causal = _is_causal(rule, first, last)
     if causal is None:
-        return "a sliding window, or a causal mask whose queries start inside the cache"
+        if not _seen_by_all(rule):
+            return "a sliding window"
+        if torch.is_grad_enabled() and q.requires_grad:
+            return "gradients where queries start inside the cache, as its log-sum-exp carries none"
+        causal, first = True, first + _seen_by_all(rule)
+    if first == last:
+        return "a band that hides every key"
     if transposed:
+        if q.requires_grad and torch.is_grad_enabled():
+            return "gradients of the transpose, as its log-sum-exp carries none"
         if rule.bias is not None:
             return "the transpose under an additive bias"
         if causal and last - first != mask.queries:
@@ -60,6 +78,26 @@ def _is_causal(rule: ScoreRule, first: int, last: int) -> bool | None:
     return True if shift + mask.right == 0 else None
 
 
+def _seen_by_all(rule: ScoreRule) -> int:
+    """Keys before the first query, which a causal mask shows to all; 0 where there are none, or a window hides some."""
+    mask = rule.mask
+    if mask.right is None or (mask.left is not None and mask.queries - 1 + mask.shift > mask.left):
+        return 0
+    return max(mask.shift + mask.right, 0)
+
+
+def _halves(rule: ScoreRule) -> tuple[tuple[slice, ScoreRule], ...]:
+    """The cache, which every query sees, and what follows it, which is plainly causal: columns and rule of each."""
+    keys, cached = rule.mask.keys, _seen_by_all(rule)
+    found = []
+    for columns, right in ((slice(0, cached), None), (slice(cached, keys), rule.mask.right)):
+        mask = replace(rule.mask.trimmed(columns.start, columns.stop), left=None, right=right)
+        bias = rule.bias
+        bias = bias if bias is None or bias.shape[-1] == 1 else bias[..., columns]
+        found.append((columns, replace(rule, mask=mask, bias=bias, sinks=None)))
+    return tuple(found)
+
+
 def _additive(rule: ScoreRule, first: int, last: int, like: Tensor) -> Tensor | None:
     """Bias and key padding as one float mask [batch|1, head|1, query|1, key]; None where there is neither."""
     bias = None
@@ -76,7 +114,10 @@ def _additive(rule: ScoreRule, first: int, last: int, like: Tensor) -> Tensor | 
 def _call(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The kernel wants equal widths for q, k and v, and under autograd as many key heads as query heads."""
+    """The kernel wants equal widths for q, k and v, and under autograd as many key heads as query heads.
+
+    It takes the features of a position to be neighbours in memory and does not look.
+    """
     width, wanted = q.shape[-1], v.shape[-1]
     if wanted < width:
         v = torch.nn.functional.pad(v, (0, width - wanted))
@@ -86,6 +127,7 @@ def _call(
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     if bias is not None and bias.shape[2] == 1 and bias.shape[1] == 1:
         bias = bias.expand(q.shape[0], 1, 1, -1)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out, lse = _fused(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
     return out[..., :wanted], lse
 
@@ -95,20 +137,48 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Te
     if reason := refuses(rule, q):
         raise ValueError(f"flash can not compute {reason}; use backend='blocked'")
     first, last = _span(rule)
-    causal = bool(_is_causal(rule, first, last))
-    k, v = k[:, :, first:last], v[:, :, first:last]
-    z, lse = _call(q, k, v.to(q.dtype), causal, _additive(rule, first, last, q), rule.scale)
-    if rule.mask.valid_keys is not None or rule.mask.right is not None:
-        empty = (rule.mask.visible_keys(len(q), 1) == 0).to(q.device)
+    causal = _is_causal(rule, first, last)
+    if causal is None:
+        z, lse = _joined([attend(q, k[:, :, part], v[:, :, part], half) for part, half in _halves(rule)])
+    else:
+        k, v = k[:, :, first:last], v[:, :, first:last]
+        bias = _additive(rule, first, last, q)
+        z, lse = _call(q, k, v.to(q.dtype), causal, bias, rule.scale)
+        empty = _empty(rule, bias, first, last).to(q.device)
         if empty.any():
             lse = lse.masked_fill(empty, float("-inf"))
             z = z.masked_fill(empty[..., None], 0.0)
     if rule.sinks is not None:
-        merged = torch.logaddexp(lse, rule.sinks.to(lse)[None, :, None].expand_as(lse))
+        assert rule.sink_logits is not None
+        merged = torch.logaddexp(lse, rule.sink_logits.to(lse).expand_as(lse))
         merged = torch.where(lse == float("-inf"), lse, merged)
         share = torch.exp(lse - torch.where(merged == float("-inf"), 0.0, merged))
         z, lse = z * share[..., None].to(z), merged
     return z, lse
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Attention over disjoint keys as attention over all of them: each part by the mass of its own log-sum-exp."""
+    lse = torch.stack([part for _, part in parts]).logsumexp(0)
+    row = torch.where(lse == float("-inf"), math.inf, lse)
+    return sum(torch.exp(part - row)[..., None].to(z) * z for z, part in parts), lse  # pyright: ignore[reportReturnType]
+
+
+def _empty(rule: ScoreRule, bias: Tensor | None, first: int, last: int) -> Tensor:
+    """Rows from which band, padding or a bias of -inf hide every key, bool [batch|1, head|1, query]."""
+    low, high = (bound.clamp(first, last) - first for bound in (rule.mask.lower(), rule.mask.upper()))
+    if bias is None:
+        return (low >= high)[None, None]
+    if bias.shape[-1] == 1:
+        return (low >= high)[None, None] | (bias[..., 0] == float("-inf")).cpu()
+    if bias.shape[2] == 1:
+        seen = torch.nn.functional.pad((bias[:, :, 0] > float("-inf")).cpu().long().cumsum(-1), (1, 0))
+        return seen[..., high] <= seen[..., low]
+    columns, found = torch.arange(last - first), []
+    for part in torch.arange(rule.mask.queries).split(256):
+        band = (columns >= low[part, None]) & (columns < high[part, None])
+        found.append(((bias[:, :, part] > float("-inf")).cpu() & band).any(-1))
+    return ~torch.cat(found, -1)
 
 
 def gather(q: Tensor, k: Tensor, rule: ScoreRule, x: Tensor) -> Tensor:
@@ -121,9 +191,12 @@ def gather(q: Tensor, k: Tensor, rule: ScoreRule, x: Tensor) -> Tensor:
     return attend(q.to(high), k.to(high), x.to(high), rule)[0]
 
 
-def scatter(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, y: Tensor) -> Tensor:
+def scatter(
+    q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, y: Tensor, key_bias: Tensor | None = None
+) -> Tensor:
     """`P^T @ y` for y [batch, head, query, c] → [batch, head, key, c]; rows whose lse is +inf give nothing.
 
+    `key_bias` [batch|1, head|1, key] is added to the scores of a key, and may hide it (-inf).
     Column j of P is `exp(scale*k_j·q_i - lse_i)` over i: a softmax over the queries, times the exponential of its own
     log-sum-exp. A learned sink is inside `lse` already.
     """
@@ -131,7 +204,13 @@ def scatter(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, y: Tensor) -> Te
         raise ValueError(f"flash can not compute {reason}; use backend='blocked'")
     batch, heads, _, width = q.shape
     first, last = _span(rule)
-    causal = bool(_is_causal(rule, first, last))
+    causal = _is_causal(rule, first, last)
+    if causal is None:
+        found = []
+        for part, half in _halves(rule):
+            own_bias = None if key_bias is None else key_bias[..., part]
+            found.append(scatter(q, k[:, :, part], half, lse, y, own_bias))
+        return torch.cat(found, 2)
     high = torch.float64 if q.dtype == torch.float64 else torch.float32
     keys = k[:, :, first:last].to(high).repeat_interleave(heads // k.shape[1], 1)
     silent = torch.isinf(lse)
@@ -146,7 +225,8 @@ def scatter(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, y: Tensor) -> Te
         piece = y[..., begin : begin + width + 1].to(high).flip(2)
         mean, log_mass = _call(new_q, new_k, piece, causal, bias, rule.scale)
         seen = _seen(rule, silent, first, last)
-        scale = torch.exp(torch.where(seen, log_mass.flip(2), -math.inf))
+        logs = log_mass.flip(2) if key_bias is None else log_mass.flip(2) + key_bias[..., first:last]
+        scale = torch.exp(torch.where(seen, logs, -math.inf))
         out[:, :, first:last, begin : begin + width + 1] = mean.flip(2) * scale[..., None]
     return out
 

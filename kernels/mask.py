@@ -1,4 +1,4 @@
-"""Which keys a query may see: a band, a set of real keys and, where that is not enough, a function of indices.
+"""Which keys a query may see: a band, real keys, documents, and where that is not enough a function of indices.
 
 A mask is kept as its description and evaluated one tile at a time, so that no queries × keys tensor exists.
 Positions are absolute: query row `i` stands at `query_offset + i`, key column `j` at `key_offset + j` (a cache moves
@@ -25,7 +25,10 @@ class Mask:
     is `right=0`), when `valid_keys[batch, key]` holds and when `extra(batch, head, query, key)` does.
     `valid_queries[batch, query]` marks rows that are padding: it hides nothing, but such rows are left out of every
     statistic. `start[batch]` and `stop[batch]` are the absolute positions of the first real token of each batch row and
-    of one past its last (None: row 0 of the sequence, and the last query).
+    of one past its last (None: row 0 of the sequence, and the last query). In cross-attention these are of the keys,
+    and `query_start`, `query_stop` the same of the queries. `documents[batch|1, position]` numbers the documents of a
+    packed sequence from position 0 on: a pair of different documents is hidden (`document_ids` makes it from their
+    beginnings).
     """
 
     queries: int
@@ -39,8 +42,18 @@ class Mask:
     extra: IndexMask | None = None
     start: Tensor | None = None
     stop: Tensor | None = None
+    documents: Tensor | None = None
+    query_start: Tensor | None = None
+    query_stop: Tensor | None = None
 
     def __post_init__(self) -> None:
+        longest = max(self.queries + self.query_offset, self.keys + self.key_offset)
+        given = self.documents
+        if given is not None and (given.dim() != 2 or given.shape[1] < longest or given.is_floating_point()):
+            raise ValueError(
+                f"documents must be whole numbers [batch, at least {longest} positions], got {given.dtype} "
+                f"{tuple(given.shape)}"
+            )
         for name, tensor, length in (
             ("valid_keys", self.valid_keys, self.keys),
             ("valid_queries", self.valid_queries, self.queries),
@@ -59,7 +72,24 @@ class Mask:
 
     @property
     def is_band(self) -> bool:
-        return self.extra is None
+        return self.beyond_band is None
+
+    @property
+    def beyond_band(self) -> str | None:
+        """What else hides pairs than a band and padding, in words; None where nothing does."""
+        if self.extra is not None:
+            return "a mask given as a function"
+        return None if self.documents is None else "document blocks"
+
+    def real(self, axis: str) -> tuple[Tensor, Tensor]:
+        """First absolute position of each row's real tokens and one past the last, int64 [batch|1], by axis."""
+        crossing = self.query_stop is not None
+        start, stop = (
+            (self.query_start, self.query_stop) if crossing and axis == "query" else (self.start, self.stop)
+        )
+        end = self.key_offset + self.keys if crossing else self.query_offset + self.queries
+        start = torch.zeros(1, dtype=torch.long) if start is None else start.cpu()
+        return start, torch.full_like(start, end) if stop is None else stop.cpu()
 
     def lower(self) -> Tensor:
         """First column the band allows for each row, int64 [query], clamped to [0, keys]."""
@@ -81,15 +111,9 @@ class Mask:
         last = self.keys if self.right is None else min(max(end + self.shift + self.right, 0), self.keys)
         return first, max(first, last)
 
-    def query_span(self, begin: int, end: int) -> tuple[int, int]:
-        """The rows outside of which the band hides the columns `begin:end`."""
-        first = 0 if self.right is None else min(max(begin - self.shift - self.right, 0), self.queries)
-        last = self.queries if self.left is None else min(max(end - self.shift + self.left, 0), self.queries)
-        return first, max(first, last)
-
     def interior(self, rows: slice, columns: slice) -> tuple[int, int]:
         """Columns `begin:end` within `columns` that every row of `rows` sees; empty where that takes looking."""
-        if self.extra is not None or self.valid_keys is not None:
+        if not self.is_band or self.valid_keys is not None:
             return columns.start, columns.start
         begin, end = columns.start, columns.stop
         if self.left is not None:
@@ -114,7 +138,12 @@ class Mask:
         if self.left is not None and columns.start - (rows.stop - 1) - self.shift < -self.left:
             visible = both(visible, (key >= query - self.left)[None, None])
         if self.valid_keys is not None:
-            visible = both(visible, self.valid_keys[batch, columns].to(device)[:, None, None, :])
+            real = self.valid_keys if len(self.valid_keys) == 1 else self.valid_keys[batch]
+            visible = both(visible, real[:, columns].to(device)[:, None, None, :])
+        if self.documents is not None:
+            given = self.documents if len(self.documents) == 1 else self.documents[batch]
+            of_query, of_key = (given.to(device)[:, place.flatten()] for place in (query, key))
+            visible = both(visible, (of_query[:, :, None] == of_key[:, None])[:, None])
         if self.extra is not None:
             index = torch.arange(batch.start, batch.stop, device=device)[:, None, None, None]
             head = heads.to(device)[None, :, None, None]
@@ -123,7 +152,7 @@ class Mask:
 
     def visible_keys(self, batch: int, heads: int) -> Tensor:
         """How many keys each row sees, int64 [batch|1, head|1, query]."""
-        if self.extra is not None:
+        if not self.is_band:
             return self._count(batch, heads, over_queries=False)
         low, high = self.lower(), self.upper().clamp_min(0)
         if self.valid_keys is None:
@@ -133,7 +162,7 @@ class Mask:
 
     def seen_by(self, batch: int, heads: int) -> Tensor:
         """How many rows that are not padding see each key, int64 [batch|1, head|1, key]."""
-        if self.extra is not None:
+        if not self.is_band:
             return self._count(batch, heads, over_queries=True)
         columns = torch.arange(self.keys)
         first = torch.zeros_like(columns) if self.right is None else (columns - self.shift - self.right)
@@ -154,7 +183,7 @@ class Mask:
 
     def first_visible(self, batch: int, heads: int) -> Tensor:
         """Column of the first key each row sees, int64 [batch|1, head|1, query]; `keys` where it sees none."""
-        if self.extra is not None:
+        if not self.is_band:
             found = [
                 torch.where(tile.any(-1), tile.to(torch.int8).argmax(-1), self.keys)
                 for _, tile in self._row_tiles(batch, heads)
@@ -183,7 +212,7 @@ class Mask:
         return replace(self, keys=last - first, key_offset=self.key_offset + first, valid_keys=valid)
 
     def _row_tiles(self, batch: int, heads: int):
-        """Visibility of 64 rows at a time over all columns, for masks that only a function describes."""
+        """Visibility of 64 rows at a time over all columns, for masks that are more than a band."""
         for begin in range(0, self.queries, 64):
             rows = slice(begin, min(begin + 64, self.queries))
             tile = self.tile(
@@ -201,3 +230,14 @@ class Mask:
                 tile = tile & self.valid_queries[:, rows].cpu()[:, None, :, None]
             total += tile.sum(-2)
         return total
+
+
+def document_ids(starts: Tensor, length: int) -> Tensor:
+    """The document of each position, int64 [batch, position], from the positions [batch, document] where each begins.
+
+    Beginnings are in order; position 0 belongs to the first document wherever that begins.
+    """
+    if starts.dim() != 2 or (starts.diff(dim=1) < 0).any():
+        raise ValueError(f"documents begin at positions [batch, document] in order, got {starts.tolist()}")
+    positions = torch.arange(length, device=starts.device).expand(len(starts), -1)
+    return torch.searchsorted(starts.contiguous(), positions.contiguous(), right=True).clamp_min(1) - 1

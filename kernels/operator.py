@@ -8,13 +8,22 @@ builds the whole queries × keys tensor. Rows that are padding, or that see no k
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from headwater.kernels import blocked, flash, statistics, summaries, triton_backend
-from headwater.kernels.edits import WeightStep
+from headwater.kernels import (
+    blocked,
+    flash_edits,
+    pairs,
+    received,
+    running,
+    statistics,
+    summaries,
+    triton_backend,
+)
+from headwater.kernels.edits import Shares, WeightStep
 from headwater.kernels.rule import ScoreRule
 
 
@@ -71,8 +80,9 @@ class AttentionMap:
             x = x.to(self.q.device)
             return triton_backend.gather(self.q, self.k, self.rule, self.lse, self.steps, x)
         if engine == "flash":
-            out = flash.gather(self.q, self.k, self.rule, x.to(self.q.device))
-            return out.masked_fill(torch.isinf(self.lse)[..., None], 0.0)
+            return flash_edits.gather(self.q, self.k, self.rule, self.lse, self.steps, x.to(self.q.device))
+        if engine == "running":
+            return running.gather(self.q, self.k, self.rule, self.lse, x.to(self.q.device))
         batch, heads, queries, _ = self.shape
         out = self.q.new_zeros(batch, heads, queries, x.shape[-1], dtype=self._high)
         for block in blocked.blocks(batch, range(heads), self.rule):
@@ -114,13 +124,57 @@ class AttentionMap:
         """The map in cells of block × block weights, "max" or "mean" of each: [batch, head, query cell, key cell]."""
         return summaries.pooled(self, block, how)
 
-    def statistic(self, name: str, groups: Tensor | None = None) -> Tensor:
-        """One statistic (kernels/statistics.py lists them and their units)."""
-        return self.statistics((name,), groups)[name]
+    @property
+    def signed(self) -> bool:
+        """Whether weights may be negative."""
+        return self.rule.signed and not any(isinstance(step.edit, Shares) for step in self.steps)
 
-    def statistics(self, names: tuple[str, ...], groups: Tensor | None = None) -> dict[str, Tensor]:
-        """Several statistics in one pass."""
-        return statistics.compute(self, names, groups)
+    def shares(self) -> AttentionMap:
+        """The map of |w| / (sum of |w| over the row + 1e-8), in blocks of rows; one pass for the sums."""
+        batch, heads = self.shape[:2]
+        edit = Shares(torch.ones(heads, dtype=torch.bool))
+        factor = torch.full_like(self.lse, -1.0)
+        for block in blocked.blocks(batch, range(heads), self.rule):
+            weights = self.block(block)
+            live = ~torch.isinf(self.lse[block.batch][:, block.heads, block.rows])
+            (found,) = edit.resolve(weights, block, self.rule.mask, live)
+            factor[block.batch, block.heads, block.rows] = found.to(factor)
+        steps = (*self.steps, WeightStep(edit, (factor,)))
+        return replace(self, steps=steps, backend="blocked", known={})
+
+    def statistic(
+        self, name: str, groups: Tensor | None = None, window: int = statistics.WINDOW, of: str = "weights"
+    ) -> Tensor:
+        """One statistic (kernels/statistics.py lists them and their units)."""
+        return self.statistics((name,), groups, window, of)[name]
+
+    def statistics(
+        self, names: tuple[str, ...], groups: Tensor | None = None, window: int = statistics.WINDOW,
+        of: str = "weights",
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Several statistics in one pass, `of` the "weights" as they are or of their "shares" (one pass more)."""
+        if of not in ("weights", "shares"):
+            raise ValueError(f"statistics are of 'weights' or of 'shares'; got of={of!r}")
+        return statistics.compute(self.shares() if of == "shares" else self, names, groups, window)
+
+    def received(
+        self, queries: slice | Tensor | None = None, later: tuple[int, int] | None = None,
+        heads: list[int] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Sum of the weights that some queries put on each key, [batch, head, key] (kernels/received.py)."""
+        return received.received(self, queries, later, heads)
+
+    def visible(self, queries: slice | Tensor | None = None, later: tuple[int, int] | None = None) -> Tensor:
+        """How many of these queries see each key, int64 [batch, head, key]: what `received` is divided by."""
+        return received.visible(self, queries, later)
+
+    def at(self, columns: Tensor) -> Tensor:
+        """Exact weights at some key columns of each row, [batch, head, query, n] (kernels/pairs.py)."""
+        return pairs.at(self, columns)
+
+    def stripe(self, offset: int) -> Tensor:
+        """Weight of each query on the key `offset` positions before it, [batch, head, query]; 0 where there is none."""
+        return pairs.stripe(self, offset)
 
     def block(self, block: blocked.Block) -> Tensor:
         """Weights of one block of the row loop, [batch, head, row, column], in float32 or float64."""
@@ -134,11 +188,14 @@ class AttentionMap:
         """The backend of products and statistics: the one asked for, else the fused one of the device if it can."""
         if self.backend == "blocked":
             return "blocked"
+        edits = [step.edit for step in self.steps]
+        if self.backend == "auto" and running.refuses(self.rule, edits) is None:
+            return "running"
         fused = "flash" if self.backend == "auto" else self.backend
         if fused == "triton":
-            reason = triton_backend.refuses(self.rule, self.q, [step.edit for step in self.steps])
+            reason = triton_backend.refuses(self.rule, self.q, edits)
         else:
-            reason = "edited weights" if self.steps else flash.refuses(self.rule, self.q, transposed)
+            reason = flash_edits.refuses(self.rule, self.q, edits, transposed)
         if reason and self.backend == fused:
             raise ValueError(f"{fused} can not compute {reason}; use backend='blocked'")
         return "blocked" if reason else fused
@@ -165,7 +222,10 @@ class TransposedMap:
         if engine == "triton":
             return triton_backend.scatter(source.q, source.k, source.rule, source.lse, source.steps, y)
         if engine == "flash":
-            return flash.scatter(source.q, source.k, source.rule, source.lse, y.expand(batch, heads, -1, -1))
+            y = y.expand(batch, heads, -1, -1)
+            return flash_edits.scatter(source.q, source.k, source.rule, source.lse, source.steps, y)
+        if engine == "running":
+            return running.scatter(source.q, source.k, source.rule, source.lse, y)
         out = source.q.new_zeros(batch, heads, keys, y.shape[-1], dtype=source._high)
         for block in blocked.blocks(batch, range(heads), source.rule):
             values = _rows(y, block)[:, :, block.rows].to(out)

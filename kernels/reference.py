@@ -12,7 +12,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headwater.kernels.edits import NOTHING, BlockScores, MixIdentity, Rescale, ScaleScores, WeightEdit
+from headwater.kernels.edits import (
+    NOTHING,
+    SMALL,
+    BiasKeys,
+    BlockScores,
+    EmphasiseScores,
+    MaskScores,
+    MixIdentity,
+    MixPattern,
+    Rescale,
+    ScaleScores,
+    ScoreEdit,
+    Shares,
+    WeightEdit,
+)
+from headwater.kernels.normaliser import Normaliser
+from headwater.kernels.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Pattern, Uniform
+from headwater.kernels.reference_normalisers import products, sinkhorn
+from headwater.kernels.reference_normalisers import weights as normalised
 from headwater.kernels.rule import ScoreRule
 
 
@@ -36,6 +54,9 @@ def visible(rule: ScoreRule, batch: int, heads: int) -> Tensor:
         seen &= query - key <= mask.left
     if mask.valid_keys is not None:
         seen &= mask.valid_keys[:, None, None, :]
+    if mask.documents is not None:
+        of_query, of_key = mask.documents[:, query[:, 0]], mask.documents[:, key[0]]
+        seen &= (of_query[:, :, None] == of_key[:, None, :])[:, None]
     if mask.extra is not None:
         index = torch.arange(batch)[:, None, None, None], torch.arange(heads)[None, :, None, None]
         seen &= mask.extra(*index, query[None, None], key[None, None])
@@ -48,58 +69,155 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[Wei
     group = heads // k.shape[1]
     q, k, v = q.double(), k.double().repeat_interleave(group, 1), v.double().repeat_interleave(group, 1)
 
-    scores = rule.scale * q @ k.mT
+    seen = visible(rule, batch, heads)
+    kind = Normaliser("softmax") if rule.normaliser is None else rule.normaliser
+    scores = products(q, k, kind.name, kind.features, rule.scale, seen)
     if rule.softcap is not None:
         scores = rule.softcap * torch.tanh(scores / rule.softcap)
     if rule.bias is not None:
         scores = scores + rule.bias.double()
+    if rule.alibi is not None:
+        query, key = positions(rule)
+        scores = scores - rule.alibi.double()[:, None, None] * (query - key).abs()
     for edit in rule.edits:
-        head = edit.heads[None, :, None, None]
-        if isinstance(edit, ScaleScores):
-            scores = torch.where(head, edit.tau * scores, scores)
-        if isinstance(edit, BlockScores):
-            pairs = edit.queries[:, None, :, None] & edit.keys[:, None, None, :]
-            scores = torch.where(head & pairs, -torch.inf, scores)
-    scores = torch.where(visible(rule, batch, heads), scores, -torch.inf)
+        changed = torch.where(of_heads(edit), edited_scores(scores, edit, rule), scores)
+        scores = torch.where(scores > -torch.inf, changed, -torch.inf)
+    scores = torch.where(seen, scores, -torch.inf)
 
-    columns = [scores]
-    if rule.sinks is not None:
-        columns.append(rule.sinks.double()[None, :, None, None].expand(batch, heads, q.shape[2], 1))
-    sees_any = (scores > -torch.inf).any(-1)
-    lse = torch.where(sees_any, torch.cat(columns, -1).logsumexp(-1), -torch.inf)
-    weights = torch.where(sees_any[..., None], torch.exp(scores - lse[..., None]), 0.0)
+    if kind.name == "sinkhorn":
+        mask = rule.mask
+        queries = torch.ones(1, mask.queries) > 0 if mask.valid_queries is None else mask.valid_queries
+        keys = torch.ones(1, mask.keys) > 0 if mask.valid_keys is None else mask.valid_keys
+        weights, lse = sinkhorn(scores, kind.iterations or 1, queries, keys)
+    else:
+        sink = None if rule.sinks is None else rule.sinks
+        sink = sink if sink is None else (sink[None, :, None] if sink.dim() == 1 else sink)[..., None]
+        parameters = {"bias": kind.bias, "features": kind.features, "normalise": kind.normalise}
+        weights, lse = normalised(scores, sink, kind.name, **parameters)
 
+    sees_any = lse > -torch.inf
     for edit in edits:
-        weights = torch.where(edit.heads[None, :, None, None], edited(weights, edit, rule), weights)
+        acts = of_heads(edit) & sees_any[..., None]
+        if edit.rows is not None:
+            acts = acts & edit.rows[..., None]
+        weights = torch.where(acts, edited(weights, edit, rule), weights)
     return Dense(weights @ v, lse, weights)
 
 
+def of_heads(edit: ScoreEdit | WeightEdit) -> Tensor:
+    """The heads of an edit, bool [batch|1, head, 1, 1]."""
+    return (edit.heads if edit.heads.dim() == 2 else edit.heads[None])[:, :, None, None]
+
+
+def positions(rule: ScoreRule) -> tuple[Tensor, Tensor]:
+    """Absolute positions of the queries [query, 1] and of the keys [1, key]."""
+    mask = rule.mask
+    query = torch.arange(mask.queries)[:, None] + mask.query_offset
+    return query, torch.arange(mask.keys)[None, :] + mask.key_offset
+
+
+def edited_scores(scores: Tensor, edit: ScoreEdit, rule: ScoreRule) -> Tensor:
+    """One score edit on every head."""
+    if isinstance(edit, ScaleScores):
+        return edit.tau * scores
+    if isinstance(edit, BiasKeys):
+        bias = edit.bias.double()
+        return scores + (bias[:, None, None, :] if bias.dim() == 2 else bias[:, :, None, :])
+    if isinstance(edit, MaskScores):
+        index = (torch.arange(n) for n in scores.shape[:2])
+        batch, head = (i.reshape(shape) for i, shape in zip(index, ((-1, 1, 1, 1), (-1, 1, 1)), strict=True))
+        return torch.where(edit.visible(batch, head, *positions(rule)), scores, -torch.inf)
+    pairs = edit.queries[:, None, :, None] & edit.keys[:, None, None, :]
+    if isinstance(edit, BlockScores):
+        return torch.where(pairs, -torch.inf, scores)
+    assert isinstance(edit, EmphasiseScores)
+    return torch.where(pairs, scores + edit.amount * scores.abs(), scores)
+
+
 def edited(weights: Tensor, edit: WeightEdit, rule: ScoreRule) -> Tensor:
-    """One weight edit on every head."""
+    """One weight edit on every head and row."""
     if isinstance(edit, Rescale):
         keys, to = edit.keys[:, None, None, :], edit.to[:, None, None, :]
         freed = (1 - edit.keep) * (weights * keys).sum(-1, keepdim=True)
         target = (weights * to).sum(-1, keepdim=True)
-        moved = (
-            torch.where(keys, edit.keep * weights, weights) + torch.where(to, weights, 0.0) * freed / target
+        per_weight = freed / torch.where(target > NOTHING, target, 1.0)
+        moved = torch.where(keys, edit.keep * weights, weights) + torch.where(to, weights, 0.0) * per_weight
+        acts = target > NOTHING
+        if edit.condition is not None:
+            of, within = (
+                (weights * group[:, None, None, :]).sum(-1, keepdim=True)
+                for group in (edit.condition.of, edit.condition.within)
+            )
+            acts = acts & (of / (within + SMALL) <= edit.condition.most) & (within >= edit.condition.least)
+        return torch.where(acts, moved, weights)
+    if isinstance(edit, Shares):
+        return weights.abs() / (weights.abs().sum(-1, keepdim=True) + 1e-8)
+    if isinstance(edit, MixIdentity):
+        query, key = positions(rule)
+        mixed = (query == key).double()[None, None]
+        if rule.mask.valid_keys is not None:
+            mixed = mixed * rule.mask.valid_keys[:, None, None, :]
+    else:
+        assert isinstance(edit, MixPattern)
+        mixed = pattern(edit.pattern, rule, *weights.shape[:2])
+    has_mass = mixed.sum(-1, keepdim=True) > 0
+    return torch.where(has_mass, (1 - edit.amount) * weights + edit.amount * mixed, weights)
+
+
+def pattern(kind: Pattern, rule: ScoreRule, batch: int, heads: int) -> Tensor:
+    """A fixed pattern as a map [batch, head, query, key]; its rows sum to 1, or are zero where it has no mass."""
+    query, key = positions(rule)
+    seen = visible(rule, batch, heads).double()
+    if isinstance(kind, Uniform):
+        weights = seen
+    elif isinstance(kind, Offset):
+        weights = seen * (query - kind.n == key)
+    elif isinstance(kind, OnKeys):
+        weights = seen * kind.keys[:, None, None, :]
+    elif isinstance(kind, OfMap):
+        # as it is: its rows may sum to less than 1
+        return seen * at_positions(
+            of_map(kind), rule, kind.map.rule.mask.query_offset, kind.map.rule.mask.key_offset
         )
-        return torch.where(target > NOTHING, moved, weights)
-    assert isinstance(edit, MixIdentity)
-    mask = rule.mask
-    query = torch.arange(mask.queries)[:, None] + mask.query_offset
-    key = torch.arange(mask.keys)[None, :] + mask.key_offset
-    identity = (query == key).double()[None, None]
-    if mask.valid_keys is not None:
-        identity = identity * mask.valid_keys[:, None, None, :]
-    return torch.where(
-        identity.sum(-1, keepdim=True) > 0, (1 - edit.amount) * weights + edit.amount * identity, weights
+    elif isinstance(kind, Fixed):
+        weights = seen * at_positions(kind.weights.double(), rule, 0, 0)
+    else:
+        assert isinstance(kind, Matching)
+        same = (kind.ids[:, :, None] == kind.ids[:, None, :]).tril(-1).double()[:, None]
+        weights = seen * at_positions(same, rule, 0, 0)
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total > 0, weights / total, 0.0)
+
+
+def of_map(kind: OfMap) -> Tensor:
+    """The whole of another map, zero on its rows of padding."""
+    other = kind.map
+    dense = attend(other.q, other.k, other.k, other.rule, [step.edit for step in other.steps]).weights
+    valid = other.rule.mask.valid_queries
+    return dense if valid is None else dense * valid[:, None, :, None]
+
+
+def at_positions(weights: Tensor, rule: ScoreRule, first_query: int, first_key: int) -> Tensor:
+    """Weights whose rows and columns begin at the given positions, read at the positions of this map; 0 elsewhere."""
+    row, column = (
+        place.flatten() - first
+        for place, first in zip(positions(rule), (first_query, first_key), strict=True)
     )
+    i, j = (
+        ((place >= 0) & (place < length)).nonzero()[:, 0]
+        for place, length in zip((row, column), weights.shape[2:], strict=True)
+    )
+    found = torch.zeros(*weights.shape[:2], len(row), len(column), dtype=weights.dtype)
+    found[:, :, i[:, None], j] = weights[:, :, row[i][:, None], column[j]]
+    return found
 
 
-def statistics(dense: Dense, rule: ScoreRule, groups: Tensor | None = None) -> dict[str, Tensor]:
+def statistics(
+    dense: Dense, rule: ScoreRule, groups: Tensor | None = None, window: int = 10
+) -> dict[str, Tensor]:
     """Every statistic by its definition; `groups` is bool [group, key]. Rows: NaN where padding or nothing is seen.
 
-    `argmax` is -1 on such rows.
+    `argmax` is -1 on such rows; `window` clips the distance of `windowed_distance` (tokens).
     """
     batch, heads, queries, keys = dense.weights.shape
     mask, weights = rule.mask, dense.weights
@@ -124,6 +242,8 @@ def statistics(dense: Dense, rule: ScoreRule, groups: Tensor | None = None) -> d
         "previous": row((weights * (query - 1 == key)).sum(-1)),
         "first": row((weights * first).sum(-1)),
         "distance": row((weights * (query - key).abs()).sum(-1)),
+        "distance_squared": row((weights * (query - key).square()).sum(-1)),
+        "windowed_distance": row((weights * (query - key).abs().clamp(max=window)).sum(-1)),
         "row_mass": row(weights.sum(-1)),
         "received": weights.sum(-2),
         "visible": (
@@ -137,3 +257,32 @@ def statistics(dense: Dense, rule: ScoreRule, groups: Tensor | None = None) -> d
         mass = torch.einsum("bhqk,gk->bhgq", weights, groups.double())
         found["mass"] = torch.where(real[:, :, None], mass, torch.nan)
     return found
+
+
+def received(
+    dense: Dense, rule: ScoreRule, queries: Tensor | None = None, later: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """What each key receives from some queries, and how many of them see it; both [batch, head, key].
+
+    `queries` is bool [batch|1, query]; `later=(near, far)` leaves the queries that stand near to far positions after
+    the key, both ends included. Queries that are padding are in neither.
+    """
+    batch, heads, rows, keys = dense.weights.shape
+    mask = rule.mask
+    ahead = (torch.arange(rows) + mask.query_offset)[:, None] - (torch.arange(keys) + mask.key_offset)
+    chosen = torch.ones(batch, 1, rows, keys, dtype=torch.bool)
+    if later is not None:
+        chosen = chosen & (ahead >= later[0]) & (ahead <= later[1])
+    for some in (queries, mask.valid_queries):
+        if some is not None:
+            chosen = chosen & some[:, None, :, None]
+    return (dense.weights * chosen).sum(-2), (visible(rule, batch, heads) & chosen).sum(-2)
+
+
+def at(dense: Dense, rule: ScoreRule, columns: Tensor) -> Tensor:
+    """Weights at `columns` [batch, head, query, n], 0 where a column is outside or the row is padding."""
+    inside = (columns >= 0) & (columns < dense.weights.shape[-1])
+    if rule.mask.valid_queries is not None:
+        inside = inside & rule.mask.valid_queries[:, None, :, None]
+    one_hot = columns[..., None] == torch.arange(dense.weights.shape[-1])
+    return torch.where(inside, torch.einsum("bhqk,bhqnk->bhqn", dense.weights, one_hot.double()), 0.0)

@@ -1,25 +1,33 @@
-"""The score rule: everything between `q·k` and the softmax, evaluated tile by tile.
+"""The score rule: everything between `q·k` and the weights, evaluated tile by tile.
 
-`s_ij = cap(scale * q_i·k_j) + bias_ij`, then the score edits in their order, then -inf where the mask hides the pair;
-`p_ij = exp(s_ij - lse_i)` with the log-sum-exp taken over the visible keys and, where the head has one, its learned
-sink logit. `cap(x) = softcap * tanh(x / softcap)` (Gemma 2). With a learned sink the weights of a row on real keys sum
-to less than 1 (GPT-OSS).
+`s_ij = cap(scale * q_i·k_j) + bias_ij - slope * |i - j|`, then the score edits in their order, then -inf where the mask
+hides the pair; `p_ij = exp(s_ij - lse_i)` with the log-sum-exp taken over the visible keys and, where the head has one,
+its learned sink logit. `cap(x) = softcap * tanh(x / softcap)` (Gemma 2). With a learned sink the weights of a row on
+real keys sum to less than 1 (GPT-OSS). Other ways from scores to weights are in `normaliser.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from headwater.kernels.edits import ScoreEdit
+from headwater.kernels.block import Block
+from headwater.kernels.edits import BiasKeys, ScoreEdit
 from headwater.kernels.mask import Mask
+from headwater.kernels.normaliser import Normaliser
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreRule:
-    """`bias` broadcasts to [batch, head, query, key]; `sinks` is [head]; scores have no unit, `scale` is 1/sqrt(d)."""
+    """`bias` broadcasts to [batch, head, query, key]; `sinks` is [head], or [batch, head, query] where the sink's logit
+    depends on the query (a learned key); scores have no unit, `scale` is 1/sqrt(d).
+
+    `alibi` holds the slopes [head] of ALiBi (Press et al. 2022): -slope * |query - key| is added, in absolute
+    positions. Where all keys lie behind that is slope * (key - query), which models write up to a constant of the row
+    that no softmax sees. `normaliser` None is the softmax.
+    """
 
     scale: float
     mask: Mask
@@ -27,6 +35,23 @@ class ScoreRule:
     sinks: Tensor | None = None
     bias: Tensor | None = None
     edits: tuple[ScoreEdit, ...] = ()
+    normaliser: Normaliser | None = None
+    alibi: Tensor | None = None
+
+    def detached(self) -> ScoreRule:
+        """The rule without the gradients of its learned sinks, its bias and its slopes."""
+        sinks, bias, alibi = (None if x is None else x.detach() for x in (self.sinks, self.bias, self.alibi))
+        edits = tuple(replace(e, bias=e.bias.detach()) if isinstance(e, BiasKeys) else e for e in self.edits)
+        return replace(self, sinks=sinks, bias=bias, alibi=alibi, edits=edits)
+
+    @property
+    def signed(self) -> bool:
+        """Whether weights may be negative."""
+        kind = self.normaliser
+        if kind is None or kind.name not in ("cog", "products", "linear"):
+            return False
+        moved = self.bias is not None or self.alibi is not None or bool(self.edits)
+        return kind.name == "cog" or kind.features == "identity" or moved
 
     def scores(
         self, q: Tensor, k: Tensor, rows: slice, columns: slice, batch: slice, heads: Tensor
@@ -37,7 +62,7 @@ class ScoreRule:
         """
         high = torch.float64 if q.dtype == torch.float64 else torch.float32
         group = q.shape[1] // k.shape[1]
-        every = len(heads) == q.shape[1]
+        every = len(heads) == q.shape[1] and bool((heads == torch.arange(len(heads))).all())
         queries = (q[batch, :, rows] if every else q[batch][:, heads, rows]).to(high)
         keys = (k[batch, :, columns] if every and group == 1 else k[batch][:, heads // group, columns]).to(
             high
@@ -47,8 +72,13 @@ class ScoreRule:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         if self.bias is not None:
             scores = scores + self._bias_tile(rows, columns, batch, heads).to(scores)
+        block = Block(batch, heads, rows, columns)
+        if self.alibi is not None:
+            row, column = block.positions(q.device)
+            slopes = self.alibi[heads].to(scores)[None, :, None, None]
+            scores = scores - slopes * (row + self.mask.shift - column).abs()
         for edit in self.edits:
-            scores = edit.apply(scores, rows, columns, batch, heads)
+            scores = edit.apply(scores, block, self.mask)
         return self._masked(scores, rows, columns, batch, heads)
 
     def _masked(self, scores: Tensor, rows: slice, columns: slice, batch: slice, heads: Tensor) -> Tensor:
@@ -73,10 +103,20 @@ class ScoreRule:
         bias = bias if bias.shape[2] == 1 else bias[:, :, rows]
         return bias if bias.shape[3] == 1 else bias[..., columns]
 
-    def logsumexp(self, scores: Tensor, heads: Tensor) -> Tensor:
-        """Row log-sum-exp with the sink logit merged, [batch, head, row]; -inf on a row that sees nothing."""
+    @property
+    def sink_logits(self) -> Tensor | None:
+        """Logits of the learned sink, [batch|1, head, query|1]; None where there is none."""
+        return self.sinks[None, :, None] if self.sinks is not None and self.sinks.dim() == 1 else self.sinks
+
+    def row_constant(self, scores: Tensor, block: Block) -> Tensor:
+        """L of whole rows, [batch, head, row], the sink merged: the log-sum-exp; -inf on a row that sees nothing."""
+        sink = self.sink_logits
+        if sink is not None:
+            sink = sink[:, block.heads] if len(sink) == 1 else sink[block.batch][:, block.heads]
+            sink = (sink if sink.shape[2] == 1 else sink[:, :, block.rows]).to(scores)
+        if self.normaliser is not None:
+            return self.normaliser.row_constant(scores, sink)
         lse = scores.logsumexp(-1)
-        if self.sinks is None:
+        if sink is None:
             return lse
-        sink = self.sinks[heads].to(lse)[None, :, None].expand_as(lse)
-        return torch.where(lse == float("-inf"), lse, torch.logaddexp(lse, sink))
+        return torch.where(lse == float("-inf"), lse, torch.logaddexp(lse, sink.expand_as(lse)))

@@ -18,10 +18,18 @@ import torch
 from torch import Tensor
 
 from headwater.kernels import blocked
-from headwater.kernels.edits import BlockScores, MixIdentity, Rescale, ScaleScores, WeightEdit, WeightStep
+from headwater.kernels.edits import (
+    BiasKeys,
+    BlockScores,
+    MixIdentity,
+    Rescale,
+    ScaleScores,
+    WeightEdit,
+    WeightStep,
+)
+from headwater.kernels.key_classes import MOST_CLASSES, Folded, KeyClasses, classify, fold
 from headwater.kernels.rule import ScoreRule
 from headwater.kernels.triton_configs import Config
-from headwater.kernels.triton_edits import MOST_CLASSES, Folded, KeyClasses, classify, fold
 from headwater.kernels.triton_launch import (
     MOST_GROUPS,
     ROW,
@@ -60,23 +68,41 @@ def refuses(rule: ScoreRule, q: Tensor, edits: Sequence[WeightEdit] = (), value_
         return "tensors on the CPU unless TRITON_INTERPRET=1 is set before Python starts"
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"{str(q.dtype).removeprefix('torch.')} queries"
-    if not rule.mask.is_band:
-        return "a mask given as a function"
+    if rule.normaliser is not None:
+        return f"{rule.normaliser.name} weights"
+    if rule.sinks is not None and rule.sinks.dim() > 1:
+        return "sinks whose logit depends on the query"
+    if rule.mask.beyond_band:
+        return rule.mask.beyond_band
     if q.shape[0] == 0 or rule.mask.queries == 0 or rule.mask.keys == 0:
         return "an empty cache"
     if max(q.shape[-1], value_width) > WIDEST:
         return f"heads wider than {WIDEST}"
     if sum(isinstance(edit, BlockScores) for edit in rule.edits) > MOST_BLOCKS:
         return f"more than {MOST_BLOCKS} blocked sets of pairs"
-    if strange := [e for e in rule.edits if not isinstance(e, ScaleScores | BlockScores)]:
+    if strange := [e for e in rule.edits if not isinstance(e, ScaleScores | BlockScores | BiasKeys)]:
         return f"the score edit {type(strange[0]).__name__}"
     if strange := [e for e in edits if not isinstance(e, Rescale | MixIdentity)]:
         return f"the weight edit {type(strange[0]).__name__}"
+    if any(isinstance(edit, BiasKeys) for edit in rule.edits) and (reason := _unfit_bias(rule)):
+        return reason
+    added = rule.bias is not None or rule.alibi is not None
+    if added and any(isinstance(e, ScaleScores) and e.tau <= 0 for e in rule.edits):
+        return "a temperature of 0 or less over a score bias"
     if edits and classify(edits, rule.mask.keys, q.device).count > MOST_CLASSES:
         return f"edits of more than {MOST_CLASSES} classes of keys"
-    learned = [x for x in (rule.bias, rule.sinks) if x is not None and x.requires_grad]
+    learned = [x for x in (rule.bias, rule.sinks, rule.alibi) if x is not None and x.requires_grad]
     if learned and torch.is_grad_enabled():
-        return "gradients of a score bias or of learned sinks"
+        return "gradients of a score bias, of slopes or of learned sinks"
+    return None
+
+
+def _unfit_bias(rule: ScoreRule) -> str | None:
+    """Why key biases can not be made part of the score bias that the kernels read."""
+    if any(isinstance(edit, ScaleScores) and edit.tau <= 0 for edit in rule.edits):
+        return "a key bias beside a temperature of 0 or less"
+    if rule.bias is not None and rule.bias.shape[2] > 1:
+        return "a key bias over a score bias that differs between queries"
     return None
 
 
@@ -116,7 +142,7 @@ def _forward(q, k, v, rule, edits, names, groups, tiles) -> Pass:
         found = statistics(q, k, rule, saved, result.steps, names, groups, tiles) if names else {}
         return result._replace(found=found)
     _, lse, masses = rows_pass(q, k, rule, None, None, None, ("mass",), classes.groups(), tiles)
-    folded, steps = fold(edits, classes, rule, _of_real_rows(masses["mass"], lse))
+    folded, steps = fold(edits, classes, rule, ~torch.isinf(lse), _of_real_rows(masses["mass"], lse))
     z, _, found = rows_pass(q, k, rule, v, lse, folded, names, groups, tiles, "own")
     return Pass(z, lse, steps, _finish(found, _silent(lse, rule)))
 
@@ -139,7 +165,7 @@ def _with_keys_aside(
     onehot = classes.groups()[:, :, span[0] : span[1]].float().expand(batch, -1, -1)
     mass = torch.einsum("bhqk,bck->bhcq", few, onehot)
     mass[:, :, most] = found["row_mass"]
-    folded, steps = fold(edits, classes, rule, _of_real_rows(mass, lse))
+    folded, steps = fold(edits, classes, rule, ~torch.isinf(lse), _of_real_rows(mass, lse))
     place = inside.long()[:, None, :, None].expand(batch, heads, -1, queries)
     few = few * folded.factor.gather(2, place).mT * (inside != most)[:, None, None]
     z *= folded.factor[:, :, most, :, None]
@@ -217,8 +243,12 @@ def statistics(
     names: Sequence[str],
     groups: Tensor | None = None,
     tiles: Config | None = None,
+    window: int = 10,
 ) -> dict[str, Tensor]:
-    """Row statistics in one K1 pass, and "received" in one K2 pass, from a finished forward pass."""
+    """Row statistics in one K1 pass, and "received" in one K2 pass, from a finished forward pass.
+
+    `window` is where "windowed_distance" clips, in tokens; `attend` clips at 10.
+    """
     folded = refold(rule, steps, lse)
     found: dict[str, Tensor] = {}
     by_row = [name for name in names if name in ROW]
@@ -229,7 +259,7 @@ def statistics(
             found["mass"] = torch.cat([found["mass"], more], 2) if "mass" in found else more
         groups = groups[:, :MOST_GROUPS]
     if by_row:
-        first = rows_pass(q, k, rule, None, lse, folded, by_row, groups, tiles)[2]
+        first = rows_pass(q, k, rule, None, lse, folded, by_row, groups, tiles, window=window)[2]
         if "mass" in found:
             first["mass"] = torch.cat([first["mass"], found["mass"]], 2)
         found = _finish(first, torch.isinf(lse))
@@ -280,7 +310,7 @@ def refold(rule: ScoreRule, steps: Sequence[WeightStep], lse: Tensor) -> Folded 
         return None
     edits = [step.edit for step in steps]
     classes = classify(edits, rule.mask.keys, lse.device)
-    folded, _ = fold(edits, classes, rule, factors=[step.factors for step in steps])
+    folded, _ = fold(edits, classes, rule, ~torch.isinf(lse), factors=[step.factors for step in steps])
     return Folded(classes, folded.factor, folded.kept.masked_fill(torch.isinf(lse), 0.0))
 
 

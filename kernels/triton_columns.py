@@ -17,19 +17,21 @@ _VARYING = ["queries", "keys", "from_row", "to_row", "shift", "left", "right", "
 @triton.jit(do_not_specialize=_VARYING)
 def columns(
     Q, K, Y, OUT, RECEIVED, LSE,
-    BIAS, TAU, KEY_FLAGS, QUERY_FLAGS, HEAD_FLAGS, FACTOR, KEPT,
+    BIAS, TAU, SLOPES, KEY_FLAGS, QUERY_FLAGS, HEAD_FLAGS, FACTOR, KEPT,
     q_batch, q_head, q_row, k_batch, k_head, k_row, y_batch, y_head, y_row,
     bias_batch, bias_head, bias_row, bias_column, key_flags_batch, query_flags_batch,
-    heads, group, queries, keys, from_row, to_row, shift, left, right, scale, cap,
+    tau_batch, head_flags_batch, heads, group, queries, keys, from_row, to_row, shift, left, right, scale, cap,
     D: tl.constexpr, C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     SUMS: tl.constexpr, VALUES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, PADDED: tl.constexpr, BLOCKED: tl.constexpr,
-    CAPPED: tl.constexpr, BIASED: tl.constexpr, TEMPERED: tl.constexpr, CLASSES: tl.constexpr,
+    CAPPED: tl.constexpr, BIASED: tl.constexpr, KEYED: tl.constexpr, SLOPED: tl.constexpr,
+    TEMPERED: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_N keys of one head, collecting from the rows `from_row:to_row` that see them.
 
-    LSE is 1e30 on rows without weights. VALUES: "none", or the mode of `product` for Y, float32 [.., query, C].
+    LSE is 1e30 on rows without weights. KEYED: the bias is the same for all queries. VALUES: "none", or the mode of
+    `product` for Y, float32 [.., query, C].
     """
     blocks = tl.cdiv(keys, BLOCK_N)
     program = tl.program_id(0)
@@ -49,16 +51,19 @@ def columns(
     k = fetch(k_at, column[:, None], keys, feature[None, :], D, True, EVEN_D, UPCAST)
     outer = LOG2_E * 1.0
     if TEMPERED:
-        outer = outer * tl.load(TAU + head)
+        outer = outer * tl.load(TAU + batch * tau_batch + head)
     inner = scale * 1.0
-    if not (CAPPED or BIASED):
+    if not (CAPPED or BIASED or SLOPED):
         inner = scale * outer
+    slope = 0.0
+    if SLOPED:
+        slope = tl.load(SLOPES + head)
     key_flags = 0
     if PADDED or BLOCKED or CLASSES > 1:
         key_flags = tl.load(KEY_FLAGS + batch * key_flags_batch + column, mask=on_columns, other=1)[:, None]
     head_flags = 0
     if BLOCKED:
-        head_flags = tl.load(HEAD_FLAGS + head)
+        head_flags = tl.load(HEAD_FLAGS + batch * head_flags_batch + head)
     received = tl.zeros([BLOCK_N], tl.float32)
     out = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
 
@@ -90,7 +95,10 @@ def columns(
         bias_at = BIAS
         if BIASED:
             bias_at = BIAS + batch * bias_batch + head * bias_head
-            bias_at += (offset + line)[None, :] * bias_row + column.to(tl.int64)[:, None] * bias_column
+            if KEYED:
+                bias_at += column.to(tl.int64) * bias_column
+            else:
+                bias_at += (offset + line)[None, :] * bias_row + column.to(tl.int64)[:, None] * bias_column
         for start in range(begin, end, BLOCK_M):
             row = start + line
             here = (row >= from_row) & (row < to_row)
@@ -101,14 +109,18 @@ def columns(
                 lse = tl.load(LSE + first_row + row, mask=here, other=-HIDDEN) * LOG2_E
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
             bias = 0.0
-            if BIASED:
+            if BIASED and KEYED:
+                bias = tl.load(bias_at, mask=on_columns, other=0.0).to(tl.float32)[:, None]
+            if BIASED and not KEYED:
                 seen = on_columns[:, None] & here[None, :]
                 bias = tl.load(bias_at, mask=seen, other=0.0).to(tl.float32)
+            if SLOPED:
+                bias -= slope * tl.abs(row[None, :] + shift - column[:, None]).to(tl.float32)
             row_flags = 0
             if BLOCKED:
                 row_flags = tl.load(QUERY_FLAGS + batch * query_flags_batch + row, mask=here, other=0)
                 row_flags = (row_flags & head_flags)[None, :]
-            score = base2(score, bias, inner, cap, outer, CAPPED, BIASED)
+            score = base2(score, bias, inner, cap, outer, CAPPED, BIASED or SLOPED)
             score = hide(
                 score, row[None, :], column[:, None], keys, shift, left, right, key_flags, row_flags,
                 phase != 1, LEFT, RIGHT, PADDED, BLOCKED,
@@ -127,7 +139,7 @@ def columns(
                 out = product(p, y.to(tl.float32), out, VALUES)
                 y_at += BLOCK_M * y_row
             q_at += BLOCK_M * q_row
-            if BIASED:
+            if BIASED and not KEYED:
                 bias_at += BLOCK_M * bias_row
 
     out_at = pair.to(tl.int64) * keys + column

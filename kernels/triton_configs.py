@@ -26,6 +26,10 @@ _ROWS = {
     128: (Config(128, 64, 8, 3), Config(32, 32, 8, 2)),
     256: (Config(128, 32, 8, 2), Config(16, 16, 8, 2)),
 }
+# with a bias of queries and keys, whose tile is read along: fewer keys at a time, or its loads spill
+_BIASED = {
+    width: (Config(128 if width < 256 else 64, 32, 8, 2), float32) for width, (_, float32) in _ROWS.items()
+}
 _COLUMNS = {
     16: (Config(64, 128, 8, 3), Config(64, 64, 4, 2)),
     32: (Config(64, 128, 8, 3), Config(64, 64, 4, 2)),
@@ -41,7 +45,7 @@ _SCATTER = {
     128: (Config(64, 64, 8, 3), Config(64, 16, 4, 2)),
     256: (Config(64, 32, 8, 2), Config(64, 16, 8, 2)),
 }
-_TABLES = {"rows": _ROWS, "columns": _COLUMNS, "scatter": _SCATTER}
+_TABLES = {"rows": _ROWS, "biased": _BIASED, "columns": _COLUMNS, "scatter": _SCATTER}
 # for GPUs whose programs have less shared memory than Hopper's: right everywhere, tuned nowhere
 MODEST = Config(32, 16, 4, 1)
 ENOUGH_SHARED = 200 * 1024  # bytes
@@ -55,5 +59,8 @@ def padded(width: int) -> int:
 
 
 def config(kernel: str, width: int, bits: int) -> Config:
-    """For "rows" (K1), "columns" (K2) or "scatter" (K2 with values), a head width up to 256, 16 or 32 bits a number."""
+    """The shipped tiles for a head width up to 256 and 16 or 32 bits a number.
+
+    `kernel`: "rows" (K1), "biased" (K1 with a bias of pairs), "columns" (K2) or "scatter" (K2 with values).
+    """
     return _TABLES[kernel][padded(width)][0 if bits == 16 else 1]

@@ -23,28 +23,31 @@ from headwater.kernels.triton_scores import (
 )
 
 # lengths and offsets vary from call to call: no compilation for each
-_VARYING = ["queries", "keys", "shift", "left", "right", "plane", "scale", "cap"]
+_VARYING = ["queries", "keys", "shift", "left", "right", "plane", "scale", "cap", "window"]
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def rows(
     Q, K, V, Z, LSE, FOUND, ARGMAX, MASS,
-    BIAS, SINKS, TAU, KEY_FLAGS, QUERY_FLAGS, HEAD_FLAGS, KEY_GROUPS, FIRST, FACTOR, KEPT,
+    BIAS, SINKS, TAU, SLOPES, KEY_FLAGS, QUERY_FLAGS, HEAD_FLAGS, KEY_GROUPS, FIRST, FACTOR, KEPT,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     bias_batch, bias_head, bias_row, bias_column, key_flags_batch, query_flags_batch, groups_batch, first_batch,
-    heads, group, v_group, queries, keys, shift, left, right, scale, cap, plane,
+    tau_batch, head_flags_batch, heads, group, v_group, queries, keys, shift, left, right, scale, cap, plane, window,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     REPLAY: tl.constexpr, VALUES: tl.constexpr, PRECISION: tl.constexpr, MIXED: tl.constexpr, UPCAST: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, PADDED: tl.constexpr, BLOCKED: tl.constexpr,
-    CAPPED: tl.constexpr, BIASED: tl.constexpr, SUNK: tl.constexpr, TEMPERED: tl.constexpr, CLASSES: tl.constexpr,
+    CAPPED: tl.constexpr, BIASED: tl.constexpr, KEYED: tl.constexpr, SLOPED: tl.constexpr, SUNK: tl.constexpr,
+    TEMPERED: tl.constexpr, CLASSES: tl.constexpr,
     ENTROPY: tl.constexpr, TOP: tl.constexpr, PLACE: tl.constexpr, DISTANCE: tl.constexpr, TOTAL: tl.constexpr,
+    SQUARED: tl.constexpr, CLIPPED: tl.constexpr,
     OWN: tl.constexpr, BEFORE: tl.constexpr, EARLIEST: tl.constexpr, GROUPS: tl.constexpr, ASIDE: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head.
 
-    FOUND [statistic, batch, head, query] has a plane of `plane` numbers per statistic; ENTROPY, TOP, DISTANCE, TOTAL,
-    OWN, BEFORE, EARLIEST are the plane of each, or -1 where it is not wanted. VALUES: "none", "own" (weights rounded
+    FOUND [statistic, batch, head, query] has a plane of `plane` numbers per statistic; ENTROPY, TOP, DISTANCE, SQUARED,
+    CLIPPED, TOTAL, OWN, BEFORE, EARLIEST are the plane of each, or -1 where it is not wanted; CLIPPED sums distances
+    up to `window`, a float. KEYED: the bias is the same for all queries. VALUES: "none", "own" (weights rounded
     to the values' type), or the mode of `product` for float32 values. MIXED is that mode for masses. With ASIDE, keys
     whose flags hold bit 20 enter the log-sum-exp but neither the output nor the plane TOTAL.
     """
@@ -70,19 +73,24 @@ def rows(
     k_base = K + batch * k_batch + kv_head * k_head
     outer = LOG2_E * 1.0
     if TEMPERED:
-        outer = outer * tl.load(TAU + head)
+        outer = outer * tl.load(TAU + batch * tau_batch + head)
     inner = scale * 1.0
-    if not (CAPPED or BIASED):
+    if not (CAPPED or BIASED or SLOPED):
         inner = scale * outer
+    slope = 0.0
+    if SLOPED:
+        slope = tl.load(SLOPES + head)
     row_flags = 0
     if BLOCKED:
         row_flags = tl.load(QUERY_FLAGS + batch * query_flags_batch + row, mask=on_rows, other=0)
-        row_flags = (row_flags & tl.load(HEAD_FLAGS + head))[:, None]
+        row_flags = (row_flags & tl.load(HEAD_FLAGS + batch * head_flags_batch + head))[:, None]
 
     highest = tl.full([BLOCK_M], 0.0 if REPLAY else HIDDEN, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     spread = tl.zeros([BLOCK_M], tl.float32)
     far = tl.zeros([BLOCK_M], tl.float32)
+    farther = tl.zeros([BLOCK_M], tl.float32)
+    clipped = tl.zeros([BLOCK_M], tl.float32)
     best = tl.zeros([BLOCK_M], tl.int32)
     rest = tl.zeros([BLOCK_M], tl.float32)
     mass = tl.zeros([BLOCK_M, 16], tl.float32)
@@ -121,20 +129,27 @@ def rows(
             bias_at = BIAS
             if BIASED:
                 bias_at = BIAS + batch * bias_batch + head * bias_head
-                bias_at += row.to(tl.int64)[:, None] * bias_row + (offset + line)[None, :] * bias_column
+                if KEYED:
+                    bias_at += (offset + line) * bias_column
+                else:
+                    bias_at += row.to(tl.int64)[:, None] * bias_row + (offset + line)[None, :] * bias_column
             for start in range(begin, end, BLOCK_N):
                 column = start + line
                 here = column < keys
                 k = fetch(k_at, column[:, None], keys, feature[None, :], D, phase != 1, EVEN_D, UPCAST)
                 score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
                 bias = 0.0
-                if BIASED:
+                if BIASED and KEYED:
+                    bias = tl.load(bias_at, mask=here, other=0.0).to(tl.float32)[None, :]
+                if BIASED and not KEYED:
                     bias = tl.load(bias_at, mask=on_rows[:, None] & here[None, :], other=0.0).to(tl.float32)
+                if SLOPED:
+                    bias -= slope * tl.abs(row[:, None] + shift - column[None, :]).to(tl.float32)
                 key_flags = 0
                 if PADDED or BLOCKED or ASIDE or CLASSES > 1:
                     key_flags = tl.load(KEY_FLAGS + batch * key_flags_batch + column, mask=here, other=1)
                     key_flags = key_flags[None, :]
-                score = base2(score, bias, inner, cap, outer, CAPPED, BIASED)
+                score = base2(score, bias, inner, cap, outer, CAPPED, BIASED or SLOPED)
                 score = hide(
                     score, row[:, None], column[None, :], keys, shift, left, right, key_flags, row_flags,
                     phase != 1, LEFT, RIGHT, PADDED, BLOCKED,
@@ -176,9 +191,14 @@ def rows(
                 total = total * shrink + tl.sum(p, 1)
                 if ENTROPY >= 0:
                     spread += tl.sum(p * score, 1)
-                if DISTANCE >= 0:
+                if DISTANCE >= 0 or SQUARED >= 0 or CLIPPED >= 0:
                     apart = tl.abs(row[:, None] + shift - column[None, :]).to(tl.float32)
-                    far = far * shrink + tl.sum(p * apart, 1)
+                    if DISTANCE >= 0:
+                        far = far * shrink + tl.sum(p * apart, 1)
+                    if SQUARED >= 0:
+                        farther = farther * shrink + tl.sum(p * apart * apart, 1)
+                    if CLIPPED >= 0:
+                        clipped = clipped * shrink + tl.sum(p * tl.minimum(apart, window), 1)
                 if GROUPS > 0:
                     bits = tl.load(KEY_GROUPS + batch * groups_batch + column, mask=here, other=0)
                     inside = ((bits[:, None] >> tl.arange(0, 16)[None, :]) & 1).to(tl.float32)
@@ -236,6 +256,10 @@ def rows(
         tl.store(ARGMAX + out_at, best, mask=on_rows)
     if DISTANCE >= 0:
         tl.store(FOUND + DISTANCE * plane + out_at, far * share, mask=on_rows)
+    if SQUARED >= 0:
+        tl.store(FOUND + SQUARED * plane + out_at, farther * share, mask=on_rows)
+    if CLIPPED >= 0:
+        tl.store(FOUND + CLIPPED * plane + out_at, clipped * share, mask=on_rows)
     if TOTAL >= 0:
         tl.store(FOUND + TOTAL * plane + out_at, (rest if ASIDE else total) * share, mask=on_rows)
     if GROUPS > 0:
@@ -262,14 +286,16 @@ def rows(
                 bias_at = BIAS + batch * bias_batch + head * bias_head
                 bias_at += row.to(tl.int64) * bias_row + column.to(tl.int64) * bias_column
                 bias = tl.load(bias_at, mask=here, other=0.0).to(tl.float32)
+            if SLOPED:
+                bias -= slope * tl.abs(row + shift - column).to(tl.float32)
             key_flags = 0
             if PADDED or BLOCKED or CLASSES > 1:
                 key_flags = tl.load(KEY_FLAGS + batch * key_flags_batch + column, mask=here, other=1)
             one_row_flags = row_flags
             if BLOCKED:
                 one_row_flags = tl.load(QUERY_FLAGS + batch * query_flags_batch + row, mask=on_rows, other=0)
-                one_row_flags = one_row_flags & tl.load(HEAD_FLAGS + head)
-            score = base2(score, bias, inner, cap, outer, CAPPED, BIASED)
+                one_row_flags = one_row_flags & tl.load(HEAD_FLAGS + batch * head_flags_batch + head)
+            score = base2(score, bias, inner, cap, outer, CAPPED, BIASED or SLOPED)
             score = hide(
                 score, row, column, keys, shift, left, right, key_flags, one_row_flags,
                 True, LEFT, RIGHT, PADDED, BLOCKED,

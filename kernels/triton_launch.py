@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwater.kernels.edits import BlockScores, ScaleScores
+from headwater.kernels.edits import BiasKeys, BlockScores, ScaleScores
+from headwater.kernels.key_classes import Folded, per_batch_row
 from headwater.kernels.rule import ScoreRule
 from headwater.kernels.triton_configs import ENOUGH_SHARED, INTERPRETED, MODEST, Config, config, padded
-from headwater.kernels.triton_edits import Folded
 
 # order of the planes of K1's statistics, and the flag of each
 PLANES = {
     "entropy": "ENTROPY",
     "max": "TOP",
     "distance": "DISTANCE",
+    "distance_squared": "SQUARED",
+    "windowed_distance": "CLIPPED",
     "row_mass": "TOTAL",
     "self": "OWN",
     "previous": "BEFORE",
@@ -47,11 +49,12 @@ def interpreted() -> bool:
 def rows_pass(
     q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor | None, lse: Tensor | None, folded: Folded | None,
     names: Sequence[str], groups: Tensor | None, tiles: Config | None, values: str = "none",
-    aside: Tensor | None = None,
+    aside: Tensor | None = None, window: int = 10,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """Launch K1: from scratch, or over a given lse. Statistics come as they leave the kernel.
 
-    Keys set `aside`, bool [batch|1, key], are left out of z (then float32) and of "row_mass".
+    `window` is where "windowed_distance" clips, in tokens. Keys set `aside`, bool [batch|1, key], are left out of z
+    (then float32) and of "row_mass".
     """
     from headwater.kernels.triton_forward import rows
 
@@ -97,12 +100,14 @@ def rows_pass(
     args |= {
         "Z": z, "LSE": saved, "FOUND": found, "ARGMAX": place, "MASS": mass, "KEY_GROUPS": bits, "FIRST": first,
         "groups_batch": _step(bits), "first_batch": _step(first), "plane": batch * heads * queries,
+        "window": float(window),
         "SINKS": None if rule.sinks is None else rule.sinks.to(q.device, torch.float32).contiguous(),
         "SUNK": rule.sinks is not None, "DV": width, "BLOCK_V": padded(width),
         "REPLAY": replay, "VALUES": values if v is not None else "none", "MIXED": float32_mode(q),
         "PLACE": "argmax" in names, "GROUPS": count, "ASIDE": aside is not None,
     }  # fmt: skip
-    chosen = tiles or _config("rows", max(q.shape[-1], width), q)
+    paired = args["BIASED"] and not args["KEYED"]
+    chosen = tiles or _config("biased" if paired else "rows", max(q.shape[-1], width), q)
     args |= {"BLOCK_M": chosen.own, "BLOCK_N": chosen.other}
     launch(rows, -(-queries // chosen.own) * batch * heads, args, chosen, q)
     result = dict(zip(planes, found, strict=True))
@@ -159,41 +164,64 @@ def _arguments(q: Tensor, k: Tensor, rule: ScoreRule, folded: Folded | None) -> 
     k = k.to(q.dtype)
     k = k if k.stride(-1) == 1 else k.contiguous()
     blocks = [edit for edit in rule.edits if isinstance(edit, BlockScores)]
-    tempers = [edit for edit in rule.edits if isinstance(edit, ScaleScores)]
-    tau = torch.ones(heads, dtype=torch.float32, device=device)
-    for edit in tempers:
-        tau = tau * torch.where(edit.heads.to(device), edit.tau, 1.0)
+    tau, bias = _temperature_and_bias(rule, q)
     key_flags = torch.zeros(1, keys, dtype=torch.int32, device=device)
     query_flags = torch.zeros(1, queries, dtype=torch.int32, device=device)
-    head_flags = torch.zeros(heads, dtype=torch.int32, device=device)
+    head_flags = torch.zeros(1, heads, dtype=torch.int32, device=device)
     if mask.valid_keys is not None:
         key_flags = key_flags | (~mask.valid_keys).to(device, torch.int32)
     for bit, edit in enumerate(blocks, 1):
         key_flags = key_flags | edit.keys.to(device, torch.int32) << bit
         query_flags = query_flags | edit.queries.to(device, torch.int32) << bit
-        head_flags = head_flags | edit.heads.to(device, torch.int32) << bit
+        head_flags = head_flags | per_batch_row(edit.heads).to(device, torch.int32) << bit
     if folded is not None:
         key_flags = key_flags | folded.classes.of_key << 16
-    bias = None if rule.bias is None else rule.bias.to(device).expand(batch, heads, queries, keys)
+    bias = None if bias is None else bias.expand(batch, heads, queries, keys)
+    slopes = None if rule.alibi is None else rule.alibi.to(device, torch.float32).contiguous()
     float32 = q.dtype == torch.float32
     precision = "ieee" if interpreted() else "tf32x3" if float32 else "tf32"
     return {
-        "Q": q, "K": k, "BIAS": bias, "TAU": tau, "KEY_FLAGS": key_flags.contiguous(),
-        "QUERY_FLAGS": query_flags.contiguous(), "HEAD_FLAGS": head_flags,
+        "Q": q, "K": k, "BIAS": bias, "TAU": tau.contiguous(), "SLOPES": slopes, "KEY_FLAGS": key_flags.contiguous(),
+        "QUERY_FLAGS": query_flags.contiguous(), "HEAD_FLAGS": head_flags.contiguous(),
         "FACTOR": None if folded is None else folded.factor, "KEPT": None if folded is None else folded.kept,
         "q_batch": q.stride(0), "q_head": q.stride(1), "q_row": q.stride(2),
         "k_batch": k.stride(0), "k_head": k.stride(1), "k_row": k.stride(2),
         "bias_batch": 0 if bias is None else bias.stride(0), "bias_head": 0 if bias is None else bias.stride(1),
         "bias_row": 0 if bias is None else bias.stride(2), "bias_column": 0 if bias is None else bias.stride(3),
         "key_flags_batch": _step(key_flags), "query_flags_batch": _step(query_flags),
+        "tau_batch": _step(tau), "head_flags_batch": _step(head_flags),
         "heads": heads, "group": heads // k.shape[1], "queries": queries, "keys": keys, "shift": mask.shift,
         "left": mask.left or 0, "right": mask.right or 0, "scale": float(rule.scale),
         "cap": float(rule.softcap or 1.0), "D": width, "BLOCK_D": padded(width),
         "PRECISION": precision, "UPCAST": interpreted() and q.dtype == torch.bfloat16,
         "LEFT": mask.left is not None, "RIGHT": mask.right is not None, "PADDED": mask.valid_keys is not None,
         "BLOCKED": bool(blocks), "CAPPED": rule.softcap is not None, "BIASED": bias is not None,
-        "TEMPERED": bool(tempers), "CLASSES": 0 if folded is None else folded.classes.count,
+        "KEYED": bias is not None and bias.stride(2) == 0,
+        "SLOPED": slopes is not None,
+        "TEMPERED": any(isinstance(edit, ScaleScores) for edit in rule.edits),
+        "CLASSES": 0 if folded is None else folded.classes.count,
     }  # fmt: skip
+
+
+def _temperature_and_bias(rule: ScoreRule, q: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The score edits as `tau * (cap(s) + bias)`: tau [batch|1, head], and the bias, which broadcasts to the scores."""
+    device = q.device
+    tau = torch.ones(1, q.shape[1], dtype=torch.float32, device=device)
+    more = None
+    for edit in rule.edits:
+        chosen = per_batch_row(edit.heads).to(device)
+        if isinstance(edit, ScaleScores):
+            factor = torch.where(chosen, edit.tau, 1.0)
+            tau, more = tau * factor, None if more is None else more * factor[..., None]
+        if isinstance(edit, BiasKeys):
+            bias = (edit.bias if edit.bias.dim() == 3 else edit.bias[:, None]).to(device, torch.float32)
+            added = torch.where(chosen[..., None], bias, 0.0)
+            more = added if more is None else more + added
+    bias = None if rule.bias is None else rule.bias.to(device)
+    if more is None:
+        return tau, bias
+    more = (more / tau[..., None])[:, :, None]
+    return tau, more if bias is None else bias + more
 
 
 def launch(kernel, programs: int, args: dict[str, Any], chosen: Config, q: Tensor) -> None:

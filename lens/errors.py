@@ -34,6 +34,10 @@ class ResourceError(HeadwaterError):
     """More memory than there is, predicted before running."""
 
 
+class ExperimentError(HeadwaterError):
+    """An experiment file that can not be read or run, or results that are not its own."""
+
+
 class AnalysisError(HeadwaterError):
     """An analysis asked for with settings or inputs it can not take."""
 

@@ -1,12 +1,14 @@
-"""Heads as the field writes them: `5.1` is layer 5, head 1, both from zero."""
+"""Heads as the field writes them: `5.1` is layer 5, head 1, both from zero; and the ways to name several."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from headwater.lens.errors import HeadError
@@ -30,36 +32,100 @@ class Head(NamedTuple):
         return f"{self.layer}.{self.head}"
 
 
-Heads = str | Head | Iterable["str | Head"]
+Heads = str | Head | Iterable["str | Head | int"] | Tensor | np.ndarray | xr.DataArray
 Layers = str | int | Iterable[int]
 
 
 def chosen(heads: Heads, layers: Layers, model_layers: list[int], n_heads: int) -> dict[int, Tensor]:
     """Head masks by layer, bool [head], of the layers in which anything is chosen.
 
-    `heads` is "all", one head or several; `layers` limits "all" to some layers. Raises HeadError listing every head or
-    layer that does not exist.
+    `heads` is "all"; one head ("5.1", `Head(5, 1)`); a list of such; a mask, bool [layer, head], over the layers that
+    have attention; flat indices over [layer, head] as `importance.values.ravel().argsort()[:8]` gives them; or a
+    DataArray whose entries carry the coordinates `layer` and `head` (a stacked result, sorted or cut). `layers` limits
+    all of these. Raises HeadError listing every head or layer that does not exist.
     """
     allowed = set(chosen_layers(layers, model_layers))
-    if isinstance(heads, str) and heads == "all":
+    plain = as_data(heads)
+    if plain == "all":
         return {layer: torch.ones(n_heads, dtype=torch.bool) for layer in sorted(allowed)}
-    if not isinstance(heads, Iterable):
-        raise HeadError(f"heads are 'all', '5.1' or a list of such; got {heads!r}")
-    single = isinstance(heads, str | Head) or (
-        isinstance(heads, tuple) and all(isinstance(n, int) for n in heads)
-    )
-    named = [Head.parse(h) for h in ([heads] if single else list(heads))]  # type: ignore[list-item]
-    wrong = [str(h) for h in named if h.layer not in model_layers or h.head >= n_heads]
+    found = _listed(plain, model_layers, n_heads)
+    wrong = [str(h) for h in found if h.layer not in model_layers or h.head >= n_heads]
     if wrong:
         raise HeadError(
             f"no such head: {', '.join(wrong)}; the model has layers {_span(model_layers)} with heads 0 to "
             f"{n_heads - 1}"
         )
     masks: dict[int, Tensor] = {}
-    for layer, head in named:
+    for layer, head in found:
         if layer in allowed:
             masks.setdefault(layer, torch.zeros(n_heads, dtype=torch.bool))[head] = True
     return masks
+
+
+def as_data(heads: Any) -> Any:
+    """The heads as JSON holds them: "all", or a list of "5.1", of flat indices, or of a mask's rows."""
+    if isinstance(heads, str):
+        return heads if heads == "all" else [str(Head.parse(heads))]
+    if isinstance(heads, Head) or (isinstance(heads, tuple) and _all_ints(heads) and len(heads) == 2):
+        return [str(Head.parse(heads))]
+    if isinstance(heads, xr.DataArray):
+        return _of_result(heads)
+    if isinstance(heads, Tensor | np.ndarray):
+        return _of_array(heads)
+    if not isinstance(heads, Iterable) or isinstance(heads, dict):
+        raise HeadError(f"heads are 'all', '5.1', a list of such, a mask or flat indices; got {heads!r}")
+    listed = list(heads)
+    if listed and all(isinstance(h, list) for h in listed):  # a mask that was read from JSON
+        return _of_array(np.asarray(listed))
+    if listed and _all_ints(listed):
+        return [int(h) for h in listed]
+    return [str(Head.parse(h)) for h in listed]  # type: ignore[arg-type]
+
+
+def _of_result(heads: xr.DataArray) -> list:
+    if heads.ndim == 1 and {"layer", "head"} <= set(heads.coords):
+        places = zip(heads["layer"].values, heads["head"].values, strict=True)
+        return [f"{int(layer)}.{int(head)}" for layer, head in places]
+    if heads.dtype == bool and heads.dims != ("layer", "head"):
+        raise HeadError(
+            f"a mask of heads has the dimensions layer and head; got {', '.join(map(str, heads.dims))}"
+        )
+    return _of_array(heads.values)
+
+
+def _of_array(array: Tensor | np.ndarray) -> list:
+    array = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    if array.dtype == bool and array.ndim == 2:
+        return array.tolist()
+    if array.ndim == 1 and (np.issubdtype(array.dtype, np.integer) or not array.size):
+        return [int(n) for n in array]
+    raise HeadError(
+        f"an array of heads is a mask, bool [layer, head], or flat indices such as "
+        f"importance.values.ravel().argsort()[:8]; got {array.dtype} {list(array.shape)}"
+    )
+
+
+def _listed(plain: list, model_layers: list[int], n_heads: int) -> list[Head]:
+    """Every head of a plain form, those that do not exist included."""
+    if plain and isinstance(plain[0], list):
+        if np.shape(plain) != (len(model_layers), n_heads):
+            raise HeadError(
+                f"a mask of heads must be [{len(model_layers)} layers, {n_heads} heads]; got {list(np.shape(plain))}"
+            )
+        return [Head(model_layers[i], h) for i, row in enumerate(plain) for h, on in enumerate(row) if on]
+    if plain and isinstance(plain[0], int):
+        wrong = [n for n in plain if not 0 <= n < len(model_layers) * n_heads]
+        if wrong:
+            raise HeadError(
+                f"no head has the flat index {', '.join(map(str, wrong))}; {len(model_layers)} layers × {n_heads} "
+                f"heads go from 0 to {len(model_layers) * n_heads - 1}"
+            )
+        return [Head(model_layers[n // n_heads], n % n_heads) for n in plain]
+    return [Head.parse(h) for h in plain]
+
+
+def _all_ints(values: Iterable) -> bool:
+    return all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in values)
 
 
 def chosen_layers(layers: Layers, model_layers: list[int]) -> list[int]:

@@ -1,12 +1,13 @@
 """`load`: open a model by embedded name, folder or hub id, or one in memory, and check that it is read rightly.
 
 Model folders are data from strangers: safetensors alone, no remote code, sizes checked before anything is built, no
-missing or extra tensors (transformers would fill the missing ones with random numbers), all weights finite. After
-hooking, logits are compared with the untouched model's on a short padded input.
+missing or extra tensors (transformers would fill the missing ones with random numbers), all weights finite. What is
+loaded is then hooked and compared with itself untouched (opening.py).
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -15,31 +16,48 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from headwater.lens import hooks
+from headwater.lens import own_rules
 from headwater.lens.errors import HeadwaterError, ModelError, nearest
 from headwater.lens.model import HookedModel
 from headwater.lens.models import embedded
+from headwater.lens.opening import hook
+from headwater.lens.transformer_lens_bridge import is_bridged, tokenizer_of, unbridged
 
-LIMITS = {"num_hidden_layers": 2048, "num_attention_heads": 4096, "hidden_size": 2**18, "vocab_size": 2**24}
+LIMITS = {
+    "num_hidden_layers": 2048, "encoder_layers": 2048, "decoder_layers": 2048, "num_decoder_layers": 2048,
+    "num_attention_heads": 4096, "hidden_size": 2**18, "vocab_size": 2**24,
+}  # fmt: skip
 CONFIG_BYTES = 2**20
+WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+HUB_SECONDS = 5  # for the hub to answer; a download then takes what it takes
+NEAR = 0.6  # a name this like an embedded one is taken for a slip
 
 
 def load(
-    source: str | os.PathLike[str] | PreTrainedModel, tokenizer: Any = None, *, dtype: Any = None
+    source: str | os.PathLike[str] | nn.Module, tokenizer: Any = None, *, dtype: Any = None
 ) -> HookedModel:
     """Open a model.
 
     `source` is an embedded name (`headwater models` lists them), a local folder, a hub id, or a transformers model in
-    memory, which from then on runs its attention through Headwater (its weights are never touched) and in eval mode.
+    memory, which from then on runs its attention through Headwater (its weights are never touched) and in eval mode; or
+    a TransformerBridge, which stays as it is: the model inside is opened beside it, on the same weights.
     `tokenizer` may be left out; then prompts are token ids. `dtype` is float32 unless given, for models read from disk.
     Raises ModelError with the reason for anything that can not be found, trusted, or read exactly.
     """
+    if is_bridged(source):
+        hf = unbridged(source)
+        known_tokenizer = tokenizer_of(source) if tokenizer is None else tokenizer
+        return hook(hf, known_tokenizer, type(hf).__name__, _weights_digest(hf))
     if isinstance(source, PreTrainedModel):
-        return _hook(source, tokenizer, type(source).__name__, _weights_digest(source))
+        return hook(source, tokenizer, type(source).__name__, _weights_digest(source))
+    if isinstance(getattr(source, "_orig_mod", None), PreTrainedModel):
+        raise ModelError(
+            f"{type(source._orig_mod).__name__} is wrapped by torch.compile; load() the model itself"  # type: ignore[union-attr]
+        )
     if isinstance(source, nn.Module):
         raise ModelError(
             f"{type(source).__name__} is not a transformers model; load() takes one, a folder, or a name"
@@ -60,19 +78,37 @@ def load(
 
 def _from_hub(name: str, tokenizer: Any, dtype: Any) -> HookedModel:
     """A hub id: fetched by huggingface_hub into its cache, safetensors and text files alone."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     known = embedded()
-    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+    near = "/" not in name and bool(difflib.get_close_matches(name, known, n=1, cutoff=NEAR))
+    folder = _cached(name) if near or constants.HF_HUB_OFFLINE else None
+    why = "not looked for on the hub, so near is it to another" if near else "HF_HUB_OFFLINE is set"
     try:
-        folder = snapshot_download(name, allow_patterns=wanted)
+        if folder is None and not near and not constants.HF_HUB_OFFLINE:
+            HfApi().repo_info(
+                name, timeout=HUB_SECONDS
+            )  # the download itself would wait far longer for an answer
+            folder = snapshot_download(name, allow_patterns=WANTED)
     except Exception as error:  # the hub client raises many kinds; each means that the model is not to be had
+        folder, why = _cached(name), type(error).__name__
+    if folder is None:
         hint = f"; {nearest(name, known)}" if "/" not in name else ""
         raise ModelError(
-            f"no embedded model, folder or reachable hub model is called {name!r} ({type(error).__name__}){hint}; "
-            "without a network give a local folder"
-        ) from None
+            f"no embedded model, folder or reachable hub model is called {name!r} ({why}){hint}; without a network "
+            "give a local folder"
+        )
     return _from_folder(Path(folder), tokenizer, name, dtype)
+
+
+def _cached(name: str) -> Path | None:
+    """The snapshot of a hub id that lies in the cache already."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=True))
+    except Exception:  # not there, or not a valid id: both mean that it is not cached
+        return None
 
 
 def _from_folder(folder: Path, tokenizer: Any, name: str, dtype: Any) -> HookedModel:
@@ -104,7 +140,9 @@ def _from_folder(folder: Path, tokenizer: Any, name: str, dtype: Any) -> HookedM
     _refuse_incomplete(folder, hf, report)
     if tokenizer is None:
         tokenizer = _tokenizer(folder)
-    return _hook(hf, tokenizer, name, _files_digest(weights))
+    model = hook(hf, tokenizer, name, _files_digest(weights))
+    own_rules.attach(model, folder)  # after the comparison with the untouched model, which does not know them
+    return model
 
 
 def _read_config(folder: Path) -> Any:
@@ -141,10 +179,12 @@ def _read_config(folder: Path) -> Any:
 
 def _check_numbers(config: Any, path: Path) -> None:
     text = config.get_text_config()
-    for field, most in LIMITS.items():
-        value = getattr(text, field, 1)
-        if not isinstance(value, int) or not 0 < value <= most:
-            raise ModelError(f"{path}: {field} is {value!r}; it must be a whole number from 1 to {most}")
+    towers = [config, text, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+    for tower in towers:
+        for field, most in LIMITS.items():
+            value = getattr(tower, field, 1)
+            if not isinstance(value, int) or not 0 < value <= most:
+                raise ModelError(f"{path}: {field} is {value!r}; it must be a whole number from 1 to {most}")
     heads = getattr(text, "num_attention_heads", 1)
     kv = getattr(text, "num_key_value_heads", None)
     if kv is not None and (not isinstance(kv, int) or kv < 1 or heads % kv):
@@ -232,119 +272,6 @@ def _tokenizer(folder: Path) -> Any:
         ) from None
 
 
-def _hook(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
-    """Route the model's attention through Headwater and see that nothing else changed."""
-    _refuse_unreadable(hf)
-    _refuse_nonfinite(hf, name)
-    hf.eval()
-    ids, mask = _sample(hf)
-    before = _run(hf, ids, mask, name) if hf.config._attn_implementation != hooks.NAME else None
-    original = hf.config._attn_implementation
-    hf.set_attn_implementation(hooks.NAME)
-    with hooks.discovering() as calls:
-        after = _run(hf, ids, mask, name)
-    if not calls:
-        hf.set_attn_implementation(original)
-        raise ModelError(
-            f"{type(hf).__name__} never called the attention interface; its attention can not be read"
-        )
-    modules = _number(calls)
-    _refuse_missing_layers(hf, modules)
-    if before is not None:
-        _compare(before, after, mask, hf)
-    first = calls[0][1]
-    model = HookedModel(
-        hf, tokenizer, modules, name, revision, causal=not bool(first.dense().triu(1).any()),
-        n_kv_heads=first.k.shape[1], d_head=first.q.shape[3],
-    )  # fmt: skip
-    _check_tokenizer(model)
-    return model
-
-
-def _refuse_unreadable(hf: Any) -> None:
-    if not hf._can_set_attn_implementation():
-        raise ModelError(
-            f"{type(hf).__name__} computes its attention by itself and not through transformers' attention interface; "
-            "Headwater can not read it"
-        )
-    if hf.config.is_encoder_decoder:
-        raise ModelError(
-            f"{type(hf).__name__} is an encoder–decoder model; Headwater reads encoders and decoders alone so far"
-        )
-    if not hasattr(hf.get_input_embeddings(), "num_embeddings"):
-        raise ModelError(f"{type(hf).__name__} does not read text tokens; Headwater reads text models so far")
-
-
-def _refuse_nonfinite(hf: Any, name: str) -> None:
-    for key, weight in hf.state_dict().items():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise ModelError(f"the weights of {name} hold NaN or infinite values, first in {key}")
-
-
-def _sample(hf: Any) -> tuple[Tensor, Tensor]:
-    """Two rows of arbitrary tokens, the second with padding to its right."""
-    vocab = hf.get_input_embeddings().num_embeddings
-    limit = getattr(hf.config.get_text_config(), "max_position_embeddings", None) or 24
-    ids = (torch.arange(2 * min(24, limit)).view(2, -1) * 7919 + 5) % vocab
-    mask = torch.ones_like(ids)
-    mask[1, ids.shape[1] - ids.shape[1] // 3 :] = 0
-    device = hf.get_input_embeddings().weight.device
-    return ids.to(device), mask.to(device)
-
-
-def _run(hf: Any, ids: Tensor, mask: Tensor, name: str) -> Tensor:
-    try:
-        with torch.no_grad():
-            out = hf(input_ids=ids, attention_mask=mask)
-    except HeadwaterError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{name} fails on a short text input: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from None
-    return out.logits if getattr(out, "logits", None) is not None else out.last_hidden_state
-
-
-def _number(calls: list) -> dict[nn.Module, int]:
-    """Layer of each module: its own `layer_idx` where these are all different, else the order of the calls."""
-    modules = list(dict.fromkeys(module for module, _ in calls))
-    own = [getattr(module, "layer_idx", None) for module in modules]
-    if all(isinstance(n, int) for n in own) and len(set(own)) == len(own):
-        return dict(zip(modules, own, strict=True))  # type: ignore[arg-type]
-    return {module: layer for layer, module in enumerate(modules)}
-
-
-def _refuse_missing_layers(hf: Any, modules: dict[nn.Module, int]) -> None:
-    kinds = {type(module) for module in modules}
-    silent = [name for name, module in hf.named_modules() if type(module) in kinds and module not in modules]
-    if silent:
-        raise ModelError(
-            f"{type(hf).__name__}: the attention of {silent[0]} was not called; it can not be read"
-        )
-
-
-def _compare(before: Tensor, after: Tensor, mask: Tensor, hf: Any) -> None:
-    """The self-check. Rows of padding differ by convention and do not count."""
-    if before.dim() == 3:
-        before, after = before[mask.bool()], after[mask.bool()]
-    size = before.float().abs().max().clamp_min(1.0)
-    worst = float((before.float() - after.float()).abs().max() / size)
-    allowed = {torch.float64: 1e-5, torch.float32: 1e-3}.get(before.dtype, 5e-2)
-    if not worst <= allowed:
-        raise ModelError(
-            f"{type(hf).__name__} gives other outputs when Headwater computes its attention (relative difference "
-            f"{worst:.1e}, allowed {allowed:.0e}); this architecture can not be read"
-        )
-
-
-def _check_tokenizer(model: HookedModel) -> None:
-    size = len(model.tokenizer) if hasattr(model.tokenizer, "__len__") else 0
-    if size > model.vocab:
-        raise ModelError(
-            f"the tokenizer knows {size} tokens but {model.name} embeds only {model.vocab}; it belongs to another model"
-        )
-
-
 def _files_digest(files: list[Path]) -> str:
     """sha256 over the weight files, so that a record says exactly which weights it is of."""
     digest = hashlib.sha256()
@@ -360,7 +287,7 @@ def _weights_digest(hf: Any) -> str:
     """A short digest of weights in memory: of each tensor's shape and its first and last numbers."""
     digest = hashlib.sha256()
     for key, weight in sorted(hf.state_dict().items()):
-        flat = weight.detach().reshape(-1)
+        flat = weight.detach().reshape(-1) if not weight.is_meta else torch.empty(0)  # refused by the check
         ends = torch.cat([flat[:64], flat[-64:]]).float().cpu().numpy().tobytes()
         digest.update(f"{key}{tuple(weight.shape)}".encode() + ends)
     return "ends-sha256:" + digest.hexdigest()[:16]

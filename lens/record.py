@@ -7,11 +7,11 @@ out; heads are query heads.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,24 +21,32 @@ from torch import Tensor
 
 from headwater.kernels import statistics as kernel
 from headwater.kernels.operator import AttentionMap
-from headwater.lens import positions
+from headwater.lens import own_rules
 from headwater.lens.errors import HeadError, RecordError, nearest
-from headwater.lens.heads import Head, Layers, chosen_layers
-from headwater.lens.tokens import Tokens
 
 if TYPE_CHECKING:
     from headwater.lens.model import HookedModel
 
-DEFAULT_STATISTICS = tuple(name for name in kernel.NAMES if name not in ("mass", "sink"))
-KEEP = ((), ("qk",), ("qkv",))
+DEFAULT_STATISTICS = kernel.DEFAULT
 VERSION = version("headwater")
+
+
+class Axis(NamedTuple):
+    """Tokens int64, which of them are real, and their text: [batch, position]."""
+
+    tokens: Tensor
+    valid: Tensor
+    strings: list[list[str]]
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
     """`tokens` int64 and `valid` bool are [batch, position]; `strings` are the tokens as text, per batch row.
 
-    `statistics` are tensors with the layer at axis 1; `maps` is empty where only statistics were kept.
+    `statistics` are tensors with the layer at axis 1; `maps` is empty where only statistics were kept. `keys` are the
+    tokens of the key axis where these are others, as in cross-attention. `parts` are the records of a model's other
+    parts: "encoder" and "cross" beside a decoder, "vision" beside a text. `residuals` are the residual stream
+    [batch, position, d_model] entering each layer, and "final" behind the last; padding holds what the model made.
     """
 
     tokens: Tensor
@@ -47,16 +55,25 @@ class Record:
     layers: list[int]
     n_heads: int
     causal: bool
-    statistics: dict[str, Tensor]
+    statistics: MutableMapping[str, Tensor]
     maps: dict[int, AttentionMap]
     values: dict[int, Tensor]
     groups: dict[str, Tensor]
     provenance: dict[str, Any] = field(default_factory=dict)
+    keys: Axis | None = None
+    parts: dict[str, Record] = field(default_factory=dict)
+    residuals: dict[int | str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         batch, length = self.tokens.shape
         size = f"{batch} × {length} tokens, {len(self.layers)} layers × {self.n_heads} heads"
         return f"Record({self.provenance.get('model')!r}, {size})"
+
+    def part(self, name: str) -> Record:
+        """The record of another part of the model, from the same run."""
+        if name not in self.parts:
+            raise RecordError(f"the record has no part {name!r}: {nearest(name, self.parts)}")
+        return self.parts[name]
 
     def map(self, layer: int) -> AttentionMap:
         """The attention maps of one layer, as an operator."""
@@ -64,6 +81,18 @@ class Record:
         if layer not in self.maps:
             raise RecordError("the record holds statistics alone; record with keep=('qk',) to have its maps")
         return self.maps[layer]
+
+    def residual(self, layer: int | str) -> Tensor:
+        """The residual stream entering a layer, or "final": behind the last block. [batch, position, d_model]."""
+        if not self.residuals:
+            raise RecordError(
+                "the record holds no residual stream; record with keep=('qk', 'residual') to have it"
+            )
+        if layer not in self.residuals:
+            raise HeadError(
+                f"no residual stream of {layer!r}; the record has {', '.join(map(str, self.residuals))}"
+            )
+        return self.residuals[layer]
 
     def pattern(self, layer: int, head: int | None = None, queries: Any = None, keys: Any = None) -> Tensor:
         """Exact weights of a window, dense float32: [batch, query, key] of one head, [batch, head, query, key] of all.
@@ -93,7 +122,7 @@ class Record:
                 )
             if not self.maps:
                 raise RecordError(f"{name!r} was not recorded; it has {', '.join(self.statistics) or 'none'}")
-            groups = _stack(self.groups)
+            groups = stack(self.groups)
             layers = [self.map(layer).statistic(name, groups) for layer in self.layers]
             self.statistics[name] = torch.stack([x.cpu() for x in layers], 1)
         return self._labelled(name, self.statistics[name])
@@ -117,11 +146,14 @@ class Record:
         return storage.save(self, Path(path))
 
     @staticmethod
-    def open(path: str | Path) -> Record:
-        """Open a saved record, memory-mapped; anything that is not one is refused with the reason."""
+    def open(path: str | Path, verify: bool = False) -> Record:
+        """Open a saved record, memory-mapped; anything that is not one is refused with the reason.
+
+        `verify` reads every byte and compares it with what was written.
+        """
         from headwater.lens import storage
 
-        return storage.open_record(Path(path))
+        return storage.open_record(Path(path), verify)
 
     def _has_layer(self, layer: int) -> None:
         if layer not in self.layers:
@@ -135,12 +167,15 @@ class Record:
         coords: dict[str, Any] = {"layer": self.layers, "head": list(range(self.n_heads))}
         if name == "mass":
             coords["group"] = list(self.groups)
-        coords["token"] = (("batch", last), np.array(self.strings, dtype=object))
+        strings = self.keys.strings if last == "key" and self.keys is not None else self.strings
+        coords["token"] = (("batch", last), np.array(strings, dtype=object))
         meaning = {**kernel.ROW, **kernel.COLUMN, **kernel.GROUPED}[name]
         unit = {
             "lse": "nats",
             "entropy": "nats",
             "distance": "tokens",
+            "distance_squared": "tokens²",
+            "windowed_distance": "tokens",
             "visible": "queries",
             "argmax": "position",
         }
@@ -165,84 +200,10 @@ def provenance(model: HookedModel) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": platform.machine(),
-    }
+    } | ({"attention": told} if (told := model.read_only or own_rules.described(model)) else {})
 
 
-class Recorder:
-    """Listener that turns each layer's attention into what the record keeps, as the model runs."""
-
-    def __init__(
-        self, model: HookedModel, tokens: Tokens, statistics: Iterable[str], layers: Layers, keep: Iterable[str],
-        groups: Mapping[str, Any] | None,
-    ) -> None:  # fmt: skip
-        self.model = model.key
-        self._source = model
-        self.tokens = tokens
-        self.statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
-        unknown = [name for name in self.statistics if name not in kernel.NAMES]
-        if unknown:
-            raise RecordError(f"unknown statistic {unknown[0]!r}: {nearest(unknown[0], kernel.NAMES)}")
-        self.layers = sorted(set(chosen_layers(layers, model.layers)))
-        if not self.layers:
-            raise RecordError("no layer is chosen; use layers='all' or a list of layers")
-        self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
-        if self.keep not in KEEP:
-            raise RecordError(f"keep must be (), ('qk',) or ('qkv',); got {self.keep!r}")
-        self.groups = {str(n): _positions(p, tokens) for n, p in (groups or {}).items()}
-        if "mass" in self.statistics and not self.groups:
-            raise RecordError("the statistic 'mass' needs groups={'name': positions}")
-        self._found: dict[int, dict[str, Tensor]] = {}
-        self._maps: dict[int, AttentionMap] = {}
-        self._values: dict[int, Tensor] = {}
-
-    def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
-        bad = map.lse.isnan()
-        if bad.any():
-            row, head, query = bad.nonzero()[0].tolist()
-            raise RecordError(
-                f"attention scores are NaN or infinite, first in head {Head(layer, head)} at batch {row}, position "
-                f"{query}; the weights or the input hold values that overflow"
-            )
-        if layer not in self.layers:
-            return
-        self._found[layer] = map.statistics(self.statistics, _stack(self.groups))
-        if self.keep:
-            # the model's own tensors may be views of larger ones that would stay alive with them
-            self._maps[layer] = AttentionMap(
-                map.q.contiguous(), map.k.contiguous(), map.rule, map.lse, map.steps, map.backend
-            )
-        if "qkv" in self.keep:
-            self._values[layer] = value.detach().contiguous()
-
-    def finish(self) -> Record:
-        missing = [layer for layer in self.layers if layer not in self._found]
-        if missing:
-            raise RecordError(
-                f"layers {missing} did not call Headwater's attention; nothing was recorded of them"
-            )
-        model = self._source
-        statistics = {
-            n: torch.stack([self._found[layer][n] for layer in self.layers], 1) for n in self.statistics
-        }
-        ids, valid = self.tokens.ids.cpu(), self.tokens.mask.cpu()
-        strings = [model.to_strings(row) for row in ids]
-        return Record(
-            ids, valid, strings, self.layers, model.n_heads, model.causal, statistics, self._maps, self._values,
-            self.groups, provenance(model),
-        )  # fmt: skip
-
-
-def _positions(given: Any, tokens: Tokens) -> Tensor:
-    """A named group of keys as bool [batch, position]."""
-    named = positions.check(given, "groups")
-    picked = torch.zeros_like(tokens.mask, device="cpu")
-    for row, real in enumerate(tokens.mask.cpu()):
-        columns = real.nonzero()[:, 0]
-        picked[row, columns[positions.of_row(named, len(columns))]] = True
-    return picked
-
-
-def _stack(groups: dict[str, Tensor]) -> Tensor | None:
+def stack(groups: dict[str, Tensor]) -> Tensor | None:
     return torch.stack(list(groups.values()), 1) if groups else None
 
 

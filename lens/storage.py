@@ -1,205 +1,244 @@
 """Records on disk: one safetensors file, its meaning as JSON in the header; written beside, renamed, read by mapping.
 
-A file is data from a stranger: nothing is executed, every name and shape in the header is checked against the tensors,
-and anything unexpected is refused with the reason. A mask that only a function describes can not be written down.
+Tensors are `tokens`, `valid`, `strings` (JSON as bytes), `statistic.NAME.LAYER`, `map.LAYER.q|k|lse|rule…`,
+`value.LAYER`, `residual.LAYER` and `group.N`; those of the model's other parts begin with `part.N.`, `pad.N` are fill.
+They can be written as a model runs, one layer at a time. A file is data from a stranger: nothing is executed, every
+name, type and shape is checked, and anything unexpected is refused with the reason.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-import tempfile
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from headwater.kernels import edits as kernel
-from headwater.kernels import statistics as statistics_kernel
-from headwater.kernels.edits import WeightStep
-from headwater.kernels.mask import Mask
+from headwater.kernels import statistics as kernel
 from headwater.kernels.operator import AttentionMap
-from headwater.kernels.rule import ScoreRule
 from headwater.lens.errors import RecordError
-from headwater.lens.record import Record
+from headwater.lens.packing import Packer, unpack
+from headwater.lens.record import Axis, Record
+from headwater.lens.recordfile import DTYPES, RecordFile, read
+from headwater.lens.stacked import Stacked
 
-FORMAT = 1
-EDITS = {c.__name__: c for c in (kernel.ScaleScores, kernel.BlockScores, kernel.Rescale, kernel.MixIdentity)}
-LIMITS = {"layers": 10_000, "heads": 100_000}
+FORMAT = 2
+LIMITS = {"layers": 10_000, "heads": 100_000, "parts": 16}
+WHOLE = ("argmax", "visible")  # statistics that are int64
+
+
+class File(Protocol):
+    """What takes the tensors of a record: a file, or a count of what they would need."""
+
+    def add(self, name: str, tensor: Tensor) -> None: ...
+
+
+class Count:
+    """Bytes of the tensors that a record would write, and of the header entries they need."""
+
+    def __init__(self) -> None:
+        self.bytes = self.entries = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        assert tensor.dtype in DTYPES
+        self.bytes += tensor.numel() * tensor.element_size()
+        self.entries += 2 * len(name) + len(str(list(tensor.shape))) + 140
+
+
+class RecordWriter:
+    """Writes one record, or one part of it, into a file: the layers as they come, what belongs to all of them last."""
+
+    def __init__(self, file: File, prefix: str = "") -> None:
+        self._file, self._prefix = file, prefix
+        self._packer = Packer(file.add)
+        self._maps: dict[str, Any] = {}
+        self._layers: dict[str, list[int]] = {"statistics": [], "values": []}
+        self._names: list[str] = []
+        self._residuals: list[str] = []
+
+    def layer(
+        self, layer: int, statistics: Mapping[str, Tensor], map: AttentionMap | None, value: Tensor | None
+    ) -> None:
+        """Everything that is kept of one layer."""
+        self._names = list(statistics)
+        self._layers["statistics"].append(layer)
+        for name, values in statistics.items():
+            self._add(f"statistic.{name}.{layer}", values)
+        if map is not None:
+            self._maps[str(layer)] = self._packer.pack(map, f"{self._prefix}map.{layer}")
+        if value is not None:
+            self._layers["values"].append(layer)
+            self._add(f"value.{layer}", value)
+
+    def residual(self, place: int | str, stream: Tensor) -> None:
+        """The residual stream entering a layer, or behind the last ("final")."""
+        self._residuals.append(str(place))
+        self._add(f"residual.{place}", stream)
+
+    def about(self, record: Record) -> dict[str, Any]:
+        """Writes what is left of the record and gives its part of the header."""
+        for name, axis in (("", Axis(record.tokens, record.valid, record.strings)), ("key.", record.keys)):
+            if axis is not None:
+                self._add(f"{name}tokens", axis.tokens)
+                self._add(f"{name}valid", axis.valid)
+                text = bytearray(json.dumps(axis.strings, separators=(",", ":")).encode())
+                self._add(f"{name}strings", torch.frombuffer(text, dtype=torch.uint8))
+        for i, group in enumerate(record.groups.values()):
+            self._add(f"group.{i}", group)
+        return {
+            "layers": record.layers, "n_heads": record.n_heads, "causal": record.causal,
+            "statistics": self._names, "values": self._layers["values"], "residuals": self._residuals,
+            "groups": list(record.groups), "keys": record.keys is not None, "provenance": record.provenance,
+            "maps": self._maps, "prefix": self._prefix,
+        }  # fmt: skip
+
+    def _add(self, name: str, tensor: Tensor) -> None:
+        self._file.add(self._prefix + name, tensor)
 
 
 def save(record: Record, path: Path) -> Path:
     """Write the record to `path`; an interrupted write leaves what was there."""
-    tensors: dict[str, Tensor] = {"tokens": record.tokens, "valid": record.valid}
-    tensors |= {f"statistic.{name}": value for name, value in record.statistics.items()}
-    tensors |= {f"group.{i}": value for i, value in enumerate(record.groups.values())}
-    tensors |= {f"value.{layer}": value for layer, value in record.values.items()}
-    header = {
-        "format": FORMAT,
-        "layers": record.layers,
-        "n_heads": record.n_heads,
-        "causal": record.causal,
-        "strings": record.strings,
-        "groups": list(record.groups),
-        "provenance": record.provenance,
-        "maps": {str(layer): _pack_map(map, f"map.{layer}", tensors) for layer, map in record.maps.items()},
+    count = Count()
+    room = len(json.dumps(_write(record, count))) * 6 // 5 + count.entries + 1000
+    with RecordFile(path, room) as file:
+        return file.finish(_write(record, file))
+
+
+def joined(head: dict[str, Any], parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The header of a whole file, from those of its main part and of the others."""
+    return {"format": FORMAT, **head, "parts": [{"name": name, **part} for name, part in parts.items()]}
+
+
+def _write(record: Record, file: File) -> dict[str, Any]:
+    parts = {
+        name: _write_one(part, file, f"part.{i}.") for i, (name, part) in enumerate(record.parts.items())
     }
-    # two names of one storage are refused by safetensors; a mask is shared by all layers
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    if not path.parent.is_dir():
-        raise RecordError(f"can not write {path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise RecordError(f"can not write {path}: it is a folder; give a file name")
-    try:
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        try:
-            save_file(tensors, beside, metadata={"headwater": json.dumps(header)})
-            with open(beside, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RecordError(f"can not write {path}: {error.strerror or error}") from None
-    return path
+    return joined(_write_one(record, file, ""), parts)
 
 
-def open_record(path: Path) -> Record:
-    """Read a record by mapping the file; RecordError says what is wrong with one that is not."""
+def _write_one(record: Record, file: File, prefix: str) -> dict[str, Any]:
+    writer = RecordWriter(file, prefix)
+    for i, layer in enumerate(record.layers):
+        if isinstance(record.statistics, Stacked):
+            found = record.statistics.layer(i)
+        else:
+            found = {name: values[:, i] for name, values in record.statistics.items()}
+        writer.layer(layer, found, record.maps.get(layer), record.values.get(layer))
+    for place, stream in record.residuals.items():
+        writer.residual(place, stream)
+    return writer.about(record)
+
+
+# --- reading
+
+
+def open_record(path: Path, verify: bool = False) -> Record:
+    """Open a record without reading its numbers; with `verify` every byte is compared with its digest.
+
+    RecordError with the reason for anything that is not one.
+    """
     if not path.is_file():
         raise RecordError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("headwater")
-            if text is None:
-                raise RecordError(f"{path} is a safetensors file but not a Headwater record")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        header = json.loads(text)
-        return _unpack(header, tensors)
+        header, tensors = read(path, verify)
+        if header.get("format") != FORMAT:
+            raise RecordError(
+                f"the record has format {header.get('format')!r}, this Headwater reads {FORMAT}; record anew"
+            )
+        left = dict(tensors)
+        others = {}
+        if len(header["parts"]) > LIMITS["parts"]:
+            raise ValueError(f"{len(header['parts'])} parts")
+        for part in header["parts"]:
+            if not re.fullmatch(r"part\.\d{1,3}\.", part["prefix"]):
+                raise ValueError(f"tensors of a part named {str(part['prefix'])[:40]!r}")
+            others[str(part["name"])] = _record(part, _taken(left, part["prefix"]), {})
+        return _record(header, left, others)
     except SafetensorError as error:
         raise RecordError(
             f"{path} is not a readable record, it may be cut short: {str(error).splitlines()[0]}"
         ) from None
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError,
+            ValueError) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''}"
         raise RecordError(f"{path} is not a well-formed record ({reason})") from None
     except OSError as error:
         raise RecordError(f"can not read {path}: {error.strerror or error}") from None
 
 
-def _unpack(header: dict[str, Any], tensors: dict[str, Tensor]) -> Record:
-    if header.get("format") != FORMAT:
-        raise RecordError(
-            f"the record has format {header.get('format')!r}, this Headwater reads {FORMAT}; record anew"
-        )
-    tokens, valid = tensors["tokens"], tensors["valid"]
-    layers = [int(n) for n in header["layers"]]
-    heads = int(header["n_heads"])
-    if (
-        tokens.dim() != 2
-        or valid.shape != tokens.shape
-        or valid.dtype != torch.bool
-        or tokens.is_floating_point()
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of one part, taken out of `tensors`."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name: tensors.pop(name) for name in names}
+
+
+def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Record]) -> Record:
+    prefix = header["prefix"]
+    left = dict(tensors)
+
+    def take(name: str) -> Tensor:
+        return left.pop(prefix + name)
+
+    axis = _axis(take, "")
+    keys = _axis(take, "key.") if header["keys"] else None
+    columns = axis if keys is None else keys
+    layers, heads = [int(n) for n in header["layers"]], int(header["n_heads"])
+    if not layers or len(set(layers)) != len(layers) or len(layers) > LIMITS["layers"]:
+        raise ValueError(f"layers {str(layers)[:60]}")
+    if not 0 < heads <= LIMITS["heads"]:
+        raise ValueError(f"{heads} heads")
+    batch, queries = axis.tokens.shape
+    groups = {str(name): take(f"group.{i}") for i, name in enumerate(header["groups"])}
+    for name, group in groups.items():
+        if group.shape != columns.tokens.shape or group.dtype != torch.bool:
+            raise ValueError(f"the group {name!r} is {list(group.shape)}")
+    shapes = dict.fromkeys(kernel.COLUMN, (batch, heads, columns.tokens.shape[1]))
+    shapes |= {name: (batch, heads, len(groups), queries) for name in kernel.GROUPED}
+    statistics = {}
+    for name in header["statistics"]:
+        if name not in kernel.NAMES:
+            raise ValueError(f"unknown statistic {str(name)[:40]!r}")
+        statistics[name] = [take(f"statistic.{name}.{layer}") for layer in layers]
+        wanted = shapes.get(name, (batch, heads, queries)), torch.int64 if name in WHOLE else torch.float32
+        if any((tuple(x.shape), x.dtype) != wanted for x in statistics[name]):
+            raise ValueError(f"the statistic {name!r} does not fit")
+    maps = {int(layer): unpack(packed, tensors) for layer, packed in header["maps"].items()}
+    shape = (batch, heads, queries, columns.tokens.shape[1])
+    if any(layer not in layers or map.shape != shape for layer, map in maps.items()):
+        raise ValueError(f"maps that are not {shape}")
+    values = {int(layer): take(f"value.{int(layer)}") for layer in header["values"]}
+    if any(
+        value.dim() != 4 or (len(value), value.shape[2]) != (batch, shape[3]) for value in values.values()
     ):
-        raise ValueError(f"tokens {list(tokens.shape)} and valid {list(valid.shape)} do not belong together")
-    strings = [[str(t) for t in row] for row in header["strings"]]
-    if [len(row) for row in strings] != [tokens.shape[1]] * len(tokens):
-        raise ValueError("as many token strings as tokens are needed")
-    if not layers or not 0 < heads <= LIMITS["heads"] or len(layers) > LIMITS["layers"]:
-        raise ValueError(f"{len(layers)} layers × {heads} heads")
-    statistics = {n.removeprefix("statistic."): t for n, t in tensors.items() if n.startswith("statistic.")}
-    for name, values in statistics.items():
-        wanted = (len(tokens), len(layers), heads)
-        if (
-            name not in statistics_kernel.NAMES
-            or values.shape[:3] != wanted
-            or values.shape[-1] != tokens.shape[1]
-        ):
-            raise ValueError(f"statistic {name!r} of shape {list(values.shape)} does not fit")
-    groups = {str(name): tensors[f"group.{i}"] for i, name in enumerate(header["groups"])}
-    maps = {}
-    for key, packed in header["maps"].items():
-        map = maps[int(key)] = _unpack_map(packed, f"map.{int(key)}", tensors)
-        if map.shape != (len(tokens), heads, tokens.shape[1], tokens.shape[1]) or int(key) not in layers:
-            raise ValueError(f"the map of layer {key} has shape {list(map.shape)}")
-    values = {int(n.removeprefix("value.")): t for n, t in tensors.items() if n.startswith("value.")}
+        raise ValueError("values of another shape")
+    residuals = {}
+    for place in header["residuals"]:
+        stream = residuals[place if place == "final" else int(place)] = take(f"residual.{place}")
+        if stream.dim() != 3 or tuple(stream.shape[:2]) != (batch, queries):
+            raise ValueError(f"a residual stream of {list(stream.shape)}")
+    unknown = [name for name in left if not name.startswith(f"{prefix}map.")]
+    if unknown:
+        raise ValueError(f"unknown tensor {unknown[0][:60]!r}")
     return Record(
-        tokens, valid, strings, layers, heads, bool(header["causal"]), statistics, maps, values, groups,
-        dict(header["provenance"]),
+        *axis, layers, heads, bool(header["causal"]), Stacked(statistics), maps, values, groups,
+        dict(header["provenance"]), keys=keys, parts=parts, residuals=residuals,
     )  # fmt: skip
 
 
-def _pack_map(map: AttentionMap, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    rule = map.rule
-    if rule.mask.extra is not None:
-        raise RecordError(
-            "this model's mask is given by a function and can not be written to a file; record with keep=() to save "
-            "the statistics"
-        )
-    tensors |= {f"{name}.q": map.q, f"{name}.k": map.k, f"{name}.lse": map.lse}
-    packed: dict[str, Any] = {"rule": _pack(rule, f"{name}.rule", tensors, skip=("mask", "edits"))}
-    packed["mask"] = _pack(rule.mask, f"{name}.mask", tensors, skip=("extra",))
-    packed["edits"] = [_pack(e, f"{name}.score.{i}", tensors) for i, e in enumerate(rule.edits)]
-    packed["steps"] = []
-    for i, step in enumerate(map.steps):
-        packed["steps"].append(_pack(step.edit, f"{name}.step.{i}", tensors) | {"factors": len(step.factors)})
-        tensors |= {f"{name}.step.{i}.factor.{j}": f for j, f in enumerate(step.factors)}
-    return packed
-
-
-def _unpack_map(packed: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> AttentionMap:
-    mask = Mask(**_unpack_fields(Mask, packed["mask"], f"{name}.mask", tensors))
-    edits = tuple(_unpack_edit(e, f"{name}.score.{i}", tensors) for i, e in enumerate(packed["edits"]))
-    fields = _unpack_fields(ScoreRule, packed["rule"], f"{name}.rule", tensors)
-    rule = ScoreRule(**fields, mask=mask, edits=edits)
-    steps = []
-    for i, step in enumerate(packed["steps"]):
-        factors = tuple(tensors[f"{name}.step.{i}.factor.{j}"] for j in range(int(step["factors"])))
-        steps.append(WeightStep(_unpack_edit(step, f"{name}.step.{i}", tensors), factors))
-    q, k, lse = (tensors[f"{name}.{part}"] for part in ("q", "k", "lse"))
+def _axis(take: Any, name: str) -> Axis:
+    tokens, valid, text = take(f"{name}tokens"), take(f"{name}valid"), take(f"{name}strings")
     if (
-        q.dim() != 4
-        or k.dim() != 4
-        or lse.shape != q.shape[:3]
-        or q.shape[1] % k.shape[1]
-        or q.shape[-1] != k.shape[-1]
+        tokens.dim() != 2
+        or tokens.dtype != torch.int64
+        or valid.shape != tokens.shape
+        or valid.dtype != torch.bool
     ):
-        raise ValueError(f"queries {list(q.shape)} and keys {list(k.shape)} do not belong together")
-    return AttentionMap(q, k, rule, lse, tuple(steps))
-
-
-def _pack(item: Any, name: str, tensors: dict[str, Tensor], skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A dataclass as its plain fields; its tensors go to `tensors` and are named in the list "tensors"."""
-    packed: dict[str, Any] = {"type": type(item).__name__, "tensors": []}
-    for field in dataclasses.fields(item):
-        value = getattr(item, field.name)
-        if field.name in skip:
-            continue
-        if isinstance(value, Tensor):
-            tensors[f"{name}.{field.name}"] = value
-            packed["tensors"].append(field.name)
-        else:
-            packed[field.name] = value
-    return packed
-
-
-def _unpack_fields(
-    kind: type, packed: dict[str, Any], name: str, tensors: dict[str, Tensor]
-) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(kind)}
-    plain = {k: v for k, v in packed.items() if k not in ("type", "tensors", "factors")}
-    wrong = (set(plain) | set(packed["tensors"])) - known
-    if wrong or not all(v is None or isinstance(v, int | float) for v in plain.values()):
-        raise ValueError(f"{kind.__name__} with {sorted(map(str, wrong)) or 'values that are no numbers'}")
-    return plain | {field: tensors[f"{name}.{field}"] for field in packed["tensors"]}
-
-
-def _unpack_edit(packed: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> Any:
-    kind = EDITS[packed["type"]]
-    return kind(**_unpack_fields(kind, packed, name, tensors))
+        raise ValueError(f"tokens {list(tokens.shape)} and valid {list(valid.shape)} do not belong together")
+    strings = json.loads(bytes(text.numpy()))
+    if [len(row) for row in strings] != [tokens.shape[1]] * len(tokens):
+        raise ValueError("as many token strings as tokens are needed")
+    return Axis(tokens, valid, [[str(word) for word in row] for row in strings])

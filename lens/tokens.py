@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,11 +12,32 @@ from torch import Tensor
 from headwater.lens.errors import PromptError
 
 
-class Tokens(NamedTuple):
-    """Token ids int64 [batch, position], and which of them are real, bool [batch, position]."""
+class Tokens(Tensor):
+    """Token ids, int64 [batch, position], that know which of them are real: `mask`, bool of the same shape.
 
-    ids: Tensor
+    A tensor like any other, so that code which knows nothing of Headwater takes it; what is computed from it is a
+    plain tensor without a mask. `ids` is that plain tensor. `more` holds what else the model reads beside the tokens,
+    under transformers' names.
+    """
+
     mask: Tensor
+    more: Mapping[str, Tensor]
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __new__(cls, ids: Tensor, mask: Tensor, more: Mapping[str, Tensor] | None = None) -> Tokens:
+        found = ids.as_subclass(cls)
+        found.mask, found.more = mask, {} if more is None else more
+        return found
+
+    @property
+    def ids(self) -> Tensor:
+        return self.as_subclass(Tensor)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return Tokens, (self.ids, self.mask, self.more)
+
+    def __deepcopy__(self, memo: Any) -> Tokens:
+        return Tokens(self.ids.clone(), self.mask.clone(), copy.deepcopy(self.more, memo))
 
 
 def to_tokens(

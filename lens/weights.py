@@ -1,37 +1,52 @@
 """Per-head weight matrices of an attention layer, whatever the architecture calls them.
 
-Rows multiply from the left as in the field's formulas: `q = x @ query[h]`, `z = a @ v`, `out += z[h] @
-output[h]`. Known layouts: GPT-2 (c_attn, c_proj), Llama-like (q_proj … o_proj or out_proj or dense: Llama,
-Mistral, Qwen, Gemma, OPT, GPT-OSS, Phi), Phi-3 (qkv_proj), GPT-NeoX (query_key_value), BERT-like (query, key,
-value). With grouped queries keys and values are repeated to one per query head. Biases are left out; an
-unknown layout is an error that names it.
+Rows multiply from the left as in the field's formulas: `q = x @ W_Q[h] + b_Q[h]`, `z = a @ v`, `out += z[h] @ W_O[h]`,
+`out += b_O` once. `head_weights` gives them under these names, with the norm in front folded in, centred, and with one
+key and value matrix per query head when asked. Which layouts are known stands in projections.py; an unknown one is an
+error that names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from headwater.lens import anatomy
+from headwater.lens.anatomy import norm_bias, norm_gain, output_norm
 from headwater.lens.errors import ModelError
-from headwater.lens.model import HookedModel
+from headwater.lens.projections import attention_with_projections, matrix, projections
 
-# (model, attention module) -> query, key, value [d_model, heads·d_head], output [heads·d_head, d_model]
-Layout = Callable[[HookedModel, Any], tuple[Tensor, ...]]
-BEFORE = ("ln_1", "input_layernorm", "self_attn_layer_norm", "layernorm_before", "layer_norm1")
-FINAL = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+
+@dataclass(frozen=True, eq=False)
+class HeadWeights:
+    """Copies in float32 (float64 of a float64 model), zeros for a bias that the layer does not have.
+
+    `W_Q` [head, d_model, d_head], `b_Q` [head, d_head]; `W_K`, `W_V`, `b_K`, `b_V` the same per key–value head, or per
+    query head when expanded; `W_O` [head, d_head, d_model], `b_O` [d_model].
+    """
+
+    W_Q: Tensor
+    W_K: Tensor
+    W_V: Tensor
+    W_O: Tensor
+    b_Q: Tensor
+    b_K: Tensor
+    b_V: Tensor
+    b_O: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """`query`, `key`, `value` are [head, d_model, d_head], `output` is [head, d_head, d_model], all float32
-    copies.
+    """`query`, `key`, `value` are [head, d_model, d_head], `output` is [head, d_head, d_model], one per query head.
 
     `gain` [d_model] is that of the norm in front of the attention (ones where there is none in front). A norm
-    on the attention's output (Gemma 2, OLMo 2) has its gain folded into `output`.
+    on the attention's output (Gemma 2, OLMo 2) has its gain folded into `output`. Biases are left out.
     """
 
     query: Tensor
@@ -41,19 +56,53 @@ class LayerWeights:
     gain: Tensor
 
 
-def layer_weights(model: HookedModel, layer: int) -> LayerWeights:
-    """The weights of attention layer `layer`, one matrix per query head."""
-    block, attention, layout = _place(model, layer)
-    query, key, value, output = (matrix.detach().float() for matrix in layout(model, attention))
-    heads, groups = model.n_heads, model.n_kv_heads
-    per_head = {
-        "query": query.unflatten(1, (heads, -1)).movedim(1, 0),
-        "key": key.unflatten(1, (groups, -1)).movedim(1, 0).repeat_interleave(heads // groups, 0),
-        "value": value.unflatten(1, (groups, -1)).movedim(1, 0).repeat_interleave(heads // groups, 0),
-        "output": output.unflatten(0, (heads, -1)) * _output_gain(block, output),
+def head_weights(
+    model: HookedModel, layer: int, *, fold: bool = False, centre: bool = False, expand: bool = False
+) -> HeadWeights:
+    """The weights of attention layer `layer`.
+
+    `fold` moves gain and bias of the norm in front into W_Q, W_K, W_V and their biases, so that they apply to the
+    normalised stream alone; a norm behind (Gemma 2, OLMo 2) scales all heads together and keeps its gain. `centre` then
+    takes the mean over d_model out of all that reads and all that writes the stream; models with LayerNorm never
+    notice, RMSNorm ones would, so they are refused. `expand` repeats the keys' and values' matrices per query head.
+    """
+    if centre and not fold:
+        raise ModelError("centre=True needs fold=True: only a folded norm's input has no mean")
+    found = projections(model, layer)
+    read = {
+        name: _copy(part.matrix).movedim(1, 0)
+        for name, part in (("Q", found.query), ("K", found.key), ("V", found.value))
     }
-    before = next((getattr(block, name) for name in BEFORE if hasattr(block, name)), None)
-    return LayerWeights(**per_head, gain=norm_gain(before, query.shape[0]).to(query))
+    biases = {"Q": found.query.bias, "K": found.key.bias, "V": found.value.bias}
+    bias = {
+        n: _copy(b) if b is not None else read[n].new_zeros(read[n].shape[::2]) for n, b in biases.items()
+    }
+    write = _copy(matrix(found.output)).unflatten(0, (model.n_heads, -1))
+    own = getattr(found.output, "bias", None)
+    write_bias = write.new_zeros(write.shape[-1]) if own is None else _copy(own)
+    if fold:
+        before, _ = _norms(model, layer)
+        gain, shift = (f(before, write.shape[-1]).to(write) for f in (norm_gain, norm_bias))
+        bias = {n: bias[n] + torch.einsum("d,hde->he", shift, read[n]) for n in bias}
+        read = {n: gain[:, None] * weight for n, weight in read.items()}
+        if centre:
+            _refuse_rms(model, before)
+            read = {n: weight - weight.mean(1, keepdim=True) for n, weight in read.items()}
+            write, write_bias = write - write.mean(-1, keepdim=True), write_bias - write_bias.mean()
+    if expand and (group := model.n_heads // model.n_kv_heads) > 1:
+        for name in ("K", "V"):
+            read[name], bias[name] = (x.repeat_interleave(group, 0) for x in (read[name], bias[name]))
+    q, k, v = (read[name].contiguous() for name in "QKV")
+    return HeadWeights(q, k, v, write, bias["Q"], bias["K"], bias["V"], write_bias)
+
+
+def layer_weights(model: HookedModel, layer: int) -> LayerWeights:
+    """The weights of attention layer `layer`, one matrix per query head, as circuits are read off."""
+    found = head_weights(model, layer, expand=True)
+    before, after = _norms(model, layer)
+    width = found.W_Q.shape[1]
+    output = found.W_O * norm_gain(after, width).to(found.W_O)
+    return LayerWeights(found.W_Q, found.W_K, found.W_V, output, norm_gain(before, width).to(found.W_Q))
 
 
 def circuit_ends(model: HookedModel) -> tuple[Tensor, Tensor]:
@@ -67,105 +116,26 @@ def circuit_ends(model: HookedModel) -> tuple[Tensor, Tensor]:
         raise ModelError(
             f"{model.name} embeds in {embed.shape[1]} dimensions and reads out from {unembed.shape[0]}"
         )
-    last = next(
-        (getattr(trunk, name) for trunk in _trunks(model.hf) for name in FINAL if hasattr(trunk, name)), None
-    )
+    last = anatomy.final_norm(model.hf)
     return embed, unembed * norm_gain(last, unembed.shape[0]).to(unembed)[:, None]
 
 
-def norm_gain(norm: nn.Module | None, width: int) -> Tensor:
-    """The gain of a LayerNorm or RMSNorm however it is stored (Gemma keeps gain - 1); ones for no norm.
-
-    A vector of alternating ±1 has mean 0 and deviation 1, so a norm gives it back times its gain, plus its
-    bias.
-    """
-    if norm is None:
-        return torch.ones(width)
-    like = next(norm.parameters(), torch.empty(0))
-    probe = torch.ones(width, dtype=like.dtype, device=like.device)
-    probe[1::2] = -1
-    with torch.no_grad():
-        return ((norm(probe) - norm(-probe)) / (2 * probe)).float()
+def _copy(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.dtype == torch.float64 else tensor.float().clone()
 
 
-def _output_gain(block: nn.Module, output: Tensor) -> Tensor:
-    """Gain of a norm on the attention's output. Llama gives the same name to the norm before its MLP."""
-    after = getattr(block, "post_attention_layernorm", None)
-    is_after = hasattr(block, "pre_feedforward_layernorm") or not any(hasattr(block, name) for name in BEFORE)
-    return norm_gain(after if is_after else None, output.shape[1]).to(output)
+def _norms(model: HookedModel, layer: int) -> tuple[nn.Module | None, nn.Module | None]:
+    """The norms in front of and behind a layer's attention."""
+    attention = attention_with_projections(model, layer)
+    names = {module: name for name, module in model.hf.named_modules()}
+    around = model.hf.get_submodule(names[attention].rpartition(".")[0])
+    return anatomy.first(around, anatomy.NORM_BEFORE_ATTENTION), output_norm(around)
 
 
-def _trunks(hf: nn.Module) -> list[nn.Module]:
-    """The modules that may hold the last norm: the model, its base model and that one's decoder."""
-    base = getattr(hf, "base_model", hf)
-    return [trunk for trunk in (hf, base, getattr(base, "decoder", None)) if isinstance(trunk, nn.Module)]
-
-
-def _place(model: HookedModel, layer: int) -> tuple[nn.Module, nn.Module, Layout]:
-    """The block of a layer, its attention with all four projections, and the layout these have."""
-    modules = dict(model.hf.named_modules())
-    inner = model.attention_module(layer)
-    name = next(path for path, module in modules.items() if module is inner)
-    # BERT's inner module holds query, key and value; the one around it has the output projection as well
-    for path in (name, name.rpartition(".")[0]):
-        if (layout := layout_of(modules[path])) is not None:
-            return modules[path.rpartition(".")[0]], modules[path], layout
-    raise ModelError(
-        f"the attention weights of {type(inner).__name__} (layer {layer}) are not in a known layout"
-    )
-
-
-def layout_of(module: nn.Module) -> Layout | None:
-    """The function that reads this attention module's projections, if its parts are known."""
-    for parts, layout in LAYOUTS.items():
-        if all(_has(module, part) for part in parts):
-            return layout
-    return None
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    for part in path.split("."):
-        if not hasattr(module, part):
-            return False
-        module = getattr(module, part)
-    return True
-
-
-def _gpt2(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
-    query, key, value = attention.c_attn.weight.chunk(3, dim=1)  # Conv1D keeps [in, out]
-    return query, key, value, attention.c_proj.weight
-
-
-def _separate(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
-    last = next((name for name in ("o_proj", "out_proj", "dense") if hasattr(attention, name)), None)
-    if last is None:
-        raise ModelError(f"the output projection of {type(attention).__name__} is not known")
-    return *(attention.get_submodule(f"{part}_proj").weight.T for part in "qkv"), attention.get_submodule(
-        last
-    ).weight.T
-
-
-def _phi3(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
-    sizes = [count * model.d_head for count in (model.n_heads, model.n_kv_heads, model.n_kv_heads)]
-    return *attention.qkv_proj.weight.T.split(sizes, dim=1), attention.o_proj.weight.T
-
-
-def _neox(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
-    parts = attention.query_key_value.weight.T.unflatten(1, (model.n_heads, 3, -1))
-    return *(parts[:, :, part].flatten(1) for part in range(3)), attention.dense.weight.T
-
-
-def _bert(model: HookedModel, attention: Any) -> tuple[Tensor, ...]:
-    own = attention.self
-    return *(
-        own.get_submodule(part).weight.T for part in ("query", "key", "value")
-    ), attention.output.dense.weight.T
-
-
-LAYOUTS: dict[tuple[str, ...], Layout] = {
-    ("c_attn", "c_proj"): _gpt2,
-    ("q_proj", "k_proj", "v_proj"): _separate,
-    ("qkv_proj", "o_proj"): _phi3,
-    ("query_key_value", "dense"): _neox,
-    ("self.query", "self.key", "self.value", "output.dense"): _bert,
-}
+def _refuse_rms(model: HookedModel, norm: nn.Module | None) -> None:
+    if norm is None or not anatomy.takes_mean_out(norm, model.d_model):
+        what = "has no norm in front of its attention" if norm is None else f"has {type(norm).__name__}"
+        raise ModelError(
+            f"{model.name} {what}, which keeps the mean of the stream; centre=True is for LayerNorm models"
+        )

@@ -15,7 +15,7 @@ FOLDERS = ("kernels", "lens", "analyses", "dashboard")  # each may import itself
 FILES = sorted(path for folder in (*FOLDERS, "data") for path in (ROOT / folder).rglob("*.py"))
 HOMES = {  # library: the folders or files that may import it
     "triton": ("kernels/triton",),
-    "transformer_lens": ("lens/bridge.py",),
+    "transformer_lens": ("lens/transformer_lens",),
     "transformers": ("lens/", "data/"),
     "plotly": ("dashboard/",),
     "streamlit": ("dashboard/",),

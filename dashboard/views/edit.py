@@ -11,6 +11,7 @@ from headwater.dashboard.figures.tokens import next_token_bars
 from headwater.dashboard.runs import Run
 from headwater.dashboard.state import KEY, State
 from headwater.dashboard.widgets import chart, downloads, numbers, plain, quoted
+from headwater.lens.errors import HeadwaterError
 
 NUMBER = st.column_config.NumberColumn(format="%.4f")
 CHANGE = st.column_config.NumberColumn(format="%+.4f")
@@ -98,14 +99,30 @@ def draw_export(state: State, before: Run, after: Run) -> None:
     st.caption("Python that repeats this run; the button at its corner copies it.")
     st.code(experiment.as_python(state.model, state.prompt, state.edits), language="python")
     data = experiment.as_data(state.model, state.prompt, state.edits, before, after)
-    st.download_button(
-        "Download as JSON",
-        export.to_json(data),
-        "experiment.json",
-        "application/json",
-        key="experiment-json",
-        on_click="ignore",
-    )
+    files = {
+        "experiment": ("Download the experiment", experiment.as_experiment(state, before).to_json()),
+        "edited-run": ("Download what it showed", export.to_json(data)),
+    }
+    st.caption("headwater experiment experiment.json runs it again and says whether the numbers agree.")
+    for column, (name, (label, content)) in zip(st.columns(2), files.items(), strict=True):
+        column.download_button(
+            label, content, f"{name}.json", "application/json", key=f"{name}-json", on_click="ignore"
+        )
+
+
+def open_experiment() -> None:
+    """Bring a downloaded experiment back: its model, prompt and edits."""
+    file = st.session_state["experiment-file"]
+    state: State = st.session_state[KEY]
+    if file is None:
+        return
+    try:
+        experiment.take(file.getvalue().decode("utf-8-sig", "replace"), state)
+    except HeadwaterError as error:
+        state.notices.append(str(error))
+        return
+    chosen = {"model": state.model, "prompt": state.prompt, "layer": state.layer, "head": state.head}
+    st.session_state.update({f"chosen-{name}": value for name, value in chosen.items()})
 
 
 state: State = st.session_state[KEY]
@@ -119,6 +136,7 @@ with form:
         st.rerun()
 with active:
     list_edits(state)
+st.file_uploader("Open an experiment", "json", key="experiment-file", on_change=open_experiment)
 if state.edits:
     after = runs.edited_run(state.model, state.prompt, state.edits)
     if not before.predicts:

@@ -14,11 +14,11 @@ import pytest
 import tokenizers
 import torch
 import transformers as hf
+from ragged import VOCAB, padded
 from torch import Tensor
 
 import headwater as hw
 
-VOCAB = 61
 SHAPE = {"vocab_size": VOCAB, "initializer_range": 0.2}
 LLAMA = SHAPE | {
     "hidden_size": 32,
@@ -123,19 +123,6 @@ def pair(request: pytest.FixtureRequest, pairs: Callable[[str], Pair]) -> Pair:
 @pytest.fixture(params=CAUSAL)
 def causal_pair(request: pytest.FixtureRequest, pairs: Callable[[str], Pair]) -> Pair:
     return pairs(request.param)
-
-
-def padded(
-    lengths: tuple[int, ...] = (9, 12, 4), side: str = "right", seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Random token ids and their mask, rows of unequal length."""
-    generator = torch.Generator().manual_seed(seed)
-    width = max(lengths)
-    ids = torch.randint(3, VOCAB, (len(lengths), width), generator=generator)
-    place = torch.arange(width)
-    counts = torch.tensor(lengths)[:, None]
-    mask = place < counts if side == "right" else place >= width - counts
-    return ids.masked_fill(~mask, 0), mask.long()
 
 
 @pytest.fixture(params=["right", "left"])

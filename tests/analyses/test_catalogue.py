@@ -28,7 +28,7 @@ def test_every_file_is_listed_and_says_what_it_is() -> None:
         assert found.paper
         assert found.cost
         assert found.not_for
-        assert found.inputs in ("record", "model", "model+examples")
+        assert found.inputs in ("record", "model", "model+examples", "model+pairs")
         assert "Unit: " in found.description
         assert "Source: " in found.description
 
@@ -41,6 +41,7 @@ def test_settings_of_the_analyses() -> None:
         "heads": "choice",
         "add_residual": "flag",
         "last_layer": "integer",
+        "keys": "positions",
     }
     assert entry("rollout").setting("heads").choices == ("mean", "max", "min")
     importance = {setting.name: setting for setting in entry("head_importance").settings}

@@ -10,6 +10,7 @@ import torch
 
 import headwater as hw
 from headwater.analyses.future_influence import future_influence
+from headwater.kernels import blocked
 from headwater.lens.errors import AnalysisError
 
 
@@ -59,7 +60,7 @@ def test_matches_the_loops(causal_pair, side: str) -> None:
 def test_bands_join_over_blocks_of_rows(uniform: hw.HookedModel, monkeypatch) -> None:
     """Uniform rows of 1/(t+1): the mean over later tokens and the clipped distance have closed forms."""
     record = uniform.record(torch.randint(3, 61, (1, 64), generator=torch.Generator().manual_seed(0)))
-    monkeypatch.setitem(future_influence.__globals__, "ROWS", 7)
+    monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", 1)
     found = future_influence(record, ahead_from=10, ahead_to=20, window=10)
     for s in range(54):
         expected = np.mean([1 / (t + 1) for t in range(s + 10, min(63, s + 20) + 1)])
@@ -91,3 +92,18 @@ def test_ugly_cases(pairs: Callable) -> None:
     ):
         with pytest.raises(AnalysisError, match=message):
             future_influence(record, **settings)
+
+
+def test_sets_of_boundaries_and_anchors(pairs: Callable) -> None:
+    """The largest values of each text by sorting; padding and tokens without a value are in neither."""
+    ids = torch.randint(3, 60, (2, 20), generator=torch.Generator().manual_seed(4))
+    mask = (torch.arange(20) < torch.tensor([[20], [13]])).long()
+    found = future_influence(pairs("llama").model.record(ids, mask), ahead_from=3, ahead_to=8, marked=0.3)
+    for row, length in enumerate((20, 13)):
+        waad = found.windowed_distance.values[row, :length]
+        steps = np.abs(np.diff(waad))
+        wanted = set(np.argsort(-steps, kind="stable")[: round(0.3 * (length - 1))].tolist())
+        assert set(np.flatnonzero(found.boundary[row])) == wanted
+        fai = found.future_influence.values[row, : length - 3]
+        wanted = set(np.argsort(-fai, kind="stable")[: round(0.3 * (length - 3))].tolist())
+        assert set(np.flatnonzero(found.anchor[row])) == wanted

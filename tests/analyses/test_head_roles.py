@@ -161,6 +161,56 @@ def test_uniform_attention(uniform: hw.HookedModel) -> None:
         np.testing.assert_allclose(found.sel(role=role), expected, atol=1e-6)
 
 
+def test_shapes_match_dense_maps(causal_pair) -> None:
+    """Positional, broad and narrow row by row, a batch of four and one sequence that has no other."""
+    model = causal_pair.model
+    found = head_roles(model, length=8, sequences=5, seed=3, per_example=True)
+    ids = repeated_tokens(model, 8, 5, 3, 1)
+    maps = causal_pair.maps(ids).numpy()[..., 9:, :]
+    seen = (maps > 0).any((1, 2)).sum(-1)  # [layer, query]
+    for b, layer, head in ((0, 0, 1), (3, 2, 2), (2, 1, 3)):
+        own, other = maps[layer, b, head], maps[layer, (b + 1) % 4, head]
+        alike = np.mean([2 * np.minimum(x, y).sum() / (x + y).sum() for x, y in zip(own, other, strict=True)])
+        rows = own / own.sum(-1, keepdims=True)
+        entropy = -np.where(rows > 0, rows * np.log(np.where(rows > 0, rows, 1)), 0).sum(-1)
+        at = found.sel(batch=b, layer=layer, head=head)
+        assert float(at.sel(role="positional")) == pytest.approx(alike, abs=3e-6)
+        assert float(at.sel(role="narrow")) == pytest.approx(rows.max(-1).mean(), abs=3e-6)
+        expected = np.mean(entropy / np.log(seen[layer]))
+        assert float(at.sel(role="broad")) == pytest.approx(expected, abs=3e-6)
+    assert np.isnan(found.sel(batch=4, role="positional")).all()
+
+
+def test_shapes_of_heads_built_for_one_job() -> None:
+    """Previous token and first token: positions alone, one key. Uniform: every key. Duplicate: by content."""
+    found = head_roles(hw.load(jobs_model()), length=12, sequences=4)[0]
+    np.testing.assert_allclose(found.sel(role="positional")[[0, 2, 3]], 1, atol=1e-2)
+    assert float(found.sel(role="positional", head=1)) < 0.95
+    np.testing.assert_allclose(found.sel(role="narrow")[[0, 2]], 1, atol=1e-2)
+    assert float(found.sel(role="broad", head=3)) == pytest.approx(1, abs=1e-5)
+    assert np.isnan(found.sel(role="delimiter")).all()  # no tokenizer
+
+
+def test_delimiters(pairs: Callable, monkeypatch) -> None:
+    """w5 and w9 taken for delimiters: the weight on them, by dense maps of the very sequences."""
+    pair = pairs("llama")
+    model = pair.model
+    monkeypatch.setitem(head_roles.__globals__, "DELIMITERS", ["w5", "w9", "no word"])
+    found = head_roles(model, length=10, sequences=2, seed=1).sel(role="delimiter")
+    recorded = []
+    whole = type(model).record
+    monkeypatch.setattr(
+        type(model), "record", lambda s, ids, **more: recorded.append(ids) or whole(s, ids, **more)
+    )
+    head_roles(model, length=10, sequences=2, seed=1)
+    ids = recorded[-1]
+    assert torch.isin(ids[:, [6, 12, 18]], torch.tensor([5, 9])).all()
+    signs = torch.isin(ids, torch.tensor([5, 9])).numpy()
+    maps = pair.maps(ids).numpy()[..., 12:, :]
+    expected = np.einsum("lbhqk,bk->lbhq", maps, signs).mean((1, 3))
+    np.testing.assert_allclose(found, expected, atol=3e-6)
+
+
 def test_seed_and_sequences(pairs: Callable) -> None:
     model = pairs("llama").model
     one, again, other = (head_roles(model, length=5, sequences=6, seed=seed) for seed in (1, 1, 2))

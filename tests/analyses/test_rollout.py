@@ -134,6 +134,34 @@ def test_rollout_of_an_edited_run_is_of_the_edited_maps(pairs: Callable) -> None
     assert "TowardIdentity" in str(found.attrs["edits"])
 
 
+@pytest.mark.parametrize("heads", ["mean", "max", "min"])
+def test_following_keys_upward_gives_the_same_shares(pair, batch, heads: str) -> None:
+    """Two routes, P^T from the queries down and P from the keys up. Mutations seen to fail: the row sums of the layer
+    below, the residual left out, the key's own column in place of its position."""
+    ids, mask = batch
+    record = pair.model.record(ids, attention_mask=mask)
+    down = rollout(record, queries="all", residual=0.3, heads=heads)
+    up = rollout(record, queries="all", residual=0.3, heads=heads, keys=[0, -1, 2])
+    assert up.shape == (*down.shape[:2], 3)
+    assert list(up.key.values) == [0, -1, 2]
+    for row, real in enumerate(mask.bool()):
+        columns = real.nonzero()[:, 0][[0, -1, 2]].numpy()
+        np.testing.assert_allclose(up.values[row], down.values[row][:, columns], atol=2e-6)
+        assert list(up.key_token.values[row]) == list(down.key_token.values[row][columns])
+
+
+def test_what_is_undefined_downward_is_undefined_upward(pairs: Callable) -> None:
+    """Without a residual a blocked row has no result, and only rows that look at it lose theirs."""
+    model = pairs("llama").model
+    ids = torch.arange(3, 12)[None]
+    with model.edit(hw.Knockout(queries=[4], keys="all"), hw.Knockout(queries=[6], keys=[4])):
+        record = model.record(ids)
+    down = rollout(record, queries="all", add_residual=False)
+    up = rollout(record, queries="all", add_residual=False, keys="all")
+    np.testing.assert_allclose(up.values, down.values, atol=2e-6)
+    assert 0 < np.isnan(down.values[0, :, 0]).sum() < 9
+
+
 def test_result_says_what_it_is(pairs: Callable) -> None:
     found = rollout(pairs("llama").model.record(torch.arange(3, 9)[None]))
     for name in ("question", "unit", "paper", "not_for", "model", "revision", "edits", "residual"):
@@ -174,3 +202,17 @@ def test_trained_encoder(minilm) -> None:
     expected = dense_rollout(minilm.maps(tokens.ids, tokens.mask).mean(2), 0.5)
     found = rollout(record, queries=[0])
     np.testing.assert_allclose(found.values[:, 0], rows_of(expected, tokens.mask, 0), atol=5e-6)
+
+
+def test_signed_weights_are_refused_by_name(pairs: Callable) -> None:
+    model = pairs("llama").model
+    ids = torch.arange(3, 9)[None]
+    with model.edit(hw.Normaliser("cog")):
+        record = model.record(ids, statistics=("received",))
+        with pytest.raises(HeadwaterError, match="'entropy' is not defined; leave it out"):
+            model.record(ids)
+    with pytest.raises(AnalysisError, match="layer 0 may be negative"):
+        rollout(record)
+    with model.edit(hw.Normaliser("sigmoid")):
+        rows = rollout(model.record(ids), queries="all")
+    np.testing.assert_allclose(rows.sum("key"), 1, atol=1e-5)  # rows that sum to anything are divided by it

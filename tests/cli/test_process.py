@@ -36,6 +36,12 @@ def test_doctor_runs_the_backends_and_finds_them_right() -> None:
     text = run("doctor")
     assert text.returncode == 0
     assert found["torch"]["version"] in text.stdout.decode()
+    chosen = {choice["problem"]: choice for choice in found["choices"] if choice["device"] == "cpu"}
+    assert chosen["causal"]["backend"] == "flash"
+    assert chosen["normaliser cog"]["backend"] == "blocked"
+    assert "cog" in chosen["normaliser cog"]["reason"]
+    assert all(choice["reason"] for choice in chosen.values())
+    assert chosen["soft-capped scores"]["reason"] in text.stdout.decode()
 
 
 def test_the_embedded_model_is_listed_and_is_the_default() -> None:
@@ -66,6 +72,11 @@ def test_a_missing_extra_is_named() -> None:
     ]
 
 
+def hear_interrupts() -> None:
+    """A shell starts what it runs in the background with interrupts ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_dashboard_prints_its_address_serves_it_and_ends(tiny) -> None:
     server = subprocess.Popen(
         [*COMMAND, "dashboard", tiny, "--port", "8740"],
@@ -90,8 +101,9 @@ def test_the_dashboard_prints_its_address_serves_it_and_ends(tiny) -> None:
 
 def test_ctrl_c_ends_with_130_and_no_traceback(tiny) -> None:
     waiting = subprocess.Popen(
-        [*COMMAND, "record", "-", "-m", tiny], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=QUIET
-    )
+        [*COMMAND, "record", "-", "-m", tiny], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=QUIET,
+        preexec_fn=hear_interrupts,
+    )  # fmt: skip
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(3)  # it reads standard input

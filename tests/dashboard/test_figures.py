@@ -284,8 +284,8 @@ def test_figure_is_chosen_by_dimensions(dims, shape, kind):
 
 
 def test_no_figure_for_other_dimensions_says_which():
-    with pytest.raises(ValueError, match=r"\['layer', 'role'\]"):
-        figure(xr.DataArray(np.zeros((2, 3)), dims=("layer", "role")))
+    with pytest.raises(ValueError, match=r"\['layer', 'role', 'text'\]"):
+        figure(xr.DataArray(np.zeros((2, 3, 2)), dims=("layer", "role", "text")))
 
 
 def test_numbers_travel_as_typed_arrays():

@@ -1,10 +1,12 @@
-"""Runs `triton_cases.py` in a process of its own: natively on a GPU, elsewhere in Triton's interpreter.
+"""Runs the cases of the Triton kernels in processes of their own: natively on a GPU, else in Triton's interpreter.
 
 The interpreter is chosen when the kernels are first imported, by an environment variable; hence the child process.
 Mutations seen to fail there: entropy state not rescaled, window off by one, offset of the cache ignored, natural
 log-sum-exp in a base-2 pass, key head taken modulo the group, sink left out of the output, end of a range included,
 window of later queries off by one, mass kept on the own position forgotten when the next edit settles, interior of a
-window begun too early, last row not stored (seen by the NaN poison), temperature of head 0 for all heads.
+window begun too early, last row not stored (seen by the NaN poison), temperature of head 0 for all heads, temperature
+of batch row 0 for all rows, condition of a weight edit ignored, slope of ALiBi without its sign, squared distance not
+rescaled with the running maximum, distance clipped after the sum, key bias read at the columns of the first tile.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ needs_triton = pytest.mark.skipif(
 
 
 @needs_triton
-def test_the_kernels_agree_with_the_reference():
+@pytest.mark.parametrize("file", ["triton_cases.py", "triton_rule_cases.py"])
+def test_the_kernels_agree_with_the_reference(file):
     environment = dict(os.environ)
     # the child is no worker of this run
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_CURRENT_TEST"):
@@ -45,7 +48,7 @@ def test_the_kernels_agree_with_the_reference():
             "--no-header",
             "-p",
             "no:cacheprovider",
-            HERE / "triton_cases.py",
+            HERE / file,
         ],
         capture_output=True,
         text=True,

@@ -1,12 +1,14 @@
 """Edits live in the context that set them: threads, tasks, nested blocks and exceptions never share or leak them.
 
-Seen to fail with the edits in a module-level variable.
+Seen to fail with the edits in a module-level variable; with `_edits.reset(token)` at the end of a block (generators);
+with attention traced by torch.compile; without `HookedModel.__setstate__` (copies).
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import pickle
 import threading
 
 import pytest
@@ -14,6 +16,7 @@ import tiny_models
 import torch
 
 import headwater as hw
+from headwater.lens.errors import ModelError
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,171 @@ def test_the_transformers_model_itself_sees_the_edits(model):
     ids, _ = tiny_models.batch(6, (8,))
     with model.edit(hw.ScaleHeads({"1.1": 0.0})), torch.no_grad():
         assert model.hf(ids, use_cache=False).logits.equal(model(ids))
+
+
+def test_generators_that_end_in_any_order_leave_nothing(model):
+    """Two suspended blocks, the first closed first: resetting a context variable would bring its edits back."""
+    ids, _ = tiny_models.batch(7, (8,))
+    plain = model(ids)
+
+    def session(edit):
+        with model.edit(edit):
+            while True:
+                yield model(ids)
+
+    first, second = session(hw.ScaleHeads({"1.1": 0.0})), session(hw.TowardIdentity(0.5))
+    next(first), next(second)
+    first.close()
+    assert model.edits == (hw.TowardIdentity(0.5),)
+    second.close()
+    assert model.edits == ()
+    assert model(ids).equal(plain)
+
+
+def test_a_generator_closed_by_another_thread_leaves_nothing(model):
+    ids, _ = tiny_models.batch(7, (8,))
+    plain = model(ids)
+
+    def session():
+        with model.edit(hw.TowardIdentity(0.5)):
+            yield model(ids)
+
+    running, errors = session(), []
+
+    def close():
+        try:
+            running.close()
+        except BaseException as error:  # a ValueError of the context variable would be lost in the thread
+            errors.append(error)
+
+    next(running)
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join()
+    assert errors == []
+    assert model.edits == ()
+    assert model(ids).equal(plain)
+
+
+def test_a_task_begun_inside_a_block_keeps_its_edits(model):
+    """As context variables do: a task takes along what is on where it is made."""
+    ids, _ = tiny_models.batch(2, (8,))
+    expected = edited(model, ids, hw.TowardIdentity(0.5))
+
+    async def inner():
+        await asyncio.sleep(0)
+        return model(ids)
+
+    async def outer():
+        with model.edit(hw.TowardIdentity(0.5)):
+            task = asyncio.create_task(inner())
+        assert model.edits == ()
+        return await task
+
+    assert asyncio.run(outer()).equal(expected)
+
+
+def test_blocks_nest_and_unnest(model):
+    ids, _ = tiny_models.batch(8, (8,))
+    outer, inner = hw.ScaleHeads({"0.1": 0.5}), hw.TowardIdentity(0.5)
+    alone, both = edited(model, ids, outer), edited(model, ids, outer, inner)
+    with model.edit(outer):
+        with model.edit(inner):
+            assert model.edits == (outer, inner)
+            assert model(ids).equal(both)
+        assert model(ids).equal(alone)
+    assert model.edits == ()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copied_model_works_and_carries_no_edits(model, copied):
+    ids, _ = tiny_models.batch(9, (8,))
+    plain = model(ids)
+    edit = hw.ScaleHeads({"1.1": 0.0})
+    expected = edited(model, ids, edit)
+    with model.edit(edit):
+        twin = copied(model)
+        assert twin.edits == ()
+        assert twin(ids).equal(plain)
+        raw = copied(model.hf)
+        with torch.no_grad():
+            assert raw(ids, use_cache=False).logits.equal(plain)
+    with twin.edit(edit):
+        assert twin(ids).equal(expected), "edits reach the copy"
+        assert model(ids).equal(plain), "and only the copy"
+        assert twin.record(ids).statistic("entropy").shape == (1, 3, 4, 8)
+
+
+def test_threads_record_and_generate_at_once(model):
+    """Recorders and generators of several threads share a model and get what each gets alone."""
+    ids, _ = tiny_models.batch(10, (9,))
+    edits = [(), (hw.Redistribute([0], 0.0),), (hw.ScaleHeads({"0.0": 0.0, "1.1": 0.0}),)]
+
+    def work(given):
+        with model.edit(*given):
+            return model.record(ids).statistics["received"], model.generate(ids, max_new_tokens=4)
+
+    expected = [work(given) for given in edits]
+    wrong, start = [], threading.Barrier(len(edits))
+
+    def session(number):
+        start.wait()
+        for _ in range(5):
+            received, text = work(edits[number])
+            if not (received.equal(expected[number][0]) and text.equal(expected[number][1])):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=session, args=(n,)) for n in range(len(edits))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert not expected[0][0].equal(expected[1][0])
+
+
+def test_copies_made_under_edits_that_hook_modules_carry_none(model):
+    """Functions on modules stay behind: seen to fail with closures, which no pickle takes."""
+    ids, _ = tiny_models.batch(13, (9,))
+    plain = model(ids)
+    width = torch.ones(model.d_model)
+    edits = [hw.EditResidual(1, "add", width), hw.Knockout("all", f"token:#{int(ids[0, 1])}")]
+    with model.edit(*edits):
+        changed = model(ids)
+        twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        assert all(twin(ids).equal(plain) for twin in twins)
+    for twin in twins:
+        with twin.edit(*edits):
+            assert twin(ids).equal(changed)
+    assert not changed.equal(plain)
+
+
+def test_compiled_models_are_refused_by_name():
+    """Traced attention would keep the edits of its first run."""
+    hooked = hw.load(tiny_models.tiny("gpt2"))
+    ids, _ = tiny_models.batch(11, (8,))
+    traced = torch.compile(hooked.hf, backend="eager")
+    with pytest.raises(ModelError, match=r"wrapped by torch.compile; load\(\) the model itself"):
+        hw.load(traced)
+    hooked.hf.compile(backend="eager")
+    for run in (hooked, hooked.record, hooked.generate):
+        with pytest.raises(ModelError, match="was compiled in place"):
+            run(ids)
+
+
+def test_models_split_by_a_device_map(tmp_path):
+    """accelerate wraps the forward of every module: on one device that works, offloaded weights are refused."""
+    pytest.importorskip("accelerate", reason="device_map needs accelerate, which is optional")
+    from accelerate import dispatch_model
+
+    ids, _ = tiny_models.batch(12, (8,))
+    plain = hw.load(tiny_models.tiny("llama"))(ids)
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {"model.layers.0": "cpu", "model.layers.1": "cpu"}
+    split = dispatch_model(tiny_models.tiny("llama"), places | {"model.layers.2": "cpu"}, force_hooks=True)
+    hooked = hw.load(split)
+    assert hooked(ids).equal(plain)
+    assert not edited(hooked, ids, hw.ScaleHeads({"1.1": 0.0})).equal(plain)
+    offloaded = places | {"model.layers.2": "disk"}
+    with pytest.raises(ModelError, match=r"offloaded \(device_map\), first model.layers.2"):
+        hw.load(dispatch_model(tiny_models.tiny("llama"), offloaded, main_device="cpu", offload_dir=tmp_path))

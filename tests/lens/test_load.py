@@ -10,7 +10,6 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BloomConfig, BloomForCausalLM, T5Config, T5ForConditionalGeneration
 
 import headwater as hw
 from headwater.lens.errors import ModelError
@@ -115,20 +114,33 @@ def test_names_that_lead_nowhere():
         hw.load(torch.nn.Linear(2, 2))
 
 
-def test_models_that_bypass_the_attention_interface_are_refused_by_name():
-    model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2))
-    with pytest.raises(ModelError, match="BloomForCausalLM computes its attention by itself"):
-        hw.load(model)
+def hub(monkeypatch, offline=False):
+    """A hub that is not to be asked; what lies in its cache may be."""
+    import huggingface_hub
+
+    def asked(name, local_files_only=False, **_):
+        assert local_files_only, f"{name} was looked up on the hub"
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda self, name, **_: asked(name))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
 
 
-def test_encoder_decoder_models_are_refused_by_name():
-    model = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
-        )
-    )
-    with pytest.raises(ModelError, match="T5ForConditionalGeneration is an encoder–decoder model"):
-        hw.load(model)
+def test_a_slip_in_an_embedded_name_is_refused_without_the_network(monkeypatch):
+    hub(monkeypatch)
+    with pytest.raises(ModelError, match=r"called 'task-4l' .not looked for.*did you mean 'tasks-4l'"):
+        hw.load("task-4l")
+    with pytest.raises(
+        ModelError, match="AssertionError"
+    ):  # an owner's name is no slip: this one is looked up
+        hw.load("someone/task-4l")
+
+
+def test_offline_nothing_is_looked_up(monkeypatch):
+    hub(monkeypatch, offline=True)
+    with pytest.raises(ModelError, match=r"'someone/model' .HF_HUB_OFFLINE is set.; without a network"):
+        hw.load("someone/model")
 
 
 def test_the_self_check_catches_attention_that_is_read_wrongly(monkeypatch):
@@ -136,7 +148,7 @@ def test_the_self_check_catches_attention_that_is_read_wrongly(monkeypatch):
     from headwater.lens import hooks
 
     honest = hooks.ScoreRule
-    monkeypatch.setattr(hooks, "ScoreRule", lambda scale, *rest: honest(scale * 1.5, *rest))
+    monkeypatch.setattr(hooks, "ScoreRule", lambda scale, *rest, **more: honest(scale * 1.5, *rest, **more))
     with pytest.raises(ModelError, match="gives other outputs"):
         hw.load(tiny_models.tiny("llama"))
 

@@ -1,10 +1,15 @@
-"""Random attention problems for the kernel tests: rule × groups × shape × edits, drawn by hypothesis."""
+"""Random attention problems for the kernel tests: rule × groups × shape × edits, drawn by hypothesis.
+
+`cases()` is what every backend is asked for, `cases(plain=True)` what torch's fused kernel takes; `cases(wide=True)`
+adds what the blocks of rows alone take: every normaliser, every edit, documents, ALiBi (`wide_cases.py`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+import wide_cases
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,7 +32,7 @@ class Case:
 
 
 @st.composite
-def cases(draw, edited: bool | None = None, plain: bool = False):
+def cases(draw, edited: bool | None = None, plain: bool = False, wide: bool = False):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     batch, kv_heads, group = (
         draw(st.integers(1, 3)),
@@ -71,7 +76,9 @@ def cases(draw, edited: bool | None = None, plain: bool = False):
         if draw(st.booleans())
         else normal(*draw(st.sampled_from([(1, heads, queries, keys), (batch, 1, 1, keys)])))
     )
-    sinks = normal(heads) * 3 if draw(st.booleans()) else None
+    # a learned sink, or one whose logit depends on the query
+    sinks = draw(st.sampled_from([None, None, (heads,), (batch, heads, queries)]))
+    sinks = None if sinks is None else normal(*sinks) * 3
     softcap = 5.0 if not plain and draw(st.integers(0, 3)) == 0 else None
     some = torch.rand(heads, generator=generator) < 0.6
     chosen_keys = torch.rand(batch, keys, generator=generator) < 0.4
@@ -92,6 +99,9 @@ def cases(draw, edited: bool | None = None, plain: bool = False):
     if wants and draw(st.booleans()):
         edits.append(Rescale(~some, chosen_keys, torch.roll(chosen_keys, 1, -1) & ~chosen_keys, 0.5))
     rule = ScoreRule(width**-0.5, mask, softcap, sinks, bias, tuple(score_edits))
+    if wide:
+        shape = wide_cases.Shape(batch, heads, queries, keys)
+        rule, edits = wide_cases.widened(draw, generator, rule, shape, edited)
     q, k = normal(batch, heads, queries, width) * size, normal(batch, kv_heads, keys, width)
     groups = torch.rand(3, keys, generator=generator) < 0.3
     return Case(q, k, normal(batch, kv_heads, keys, value_width), rule, tuple(edits), groups)

@@ -19,11 +19,15 @@ NAME = "dense_oracle"
 
 @dataclass
 class Oracle:
-    """`scores`, `weights`, `outputs` take (layer, tensor) and return the edited tensor; `maps` collects the weights."""
+    """`scores`, `weights`, `outputs` take (layer, tensor) and return the edited tensor; `maps` collects the weights.
+
+    `normalise` turns masked scores, a learned sink as their last column, into weights.
+    """
 
     scores: Callable[[int, Tensor], Tensor] = lambda layer, s: s
     weights: Callable[[int, Tensor], Tensor] = lambda layer, w: w
     outputs: Callable[[int, Tensor], Tensor] = lambda layer, z: z
+    normalise: Callable[[Tensor], Tensor] = lambda s: s.softmax(-1)
     maps: dict[int, Tensor] = field(default_factory=dict)
     z: dict[int, Tensor] = field(default_factory=dict)
 
@@ -49,7 +53,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, softcap=
     full = scores
     if s_aux is not None:
         full = torch.cat([scores, s_aux.double()[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
-    weights = full.softmax(-1).nan_to_num(0.0)[..., : scores.shape[-1]]
+    weights = oracle.normalise(full).nan_to_num(0.0)[..., : scores.shape[-1]]
     weights = oracle.weights(layer, weights)
     oracle.maps[layer] = weights
     z = oracle.outputs(layer, weights @ v)
@@ -63,6 +67,8 @@ def _mask(*args, **kwargs):
     )
 
 
+if NAME in AttentionInterface():
+    raise ImportError("dense_oracle is loaded under two names; import it as dense_oracle alone")
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, _mask)
 

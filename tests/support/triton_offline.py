@@ -33,12 +33,16 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Compiled:
-    """`shared` bytes, `registers` per thread; of the loops with tensor-core instructions: spilled loads and stores."""
+    """`shared` bytes, `registers` per thread; of the loops with tensor-core instructions: spilled loads and stores.
+
+    `narrow` counts the products of a stride or length with an index that are made in 32 bits.
+    """
 
     shared: int
     registers: int
     stack: int
     wgmma: int
+    narrow: int
     loops: int
     spills_in_loops: int
 
@@ -99,9 +103,19 @@ def _examine(result: Any) -> Compiled:
         registers=registers,
         stack=stack,
         wgmma=result.asm["ptx"].count("wgmma.mma_async"),
+        narrow=_narrow(result.asm["ttir"]),
         loops=len(loops),
         spills_in_loops=sum(bool(re.search(r"\b(LDL|STL)\b", line)) for body in loops for line in body),
     )
+
+
+def _narrow(ttir: str) -> int:
+    """32-bit products whose one factor is a stride or a length, and whose other is no constant: they could overflow."""
+    large = r"%\w+_(?:batch|head|row|column)|%queries|%keys|%plane"
+    names = set(re.findall(rf"({large})(?=[ ,:)])", ttir))
+    names |= {m[1] for m in re.finditer(rf"(%\S+) = tt.splat ({large}) : i32", ttir)}
+    products = re.findall(r"arith\.muli (%\S+), (%\S+) : (?:tensor<[\dx]*x)?i32", ttir)
+    return sum(any(x in names for x in pair) and not any("%c" in x for x in pair) for pair in products)
 
 
 def _loops(lines: list[str]) -> list[list[str]]:

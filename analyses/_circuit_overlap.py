@@ -1,0 +1,67 @@
+"""How much two circuits share: heads, nodes and edges in common, beside what circuits drawn at random would share.
+
+Merullo, Eickhoff & Pavlick (ICLR 2024) counted heads: 25 of 32 for indirect and coloured objects in GPT-2 Medium, and
+17 to 25 % with circuits of other tasks (text, not code).
+"""
+
+from __future__ import annotations
+
+import networkx as nx
+import numpy as np
+import xarray as xr
+from scipy.stats import hypergeom
+
+from headwater.lens.errors import AnalysisError
+
+
+def circuit_overlap(graph_a: nx.DiGraph, graph_b: nx.DiGraph, whole: nx.DiGraph | None = None) -> xr.Dataset:
+    """What two circuits have in common: each variable is over `what`, "heads", "nodes" and "edges".
+
+    `both`, `only_a` and `only_b` count; `share` is `|a ∩ b| / |a ∪ b|`, NaN for two empty circuits. With `whole`, the
+    graph of all that there is, the size of which makes what is drawn: `chance` is the share to be expected of two
+    circuits of these sizes drawn from it, and `p` the probability of as much in common or more, both exact
+    (hypergeometric); else NaN. Drawn circuits need not hang together, which makes chance smaller than for circuits that
+    must. Heads are compared by layer and number wherever they write; edges inside of heads do not count. AnalysisError
+    where a circuit holds what `whole` lacks.
+    """
+    rows = []
+    for what, members in (("heads", _heads), ("nodes", _nodes), ("edges", _edges)):
+        a, b = members(graph_a), members(graph_b)
+        row: dict[str, float] = {"both": len(a & b), "only_a": len(a - b), "only_b": len(b - a)}
+        row["share"] = len(a & b) / len(a | b) if a | b else np.nan
+        row["chance"], row["p"] = np.nan, np.nan
+        if whole is not None:
+            known = members(whole)
+            if missing := sorted(map(str, (a | b) - known)):
+                raise AnalysisError(
+                    f"whole lacks {len(missing)} of the circuits' {what}, as {missing[0]}; take the same model's"
+                )
+            row["chance"], row["p"] = _chance(len(known), len(a), len(b), len(a & b))
+        rows.append(row)
+    told = {"question": "How much do two circuits share?", "unit": "share of what is in either"}
+    return xr.Dataset(
+        {name: ("what", [row[name] for row in rows]) for name in rows[0]},
+        coords={"what": ["heads", "nodes", "edges"]},
+        attrs=told | {"paper": "Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744"},
+    )
+
+
+def _heads(graph: nx.DiGraph) -> set[tuple[int, int]]:
+    return {(n["layer"], n["head"]) for _, n in graph.nodes(data=True) if n.get("kind") == "head"}
+
+
+def _nodes(graph: nx.DiGraph) -> set[str]:
+    return {name for name, kind in graph.nodes(data="kind") if kind != "input"}
+
+
+def _edges(graph: nx.DiGraph) -> set[tuple[str, str]]:
+    return {(u, v) for u, v, kind in graph.edges(data="kind") if kind != "inside"}
+
+
+def _chance(whole: int, a: int, b: int, both: int) -> tuple[float, float]:
+    """The expected share of two sets of these sizes, and the probability of `both` or more in common."""
+    if a + b == 0:
+        return np.nan, np.nan
+    common = np.arange(min(a, b) + 1)
+    each = hypergeom.pmf(common, whole, a, b)
+    return float((each * common / (a + b - common)).sum()), float(hypergeom.sf(both - 1, whole, a, b))

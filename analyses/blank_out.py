@@ -1,0 +1,70 @@
+"""Blank-out: how much a prediction changes when one input token is replaced by a blank.
+
+The ground truth of Abnar & Zuidema 2020 (arXiv 2005.00928); also known as occlusion. One forward pass per token.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import xarray as xr
+
+from headwater.analyses._about import About
+from headwater.analyses._blanks import BlankSetting, answers, blank_id, blanked
+from headwater.analyses._examples import Examples
+from headwater.analyses._measure import (
+    AnswerSetting,
+    Explained,
+    KindSetting,
+    Measure,
+    PositionSetting,
+    WrongSetting,
+)
+from headwater.analyses._settings import Bounds
+from headwater.analyses._texts import Texts
+from headwater.lens.model import HookedModel
+from headwater.lens.record import provenance
+
+ABOUT = About(
+    question="How much does the prediction change without one of the input tokens?",
+    unit="change of what is explained (nats for a log-probability)",
+    paper="Abnar & Zuidema 2020, arXiv:2005.00928",
+    inputs="model+examples",
+    cost="one forward pass per token of each text",
+    not_for="tokens that stand in for each other: each looks needless; a text with a blank may be unlike any text",
+)
+
+
+def blank_out(
+    model: HookedModel,
+    examples: Examples,
+    measure: Measure | None = None,
+    answer: AnswerSetting = None,
+    wrong: WrongSetting = None,
+    position: PositionSetting = -1,
+    kind: KindSetting = "log_probability",
+    blank: BlankSetting = None,
+    signed: Annotated[bool, "keep the sign: above 0 the token speaks for the answer"] = False,
+    batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
+) -> xr.DataArray:
+    """`e[j] = |s(x) - s(x with token j blank)|`, as [batch, key]; `signed` leaves the bars away.
+
+    `s` is `kind` of `answer` (or of the token that the whole text predicts), less that of `wrong` where one is given,
+    at `position`; or `measure(logits) → [batch]` of your own, which is given rows of any text. The paper takes
+    `kind="probability"` of the right and the wrong verb. The token at the position itself is blanked like the others.
+    Unit: that of s. Source: the authors' code and paper, checked.
+    """
+    asked = Explained(model, measure, answer, wrong, position, kind)
+    texts = Texts.of(model, examples, batch_size)
+    filler = blank_id(model, blank)
+    found = texts.empty()
+    for batch in texts.batches:
+        length = batch.ids.shape[1]
+        gone = torch.cat([torch.zeros(1, length, dtype=torch.bool), torch.eye(length, dtype=torch.bool)])
+        forms = torch.stack([blanked(ids, gone, filler) for ids in batch.ids.cpu()])
+        values = answers(model, batch, asked.of(batch), forms, batch_size)
+        change = values[:, :1] - values[:, 1:]
+        texts.spread(batch, change if signed else change.abs(), found)
+    attrs = ABOUT.attrs(provenance(model), blank=filler, signed=signed, **asked.settings)
+    return texts.by_key(found, "blank_out", attrs)

@@ -1,0 +1,84 @@
+"""What the CPU benchmarks share: a child process per subject, its time and peak memory, and the report's head."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# Run in the child: `measured(call, repeats)` prints wall time, CPU time of all threads and memory above what was there
+MEASURED = """
+import json, os, re, resource, time
+def _status(field):
+    return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+def measured(call, repeats):
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew: what loading took is not counted
+    before, wall, cpu = _status("VmRSS"), [], []
+    for _ in range(repeats):
+        used, start = time.process_time(), time.perf_counter()
+        call()
+        wall.append(time.perf_counter() - start); cpu.append(time.process_time() - used)
+    peak = _status("VmHWM")
+    print(json.dumps({"wall": wall, "cpu": cpu, "extra": peak - before, "peak": peak}))
+"""
+
+
+def in_a_process(code: str, *arguments: int, threads: int) -> dict[str, Any]:
+    """Figures of a script that ends in a call of `measured`, or why there are none."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED + code, *map(str, arguments)], capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    if done.returncode:
+        return {"not_run": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return {
+        "wall_s": statistics.median(found["wall"]),
+        "wall_spread_s": [min(found["wall"]), max(found["wall"])],
+        "cpu_s": statistics.median(found["cpu"]),
+        "cpu_min_s": min(found["cpu"]),
+        "repeats": len(found["wall"]),
+        "extra_mb": found["extra"] / 1e6,
+        "peak_mb": found["peak"] / 1e6,
+    }
+
+
+def head(what: str, threads: int) -> dict[str, Any]:
+    """Machine, versions and commit of a report."""
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":", 1)[1].strip() for line in about.splitlines() if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "what": what,
+        "machine": {
+            "processor": names[0] if names else platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": threads,
+            "memory_gb": round(memory / 1e9, 1),
+            "load_before": os.getloadavg()[0],
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("headwater", "torch", "transformers", "transformer-lens")},
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + (" with changes" if _git("status", "--porcelain") else ""),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    report["machine"]["load_after"] = os.getloadavg()[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {path}")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip()

@@ -1,0 +1,130 @@
+"""Activation patching of one pair of prompts, beside TransformerLens' `patching` on a bridge of the same weights.
+
+`python benchmarks/patching.py [--layers 12] [--tokens 15] [--rounds 3] [--json FILE]`. A random model of GPT-2's size
+(width 768, 12 heads, vocabulary 50,257); clean and corrupt prompts differ in one token at two thirds of their length.
+Both sides get the tokens and give the measure (a logit difference at the last token) of every cell, their own plain
+runs and caches included; gradients are off. An effect that differs by more than 1e-3 ends the run.
+Subjects take turns; figures are medians with their spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as hf
+
+import headwater as hw
+from headwater import analyses
+
+SWEEPS = {
+    "head": "attn_head_out_all_pos", "residual": "resid_pre", "mlp": "mlp_out", "head_position": "attn_head_out_by_pos",
+}  # fmt: skip
+ANSWER, WRONG = 11, 20
+
+
+def subjects(layers: int) -> tuple[hw.HookedModel, Any]:
+    """The model, and a bridge on a copy of it."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    torch.manual_seed(0)
+    plain = hf.GPT2LMHeadModel(hf.GPT2Config(n_layer=layers, initializer_range=0.05)).eval()
+    twin = copy.deepcopy(plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how a bridge computes is not the matter here
+        return hw.load(plain), build_bridge_from_module(twin, "GPT2LMHeadModel", hf_config=twin.config)
+
+
+def prompts(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    clean = torch.randint(100, 50_000, (1, tokens), generator=torch.Generator().manual_seed(1))
+    corrupt = clean.clone()
+    corrupt[0, 2 * tokens // 3] += 1
+    return clean, corrupt
+
+
+def theirs(bridge: Any, clean: torch.Tensor, corrupt: torch.Tensor, sweep: str) -> np.ndarray:
+    from transformer_lens import patching
+
+    def measure(logits: torch.Tensor) -> torch.Tensor:
+        return logits[0, -1, ANSWER] - logits[0, -1, WRONG]
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ends, cache = bridge.run_with_cache(clean)
+        begin, end = measure(bridge(corrupt)), measure(ends)
+        found = getattr(patching, f"get_act_patch_{sweep}")(bridge, corrupt, cache, measure)
+    return ((found - begin) / (end - begin)).numpy()
+
+
+def ours(model: hw.HookedModel, clean: torch.Tensor, corrupt: torch.Tensor, what: Any) -> np.ndarray:
+    found = analyses.patch(model, clean, corrupt, what=what, answer=f"#{ANSWER}", wrong=f"#{WRONG}")
+    values = found.values[0]
+    return values.swapaxes(1, 2) if what == "head_position" else values
+
+
+def timed(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    start = time.perf_counter()
+    found = run()
+    return time.perf_counter() - start, found
+
+
+def measured(model: Any, bridge: Any, tokens: int, what: str, rounds: int) -> dict[str, Any]:
+    clean, corrupt = prompts(tokens)
+    ours(model, clean, corrupt, what)  # what happens once per model does not count
+    seconds: dict[str, list[float]] = {"headwater": [], "transformer_lens": []}
+    mine = np.empty(0)
+    for _ in range(rounds):
+        took, mine = timed(lambda: ours(model, clean, corrupt, what))
+        seconds["headwater"].append(took)
+        took, other = timed(lambda: theirs(bridge, clean, corrupt, SWEEPS[what]))
+        seconds["transformer_lens"].append(took)
+        if not np.allclose(mine, other, atol=1e-3):
+            raise SystemExit(f"{what}: effects differ by {np.abs(mine - other).max():.2e}")
+    middle = {name: statistics.median(given) for name, given in seconds.items()}
+    ratio = middle["transformer_lens"] / middle["headwater"]
+    print(
+        f"{what}, {mine.size} cells: {middle['headwater']:.2f} s, {middle['transformer_lens']:.2f} s, ×{ratio:.1f}"
+    )
+    return {"what": what, "cells": mine.size, "seconds": seconds, "ratio_of_medians": ratio}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--what", nargs="*", default=["head", "residual", "mlp"], choices=list(SWEEPS))
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    model, bridge = subjects(asked.layers)
+    rows = [measured(model, bridge, asked.tokens, what, asked.rounds) for what in asked.what]
+    if asked.json is not None:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout
+        told = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit.strip(),
+            "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
+            "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
+            "layers": asked.layers, "tokens": asked.tokens, "rows": rows,
+        }  # fmt: skip
+        asked.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The parts of a transformer block by what they do, whatever the architecture calls them.
+
+`block(model, layer)` names the modules between which the residual stream runs: the norms, the attention, the MLP and
+the modules whose output is added to the stream. Names are guesses; `adds_up` on a short input is what makes them
+facts: what attention and MLP add must be the difference between the stream before and after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.errors import ModelError
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+NORM_BEFORE_ATTENTION = (
+    "ln_1", "input_layernorm", "self_attn_layer_norm", "layernorm_before", "layer_norm1", "attn_norm", "sa_layer_norm",
+)  # fmt: skip
+NORM_BEFORE_MLP = (
+    "pre_feedforward_layernorm", "ln_2", "layernorm_after", "layer_norm2", "mlp_norm", "final_layer_norm",
+    "post_attention_layernorm",
+)  # fmt: skip
+NORM_AFTER_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm")
+NORM_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "output")
+# the first layer of an MLP, the one whose product with it is taken where it is gated, the last
+MLP_IN = ("gate_proj", "c_fc", "fc1", "dense_h_to_4h", "up_proj", "w1", "lin1")
+MLP_LINEAR = ("up_proj", "w3")
+MLP_OUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "lin2")
+FINAL = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "final_norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Modules of one block, None where there is none or its name is not known.
+
+    `attention_out` and `mlp_out` give what is added to the residual stream: the norm behind them where there is one.
+    """
+
+    module: nn.Module
+    attention: nn.Module
+    norm1: nn.Module | None
+    norm2: nn.Module | None
+    attention_out: nn.Module
+    mlp: nn.Module | None
+    mlp_out: nn.Module | None
+    mlp_first: nn.Module | None
+    mlp_linear: nn.Module | None
+    mlp_last: nn.Module | None
+
+
+def block(model: HookedModel, layer: int) -> Block:
+    """The block around one layer's attention: what stands in a list of blocks and has that attention inside."""
+    inner = model.attention_module(layer)
+    path = next(name for name, module in model.hf.named_modules() if module is inner)
+    steps = path.split(".")
+    place = next((n for n in range(len(steps) - 1, 0, -1) if steps[n].isdigit()), None)
+    if place is None or place + 1 >= len(steps):
+        raise ModelError(f"{type(inner).__name__} (layer {layer}) does not stand in a list of blocks")
+    around = model.hf.get_submodule(".".join(steps[: place + 1]))
+    attention = around.get_submodule(steps[place + 1])
+    norm1 = first(around, NORM_BEFORE_ATTENTION)
+    after = output_norm(around)
+    norm2 = first(around, NORM_BEFORE_MLP)
+    norm2 = None if norm2 is after else norm2
+    mlp = first(around, MLP)
+    holder = around if first(around, ("fc1",)) is not None else mlp
+    gated = first(holder, ("gate_proj", "w1")) is not None
+    last = first(holder, MLP_OUT)
+    return Block(
+        around, attention, norm1, norm2, attention if after is None else after,
+        mlp=mlp if mlp is not None else last,
+        mlp_out=first(around, NORM_AFTER_MLP) or (last if holder is around else mlp),
+        mlp_first=first(holder, MLP_IN), mlp_linear=first(holder, MLP_LINEAR) if gated else None, mlp_last=last,
+    )  # fmt: skip
+
+
+def output_norm(around: nn.Module) -> nn.Module | None:
+    """The norm on the attention's output. Llama gives the same name to the norm before its MLP."""
+    found = first(around, NORM_AFTER_ATTENTION)
+    ours = (
+        hasattr(around, "post_self_attn_layernorm")
+        or hasattr(around, "pre_feedforward_layernorm")
+        or first(around, NORM_BEFORE_ATTENTION) is None
+    )
+    return found if ours else None
+
+
+def final_norm(hf: nn.Module) -> nn.Module | None:
+    """The norm between the last block and the language head."""
+    base = getattr(hf, "base_model", hf)
+    trunks = (hf, base, getattr(base, "decoder", None))
+    return next((n for t in trunks if isinstance(t, nn.Module) if (n := first(t, FINAL)) is not None), None)
+
+
+def first(module: nn.Module | None, names: tuple[str, ...]) -> nn.Module | None:
+    """The first child of one of these names."""
+    if module is None:
+        return None
+    children = (getattr(module, name, None) for name in names)
+    return next((child for child in children if isinstance(child, nn.Module)), None)
+
+
+def norm_gain(norm: nn.Module | None, width: int) -> Tensor:
+    """The gain of a LayerNorm or RMSNorm however it is stored (Gemma keeps gain - 1); ones for no norm.
+
+    A vector of alternating ±1000 has mean 0 and deviation 1000, beside which the norm's epsilon vanishes, so a norm
+    gives it back times its gain over 1000, plus its bias.
+    """
+    return torch.ones(width) if norm is None else _affine(norm, width)[0]
+
+
+def norm_bias(norm: nn.Module | None, width: int) -> Tensor:
+    """The bias of a LayerNorm, zeros for RMSNorm and for no norm."""
+    return torch.zeros(width) if norm is None else _affine(norm, width)[1]
+
+
+def _affine(norm: nn.Module, width: int) -> tuple[Tensor, Tensor]:
+    like = next(norm.parameters(), torch.empty(0))
+    probe = torch.full((width,), 1000.0, dtype=like.dtype, device=like.device)
+    probe[1::2] = -1000.0
+    with torch.no_grad():
+        up, down = norm(probe), norm(-probe)
+        return ((up - down) / (2 * probe.sign())).float(), ((up + down) / 2).float()
+
+
+def takes_mean_out(norm: nn.Module, width: int) -> bool:
+    """LayerNorm gives the same for x and x + 1; RMSNorm does not."""
+    like = next(norm.parameters(), torch.empty(0))
+    probe = torch.linspace(-1, 1, width, dtype=like.dtype, device=like.device)
+    with torch.no_grad():
+        return bool(torch.allclose(norm(probe), norm(probe + 1), atol=1e-2))
+
+
+def epsilon(norm: nn.Module) -> float:
+    """What the norm adds to the variance."""
+    return float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 0.0)

@@ -1,0 +1,189 @@
+"""The four projections of an attention module under one name: which features belong to which head.
+
+A projection is a module and a view: the view takes the features of one token, the last axis of a tensor, apart into
+[head, d_head]. The same view serves an activation, a weight matrix and a bias, and writing through it changes the
+tensor it was taken from. Known: GPT-2 and GPT-BigCode (c_attn), separate q_proj, k_proj, v_proj (Llama, Mistral, Qwen,
+Gemma, OPT, Phi, GPT-OSS, OLMo, Cohere, Granite, ViT, CLIP …), Phi-3 (qkv_proj), GPT-NeoX (query_key_value),
+ModernBERT (Wqkv), BERT-like (query, key, value), DistilBERT (q_lin …), T5 (q, k, v, o). Anything else is refused by
+name: low-rank projections (DeepSeek) have no matrix per head, gated ones (Qwen3-Next) give more than queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from headwater.lens.errors import ModelError
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+
+class Projection(NamedTuple):
+    """A module, and the view [..., feature] → [..., head, d_head] of its features that belong to one of q, k, v."""
+
+    module: nn.Module
+    heads: Callable[[Tensor], Tensor]
+
+    @property
+    def matrix(self) -> Tensor:
+        """[d_model, head, d_head], a view of the weight."""
+        return self.heads(matrix(self.module))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[head, d_head], a view of the bias."""
+        bias = getattr(self.module, "bias", None)
+        return None if bias is None else self.heads(bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Projections:
+    """Queries [.., head, d_head], keys and values [.., kv head, d_head], and the module that mixes the heads."""
+
+    query: Projection
+    key: Projection
+    value: Projection
+    output: nn.Module
+
+
+class Shape(NamedTuple):
+    """Heads of queries, heads of keys and values, features per head."""
+
+    heads: int
+    kv: int
+    d_head: int
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """The weight of a linear map as [in, out], however it is stored."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight if isinstance(module, Conv1D) else weight.T
+
+
+def projections(model: HookedModel, layer: int) -> Projections:
+    """The projections of one layer's attention. ModelError where the layout is not known."""
+    return _found(model, layer)[1]
+
+
+def attention_with_projections(model: HookedModel, layer: int) -> nn.Module:
+    """The attention module that holds all four; for BERT that is the one around the module which attends."""
+    return _found(model, layer)[0]
+
+
+def _found(model: HookedModel, layer: int) -> tuple[nn.Module, Projections]:
+    inner = model.attention_module(layer)
+    shape = Shape(model.n_heads, model.n_kv_heads, model.d_head)
+    names = {module: name for name, module in model.hf.named_modules()}
+    for path in (names[inner], names[inner].rpartition(".")[0]):
+        module = model.hf.get_submodule(path)
+        layout = next((make for parts, make in LAYOUTS.items() if all(_has(module, p) for p in parts)), None)
+        if layout is not None:
+            return module, _checked(layout(module, shape), shape, module, layer)
+    raise ModelError(
+        f"the attention weights of {type(inner).__name__} (layer {layer}) are not in a known layout"
+    )
+
+
+def _checked(found: Projections, shape: Shape, module: nn.Module, layer: int) -> Projections:
+    """Refuse a layout whose numbers do not add up to this model's heads."""
+    for name, part, heads in (
+        ("query", found.query, shape.heads),
+        ("key", found.key, shape.kv),
+        ("value", found.value, shape.kv),
+    ):
+        try:
+            seen = tuple(part.matrix.shape[1:])
+        except RuntimeError:
+            seen = (matrix(part.module).shape[-1],)
+        if len(seen) != 2 or seen[0] != heads or (name != "value" and seen[1] != shape.d_head):
+            raise ModelError(
+                f"the {name} projection of {type(module).__name__} (layer {layer}) gives {list(seen)} features, not "
+                f"[{heads} heads, {shape.d_head}]; its attention weights are not in a known layout"
+            )
+    return found
+
+
+def _has(module: Any, path: str) -> bool:
+    for part in path.split("."):
+        if not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+    return True
+
+
+def _fused(fused: nn.Module, output: nn.Module, take: Callable[[Tensor, int], Tensor]) -> Projections:
+    """q, k and v out of one module; `take(features, n)` gives part n of the three."""
+    parts = [Projection(fused, lambda x, n=n: take(x, n)) for n in range(3)]
+    return Projections(parts[0], parts[1], parts[2], output)
+
+
+def _one_after_another(x: Tensor, n: int, shape: Shape) -> Tensor:
+    """All queries, then all keys, then all values."""
+    ends = (0, shape.heads, shape.heads + shape.kv, shape.heads + 2 * shape.kv)
+    # a slice and not a split: autograd lets nobody write through one of several views
+    return x.unflatten(-1, (ends[-1], -1))[..., ends[n] : ends[n + 1], :]
+
+
+def _c_attn(attention: Any, shape: Shape) -> Projections:
+    if hasattr(attention, "q_attn"):
+        raise ModelError(f"{type(attention).__name__} is cross-attention; its weights are not read")
+    if getattr(attention, "multi_query", None) is False:  # GPT-BigCode keeps each head's q, k, v together
+        return _query_key_value(attention, shape, fused=attention.c_attn, output=attention.c_proj)
+    return _fused(attention.c_attn, attention.c_proj, lambda x, n: _one_after_another(x, n, shape))
+
+
+def _qkv_proj(attention: Any, shape: Shape) -> Projections:
+    return _fused(attention.qkv_proj, attention.o_proj, lambda x, n: _one_after_another(x, n, shape))
+
+
+def _wqkv(attention: Any, shape: Shape) -> Projections:
+    return _fused(attention.Wqkv, attention.Wo, lambda x, n: _one_after_another(x, n, shape))
+
+
+def _query_key_value(attention: Any, shape: Shape, fused: Any = None, output: Any = None) -> Projections:
+    """Head by head: its query, its key, its value."""
+    return _fused(
+        attention.query_key_value if fused is None else fused,
+        attention.dense if output is None else output,
+        lambda x, n: x.unflatten(-1, (shape.heads, 3, -1))[..., n, :],
+    )
+
+
+def _separate(names: tuple[str, str, str], outputs: tuple[str, ...]) -> Layout:
+    def layout(attention: Any, shape: Shape) -> Projections:
+        last = next((name for name in outputs if _has(attention, name)), None)
+        if last is None:
+            raise ModelError(f"the output projection of {type(attention).__name__} is not known")
+        counts = (shape.heads, shape.kv, shape.kv)
+        parts = [
+            Projection(attention.get_submodule(name), lambda x, count=count: x.unflatten(-1, (count, -1)))
+            for name, count in zip(names, counts, strict=True)
+        ]
+        return Projections(parts[0], parts[1], parts[2], attention.get_submodule(last))
+
+    return layout
+
+
+# (attention module, shape) → its projections
+Layout = Callable[[Any, Shape], Projections]
+LAYOUTS: dict[tuple[str, ...], Layout] = {
+    ("c_attn", "c_proj"): _c_attn,
+    ("q_proj", "k_proj", "v_proj"): _separate(
+        ("q_proj", "k_proj", "v_proj"), ("o_proj", "out_proj", "dense")
+    ),
+    ("qkv_proj", "o_proj"): _qkv_proj,
+    ("Wqkv", "Wo"): _wqkv,
+    ("query_key_value", "dense"): _query_key_value,
+    ("self.query", "self.key", "self.value", "output.dense"): _separate(
+        ("self.query", "self.key", "self.value"), ("output.dense",)
+    ),
+    ("query", "key", "value", "dense"): _separate(("query", "key", "value"), ("dense",)),
+    ("q_lin", "k_lin", "v_lin", "out_lin"): _separate(("q_lin", "k_lin", "v_lin"), ("out_lin",)),
+    ("q", "k", "v", "o"): _separate(("q", "k", "v"), ("o",)),
+}

@@ -1,0 +1,221 @@
+"""One safetensors file written tensor by tensor, seen by nobody until it is whole, and read back by mapping.
+
+The header stands at the front of such a file but is known last, so room is kept for it and filled up with blanks, as
+the format allows. What is being written has no name in the folder (where the file system can do that): a process that
+is killed leaves nothing behind, and an old file stays until the new one takes its place. Every tensor has its digest in
+the header, and the header its own. Cost: one pass over the data, the digest included; memory, one tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from headwater.lens.errors import RecordError
+
+DTYPES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
+    torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+}  # fmt: skip
+ALIGNED = 8
+LARGEST_HEADER = 100_000_000  # what safetensors reads
+META = "headwater"
+
+
+class RecordFile:
+    """A file being written. Leaving its `with` block without `finish` leaves what was there before, and nothing else.
+
+    `room` is how many bytes are kept for the header; where that turns out too little the data is copied once.
+    """
+
+    def __init__(self, path: Path, room: int = 0) -> None:
+        if not path.parent.is_dir():
+            raise RecordError(f"can not write {path}: the folder {path.parent} does not exist")
+        if path.is_dir():
+            raise RecordError(f"can not write {path}: it is a folder; give a file name")
+        self.path = path
+        self.table: dict[str, dict[str, Any]] = {}
+        self.digests: dict[str, str] = {}
+        self._room = _aligned(room)
+        self._size = 0
+        self._beside: str | None = None
+        try:
+            self._file = self._nameless()
+            self._file.seek(8 + self._room)
+        except OSError as error:
+            raise self._refusal(error) from None
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Append one tensor; it may be dropped afterwards."""
+        if name in self.table:
+            raise ValueError(f"tensor {name!r} is in the file already")
+        kind = DTYPES[tensor.dtype]
+        plain = tensor.detach().cpu().contiguous()
+        data = _bytes(plain)
+        self._align(f"pad.{len(self.table)}")
+        self._write(name, kind, list(plain.shape), data)
+
+    def finish(self, header: dict[str, Any]) -> Path:
+        """Write the header and give the file its name."""
+        head = self._head(json.dumps({**header, "digests": self.digests}))
+        try:
+            if len(head) > self._room:
+                self._move(_aligned(len(head)))
+            self._file.seek(0)
+            self._file.write(self._room.to_bytes(8, "little") + head.ljust(self._room))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._name()
+        except OSError as error:
+            raise self._refusal(error) from None
+        finally:
+            self.discard()
+        return self.path
+
+    def discard(self) -> None:
+        """Drop what was written so far; after `finish` there is nothing to drop."""
+        self._file.close()
+        if self._beside is not None:
+            Path(self._beside).unlink(missing_ok=True)
+            self._beside = None
+
+    def _nameless(self) -> BinaryIO:
+        try:
+            handle = os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+        except (OSError, AttributeError):  # not on this file system, or not on this system
+            prefix = f".{self.path.name[:100]}."
+            handle, self._beside = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=self.path.parent)
+        return os.fdopen(handle, "w+b")
+
+    def _write(self, name: str, kind: str, shape: list[int], data: memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._refusal(error) from None
+        self.digests[name] = hashlib.blake2b(data, digest_size=16).hexdigest()
+        end = self._size + data.nbytes
+        self.table[name] = {"dtype": kind, "shape": shape, "data_offsets": [self._size, end]}
+        self._size = end
+
+    def _align(self, name: str) -> None:
+        """Readers map numbers where they stand, so each tensor begins at a multiple of its widest number."""
+        if lacking := -self._size % ALIGNED:
+            self._write(name, "U8", [lacking], memoryview(bytes(lacking)))
+
+    def _head(self, text: str) -> bytes:
+        metadata = {META: text, f"{META}_digest": _digest(text, self.table)}
+        head = json.dumps({"__metadata__": metadata, **self.table}, separators=(",", ":")).encode()
+        if len(head) > LARGEST_HEADER:
+            raise RecordError(
+                f"can not write {self.path}: its header would have {len(head)} bytes, readers take {LARGEST_HEADER}; "
+                "record fewer layers at a time"
+            )
+        return head
+
+    def _move(self, room: int) -> None:
+        """The same data behind a larger header."""
+        old, old_beside = self._file, self._beside
+        self._beside = None
+        try:
+            self._file = self._nameless()
+            self._file.seek(8 + room)
+            old.seek(8 + self._room)
+            shutil.copyfileobj(old, self._file, 2**20)
+        finally:
+            old.close()
+            if old_beside is not None:
+                Path(old_beside).unlink(missing_ok=True)
+        self._room = room
+
+    def _name(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            if self._beside is None:
+                beside = f".{self.path.name[:100]}.{secrets.token_hex(6)}.part"
+                # with a folder's handle Python calls linkat, which follows /proc's link to the nameless file
+                os.link(f"/proc/self/fd/{self._file.fileno()}", beside, src_dir_fd=folder, dst_dir_fd=folder)
+                self._beside = str(self.path.parent / beside)
+            os.replace(self._beside, self.path)
+            self._beside = None
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _refusal(self, error: OSError) -> RecordError:
+        return RecordError(f"can not write {self.path}: {error.strerror or error}")
+
+
+def read(path: Path, verify: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the mapped tensors; ValueError or SafetensorError where they are not what was written.
+
+    `verify` reads every byte and compares it with its digest; without it the header alone is checked.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if META not in metadata:
+            raise RecordError(f"{path} is a safetensors file but not a Headwater record")
+        names = list(file.keys())
+        slices = {name: file.get_slice(name) for name in names}
+        table = {n: {"dtype": s.get_dtype(), "shape": list(s.get_shape())} for n, s in slices.items()}
+        text = metadata[META]
+        header = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        if not isinstance(header, dict):
+            raise ValueError("the header is no object")
+        if "digests" in header and metadata.get(f"{META}_digest") != _digest(text, table):
+            raise ValueError("the header is not the one that was written")
+        tensors = {name: file.get_tensor(name) for name in names if not name.startswith("pad.")}
+    if verify:
+        _verify(tensors, header.get("digests", {}))
+    return header, tensors
+
+
+def _verify(tensors: dict[str, Tensor], digests: dict[str, str]) -> None:
+    for name, tensor in tensors.items():
+        if hashlib.blake2b(_bytes(tensor.contiguous()), digest_size=16).hexdigest() != digests.get(name):
+            raise ValueError(f"the tensor {name} is not the one that was written")
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The numbers of a contiguous tensor on the CPU as they lie in memory."""
+    plain: Any = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    return memoryview(plain)
+
+
+def _digest(text: str, table: dict[str, dict[str, Any]]) -> str:
+    """Of the header's text and of each tensor's name, type and shape; independent of where they stand."""
+    shapes = sorted((n, t["dtype"], list(t["shape"])) for n, t in table.items())
+    return hashlib.sha256(f"{text}\n{json.dumps(shapes)}".encode()).hexdigest()
+
+
+def _aligned(size: int) -> int:
+    return size + -size % ALIGNED
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return found
+
+
+def _no_number(constant: str) -> Any:
+    raise ValueError(f"{constant} in the header is not a number that JSON knows")

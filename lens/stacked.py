@@ -1,0 +1,34 @@
+"""`Stacked`: statistics that lie in a file layer by layer, joined along the layers when one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+
+import torch
+from torch import Tensor
+
+
+class Stacked(MutableMapping[str, Tensor]):
+    """Name → [batch, layer, …]; what is not asked for is not read. A joined statistic is not kept."""
+
+    def __init__(self, parts: dict[str, list[Tensor]]) -> None:
+        self._parts = parts
+
+    def layer(self, place: int) -> dict[str, Tensor]:
+        """All statistics of the layer at one place, [batch, …] each."""
+        return {name: values[place] for name, values in self._parts.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.stack(self._parts[name], 1)
+
+    def __setitem__(self, name: str, values: Tensor) -> None:
+        self._parts[name] = list(values.unbind(1))
+
+    def __delitem__(self, name: str) -> None:
+        del self._parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)

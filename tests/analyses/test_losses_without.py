@@ -1,0 +1,190 @@
+"""Batched, resumed ablation against one edited run per head, and what stands on it.
+
+Mutations seen to fail: copies laid out text by text; values of the next layer; the best head judged on the examples it
+was chosen on; Holm's factors from the largest p; the bootstrap not centred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+import headwater as hw
+from headwater import analyses
+from headwater.analyses import _ablation
+from headwater.analyses._ablation import losses_without
+from headwater.analyses._examples import batches_of, loss_of
+from headwater.analyses.head_significance import corrected_p, paired_bootstrap
+from headwater.lens import hooks
+from headwater.lens.errors import AnalysisError
+
+GENERATOR = torch.Generator().manual_seed(3)
+TEXTS = [torch.randint(3, 60, (n,), generator=GENERATOR).tolist() for n in (6, 9, 6, 9, 9)]
+WRITTEN = [" ".join(f"w{token}" for token in text) for text in TEXTS]
+CHOICES = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]]).bool()
+
+
+def last_hidden(outputs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return outputs[:, -1].double().square().sum(-1)
+
+
+def one_by_one(model: hw.HookedModel, value: Callable, how: Literal["zero", "mean"]) -> np.ndarray:
+    """Each text by itself, heads ablated by an edit of the model."""
+    found = np.zeros((len(TEXTS), model.n_layers, len(CHOICES)))
+    for choice, heads in enumerate(CHOICES.tolist()):
+        for layer in model.layers:
+            names = [f"{layer}.{head}" for head, gone in enumerate(heads) if gone]
+            for text, written in enumerate(WRITTEN):
+                (batch,) = batches_of(model, [written], 1)
+                with model.edit(hw.AblateHeads(names, how=how, examples=WRITTEN if how == "mean" else None)):
+                    found[text, layer, choice] = float(value(batch))
+    return found
+
+
+@pytest.mark.parametrize("how", ["zero", "mean"])
+def test_against_one_edit_at_a_time(pair, how: Literal["zero", "mean"], monkeypatch) -> None:
+    """Six architectures, texts of two lengths; few copies at a time, so that choices are split."""
+    monkeypatch.setattr(_ablation, "TOKENS", 40)
+    model = pair.model
+    value = loss_of(model, None if pair.causal else last_hidden)
+    base, after = losses_without(model, batches_of(model, WRITTEN, 2), value, CHOICES, how, 0, "test")
+    np.testing.assert_allclose(after, one_by_one(model, value, how), rtol=2e-5, atol=5e-6)
+    alone = [float(value(batches_of(model, [text], 1)[0])) for text in WRITTEN]
+    np.testing.assert_allclose(base, alone, rtol=1e-5)
+
+
+def test_runs_begin_at_the_layer(pairs: Callable) -> None:
+    """The first block runs for the texts as they are, and where it is itself edited; and is left as it was."""
+    model = pairs("llama").model
+    ran = [0, 0, 0]
+    blocks = model.hf.model.layers
+
+    class Counting(hooks.Tap):
+        def leaving(self, layer: int, z: torch.Tensor) -> torch.Tensor:
+            ran[layer] += 1
+            return z
+
+    value = loss_of(model, None)
+    batches = batches_of(model, WRITTEN[1::2], 2)
+    with hooks.tapping(model.key, Counting()):
+        losses_without(model, batches, value, CHOICES, "zero", 0, "test")
+    assert ran == [2, 3, 5]  # base and own layer; and the two below it; and the trial of the last layer
+    assert all("forward" not in vars(block) for block in blocks)
+
+
+def test_a_loss_may_run_the_model_again_or_watch_it(pairs: Callable) -> None:
+    """Only the run that the loss is given begins at the layer; under the user's own hooks none does."""
+    model = pairs("gpt2").model
+    seen: list[torch.Tensor] = []
+    watched = model.hf.transformer.h[0].mlp
+
+    def asking(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return model(tokens.flip(1))[:, -1, 5]
+
+    def watching(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return seen[-1][:, -1, 3]
+
+    handle = watched.register_forward_hook(lambda *call: seen.append(call[2]))
+    for loss in (asking, watching):
+        value = loss_of(model, loss)
+        _, after = losses_without(model, batches_of(model, WRITTEN, 2), value, CHOICES, "zero", 0, "test")
+        np.testing.assert_allclose(after, one_by_one(model, value, "zero"), rtol=2e-5, atol=5e-6)
+        if loss is asking:
+            handle.remove()
+            _, after = losses_without(model, batches_of(model, WRITTEN, 2), value, CHOICES, "zero", 0, "test")
+            np.testing.assert_allclose(after, one_by_one(model, value, "zero"), rtol=2e-5, atol=5e-6)
+            handle = watched.register_forward_hook(lambda *call: seen.append(call[2]))
+    handle.remove()
+
+
+def test_edits_around_it_stay_on(pairs: Callable) -> None:
+    model = pairs("gpt2").model
+    value = loss_of(model, None)
+    with model.edit(hw.ScaleHeads({"0.2": 0.0, "2.1": 0.5})):
+        _, after = losses_without(model, batches_of(model, WRITTEN, 2), value, CHOICES, "zero", 0, "test")
+        np.testing.assert_allclose(after, one_by_one(model, value, "zero"), rtol=2e-5, atol=5e-6)
+
+
+def test_resampled_outputs_are_those_of_another_text(pairs: Callable) -> None:
+    """Two texts of the same length can only take each other's outputs, here put in place by hand."""
+    model = pairs("llama").model
+    ids = torch.tensor([TEXTS[0], TEXTS[2]])
+    value = loss_of(model, None)
+    _, after = losses_without(model, batches_of(model, ids, 2), value, CHOICES[:1], "resample", 5, "test")
+    z = model.head_outputs(ids)
+    for text, other in ((0, 1), (1, 0)):
+        with model.edit(hw.ScaleHeads({"1.0": 0.0}), hw.OffsetHeads({"1.0": z[other, 1, 0]})):
+            expected = float(model.loss(ids[text : text + 1]))
+        assert float(after[text, 1, 0]) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(AnalysisError, match="no other example has the 9 tokens of example 1"):
+        analyses.head_importance(model, WRITTEN[:2], how="ablation", ablation="resample")
+
+
+def test_all_but_one(pairs: Callable) -> None:
+    model = pairs("gpt2").model
+    found = analyses.all_but_one(model, WRITTEN, draws=50)
+    base = [float(model.loss(text)) for text in WRITTEN]
+    for layer, head in ((0, 3), (2, 1)):
+        others: dict[str | hw.Head, float] = {f"{layer}.{other}": 0.0 for other in range(4) if other != head}
+        with model.edit(hw.ScaleHeads(others)):
+            rises = np.subtract([float(model.loss(text)) for text in WRITTEN], base)
+        np.testing.assert_allclose(found.per_example[:, layer, head], rises, atol=5e-6)
+    chosen = found.choosing.values
+    assert chosen.sum() == 3
+    for layer in range(3):
+        assert found.best[layer] == found.per_example[chosen, layer].mean("batch").values.argmin()
+        held = found.per_example[~chosen, layer, int(found.best[layer])].mean()
+        assert float(found.best_change[layer]) == pytest.approx(float(held))
+    assert np.isnan(analyses.all_but_one(model, WRITTEN[:1], draws=5).best_change).all()
+
+
+def test_a_layer_of_one_head_is_left_alone(one_head: hw.HookedModel) -> None:
+    found = analyses.all_but_one(one_head, torch.tensor([[3, 4, 5], [6, 7, 8]]), draws=5)
+    np.testing.assert_allclose(found.change, 0, atol=1e-6)
+
+
+def test_significance_of_a_planted_head(uniform: hw.HookedModel) -> None:
+    """A loss that one head alone moves: nothing else is significant, and a constant effect has the smallest p."""
+    ids = torch.randint(3, 60, (6, 5), generator=torch.Generator().manual_seed(1))
+
+    def loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return logits[:, -1, 0] * 0 + uniform.head_outputs(tokens)[:, 1, 2, -1].square().sum(-1)
+
+    found = analyses.head_significance(uniform, ids, loss=loss, draws=2000)
+    assert found.significant.sum() == 1
+    assert bool(found.significant[1, 2])
+    assert float(found.p[1, 2]) == pytest.approx(1 / 2001)
+    assert (found.p.values.ravel()[np.arange(12) != 6] == 1).all()
+    assert (found.low <= found.effect).all()
+    with pytest.raises(AnalysisError, match=r"draws=150 can not reach level=0\.01 for 12 heads; give 1201"):
+        analyses.head_significance(uniform, ids, draws=150)
+    with pytest.raises(AnalysisError, match="two or more"):
+        analyses.head_significance(uniform, ids[:1], loss=loss)
+
+
+def test_paired_bootstrap_against_all_redrawings() -> None:
+    """Three examples have 27 redrawings; the p of many draws goes to the share among these."""
+    values = np.array([[0.5, 1.0], [0.2, -1.5], [1.0, 0.7]])
+    effect = values.mean(0)
+    every = np.array(np.meshgrid(*[range(3)] * 3)).reshape(3, -1).T
+    means = (values - effect)[every].mean(1)
+    expected = (np.abs(means) >= np.abs(effect) - 1e-12).mean(0)
+    np.testing.assert_allclose(paired_bootstrap(values, 20_000, 1), expected, atol=0.012)
+
+
+def test_corrections_against_their_procedures() -> None:
+    """Rejections at every level, by the step-down and step-up rules as their papers put them."""
+    p = np.array([0.012, 0.3, 0.004, 0.03, 0.011, 0.012])
+    ordered = np.sort(p)
+    for level in (0.01, 0.024, 0.04, 0.05, 0.07, 0.5):
+        down = 0
+        while down < 6 and ordered[down] * (6 - down) < level:
+            down += 1
+        up = max((k for k in range(1, 7) if ordered[k - 1] < level * k / 6), default=0)
+        assert (corrected_p(p, "holm") < level).sum() == down
+        assert (corrected_p(p, "benjamini_hochberg") < level).sum() == up
+    assert (corrected_p(p, None) == p).all()

@@ -1,0 +1,116 @@
+"""Blocks of further architectures taken apart, models that can not be, and who sees what passes through a model.
+
+Mutations seen to fail: a norm of a parallel block taken for one behind the attention, hooks that keep for every thread,
+read-only models let through.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+import headwater as hw
+from headwater import analyses
+from headwater.analyses._examples import Batch
+from headwater.analyses._mixing import mixings
+from headwater.analyses._watching import watching
+from headwater.lens.errors import AnalysisError
+
+SHAPE = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.2,
+}  # fmt: skip
+OPT = {
+    "vocab_size": 61, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "init_std": 0.2, "max_position_embeddings": 64, "word_embed_proj_dim": 32,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+DISTIL = {
+    "vocab_size": 61,
+    "dim": 32,
+    "hidden_dim": 48,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_position_embeddings": 64,
+}
+CONFIGS: dict[str, Callable[[], hf.PretrainedConfig]] = {
+    "distilbert": lambda: hf.DistilBertConfig(**DISTIL),
+    "opt, norms before": lambda: hf.OPTConfig(**OPT),
+    "opt, norms behind": lambda: hf.OPTConfig(**OPT, do_layer_norm_before=False),
+    "gpt_neox": lambda: hf.GPTNeoXConfig(**SHAPE),
+    "phi": lambda: hf.PhiConfig(**SHAPE),
+    "olmo2": lambda: hf.Olmo2Config(**SHAPE),
+}
+BEHIND = ("distilbert", "opt, norms behind")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_terms_add_up_to_what_the_model_has(name: str) -> None:
+    """What biases add is the same vector at every position, or for a norm behind the sum the same before it."""
+    torch.manual_seed(0)
+    kind = hf.AutoModelForMaskedLM if name == "distilbert" else hf.AutoModelForCausalLM
+    model = hw.load(kind.from_config(CONFIGS[name]()).eval())
+    ids = torch.randint(3, 61, (2, 7))
+    for mixing in mixings(model, Batch(ids, [0, 1])).values():
+        assert (mixing.first is not None) == (name in BEHIND)
+        norms = () if mixing.first is None else (mixing.first,)
+        left = (mixing.mixed - mixing.total(True, norms)) * mixing.divisor(norms)[..., None]
+        if not norms:
+            np.testing.assert_allclose(left, left[:1, :1].expand_as(left), atol=1e-5)
+        else:  # a centred bias over the deviation, and the norm's own bias, which is 0 in a new model
+            np.testing.assert_allclose(left, left[:1, :1].expand_as(left), atol=1e-4)
+    share = analyses.alti(model, ids).values
+    np.testing.assert_allclose(share.sum(-1), 1, atol=1e-6)
+
+
+def test_models_that_are_read_only_or_have_two_texts() -> None:
+    bloom = hf.BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+    model = hw.load(hf.BloomForCausalLM(bloom).eval())
+    ids = torch.arange(5, 11)[None]
+    for name in ("norms", "globenc", "alti", "value_zeroing", "relevance", "gradient_rollout"):
+        with pytest.raises(AnalysisError, match="neither values nor head outputs"):
+            getattr(analyses, name)(model, ids)
+    assert analyses.blank_out(model, ids, blank="#0").shape == (1, 6)
+    sizes = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "decoder_start_token_id": 0,
+    }
+    twofold = hw.load(hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=61, **sizes)).eval())
+    with pytest.raises(AnalysisError, match="is read as its decoder"):
+        analyses.relevance(twofold, ids)
+
+
+def test_calls_of_other_threads_are_not_kept(pairs: Callable) -> None:
+    model = pairs("gpt2").model
+    ids = torch.arange(5, 11)[None]
+    block = model.hf.transformer.h[0]
+    before = dict(
+        block._forward_hooks
+    )  # transformers leaves one of its own where hidden states were asked for
+    with watching([block]) as calls:
+        other = threading.Thread(target=model, args=(ids,))
+        other.start()
+        other.join()
+        assert calls == []
+        model(ids)
+    assert [call.module for call in calls] == [block]
+    model(ids)
+    assert len(calls) == 1
+    assert dict(block._forward_hooks) == before
+
+
+def test_weights_below_zero_are_no_capacities(pairs: Callable) -> None:
+    model = pairs("llama").model
+    with model.edit(hw.Normaliser("cog")):
+        record = model.record(torch.arange(5, 11)[None], statistics=("row_mass",))
+    with pytest.raises(AnalysisError, match="may be negative"):
+        analyses.flow(record, heads="min")

@@ -1,0 +1,142 @@
+"""Image towers, pairs of towers, images inside of a text: patch grids, prefix tokens, token groups, edits of one tower.
+
+Seen to fail: an image token counted as text, a prefix token counted as a patch, the grid's columns taken for its rows,
+an edit of one tower that reaches the other.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from part_oracle import PartOracle
+
+import headwater as hw
+from headwater.lens import zoo
+from headwater.lens.errors import PromptError, RecordError
+
+
+def pair(name):
+    dense = zoo.build(name)
+    return hw.load(copy.deepcopy(dense)), dense
+
+
+def told(model, given):
+    """The same inputs as a call takes them: text first, the rest by name."""
+    more = {n: v for n, v in given.items() if n not in ("input_ids", "attention_mask")}
+    return (given.get("input_ids"), given.get("attention_mask")), more
+
+
+@pytest.mark.parametrize("name", ["vit", "clip_vision", "clip", "siglip", "llava"])
+def test_recorded_maps_of_every_tower_are_those_of_dense_attention(name):
+    model, dense = pair(name)
+    given = zoo.inputs(name, lengths=(11, 8)) if name != "vit" else zoo.inputs(name)
+    oracle = PartOracle()
+    oracle.run(dense, lambda m: m(**given))
+    texts, more = told(model, given)
+    record = model.record(*texts, **more)
+    paths = {module: path for path, module in model.hf.named_modules()}
+    for part_name, found in {next(iter(model.parts)): record, **record.parts}.items():
+        part = model.part(part_name)
+        for layer in part.layers:
+            (weights,) = oracle.maps[paths[part.attention_module(layer)]]
+            weights = weights * found.valid[:, None, :, None]
+            torch.testing.assert_close(found.pattern(layer).double(), weights, atol=2e-6, rtol=1e-4)
+
+
+def test_an_image_tower_names_its_prefix_and_its_patches():
+    model, dense = pair("vit")
+    pixels = torch.randn(2, 3, 12, 12)
+    assert (model.patches.grid, model.patches.prefix) == ((3, 3), 1)
+    record = model.record(pixels, statistics=("mass", "received"), groups=["image", "special"])
+    assert record.strings[1] == ["[CLS]", "0,0", "0,1", "0,2", "1,0", "1,1", "1,2", "2,0", "2,1", "2,2"]
+    assert record.provenance["patch_grid"] == [3, 3]
+    assert record.provenance["prefix_tokens"] == 1
+    mass = record.statistic("mass")
+    torch.testing.assert_close(
+        torch.from_numpy(mass.sel(group="special").values),
+        torch.stack([record.pattern(n)[..., 0] for n in (0, 1)], 1),
+    )
+    assert abs(mass.sum("group") - 1).max() < 1e-5
+    with torch.no_grad():
+        expected = dense(pixels).last_hidden_state
+    torch.testing.assert_close(model.embeddings(pixels), expected, atol=1e-5, rtol=1e-4)
+    assert model.record(pixel_values=pixels).map(0).shape == (2, 4, 10, 10)
+    with pytest.raises(
+        PromptError, match=r"reads images .* as a floating-point tensor, pixel_values; got str"
+    ):
+        model.record("a cat")
+
+
+def test_a_grid_that_is_not_square():
+    from transformers import ViTConfig, ViTModel
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = hw.load(ViTModel(ViTConfig(**shape, image_size=(8, 16), patch_size=4)))
+    record = model.record(torch.randn(1, 3, 8, 16))
+    assert model.patches.grid == (2, 4)
+    assert record.strings[0][1:] == [f"{row},{column}" for row in range(2) for column in range(4)]
+
+
+def test_registers_are_prefix_tokens():
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 12,
+        "patch_size": 4,
+    }
+    model = hw.load(Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape, num_register_tokens=2)))
+    record = model.record(torch.randn(1, 3, 12, 12))
+    assert record.strings[0][:4] == ["[CLS]", "[REG1]", "[REG2]", "0,0"]
+    assert model.token_groups(model.to_tokens(torch.randn(1, 3, 12, 12)))["special"][0].sum() == 3
+
+
+def test_an_edit_of_one_tower_leaves_the_other_as_it_is():
+    model, _ = pair("clip")
+    texts, more = told(model, zoo.inputs("clip"))
+    plain = model.record(*texts, **more)
+    with model.part("vision").edit(hw.Temperature(0.0)):
+        edited = model.record(*texts, **more)
+    assert edited.pattern(0).equal(plain.pattern(0))
+    torch.testing.assert_close(edited.part("vision").pattern(0), torch.full((2, 4, 10, 10), 0.1))
+    assert edited.part("vision").provenance["edits"] == [hw.Temperature(0.0).to_dict()]
+    assert edited.provenance["edits"] == []
+
+
+def test_token_groups_of_a_text_with_an_image():
+    model, _ = pair("llava")
+    (ids, mask), more = told(model, zoo.inputs("llava", lengths=(11, 8)))
+    ids[0, 0], ids[1, -1] = 1, 2  # a beginning of text; an end of text inside of the padding
+    tokens = model.to_tokens(ids, mask, **more)
+    groups = model.token_groups(tokens, prompt=16)
+    assert groups["image"][0].nonzero()[:, 0].tolist() == list(range(2, 11))
+    assert groups["special"].nonzero().tolist() == [[0, 0]]
+    assert groups["generated"].nonzero().tolist() == [[0, 16], [0, 17], [0, 18], [0, 19], [1, 16]]
+    together = torch.stack(list(groups.values())).sum(0)
+    assert together.equal(mask), "every real token is in one group, padding in none"
+    record = model.record(ids, mask, statistics=("mass",), groups=["image", "text", "special"], **more)
+    dense = model.record(ids, mask, **more).pattern(1)
+    found = torch.from_numpy(record.statistic("mass").sel(group="image").values)[:, 1]
+    torch.testing.assert_close(
+        found, dense[..., 2:11].sum(-1) + 0 * found, equal_nan=True, atol=1e-5, rtol=1e-4
+    )
+    assert list(record.part("vision").groups) == ["image", "special"]
+    assert record.provenance["patch_grid"] == [3, 3]
+    with pytest.raises(RecordError, match="nothing says where the prompt ends"):
+        model.record(ids, mask, statistics=("mass",), groups=["generated"], **more)
+    with pytest.raises(RecordError, match="no token group 'imgae': did you mean 'image'"):
+        model.record(ids, mask, statistics=("mass",), groups=["imgae"], **more)
+
+
+def test_one_image_token_stands_for_all_of_its_patches():
+    model, _ = pair("llava")
+    (ids, _), more = told(model, zoo.inputs("llava"))
+    short = torch.cat([ids[:, :3], ids[:, 11:]], 1)
+    assert model(short, **more).equal(model(ids, **more))
+    with pytest.raises(PromptError, match=r"2 images take 18 image tokens \(90\) in the text, or one each"):
+        model(ids[:, :5], **more)
+    assert list(model.record(ids[:, 11:]).parts) == [], "a text without an image has no image tower to record"

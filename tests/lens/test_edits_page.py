@@ -1,0 +1,42 @@
+"""docs/edits.md: every edit and recipe has a row, and every line of it runs and changes the model.
+
+Seen to fail with a recipe line that changed nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+
+import headwater as hw
+from headwater.lens.edits import EDITS
+
+PAGE = (Path(__file__).parents[2] / "docs" / "edits.md").read_text(encoding="utf-8")
+LINES = [line for line in re.findall(r"`(hw\.[^`]+\))` \|$", PAGE, re.MULTILINE) if "…" not in line]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_of_the_page_runs(line):
+    model = hw.load(tiny_models.tiny("llama"))
+    prompt = torch.tensor([[1, 20, 33, 5, 34, 35, 20]])
+    record = model.record(prompt.flip(1))
+    known = {"hw": hw, "model": model, "record": record, "prompt": prompt, "without": prompt[:, 4:],
+             "v": torch.ones(8), "d": torch.linspace(-1, 2, 32)}  # fmt: skip
+    made = eval(line, known)
+    edits = made if isinstance(made, list) else [made]
+    with model.edit(*edits):
+        edited = model(prompt)
+    assert edited.isfinite().all()
+    if "visual" not in line:  # this model has no massive activations
+        assert not edited.equal(model(prompt))
+
+
+def test_every_edit_and_recipe_has_a_row():
+    rows = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
+    inside = {"calibration_heads", "guided", "massive_dimensions"}
+    assert rows == set(EDITS) | (set(hw.recipes.__all__) - inside)
+    assert len(LINES) == len(rows) - 1, "PAINT needs a model that reads images"
