@@ -29,7 +29,7 @@ def test_matches_eager_maps(pair, batch, over: str) -> None:
         found = raw_attention(record, queries=[0, -1], layers=layers, over=over)
         for row, real in enumerate(mask.bool()):
             np.testing.assert_allclose(
-                found.values[row][:, real.numpy()], dense[row][real][:, real][[0, -1]], atol=1e-6
+                found.values[row][:, real.numpy()], dense[row][real][:, real][[0, -1]], atol=5e-6
             )
             assert np.isnan(found.values[row][:, ~real.numpy()]).all()
 
@@ -64,7 +64,7 @@ def test_a_record_of_some_layers_and_closed_forms(pairs: Callable, uniform: hw.H
     ids = torch.arange(4, 12)[None]
     last = raw_attention(pair.model.record(ids, layers=[0, 1]))
     np.testing.assert_allclose(last.values[0, 0], pair.maps(ids)[1, 0, :, -1].mean(0), atol=1e-6)
-    np.testing.assert_allclose(raw_attention(pair.model.record(torch.tensor([[5]]))), [[[1.0]]])
+    np.testing.assert_allclose(raw_attention(pair.model.record(torch.tensor([[5]]))), [[[1.0]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_without_its_signal_the_planted_head_does_not_look_there() -> None:
     assert float(found.change[0]) < -1
     # of 60: a global change also moves the length that the norm divides by
     np.testing.assert_allclose(found.score_change_random, 0, atol=0.5)
-    np.testing.assert_allclose(found.change_random, 0, atol=0.05)
+    np.testing.assert_allclose(found.change_random, 0, atol=0.1)  # the change of its signal is beyond 1
     # the stream is [u, -u] and the reader reads u alone: half of the output's square is the signal
     assert float(found.cosine[0]) == pytest.approx(0.5**0.5, rel=1e-2)
     more = analyses.signal_interventions(model, ids, how="boost", where="local", **settings)
