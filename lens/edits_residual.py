@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,7 +28,7 @@ from headwater.lens.masks import LazyMask
 from headwater.lens.positions import Positions
 from headwater.lens.running import NO_GROUPS, Names
 
-How = Literal["add", "replace", "project_out"]
+How = Literal["add", "replace", "project_out", "scale"]
 # what the layer that runs now was given: its mask, and the stream where the attention's norm reads it
 _mask: ContextVar[Mask | None] = ContextVar("headwater_block_mask", default=None)
 _stream: ContextVar[Tensor | None] = ContextVar("headwater_stream", default=None)
@@ -45,9 +45,12 @@ class _Stream(Edit, ABC):
     def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         where = type(self).__name__
         chosen_layers(self.layer, model.layers)
-        if self.how not in ("add", "replace", "project_out"):
-            raise EditError(f"{where}: how must be 'add', 'replace' or 'project_out'; got {self.how!r}")
-        vector = _vector(self.vector, model.d_model, where)
+        if self.how not in get_args(How):
+            raise EditError(
+                f"{where}: how must be 'add', 'replace', 'project_out' or 'scale'; got {self.how!r}"
+            )
+        one = self.how == "scale" and isinstance(self.vector, int | float)
+        vector = _vector([self.vector] * model.d_model if one else self.vector, model.d_model, where)
         if self.how == "project_out" and (vector.dim() == 2 or not vector.any()):
             raise EditError(
                 f"{where}: project_out takes one direction of {model.d_model} numbers, not all zero"
@@ -57,7 +60,7 @@ class _Stream(Edit, ABC):
         if names.sink_names(positions.check(self.positions, where)):  # type: ignore[attr-defined]
             raise EditError(f"{where}: sinks belong to heads and can not be named here; give their positions")
         rows = batch_rows(self.rows, where)  # type: ignore[attr-defined]
-        nothing = self.how == "add" and not vector.any()
+        nothing = not vector.any() if self.how == "add" else self.how == "scale" and bool((vector == 1).all())
         nothing = nothing or positions.check(self.positions, where) == ()  # type: ignore[attr-defined]
         prepared = Prepared(self, {}, names, {self.layer: vector}, rows)
         return prepared if nothing else replace(prepared, hooks=self._hooks(model))
@@ -90,6 +93,8 @@ class _Stream(Edit, ABC):
             new = x + vector
         elif self.how == "replace":
             new = vector.expand_as(x)
+        elif self.how == "scale":
+            new = x * vector
         else:
             unit = vector / vector.norm()
             new = x - (x @ unit)[..., None] * unit
@@ -98,11 +103,12 @@ class _Stream(Edit, ABC):
 
 @dataclass(frozen=True, eq=False)
 class EditResidual(_Stream):
-    """Change the residual stream at a layer: `how` "add" x + v, "replace" x → v, "project_out" x - (x·u)u, u = v/|v|.
+    """Change the residual stream at a layer: `how` "add" x + v, "replace" x → v, "project_out" x - (x·u)u, u = v/|v|,
+    "scale" v ⊙ x, where v may be one number.
 
     `place` is "pre", "mid" or "post" (TransformerLens' resid_pre, resid_mid, resid_post). `vector` has d_model
     numbers, or is [position, d_model], counted from the first real token and ending where it ends.
-    Adding zeros changes nothing.
+    Adding zeros and scaling by 1 change nothing.
     """
 
     place: Literal["pre", "mid", "post"] = "pre"

@@ -54,7 +54,8 @@ def streams(hf, name, ids, mask=None):
 
 def changed(x, how):
     unit = V / V.norm()
-    return {"add": x + V, "replace": V.expand_as(x), "project_out": x - (x @ unit)[..., None] * unit}[how]
+    made = {"add": x + V, "replace": V.expand_as(x), "project_out": x - (x @ unit)[..., None] * unit}
+    return (made | {"scale": V * x})[how]
 
 
 @pytest.fixture(scope="module", params=tiny_models.CAUSAL)
@@ -62,7 +63,7 @@ def model(request):
     return request.param, hw.load(tiny_models.tiny(request.param))
 
 
-@pytest.mark.parametrize("how", ["add", "replace", "project_out"])
+@pytest.mark.parametrize("how", ["add", "replace", "project_out", "scale"])
 @pytest.mark.parametrize("place", ["pre", "mid", "post"])
 def test_the_stream_is_what_the_edit_makes_it(model, place, how):
     name, hooked = model
@@ -88,7 +89,7 @@ def after_layer_0(hooked, name, ids, how):
         return streams(hooked.hf, name, ids)[1, "post"]
 
 
-@pytest.mark.parametrize("how", ["add", "replace", "project_out"])
+@pytest.mark.parametrize("how", ["add", "replace", "project_out", "scale"])
 def test_what_the_mlp_adds_is_edited(model, how):
     name, hooked = model
     ids, _ = tiny_models.batch(1, (9,))
@@ -136,9 +137,22 @@ def test_nothing_is_left_and_no_other_thread_sees_it(model):
     assert not any("edits" in hook.__module__ or "running" in hook.__module__ for hook in left)
 
 
+def test_scaling_by_one_number_and_by_one(model):
+    name, hooked = model
+    ids, _ = tiny_models.batch(1, (9,))
+    plain = streams(hooked.hf, name, ids)
+    with hooked.edit(hw.EditMLP(1, "scale", 0.25)):
+        got = streams(hooked.hf, name, ids)
+    want = plain[1, "mid"] + 0.25 * (plain[1, "post"] - plain[1, "mid"])
+    torch.testing.assert_close(got[1, "post"], want, atol=2e-4, rtol=1e-4)
+    logits = hooked(ids)
+    with hooked.edit(hw.EditMLP(1, "scale", 1), hw.EditResidual(1, "scale", torch.ones(D))):
+        assert hooked(ids).equal(logits)
+
+
 WRONG = [
     (lambda: hw.EditResidual(9, "add", V), "layer 9"),
-    (lambda: hw.EditResidual(1, "twist", V), "'add', 'replace' or 'project_out'"),
+    (lambda: hw.EditResidual(1, "twist", V), "'project_out' or 'scale'"),
     (lambda: hw.EditResidual(1, "add", V[:5]), "vector must be 32 numbers"),
     (lambda: hw.EditResidual(1, "add", V * torch.inf), "NaN or infinite"),
     (lambda: hw.EditResidual(1, "project_out", 0 * V), "one direction"),
