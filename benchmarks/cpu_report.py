@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 # Run in the child: `measured(call, repeats)` prints wall time, CPU time of all threads and memory above what was there
 MEASURED = """
 import json, os, re, resource, time
@@ -59,6 +61,7 @@ def head(what: str, threads: int) -> dict[str, Any]:
         "what": what,
         "machine": {
             "processor": names[0] if names else platform.processor() or platform.machine(),
+            "vector_instructions": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
             "threads": threads,
             "memory_gb": round(memory / 1e9, 1),

@@ -1,6 +1,6 @@
 """Time and memory of recording all default statistics on the CPU, beside the bare model and the usual ways, in one run.
 
-`python benchmarks/record_cpu.py --lengths 1024 4096 16384 32768` (about a quarter of an hour; results go to
+`python benchmarks/record_cpu.py --lengths 1024 4096 16384 32768` (results go to
 benchmarks/results/record_cpu.json). The model is Llama-like with random weights, 4 layers, 16 query heads over 4 key
 heads, d=512, float32: cost does not depend on the weights. Subjects:
 

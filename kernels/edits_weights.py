@@ -49,7 +49,7 @@ class Rescale:
     """Weights on `keys` times `keep`; the freed mass goes to `to` in proportion to the weights there.
 
     A row with no mass on `to` (below 1e-30) is left as it was. `to` and `keys` do not overlap.
-    `keep` is between 0 and 1: beyond, weights turn negative, which statistics do not expect.
+    `keep` is between 0 and 1, else ValueError: beyond, weights turn negative, which statistics do not expect.
     """
 
     heads: Tensor
@@ -58,6 +58,10 @@ class Rescale:
     keep: float
     rows: Tensor | None = None
     condition: RowCondition | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep <= 1:
+            raise ValueError(f"keep must be between 0 and 1; got {self.keep}")
 
     def resolve(self, weights: Tensor, block: Block, mask: Mask, live: Tensor) -> tuple[Tensor, ...]:
         """The factors on `keys` and on `to`, each [batch, head, row], from all visible columns of the rows.

@@ -283,3 +283,10 @@ def test_outputs_are_replaced_or_moved_on_the_heads_of_each_row():
     assert torch.equal(one, z + values[:1, :, :1])
     late = OffsetOutput(EVERY, values).apply(z[:, :, :2], torch.tensor([[3, 5]]))
     assert torch.equal(late, z[:, :, :2] + values[:, :, [3, 5]])
+
+
+@pytest.mark.parametrize("keep", [-0.1, 1.5])
+def test_a_keep_that_would_turn_weights_negative_is_refused(keep: float):
+    few = torch.arange(N) < 2
+    with pytest.raises(ValueError, match=f"keep must be between 0 and 1; got {keep}"):
+        Rescale(EVERY, few, ~few, keep)
