@@ -38,6 +38,10 @@ def batches_of(model: HookedModel, examples: Examples, size: int) -> list[Batch]
     if not isinstance(examples, str) and len(examples) == 0:
         raise AnalysisError("examples is empty; give at least one text or row of tokens")
     tokens = model.to_tokens(examples)
+    if tokens.more:
+        raise AnalysisError(
+            f"examples hold {next(iter(tokens.more))} beside text; this analysis reads text alone"
+        )
     rows = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
     by_length: dict[int, list[int]] = {}
     for place, row in enumerate(rows):

@@ -44,6 +44,17 @@ class WeightSlopes:
         for rows, weights, slopes in self.row_blocks():
             yield rows, (weights * slopes).clamp_min(0).mean(1)
 
+    def pulled(self, rows: Tensor) -> Tensor:
+        """`rows @ Ā` with `Ā = mean_h relu(∂s/∂A ⊙ A)`, for rows [batch, asked, query]: [batch, asked, key]."""
+        out = rows.new_zeros(*rows.shape[:-1], self.value.shape[2])
+        for span, block in self.relevant_blocks():
+            out += rows[..., span] @ block
+        return out
+
+    def pushed(self, columns: Tensor) -> Tensor:
+        """`Ā @ columns` for columns [batch, key, asked]: [batch, query, asked]."""
+        return torch.cat([block @ columns for _, block in self.relevant_blocks()], 1)
+
 
 def weight_slopes(model: HookedModel, batch: Batch, value: Value) -> dict[int, WeightSlopes]:
     """Slopes of the explained number by layer; one forward and one backward pass."""
@@ -53,13 +64,21 @@ def weight_slopes(model: HookedModel, batch: Batch, value: Value) -> dict[int, W
         found = value(run_embedded(model, embedded), torch.arange(len(batch.ids)))
     kept = {layer: listener.layers[layer] for layer in model.layers}
     slopes = torch.autograd.grad(found.sum(), [output for _, _, output in kept.values()], allow_unused=True)
-    result = {}
-    for (layer, (map, values, output)), slope in zip(kept.items(), slopes, strict=True):
-        slope = torch.zeros_like(output) if slope is None else slope
-        slope = _through_edits(model, layer, map.rule.mask, slope)
-        group = slope.shape[1] // values.shape[1]
-        result[layer] = WeightSlopes(map, slope.double(), values.repeat_interleave(group, 1).double())
-    return result
+    return {
+        layer: slopes_at(model, layer, heads, slope)
+        for (layer, heads), slope in zip(kept.items(), slopes, strict=True)
+    }
+
+
+def slopes_at(
+    model: HookedModel, layer: int, heads: tuple[AttentionMap, Tensor, Tensor], slope: Tensor | None
+) -> WeightSlopes:
+    """Slopes of a layer's weights from what `Heads` kept of it and the gradient there; None is a gradient of zero."""
+    map, values, output = heads
+    slope = torch.zeros_like(output) if slope is None else slope
+    slope = _through_edits(model, layer, map.rule.mask, slope)
+    group = slope.shape[1] // values.shape[1]
+    return WeightSlopes(map, slope.double(), values.repeat_interleave(group, 1).double())
 
 
 def _through_edits(model: HookedModel, layer: int, mask: Mask, slope: Tensor) -> Tensor:

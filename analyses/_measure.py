@@ -68,13 +68,14 @@ class Explained:
         given = self.answer if what == "answer" else self.wrong
         return None if given is None else self._ids(given, what, batch).tolist()
 
-    def of(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    def of(self, batch: Batch, plain: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
         """`value(outputs, texts)`: one number per row of `outputs`, row n being a copy of text `texts[n]` of the batch.
 
-        The model runs once as it is, to see that the measure is finite and what the model predicts.
+        The model runs once as it is, to see that the measure is finite and what the model predicts, unless its outputs
+        are given as `plain`.
         """
-        outputs = self.model if self.model.has_lm_head else self.model.embeddings
-        plain = outputs(batch.ids)
+        if plain is None:
+            plain = self.model(batch.ids) if self.model.has_lm_head else self.model.embeddings(batch.ids)
         count, length = batch.ids.shape
         if not -length <= self.position < length:
             raise AnalysisError(

@@ -36,6 +36,11 @@ class Texts:
             raise AnalysisError(
                 f"{model.name} is read as its {model.part_name}; this analysis takes models of one text"
             )
+        if "vision" in model.parts and model.image_token is None:
+            raise AnalysisError(
+                f"{model.name} has towers of text and images that never attend to each other; this analysis takes "
+                "models of one text"
+            )
         batches = batches_of(model, examples, size)
         tokens = model.to_tokens(examples)
         found = int(tokens.mask.sum(1).max())

@@ -86,7 +86,7 @@ def test_models_that_are_read_only_or_have_two_texts() -> None:
     }
     twofold = hw.load(hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=61, **sizes)).eval())
     with pytest.raises(AnalysisError, match="is read as its decoder"):
-        analyses.relevance(twofold, ids)
+        analyses.gradient_rollout(twofold, ids)
 
 
 def test_calls_of_other_threads_are_not_kept(pairs: Callable) -> None:
