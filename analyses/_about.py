@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Inputs = Literal["record", "model", "model+examples", "model+pairs"]
+Inputs = Literal["record", "model", "model+examples", "model+pairs", "circuits"]
 
 
 @dataclass(frozen=True)

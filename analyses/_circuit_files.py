@@ -7,6 +7,7 @@ names, and what it has no name for beside them. Files are text, and nothing in t
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree.ElementTree import ParseError
@@ -17,6 +18,8 @@ from headwater.lens.errors import AnalysisError
 
 Form = Literal["graphml", "json", "neuronpedia"]
 MOST_BYTES = 256 * 2**20
+LONGEST_NAME = 200
+NUMBERS = ("score", "weight", "count")
 NODE_TYPES = {
     "embed": "embedding",
     "logits": "logit",
@@ -24,6 +27,7 @@ NODE_TYPES = {
     "head": "attention head",
     "input": "head input",
 }
+EDGE_TYPES = ("edge", "inside")
 
 
 def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None) -> Path:
@@ -43,29 +47,101 @@ def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None)
 
 
 def read_circuit(path: str | Path) -> nx.DiGraph:
-    """The graph of a file that `write_circuit` wrote, in any of its forms."""
+    """The graph of a file that `write_circuit` wrote, in any of its forms, or of a result printed as JSON.
+
+    A file is held to be data: one line says what is wrong with one that is too large, declares entities or types, or
+    holds other names, kinds or values than a circuit has.
+    """
     path = Path(path)
     form = _form(path)
     try:
+        if not path.is_file() and path.exists():
+            raise AnalysisError(f"{path} is not a plain file; give a file of write_circuit")
         if path.stat().st_size > MOST_BYTES:
             raise AnalysisError(f"{path} is larger than {MOST_BYTES // 2**20} MiB; give a smaller graph")
-        text = path.read_text(encoding="utf-8")
-        if form == "graphml":
-            found = nx.parse_graphml(text)
-        else:
-            content = json.loads(text)
-            found = (
-                _of_viewer(content) if "metadata" in content else nx.node_link_graph(content, edges="links")
-            )
+        found = _parsed(path.read_text(encoding="utf-8"), form)
+        if not isinstance(found, nx.DiGraph) or found.is_multigraph():
+            raise _Strange("it has no directions")
+        _hold(found)
     except OSError as error:
         raise AnalysisError(
             f"{path} can not be read: {error.strerror}; give a file of write_circuit"
         ) from None
-    except (ValueError, KeyError, TypeError, ParseError, nx.NetworkXException):
+    except _Strange as fault:
+        raise AnalysisError(f"{path} is not a graph that write_circuit wrote: {fault}") from None
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        ParseError,
+        nx.NetworkXException,
+    ):
         raise AnalysisError(f"{path} is not a graph that write_circuit wrote") from None
-    if not isinstance(found, nx.DiGraph) or found.is_multigraph():
-        raise AnalysisError(f"{path} holds a graph without directions; give one of write_circuit")
     return found
+
+
+class _Strange(Exception):
+    """What a file holds that no circuit does."""
+
+
+def _parsed(text: str, form: Form) -> nx.Graph:
+    if form == "graphml":
+        if declared := [word for word in ("<!DOCTYPE", "<!ENTITY") if word in text]:
+            raise _Strange(f"{declared[0]} is not taken, since entities can grow without end")
+        found = nx.parse_graphml(text)
+        for added in ("node_default", "edge_default"):  # by the reader
+            found.graph.pop(added, None)
+        return found
+    content = json.loads(text, parse_constant=_no_number)
+    if not isinstance(content, dict):
+        raise _Strange("it is no JSON object")
+    if "metadata" in content:
+        return _of_viewer(content)
+    return nx.node_link_graph(content, edges="links")
+
+
+def _no_number(constant: str) -> Any:
+    raise _Strange(f"{constant} is not a number that JSON knows")
+
+
+def _hold(graph: nx.DiGraph) -> None:
+    """Refuse names, kinds and values that no circuit has."""
+    for name, about in graph.nodes(data=True):
+        shown = repr(name)[:60]
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+            raise _Strange(f"node {shown} is not named by a text of 1 to {LONGEST_NAME} signs")
+        if about.get("kind") not in NODE_TYPES:
+            known = ", ".join(NODE_TYPES)
+            raise _Strange(f"node {shown} is of kind {str(about.get('kind'))[:40]!r}; there are {known}")
+        for what in {"head": ("layer", "head"), "mlp": ("layer",)}.get(about["kind"], ()):
+            number = about.get(what)
+            # a trace names MLPs by their name alone
+            if number is None and about["kind"] == "mlp":
+                continue
+            if type(number) is not int or number < 0:
+                raise _Strange(f"node {shown} has {what}={str(number)[:40]!r}, not a whole number from 0")
+        _hold_values(f"node {shown}", about)
+    for u, v, about in graph.edges(data=True):
+        if about.get("kind") not in EDGE_TYPES:
+            raise _Strange(
+                f"edge {u!r:.60} → {v!r:.60} is of kind {str(about.get('kind'))[:40]!r}; there are edge, inside"
+            )
+        _hold_values(f"edge {u!r:.60} → {v!r:.60}", about)
+    _hold_values("the graph", graph.graph)
+
+
+def _hold_values(what: str, about: dict[Any, Any]) -> None:
+    for name, value in about.items():
+        if not isinstance(name, str) or not isinstance(value, str | int | float | None):
+            raise _Strange(
+                f"{what} holds {str(name)[:40]!r} of type {type(value).__name__}, not a text or a number"
+            )
+        if name not in NUMBERS or value is None:
+            continue
+        if isinstance(value, str | bool) or not math.isfinite(value):
+            raise _Strange(f"{what} has {name}={str(value)[:40]!r}, not a finite number")
 
 
 def as_neuronpedia(graph: nx.DiGraph) -> dict[str, Any]:
@@ -90,11 +166,17 @@ def as_neuronpedia(graph: nx.DiGraph) -> dict[str, Any]:
 
 
 def _of_viewer(content: dict[str, Any]) -> nx.DiGraph:
-    graph = nx.DiGraph(**content["metadata"]["headwater"])
+    graph = nx.DiGraph()
+    graph.graph.update(content["metadata"]["headwater"])
     for node in content["nodes"]:
-        graph.add_node(node["node_id"], **node["headwater"])
+        graph.add_node(node["node_id"])
+        graph.nodes[node["node_id"]].update(node["headwater"])
     for link in content["links"]:
-        graph.add_edge(link["source"], link["target"], **link["headwater"])
+        ends = link["source"], link["target"]
+        if missing := [end for end in ends if end not in graph]:
+            raise _Strange(f"an edge names {str(missing[0])[:60]!r}, which is no node")
+        graph.add_edge(*ends)
+        graph.edges[ends].update(link["headwater"])
     return graph
 
 

@@ -52,7 +52,7 @@ def circuit_faithfulness(
     measure: PairMeasure = "logit_difference",
     ablation: Annotated[Counterfactual, "what edges outside of the circuit carry"] = "resample",
     sizes: Annotated[
-        Sequence[int] | Literal["all"], "numbers of edges to select first; all: the graph as it is"
+        int | Sequence[int] | Literal["all"], "numbers of edges to select first; all: the graph as it is"
     ] = "all",
     how: Annotated[Literal["top", "greedy"], "how edges are selected"] = "top",
     answer: AnswerSetting = None,
@@ -82,7 +82,7 @@ def circuit_faithfulness(
         sizes = [count // 10, count // 4, count // 2] if sizes == "all" else sizes
     graph = graph if isinstance(graph, nx.DiGraph) else read_circuit(graph)
     wiring = wiring_of(model, graph)
-    listed = None if sizes == "all" else list(sizes)
+    listed = None if sizes == "all" else [sizes] if isinstance(sizes, int) else list(sizes)
     circuits = [pruned(graph)] if listed is None else [select_circuit(graph, n, how) for n in listed]
     masks = torch.stack([mask_of(wiring, circuit) for circuit in circuits])
     asked = Asked(measure, answer, wrong, position)

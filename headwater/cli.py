@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from headwater.lens.errors import AnalysisError, HeadwaterError
+from headwater.lens.errors import HeadwaterError
 
 if TYPE_CHECKING:
     from headwater.analyses._catalogue import Entry
@@ -130,11 +130,14 @@ def analyze(
         bool, typer.Option("--about", help="Say what it computes and its settings; stop.")
     ] = False,
     saved: Annotated[Path | None, typer.Option("--record", help="Use this record, not prompts.")] = None,
+    circuit: Annotated[
+        Path | None, typer.Option("--circuit", help="Judge the circuit in this file (GraphML or JSON).")
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Draw the result into this file.")] = None,
     edits: Edits = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask one question of the catalogue about a model and prompts."""
+    """Ask one question of the catalogue about a model and prompts, or about circuit files."""
     from headwater import inputs, output
     from headwater.analyses._catalogue import catalogue, entry
 
@@ -146,21 +149,19 @@ def analyze(
         typer.echo(output.as_json(asked) if as_json else output.entry(asked))
         return
     settings = inputs.settings(asked, given or [])
+    inputs.fits(asked, prompts or [], file, edits, saved, circuit)
     if saved is not None:
-        if asked.inputs != "record" or prompts or file or edits:
-            rule = "--record takes the place of prompts and edits, where a record is read"
-            raise AnalysisError(f"{rule}; {analysis} reads {asked.inputs}")
         result = _of_record(asked, saved, settings)
+    elif asked.inputs == "circuits":
+        with _busy(asked.name):
+            result = asked.function(*inputs.circuits(prompts or []), **settings)
     else:
-        wanted = asked.inputs != "model"
-        if not wanted and (prompts or file):
-            raise AnalysisError(f"{analysis} reads the model alone; leave the prompts out")
-        texts = inputs.prompts(prompts or [], file, whole) if wanted else []
+        texts = inputs.prompts(prompts or [], file, whole) if asked.inputs != "model" else []
         changes = inputs.edits(edits) if edits else []
         loaded = _load(model)
         _note_unknown(loaded, texts)
         with loaded.edit(*changes), _busy(asked.name):
-            result = _of_model(asked, loaded, texts, settings)
+            result = _of_model(asked, loaded, texts, settings, circuit)
     if html is not None:
         with _extra("dashboard"):
             page = output.as_page(result)
@@ -234,13 +235,15 @@ def _of_record(asked: Entry, saved: Path, settings: dict[str, Any]) -> Any:
         return asked.function(Record.open(saved), **settings)
 
 
-def _of_model(asked: Entry, loaded: HookedModel, texts: list[str], settings: dict[str, Any]) -> Any:
+def _of_model(
+    asked: Entry, loaded: HookedModel, texts: list[str], settings: dict[str, Any], circuit: Path | None
+) -> Any:
     from headwater import inputs
 
     if asked.inputs == "record":
         return asked.function(loaded.record(texts, keep=asked.keep), **settings)
     if asked.inputs == "model+pairs":
-        return asked.function(loaded, *inputs.of_pairs(asked.function, texts), **settings)
+        return asked.function(loaded, *inputs.of_pairs(asked.function, texts, circuit), **settings)
     return asked.function(loaded, *([texts] if asked.inputs == "model+examples" else []), **settings)
 
 

@@ -44,15 +44,47 @@ def pairs(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(texts[::2]), list(texts[1::2])
 
 
-def of_pairs(function: Callable[..., Any], texts: Sequence[str]) -> tuple[Any, ...]:
+def of_pairs(function: Callable[..., Any], texts: Sequence[str], circuit: Path | None) -> tuple[Any, ...]:
     """What an analysis of pairs takes: clean and corrupt prompts, or one list of pairs, behind the circuit if it judges
     one (None: it is found first)."""
     clean, corrupt = pairs(texts)
-    first = list(inspect.signature(function).parameters)[1]
+    first = _second_parameter(function)
     if first not in ("pairs", "graph"):
         return clean, corrupt
     both = list(zip(clean, corrupt, strict=True))
-    return (both,) if first == "pairs" else (None, both)
+    return (both,) if first == "pairs" else (None if circuit is None else str(circuit), both)
+
+
+def circuits(words: Sequence[str]) -> list[str]:
+    """The two circuit files that an analysis of circuits compares."""
+    if len(words) != 2:
+        raise AnalysisError(
+            f"{len(words)} circuit file{'s' * (len(words) != 1)} given; give two, as in A.json B.json"
+        )
+    return list(words)
+
+
+def fits(
+    asked: Entry, words: Sequence[str], file: Path | None, edits: Path | None, saved: Path | None, circuit: Path | None
+) -> None:  # fmt: skip
+    """Refuse what an analysis does not read."""
+    if saved is not None and (asked.inputs != "record" or words or file or edits):
+        rule = "--record takes the place of prompts and edits, where a record is read"
+        raise AnalysisError(f"{rule}; {asked.name} reads {asked.inputs}")
+    if circuit is not None and _second_parameter(asked.function) != "graph":
+        raise AnalysisError(
+            f"--circuit is for analyses that judge a circuit; {asked.name} reads {asked.inputs}"
+        )
+    if asked.inputs == "model" and (words or file):
+        raise AnalysisError(f"{asked.name} reads the model alone; leave the prompts out")
+    if asked.inputs == "circuits" and (file or edits):
+        raise AnalysisError(
+            f"{asked.name} reads two circuit files and no prompts; leave --file and --edits out"
+        )
+
+
+def _second_parameter(function: Callable[..., Any]) -> str:
+    return [*inspect.signature(function).parameters, "", ""][1]
 
 
 def layers(text: str) -> list[int]:

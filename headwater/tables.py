@@ -85,12 +85,14 @@ def _array(array: xr.DataArray) -> list[str]:
 
 
 def _list(columns_of: xr.Dataset) -> list[str]:
-    """Arrays over one axis beside each other; the first rows where there are many."""
+    """Arrays over one axis beside each other, behind the names of its places; the first rows where there are many."""
     arrays = columns_of.data_vars
-    size = len(next(iter(arrays.values())))
+    dim, size = str(next(iter(columns_of.dims))), len(next(iter(arrays.values())))
     told = f"the first {MOST_ROWS} of {size} (--json gives all)" if size > MOST_ROWS else f"{size}"
-    rows = zip(*(array.values[:MOST_ROWS] for array in arrays.values()), strict=True)
-    return [f"{next(iter(columns_of.dims))}: {told}", *columns([[str(name) for name in arrays], *rows])]
+    shown = {str(name): array.values[:MOST_ROWS] for name, array in arrays.items()}
+    if dim in columns_of.coords:
+        shown = {dim: _labels(columns_of, dim)[:MOST_ROWS]} | shown
+    return [f"{dim}: {told}", *columns([list(shown), *zip(*shown.values(), strict=True)])]
 
 
 def _matrices(array: xr.DataArray) -> Iterator[list[str]]:
@@ -117,7 +119,7 @@ def _largest(array: xr.DataArray) -> list[str]:
     return columns([[*map(str, array.dims), "value"], *rows])
 
 
-def _labels(array: xr.DataArray, dim: str) -> list[str]:
+def _labels(array: xr.DataArray | xr.Dataset, dim: str) -> list[str]:
     """The coordinate of each place on an axis, with its token where the array carries one for it."""
     names = array.coords[dim].values if dim in array.coords else np.arange(array.sizes[dim])
     for name in (f"{dim}_token", "token"):

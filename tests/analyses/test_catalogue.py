@@ -28,7 +28,7 @@ def test_every_file_is_listed_and_says_what_it_is() -> None:
         assert found.paper
         assert found.cost
         assert found.not_for
-        assert found.inputs in ("record", "model", "model+examples", "model+pairs")
+        assert found.inputs in ("record", "model", "model+examples", "model+pairs", "circuits")
         assert "Unit: " in found.description
         assert "Source: " in found.description
 

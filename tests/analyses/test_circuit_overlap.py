@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from headwater.analyses._circuit_overlap import circuit_overlap
+from headwater import analyses
 from headwater.lens.errors import AnalysisError
 
 
@@ -30,7 +30,7 @@ def circuit(heads: tuple[int, ...]) -> nx.DiGraph:
 
 
 def test_counts_and_chance() -> None:
-    found = circuit_overlap(circuit((0, 1, 2)), circuit((2, 3)), circuit(tuple(range(6))))
+    found = analyses.circuit_overlap(circuit((0, 1, 2)), circuit((2, 3)), circuit(tuple(range(6))))
     heads, nodes, edges = (found.sel(what=what) for what in ("heads", "nodes", "edges"))
     assert (int(heads.both), int(heads.only_a), int(heads.only_b)) == (1, 2, 1)
     assert float(heads.share) == 1 / 4
@@ -52,10 +52,10 @@ def test_counts_and_chance() -> None:
 
 
 def test_the_same_circuit_no_circuit_and_another_model() -> None:
-    same = circuit_overlap(circuit((0, 1)), circuit((0, 1)))
+    same = analyses.circuit_overlap(circuit((0, 1)), circuit((0, 1)))
     np.testing.assert_array_equal(same.share, 1)
     assert same.chance.isnull().all()
-    empty = circuit_overlap(circuit(()), circuit(()), circuit((0,)))
+    empty = analyses.circuit_overlap(circuit(()), circuit(()), circuit((0,)))
     assert np.isnan(empty.share.sel(what="heads"))
     with pytest.raises(AnalysisError, match=r"whole lacks 1 of the circuits' heads, as \(0, 5\)"):
-        circuit_overlap(circuit((5,)), circuit((0,)), circuit((0, 1)))
+        analyses.circuit_overlap(circuit((5,)), circuit((0,)), circuit((0, 1)))

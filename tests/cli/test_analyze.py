@@ -4,12 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pytest
 
 import headwater as hw
 from headwater import analyses
 from headwater.analyses._catalogue import catalogue
+from headwater.analyses._circuit_files import write_circuit
 
 PROMPT = "the cat sat on a mat ."
 OF_IMAGES = {"patch_distance"}
@@ -17,8 +19,11 @@ OF_IMAGES = {"patch_distance"}
 
 @pytest.mark.parametrize("name", [name for name in catalogue() if name not in OF_IMAGES])
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_every_analysis_runs_from_the_command_line(headwater, tiny, name: str, form: str) -> None:
-    prompts = {"model": [], "model+pairs": [PROMPT, "the mat sat on a cat ."]}.get(
+def test_every_analysis_runs_from_the_command_line(headwater, tiny, tmp_path, name: str, form: str) -> None:
+    circuit = nx.DiGraph()
+    circuit.add_node("0.1", kind="head", layer=0, head=1)
+    file = str(write_circuit(circuit, tmp_path / "circuit.json"))
+    prompts = {"model": [], "model+pairs": [PROMPT, "the mat sat on a cat ."], "circuits": [file, file]}.get(
         catalogue()[name].inputs, [PROMPT, "the cat sat on"]
     )
     run = headwater("analyze", name, *prompts, "-m", tiny, *(["--json"] if form == "json" else []))

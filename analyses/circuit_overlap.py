@@ -1,29 +1,52 @@
 """How much two circuits share: heads, nodes and edges in common, beside what circuits drawn at random would share.
 
 Merullo, Eickhoff & Pavlick (ICLR 2024) counted heads: 25 of 32 for indirect and coloured objects in GPT-2 Medium, and
-17 to 25 % with circuits of other tasks (text, not code).
+17 to 25 % with circuits of other tasks (text, not code). No model is run; graphs or files of graphs are all it takes.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import networkx as nx
 import numpy as np
 import xarray as xr
 from scipy.stats import hypergeom
 
+from headwater.analyses._about import About
+from headwater.analyses._circuit_files import read_circuit
 from headwater.lens.errors import AnalysisError
 
+ABOUT = About(
+    question="How much do two circuits share?",
+    unit="share of what is in either",
+    paper="Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744",
+    inputs="circuits",
+    cost="none to speak of: no model is run",
+    not_for="shares of circuits of different sizes side by side (see chance); whether the shared part does anything",
+)
 
-def circuit_overlap(graph_a: nx.DiGraph, graph_b: nx.DiGraph, whole: nx.DiGraph | None = None) -> xr.Dataset:
+
+def circuit_overlap(
+    graph_a: nx.DiGraph | str | Path,
+    graph_b: nx.DiGraph | str | Path,
+    whole: Annotated[
+        nx.DiGraph | str | Path | None, "file of all that there is, for chance; none: no chance"
+    ] = None,
+) -> xr.Dataset:
     """What two circuits have in common: each variable is over `what`, "heads", "nodes" and "edges".
 
     `both`, `only_a` and `only_b` count; `share` is `|a ∩ b| / |a ∪ b|`, NaN for two empty circuits. With `whole`, the
     graph of all that there is, the size of which makes what is drawn: `chance` is the share to be expected of two
     circuits of these sizes drawn from it, and `p` the probability of as much in common or more, both exact
     (hypergeometric); else NaN. Drawn circuits need not hang together, which makes chance smaller than for circuits that
-    must. Heads are compared by layer and number wherever they write; edges inside of heads do not count. AnalysisError
-    where a circuit holds what `whole` lacks.
+    must. Heads are compared by layer and number wherever they write; edges inside of heads do not count. Each graph may
+    be a file of `write_circuit`. AnalysisError where a circuit holds what `whole` lacks.
+    Unit: share of what is in either (counts are counts). Source: the paper's text; `chance` and `p` are ours.
     """
+    graph_a, graph_b = (_graph(given) for given in (graph_a, graph_b))
+    whole = None if whole is None else _graph(whole)
     rows = []
     for what, members in (("heads", _heads), ("nodes", _nodes), ("edges", _edges)):
         a, b = members(graph_a), members(graph_b)
@@ -38,12 +61,20 @@ def circuit_overlap(graph_a: nx.DiGraph, graph_b: nx.DiGraph, whole: nx.DiGraph 
                 )
             row["chance"], row["p"] = _chance(len(known), len(a), len(b), len(a & b))
         rows.append(row)
-    told = {"question": "How much do two circuits share?", "unit": "share of what is in either"}
+    models = list(dict.fromkeys(str(graph.graph.get("model", "")) for graph in (graph_a, graph_b)))
     return xr.Dataset(
         {name: ("what", [row[name] for row in rows]) for name in rows[0]},
         coords={"what": ["heads", "nodes", "edges"]},
-        attrs=told | {"paper": "Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744"},
+        attrs=ABOUT.attrs({"model": " and ".join(models)}, against_whole=whole is not None),
     )
+
+
+def _graph(given: nx.DiGraph | str | Path) -> nx.DiGraph:
+    if isinstance(given, str | Path):
+        return read_circuit(given)
+    if not isinstance(given, nx.DiGraph):
+        raise AnalysisError(f"a circuit is a networkx.DiGraph or its file, not {type(given).__name__}")
+    return given
 
 
 def _heads(graph: nx.DiGraph) -> set[tuple[int, int]]:
