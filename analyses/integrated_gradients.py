@@ -44,6 +44,7 @@ ABOUT = About(
 )
 
 MOST = 1024  # points; one that needs more has a prediction too jagged for a straight path
+ROUNDING = 8  # steps of the number explained that a model may be off by
 Baseline = Literal["mean", "blank", "zero"]
 
 
@@ -114,8 +115,11 @@ class _Path:
         self.model, self.value, self.text, self.start, self.size = model, value, text, start, size
         self.way = end - start
         ends = torch.stack([start, end])
-        first, last = value(run_embedded(model, ends), torch.tensor([text, text])).double().tolist()
-        self.change = last - first
+        found = value(run_embedded(model, ends), torch.tensor([text, text]))
+        first, last = found.double().tolist()
+        # two rows of a batch may be rounded differently where nothing differs
+        self.change = last - first if self.way.any() else 0.0
+        self.noise = max(1e-6, ROUNDING * torch.finfo(found.dtype).eps * max(abs(first), abs(last)))
 
     def shares(self, steps: int, tolerance: float, place: int) -> tuple[Tensor, float, int]:
         """Shares [position] that add up, the gap that is left, and how many points it took."""
@@ -124,12 +128,16 @@ class _Path:
             gap = self.change - float(found.sum())
             size = float(found.abs().sum())
             # rounding of the model's own numbers is no fault of the sum
-            if abs(gap) <= max(tolerance * size, 1e-6):
+            if abs(gap) <= max(tolerance * size, self.noise):
                 return found, gap, steps
             if steps >= MOST:
                 raise AnalysisError(
                     f"the shares of example {place} miss {gap:.3g} of a change of {self.change:.3g} at {steps} points; "
-                    f"give tolerance={1.1 * abs(gap) / size:.2g} or another baseline"
+                    + (
+                        f"give tolerance={1.1 * abs(gap) / size:.2g} or another baseline"
+                        if size
+                        else "give another baseline"
+                    )
                 )
             steps = min(2 * steps, MOST)
 

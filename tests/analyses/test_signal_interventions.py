@@ -73,8 +73,9 @@ def test_without_its_signal_the_planted_head_does_not_look_there() -> None:
 def test_every_architecture_and_nothing_at_factor_zero(pairs, name: str) -> None:
     model = pairs(name).model
     found = analyses.signal_interventions(model, IDS, side="q", factor=0.0, draws=2)
-    np.testing.assert_array_equal(found.change, 0)
-    np.testing.assert_array_equal(found.score_change_random, 0)
+    # runs of other batch sizes may be rounded differently
+    np.testing.assert_allclose(found.change, 0, atol=1e-5)
+    np.testing.assert_allclose(found.score_change_random, 0, atol=1e-5)
     found = analyses.signal_interventions(model, IDS, side="q", where="local", draws=2)
     assert found.score_change.item() != 0
 

@@ -99,11 +99,11 @@ def test_settings_of_a_record_that_make_no_sense(model):
 
 @pytest.mark.parametrize(
     ("name", "place"),
-    # soft-capped scores are finite whatever comes in; the layer after meets what the first one made of it
+    # soft-capped scores are finite unless sums overflow; else the layer after meets what the first one made of it
     [
         ("gpt2", r"0\.0 at batch 0, position 0"),
         ("llama", r"0\.0 at batch 0, position \d"),
-        ("gemma2", r"1\.0 at batch 0"),
+        ("gemma2", r"[01]\.0 at batch 0"),
     ],
 )
 def test_scores_that_overflow_are_named_where_they_begin(name, place):
