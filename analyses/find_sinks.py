@@ -135,11 +135,7 @@ def _check(
 def _massive(record: Record, tau: float, given: int | Sequence[int] | None) -> tuple[xr.DataArray, list[int]]:
     """Scores [batch, layer, key] and the dimensions they are of."""
     if given is None:
-        first = record.valid.long().argmax(1)
-        rows = torch.arange(len(first))
-        tokens = [record.residual(layer)[rows, first].float().cpu() for layer in record.layers]
-        sizes = sinks.massive_sizes(torch.stack(tokens)).amax(0)
-        dimensions = sinks.massive_dimensions(sizes, tau)
+        dimensions = sinks.first_dimensions(record, tau)
     else:
         dimensions = [given] if isinstance(given, int) else [int(d) for d in given]
         width = record.residual(record.layers[0]).shape[-1]
@@ -148,12 +144,10 @@ def _massive(record: Record, tau: float, given: int | Sequence[int] | None) -> t
             raise AnalysisError(
                 f"dimensions holds {wrong[0]}; the residual stream has dimensions 0 to {width - 1}"
             )
-    scores = [sinks.massive(record.residual(layer), dimensions).cpu() for layer in record.layers]
-    scores = [score.double().masked_fill(~record.valid, torch.nan) for score in scores]
+    scores = sinks.massive_scores(record, dimensions).double()
+    scores = scores.masked_fill(~record.valid[:, None], torch.nan)
     coords = {"layer": record.layers, "token": (("batch", "key"), np.array(record.strings, dtype=object))}
-    return xr.DataArray(
-        torch.stack(scores, 1).numpy(), dims=("batch", "layer", "key"), coords=coords
-    ), dimensions
+    return xr.DataArray(scores.numpy(), dims=("batch", "layer", "key"), coords=coords), dimensions
 
 
 def _spectral(record: Record) -> tuple[xr.DataArray, int]:

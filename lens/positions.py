@@ -7,7 +7,8 @@ the token being read. By what stands there (`Names` finds out while the model ru
 - "token:Mary": every token that reads " Mary" or "Mary";
 - "image", "special", "generated", "text": a token group; special are the tokenizer's special tokens of the prompt,
   generated what stands behind the prompt, text all the rest. `model.edit(..., groups={"subject": [3, 4]})` adds groups;
-- "sinks:act", "sinks:share:0.5": the sinks of each head by a rule (`sinks.py`), found on the prompt before it runs.
+- "sinks:act", "sinks:share:0.5", "sinks:massive": the sinks of each head by a rule (`sinks.py`; massive: of a layer),
+  found on the prompt before it runs.
 
 All are plain data and go through JSON; lists may mix them.
 """
@@ -26,7 +27,12 @@ from headwater.lens.errors import EditError
 
 Positions = str | int | slice | Iterable["str | int"]
 GROUPS = ("image", "special", "generated", "text")
-RULES = ("share", "act")
+RULES = ("share", "act", "massive")
+UNNAMED = {  # rules of find_sinks that an edit is not worth, and what to do in their place
+    "gu": "is the rule share on a text's first 64 tokens; write 'sinks:share'",
+    "spectral": "takes up to 200 passes over every map before the run; find them once with find_sinks(record, "
+    "rule='spectral') and give their positions",
+}
 
 
 def check(positions: Positions, what: str) -> str | int | slice | tuple:
@@ -76,6 +82,8 @@ def _check_name(name: str, what: str) -> None:
         if not threshold or _is_number(threshold):
             return
         raise EditError(f"{what}: the threshold in {name!r} is not a number above 0; write 'sinks:share:0.3'")
+    if kind == "sinks" and rule in UNNAMED:
+        raise EditError(f"{what}: {name!r} {UNNAMED[rule]}")
     if kind == "sinks":
         raise EditError(f"{what}: sinks are found by the rules {', '.join(RULES)}; got {name!r}")
     raise EditError(

@@ -120,6 +120,8 @@ class Names:
         """Refuse a name that this model can never have."""
         for name in positions.named(positions.check(given, what)):
             if name.startswith("sinks:"):
+                if name.startswith("sinks:massive") and self._part.crosses:
+                    raise EditError(f"{what}: {name!r} is of a stream of tokens, and cross-attention has two")
                 continue
             if name in self.groups:
                 self.check(self.groups[name], f"groups: {name}")
@@ -238,8 +240,9 @@ def begin(model: HookedModel, rules: Iterable[str], tokens: Tokens) -> None:
     rules = list(dict.fromkeys(rules))
     part = model.parts[model.part_name]
     side = parts.axis(part, part.queries, tokens) if part.queries in TEXTS else None
+    statistics, keep = sinks.needs(rules)
     with hooks.alone(model.key):
-        record = model.record(tokens, statistics=("received", "visible"), keep=())
+        record = model.record(tokens, statistics=statistics, keep=keep)
     found = {name: sinks.find(record, name) for name in rules}
     run = _running.get().get(model.key, Running())
     ids = None if side is None else side.ids.cpu()

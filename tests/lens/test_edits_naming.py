@@ -1,7 +1,7 @@
 """The ways to name heads, positions and rows, JSON and Python of every edit, and one-line refusals.
 
-Seen to fail: sinks of one head taken for all, a token's text matched within another, flat indices read over
-[head, layer], rows ignored.
+Seen to fail: sinks of one head taken for all, massive ones of one layer for all, dimensions looked for at column 0, a
+token's text matched within another, flat indices read over [head, layer], rows ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 import xarray as xr
 
 import headwater as hw
-from headwater.lens import positions
+from headwater import analyses
+from headwater.lens import positions, zoo
 from headwater.lens.edits import EDITS
 from headwater.lens.errors import EditError, HeadError
 from headwater.lens.heads import Head, chosen
@@ -140,6 +141,47 @@ def test_sinks_are_each_heads_own_and_stay_in_generation(model):
         assert model.record(ids).pattern(0).equal(model.record(ids).pattern(0))
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_massive_sinks_are_a_layers_own_and_stay_in_generation(side):
+    model = hw.load(tiny_models.tiny("llama"))
+    with torch.no_grad():  # a token that is large in one dimension, first in every text and once again in one
+        model.hf.model.embed_tokens.weight[7, 3] = 300.0
+    ids, mask = tiny_models.batch(5, (12, 9))
+    if side == "left":
+        ids[1], mask[1] = ids[1].roll(3), mask[1].roll(3)
+    first = mask.argmax(1)
+    ids[[0, 1], first] = 7
+    ids[0, 6] = 7
+    found = analyses.find_sinks(model.record(ids, mask, keep=("residual",)), rule="massive", threshold=3.0)
+    assert found.attrs["dimensions"] == "[3]"
+    flags = found.sink.transpose("layer", "batch", "key").values
+    assert flags[:, 0, [0, 6]].any(0).all(), "else this says nothing"
+    assert not flags.all(), "else this says nothing"
+    with model.edit(hw.Redistribute("sinks:massive:3", 0.2)):
+        edited, text = model(ids, mask), model.generate(ids[:1], 4)
+    counted = mask.cumsum(1).numpy() - 1
+    by_hand = [
+        hw.Redistribute(counted[row][flags[layer, row]].tolist(), 0.2, layers=layer, rows=row)
+        for layer in range(3) for row in range(2) if flags[layer, row].any()
+    ]  # fmt: skip
+    with model.edit(*by_hand):
+        expected = model(ids, mask)
+    torch.testing.assert_close(edited[mask.bool()], expected[mask.bool()])
+    plain = model(ids, mask)
+    assert not torch.allclose(edited[0], plain[0], atol=1e-3)
+    with model.edit(*(dataclasses.replace(edit, rows="all") for edit in by_hand if edit.rows == 0)):
+        assert model.generate(ids[:1], 4).equal(text)
+    with model.edit(hw.Redistribute("sinks:massive:1000", 0.2)):
+        torch.testing.assert_close(model(ids, mask), plain)
+
+
+def test_massive_sinks_of_cross_attention_are_refused():
+    model = hw.load(zoo.build("t5"))
+    edit = hw.BiasKeys("sinks:massive", 1.0)
+    with pytest.raises(EditError, match="of a stream of tokens, and cross-"), model.part("cross").edit(edit):
+        pass
+
+
 def test_rows_let_a_batch_run_many_variants(model):
     ids, _ = tiny_models.batch(6, (9,))
     edits = [hw.ScaleHeads({"1.1": 0.0}), hw.TowardUniform(0.5), hw.BiasKeys([0], 3.0), hw.AblateHeads("0.2"),
@@ -241,7 +283,10 @@ WRONG = [
     (lambda: hw.BiasKeys("tokn:Mary", 1.0), "'tokn:Mary' is no name; write 'token:Mary'"),
     (lambda: hw.BiasKeys("images", 1.0), "did you mean 'image'"),
     (lambda: hw.BiasKeys("image", 1.0), "LlamaForCausalLM has no image tokens"),
-    (lambda: hw.BiasKeys("sinks:massive", 1.0), "found by the rules share, act"),
+    (lambda: hw.BiasKeys("sinks:spectre", 1.0), "found by the rules share, act, massive; got"),
+    (lambda: hw.BiasKeys("sinks:gu:0.3", 1.0), "share on a text's first 64 tokens; write 'sinks:share'"),
+    (lambda: hw.BiasKeys("sinks:spectral", 1.0), "find them once with find_sinks.record, rule='spectral'"),
+    (lambda: hw.BiasKeys("sinks:massive:-1", 1.0), "is not a number above 0"),
     (lambda: hw.BiasKeys("sinks:act:much", 1.0), "is not a number above 0"),
     (lambda: hw.BiasKeys("", 1.0), "got ''"),
     (lambda: hw.BiasKeys({1: 2}, 1.0), "got {1: 2}"),
