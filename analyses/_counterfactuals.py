@@ -7,13 +7,14 @@ run with every edge changed is the corrupted run, and one with none the clean ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompt_pairs import PairBatch
+from headwater.analyses._asked import Asked, Told
+from headwater.analyses._pairs import Pairs
 from headwater.analyses._wiring import EMBED, Inputs, Wiring
 from headwater.lens.errors import AnalysisError
 
@@ -25,13 +26,13 @@ CLOSE = (
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A batch of pairs with what its nodes say, [node, pair, position, d_model], clean and when changed."""
+    """A batch of pairs with what is asked of it, and what its nodes say, [node, pair, position, d_model], clean and
+    when changed."""
 
-    pairs: PairBatch
+    pairs: Pairs
+    told: Told
     clean: Tensor
     other: Tensor
-    measure_clean: Tensor
-    measure_corrupted: Tensor
 
     @property
     def drop(self) -> Tensor:
@@ -39,7 +40,7 @@ class Case:
         return self.clean - self.other
 
 
-def cases_of(wiring: Wiring, batches: list[PairBatch], how: Counterfactual) -> list[Case]:
+def cases_of(wiring: Wiring, batches: list[Pairs], asked: Asked, how: Counterfactual) -> list[Case]:
     """Run every pair clean and corrupted once. AnalysisError where the stream is not the sum of the nodes."""
     if how not in ("resample", "mean", "zero"):
         raise AnalysisError(f"ablation={how!r} is unknown; give resample, mean or zero")
@@ -47,20 +48,16 @@ def cases_of(wiring: Wiring, batches: list[PairBatch], how: Counterfactual) -> l
     with torch.no_grad():
         for pairs in batches:
             clean, streams = _streams(wiring, pairs.clean)
-            corrupted, other = _streams(wiring, pairs.corrupted)
-            _check_sums(wiring, streams, other, clean[1] - corrupted[1])
-            found.append(
-                Case(pairs, clean[1], corrupted[1], pairs.value(clean[0]), pairs.value(corrupted[0]))
-            )
+            corrupt, other = _streams(wiring, pairs.corrupt)
+            _check_sums(wiring, streams, other, clean[1] - corrupt[1])
+            told = asked.told(wiring.model, pairs, clean[0], corrupt[0])
+            found.append(Case(pairs, told, clean[1], corrupt[1]))
         if how == "resample":
             return found
         count = sum(case.other[0, :, :, 0].numel() for case in found)
         mean = torch.stack([case.other.sum((1, 2), keepdim=True) for case in found]).sum(0) / count
         said = torch.zeros_like(mean) if how == "zero" else mean
-        return [
-            Case(c.pairs, c.clean, said.expand_as(c.clean), c.measure_clean, c.measure_corrupted)
-            for c in found
-        ]
+        return [replace(case, other=said.expand_as(case.clean)) for case in found]
 
 
 def _streams(wiring: Wiring, ids: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
@@ -87,7 +84,7 @@ def changed(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:
     """The measure [copy, pair] with some edges changed: `edges` [copy, node, input], 1 where an edge is."""
     copies, size = len(edges), len(case.pairs.clean)
     logits = changed_logits(wiring, case, edges)
-    return case.pairs.value(logits).unflatten(0, (copies, size))
+    return case.told.value(logits).unflatten(0, (copies, size))
 
 
 def changed_logits(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:
@@ -132,7 +129,7 @@ def slopes(wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = Non
 
     with torch.enable_grad():
         logits, _ = wiring.run(case.pairs.clean, reads, sends, grad=True)
-        total = case.pairs.value(logits).sum()
+        total = case.told.value(logits).sum()
         found = torch.autograd.grad(total, [*leaves, *voices], allow_unused=True)
     whole = [
         torch.zeros_like(leaf) if slope is None else slope

@@ -9,62 +9,60 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headwater.analyses._examples import Batch, Value
+from headwater.analyses._standing_in import standing_in
 from headwater.lens import anatomy, hooks
 from headwater.lens.errors import ModelError
 from headwater.lens.model import HookedModel
 
-_kept: ContextVar[dict[nn.Module, Any] | None] = ContextVar("headwater_resuming", default=None)
+_listening: ContextVar[object] = ContextVar("headwater_resuming", default=None)
 
 
 @dataclass(frozen=True, eq=False)
 class Resuming:
-    """`base`: the loss of a batch [text] in float64; `outputs`: what each block gave, in the order of the layers."""
+    """`outputs`: what each block gave for a batch, in the order of the layers; `base`: the batch's loss [text] in
+    float64, where that was asked."""
 
-    base: Tensor
     layers: list[int]
-    outputs: Mapping[nn.Module, Any]
+    outputs: Mapping[nn.Module, Any] = field(default_factory=dict)
+    base: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
     def of(cls, model: HookedModel, batch: Batch, value: Value) -> Resuming:
-        """Run the batch once. Nothing is kept under edits, which may carry what they saw from layer to layer, nor where
-        the user's own hooks wait for every layer."""
-        blocks = [] if hooks.active(model.key) else _blocks(model)
-        if any(_foreign(module) for b in blocks for module in b.modules()):
-            blocks = []
-        outputs: dict[nn.Module, Any] = {}
-        with _listened(blocks, outputs):
+        """Run the batch once, and try what was kept."""
+        with listened(model) as outputs:
             base = value(batch).double().cpu()
-        found = cls(base, model.layers, outputs if len(outputs) == len(blocks) else {})
+        found = cls(model.layers, outputs, base)
         if found.outputs:
             with found.before(model.layers[-1], 1):
                 again = value(batch).double().cpu()
             if not torch.allclose(again, base, rtol=1e-5, atol=1e-6):
-                return cls(base, model.layers, {})
+                return cls(model.layers, {}, base)
         return found
 
     @contextlib.contextmanager
-    def before(self, layer: int, copies: int) -> Iterator[None]:
-        """The next run in this context, of `copies` of the batch, begins with the block of `layer`; no later one."""
+    def before(self, layer: int, copies: int, positions: slice | None = None) -> Iterator[None]:
+        """The next run in this context, of `copies` of the batch, begins with the block of `layer`; no later one.
+
+        With `positions` it is a run of these alone.
+        """
         below = list(self.outputs)[: self.layers.index(layer)] if self.outputs else []
-        held = {block: _repeated(self.outputs[block], copies) for block in below}
-        token = _kept.set(held)
-        undo = [_skippable(block) for block in below]
-        try:
+        held = {block: _repeated(self.outputs[block], copies, positions) for block in below}
+
+        def kept(block: nn.Module) -> Any:
+            return lambda *_, **__: held.pop(block, None)
+
+        with standing_in({block: kept(block) for block in below}):
             yield
-        finally:
-            _kept.reset(token)
-            for put_back in reversed(undo):
-                put_back()
 
 
-def _foreign(module: nn.Module) -> bool:
+def foreign(module: nn.Module) -> bool:
     """Whether a module has hooks of a user: transformers leaves some where hidden states were once asked for, and those
     of Headwater do nothing for whoever does not listen."""
     hooked = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
@@ -75,55 +73,45 @@ def _foreign(module: nn.Module) -> bool:
 
 
 def _blocks(model: HookedModel) -> list[nn.Module]:
-    """One block per layer, or none where that is not so."""
+    """One block per layer, or none where that is not so, where edits are on, which may carry what they saw from layer
+    to layer, or where the user's own hooks wait for every layer."""
+    if hooks.active(model.key):
+        return []
     try:
         blocks = [anatomy.block(model, layer).module for layer in model.layers]
     except ModelError:
+        return []
+    if any(foreign(module) for block in blocks for module in block.modules()):
         return []
     return blocks if len(set(blocks)) == len(blocks) else []
 
 
 @contextlib.contextmanager
-def _listened(blocks: list[nn.Module], into: dict[nn.Module, Any]) -> Iterator[None]:
-    mine: dict[nn.Module, Any] = {}
-    token = _kept.set(mine)  # tells this caller's run from those of other threads
+def listened(model: HookedModel) -> Iterator[dict[nn.Module, Any]]:
+    """What each block of the model gives in a run inside; empty behind it where a run can not be resumed."""
+    blocks, mine = _blocks(model), object()
+    into: dict[nn.Module, Any] = {}
+    token = _listening.set(mine)  # tells this caller's run from those of other threads
 
     def keep(module: nn.Module, _: Any, output: Any) -> None:
-        if _kept.get() is mine:
+        if _listening.get() is mine:
             into[module] = output
 
     handles = [block.register_forward_hook(keep) for block in blocks]
     try:
-        yield
+        yield into
     finally:
-        _kept.reset(token)
+        _listening.reset(token)
         for handle in handles:
             handle.remove()
+        if len(into) < len(blocks):
+            into.clear()
 
 
-def _skippable(block: nn.Module):
-    """Let a block give what this context holds for it; other threads run it as it is. Returns what undoes that."""
-    forward, own = block.forward, vars(block).get("forward")
-
-    def give(*args: Any, **kwargs: Any) -> Any:
-        held = _kept.get() or {}
-        return held.pop(block) if block in held else forward(*args, **kwargs)
-
-    block.forward = give  # a hook can change what a module gives, but not keep it from running
-
-    def put_back() -> None:
-        if vars(block).get("forward") is give:
-            if own is None:
-                del block.forward
-            else:
-                block.forward = own
-
-    return put_back
-
-
-def _repeated(output: Any, copies: int) -> Any:
+def _repeated(output: Any, copies: int, positions: slice | None) -> Any:
     if isinstance(output, Tensor):
-        return output.detach().repeat(copies, *[1] * (output.dim() - 1))
+        output = output.detach() if positions is None else output.detach()[:, positions]
+        return output.repeat(copies, *[1] * (output.dim() - 1))
     if isinstance(output, tuple):
-        return tuple(_repeated(part, copies) for part in output)
+        return tuple(_repeated(part, copies, positions) for part in output)
     return output

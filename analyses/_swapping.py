@@ -7,19 +7,20 @@ given to one query head alone.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from headwater.lens import transformer_lens_names
+from headwater.analyses._standing_in import standing_in
+from headwater.lens import prefix, transformer_lens_names
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.transformer_lens_run import Function, Run
 
-TOKENS = 1024  # tokens of all copies that run together
 Parts = dict[str, Tensor]  # "q", "k", "v" of one layer
 Per = Literal["query_head", "kv_head"]
 
@@ -53,14 +54,19 @@ class Swap(Run):
             self.seen[layer] = {name: tensor.detach() for name, tensor in found.items()}
         return found["q"], found["k"], found["v"]
 
-    def logits(self, ids: Tensor, position: int | None) -> Tensor:
-        """Logits of this run, of one position alone where one is given and the model can leave out the others."""
+    def logits(
+        self, ids: Tensor, position: int | None, past: prefix.Cache | None = None, tokens: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """Logits of this run: of one position alone where one is given and the model can leave out the others, and of
+        `tokens` alone where they are given. `past` holds, or gets, the keys and values of positions before."""
         hf = self.model.hf
         known = inspect.signature(hf.forward).parameters
         more: dict[str, object] = {"use_cache": False} if "use_cache" in known else {}
+        if past is not None:
+            more = {"use_cache": True, "past_key_values": past}
         if position is not None and "logits_to_keep" in known:
             more["logits_to_keep"] = torch.tensor([position], device=self.model.device)
-        with self.on(), torch.no_grad():
+        with self.on(), torch.no_grad(), _narrowed(self.model, tokens):
             found = hf(input_ids=ids.to(self.model.device), **more).logits
         if self.missed:
             raise AnalysisError(
@@ -93,6 +99,18 @@ def expanded(tensor: Tensor, heads: int) -> Tensor:
     return tensor.repeat_interleave(heads // tensor.shape[1], 1)
 
 
-def fitting(tokens: int) -> int:
-    """How many copies of prompts of so many tokens run together."""
-    return max(TOKENS // tokens, 1)
+def narrow_head(model: HookedModel) -> nn.Linear | None:
+    """The language head, where its logits of a few tokens can be had without all others."""
+    head = model.hf.get_output_embeddings()
+    return head if type(head) is nn.Linear and "forward" not in vars(head) else None
+
+
+@contextlib.contextmanager
+def _narrowed(model: HookedModel, tokens: Tensor | None) -> Iterator[None]:
+    head = None if tokens is None else narrow_head(model)
+    if head is None:
+        yield
+        return
+    weight, bias = head.weight[tokens], None if head.bias is None else head.bias[tokens]
+    with standing_in({head: lambda hidden: nn.functional.linear(hidden, weight, bias)}):
+        yield

@@ -14,10 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._about import About
+from headwater.analyses._asked import Asked, PairMeasure
 from headwater.analyses._circuits import graph_of, pruned
 from headwater.analyses._counterfactuals import Case, Counterfactual, cases_of, changed_logits
 from headwater.analyses._measure import AnswerSetting, PositionSetting, WrongSetting
-from headwater.analyses._prompt_pairs import Asked, PairMeasure, Pairs, pair_batches
+from headwater.analyses._pairs import PairExamples, pairs_of
 from headwater.analyses._settings import Bounds
 from headwater.analyses._wiring import EMBED, KeyValues, Wiring
 from headwater.lens.errors import AnalysisError
@@ -36,7 +37,7 @@ ABOUT = About(
 
 def acdc(
     model: HookedModel,
-    pairs: Pairs,
+    pairs: PairExamples,
     measure: PairMeasure = "logit_difference",
     tau: Annotated[float, "an edge that costs less is taken out", Bounds(0)] = 0.01,
     metric: Annotated[Literal["kl", "measure"], "what counts as a cost"] = "kl",
@@ -61,7 +62,7 @@ def acdc(
         raise AnalysisError(f"tau={tau} is below 0; give 0 or more")
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
-    cases = cases_of(wiring, pair_batches(model, pairs, asked, batch_size), ablation)
+    cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)
     known = wiring.edges()
     clean = [_next_tokens(wiring, case, torch.zeros_like(known), position) for case in cases]
 
@@ -72,7 +73,7 @@ def acdc(
                 now = _next_tokens(wiring, case, out, position)
                 total += float((full.exp() * (full - now)).sum())
             else:
-                total -= float(case.pairs.value(changed_logits(wiring, case, out[None])).double().sum())
+                total -= float(case.told.value(changed_logits(wiring, case, out[None])).double().sum())
         return total / len(pairs)
 
     scores = _visited(wiring, known, cost, tau)

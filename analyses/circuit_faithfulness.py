@@ -19,13 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._about import About
+from headwater.analyses._asked import Asked, PairMeasure
 from headwater.analyses._bootstrap import LEVEL
 from headwater.analyses._circuit_files import read_circuit as read_circuit
 from headwater.analyses._circuit_files import write_circuit as write_circuit
 from headwater.analyses._circuits import edges_of, mask_of, pruned, select_circuit, wiring_of
 from headwater.analyses._counterfactuals import Counterfactual, cases_of, changed
 from headwater.analyses._measure import AnswerSetting, PositionSetting, WrongSetting
-from headwater.analyses._prompt_pairs import Asked, PairMeasure, Pairs, pair_batches
+from headwater.analyses._pairs import PairExamples, pairs_of
 from headwater.analyses._settings import Bounds
 from headwater.analyses._wiring import Wiring
 from headwater.analyses.edge_attribution import edge_attribution
@@ -48,7 +49,7 @@ SCORES = ("faithfulness", "completeness")
 def circuit_faithfulness(
     model: HookedModel,
     graph: nx.DiGraph | str | Path | None,
-    pairs: Pairs,
+    pairs: PairExamples,
     measure: PairMeasure = "logit_difference",
     ablation: Annotated[Counterfactual, "what edges outside of the circuit carry"] = "resample",
     sizes: Annotated[
@@ -99,16 +100,21 @@ def circuit_faithfulness(
 
 
 def _measures(
-    wiring: Wiring, pairs: Pairs, asked: Asked, ablation: Counterfactual, masks: Tensor, batch_size: int
+    wiring: Wiring,
+    pairs: PairExamples,
+    asked: Asked,
+    ablation: Counterfactual,
+    masks: Tensor,
+    batch_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Measures of the clean run and the run with all edges changed [pair], of circuits and complements [size, pair]."""
     known = wiring.edges()
     whole, nothing = (torch.zeros(len(pairs), dtype=torch.float64) for _ in range(2))
     kept, others = (torch.zeros(len(masks), len(pairs), dtype=torch.float64) for _ in range(2))
-    cases = cases_of(wiring, pair_batches(wiring.model, pairs, asked, batch_size), ablation)
+    cases = cases_of(wiring, pairs_of(wiring.model, pairs, batch_size), asked, ablation)
     for case in tqdm(cases, desc="circuit faithfulness", unit="batch", disable=None):
         mine = case.pairs.places
-        whole[mine] = case.measure_clean.double().cpu()
+        whole[mine] = case.told.clean
         nothing[mine] = changed(wiring, case, known[None])[0].double().cpu()
         for place, mask in enumerate(masks):
             kept[place, mine] = changed(wiring, case, (known & ~mask)[None])[0].double().cpu()

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._about import About
+from headwater.analyses._asked import Asked, PairMeasure
 from headwater.analyses._circuits import graph_of
 from headwater.analyses._circuits import select_circuit as select_circuit
 from headwater.analyses._counterfactuals import (
@@ -26,7 +27,7 @@ from headwater.analyses._counterfactuals import (
     slopes,
 )
 from headwater.analyses._measure import AnswerSetting, PositionSetting, WrongSetting
-from headwater.analyses._prompt_pairs import Asked, PairMeasure, Pairs, pair_batches
+from headwater.analyses._pairs import PairExamples, pairs_of
 from headwater.analyses._settings import Bounds
 from headwater.analyses._wiring import KeyValues, Wiring
 from headwater.lens.errors import AnalysisError
@@ -49,7 +50,7 @@ ROWS = 64  # that run together
 
 def edge_attribution(
     model: HookedModel,
-    pairs: Pairs,
+    pairs: PairExamples,
     measure: PairMeasure = "logit_difference",
     steps: Annotated[int, "points between corrupted and clean; 1 is EAP", Bounds(1, 1000)] = 5,
     how: Annotated[How, "where the gradient is taken, or the effect of every edge itself"] = "inputs",
@@ -87,7 +88,7 @@ def edge_attribution(
         raise AnalysisError(f"steps={steps} is too small; give 1 or more")
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
-    cases = cases_of(wiring, pair_batches(model, pairs, asked, batch_size), ablation)
+    cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)
     if how == "exact":
         scores = _exact(wiring, cases, level)
     else:
@@ -149,7 +150,7 @@ def _exact(wiring: Wiring, cases: list[Case], level: str) -> Tensor:
                     masks[copy, n] = known[n].float()
                 else:
                     masks[copy, edges[n, 0], edges[n, 1]] = 1.0
-            drops = (case.measure_clean - changed(wiring, case, masks)).sum(1).double().cpu()
+            drops = (case.told.clean - changed(wiring, case, masks).double().cpu()).sum(1)
             for copy, n in enumerate(mine):
                 scores[n if level == "node" else tuple(edges[n].tolist())] += drops[copy]
     return scores

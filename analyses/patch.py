@@ -1,8 +1,9 @@
 """Activation patching: which activations carry what makes the answer of one prompt differ from that of another?
 
 The method is standard (Wang et al. 2022, arXiv 2211.00593, for heads; Meng et al. 2022 for the stream); numbers agree
-with TransformerLens' `patching`. Many cells run at once as copies of the prompts, begun at the layer that is patched,
-and only the logits that are read are computed. Cells are tried one at a time: what two of them do together is not seen.
+with TransformerLens' `patching`. Many cells run at once as copies of the prompts, begun at the layer that is patched
+and at the first position that changes, and only the logits that are read are computed. Cells are tried one at a time:
+what two of them do together is not seen.
 """
 
 from __future__ import annotations
@@ -16,22 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._about import About
-from headwater.analyses._cells import Cells, Instead, What
-from headwater.analyses._examples import Batch, Examples
+from headwater.analyses._asked import AnswerOfPairs, Asked, How, PairMeasure, WrongOfPairs
+from headwater.analyses._cells import Cells, Index, Instead, What
+from headwater.analyses._copies import Copies
+from headwater.analyses._examples import Examples
 from headwater.analyses._measure import PositionSetting
-from headwater.analyses._pairs import (
-    AnswerOfPairs,
-    How,
-    Moved,
-    PairMeasure,
-    Pairs,
-    WrongOfPairs,
-    measure_settings,
-    moved_of,
-    pairs_of,
-)  # fmt: skip
-from headwater.analyses._resuming import Resuming
-from headwater.analyses._swapping import Per, Swap, fitting
+from headwater.analyses._pairs import PairExamples, Pairs, pairs_of, side_by_side
+from headwater.analyses._swapping import Per
 from headwater.lens.errors import AnalysisError
 from headwater.lens.heads import Layers, chosen_layers
 from headwater.lens.model import HookedModel
@@ -42,15 +34,15 @@ ABOUT = About(
     unit="share of the way from the patched run's measure (0) to the other prompt's (1)",
     paper="Wang et al. 2022, arXiv:2211.00593; Meng et al. 2022, arXiv:2202.05262",
     inputs="model+pairs",
-    cost="one run per cell from its layer upwards, many cells at once; destination_source has heads·S² cells per layer",
+    cost="per cell a run from its layer and position on, many at once; destination_source has heads·S² cells per layer",
     not_for="cells that stand in for each other; which path an effect takes (path_patch); prompts of unequal length",
 )
 
 
 def patch(
     model: HookedModel,
-    clean: Examples,
-    corrupt: Examples,
+    clean: Examples | PairExamples,
+    corrupt: Examples | None,
     measure: PairMeasure = "logit_difference",
     what: Annotated[What, "what a cell is"] = "head",
     how: Annotated[
@@ -80,14 +72,17 @@ def patch(
     k and v of grouped queries: `per="kv_head"` replaces the head that a group shares ([batch, layer, kv_head]),
     "query_head" what one query head sees of it; without `per` a model with grouped queries is refused.
 
-    `measure`: "logit_difference" of `answer` and `wrong` at `position`, or a function logits [pair, position, vocab] →
-    [pair], called with the pairs of one length in their order. The coordinates `clean` and `corrupt` [batch] are the
-    measure of the prompts as they are. Edits that are on stay on, in every run.
+    `clean` and `corrupt` are prompts of equal length; where `corrupt` is None, `clean` holds pairs of them, or examples
+    of a prompt set. `measure`: "logit_difference" of `answer` and `wrong` (those given, else the examples', else what
+    the model predicts) at `position`, or a function logits [pair, position, vocab] → [pair], called with the pairs of
+    one length in their order. The coordinates `clean` and `corrupt` [batch] are the measure of the prompts as they are.
+    Edits that are on stay on, in every run.
     Unit: share of the way. Source: the formulas, checked against TransformerLens 4.3 and dense runs; papers from
     memory.
     """
     _check(what, how, instead)
-    groups = pairs_of(model, clean, corrupt)
+    asked = Asked(measure, answer, wrong, position)
+    groups = pairs_of(model, side_by_side(model, clean, corrupt))
     if instead == "mean" and any(len(pairs.places) < 2 for pairs in groups):
         raise AnalysisError("instead='mean' needs two or more pairs of each length")
     cells = Cells.of(model, what, per)
@@ -97,12 +92,10 @@ def patch(
     found = torch.full((count, len(chosen), *size), torch.nan, dtype=torch.float64)
     ends = torch.zeros(2, count, dtype=torch.float64)
     for pairs in groups:
-        moved = moved_of(model, pairs, measure, answer, wrong, position)
-        ends[:, pairs.places] = torch.stack([moved.clean, moved.corrupt])
         window = tuple(slice(0, n) for n in cells.shape(pairs.length))
-        found[(pairs.places, slice(None), *window)] = _swept(model, pairs, moved, cells, chosen, how, instead)
+        swept = _swept(model, pairs, asked, cells, chosen, how, instead)
+        ends[:, pairs.places], found[(pairs.places, slice(None), *window)] = swept
     undefined = int(found.flatten(1).isnan().all(1).sum())
-    settings = measure_settings(measure, answer, wrong, position)
     return xr.DataArray(
         found.numpy(),
         dims=("batch", "layer", *cells.dims),
@@ -110,7 +103,7 @@ def patch(
         | {dim: np.arange(n) for dim, n in zip(cells.dims, size, strict=True)},
         name="patch",
         attrs=ABOUT.attrs(
-            provenance(model), what=what, how=how, instead=instead, per=per, undefined=undefined, **settings
+            provenance(model), what=what, how=how, instead=instead, per=per, undefined=undefined, **asked.settings
         ),
     )  # fmt: skip
 
@@ -124,39 +117,36 @@ def _check(what: str, how: str, instead: str) -> None:
 
 
 def _swept(
-    model: HookedModel,
-    pairs: Pairs,
-    moved: Moved,
-    cells: Cells,
-    layers: list[int],
-    how: How,
-    instead: Instead,
-) -> Tensor:
-    """Effects of the pairs of one length, [pair, layer, …]."""
-    base, other = (pairs.corrupt, pairs.clean) if how == "denoise" else (pairs.clean, pairs.corrupt)
-    source = cells.source(model, other.ids, layers, instead)
-    run, idle = cells.indices(pairs, instead)
-    plain = moved.corrupt if how == "denoise" else moved.clean
+    model: HookedModel, pairs: Pairs, asked: Asked, cells: Cells, layers: list[int], how: How, instead: Instead
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The measures of both sides [2, pair], and effects [pair, layer, …], of the pairs of one length."""
+    copies, seen = Copies.of(model, pairs, asked, how, **cells.kept(layers))
+    told = copies.told
+    run, idle = cells.indices(copies, instead)
     out = torch.full(
         (len(layers), *cells.shape(pairs.length), len(pairs.places)), torch.nan, dtype=torch.float64
     )
     if idle:
-        out[(slice(None), *torch.tensor(idle).T)] = moved.effect(plain, how)
-    resuming = Resuming.of(model, base, lambda batch: _plainly(model, batch, moved))
+        out[(slice(None), *torch.tensor(idle).T)] = told.effect(
+            told.corrupt if how == "denoise" else told.clean, how
+        )
+    together = _together(cells, run, copies, instead)
     for place, layer in enumerate(tqdm(layers, desc="patching", unit="layer", disable=None)):
-        for some in _together(run, base.ids.numel()):
-            swap = cells.swap(model, layer, some, source[layer])
-            with resuming.before(layer, len(some)):
-                logits = swap.logits(base.ids.repeat(len(some), 1), moved.position)
-            out[(place, *torch.tensor(some).T)] = moved.effect(moved.of(logits, len(some)), how)
-    return out.movedim(-1, 0)
+        source = cells.source(seen, layer, instead)
+        for start, some in together:
+            swap = cells.swap(model, layer, some, source, copies.window(start))
+            patched = copies.measure(swap, len(some), layer, start)
+            out[(place, *torch.tensor(some).T)] = told.effect(patched, how)
+    return torch.stack([told.clean, told.corrupt]), out.movedim(-1, 0)
 
 
-def _plainly(model: HookedModel, batch: Batch, moved: Moved) -> Tensor:
-    """The measure of a batch as it is, in a run like those that are patched."""
-    return moved.of(Swap(model, len(batch.ids)).logits(batch.ids, moved.position), 1)[0]
-
-
-def _together(cells: list[tuple[int, ...]], tokens: int) -> list[list[tuple[int, ...]]]:
-    fit = fitting(tokens)
-    return [cells[i : i + fit] for i in range(0, len(cells), fit)]
+def _together(
+    cells: Cells, run: list[Index], copies: Copies, instead: Instead
+) -> list[tuple[int, list[Index]]]:
+    """Cells that run at once, with the position at which they begin: that of the first."""
+    found, done = [], 0
+    while done < len(run):
+        start = cells.start(run[done], copies, instead)
+        found.append((start, run[done : done + copies.fitting(start)]))
+        done += len(found[-1][1])
+    return found

@@ -18,23 +18,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._about import About
-from headwater.analyses._cells import Instead
-from headwater.analyses._examples import Batch, Examples
+from headwater.analyses._asked import AnswerOfPairs, Asked, How, PairMeasure, WrongOfPairs
+from headwater.analyses._cells import Instead, put_instead
+from headwater.analyses._copies import Copies
+from headwater.analyses._examples import Examples
 from headwater.analyses._measure import PositionSetting
-from headwater.analyses._pairs import (
-    AnswerOfPairs,
-    How,
-    Moved,
-    PairMeasure,
-    Pairs,
-    WrongOfPairs,
-    measure_settings,
-    moved_of,
-    pairs_of,
-)
+from headwater.analyses._pairs import PairExamples, Pairs, pairs_of, side_by_side
 from headwater.analyses._receivers import Receivers
-from headwater.analyses._resuming import Resuming
-from headwater.analyses._swapping import Parts, Per, Swap, fitting
+from headwater.analyses._swapping import Parts, Per, Swap
 from headwater.lens import transformer_lens_names
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -54,8 +45,8 @@ EMBED = "embed"
 
 def path_patch(
     model: HookedModel,
-    clean: Examples,
-    corrupt: Examples,
+    clean: Examples | PairExamples,
+    corrupt: Examples | None,
     measure: PairMeasure = "logit_difference",
     receivers: Annotated[str | Sequence[str], "logits, residual.3, or 5.1.k, 6.0.q …"] = "logits",
     mlps: Annotated[Literal["free", "frozen"], "whether MLPs pass on what the sender says"] = "free",
@@ -79,8 +70,8 @@ def path_patch(
     `how="noise"`: the clean run, `(m_patched - m_clean)/(m_corrupt - m_clean)`; "denoise": the corrupt run,
     `(m_patched - m_corrupt)/(m_clean - m_corrupt)`. Where the denominator is below 1e-6 the effect is NaN, and
     `undefined` counts it. Under grouped queries `per` says whether "5.1.k" is key–value head 1 or what query head 1
-    sees of it. `measure`, `answer`, `wrong`, `position` as in `patch`.
-    `instead` as in `patch`, of what the sender says.
+    sees of it. `clean`, `corrupt`, `measure`, `answer`, `wrong`, `position` as in `patch`; `instead` too, of what the
+    sender says.
     Unit: share of the way. Source: the released code of Merullo et al., with all positions in the place of the last
     alone; checked against three dense runs written by hand, and on a circuit built by hand.
     """
@@ -90,17 +81,17 @@ def path_patch(
         if value not in known:
             raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(known)}")
     into = Receivers.of(model, receivers, per)
-    groups = pairs_of(model, clean, corrupt)
+    asked = Asked(measure, answer, wrong, position)
+    groups = pairs_of(model, side_by_side(model, clean, corrupt))
+    if instead == "mean" and any(len(pairs.places) < 2 for pairs in groups):
+        raise AnalysisError("instead='mean' needs two or more pairs of each length")
     senders = _senders(model, into)
     count = sum(len(pairs.places) for pairs in groups)
     found = torch.full((count, len(senders)), torch.nan, dtype=torch.float64)
     ends = torch.zeros(2, count, dtype=torch.float64)
     for pairs in groups:
-        if instead == "mean" and len(pairs.places) < 2:
-            raise AnalysisError("instead='mean' needs two or more pairs of each length")
-        moved = moved_of(model, pairs, measure, answer, wrong, position)
-        ends[:, pairs.places] = torch.stack([moved.clean, moved.corrupt])
-        paths = _Paths(model, pairs, moved, into, mlps == "frozen", how, instead)
+        paths = _Paths(model, pairs, asked, into, mlps == "frozen", how, instead)
+        ends[:, pairs.places] = paths.ends
         found[pairs.places] = paths.effects(senders)
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
     return xr.DataArray(
@@ -112,7 +103,7 @@ def path_patch(
         name="path_patch",
         attrs=ABOUT.attrs(
             provenance(model), receivers=told, mlps=mlps, how=how, instead=instead, per=per,
-            undefined=int(found.isnan().all(1).sum()), **measure_settings(measure, answer, wrong, position),
+            undefined=int(found.isnan().all(1).sum()), **asked.settings,
         ),
     )  # fmt: skip
 
@@ -132,12 +123,11 @@ class _Paths:
     """The runs for the pairs of one length."""
 
     def __init__(
-        self, model: HookedModel, pairs: Pairs, moved: Moved, into: Receivers, frozen: bool, how: How,
+        self, model: HookedModel, pairs: Pairs, asked: Asked, into: Receivers, frozen: bool, how: How,
         instead: Instead,
     ) -> None:  # fmt: skip
-        self.model, self.moved, self.into = model, moved, into
+        self.model, self.into, self.frozen = model, into, frozen
         self.how: How = how
-        self.base, other = (pairs.corrupt, pairs.clean) if how == "denoise" else (pairs.clean, pairs.corrupt)
         known = transformer_lens_names.places(model)
         self.heads = {f"blocks.{layer}.attn.hook_z" for layer in model.layers}
         self.mlps = {name for name in known if name.endswith("hook_mlp_out")}
@@ -145,33 +135,31 @@ class _Paths:
             raise AnalysisError(
                 f"what the MLPs of {model.name} add to the stream is not known; use mlps='free'"
             )
-        self.frozen = frozen
         self.embedded = f"blocks.{model.layers[0]}.hook_resid_pre"
-        names = [*self.heads, *self.mlps, self.embedded]
-        self.here, self.there = (self._seen(batch, names) for batch in (self.base, other))
-        if instead == "zero":
-            self.there = {name: torch.zeros_like(tensor) for name, tensor in self.there.items()}
-        if instead == "mean":
-            self.there = {
-                n: tensor.mean(0, keepdim=True).expand_as(tensor) for n, tensor in self.there.items()
-            }
-        self.resuming = Resuming.of(model, self.base, self._plainly)
+        self.copies, seen = Copies.of(model, pairs, asked, how, keep=[*self.heads, *self.mlps, self.embedded])
+        self.told = self.copies.told
+        self.start = self.copies.first if instead == "resample" else 0
+        window, count = self.copies.window(self.start), len(pairs.places)
+        self.here = {name: tensor[:count, window] for name, tensor in seen.cache.items()}
+        self.there = {
+            name: put_instead(tensor[count:, window], instead) for name, tensor in seen.cache.items()
+        }
 
-    def _seen(self, batch: Batch, names: list[str]) -> dict[str, Tensor]:
-        swap = Swap(self.model, len(batch.ids), keep=names)
-        swap.logits(batch.ids, 0)
-        return swap.cache
-
-    def _plainly(self, batch: Batch) -> Tensor:
-        return self.moved.of(Swap(self.model, len(batch.ids)).logits(batch.ids, self.moved.position), 1)[0]
+    @property
+    def ends(self) -> Tensor:
+        """The measures of both sides, [2, pair]."""
+        return torch.stack([self.told.clean, self.told.corrupt])
 
     def effects(self, senders: list[str]) -> Tensor:
         """[pair, sender]."""
-        fit, found = fitting(self.base.ids.numel()), []
+        if self.start >= self.copies.stop:  # nothing differs where it could be read
+            plain = self.told.corrupt if self.how == "denoise" else self.told.clean
+            return self.told.effect(plain.repeat(len(senders), 1), self.how).T
+        fit, found = self.copies.fitting(self.start), []
         for layer in tqdm([None, *self.model.layers], desc="path patching", unit="layer", disable=None):
             mine = [name for name in senders if self._layer(name) == layer]
             found += [self._some(mine[i : i + fit]) for i in range(0, len(mine), fit)]
-        return self.moved.effect(torch.cat(found), self.how).T
+        return self.told.effect(torch.cat(found), self.how).T
 
     def _layer(self, sender: str) -> int | None:
         if sender == EMBED:
@@ -181,26 +169,24 @@ class _Paths:
     def _some(self, senders: list[str]) -> Tensor:
         """The measure [sender, pair] with what these senders, all of one layer, say to the receivers."""
         copies, into = len(senders), self.into
-        ids = self.base.ids.repeat(copies, 1)
-        start = self._layer(senders[0])
+        rows, layer = copies * len(self.copies.ids), self._layer(senders[0])
         stream = f"blocks.{into.layer}.hook_resid_pre"
-        frozen = self._frozen(senders)
         first = Swap(
-            self.model, len(ids), forward=frozen, parts=into.parts,
+            self.model, rows, forward=self._frozen(senders), parts=into.parts,
             keep=[stream] if into.kind == "residual" else (),
         )  # fmt: skip
-        with self.resuming.before(self.model.layers[0] if start is None else start, copies):
-            logits = first.logits(ids, self.moved.position)
+        measured = self.copies.measure(
+            first, copies, self.model.layers[0] if layer is None else layer, self.start
+        )
         if into.kind == "logits":
-            return self.moved.of(logits, copies)
+            return measured
         if into.kind == "residual":
             received = first.cache[stream]
-            second = Swap(self.model, len(ids), forward={stream: lambda tensor, hook: received})
+            second = Swap(self.model, rows, forward={stream: lambda tensor, hook: received})
         else:
             inject = {layer: self._injected(layer, first.seen[layer]) for layer in into.parts}
-            second = Swap(self.model, len(ids), attention=inject)
-        with self.resuming.before(into.layer, copies):
-            return self.moved.of(second.logits(ids, self.moved.position), copies)
+            second = Swap(self.model, rows, attention=inject)
+        return self.copies.measure(second, copies, into.layer, self.start)
 
     def _injected(self, layer: int, values: Parts):
         return lambda found: self.into.given(layer, found, values)
@@ -214,7 +200,7 @@ class _Paths:
                 changed[name] = _copies(self.here[name], copies)
         frozen: dict[str, Function] = {name: _always(value) for name, value in changed.items()}
         for copy, sender in enumerate(senders):
-            rows = slice(copy * len(self.base.ids), (copy + 1) * len(self.base.ids))
+            rows = slice(copy * len(self.copies.ids), (copy + 1) * len(self.copies.ids))
             if sender == EMBED:
                 frozen[self.embedded] = _always(_copies(self.there[self.embedded], copies))
             elif sender.startswith("mlp."):

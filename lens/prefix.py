@@ -1,0 +1,68 @@
+"""Runs that begin behind the first positions of a prompt, whose keys and values are known from an earlier run.
+
+The cache is transformers' own. Here every layer holds the keys of all positions, also where a window hides them, and
+nothing of a run is added to it, so that many runs can begin at the same place, each with many copies of the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+KeysValues = Sequence[tuple[Tensor, Tensor]]  # by layer, [prompt, head, position, d]
+Cache = DynamicCache
+
+
+class _Held(DynamicLayer):
+    """The first positions' keys and values, the same for all copies of the prompts."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.held = keys, values, (keys, values)
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return _behind(self.held[0], key_states), _behind(self.held[1], value_states)
+
+
+def _behind(held: Tensor, new: Tensor) -> Tensor:
+    copies = held.expand(len(new) // len(held), *held.shape).flatten(0, 1)
+    return torch.cat([copies, new], 2)
+
+
+def empty(model: HookedModel) -> Cache | None:
+    """A cache for a run to fill; None where more than keys and values goes from position to position."""
+    if not model.causal or getattr(model.hf, "_is_stateful", False):
+        return None
+    layers = DynamicCache(config=model.hf.config).layers
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return DynamicCache() if plain else None
+
+
+def filled(cache: Cache | None, prompts: int, length: int) -> KeysValues:
+    """What a run left of its first prompts; nothing where a layer does not hold every position."""
+    found = []
+    for layer in [] if cache is None else cache.layers:
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+            return []
+        if layer.keys.shape[2] != length:
+            return []
+        found.append((layer.keys[:prompts], layer.values[:prompts]))
+    return found
+
+
+def before(known: KeysValues, position: int) -> Cache:
+    """The cache of a run that begins at this position."""
+    cache = DynamicCache()
+    cache.layers.extend(_Held(keys[:, :, :position], values[:, :, :position]) for keys, values in known)
+    return cache
