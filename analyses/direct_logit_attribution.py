@@ -1,7 +1,8 @@
 """Direct logit attribution: what each part of a model writes into the logit of an answer, with no layer in between.
 
 The standard decomposition of the residual stream with the final norm's scale frozen (Elhage et al. 2021; Wang et al.
-2022): the shares add up to the logit difference exactly. One run. What a part does by way of later layers is not seen.
+2022), or with the norm integrated along a path of streams, so that nothing is frozen: the shares add up to the logit
+difference exactly. One run. What a part does by way of later layers is not seen.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from torch import Tensor
 from headwater.analyses._about import About
 from headwater.analyses._examples import Batch, Examples
 from headwater.analyses._measure import AnswerSetting, Explained, PositionSetting, WrongSetting
+from headwater.analyses._norm_paths import PathReadout
 from headwater.analyses._settings import Bounds
 from headwater.analyses._texts import Texts
-from headwater.analyses._writers import Layer, Readout, Writers, soft_cap
+from headwater.analyses._writers import EMBED, Layer, Readout, Writers, soft_cap
+from headwater.lens import anatomy
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.record import provenance
@@ -33,6 +36,7 @@ ABOUT = About(
 )
 
 Unit = Literal["component", "head", "source"]
+FinalNorm = Literal["frozen", "path_from_zero", "path_from_embedding"]
 
 
 def direct_logit_attribution(
@@ -41,6 +45,7 @@ def direct_logit_attribution(
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     unit: Annotated[Unit, "every part, the heads alone, or each head by source token"] = "component",
+    norm: Annotated[FinalNorm, "the final norm: its scale as it is, or exact along a path"] = "frozen",
     position: PositionSetting = -1,
     batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
 ) -> xr.DataArray:
@@ -53,10 +58,18 @@ def direct_logit_attribution(
     head, key], which adds up to "head" over the keys; refused where head outputs are edited. Without `wrong` the logit
     of the answer is taken apart. Logits with a soft cap (Gemma 2) are taken before it (attribute `soft_cap`).
     Sums are checked against the run; a model that does not add up is refused by name.
-    Unit: logit. Source: formulas checked; papers from memory.
+
+    With a path nothing is frozen: c gives `c·∫ ∇f(a + α(x - a)) dα`, α from 0 to 1, x the stream and f the logit behind
+    the norm, in closed form; a is 0, or the embedding, whose share then is f(a), the logit of the embedding by itself.
+    A part that turns the stream away from the answer is charged for it, and one along the stream gets less than when
+    frozen; both agree where the norm's scale does not change. From zero the norm is steepest where there is next to
+    no stream, so that shares of parts across x grow with log(|x|²/epsilon) and cancel: prefer the embedding. A norm
+    behind an attention (Gemma 2) stays the division that it was.
+    Unit: logit. Source: formulas checked; the closed form is ours; papers from memory.
     """
-    if unit not in get_args(Unit):
-        raise AnalysisError(f"unit={unit!r} is unknown; give one of {', '.join(get_args(Unit))}")
+    for name, value, known in (("unit", unit, get_args(Unit)), ("norm", norm, get_args(FinalNorm))):
+        if value not in known:
+            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(known)}")
     explained = Explained(model, None, answer, wrong, position, "logit")
     texts = Texts.of(model, examples, batch_size)
     rows: dict[int, Tensor] = {}
@@ -67,15 +80,18 @@ def direct_logit_attribution(
         run = Writers.of(model, batch)
         readout = _readout(explained, run, batch, position)
         totals[batch.places] = readout.total.cpu()
+        path = _path(run, readout, norm, position)
         if unit == "component":
-            shares = {name: readout.shares(vectors[:, position]) for name, vectors in run.parts()}
+            shares = {name: path.shares(vectors[:, position]) for name, vectors in run.parts()}
+            if isinstance(path, PathReadout) and norm == "path_from_embedding":
+                shares[EMBED] = path.begun
             names = [*shares, "bias"]
             found = torch.stack([*shares.values(), readout.bias], -1)
         else:
             each = _by_head if unit == "head" else _by_source
-            found = torch.stack([each(layer, readout, position) for layer in run.layers.values()], 1)
+            found = torch.stack([each(layer, path, position) for layer in run.layers.values()], 1)
         rows |= dict(zip(batch.places, found.cpu(), strict=True))
-    return _labelled(model, texts, rows, unit, names, totals, explained)
+    return _labelled(model, texts, rows, (unit, norm), names, totals, explained)
 
 
 def _readout(explained: Explained, run: Writers, batch: Batch, position: int) -> Readout:
@@ -85,11 +101,23 @@ def _readout(explained: Explained, run: Writers, batch: Batch, position: int) ->
     return Readout.of(run, position, asked, None if other is None else torch.tensor(other, device=device))
 
 
-def _by_head(layer: Layer, readout: Readout, position: int) -> Tensor:
+def _path(run: Writers, readout: Readout, norm: FinalNorm, position: int) -> Readout | PathReadout:
+    """What gives parts their shares."""
+    if norm == "frozen":
+        return readout
+    module = anatomy.final_norm(run.model.hf)
+    assert module is not None  # or there would be no readout
+    end = run.last[:, position]
+    embedded = run.layers[run.model.layers[0]].entering[:, position]
+    begin = torch.zeros_like(end) if norm == "path_from_zero" else embedded
+    return PathReadout.of(readout, anatomy.epsilon(module), begin, end)
+
+
+def _by_head(layer: Layer, readout: Readout | PathReadout, position: int) -> Tensor:
     return readout.shares(layer.result[:, position])
 
 
-def _by_source(layer: Layer, readout: Readout, position: int) -> Tensor:
+def _by_source(layer: Layer, readout: Readout | PathReadout, position: int) -> Tensor:
     """[batch, head, key]: each key's value, weighed, through W_O and the final norm."""
     return readout.shares(moved(layer, position))
 
@@ -110,10 +138,11 @@ def moved(layer: Layer, position: int) -> Tensor:
 
 
 def _labelled(
-    model: HookedModel, texts: Texts, rows: dict[int, Tensor], unit: Unit, names: list[str], totals: Tensor,
-    explained: Explained,
+    model: HookedModel, texts: Texts, rows: dict[int, Tensor], how: tuple[Unit, FinalNorm], names: list[str],
+    totals: Tensor, explained: Explained,
 ) -> xr.DataArray:  # fmt: skip
     """The rows of all texts under their names; keys of padding are NaN."""
+    unit, norm = how
     coordinates: dict[str, object] = {"batch": np.arange(len(totals)), "total": ("batch", totals)}
     if unit == "component":
         dims, values = ("batch", "component"), torch.stack([rows[n] for n in range(len(rows))])
@@ -128,7 +157,9 @@ def _labelled(
             for n, row in rows.items():
                 values[n][..., texts.valid[n]] = row
             coordinates["key_token"] = (("batch", "key"), np.array(texts.strings))
-    attrs = ABOUT.attrs(provenance(model), unit_of=unit, soft_cap=soft_cap(model), **explained.settings)
+    attrs = ABOUT.attrs(
+        provenance(model), unit_of=unit, norm=norm, soft_cap=soft_cap(model), **explained.settings
+    )
     return xr.DataArray(
         values.numpy(), dims=dims, coords=coordinates, name="direct_logit_attribution", attrs=attrs
     )
