@@ -1,7 +1,8 @@
 """Many redistributions of attention on the same texts, each row of a batch under one of its own.
 
 A variant says which heads, how much is kept, and from which keys: the sinks, or a control. Its texts become rows that
-share a forward pass with those of other variants, by `Redistribute(…, rows=…)`; no text is padded.
+share a forward pass with those of other variants, by `Redistribute(…, rows=…)`; no text is padded. Each pass is a piece
+of a journal, so that a sweep which was stopped goes on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from tqdm import tqdm
 
 from headwater.analyses._control_keys import control_keys
 from headwater.analyses._examples import Batch
+from headwater.analyses._journal import Journal
 from headwater.lens.edits import Redistribute
+from headwater.lens.errors import AnalysisError
 from headwater.lens.heads import Head
 from headwater.lens.model import HookedModel
 from headwater.lens.record import Record
@@ -60,6 +63,18 @@ class Move(NamedTuple):
         return ((self.keys.any(-1) & self.heads) & (self.keep < 1)[..., None]).any(-1).any(-1)
 
 
+class Begun(NamedTuple):
+    """A batch before its edits: what is kept of it as plain data, its moves by variant, and the measure.
+
+    `cells`: `plain` and `sinks` [text], `freed` [variant][text] (None where the control can not be made), and `jobs`,
+    pairs of a variant and a text in which it moves anything.
+    """
+
+    cells: dict[str, Any]
+    moves: list[Move | None]
+    value: Value
+
+
 @dataclass(frozen=True, eq=False)
 class Redistributions:
     """A sweep over head sets (bool [layer, head]) and `keeps`, with `controls` draws of each control."""
@@ -81,39 +96,80 @@ class Redistributions:
         ]
 
     def run(
-        self, batches: Sequence[Batch], find: Find, value_of: Callable[[Batch], Value], rows: int
+        self,
+        batches: Sequence[Batch],
+        find: Find,
+        value_of: Callable[[Batch], Value],
+        rows: int,
+        journal: Journal,
+        name: str,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Values and freed masses [head set, keep, treatment, text], plain values and sinks per head [text]."""
+        """Values and freed masses [head set, keep, treatment, text], plain values and sinks per head [text].
+
+        What the journal holds under `name` is not run again: a batch's plain values and jobs, then `rows` jobs at once.
+        """
         count = sum(len(batch.places) for batch in batches)
         shape = (len(self.sets), len(self.keeps), len(self.treatments), self.controls, count)
         values, freed = np.full(shape, np.nan), np.full(shape, np.nan)
         plain, sinks = np.full(count, np.nan), np.full(count, np.nan)
         variants = self.variants()
         with tqdm(total=len(variants) * count, desc="redistribution", unit="run", disable=None) as bar:
-            for batch in batches:
-                record, found = find(batch.ids)
-                sinks[batch.places] = found.sum(-1).double().mean((1, 2))
-                value = value_of(batch)
-                plain[batch.places] = value(self._outputs(batch.ids), torch.arange(len(found))).double().cpu()
-                pools = self._pools(record, found, batch.places)
-                moves = {v: move for v in variants if (move := self._move(v, pools)) is not None}
-                jobs: list[tuple[Variant, int]] = []
-                for variant, move in moves.items():
-                    freed[self._slot(variant)][batch.places] = move.freed
-                    # a text that nothing moves in has its plain value, bit for bit
-                    values[self._slot(variant)][batch.places] = plain[batch.places]
-                    jobs += [(variant, text) for text in move.acting.nonzero()[:, 0].tolist()]
+            for number, batch in enumerate(batches):
+                piece = f"{name}/{number}"
+                cells, begun = journal.get(piece), None
+                if cells is None or number == 0 or _unfinished(cells, journal, piece, rows):
+                    begun = self._begin(batch, find, value_of)
+                    if cells is None:
+                        journal.put(piece, begun.cells)
+                    else:
+                        _agree(cells, begun.cells, journal.path)
+                    cells = cells or begun.cells
+                plain[batch.places], sinks[batch.places] = cells["plain"], cells["sinks"]
+                for variant, masses in zip(variants, cells["freed"], strict=True):
+                    if masses is not None:
+                        freed[self._slot(variant)][batch.places] = masses
+                        # a text that nothing moves in has its plain value, bit for bit
+                        values[self._slot(variant)][batch.places] = cells["plain"]
+                jobs = cells["jobs"]
                 for start in range(0, len(jobs), rows):
                     some = jobs[start : start + rows]
-                    texts = torch.tensor([text for _, text in some])
-                    edits = edits_of([(moves[variant], text) for variant, text in some], self.model.layers)
-                    with self.model.edit(*edits):
-                        numbers = value(self._outputs(batch.ids[texts.to(batch.ids.device)]), texts)
-                    for (variant, text), number in zip(some, numbers.tolist(), strict=True):
-                        values[self._slot(variant)][batch.places[text]] = number
+                    numbers = journal.get(f"{piece}/{start}")
+                    if numbers is None:
+                        assert begun is not None
+                        numbers = self._values(begun, batch, some)
+                        journal.put(f"{piece}/{start}", numbers)
+                    for (variant, text), found in zip(some, numbers, strict=True):
+                        values[self._slot(variants[variant])][batch.places[text]] = found
                     bar.update(len(some))
                 bar.update(len(variants) * len(batch.places) - len(jobs))
         return _mean(values), _mean(freed), plain, sinks
+
+    def _begin(self, batch: Batch, find: Find, value_of: Callable[[Batch], Value]) -> Begun:
+        """The batch as it is, and every move on it."""
+        record, found = find(batch.ids)
+        value = value_of(batch)
+        plain = value(self._outputs(batch.ids), torch.arange(len(found)))
+        pools = self._pools(record, found, batch.places)
+        moves = [self._move(variant, pools) for variant in self.variants()]
+        cells = {
+            "plain": plain.double().tolist(),
+            "sinks": found.sum(-1).double().mean((1, 2)).tolist(),
+            "freed": [None if move is None else move.freed.tolist() for move in moves],
+            "jobs": [
+                [number, text]
+                for number, move in enumerate(moves)
+                if move is not None
+                for text in move.acting.nonzero()[:, 0].tolist()
+            ],
+        }
+        return Begun(cells, moves, value)
+
+    def _values(self, begun: Begun, batch: Batch, jobs: Sequence[Sequence[int]]) -> list[float]:
+        """The measure of texts under the edits of variants, which share a pass."""
+        texts = torch.tensor([text for _, text in jobs])
+        pairs = [(move, text) for variant, text in jobs if (move := begun.moves[variant]) is not None]
+        with self.model.edit(*edits_of(pairs, self.model.layers)):
+            return begun.value(self._outputs(batch.ids[texts.to(batch.ids.device)]), texts).tolist()
 
     def _outputs(self, ids: Tensor) -> Tensor:
         return self.model(ids) if self.model.has_lm_head else self.model.embeddings(ids)
@@ -147,6 +203,20 @@ class Redistributions:
             kept = (1 - wanted / mass.sum(-1).clamp_min(1e-12)).clamp(0, 1)
         freed = ((1 - kept)[..., None] * mass).sum((1, 2)) / max(int(chosen.sum()), 1)
         return Move(pool.keys, chosen, kept, freed)
+
+
+def _unfinished(cells: dict[str, Any], journal: Journal, piece: str, rows: int) -> bool:
+    return any(journal.get(f"{piece}/{start}") is None for start in range(0, len(cells["jobs"]), rows))
+
+
+def _agree(kept: dict[str, Any], now: dict[str, Any], path: object) -> None:
+    """Refuse to go on where the run as it is has other sinks or values than when the journal was begun."""
+    same = np.allclose(kept["plain"], now["plain"], rtol=1e-4, atol=1e-5, equal_nan=True)
+    if not same or kept["jobs"] != now["jobs"]:
+        what = "sinks" if same else "values of the measure"
+        raise AnalysisError(
+            f"resume: {path} was begun with other {what} on the plain texts (another measure or machine?); delete it"
+        )
 
 
 def half_of_others(sinks: Tensor, places: Sequence[int], seed: int, draw: int) -> Tensor:

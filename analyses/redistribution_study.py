@@ -2,12 +2,14 @@
 
 Sinks are found on each text as it is; each text is then run under `Redistribute` and under three controls. Values of
 every text are kept, intervals are over texts and paired. Costs one recording per batch and, per text, head sets ×
-strengths × (1 + 3·controls) rows of forward passes. What it leaves out: edits while a text is generated.
+strengths × (1 + 3·controls) rows of forward passes; with `resume` a study that was stopped goes on. What it leaves out:
+edits while a text is generated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import Tensor
 from headwater.analyses._about import About
 from headwater.analyses._bootstrap import interval
 from headwater.analyses._examples import Batch, Examples
+from headwater.analyses._journal import Journal
 from headwater.analyses._measure import (
     AnswerSetting,
     Explained,
@@ -31,6 +34,7 @@ from headwater.analyses._settings import Bounds
 from headwater.analyses._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
 from headwater.analyses._texts import Texts
 from headwater.lens.errors import AnalysisError
+from headwater.lens.experiment import digest_of
 from headwater.lens.heads import Head, chosen
 from headwater.lens.model import HookedModel, next_token_loss
 from headwater.lens.record import Record, provenance
@@ -74,6 +78,9 @@ def redistribution_study(
     batch_size: Annotated[
         int, "texts of equal length, and rows under an edit, that run together", Bounds(1)
     ] = 16,
+    resume: Annotated[
+        str | Path | None, "file of finished passes, to stop at any time and go on; none: no file"
+    ] = None,
 ) -> xr.Dataset:
     """`effect` [heads, keep, treatment, batch] = measure under the treatment - measure without it, higher being better.
 
@@ -93,8 +100,14 @@ def redistribution_study(
     `measure(logits) → [batch]`, which sees rows in no fixed order. With `held_out` there is one more head set,
     "filtered": the heads whose redistribution alone, with keep 0.4, does not lower the mean measure on those texts
     (ACT's filter; its own measure is accuracy); the attribute `filtered` lists them. `answer` there is that of the
-    examples, one for all. Unit: that of the measure. Source: the edit and the filter from ACT's code and text, checked;
-    study and controls are ours.
+    examples, one for all.
+
+    With `resume` every forward pass is on the disk, in that file, before the next begins: a study that was stopped, in
+    whatever way, goes on from there when it is asked for again with the same settings, with the numbers of one that
+    was not. The file (text, no pickle) is refused where it is of another study (other texts, model, settings, versions,
+    or other values of the measure on the plain texts) or was changed; a finished one gives the result at once.
+    Unit: that of the measure. Source: the edit and the filter from ACT's code and text, checked; study and controls are
+    ours.
     """
     keeps = _keeps(keep)
     sets = _sets(model, heads)
@@ -121,27 +134,33 @@ def redistribution_study(
         return _minus_loss(batch) if explained is None else explained.of(batch)
 
     texts = Texts.of(model, examples, batch_size)
-    filtered: list[str] | None = None
-    if held_out is not None:
-        if answer is not None and not isinstance(answer, str):
-            raise AnalysisError(
-                "held_out texts have no answers of their own; give one answer for all, or a measure"
-            )
-        filtered = _filter(model, Texts.of(model, held_out, batch_size), find, value_of, batch_size)
-        sets[FILTERED] = _mask(model, filtered)
-    study = Redistributions(model, list(sets.values()), keeps, TREATMENTS, controls, seed)
-    values, freed, plain, sinks = study.run(texts.batches, find, value_of, batch_size)
-    result = _dataset(values - plain, freed, draws, seed)
-    result = result.assign(plain=("batch", plain), sinks=("batch", sinks))
-    result = result.assign_coords(heads=list(sets), keep=keeps, treatment=list(TREATMENTS))
+    later = None if held_out is None else Texts.of(model, held_out, batch_size)
+    if later is not None and answer is not None and not isinstance(answer, str):
+        raise AnalysisError(
+            "held_out texts have no answers of their own; give one answer for all, or a measure"
+        )
     named = explained.settings if explained is not None else {"measure": "minus next-token loss"}
     settings = {
         "rule": rule,
         "keys": keys if rule is None else None,
         "threshold": threshold,
         "controls": controls,
+        "seed": seed,
     }
-    settings |= {"draws": draws, "seed": seed, "examples": len(plain), "filtered": filtered}
+    told = provenance(model) | {"device": model.device.type, "keep": keeps, "batch_size": batch_size}
+    told |= {"heads": {name: _names(model, mask) for name, mask in sets.items()}}
+    told |= {"texts": _digest(texts), "held_out": None if later is None else _digest(later)}
+    filtered: list[str] | None = None
+    with Journal.open(resume, {"analysis": "redistribution_study", **told, **settings, **named}) as journal:
+        if later is not None:
+            filtered = _filter(model, later, find, value_of, batch_size, journal)
+            sets[FILTERED] = _mask(model, filtered)
+        study = Redistributions(model, list(sets.values()), keeps, TREATMENTS, controls, seed)
+        values, freed, plain, sinks = study.run(texts.batches, find, value_of, batch_size, journal, "study")
+    result = _dataset(values - plain, freed, draws, seed)
+    result = result.assign(plain=("batch", plain), sinks=("batch", sinks))
+    result = result.assign_coords(heads=list(sets), keep=keeps, treatment=list(TREATMENTS))
+    settings |= {"draws": draws, "examples": len(plain), "filtered": filtered}
     return result.assign_attrs(ABOUT.attrs(provenance(model), **settings, **named))
 
 
@@ -156,11 +175,13 @@ def _dataset(effect: np.ndarray, freed: np.ndarray, draws: int, seed: int) -> xr
     return result.assign_coords(control=list(TREATMENTS[1:]), bound=["mean", "low", "high"])
 
 
-def _filter(model: HookedModel, texts: Texts, find: Find, value_of: Any, rows: int) -> list[str]:
+def _filter(
+    model: HookedModel, texts: Texts, find: Find, value_of: Any, rows: int, journal: Journal
+) -> list[str]:
     """The heads whose redistribution alone does not lower the mean of the measure."""
     every = [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
     alone = Redistributions(model, [_mask(model, [str(h)]) for h in every], [CALM], ("sinks",), 1, 0)
-    values, _, plain, _ = alone.run(texts.batches, find, value_of, rows)
+    values, _, plain, _ = alone.run(texts.batches, find, value_of, rows, journal, "filter")
     return [
         str(head)
         for head, value in zip(every, values[:, 0, 0].mean(-1), strict=True)
@@ -212,3 +233,13 @@ def _mask(model: HookedModel, heads: Any) -> Tensor:
     picked = chosen(heads, "all", model.layers, model.n_heads)
     none = torch.zeros(model.n_heads, dtype=torch.bool)
     return torch.stack([picked.get(layer, none) for layer in model.layers])
+
+
+def _names(model: HookedModel, mask: Tensor) -> list[str]:
+    return [str(Head(model.layers[layer], head)) for layer, head in mask.nonzero().tolist()]
+
+
+def _digest(texts: Texts) -> str:
+    """What tells texts from others: their token ids, in their order."""
+    rows = {place: row.tolist() for b in texts.batches for place, row in zip(b.places, b.ids, strict=True)}
+    return digest_of([rows[place] for place in sorted(rows)])
