@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from headwater.lens.heads import Head
     from headwater.lens.load import load
     from headwater.lens.model import HookedModel
+    from headwater.lens.prompts import prompt_set
     from headwater.lens.record import Record
     from headwater.lens.removal import remove_heads
 
@@ -60,6 +61,7 @@ _HOMES = {
     "headwater.lens.heads": ("Head",),
     "headwater.lens.load": ("load",),
     "headwater.lens.model": ("HookedModel",),
+    "headwater.lens.prompts": ("prompt_set",),
     "headwater.lens.record": ("Record",),
     "headwater.lens.removal": ("remove_heads",),
 }  # fmt: skip
@@ -99,6 +101,7 @@ __all__ = [
     "analyses",
     "edit_from_dict",
     "load",
+    "prompt_set",
     "recipes",
     "remove_heads",
 ]

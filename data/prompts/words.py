@@ -79,3 +79,15 @@ EXTRA = _words(
     people say see she so some than that them then these they this time two up us use very was way we
     well who will word would write you your morning evening water bread river mountain winter"""
 )
+
+# Nouns that last, for greater-than, and argument names, for docstrings (lists are ours). Neither belongs to the
+# vocabulary of the task model.
+EVENTS = _words(
+    """war conflict battle campaign siege truce voyage journey expedition dynasty plague famine reign revolt
+    strike project program trial tour drought epidemic search construction alliance crisis"""
+)
+ARGUMENTS = _words(
+    """load size file last name path data value text key line mode user test code list index count
+    title state node label type token date time host port source target result first image group
+    order level table field model parent"""
+)

@@ -1,0 +1,188 @@
+"""The tasks in natural spelling and from any word lists, for models that were not trained on them.
+
+Each generator takes a random source and its pools of words, and gives an `Example` whose two prompts have as many
+words; that they have as many tokens, and the answer one, is for the caller to see (`lens.prompts`). No word that
+differs stands at the start of a text, where many tokenizers write it otherwise. Greater-than is the task of Hanna et
+al. 2023 (arXiv 2305.00586), docstrings that of Heimersheim & Janiak 2023 (Alignment Forum); templates from memory.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from headwater.data.prompts import tasks
+from headwater.data.prompts.tasks import Example
+from headwater.data.prompts.words import (
+    ARGUMENTS,
+    CAPITAL_TEMPLATES,
+    CAPITALS,
+    COLORS,
+    EVENTS,
+    INDIRECT_OBJECT_TEMPLATES,
+    NAMES,
+    OBJECTS,
+    PLACES,
+    SCENES,
+    THINGS,
+)
+
+Pools = Mapping[str, Sequence[str]]
+CENTURIES = tuple(str(n) for n in range(11, 18))
+FIRST_YEAR = "01"  # the corrupted start: every year of the century is larger
+YEARS = tuple(f"{n:02}" for n in range(100))
+YEAR_PROMPT = "The {event} lasted from the year {century}{start} to the year {century}"
+LONGEST_REPEAT = 20
+
+
+@dataclass(frozen=True)
+class YearExample(Example):
+    """Greater-than: any two-digit end above `start` is right, so there is a set of answers; `answer` is one of them."""
+
+    century: str = ""
+    start: str = ""
+    ends: tuple[str, ...] = ()
+
+
+def natural(text: str) -> str:
+    """Without the spaces in front of punctuation that one token per word needs."""
+    return re.sub(r" ([,.?:])", r"\1", text)
+
+
+def indirect_object(rng: random.Random, pools: Pools) -> Example:
+    """Two names, one of them said again: the other is given something. Corrupted: the other is said again."""
+    templates = [t for t in INDIRECT_OBJECT_TEMPLATES if not t.startswith("{a}")]
+    template = rng.choice(templates)
+    first, second = rng.sample(pools["names"], 2)
+    other, subject = (first, second) if rng.random() < 0.5 else (second, first)
+    fill = {"a": first, "b": second, "place": rng.choice(PLACES), "thing": rng.choice(THINGS)}
+    order = "ABBA" if first == other else "BABA"
+    clean, corrupted = (natural(template.format(s=said, **fill)) for said in (subject, other))
+    return Example("indirect_object", f"{order} {template}", clean, other, (subject,), corrupted, subject)
+
+
+def colored_object(rng: random.Random, pools: Pools) -> Example:
+    """The colour of one of three objects, half of the time after another scene. Corrupted: another object is asked."""
+    objects = rng.sample(pools["objects"], 6)
+    shots = rng.randrange(2)
+    before = ""
+    ask = tasks.COLOR_QUESTION.removesuffix(" {color}")
+    if shots:
+        scene, pairs = _scene(rng, pools["colors"], objects[3:])
+        color, thing = rng.choice(pairs)
+        before = f"{scene} {ask.format(object=thing)} {color} "
+    scene, pairs = _scene(rng, pools["colors"], objects[:3])
+    (color, thing), (other_color, other), (third, _) = rng.sample(pairs, 3)
+    clean, corrupted = (natural(f"{before}{scene} {ask.format(object=name)}") for name in (thing, other))
+    return Example(
+        "colored_object", f"{shots}-shot", clean, color, (other_color, third), corrupted, other_color
+    )
+
+
+def _scene(
+    rng: random.Random, colors: Sequence[str], objects: Sequence[str]
+) -> tuple[str, list[tuple[str, str]]]:
+    pairs = list(zip(rng.sample(colors, len(objects)), objects, strict=True))
+    items = [f"{'an' if color[0] in 'aeiou' else 'a'} {color} {thing}" for color, thing in pairs]
+    items[-1] = "and " + items[-1]
+    return f"Q : {rng.choice(SCENES)} {' , '.join(items)} .", pairs
+
+
+def capital(rng: random.Random, pools: Pools) -> Example:
+    """A country's capital, of pools of countries and, in the same order, capitals. Corrupted: another country."""
+    known = dict(zip(pools["countries"], pools["capitals"], strict=True))
+    template = rng.choice([t for t in CAPITAL_TEMPLATES if not t.startswith("{country}")])
+    country, other = rng.sample(list(known), 2)
+    name = rng.choice(NAMES)
+    clean, corrupted = (natural(template.format(country=c, name=name)) for c in (country, other))
+    return Example("capital", template, clean, known[country], (known[other],), corrupted, known[other])
+
+
+def repeated_tokens(rng: random.Random, pools: Pools) -> Example:
+    """A word, then others that are repeated up to one of them. Corrupted: unrelated words in the first copy."""
+    words = pools["words"]
+    length = rng.randint(3, min(LONGEST_REPEAT, (len(words) - 1) // 2))
+    picked = rng.sample(words, 2 * length + 1)
+    lead, told, unrelated = picked[0], picked[1 : length + 1], picked[length + 1 :]
+    seen = rng.randint(1, length - 1)
+    clean, corrupted = (" ".join([lead, *first, *told[:seen]]) for first in (told, unrelated))
+    wrong = rng.choice([word for word in told if word != told[seen]])
+    return Example("repeated_tokens", f"length {length}", clean, told[seen], (wrong,), corrupted, None)
+
+
+def greater_than(rng: random.Random, pools: Pools) -> YearExample:
+    """A war that ends in a later year than it began; pools of words, and of years as "1732". Corrupted: begun in 01."""
+    by_century: dict[str, list[str]] = {}
+    for year in pools["years"]:
+        by_century.setdefault(year[:2], []).append(year[2:])
+    century = rng.choice(sorted(c for c, ends in by_century.items() if _starts(ends)))
+    ends = sorted(by_century[century])
+    start = rng.choice(_starts(ends))
+    event = rng.choice(pools["words"])
+    clean, corrupted = (
+        YEAR_PROMPT.format(event=event, century=century, start=s) for s in (start, FIRST_YEAR)
+    )
+    answer = rng.choice([end for end in ends if end > start])
+    return YearExample(
+        "greater_than", century, clean, answer, (start,), corrupted, None, century, start, tuple(ends)
+    )
+
+
+def _starts(ends: Sequence[str]) -> list[str]:
+    """Years of a century from which a war may begin: after 01, with a year above."""
+    return [end for end in sorted(ends)[:-1] if end > FIRST_YEAR] if FIRST_YEAR in ends else []
+
+
+def docstring(rng: random.Random, pools: Pools) -> Example:
+    """The next argument that a docstring describes, of a method of four. Corrupted: other arguments throughout."""
+    picked = rng.sample(pools["words"], 8)
+    name, *said = rng.sample(THINGS + PLACES, 7)
+    clean, corrupted = (_method(name, said, arguments) for arguments in (picked[:4], picked[4:]))
+    first, second, answer, last = picked[:4]
+    return Example("docstring", "", clean, answer, (last, first, second), corrupted, picked[6])
+
+
+def _method(name: str, said: Sequence[str], arguments: Sequence[str]) -> str:
+    lines = [
+        f"def {name}(self, {', '.join(arguments)}):",
+        f'    """{said[0]} {said[1]}',
+        "",
+        f"    :param {arguments[0]}: {said[2]} {said[3]}",
+        f"    :param {arguments[1]}: {said[4]} {said[5]}",
+        "    :param",
+    ]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """A generator, its own pools of words, and how many of each it needs at least."""
+
+    make: Callable[[random.Random, Pools], Example]
+    pools: Mapping[str, Sequence[str]]
+    least: Mapping[str, int]
+
+
+def _plain_words() -> list[str]:
+    return [word for word in tasks.vocabulary() if word.isalpha()]
+
+
+def texts() -> dict[str, PromptText]:
+    """Every set by name."""
+    years = [century + year for century in CENTURIES for year in YEARS]
+    return {
+        "indirect_object": PromptText(indirect_object, {"names": NAMES}, {"names": 2}),
+        "colored_object": PromptText(
+            colored_object, {"colors": COLORS, "objects": OBJECTS}, {"colors": 3, "objects": 6}
+        ),
+        "capital": PromptText(
+            capital,
+            {"countries": tuple(CAPITALS), "capitals": tuple(CAPITALS.values())},
+            {"countries": 2, "capitals": 2},
+        ),
+        "repeated_tokens": PromptText(repeated_tokens, {"words": _plain_words()}, {"words": 7}),
+        "greater_than": PromptText(greater_than, {"words": EVENTS, "years": years}, {"words": 1, "years": 3}),
+        "docstring": PromptText(docstring, {"words": ARGUMENTS}, {"words": 8}),
+    }

@@ -1,0 +1,74 @@
+"""Measures of the logits over sets of tokens: what is right may be any of many, as every year above a start is.
+
+A measure is a function of logits [pair, position, vocab] that gives one number per pair, as `patch`, `path_patch` and
+`edge_attribution` take it. They call it with the pairs of one batch, so sets that differ from pair to pair need all
+pairs in one: prompts of one length, and `batch_size` at least their number where there is such a setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from headwater.data.prompts.texts import YearExample
+from headwater.lens.errors import PromptError
+from headwater.lens.prompts import year_tokens
+
+Kind = Literal["probability", "logit"]
+
+
+def years_measure(
+    examples: Sequence[Any], tokenizer: Any, kind: Kind = "probability"
+) -> Callable[[Tensor], Tensor]:
+    """Greater-than: probability of all years above the start less that of all up to it (Hanna et al. 2023, memory).
+
+    `kind="logit"`, ours: the mean logit of the ones less that of the others.
+    """
+    wrong = [place for place, example in enumerate(examples) if not isinstance(example, YearExample)]
+    if wrong or not examples:
+        raise PromptError("years_measure takes examples of prompt_set('greater_than', …) alone, at least one")
+    sides = [year_tokens(tokenizer, example) for example in examples]
+    return sets_measure([right for right, _ in sides], [other for _, other in sides], kind)
+
+
+def sets_measure(
+    right: Sequence[Sequence[int]],
+    wrong: Sequence[Sequence[int]],
+    kind: Kind = "probability",
+    position: int = -1,
+) -> Callable[[Tensor], Tensor]:
+    """`Σ_right p - Σ_wrong p` at a position, or the difference of mean logits.
+
+    Sets of tokens are given for each pair, or one for all. The measure has gradients, and refuses logits of another
+    number of pairs than it has sets.
+    """
+    if kind not in ("probability", "logit"):
+        raise PromptError(f"kind={kind!r} is unknown; give probability or logit")
+    if len(right) != len(wrong) or not right:
+        raise PromptError(
+            f"there are {len(right)} right and {len(wrong)} wrong sets; give as many of both, one or more"
+        )
+    empty = [place for place, sets in enumerate(zip(right, wrong, strict=True)) if not all(map(len, sets))]
+    if empty:
+        raise PromptError(f"set {empty[0]} holds no token; give one or more right and wrong tokens")
+
+    def over_sets(logits: Tensor) -> Tensor:
+        row = logits[:, position]
+        row = row if row.dtype == torch.float64 else row.float()
+        if len(right) not in (1, len(row)):
+            raise PromptError(
+                f"the measure has sets for {len(right)} pairs and got {len(row)}; give it prompts of one length and "
+                f"batch_size={len(right)}"
+            )
+        values = row.softmax(-1) if kind == "probability" else row
+        weights = row.new_zeros(len(right), row.shape[-1])
+        for place, (ones, others) in enumerate(zip(right, wrong, strict=True)):
+            for tokens, sign in ((ones, 1.0), (others, -1.0)):
+                weights[place, list(tokens)] = sign / (len(tokens) if kind == "logit" else 1)
+        return (values * weights).sum(-1)
+
+    over_sets.__name__ = f"{kind} of right less wrong tokens"
+    return over_sets
