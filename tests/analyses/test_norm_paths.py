@@ -1,4 +1,4 @@
-"""Shares along a path of streams against autograd through the twin's own norm and unembedding, integrated point by point.
+"""Shares along a path of streams against autograd through the twin's own norm and unembedding, point by point.
 
 Mutations seen to fail: the mean left in, the term that turns the stream left out, the embedding's share integrated like
 the others, epsilon forgotten, the quadrature's weights not halved.
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers as hf
 from patch_pairs import ANSWER, CLEAN, WRONG
 from torch import Tensor, nn
 
