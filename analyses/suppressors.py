@@ -61,6 +61,7 @@ def suppressors(
     level: Annotated[
         float, "corrected p of the sign test below which a part counts", Bounds(0.0, 1.0)
     ] = 0.05,
+    least: Annotated[float, "logits that a part must take away in the mean", Bounds(0.0)] = 0.01,
     controls: Annotated[int, "sets of random heads of the layer that are scaled too", Bounds(0)] = 3,
     position: PositionSetting = -1,
     draws: Annotated[int, "redrawings of the texts for the intervals", Bounds(100)] = 1000,
@@ -71,10 +72,11 @@ def suppressors(
 
     `t = argmax W_U·norm(x)` per text at `position`, x read through a norm of its own scale as the logit lens does;
     `share_c = ((c - mean(c))/s ⊙ g)·(W_U[t] - mean W_U)` with s as it is behind the layer (`against="nothing"`: W_U[t]
-    alone, the paper's; but what all tokens gain alike no softmax sees). Over the half "chosen on"
-    (`side`) of the different texts: `mean`, `low`, `high` (95 % bootstrap), `negative` (fraction of texts), `p` of a
-    two-sided exact sign test and `p_corrected` (Holm over the parts), all [component]; `share` [batch, component] is of
-    all texts. `suppressor`: a head or MLP with `high < 0` and `p_corrected < level` (so under 6 texts there is none).
+    alone, the paper's; but what all tokens gain alike no softmax sees). Over the half "chosen on" (`side`) of the
+    different texts: `mean`, `low`, `high` (95 % bootstrap), `negative` (fraction of texts), `p` of a two-sided exact
+    sign test and `p_corrected` (Holm over the parts), all [component]; `share` [batch, component] is of all texts.
+    `suppressor`: a head or MLP with `high < 0`, `mean <= -least` and `p_corrected < level`, which a handful of texts
+    never reaches.
     Over the half "judged on" each suppressor by itself, all "together", and `controls` sets of as many random heads of
     the layer that are none ("control 0" …; one head where only the MLP is a suppressor; fewer where few are left) are
     multiplied by each of the `factors`: `value` [measure, judged, scaled, factor], and `change` with `change_low`,
@@ -82,8 +84,8 @@ def suppressors(
     predicts): accuracy, probability, logit (as the model gives it), loss = -log probability. `members` (attribute)
     names the parts of each set; `mitigation(result, scaled, factor)` are the edits, to be saved or applied.
     Unit: logit, and that of the measure. Source: the paper's idea, from its abstract and memory; less the mean, halves
-    and tests ours. Must not be used to say that a part is
-    there in order to suppress. Models whose norms stand behind the sum are refused (BERT).
+    and tests ours. Must not be used to say that a part is there in order to suppress. Models whose norms stand behind
+    the sum are refused (BERT).
     """
     if against not in get_args(Against):
         raise AnalysisError(f"against={against!r} is unknown; give one of {', '.join(get_args(Against))}")
@@ -105,7 +107,7 @@ def suppressors(
     share = torch.stack([rows[place][0] for place in places]).numpy()
     judged = halves(places, seed)
     found = _tested(share[~judged], draws, seed)
-    named = [name for name, one in zip(names, _chosen(found, names, level), strict=True) if one]
+    named = [name for name, one in zip(names, _chosen(found, names, level, least), strict=True) if one]
     members = _sets(model, named, controls, seed)
     answers = {place: rows[place][2] for place in places}
     kept = [place for place, one in zip(places, judged, strict=True) if one]
@@ -118,7 +120,7 @@ def suppressors(
     result = xr.Dataset(
         {
             "share": (("batch", "component"), share), **{n: ("component", v) for n, v in found.items()},
-            "suppressor": ("component", _chosen(found, names, level)),
+            "suppressor": ("component", _chosen(found, names, level, least)),
             "base": (("measure", "judged"), base), "value": (("measure", "judged", "scaled", "factor"), values),
             **{n: (dims, v) for n, v in zip(("change", "change_low", "change_high"), change, strict=True)},
         },
@@ -130,15 +132,8 @@ def suppressors(
             "side": ("batch", np.where(judged, JUDGED, CHOSEN)),
         },
     )  # fmt: skip
-    told = {
-        "answer": answer,
-        "against": against,
-        "level": level,
-        "position": position,
-        "draws": draws,
-        "seed": seed,
-    }
-    told |= {"texts": len(places), "layer_of": model.layers[-1], "members": members}
+    told = {"answer": answer, "against": against, "level": level, "least": least, "position": position}
+    told |= {"draws": draws, "seed": seed, "texts": len(places), "members": members}
     return result.assign_attrs(ABOUT.attrs(provenance(model), soft_cap=soft_cap(model), **told))
 
 
@@ -200,10 +195,11 @@ def _sign_test(below: int, above: int) -> float:
     return float(binomtest(below, below + above).pvalue) if below + above else 1.0
 
 
-def _chosen(found: dict[str, np.ndarray], names: list[str], level: float) -> np.ndarray:
+def _chosen(found: dict[str, np.ndarray], names: list[str], level: float, least: float) -> np.ndarray:
     """Suppressors; the constant of the attention's output is no part that could be scaled."""
     parts = np.array([not name.startswith("bias.") for name in names])
-    return parts & (found["high"] < 0) & (found["p_corrected"] < level)
+    below = (found["mean"] <= -least) & (found["high"] < 0)
+    return parts & below & (found["p_corrected"] < level)
 
 
 def _sets(model: HookedModel, named: list[str], controls: int, seed: int) -> dict[str, list[str]]:
