@@ -81,6 +81,16 @@ class Form:
             self._known[place] = Slices(strength, (q_basis @ left).mT, (k_basis @ right.mT).mT)
         return self._known[place]
 
+    def keys_at(self, head: int, query: int, key: int, place: int) -> Tensor:
+        """The right sides of a pair's slices as they read a key that stands elsewhere, [slice, d_model + 1]."""
+        parts = self.slices(head, query, key)
+        if self.turns is None or place == key:
+            return parts.right
+        basis, rest = torch.linalg.qr(self.key[head])
+        # from its own place to that of the pair's key; YaRN's turns also stretch, so the transpose does not undo them
+        turn = self.turns[place] @ torch.linalg.inv(self.turns[key])
+        return (self.key[head] @ turn @ torch.linalg.pinv(rest) @ basis.mT @ parts.right.mT).mT
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:

@@ -8,10 +8,9 @@ to be tried with `signal_interventions`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import networkx as nx
 import numpy as np
@@ -21,7 +20,8 @@ from tqdm import tqdm
 from headwater.analyses._about import About
 from headwater.analyses._examples import Examples, batches_of
 from headwater.analyses._settings import Bounds
-from headwater.analyses._slices import Forms, Prompt, leading, used
+from headwater.analyses._slices import Forms
+from headwater.analyses._tracing import Names, Rules, Seen, Upstream, Walk, statistics, trace
 from headwater.lens.errors import AnalysisError, HeadError
 from headwater.lens.heads import Head
 from headwater.lens.model import HookedModel
@@ -36,30 +36,7 @@ ABOUT = About(
     not_for="weights of different readers side by side; causal claims without an intervention; heads that look evenly",
 )
 
-LEAST = 1e-4  # of what a side reads in all: heads that together say less are rounding
-Upstream = Literal["heads", "all"]
-Names = Callable[[int, int], str]  # (number of the prompt, position) → the position's name
 Source = Annotated[int | Sequence[int] | None, "key that roots look at, one or one per prompt; none: any"]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How a trace is walked; the settings of `trace_signals` of the same names."""
-
-    firing: float
-    slices: float
-    share: float
-    constant: bool
-    upstream: Upstream
-
-
-@dataclass
-class _Seen:
-    """What one prompt showed: contributions by edge, and the nodes of the trace."""
-
-    edges: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    inside: set[tuple[str, str]] = field(default_factory=set)
 
 
 def trace_signals(
@@ -75,6 +52,8 @@ def trace_signals(
     ] = 0.7,
     constant: Annotated[bool, "count the 1 beside each output, an offset equal for all heads"] = False,
     upstream: Annotated[Upstream, "trace heads alone, or the embedding and MLPs too"] = "heads",
+    relative: Annotated[bool, "trace why this key rather than the mean of all, by weight"] = False,
+    control: Annotated[Examples | None, "ordinary texts on which firings are counted too"] = None,
     names: Names | None = None,
 ) -> nx.DiGraph:
     """Trace the roots that fire from `position` (on `source`) back to heads that do not fire.
@@ -86,28 +65,55 @@ def trace_signals(
     are edges whose sum exceeds `share` of all; a side of which earlier heads make less than 1e-4 has none. A head that
     fires where it speaks is traced in turn.
 
+    `relative` puts x̃_j less the mean of all keys, each by its weight A_im, in the place of x̃_j, in the score as in what
+    heads give to the key's side; which pairs fire stays as it is.
+
     Graph: nodes "8.6@12" (the head as it writes at position 12), and its inputs "8.6.q@12" and "8.6.k@4" on the pairs
-    it fires on; `count` is the number of prompts. Edges into inputs carry `weight`, the mean contribution over the
-    `count` prompts that have it, and `input` "q" or "k"; edges of kind "inside" join a head's inputs to it.
-    `names(prompt, position)` names positions, so that prompts of different lengths add up. Published settings: the
-    defaults with `constant=True`. Rotary models are decomposed per pair of positions; norms on queries and keys are
-    refused. A bias of positions (ALiBi) is no part of the score. Not here: the relative variant.
-    Unit: that of ABOUT. Source: the authors' code, checked; that `constant` may be off, and "all", are ours.
+    it fires on; `count` is the number of prompts, `pairs` that of the traced pairs on which a head fires. Edges into
+    inputs carry `weight`, the mean contribution over the `count` prompts that have it, and `input` "q" or "k"; `total`
+    of an input is what all upstream gives to it, traced or not, in the mean. Edges of kind "inside" join a head's
+    inputs to it. `names(prompt, position)` names positions, so that prompts of different lengths add up.
+    Attributes: `head_nodes`, `edges` and `edges_from_heads` count the graph; `firings` (JSON) the pairs on which each
+    head fires in all prompts, up to the query position, traced or not; `control_firings` those of `control`, texts cut
+    to the longest prompt's length, from all positions. Published settings: the defaults with `constant=True`.
+    Rotary models are decomposed per pair of positions; norms on queries and keys are refused. A bias of positions
+    (ALiBi) is no part of the score.
+    Unit: that of ABOUT. Source: the authors' code, checked; that `constant` may be off, "all", and how
+    the relative variant treats the key's side, are ours.
     """
-    rules = Rules(firing, slices, share, constant, upstream)
+    rules = Rules(firing, slices, share, constant, upstream, relative)
     if upstream not in ("heads", "all"):
         raise AnalysisError(f"upstream={upstream!r} is unknown; give heads or all")
     heads = heads_of(model, roots)
     prompts = prompts_of(model, examples)
     sources = sources_of(source, len(prompts))
     forms = Forms(model, prompts)
-    found: list[_Seen] = []
+    found: list[Seen] = []
+    counts: Counter[str] = Counter()
     for place, ids in enumerate(tqdm(prompts, desc="tracing", unit="prompt", disable=None)):
         begin = place_of(position, ids, place)
         end = None if sources[place] is None else place_of(sources[place], ids, place)
-        found.append(_trace(_Walk(forms, forms.run(ids), rules, place, names or _number), heads, begin, end))
-    return _graph(found, ABOUT.attrs(provenance(model), roots=[str(h) for h in heads], prompts=len(prompts),
-                                     position=position, source=source, **vars(rules)))  # fmt: skip
+        walk = Walk(forms, forms.run(ids), rules, place, names or _number)
+        found.append(trace(walk, heads, begin, end))
+        counts.update(walk.firings(begin))
+    told: dict[str, Any] = {"firings": _fired(counts)}
+    if control is not None:
+        texts = [ids[: max(map(len, prompts))] for ids in prompts_of(model, control)]
+        others: Counter[str] = Counter()
+        for ids in tqdm(texts, desc="control texts", unit="text", disable=None):
+            others.update(Walk(forms, forms.run(ids), rules, 0, _number).firings(len(ids) - 1))
+        told |= {"control_firings": _fired(others), "control_texts": len(texts)}
+    graph = _graph(found)
+    graph.graph.update(ABOUT.attrs(
+        provenance(model), roots=[str(h) for h in heads], prompts=len(prompts), position=position, source=source,
+        **vars(rules), **told, **statistics(graph),
+    ))  # fmt: skip
+    return graph
+
+
+def _fired(counts: Counter[str]) -> dict[str, int]:
+    """The heads that fire at all, most often first."""
+    return {head: count for head, count in counts.most_common() if count}
 
 
 def prompts_of(model: HookedModel, examples: Examples) -> list[Tensor]:
@@ -151,92 +157,25 @@ def _number(prompt: int, position: int) -> str:
     return str(position)
 
 
-@dataclass(frozen=True, eq=False)
-class _Walk:
-    """A prompt on which signals are traced."""
-
-    forms: Forms
-    prompt: Prompt
-    rules: Rules
-    number: int
-    names: Names
-
-    def name(self, head: str, position: int) -> str:
-        return f"{head}@{self.names(self.number, position)}"
-
-    def fires_on(self, head: Head, query: int) -> list[int]:
-        """The keys on which a head fires from a query."""
-        weights = self.prompt.pattern[head.layer][head.head, query]
-        keys = (weights >= self.rules.firing).nonzero()[:, 0].tolist()
-        if not any(keys):
-            return []
-        scores = self.scores[head.layer][head.head, query]
-        return [key for key in keys if key != 0 and scores[key] >= 0]
-
-    @cached_property
-    def scores(self) -> dict[int, Tensor]:
-        return {layer: form.scores(self.prompt.x[layer]) for layer, form in self.forms.layers.items()}
-
-    def senders(self, head: Head, query: int, key: int, side: str) -> dict[str, float]:
-        """The nodes whose contributions to one side are traced, and these."""
-        rules, form = self.rules, self.forms.layers[head.layer]
-        parts = form.slices(head.head, query, key)
-        x, y = self.prompt.x[head.layer][query], self.prompt.x[head.layer][key]
-        chosen = used(parts.terms(x, y), rules.slices)
-        signs = (parts.left[chosen] @ x).sign()
-        axes, position, own = (parts.left, query, x) if side == "q" else (parts.right, key, y)
-        reader = (signs * parts.strength[chosen].sqrt()) @ axes[chosen]
-        group = next(g for g in self.forms.wiring.groups if g.layer == head.layer and g.kind == "q")
-        names = self.forms.wiring.senders[: group.senders]
-        nodes = [n for n, name in enumerate(names) if rules.upstream == "all" or "." in name]
-        if not nodes:
-            return {}
-        spoken = self.prompt.spoken(nodes, head.layer, position, form, rules.constant)
-        given = spoken @ reader
-        total = float(given.sum())
-        if total <= LEAST * float((reader * own).abs().sum()):
-            return {}
-        return {names[nodes[n]]: float(given[n]) for n in leading(given, total, rules.share).tolist()}
-
-
-def _trace(walk: _Walk, roots: list[Head], query: int, key: int | None) -> _Seen:
-    seen = _Seen()
-    todo = [(head, query, j) for head in roots for j in walk.fires_on(head, query) if key in (None, j)]
-    met = set(todo)
-    while todo:
-        head, i, j = todo.pop()
-        whole = walk.name(str(head), i)
-        seen.nodes[whole] = {"kind": "head", "layer": head.layer, "head": head.head}
-        for side, position in (("q", i), ("k", j)):
-            reader = walk.name(f"{head}.{side}", position)
-            seen.nodes[reader] = {"kind": "input", "layer": head.layer, "input": side}
-            seen.inside.add((reader, whole))
-            for sender, given in walk.senders(head, i, j, side).items():
-                said = walk.name(sender, position)
-                seen.edges.setdefault((said, reader), []).append(given)
-                if "." not in sender:
-                    seen.nodes.setdefault(said, {"kind": sender.split()[0]})
-                    continue
-                earlier = Head.parse(sender)
-                seen.nodes.setdefault(said, {"kind": "head", "layer": earlier.layer, "head": earlier.head})
-                more = [(earlier, position, k) for k in walk.fires_on(earlier, position)]
-                todo += [pair for pair in more if pair not in met]
-                met.update(more)
-    return seen
-
-
-def _graph(found: list[_Seen], attrs: dict[str, Any]) -> nx.DiGraph:
-    graph = nx.DiGraph(**attrs)
+def _graph(found: list[Seen]) -> nx.DiGraph:
+    graph = nx.DiGraph()
     weights: dict[tuple[str, str], list[float]] = {}
+    totals: dict[str, list[float]] = {}
     for seen in found:
         for name, about in seen.nodes.items():
             if name not in graph:
                 graph.add_node(name, **about, count=0)
             graph.nodes[name]["count"] += 1
+        for name, pairs in seen.pairs.items():
+            graph.nodes[name]["pairs"] = graph.nodes[name].get("pairs", 0) + pairs
         for edge in seen.inside:
             graph.add_edge(*edge, kind="inside")
         for edge, given in seen.edges.items():
             weights.setdefault(edge, []).append(float(np.mean(given)))
+        for name, given in seen.totals.items():
+            totals.setdefault(name, []).append(float(np.mean(given)))
+    for name, each in totals.items():
+        graph.nodes[name]["total"] = float(np.mean(each))
     for (sender, reader), each in weights.items():
         about = {"input": reader.split("@")[0][-1], "weight": float(np.mean(each)), "count": len(each)}
         graph.add_edge(sender, reader, kind="edge", **about)

@@ -130,7 +130,7 @@ def test_a_direction_from_a_file_and_what_is_none(pairs: Callable, tmp_path: Pat
     for bad, message in (
         (direction[:31], r"direction has shape \(31,\); give \(32,\), the width of"),
         (direction[None], r"shape \(1, 32\)"),
-        (np.where(direction > 0.9, np.nan, direction), r"direction\[31\] is nan; give finite numbers"),
+        (np.where(direction > 0.9, np.nan, direction), r"direction\[30\] is nan; give finite numbers"),
         (0 * direction, "zero everywhere"),
         (["a", "b"], "no list of numbers"),
         ([[1.0], [1.0, 2.0]], "no list of numbers"),

@@ -1,12 +1,15 @@
 """Slices against the scores of transformers' own attention, and traces against the paper's formulas written out.
 
 Mutations seen to fail: biases left out of the form, rotations of query and key exchanged, the sign of the query's side
-left out, the norm's scale taken at the other position, contributions cut before they exceed the share.
+left out, the norm's scale taken at the other position, contributions cut before they exceed the share, the mean key not
+turned from where it stands, the first token's firings counted.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -17,8 +20,11 @@ import transformers as hf
 
 import headwater as hw
 from headwater import analyses
+from headwater.analyses._circuit_files import read_circuit, write_circuit
 from headwater.analyses._slices import Forms, leading, used
+from headwater.analyses._tracing import Rules, Walk, statistics
 from headwater.lens.errors import AnalysisError, HeadError
+from headwater.lens.heads import Head
 
 IDS = torch.tensor([3, 9, 17, 5, 22, 9, 40, 8])
 
@@ -91,7 +97,9 @@ def test_the_fewest_that_exceed_a_share() -> None:
     assert used(-values, 0.7).tolist() == [1]  # a score below 0 uses what lowers it
 
 
-def by_hand(model: hw.HookedModel, layer: int, head: int, i: int, j: int, constant: bool) -> dict[str, dict]:
+def by_hand(
+    model: hw.HookedModel, layer: int, head: int, i: int, j: int, constant: bool, relative: bool = False
+) -> dict[str, dict]:
     """Contributions to both sides by the formulas, with Ω itself and numpy's decomposition of it."""
     _, cache = model.run_with_cache(IDS[None], return_cache_object=False)
     w = model.weights(layer, fold=True, centre=True)
@@ -100,7 +108,9 @@ def by_hand(model: hw.HookedModel, layer: int, head: int, i: int, j: int, consta
     u, sigma, v = (torch.from_numpy(part) for part in np.linalg.svd(omega.numpy()))
     x = cache[f"blocks.{layer}.ln1.hook_normalized"][0].double()
     x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-    terms = [(float(sigma[k] * (x[i] @ u[:, k]) * (v[k] @ x[j])), k) for k in range(8)]
+    mean = cache[f"blocks.{layer}.attn.hook_pattern"][0, head, i].double() * float(relative)
+    read = torch.nn.functional.one_hot(torch.tensor(j), len(x)) - mean  # how much of each key
+    terms = [(float(sigma[k] * (x[i] @ u[:, k]) * (v[k] @ (read @ x))), k) for k in range(8)]
     total, kept, reached = sum(t for t, _ in terms), [], 0.0
     for term, k in sorted(terms, reverse=True):
         if reached > total:
@@ -108,28 +118,32 @@ def by_hand(model: hw.HookedModel, layer: int, head: int, i: int, j: int, consta
         kept.append(k)
         reached += term
     found: dict[str, dict] = {"q": {}, "k": {}}
-    for side, place, axes in (("q", i, u.T), ("k", j, v)):
-        scale = float(cache[f"blocks.{layer}.ln1.hook_scale"][0, place, 0])
+    scale = cache[f"blocks.{layer}.ln1.hook_scale"][0].double()
+    at_query = torch.nn.functional.one_hot(torch.tensor(i), len(x)).double()
+    for side, shares, axes in (("q", at_query, u.T), ("k", read, v)):
         for earlier in range(layer):
             below = model.weights(earlier)
             for sender in range(4):
-                y = cache[f"blocks.{earlier}.attn.hook_z"][0, place, sender] @ below.W_O[sender]
-                y = torch.cat([y - y.mean(), torch.tensor([float(constant)], dtype=y.dtype)]).double()
+                y = cache[f"blocks.{earlier}.attn.hook_z"][0, :, sender] @ below.W_O[sender]
+                y = torch.nn.functional.pad(y - y.mean(-1, keepdim=True), (0, 1), value=float(constant))
+                heard = shares @ (y.double() / scale)
                 found[side][f"{earlier}.{sender}"] = sum(
-                    float((x[i] @ u[:, k]).sign() * sigma[k] ** 0.5 * (axes[k] @ y) / scale) for k in kept
+                    float((x[i] @ u[:, k]).sign() * sigma[k] ** 0.5 * (axes[k] @ heard)) for k in kept
                 )
     return found
 
 
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("constant", [False, True])
-def test_contributions_are_those_of_the_formulas(gpt2, constant: bool) -> None:
+def test_contributions_are_those_of_the_formulas(gpt2, constant: bool, relative: bool) -> None:
     pattern = gpt2.record(IDS[None]).pattern(2, 1)[0]
     query = 7
     key = int(pattern[query, 1:].argmax()) + 1
     graph = analyses.trace_signals(
-        gpt2, IDS[None], roots="2.1", source=key, firing=float(pattern[query, key]) - 1e-6, constant=constant
-    )
-    expected = by_hand(gpt2, 2, 1, query, key, constant)
+        gpt2, IDS[None], roots="2.1", source=key, firing=float(pattern[query, key]) - 1e-6, constant=constant,
+        relative=relative,
+    )  # fmt: skip
+    expected = by_hand(gpt2, 2, 1, query, key, constant, relative)
     for side, place in (("q", query), ("k", key)):
         values = expected[side]
         total, reached, wanted = sum(values.values()), 0.0, {}
@@ -140,6 +154,83 @@ def test_contributions_are_those_of_the_formulas(gpt2, constant: bool) -> None:
             reached += values[name]
         into = graph.in_edges(f"2.1.{side}@{place}", data="weight")
         assert {sender: weight for sender, _, weight in into} == pytest.approx(wanted, rel=1e-5)
+        assert graph.nodes[f"2.1.{side}@{place}"]["total"] == pytest.approx(sum(values.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gpt_oss"])
+def test_the_relative_score_is_that_of_the_weights(pairs, name: str) -> None:
+    """`Σ_m A_im (log A_ij - log A_im)`, by transformers' own attention; rotated keys are met where they stand."""
+    pair = pairs(name)
+    forms = Forms(pair.model, [IDS])
+    walk = Walk(forms, forms.run(IDS), Rules(0.5, 1.0, 0.7, False, "all", True), 0, lambda *_: "")
+    maps = pair.maps(IDS[None])[:, 0]
+    for layer, head, query, key in ((0, 0, 7, 4), (1, 3, 5, 3), (2, 2, 4, 1), (2, 1, 6, 6)):
+        form, x = forms.layers[layer], walk.prompt.x[layer]
+        parts = form.slices(head, query, key)
+        heard = sum(
+            share * (axes @ x[place]) for place, share, axes in walk._keys(Head(layer, head), query, key)
+        )
+        found = float((parts.strength * (parts.left @ x[query]) * heard).sum()) / math.sqrt(pair.model.d_head)
+        row = maps[layer, head, query]
+        seen = row > 0
+        mean = row[seen] / row[seen].sum()
+        expected = float((mean * (row[key].log() - row[seen].log())).sum())
+        assert found == pytest.approx(expected, abs=3e-4), (layer, head, query, key)
+
+
+def test_one_key_alone_has_no_relative_senders(induction) -> None:
+    """A head all of whose weight is on one key has nothing to compare it with: its key's side hears nothing."""
+    graph = analyses.trace_signals(induction, repeated(), roots="1.2", relative=True)
+    plain = analyses.trace_signals(induction, repeated(), roots="1.2")
+    weight = float(induction.record(repeated()).pattern(1, 2)[0][14, 5])
+    assert weight > 0.99
+    edge = graph.edges["0.1@5", "1.2.k@5"]["weight"] if graph.has_edge("0.1@5", "1.2.k@5") else 0.0
+    assert abs(edge) < 0.05 * plain.edges["0.1@5", "1.2.k@5"]["weight"]
+
+
+def test_firings_and_sizes_are_counted(induction, tmp_path: Path) -> None:
+    """Pairs by a plain loop over the recorded maps; texts of the control are cut to the longest prompt."""
+    once = torch.arange(1, 33)[None]
+    graph = analyses.trace_signals(induction, repeated(), position=13, control=once)
+    for what, ids, last in (("firings", repeated(), 13), ("control_firings", once[:, :15], 14)):
+        forms = Forms(induction, [ids[0]])
+        prompt = forms.run(ids[0])
+        expected: dict[str, int] = {}
+        for layer in induction.layers:
+            for head in range(induction.n_heads):
+                maps = induction.record(ids).pattern(layer, head)[0]
+                scores = forms.layers[layer].scores(prompt.x[layer])[head]
+                for i in range(last + 1):
+                    for j in range(1, i + 1):
+                        if maps[i, j] >= 0.5 and scores[i, j] >= 0:
+                            expected[f"{layer}.{head}"] = expected.get(f"{layer}.{head}", 0) + 1
+        assert json.loads(graph.graph[what]) == expected, what
+    assert (
+        json.loads(graph.graph["firings"])["0.1"] == 13
+    )  # a head of the previous token, the first not counted
+    assert graph.graph["control_texts"] == 1
+    names = [n for n, kind in graph.nodes(data="kind") if kind == "head"]
+    kinds = [about["kind"] for _, _, about in graph.edges(data=True)]
+    assert graph.graph["edges"] == kinds.count("edge") == graph.graph["edges_from_heads"]
+    assert all(graph.nodes[name].get("pairs", 0) <= 2 for name in names)
+    again = read_circuit(write_circuit(graph, tmp_path / "trace.graphml"))
+    assert again.graph["firings"] == graph.graph["firings"]
+
+
+def test_a_head_at_a_position_is_one_node_however_often_it_is_met() -> None:
+    graph = nx.DiGraph()
+    for name, kind in (
+        ("1.2@end", "head"),
+        ("1.2.q@end", "input"),
+        ("1.2.k@S2", "input"),
+        ("0.1@S2", "head"),
+        ("embed@S2", "embed"),
+    ):
+        graph.add_node(name, kind=kind)
+    graph.add_edge("1.2.q@end", "1.2@end", kind="inside")
+    graph.add_edge("0.1@S2", "1.2.k@S2", kind="edge")
+    graph.add_edge("embed@S2", "1.2.k@S2", kind="edge")
+    assert statistics(graph) == {"head_nodes": 3, "edges": 2, "edges_from_heads": 1}
 
 
 @pytest.fixture(scope="module")
