@@ -205,9 +205,8 @@ def test_firings_and_sizes_are_counted(induction, tmp_path: Path) -> None:
                         if maps[i, j] >= 0.5 and scores[i, j] >= 0:
                             expected[f"{layer}.{head}"] = expected.get(f"{layer}.{head}", 0) + 1
         assert json.loads(graph.graph[what]) == expected, what
-    assert (
-        json.loads(graph.graph["firings"])["0.1"] == 13
-    )  # a head of the previous token, the first not counted
+    # a head of the previous token fires from 2 to 13: the first token does not count
+    assert json.loads(graph.graph["firings"])["0.1"] == 12
     assert graph.graph["control_texts"] == 1
     names = [n for n, kind in graph.nodes(data="kind") if kind == "head"]
     kinds = [about["kind"] for _, _, about in graph.edges(data=True)]
