@@ -22,6 +22,8 @@ check: .venv/.dev
 bench: .venv/.test
 	.venv/bin/python benchmarks/received_cpu.py
 	.venv/bin/python benchmarks/flow.py
+	.venv/bin/python benchmarks/patching.py
+	.venv/bin/python benchmarks/pruning.py
 	.venv/bin/python benchmarks/record_cpu.py --lengths 1024 4096 16384 32768
 
 # A stamp is older than the pins or the project file exactly when pip has to run again.
