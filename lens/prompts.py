@@ -41,14 +41,14 @@ def prompt_set(
     """`n` examples of a set, each with `prompt`, `answer`, `wrong` answers and a `corrupted` twin; a seed repeats them.
 
     `indirect_object`, `colored_object`, `capital` and `repeated_tokens` without a model are held-out draws for the
-    embedded task model. With `model` or `tokenizer` (any of transformers'), these and `greater_than` and `docstring`
-    are drawn for it: prompt and corrupted have equally many tokens, and the answer is one token, spelled as the
-    tokenizer alone takes it (often " Mary"; "#17" where only its number will do).
+    embedded task model. With `model` or `tokenizer` (any of transformers'), these and `colored_conflict`,
+    `greater_than` and `docstring` are drawn for it: prompt and corrupted have equally many tokens, and the answer is
+    one token, spelled as the tokenizer alone takes it (often " Mary"; "#17" where only its number will do).
 
     Words that are several tokens, or unknown, are left out. `words` takes the place of a set's own: `names=`
-    (indirect_object), `colors=` and `objects=` (colored_object), `capitals={"France": "Paris", …}` (capital), `words=`
-    (repeated_tokens, greater_than, docstring), `years=["1732", …]` (greater_than). Of words that are given none may
-    split. PromptError names those that do.
+    (indirect_object), `colors=` and `objects=` (coloured objects), `capitals={"France": "Paris", …}` (capital),
+    `words=` (repeated_tokens, greater_than, docstring), `years=["1732", …]` (greater_than). Of words that are given
+    none may split. PromptError names those that do.
     """
     if n < 1:
         raise PromptError(f"a prompt set needs at least one example; got n={n}")

@@ -81,13 +81,39 @@ def colored_object(rng: random.Random, pools: Pools) -> Example:
     )
 
 
+def colored_conflict(rng: random.Random, pools: Pools) -> Example:
+    """The colour an object has now, after a scene in which it had another. Corrupted: the scenes' colours swapped.
+
+    A condition in which models err that know coloured objects well; the wrong answer is the object's earlier colour.
+    """
+    objects, colors = rng.sample(pools["objects"], 3), rng.sample(pools["colors"], 6)
+    later = rng.sample(objects, 3)
+    asked, asked_before = rng.sample(objects, 2)
+    openings = rng.choices(SCENES, k=2)
+
+    def text(first: Sequence[str], second: Sequence[str]) -> tuple[str, str, str]:
+        old, new = dict(zip(objects, first, strict=True)), dict(zip(objects, second, strict=True))
+        scenes = (_items(openings[0], old, objects), _items(openings[1], new, later))
+        ask = tasks.COLOR_QUESTION.removesuffix(" {color}")
+        before = f"{scenes[0]} {ask.format(object=asked_before)} {old[asked_before]}"
+        return natural(f"{before} {scenes[1]} {ask.format(object=asked)}"), new[asked], old[asked]
+
+    clean, answer, wrong = text(colors[:3], colors[3:])
+    corrupted, _, _ = text(colors[3:], colors[:3])
+    return Example("colored_conflict", "1-shot", clean, answer, (wrong,), corrupted, wrong)
+
+
+def _items(opening: str, colors: Mapping[str, str], objects: Sequence[str]) -> str:
+    items = [f"{'an' if colors[o][0] in 'aeiou' else 'a'} {colors[o]} {o}" for o in objects]
+    items[-1] = "and " + items[-1]
+    return f"Q : {opening} {' , '.join(items)} ."
+
+
 def _scene(
     rng: random.Random, colors: Sequence[str], objects: Sequence[str]
 ) -> tuple[str, list[tuple[str, str]]]:
     pairs = list(zip(rng.sample(colors, len(objects)), objects, strict=True))
-    items = [f"{'an' if color[0] in 'aeiou' else 'a'} {color} {thing}" for color, thing in pairs]
-    items[-1] = "and " + items[-1]
-    return f"Q : {rng.choice(SCENES)} {' , '.join(items)} .", pairs
+    return _items(rng.choice(SCENES), {thing: color for color, thing in pairs}, objects), pairs
 
 
 def capital(rng: random.Random, pools: Pools) -> Example:
@@ -176,6 +202,9 @@ def texts() -> dict[str, PromptText]:
         "indirect_object": PromptText(indirect_object, {"names": NAMES}, {"names": 2}),
         "colored_object": PromptText(
             colored_object, {"colors": COLORS, "objects": OBJECTS}, {"colors": 3, "objects": 6}
+        ),
+        "colored_conflict": PromptText(
+            colored_conflict, {"colors": COLORS, "objects": OBJECTS}, {"colors": 6, "objects": 3}
         ),
         "capital": PromptText(
             capital,
