@@ -5,14 +5,17 @@ The ground truth of Abnar & Zuidema 2020 (arXiv 2005.00928); also known as occlu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
 import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
 
 from headwater.analyses._about import About
 from headwater.analyses._blanks import BlankSetting, answers, blank_id, blanked
-from headwater.analyses._examples import Examples
+from headwater.analyses._examples import Batch, Examples
 from headwater.analyses._measure import (
     AnswerSetting,
     Explained,
@@ -31,7 +34,7 @@ ABOUT = About(
     unit="change of what is explained (nats for a log-probability)",
     paper="Abnar & Zuidema 2020, arXiv:2005.00928",
     inputs="model+examples",
-    cost="one forward pass per token of each text",
+    cost="one forward pass per token of each text; memory that of `batch_size` texts",
     not_for="tokens that stand in for each other: each looks needless; a text with a blank may be unlike any text",
 )
 
@@ -59,12 +62,29 @@ def blank_out(
     texts = Texts.of(model, examples, batch_size)
     filler = blank_id(model, blank)
     found = texts.empty()
-    for batch in texts.batches:
-        length = batch.ids.shape[1]
-        gone = torch.cat([torch.zeros(1, length, dtype=torch.bool), torch.eye(length, dtype=torch.bool)])
-        forms = torch.stack([blanked(ids, gone, filler) for ids in batch.ids.cpu()])
-        values = answers(model, batch, asked.of(batch), forms, batch_size)
-        change = values[:, :1] - values[:, 1:]
-        texts.spread(batch, change if signed else change.abs(), found)
+    total = sum(batch.ids.numel() for batch in texts.batches)
+    with tqdm(total=total, desc="blank out", unit="token", disable=None) as bar:
+        for batch in texts.batches:
+            change = _changes(model, batch, asked.of(batch), filler, batch_size, bar)
+            texts.spread(batch, change if signed else change.abs(), found)
     attrs = ABOUT.attrs(provenance(model), blank=filler, signed=signed, **asked.settings)
     return texts.by_key(found, "blank_out", attrs)
+
+
+def _changes(
+    model: HookedModel,
+    batch: Batch,
+    value: Callable[[Tensor, Tensor], Tensor],
+    filler: int,
+    rows: int,
+    bar: tqdm,
+) -> Tensor:
+    """What each token's absence changes, [text, token]; the forms of a text are made a few at a time."""
+    ids, place = batch.ids.cpu(), torch.arange(batch.ids.shape[1])
+    whole = answers(model, batch, value, ids[:, None], rows)
+    found = []
+    for some in place.split(rows):
+        forms = torch.stack([blanked(text, some[:, None] == place, filler) for text in ids])
+        found.append(answers(model, batch, value, forms, rows))
+        bar.update(len(ids) * len(some))
+    return whole - torch.cat(found, 1)

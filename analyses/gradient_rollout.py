@@ -57,7 +57,8 @@ def gradient_rollout(
 
     `s` is what is explained at `position`: the logit of `answer`, or of the token the model predicts, less that of
     `wrong` where one is given; or `measure(logits) → [batch]` of your own. Where no weight of a row raises s, the row
-    stays where it is. Weights are those of the run, under whatever edits are on.
+    stays where it is. Weights are those of the run, under whatever edits are on. The released BERT script takes the
+    last layer alone (`first_layer=11` of 12), that for ViT multiplies all.
     Unit: share, rows sum to 1. Source: the authors' code for the propagation, checked; the paper itself puts relevances
     in the place of A, so its published numbers are not those of this form.
     """

@@ -63,7 +63,7 @@ def prune_heads(
     [batch, fraction], `random` [control, fraction], `heads_left` [fraction], `removed` [fraction, layer, head], `order`
     [rank] ("layer.head", first to go first) and `importance` [layer, head] of the whole model. With `speed`, `speed`
     [fraction] too: time of the whole model over that of `headwater.remove_heads`, median of 5 runs in turn on the
-    first batch; NaN where the architecture, or a group of heads cut in part, does not allow it.
+    batch with the most tokens; NaN where the architecture, or a group of heads cut in part, does not allow it.
     Unit: that of the measure. Source: the paper's schedule, checked; random orders ours.
     """
     if not 0 < step <= 1:
@@ -106,7 +106,8 @@ def prune_heads(
         "importance": (("layer", "head"), first),
     }  # fmt: skip
     if speed:
-        found["speed"] = ("fraction", np.array([speed_without(model, names[:n], batches[0]) for n in counts]))
+        largest = max(batches, key=lambda batch: batch.ids.numel())
+        found["speed"] = ("fraction", np.array([speed_without(model, names[:n], largest) for n in counts]))
     result = xr.Dataset(
         found,
         coords={"fraction": fractions, "layer": model.layers, "head": np.arange(model.n_heads)},
