@@ -32,13 +32,22 @@ def of(result: xr.DataArray | xr.Dataset) -> list[str]:
 
 
 def of_graph(graph: nx.DiGraph) -> list[str]:
-    """Lines for the edges of a graph by the size of their score, the largest first."""
-    scored = [(u, v, score) for u, v, score in graph.edges(data="score") if score is not None]
+    """Lines for the edges of a graph by the size of their score (or weight), the largest first."""
+    edges = list(graph.edges(data=True))
+    by = next((name for name in ("score", "weight") if any(name in about for _, _, about in edges)), "score")
+    more = [name for name in ("low", "high", "count") if any(name in about for _, _, about in edges)]
+    scored = [(u, v, about[by], *map(about.get, more)) for u, v, about in edges if about.get(by) is not None]
     scored.sort(key=lambda edge: -abs(edge[2]))
-    told = [f"{len(graph)} nodes, {len(scored)} edges with a score"]
+    told = [f"{len(graph)} nodes, {len(scored)} edges with a {by}"]
+    if not scored:
+        nodes = [(name, about[by]) for name, about in graph.nodes(data=True) if about.get(by) is not None]
+        nodes.sort(key=lambda node: -abs(node[1]))
+        if not nodes:
+            return told
+        return [f"{len(graph)} nodes, {len(nodes)} with a {by}", *columns([["node", by], *nodes[:MOST_ROWS]])]
     if len(scored) > MOST_ROWS:
         told += [f"the {MOST_ROWS} largest; --json gives every one"]
-    return [*told, *columns([["from", "to", "score"], *scored[:MOST_ROWS]])]
+    return [*told, *columns([["from", "to", by, *more], *scored[:MOST_ROWS]])]
 
 
 def columns(rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -1,5 +1,6 @@
 """Tables show the right number beside the right names, say what they leave out, and never show a control character."""
 
+import networkx as nx
 import numpy as np
 import xarray as xr
 
@@ -48,3 +49,20 @@ def test_axes_of_length_one_go_into_the_title() -> None:
 
 def test_control_characters_are_escaped() -> None:
     assert tables.cell("\x1b[2Jé\n\u202e\ud800") == "\\x1b[2Jé\\n\\u202e\\ud800"
+
+
+def test_a_trace_shows_its_weights_and_nodes_their_scores() -> None:
+    graph = nx.DiGraph()
+    graph.add_edge("0.1@4", "1.2.k@4", kind="edge", weight=0.5, count=2)
+    graph.add_edge("0.3@4", "1.2.k@4", kind="edge", weight=-1.5, count=1)
+    graph.add_edge("1.2.k@4", "1.2@9", kind="inside")
+    assert rows(tables.of_graph(graph)) == [
+        "4 nodes, 2 edges with a weight".split(),
+        ["from", "to", "weight", "count"],
+        ["0.3@4", "1.2.k@4", "-1.5000", "1"],
+        ["0.1@4", "1.2.k@4", "0.5000", "2"],
+    ]
+    nodes = nx.DiGraph()
+    nodes.add_node("0.1", score=0.25)
+    assert rows(tables.of_graph(nodes))[1:] == [["node", "score"], ["0.1", "0.2500"]]
+    assert tables.of_graph(nx.DiGraph()) == ["0 nodes, 0 edges with a score"]
