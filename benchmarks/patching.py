@@ -1,10 +1,13 @@
 """Activation patching of one pair of prompts, beside TransformerLens' `patching` on a bridge of the same weights.
 
-`python benchmarks/patching.py [--layers 12] [--tokens 15] [--rounds 3] [--json FILE]`. A random model of GPT-2's size
-(width 768, 12 heads, vocabulary 50,257); clean and corrupt prompts differ in one token at two thirds of their length.
-Both sides get the tokens and give the measure (a logit difference at the last token) of every cell, their own plain
-runs and caches included; gradients are off. An effect that differs by more than 1e-3 ends the run.
-Subjects take turns; figures are medians with their spread.
+`python benchmarks/patching.py [--layers 12] [--tokens 15] [--differ 10] [--rounds 3] [--what head …] [--json FILE]`.
+A random model of GPT-2's size (width 768, 12 heads, vocabulary 50,257); clean and corrupt prompts differ in one token,
+at two thirds of their length or where `--differ` says: Headwater runs no position before it, so this decides how much
+is saved, and `--differ 0` shows what is left when nothing is. Every head's z at all positions, and the stream and the
+MLP's output at every position, are restored in the corrupt run, each on its own. Both sides get the tokens and give the
+measure (a logit difference at the last token) of every cell, their own plain runs and caches included; gradients are
+off, and each has all threads. An effect that differs by more than 1e-3 ends the run with nothing written.
+Subjects take turns; seconds are wall-clock, figures are medians with their spread, the load stands in the file.
 """
 
 from __future__ import annotations
@@ -49,10 +52,10 @@ def subjects(layers: int) -> tuple[hw.HookedModel, Any]:
         return hw.load(plain), build_bridge_from_module(twin, "GPT2LMHeadModel", hf_config=twin.config)
 
 
-def prompts(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def prompts(tokens: int, differ: int) -> tuple[torch.Tensor, torch.Tensor]:
     clean = torch.randint(100, 50_000, (1, tokens), generator=torch.Generator().manual_seed(1))
     corrupt = clean.clone()
-    corrupt[0, 2 * tokens // 3] += 1
+    corrupt[0, differ] += 1
     return clean, corrupt
 
 
@@ -82,8 +85,9 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     return time.perf_counter() - start, found
 
 
-def measured(model: Any, bridge: Any, tokens: int, what: str, rounds: int) -> dict[str, Any]:
-    clean, corrupt = prompts(tokens)
+def measured(
+    model: Any, bridge: Any, clean: torch.Tensor, corrupt: torch.Tensor, what: str, rounds: int
+) -> dict[str, Any]:
     ours(model, clean, corrupt, what)  # what happens once per model does not count
     seconds: dict[str, list[float]] = {"headwater": [], "transformer_lens": []}
     mine = np.empty(0)
@@ -106,12 +110,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=15)
+    parser.add_argument(
+        "--differ", type=int, help="position of the token that differs (default: at two thirds)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--what", nargs="*", default=["head", "residual", "mlp"], choices=list(SWEEPS))
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     model, bridge = subjects(asked.layers)
-    rows = [measured(model, bridge, asked.tokens, what, asked.rounds) for what in asked.what]
+    differ = 2 * asked.tokens // 3 if asked.differ is None else asked.differ
+    rows = [
+        measured(model, bridge, *prompts(asked.tokens, differ), what, asked.rounds) for what in asked.what
+    ]
     if asked.json is not None:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
@@ -121,7 +131,7 @@ def main() -> None:
             "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
             "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
             "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
-            "layers": asked.layers, "tokens": asked.tokens, "rows": rows,
+            "layers": asked.layers, "tokens": asked.tokens, "differ": differ, "rows": rows,
         }  # fmt: skip
         asked.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
