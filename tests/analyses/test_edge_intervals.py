@@ -1,6 +1,6 @@
 """Intervals and scores per pair of edges: every pair by itself, and the bootstrap written out.
 
-Mutations seen to fail: pairs of another length put in the wrong places, high and low exchanged, another seed per chunk.
+Mutations seen to fail: pairs of another length put in the wrong places, high and low exchanged.
 """
 
 from __future__ import annotations
