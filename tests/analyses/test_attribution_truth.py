@@ -1,4 +1,8 @@
-"""Attribution truth: a model in which first-order guesses are exact, correlations by scipy, and effects by hand."""
+"""Attribution truth: a model in which first-order guesses are exact, correlations by scipy, and effects by hand.
+
+Mutations seen to fail: sizes taken of the effects alone, effects not redrawn with their guesses, the first answer asked
+of every pair.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """Prompt sets for any tokenizer: equal lengths, one-token answers, what differs, refusals by name; measures of sets.
 
 Real tokenizers of three kinds, of which two are trained here on texts in which some names are frequent and others never
-occur, so that some are one token and some split; years fall into pairs of digits.
+occur, so that some are one token and some split; years fall into pairs of digits. Mutations seen to fail: words that
+split taken along, a year equal to the start counted as larger, all pairs measured by the first one's sets, clean and
+corrupted exchanged, another argument asked for.
 """
 
 from __future__ import annotations
