@@ -1,7 +1,7 @@
 """Repair: forced rows against dense runs with the weights replaced by hand, and accuracies counted by hand.
 
-Mutations seen to fail: one of two heads forced, the last position forced in place of the one named, new mistakes counted
-as repairs, the forced heads among the random ones, the lowest wrong logit in place of the highest.
+Mutations seen to fail: one of two heads forced, the last position forced in place of the one named, new mistakes
+counted as repairs, the forced heads among the random ones, the lowest wrong logit in place of the highest.
 """
 
 from __future__ import annotations
