@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     bounds: Bounds = Bounds()
     optional: bool = False
+    all: bool = True  # whether positions may be "all"
 
     def parse(self, text: str) -> Any:
         """The value that `text` stands for; "none" (or nothing) is None where the setting may be left out."""
@@ -77,7 +78,11 @@ class Setting:
                 raise ValueError(text)
             return text.lower() in TRUE
         if self.kind == "positions":
-            return "all" if text == "all" else [int(part) for part in text.replace(",", " ").split()]
+            return (
+                "all"
+                if text == "all" and self.all
+                else [int(part) for part in text.replace(",", " ").split()]
+            )
         return text
 
     def _wanted(self) -> str:
@@ -92,7 +97,7 @@ class Setting:
             "number": f"a number{limits}",
             "integer": f"a whole number{limits}",
             "flag": "yes or no",
-            "positions": 'token positions such as "0,-1", or "all"',
+            "positions": 'whole numbers such as "0,-1"' + ', or "all"' * self.all,
             "text": "text",
         }[self.kind] + none
 
@@ -128,11 +133,20 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
     choices = tuple(choice for choice in choices if choice is not None)
     if Callable in origins or Any in origins:  # for Python alone
         return None
-    if int in origins and Sequence in origins:
+    if int in origins and origins & {Sequence, Iterable}:
         kind: Kind = "positions"
     elif choices:
         kind = "choice"
     else:
         kinds: dict[Any, Kind] = {bool: "flag", int: "integer", float: "number", str: "text"}
         kind = next(word for of, word in kinds.items() if of in origins)
-    return Setting(name, kind, default, help_line, choices if kind == "choice" else (), bounds, optional)
+    return Setting(
+        name,
+        kind,
+        default,
+        help_line,
+        choices if kind == "choice" else (),
+        bounds,
+        optional,
+        "all" in choices,
+    )

@@ -61,6 +61,7 @@ def example(
     flag: bool = False,
     mode: Literal["a", "b"] | Sequence[float] = "a",
     where: int | Sequence[int] | Literal["all"] = "all",
+    some: int | Sequence[int] = 0,
     label: str = "",
     loss: Callable[[int], int] | None = None,
 ) -> None: ...
@@ -94,7 +95,8 @@ def test_parse(name: str, text: str, value: object) -> None:
         ("count", "0", "a whole number from 1 \\(or none\\)"),
         ("flag", "perhaps", "yes or no"),
         ("mode", "c", "one of a, b"),
-        ("where", "first", "token positions"),
+        ("where", "first", 'whole numbers such as "0,-1", or "all"'),
+        ("some", "all", "some='all' is not whole numbers such as \"0,-1\"$"),
     ],
 )
 def test_parse_refuses(name: str, text: str, message: str) -> None:
