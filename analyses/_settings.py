@@ -148,5 +148,5 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
         choices if kind == "choice" else (),
         bounds,
         optional,
-        "all" in choices,
+        "all" in choices or str in origins,
     )
