@@ -40,6 +40,7 @@ ROLES = (
 DELIMITERS = ".,;:!?\n"
 EVERY = 6  # one token of so many is a delimiter
 SHARED = 4  # sequences recorded together
+ELEMENTS = 2**21  # weights of all sequences and heads that are looked at together
 
 
 def head_roles(
@@ -140,34 +141,36 @@ def _length(model: HookedModel, length: int | None, bos: int | None) -> int:
 def _pattern_scores(map: AttentionMap, ids: Tensor, length: int) -> Tensor:
     """The attention scores of one layer on repeated tokens, [batch, head, role], without delimiters."""
     total = ids.shape[1]
-    start = total - length
-    weights = map.tile(slice(start, total), slice(0, total)).double().cpu()  # [batch, head, query, key]
-    query = torch.arange(start, total)
-    row = torch.arange(length)
+    step = max(ELEMENTS // (map.shape[0] * map.shape[1] * total), 1)
+    blocks = torch.arange(total - length, total).split(step)
+    rows = torch.cat([_of_queries(map, ids, queries, length) for queries in blocks], 2)
+    return torch.cat([rows[..., :5].mean(2), rows[..., 5:].nanmean(2)], -1)
 
-    def at(key: Tensor) -> Tensor:
-        return weights[:, :, row, key].mean(-1)
 
+def _of_queries(map: AttentionMap, ids: Tensor, query: Tensor, length: int) -> Tensor:
+    """The scores of neighbouring queries of the second copy, [batch, head, query, role]."""
+    total, rows = ids.shape[1], slice(int(query[0]), int(query[-1]) + 1)
+    weights = map.tile(rows, slice(0, total)).double().cpu()  # [batch, head, query, key]
+    row = torch.arange(len(query))
     earlier = torch.arange(total) < query[:, None]
     before = torch.nn.functional.pad(ids[:, :-1], (1, 0), value=-1)  # the token at j - 1
     follows = (before[:, None, :] == ids[:, query, None]) & earlier
-    prefix = (weights * follows[:, None]).sum(-1).mean(-1)
-    first = weights[..., 0].mean(-1)
-    own = [at(query - 1), at(query - length), at(query - length + 1), prefix, first]
-    return torch.stack([*own, *_shapes(map, weights, slice(start, total))], -1)
+    prefix = (weights * follows[:, None]).sum(-1)
+    own = [weights[:, :, row, key] for key in (query - 1, query - length, query - length + 1)]
+    return torch.stack([*own, prefix, weights[..., 0], *_shapes(map, weights, rows)], -1)
 
 
 def _shapes(map: AttentionMap, weights: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """`positional`, `broad`, `narrow` of weights [batch, head, query, key], each [batch, head]."""
+    """`positional`, `broad`, `narrow` of weights [batch, head, query, key], each [batch, head, query]."""
     other = weights.roll(-1, 0)
     masses = (weights + other).sum(-1)
-    alike = (2 * torch.minimum(weights, other).sum(-1) / masses).nanmean(-1)
+    alike = 2 * torch.minimum(weights, other).sum(-1) / masses
     if len(weights) == 1:
         alike = torch.full_like(alike, torch.nan)
     seen = map.rule.mask.visible_keys(*map.shape[:2]).expand(map.shape[:3])[:, :, rows].double()
     shares = weights / weights.sum(-1, keepdim=True)  # a row without weights is NaN
     entropy = -torch.special.xlogy(shares, shares).sum(-1) / seen.log()
-    return alike, entropy.nanmean(-1), shares.amax(-1).nanmean(-1)
+    return alike, entropy, shares.amax(-1)
 
 
 def delimiter_tokens(model: HookedModel) -> list[int]:
