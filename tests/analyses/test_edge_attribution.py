@@ -260,7 +260,10 @@ def test_prompts_of_unequal_length_and_batches_change_nothing() -> None:
         ({"measure": "up"}, "measure='up' is unknown"),
         ({"steps": 0}, "steps=0 is too small"),
         ({"pairs": []}, "pairs is empty"),
-        ({"pairs": [(torch.tensor([1, 2]), torch.tensor([1, 2, 3]))]}, "pair 0 has 2 clean and 3 corrupt tokens"),
+        (
+            {"pairs": [(torch.tensor([1, 2]), torch.tensor([1, 2, 3]))]},
+            "pair 0 has 2 clean and 3 corrupt tokens",
+        ),
         ({"pairs": ["one two"]}, "pair 0 is not"),
     ],
 )
