@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree.ElementTree import ParseError
@@ -52,6 +53,11 @@ def read_circuit(path: str | Path) -> nx.DiGraph:
     A file is held to be data: one line says what is wrong with one that is too large, declares entities or types, or
     holds other names, kinds or values than a circuit has.
     """
+    if not isinstance(path, str | os.PathLike):
+        kind = type(path).__name__
+        raise AnalysisError(
+            f"a circuit is a networkx.DiGraph, or a file of write_circuit; got an object of {kind}"
+        )
     path = Path(path)
     form = _form(path)
     try:

@@ -7,7 +7,9 @@ heads share it. An edge goes from a node to an input and carries `score` and `in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal
 
 import networkx as nx
@@ -109,8 +111,16 @@ def select_circuit(
     def worth(score: float) -> float:
         return score if signed else abs(score)
 
-    scores = {(u, v): worth(s) for u, v, s in graph.edges(data="score") if s is not None}
-    nodes = {name: worth(about["score"]) for name, about in graph.nodes.items() if "score" in about}
+    given = {(u, v): s for u, v, s in graph.edges(data="score") if s is not None}
+    told = {name: about["score"] for name, about in graph.nodes.items() if "score" in about}
+    for place, score in (given | told).items():
+        if not isinstance(score, Real) or not math.isfinite(score):
+            name = place if isinstance(place, str) else " → ".join(map(str, place))
+            raise AnalysisError(
+                f"the score of {name} is {score!r}; give finite numbers, as of edge_attribution"
+            )
+    scores = {edge: worth(score) for edge, score in given.items()}
+    nodes = {name: worth(score) for name, score in told.items()}
     if not scores and nodes:
         return _of_nodes(graph, sorted(nodes, key=lambda name: -nodes[name])[:n])
     if not scores:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headwater.analyses._asked import Asked, Told
 from headwater.analyses._pairs import Pairs
+from headwater.analyses._rounding import in_half
 from headwater.analyses._wiring import EMBED, Inputs, Wiring
 from headwater.lens.errors import AnalysisError
 
@@ -76,7 +77,7 @@ def _check_sums(wiring: Wiring, clean: list[Tensor], other: list[Tensor], nodes:
         if gone.norm() > CLOSE * max(float((x - y).norm()), float(nodes[: group.senders].norm())):
             raise AnalysisError(
                 f"what {group.names[0]} of {wiring.model.name} reads is not the sum of the embedding, heads and MLPs "
-                "before it, so its edges are not known"
+                f"before it, so its edges are not known{in_half(wiring.model)}"
             )
 
 

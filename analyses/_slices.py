@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwater.analyses._rounding import in_half
 from headwater.analyses._wiring import Wiring
 from headwater.lens import anatomy, transformer_lens_names
 from headwater.lens.errors import AnalysisError
@@ -152,7 +153,7 @@ class Forms:
             if (expected - turned).norm() > 1e-3 * turned.norm():
                 raise AnalysisError(
                     f"layer {layer} of {self.model.name} does more to its queries and keys than rotate them (a norm?), "
-                    "so its scores are no form of the stream"
+                    f"so its scores are no form of the stream{in_half(self.model)}"
                 )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headwater.analyses._examples import Batch
 from headwater.analyses._mixing import Norm
+from headwater.analyses._rounding import in_half
 from headwater.analyses._watching import Heads
 from headwater.kernels.operator import AttentionMap
 from headwater.lens import anatomy, hooks, transformer_lens_names
@@ -112,6 +113,7 @@ def _layer(model: HookedModel, number: int, kept: dict[str, Tensor], heads: Head
     if rest.norm() > 1e-3 * added.norm() + 1e-6:
         raise AnalysisError(
             f"what the heads of layer {number} of {model.name} write does not add up to its attention's output"
+            f"{in_half(model)}"
         )
     return Layer(
         map, value.double(), output, kept[f"{start}hook_resid_pre"], result, bias, kept[f"{start}hook_mlp_out"], behind

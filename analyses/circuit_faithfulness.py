@@ -77,13 +77,15 @@ def circuit_faithfulness(
     without sizes its best tenth, quarter and half are tried. Measures and pairs are those of `edge_attribution`.
     Unit: share of the difference. Source: the authors' code, checked.
     """
+    listed = _listed(sizes)
+    if draws < 1:
+        raise AnalysisError(f"draws={draws} is too small; give 1 or more")
     if graph is None:
         graph = edge_attribution(model, pairs, measure, answer=answer, wrong=wrong, position=position)
         count = len(edges_of(graph))
-        sizes = [count // 10, count // 4, count // 2] if sizes == "all" else sizes
+        listed = [count // 10, count // 4, count // 2] if listed is None else listed
     graph = graph if isinstance(graph, nx.DiGraph) else read_circuit(graph)
     wiring = wiring_of(model, graph)
-    listed = None if sizes == "all" else [sizes] if isinstance(sizes, int) else list(sizes)
     circuits = [pruned(graph)] if listed is None else [select_circuit(graph, n, how) for n in listed]
     masks = torch.stack([mask_of(wiring, circuit) for circuit in circuits])
     asked = Asked(measure, answer, wrong, position)
@@ -97,6 +99,19 @@ def circuit_faithfulness(
         edges_of_model=int(wiring.edges().sum()), level=LEVEL, **asked.settings,
     )  # fmt: skip
     return result.assign_attrs(attrs)
+
+
+def _listed(sizes: int | Sequence[int] | Literal["all"]) -> list[int] | None:
+    """The sizes one by one; None for the graph as it is."""
+    if isinstance(sizes, str):
+        found = None if sizes == "all" else []
+    else:
+        found = [sizes] if isinstance(sizes, int) else list(sizes)
+    if found is not None and (not found or not all(isinstance(size, int | np.integer) for size in found)):
+        raise AnalysisError(
+            f"sizes={sizes!r} can not be read; give a number of edges, a list of them, or 'all'"
+        )
+    return found
 
 
 def _measures(

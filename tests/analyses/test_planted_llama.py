@@ -18,6 +18,7 @@ from torch import Tensor
 import headwater as hw
 from headwater import analyses
 from headwater.analyses.circuit_faithfulness import read_circuit, write_circuit
+from headwater.lens.errors import AnalysisError
 
 Edges = set[tuple[str, str]]
 KINDS = ("induction", "chain", "relation")
@@ -208,3 +209,50 @@ def test_a_circuit_with_a_broken_edge_is_not_found() -> None:
     told = case("chain")
     graph = analyses.edge_attribution(hw.load(planted.model), told.pairs, how="exact", **told.asked)
     assert found(graph) != planted.edges
+
+
+@pytest.mark.parametrize(
+    ("message", "asked"),
+    [
+        ("sizes='few' can not be read", {"sizes": "few"}),
+        (r"sizes=\[\] can not be read", {"sizes": []}),
+        (r"sizes=\[2\.5\] can not be read", {"sizes": [2.5]}),
+        ("draws=0 is too small", {"draws": 0}),
+    ],
+)
+def test_sizes_and_draws_that_can_not_be_asked(message: str, asked: dict) -> None:
+    told = case("induction")
+    with pytest.raises(AnalysisError, match=message):
+        analyses.circuit_faithfulness(told.model, None, told.pairs, **asked, **told.asked)
+
+
+@pytest.mark.parametrize("score", [float("nan"), "much"])
+def test_scores_that_are_no_numbers(score: float | str) -> None:
+    told = case("induction")
+    graph = nx.DiGraph([("embed", "logits", {"score": score, "kind": "edge"})])
+    with pytest.raises(AnalysisError, match=r"the score of embed → logits is .*; give finite numbers"):
+        analyses.circuit_faithfulness(told.model, graph, told.pairs, sizes=1, **told.asked)
+
+
+@pytest.mark.parametrize("given", [nx.Graph(), {}, 3])
+def test_what_is_no_circuit(given: object) -> None:
+    told = case("induction")
+    with pytest.raises(
+        AnalysisError, match=r"a circuit is a networkx.DiGraph, or a file of write_circuit; got"
+    ):
+        analyses.circuit_faithfulness(told.model, given, told.pairs, **told.asked)
+
+
+def test_half_precision_is_named_as_the_reason() -> None:
+    """In bfloat16 the parts do not add up to three digits, and the line says what to do about it."""
+    told = case("induction")
+    model = hw.load(planted_llama.induction().model.bfloat16())
+    for ask in (
+        lambda: analyses.edge_attribution(model, told.pairs, **told.asked),
+        lambda: analyses.direct_logit_attribution(model, told.clean, answer=told.asked["answer"]),
+        lambda: analyses.trace_signals(model, told.clean, roots="1.2"),
+    ):
+        with pytest.raises(
+            AnalysisError, match=r"it runs in bfloat16, whose rounding may be why: load it in float32"
+        ):
+            ask()
