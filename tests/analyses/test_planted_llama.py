@@ -1,13 +1,16 @@
 """In Llamas built by hand every circuit analysis finds the heads, the MLP and the edges that carry the answer, and no
 others, amid heads and MLPs of small random weights.
 
-An edge is found above a tenth of the largest score (a share of 0.2 in path patching). Mutations seen to fail: see
-`test_a_circuit_with_a_broken_edge_is_not_found`.
+An edge is found above a tenth of the largest score (a share of 0.2 in path patching). Mutations seen to fail: ACDC
+keeping what costs little, circuit and complement exchanged, MLPs free where they were to be frozen, every point of
+EAP-IG at the corrupted prompt, the heads of a shared key counted wrongly, and in the models one head that no longer
+writes (`test_a_circuit_with_a_broken_edge_is_not_found`).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import networkx as nx
 import planted_llama
@@ -109,16 +112,21 @@ def test_every_edge_run_by_itself(given: Case, level: str) -> None:
     assert max(abs(score) for edge, score in scores.items() if edge not in given.planted.edges) < 1
 
 
+def shared(edges: Iterable[tuple[str, str]]) -> Edges:
+    """The edges with the inputs that two heads share in the place of their own."""
+
+    def name(receiver: str) -> str:
+        layer, _, rest = receiver.partition(".")
+        head, _, kind = rest.partition(".")
+        return f"{layer}.kv{int(head) // 2}.{kind}" if kind in ("k", "v") else receiver
+
+    return {(sender, name(receiver)) for sender, receiver in edges}
+
+
 def test_edges_of_shared_keys(given: Case) -> None:
     """With an input per KV head the same edges end in the group's key and value."""
-
-    def shared(name: str) -> str:
-        layer, _, rest = name.partition(".")
-        head, _, kind = rest.partition(".")
-        return f"{layer}.kv{int(head) // 2}.{kind}" if kind in ("k", "v") else name
-
     graph = analyses.edge_attribution(given.model, given.pairs, how="exact", key_values="kv", **given.asked)
-    assert found(graph) == {(u, shared(v)) for u, v in given.planted.edges}
+    assert found(graph) == shared(given.planted.edges)
 
 
 @pytest.mark.parametrize(("how", "steps"), [("inputs", 10), ("activations", 5)])
@@ -137,6 +145,13 @@ def test_eap_ig(given: Case, how: str, steps: int) -> None:
 def test_acdc(given: Case, metric: str, tau: float) -> None:
     graph = analyses.acdc(given.model, given.pairs, tau=tau, metric=metric, **given.asked)
     assert set(edges_of(graph)) == given.planted.edges
+
+
+def test_acdc_of_shared_keys() -> None:
+    told = case("induction")
+    graph = analyses.acdc(told.model, told.pairs, tau=5.0, metric="measure", key_values="kv", **told.asked)
+    assert set(edges_of(graph)) == shared(told.planted.edges)
+    assert {v for u, v in graph.edges if u == "1.kv1.k"} == {"1.2"}  # 1.3 leads nowhere
 
 
 @pytest.mark.parametrize(("mlps", "how"), [("frozen", "noise"), ("free", "denoise")])
