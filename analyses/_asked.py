@@ -101,6 +101,12 @@ class Asked:
         else:
             assert place is not None
             right, other = self._answers(model, pairs, _at(clean, place), _at(corrupt, place))
+            if (right == other).any():
+                same = int((right == other).nonzero()[0])
+                raise AnalysisError(
+                    f"the answer of pair {pairs.places[same]} and the wrong token are both "
+                    f"{model.to_strings(right[same, None])[0]!r}; give two that differ"
+                )
             tokens = torch.cat([right, other]).unique()
             value = _difference(place, right, other, tokens)
         with torch.no_grad():

@@ -86,6 +86,7 @@ def circuit_faithfulness(
         listed = [count // 10, count // 4, count // 2] if listed is None else listed
     graph = graph if isinstance(graph, nx.DiGraph) else read_circuit(graph)
     wiring = wiring_of(model, graph)
+    mask_of(wiring, graph)  # an edge that the model does not have is named, also where pruning would hide it
     circuits = [pruned(graph)] if listed is None else [select_circuit(graph, n, how) for n in listed]
     masks = torch.stack([mask_of(wiring, circuit) for circuit in circuits])
     asked = Asked(measure, answer, wrong, position)

@@ -88,9 +88,23 @@ def _places(run: Writers, head: Head, batch: Batch, query: int, key: int | None)
                 f"give a position from {-length} to {length - 1}"
             )
     i = query % length
+    map = run.layers[head.layer].map
     if key is not None:
-        return i, torch.full((len(batch.ids),), key % length)
-    weights = run.layers[head.layer].map.tile(slice(i, i + 1), slice(None))
+        j = key % length
+        seen = map.rule.mask.tile(
+            slice(i, i + 1),
+            slice(j, j + 1),
+            slice(0, len(batch.ids)),
+            torch.tensor([head.head]),
+            map.q.device,
+        )
+        if seen is not None and not seen.all():
+            raise AnalysisError(
+                f"query={query} does not see key={key} in layer {head.layer} of {run.model.name}; give a key that its "
+                "mask lets it see"
+            )
+        return i, torch.full((len(batch.ids),), j)
+    weights = map.tile(slice(i, i + 1), slice(None))
     return i, weights[:, head.head, 0].argmax(-1).cpu()
 
 

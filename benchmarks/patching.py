@@ -1,9 +1,10 @@
 """Activation patching of one pair of prompts, beside TransformerLens' `patching` on a bridge of the same weights.
 
-`python benchmarks/patching.py [--layers 12] [--tokens 15] [--differ 10] [--rounds 3] [--what head …] [--json FILE]`.
-A random model of GPT-2's size (width 768, 12 heads, vocabulary 50,257); clean and corrupt prompts differ in one token,
-at two thirds of their length or where `--differ` says: Headwater runs no position before it, so this decides how much
-is saved, and `--differ 0` shows what is left when nothing is. Every head's z at all positions, and the stream and the
+`python benchmarks/patching.py [--layers 12] [--tokens 15] [--differ 10 0] [--rounds 3] [--what head …] [--json FILE]`;
+results go to benchmarks/results/patching.json. A random model of GPT-2's size (width 768, 12 heads, vocabulary
+50,257); clean and corrupt prompts differ in one token, at two thirds of their length and then at their first (or where
+`--differ` says): Headwater runs no position before it, so this decides how much is saved, and 0 shows what is left when
+nothing is. Every head's z at all positions, and the stream and the
 MLP's output at every position, are restored in the corrupt run, each on its own. Both sides get the tokens and give the
 measure (a logit difference at the last token) of every cell, their own plain runs and caches included; gradients are
 off, and each has all threads. An effect that differs by more than 1e-3 ends the run with nothing written.
@@ -14,22 +15,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
 import statistics
-import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers as hf
+from cpu_report import head, write
 
 import headwater as hw
 from headwater import analyses
@@ -38,6 +35,7 @@ SWEEPS = {
     "head": "attn_head_out_all_pos", "residual": "resid_pre", "mlp": "mlp_out", "head_position": "attn_head_out_by_pos",
 }  # fmt: skip
 ANSWER, WRONG = 11, 20
+RESULTS = Path(__file__).parent / "results" / "patching.json"
 
 
 def subjects(layers: int) -> tuple[hw.HookedModel, Any]:
@@ -111,29 +109,29 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=15)
     parser.add_argument(
-        "--differ", type=int, help="position of the token that differs (default: at two thirds)"
+        "--differ",
+        type=int,
+        nargs="+",
+        help="positions of the token that differs (default: two thirds, and 0)",
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--what", nargs="*", default=["head", "residual", "mlp"], choices=list(SWEEPS))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--what", nargs="+", default=["head", "residual", "mlp"], choices=list(SWEEPS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=RESULTS)
     asked = parser.parse_args()
+    places = [2 * asked.tokens // 3, 0] if asked.differ is None else asked.differ
+    if not all(0 <= place < asked.tokens for place in places):
+        sys.exit(f"--differ: give positions from 0 to {asked.tokens - 1}")
+
+    torch.set_num_threads(asked.threads)
+    report = head((__doc__ or "").splitlines()[0], asked.threads)
     model, bridge = subjects(asked.layers)
-    differ = 2 * asked.tokens // 3 if asked.differ is None else asked.differ
     rows = [
-        measured(model, bridge, *prompts(asked.tokens, differ), what, asked.rounds) for what in asked.what
+        {"differ": place} | measured(model, bridge, *prompts(asked.tokens, place), what, asked.rounds)
+        for place in places
+        for what in asked.what
     ]
-    if asked.json is not None:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout
-        told = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit.strip(),
-            "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
-            "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens")},
-            "layers": asked.layers, "tokens": asked.tokens, "differ": differ, "rows": rows,
-        }  # fmt: skip
-        asked.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write(report | {"layers": asked.layers, "tokens": asked.tokens, "rows": rows}, asked.json)
 
 
 if __name__ == "__main__":

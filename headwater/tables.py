@@ -67,6 +67,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float | np.floating):
         if np.isnan(value):
             return "–"
+        value += 0.0  # no zero has a sign
         return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
     text = str(value)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -3,7 +3,7 @@
 A block is one product of queries and keys that leaves logarithms of the weights (the scale and the row's log-sum-exp
 ride in it), one exponential, and about one cheap sweep for each statistic. Of torch's exponentials exp2 is taken, which
 is twice as fast as exp on CPUs without AVX-512. It takes what is linear in q·k under any mask; score edits, weight
-edits, soft-caps, biases and other normalisers go the general way. Memory: two blocks, 4 MB in float32, and copies of
+edits, soft-caps, biases and other normalisers go the general way. Memory: two blocks, 8 MB in float32, and copies of
 the queries and keys of the heads in hand.
 """
 
@@ -25,6 +25,7 @@ NAMES = (
     "entropy", "max", "argmax", "self", "previous", "first", "distance", "row_mass", "received",
     "distance_squared", "windowed_distance",
 )  # fmt: skip
+BLOCKS = 2  # of those of `blocked` in one: smaller ones are lost in the cost of calling torch, larger ones in the cache
 MOST_ROWS = 256  # more rows only make the triangle larger that a causal block computes in vain
 LOG2E = math.log2(math.e)
 HIDDEN = -1e30  # logarithm of a hidden weight: finite, so that 0 times it is 0
@@ -56,8 +57,9 @@ def stream(map: AttentionMap, names: list[str], found: dict[str, Tensor], window
     high = torch.float64 if map.q.dtype == torch.float64 else torch.float32
     pieces = _pieces(map)
     largest = max((_size(piece) for piece in pieces), default=1)
-    some_heads = min(max(blocked.BLOCK_ELEMENTS // largest, 1), heads)
-    some_rows = min(max(blocked.BLOCK_ELEMENTS // (largest * heads), 1), batch)
+    most = BLOCKS * blocked.BLOCK_ELEMENTS
+    some_heads = min(max(most // largest, 1), heads)
+    some_rows = min(max(most // (largest * heads), 1), batch)
     scratch = map.q.new_empty(2, some_rows * some_heads * largest, dtype=high)
     first = rule.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
     only = _only(first, keys)
@@ -93,7 +95,7 @@ def _pieces(map: AttentionMap) -> list[Piece]:
     while begin < mask.queries:
         count = min(MOST_ROWS, mask.queries - begin)
         span = mask.key_span(begin, begin + count)
-        while count > 16 and count * (span[1] - span[0]) > blocked.BLOCK_ELEMENTS:
+        while count > 16 and count * (span[1] - span[0]) > BLOCKS * blocked.BLOCK_ELEMENTS:
             count //= 2
             span = mask.key_span(begin, begin + count)
         if span[0] < span[1]:

@@ -180,6 +180,7 @@ def test_what_can_not_be_asked(pairs: Callable) -> None:
         ("measure='kl' is unknown", {"measure": "kl"}),
         ("position=7", {"position": 7}),
         ("one value per pair", {"measure": lambda logits: logits}),
+        ("answer of pair 0 and the wrong token are both 'w4'; give two", {"answer": "w4", "wrong": "w4"}),
         ("different things", {"measure": difference, "answer": "w4"}),
     ):
         with pytest.raises(AnalysisError, match=message):

@@ -168,5 +168,9 @@ def test_what_can_not_be_taken_apart(pairs: Callable) -> None:
         analyses.qk_decomposition(pairs("llama").model, CLEAN, head="3.0")
     with pytest.raises(AnalysisError, match="key=6"):
         analyses.qk_decomposition(pairs("llama").model, CLEAN, key=6)
+    with pytest.raises(AnalysisError, match="query=0 does not see key=2 in layer 1"):
+        analyses.qk_decomposition(pairs("llama").model, CLEAN, head="1.0", query=0, key=2)
+    with pytest.raises(AnalysisError, match="query=5 does not see key=0"):
+        analyses.qk_decomposition(pairs("mistral").model, CLEAN, query=5, key=0)  # a window of five
     with pytest.raises(AnalysisError, match="is no sum of what its parts add"):
         analyses.ov_decomposition(pairs("bert").model, CLEAN)
