@@ -6,6 +6,7 @@ result depends. For circuits of large models use `edge_attribution`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import networkx as nx
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from headwater.analyses._about import About
 from headwater.analyses._asked import Asked, PairMeasure
 from headwater.analyses._circuits import graph_of, pruned
-from headwater.analyses._counterfactuals import Case, Counterfactual, cases_of, changed_logits
+from headwater.analyses._counterfactuals import Case, Counterfactual, cases_of, changed, changed_logits
 from headwater.analyses._measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._pairs import PairExamples, pairs_of
 from headwater.analyses._settings import Bounds
@@ -30,9 +31,11 @@ ABOUT = About(
     unit="what taking the edge out costs when its turn comes: nats (kl) or the measure",
     paper="Conmy et al. 2023, arXiv:2304.14997",
     inputs="model+pairs",
-    cost="one forward pass per edge and batch, one after another",
+    cost="one forward pass per edge and batch, several at once while edges are taken out",
     not_for="ranking edges; edges that back each other up, of which the order decides which one stays",
 )
+
+ROWS = 64  # copies of pairs that run together
 
 
 def acdc(
@@ -64,19 +67,21 @@ def acdc(
     asked = Asked(measure, answer, wrong, position)
     cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)
     known = wiring.edges()
-    clean = [_next_tokens(wiring, case, torch.zeros_like(known), position) for case in cases]
+    nothing = torch.zeros_like(known)[None]
+    clean = [_next_tokens(wiring, case, nothing, position) for case in cases]
 
-    def cost(out: Tensor) -> float:
-        total = 0.0
+    def costs(out: Tensor) -> list[float]:
+        total = torch.zeros(len(out), dtype=torch.float64)
         for case, full in zip(cases, clean, strict=True):
             if metric == "kl":
                 now = _next_tokens(wiring, case, out, position)
-                total += float((full.exp() * (full - now)).sum())
+                total += (full.exp() * (full - now)).sum((1, 2)).cpu()
             else:
-                total -= float(case.told.value(changed_logits(wiring, case, out[None])).double().sum())
-        return total / len(pairs)
+                total -= changed(wiring, case, out).double().sum(1).cpu()
+        return (total / len(pairs)).tolist()
 
-    scores = _visited(wiring, known, cost, tau)
+    most = max(1, ROWS // max(len(case.pairs.places) for case in cases))
+    scores = _visited(wiring, known, costs, tau, most)
     attrs = ABOUT.attrs(
         provenance(model), tau=tau, metric=metric, ablation=ablation, key_values=key_values, pairs=len(pairs),
         **asked.settings,
@@ -87,28 +92,42 @@ def acdc(
 
 
 def _next_tokens(wiring: Wiring, case: Case, out: Tensor, position: int) -> Tensor:
-    """Log-probabilities of the token after `position`, [pair, vocab], in float64."""
-    return changed_logits(wiring, case, out[None])[:, position].double().log_softmax(-1)
+    """Log-probabilities of the token after `position`, [copy, pair, vocab], in float64."""
+    logits = changed_logits(wiring, case, out)[:, position].double().log_softmax(-1)
+    return logits.unflatten(0, (len(out), -1))
 
 
-def _visited(wiring: Wiring, known: Tensor, cost, tau: float) -> Tensor:
-    """What each edge costs, [node, input], NaN for those that are out."""
+def _visited(
+    wiring: Wiring, known: Tensor, costs: Callable[[Tensor], list[float]], tau: float, most: int
+) -> Tensor:
+    """What each edge costs, [node, input], NaN for those that are out.
+
+    Several steps run at once, as if each edge were taken out when its turn comes, as most are; what was run behind one
+    that stays is not used, and the next try is shorter.
+    """
     out, scores = torch.zeros_like(known), torch.full(known.shape, torch.nan, dtype=torch.float64)
-    so_far = cost(out)
+    so_far, size = costs(out[None])[0], 1
     alive = {"logits"}
     for group in tqdm(list(reversed(wiring.groups)), desc="acdc", unit="layer input", disable=None):
         for number, receiver in reversed(list(enumerate(group.names, group.first))):
             owners = wiring.heads_of(receiver) if group.kind in ("q", "k", "v") else [receiver]
-            for sender in reversed(range(group.senders)):
-                out[sender, number] = True
-                if not alive.intersection(owners):
-                    continue
-                now = cost(out)
-                if now - so_far < tau:
-                    so_far = now
-                    continue
-                out[sender, number] = False
-                scores[sender, number] = now - so_far
-                if wiring.senders[sender] != EMBED:
-                    alive.add(wiring.senders[sender])
+            if not alive.intersection(owners):
+                out[: group.senders, number] = True
+                continue
+            left = list(reversed(range(group.senders)))
+            while left:
+                some = left[:size]
+                tried = out.repeat(len(some), 1, 1)
+                for step, sender in enumerate(some):
+                    tried[step:, sender, number] = True
+                size = min(2 * size, most)
+                for sender, now in zip(some, costs(tried), strict=True):
+                    del left[0]
+                    if now - so_far >= tau:
+                        scores[sender, number] = now - so_far
+                        if wiring.senders[sender] != EMBED:
+                            alive.add(wiring.senders[sender])
+                        size = max(size // 4, 1)
+                        break
+                    out[sender, number], so_far = True, now
     return scores

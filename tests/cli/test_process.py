@@ -83,15 +83,16 @@ def test_the_dashboard_prints_its_address_serves_it_and_ends(tiny) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=QUIET,
+        preexec_fn=hear_interrupts,
     )
     try:
         assert server.stdout is not None
         lines = iter(server.stdout.readline, b"")
         address = next(found[0] for line in lines if (found := re.search(rb"http://127\.0\.0\.1:\d+", line)))
-        with urllib.request.urlopen(f"{address.decode()}/_stcore/health", timeout=30) as answer:
+        with urllib.request.urlopen(f"{address.decode()}/_stcore/health", timeout=120) as answer:
             assert answer.read() == b"ok"
         server.send_signal(signal.SIGINT)
-        assert server.wait(30) in (0, 130)
+        assert server.wait(120) in (0, 130)
         assert server.stderr is not None
         assert server.stderr.read() == b""
     finally:

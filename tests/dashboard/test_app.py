@@ -36,7 +36,7 @@ def offered(small_model, monkeypatch):
 
 
 def opened(page: str = "overview", **address: str) -> AppTest:
-    app = AppTest.from_file(str(APP), default_timeout=60)
+    app = AppTest.from_file(str(APP), default_timeout=240)
     for name, value in address.items():
         app.query_params[name] = value
     app.run()
@@ -239,7 +239,7 @@ def test_a_click_on_the_token_already_chosen_is_taken_once():
     app.session_state["flow-0"] = {
         "selection": {"points": [{"customdata": 14}], "point_indices": [14], "box": [], "lasso": []}
     }
-    app.run(timeout=30)  # a click taken again and again would never end
+    app.run(timeout=120)  # a click taken again and again would never end
     app.selectbox(key="chosen-token").set_value(3).run()
     assert "token 3" in figure(app, "flow-bars")["layout"]["title"]["text"]
 
