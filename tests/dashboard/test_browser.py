@@ -41,7 +41,7 @@ def server(small_model) -> Iterator[str]:
         yield next(line.split()[4] for line in lines if line.startswith("Headwater is open at"))
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
         process.stdout.close()
 
 
