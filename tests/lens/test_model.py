@@ -233,7 +233,7 @@ def test_no_square_tensor_is_ever_made_at_8192_tokens():
             hw.Redistribute([0], 0.3), hw.TowardIdentity(0.1), hw.Knockout([5], [3]), hw.Temperature(0.9)
         ):
             model(ids, mask)
-    assert guard.largest <= 2**20  # two blocks of scratch
+    assert guard.largest <= 2**21  # two blocks of scratch, a thirty-second of the square
     with pytest.raises(AssertionError, match="made"), NoSquare(8192):
         record.map(0).dense([0])
 
