@@ -26,6 +26,8 @@ def refuses(rule: ScoreRule, q: Tensor, transposed: bool = False) -> str | None:
     mask = rule.mask
     if q.device.type != "cpu":
         return f"the fused kernel used here is for the CPU, the tensors are on {q.device.type}"
+    if rule.scale <= 0:
+        return "scores with a scale of 0 or below, as it hides pairs before it scales them"
     if rule.softcap is not None:
         return "soft-capped scores"
     if rule.normaliser is not None:

@@ -1,10 +1,11 @@
 """Statistics of plain softmax maps in one lean walk over blocks of whole rows: the fast path of `statistics.compute`.
 
-A block is one product of queries and keys that leaves logarithms of the weights (the scale and the row's log-sum-exp
-ride in it), one exponential, and about one cheap sweep for each statistic. Of torch's exponentials exp2 is taken, which
-is twice as fast as exp on CPUs without AVX-512. It takes what is linear in q·k under any mask; score edits, weight
-edits, soft-caps, biases and other normalisers go the general way. Memory: two blocks, 8 MB in float32, and copies of
-the queries and keys of the heads in hand.
+A block is one product of queries and keys in which the row's log-sum-exp rides as one more feature, one multiplication
+by the scale and to base 2, one exponential, and about one cheap sweep for each statistic. Scaling after the product and
+not before it keeps the digits of large scores: the queries are not rounded again. Of torch's exponentials exp2 is
+taken, which with its multiplication is faster than exp alone. It takes what is linear in q·k under any mask; score
+edits, weight edits, soft-caps, biases and other normalisers go the general way. Memory: two blocks, 8 MB in float32,
+and copies of the queries and keys of the heads in hand.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from headwater.kernels import blocked
 from headwater.kernels.mask import Mask
+from headwater.kernels.rule import ScoreRule
 
 if TYPE_CHECKING:
     from headwater.kernels.operator import AttentionMap
@@ -43,7 +45,7 @@ def takes(map: AttentionMap) -> bool:
     """Whether the weights of this map are a plain softmax of scaled products."""
     rule = map.rule
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (map.q, map.k, map.lse))
-    linear = rule.softcap is None and rule.bias is None and rule.alibi is None
+    linear = rule.softcap is None and rule.bias is None and rule.alibi is None and rule.scale > 0
     return rule.normaliser is None and linear and not rule.edits and not map.steps and not learning
 
 
@@ -68,19 +70,21 @@ def stream(map: AttentionMap, names: list[str], found: dict[str, Tensor], window
     for b in (slice(i, min(i + some_rows, batch)) for i in range(0, batch, some_rows)):
         for h in (slice(i, min(i + some_heads, heads)) for i in range(0, heads, some_heads)):
             chosen = torch.arange(h.start, h.stop)
-            q = (map.q[b, h].to(high) * rule.scale).reshape(-1, queries, width)
-            k = map.k[b][:, chosen // group].to(high).reshape(-1, keys, width)
-            lse = map.lse[b, h].to(high)
-            start = torch.where(torch.isinf(lse), HIDDEN, -lse).reshape(-1, queries, 1)
+            # one more feature carries the row's log-sum-exp; queries are left unscaled, as scaling rounds them
+            lse = map.lse[b, h, :, None].to(high)
+            start = torch.where(torch.isinf(lse), HIDDEN, lse / -rule.scale)
+            q = torch.cat([map.q[b, h].to(high), start], -1)
+            k = torch.nn.functional.pad(map.k[b][:, chosen // group].to(high), (0, 1), value=1.0)
+            q, k = q.reshape(-1, queries, width + 1), k.reshape(-1, keys, width + 1)
             results = {name: found[name][b, h].flatten(0, 1) for name in names}
             for piece in pieces:
                 rows, columns = piece
                 shape = (len(q), rows.stop - rows.start, columns.stop - columns.start)
                 logs, weights = (part[: math.prod(shape)].view(shape) for part in scratch)
-                torch.baddbmm(start[:, rows].expand(shape), q[:, rows], k[:, columns].mT, out=logs)
+                torch.bmm(q[:, rows], k[:, columns].mT, out=logs)
                 _hide(rule.mask, blocked.Block(b, chosen, rows, columns), logs, rims)
                 at = {n: x[:, columns if n == "received" else rows] for n, x in results.items()}
-                _measure(logs, weights, at, piece, rule.mask, numbers)
+                _measure(logs, weights, at, piece, rule, numbers)
                 if "distance_squared" in at or "windowed_distance" in at:
                     _measure_far(weights, logs, at, _apart(weights, piece, rule.mask, numbers), window)
                 if only is not None and columns.start <= only < columns.stop:
@@ -130,10 +134,11 @@ def _hide(mask: Mask, block: blocked.Block, logs: Tensor, rims: dict[tuple[int, 
 
 
 def _measure(
-    logs: Tensor, weights: Tensor, at: dict[str, Tensor], piece: Piece, mask: Mask, numbers: Tensor
+    logs: Tensor, weights: Tensor, at: dict[str, Tensor], piece: Piece, rule: ScoreRule, numbers: Tensor
 ) -> None:
-    """Everything but `first`, from logarithms of the weights; writes over both scratch tensors."""
+    """Everything but `first`, from logarithms of the weights over the scale; writes over both scratch tensors."""
     rows, columns = piece
+    mask, unit = rule.mask, rule.scale * LOG2E
     excess = True
     if "max" in at or "argmax" in at:
         peak, place = _largest(logs)
@@ -141,12 +146,11 @@ def _measure(
         if "argmax" in at:
             at["argmax"].copy_(place.add_(columns.start))
         if "max" in at:
-            at["max"].copy_(peak.clamp_(max=0).exp_())
+            at["max"].copy_(peak.clamp_(max=0).mul_(unit).exp2_())
     if excess:
         # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
         logs.clamp_(max=0)
-    # in base 2 only now: scores of 1e4 would lose digits by it, these differences do not
-    torch.exp2(logs.mul_(LOG2E), out=weights)
+    torch.exp2(logs.mul_(unit), out=weights)
     if "entropy" in at:
         at["entropy"].copy_(torch.mul(weights, logs, out=logs).sum(-1).mul_(-1 / LOG2E))
     if "row_mass" in at or "distance" in at:
@@ -173,7 +177,14 @@ def _largest(logs: Tensor) -> tuple[Tensor, Tensor]:
     strips = logs[..., :whole].unflatten(-1, (-1, STRIP)).amax(-1)
     if whole < width:
         strips = torch.cat([strips, logs[..., whole:].amax(-1, keepdim=True)], -1)
-    begin = strips.argmax(-1, keepdim=True) * STRIP
+    best = strips.argmax(-1)
+    if whole == width:
+        # strips lie one after another: those wanted are rows of a table, which costs less than a gather
+        table = logs.view(-1, STRIP)
+        inside = table[torch.arange(best.numel(), device=logs.device) * (width // STRIP) + best.flatten()]
+        peak, place = inside.view(*best.shape, STRIP).max(-1)
+        return peak, place.add_(best, alpha=STRIP)
+    begin = best[..., None] * STRIP
     columns = (begin + torch.arange(STRIP, device=logs.device)).clamp_(max=width - 1)
     peak, place = logs.gather(-1, columns).max(-1)
     return peak, place.add_(begin[..., 0])

@@ -2,10 +2,13 @@
 
 Mutations seen to fail here: the rim of a causal block not hidden, a strip's offset left out of argmax, the last strip
 of a width that is no multiple of 64 forgotten, HIDDEN as -inf (0 times it is NaN), the factor ln 2 of the entropy left
-out, the anchor of the distance one row off, rims shared between masks that differ by batch row.
+out, the anchor of the distance one row off, rims shared between masks that differ by batch row, strips of the table
+counted per head and not per row, a negative scale in the lean walk.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +106,18 @@ def test_names_asked_for_alone_are_those_of_all():
     every = statistics.compute(map, streaming.NAMES)
     for name in streaming.NAMES:
         torch.testing.assert_close(map.statistic(name), every[name], equal_nan=True, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.4])
+def test_a_scale_of_zero_or_below_goes_the_general_way(scale):
+    """The lean walk divides by the scale, and hides pairs before it multiplies by it."""
+    q, k, v, rule = build(MASKS["causal"](20))
+    rule = replace(rule, scale=scale)
+    _, map = attend(q, k, v, rule)
+    assert not streaming.takes(map)
+    wanted = reference.statistics(reference.attend(q, k, v, rule), rule)
+    for name in ("entropy", "max", "received", "distance"):
+        torch.testing.assert_close(map.statistic(name).double(), wanted[name], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("what", ["softcap", "bias", "gradient"])
