@@ -4,8 +4,9 @@ Score edits become what the kernel takes: a temperature scales the queries, bias
 scores of a key, and what acts on some queries alone is a second call whose rows are chosen afterwards. Weight edits are
 a factor per row and class of keys (kernels/key_classes.py). Each class has its own output and log-sum-exp, from a call
 that hides the other keys, or from its columns where they are few; they are joined by their masses. Nothing is ever
-subtracted, so a row that looks at its sink alone keeps all digits. Cost: one call per class of more than 16 keys, times
-the calls that some queries take. `refuses` names what is left to `blocked`.
+subtracted, so a row that looks at its sink alone keeps all digits. Patterns that are mixed in are added as products of
+their own. Cost: one call per class of more than 16 keys, times the calls that some queries take. `refuses` names what
+is left to `blocked`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from headwater.kernels.edits import (
     BiasKeys,
     BlockScores,
     MixIdentity,
+    MixPattern,
     Rescale,
     ScaleScores,
     WeightEdit,
@@ -61,7 +63,7 @@ def refuses(
             return "a temperature under a bias of queries and keys"
     calls = len(_patterns(rule))
     for edit in edits:
-        if not isinstance(edit, Rescale | MixIdentity):
+        if not isinstance(edit, Rescale | MixIdentity | MixPattern):
             return f"the weight edit {type(edit).__name__}"
     if edits:
         if learning and q.requires_grad:
@@ -112,6 +114,7 @@ def attend(
     folded, steps = fold(edits, classes, rule, live, masses)
     place = inside.long()[:, None, :, None].expand(*q.shape[:2], -1, q.shape[2])
     z = (weights * folded.factor.gather(2, place).mT) @ _per_head(v[:, :, columns], q)
+    z += folded.gather(rule, v)
     for c, (output, part) in zip(large, parts, strict=True):
         z += (folded.factor[:, :, c] * torch.exp(part - row))[..., None] * output
     return z + folded.kept[..., None] * _per_head(_own(v, rule), q), lse, steps
@@ -138,7 +141,8 @@ def gather(
     parts = unedited(torch.cat([x * one[:, None, :, None] for one in kinds.unbind(1)], -1))
     parts = parts.unflatten(-1, (folded.classes.count, -1))
     found = torch.einsum("bhqcx,bhcq->bhqx", parts, folded.factor.to(parts))
-    return (found + folded.kept[..., None] * _per_head(_own(x, rule), q)).masked_fill(silent, 0.0)
+    found = found + folded.kept[..., None] * _per_head(_own(x, rule), q) + folded.gather(rule, x)
+    return found.masked_fill(silent, 0.0)
 
 
 def scatter(
@@ -161,7 +165,7 @@ def scatter(
     place = torch.arange(rule.mask.queries) + rule.mask.shift
     there = (place >= 0) & (place < rule.mask.keys)
     own = (folded.kept[..., None] * y)[:, :, there]
-    return found.index_add(2, place[there].to(found.device), own.to(found))
+    return found.index_add(2, place[there].to(found.device), own.to(found)) + folded.scatter(rule, y)
 
 
 def _patterns(rule: ScoreRule) -> list[Tensor | None]:

@@ -2,7 +2,8 @@
 
 A pattern gives the tile of its weights, 0 on hidden pairs, and is normalised per row over the keys that the mask lets
 the row see (another map is taken as it is). Score edits hide nothing from a pattern. Positions are absolute: row i
-stands at `query_offset + i`. Cost: one tile at a time; `Fixed` and `Matching` hold what they are given.
+stands at `query_offset + i`. Cost: one tile at a time. Behind a band their products take linear time
+(pattern_products.py), but for `Fixed` and `OfMap`. `Fixed` and `Matching` hold what they are given.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from headwater.kernels import blocked, triton_backend
+from headwater.kernels.key_classes import mixes
 
 if TYPE_CHECKING:
     from headwater.kernels.operator import AttentionMap
@@ -35,9 +36,9 @@ def received(
     """
     chosen = _chosen(map, queries)
     _ordered(later)
-    if map.engine() == "triton":
+    if map.engine() == "triton" and not mixes(map.steps):
         found = _by_kernel(map, chosen, later)
-    elif later is None and map.engine(transposed=True) == "flash":
+    elif later is None and map.engine(transposed=True) in ("flash", "triton"):
         one = torch.ones(map.shape[2], 1) if chosen is None else chosen.float()[..., None]
         found = (map.T @ one)[..., 0].float().cpu()
     else:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from headwater.kernels import blocked, streaming, triton_backend
+from headwater.kernels.key_classes import mixes
 
 if TYPE_CHECKING:
     from headwater.kernels.operator import AttentionMap
@@ -89,7 +90,7 @@ def compute(
     usable = map.known.keys() - ({"windowed_distance"} if window != WINDOW else set())
     found |= {name: map.known[name].cpu() for name in names if name in usable}
     streamed = [name for name in names if name not in FREE and name not in found]
-    if streamed and map.engine() == "triton":
+    if streamed and map.engine() == "triton" and not mixes(map.steps):
         q, k, rule, lse = map.q, map.k, map.rule, map.lse
         by_kernel = triton_backend.statistics(q, k, rule, lse, map.steps, streamed, groups, window=window)
         found |= {name: values.cpu() for name, values in by_kernel.items()}

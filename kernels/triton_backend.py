@@ -22,12 +22,13 @@ from headwater.kernels.edits import (
     BiasKeys,
     BlockScores,
     MixIdentity,
+    MixPattern,
     Rescale,
     ScaleScores,
     WeightEdit,
     WeightStep,
 )
-from headwater.kernels.key_classes import MOST_CLASSES, Folded, KeyClasses, classify, fold
+from headwater.kernels.key_classes import MOST_CLASSES, Folded, KeyClasses, classify, fold, mixes
 from headwater.kernels.rule import ScoreRule
 from headwater.kernels.triton_configs import Config
 from headwater.kernels.triton_launch import (
@@ -82,7 +83,7 @@ def refuses(rule: ScoreRule, q: Tensor, edits: Sequence[WeightEdit] = (), value_
         return f"more than {MOST_BLOCKS} blocked sets of pairs"
     if strange := [e for e in rule.edits if not isinstance(e, ScaleScores | BlockScores | BiasKeys)]:
         return f"the score edit {type(strange[0]).__name__}"
-    if strange := [e for e in edits if not isinstance(e, Rescale | MixIdentity)]:
+    if strange := [e for e in edits if not isinstance(e, Rescale | MixIdentity | MixPattern)]:
         return f"the weight edit {type(strange[0]).__name__}"
     if any(isinstance(edit, BiasKeys) for edit in rule.edits) and (reason := _unfit_bias(rule)):
         return reason
@@ -119,7 +120,8 @@ def attend(
     """z, lse and row statistics; zero output and lse -inf on a row without keys.
 
     `names` are those of `ROW`, `groups` bool [group, key] or [batch, group, key] for "mass". `tiles` replaces the
-    table of tile sizes.
+    table of tile sizes. Weights that a pattern is mixed into are measured in blocks of rows (kernels/statistics.py):
+    none of their statistics come from here.
     """
     if reason := refuses(rule, q, edits, v.shape[-1]):
         raise ValueError(f"triton can not compute {reason}; use backend='blocked'")
@@ -139,11 +141,15 @@ def _forward(q, k, v, rule, edits, names, groups, tiles) -> Pass:
         result = _with_keys_aside(q, k, v, rule, edits, classes, span, tiles)
         silent = _silent(result.lse, rule)
         saved = result.lse.masked_fill(silent, torch.inf)
+        names = () if mixes(result.steps) else names
         found = statistics(q, k, rule, saved, result.steps, names, groups, tiles) if names else {}
         return result._replace(found=found)
     _, lse, masses = rows_pass(q, k, rule, None, None, None, ("mass",), classes.groups(), tiles)
     folded, steps = fold(edits, classes, rule, ~torch.isinf(lse), _of_real_rows(masses["mass"], lse))
+    names = () if folded.mixed else names
     z, _, found = rows_pass(q, k, rule, v, lse, folded, names, groups, tiles, "own")
+    if folded.mixed:
+        z = (z.float() + folded.gather(rule, v.float())).to(v.dtype)
     return Pass(z, lse, steps, _finish(found, _silent(lse, rule)))
 
 
@@ -174,6 +180,7 @@ def _with_keys_aside(
     if any(isinstance(edit, MixIdentity) for edit in edits):
         own = (torch.arange(queries, device=q.device) + rule.mask.shift).clamp(0, rule.mask.keys - 1)
         z += folded.kept[..., None] * v[:, :, own].float().repeat_interleave(group, 1)
+    z += folded.gather(rule, v.float())
     return Pass(z.to(v.dtype), lse, steps, {})
 
 
@@ -231,7 +238,10 @@ def gather(
         rows_pass(q, k, rule, part, lse, folded, (), None, tiles, float32_mode(q))[0]
         for part in x.float().split(PIECE, -1)
     ]
-    return torch.cat(pieces, -1) if pieces else q.new_zeros(*q.shape[:3], 0, dtype=torch.float32)
+    if not pieces:
+        return q.new_zeros(*q.shape[:3], 0, dtype=torch.float32)
+    found = torch.cat(pieces, -1)
+    return found if folded is None else found + folded.gather(rule, x.float())
 
 
 def statistics(
@@ -284,7 +294,8 @@ def scatter(
     ]
     if not pieces:
         return q.new_zeros(*q.shape[:2], k.shape[2], 0, dtype=torch.float32)
-    return torch.cat(pieces, -1)
+    found = torch.cat(pieces, -1)
+    return found if folded is None else found + folded.scatter(rule, y.float().expand(*q.shape[:2], -1, -1))
 
 
 def received(
@@ -310,8 +321,7 @@ def refold(rule: ScoreRule, steps: Sequence[WeightStep], lse: Tensor) -> Folded 
         return None
     edits = [step.edit for step in steps]
     classes = classify(edits, rule.mask.keys, lse.device)
-    folded, _ = fold(edits, classes, rule, ~torch.isinf(lse), factors=[step.factors for step in steps])
-    return Folded(classes, folded.factor, folded.kept.masked_fill(torch.isinf(lse), 0.0))
+    return fold(edits, classes, rule, ~torch.isinf(lse), factors=[step.factors for step in steps])[0]
 
 
 def _silent(lse: Tensor, rule: ScoreRule) -> Tensor:

@@ -28,11 +28,12 @@ from headwater.kernels.edits import (
     Rescale,
     RowCondition,
     ScaleScores,
+    Shares,
 )
 from headwater.kernels.mask import Mask
 from headwater.kernels.normaliser import Normaliser
 from headwater.kernels.operator import AttentionMap
-from headwater.kernels.patterns import Uniform
+from headwater.kernels.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Uniform
 from headwater.kernels.rule import ScoreRule
 from headwater.kernels.triton_configs import Config
 
@@ -90,6 +91,43 @@ def test_edits_of_weights_differ_between_rows_and_heads_and_have_conditions():
     case = Case(q, k, v, rule, edits, torch.rand(3, 23) < 0.4)
     map = everything(case)
     assert (map.stripe(0)[:, :, 4] == 0).all(), "a row without keys keeps nothing"
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["few keys", "many keys"])
+def test_patterns_are_mixed_in_among_other_edits(few):
+    """Output, statistics, products and received mass: one walk where few keys are edited, two where many are."""
+    q, k, v = two_rows(10)
+    first = torch.arange(23)[None] < 4 if few else torch.rand(2, 23) < 0.4
+    valid = torch.arange(23) >= torch.tensor([[0], [5]])
+    rule = ScoreRule(0.3, Mask(23, 23, left=17, right=0, valid_keys=valid, valid_queries=valid))
+    other = attend(q.cpu(), k.cpu(), v.cpu(), replace(rule, scale=0.5))[1]
+    ids = torch.randint(0, 3, (2, 21))
+    edits = (
+        MixPattern(PER_ROW, 0.3, Matching(ids)),
+        Rescale(torch.tensor([True, True, False, True]), first, ~first, 0.4),
+        MixIdentity(~PER_ROW, 0.2),
+        MixPattern(PER_ROW[:1], 0.5, Uniform(), rows=torch.rand(2, 1, 23) < 0.6),
+        MixPattern(~PER_ROW, 1.0, Offset(2)),
+        MixPattern(PER_ROW, 0.4, OnKeys(first)),
+        MixPattern(PER_ROW, 0.1, Fixed(torch.rand(1, 4, 23, 23))),
+        Rescale(PER_ROW, ~first, first, 0.5),
+    )
+    if DEVICE == "cpu":
+        edits += (MixPattern(~PER_ROW[1], 0.2, OfMap(other)),)
+    case = Case(q, k, v, rule, edits, torch.rand(3, 23) < 0.4)
+    dense = expected(case)
+    dense = dense._replace(weights=dense.weights * valid[:, None, :, None])
+    z, map = attend(q, k, v, rule, edits, "triton", (*backend.ROW,))
+    assert map.engine() == "triton"
+    close(z[valid[:, None].expand(z.shape[:3])], dense.z[valid[:, None].expand(z.shape[:3])], "z")
+    agree(map.statistics(statistics.NAMES, case.groups), dense, case)
+    x, y = torch.randn(2, 4, 23, 3), torch.randn(2, 4, 23, 3)
+    close(map @ x, dense.weights @ x.double(), "gather")
+    close(map.T @ y, dense.weights.mT @ y.double(), "scatter")
+    close(map.received(slice(3, 19)), dense.weights[:, :, 3:19].sum(-2), "received")
+    ahead = torch.arange(23)[:, None] - torch.arange(23)
+    later = (dense.weights * ((ahead >= 1) & (ahead <= 6))).sum(-2)
+    close(map.received(later=(1, 6)), later, "received")
 
 
 @pytest.mark.parametrize("kind", ["causal", "cross", "padded"])
@@ -201,6 +239,6 @@ def test_what_it_leaves_to_other_backends_it_names():
         ({"edits": (shift,), "bias": full}, "a key bias over a score bias that differs between queries"),
     ):
         assert backend.refuses(replace(rule, **changes), q) == reason
-    assert backend.refuses(rule, q, (MixPattern(every, 0.5, Uniform()),)) == "the weight edit MixPattern"
+    assert backend.refuses(rule, q, (Shares(every),)) == "the weight edit Shares"
     learned = replace(rule, alibi=torch.ones(2, requires_grad=True))
     assert backend.refuses(learned, q) == "gradients of a score bias, of slopes or of learned sinks"
