@@ -1,14 +1,14 @@
 """Activation patching of one pair of prompts, beside TransformerLens' `patching` on a bridge of the same weights.
 
 `python benchmarks/patching.py [--layers 12] [--tokens 15] [--differ 10 0] [--rounds 3] [--what head …] [--json FILE]`;
-results go to benchmarks/results/patching.json. A random model of GPT-2's size (width 768, 12 heads, vocabulary
-50,257); clean and corrupt prompts differ in one token, at two thirds of their length and then at their first (or where
+results go to benchmarks/results/patching.json. A random model of GPT-2's size (width 768, 12 heads, vocabulary 50,257);
+clean and corrupt prompts differ in one token, at two thirds of their length and then at their first (or where
 `--differ` says): Headwater runs no position before it, so this decides how much is saved, and 0 shows what is left when
-nothing is. Every head's z at all positions, and the stream and the
-MLP's output at every position, are restored in the corrupt run, each on its own. Both sides get the tokens and give the
-measure (a logit difference at the last token) of every cell, their own plain runs and caches included; gradients are
-off, and each has all threads. An effect that differs by more than 1e-3 ends the run with nothing written.
-Subjects take turns; seconds are wall-clock, figures are medians with their spread, the load stands in the file.
+nothing is. Every head's z at all positions, and the stream and the MLP's output at every position, are restored in the
+corrupt run, each on its own. Both sides get the tokens and give the measure (a logit difference at the last token) of
+every cell, their own plain runs and caches included; gradients are off, and each has all threads. An effect that
+differs by more than 1e-3 ends the run with nothing written. Subjects take turns; seconds are wall-clock, figures are
+medians with their spread, the load stands in the file.
 """
 
 from __future__ import annotations
