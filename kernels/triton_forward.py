@@ -38,7 +38,7 @@ def rows(
     REPLAY: tl.constexpr, VALUES: tl.constexpr, PRECISION: tl.constexpr, MIXED: tl.constexpr, UPCAST: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, PADDED: tl.constexpr, BLOCKED: tl.constexpr,
     CAPPED: tl.constexpr, BIASED: tl.constexpr, KEYED: tl.constexpr, SLOPED: tl.constexpr, SUNK: tl.constexpr,
-    TEMPERED: tl.constexpr, CLASSES: tl.constexpr,
+    TEMPERED: tl.constexpr, BEHIND: tl.constexpr, CLASSES: tl.constexpr,
     ENTROPY: tl.constexpr, TOP: tl.constexpr, PLACE: tl.constexpr, DISTANCE: tl.constexpr, TOTAL: tl.constexpr,
     SQUARED: tl.constexpr, CLIPPED: tl.constexpr,
     OWN: tl.constexpr, BEFORE: tl.constexpr, EARLIEST: tl.constexpr, GROUPS: tl.constexpr, ASIDE: tl.constexpr,
@@ -47,9 +47,9 @@ def rows(
 
     FOUND [statistic, batch, head, query] has a plane of `plane` numbers per statistic; ENTROPY, TOP, DISTANCE, SQUARED,
     CLIPPED, TOTAL, OWN, BEFORE, EARLIEST are the plane of each, or -1 where it is not wanted; CLIPPED sums distances
-    up to `window`, a float. KEYED: the bias is the same for all queries. VALUES: "none", "own" (weights rounded
-    to the values' type), or the mode of `product` for float32 values. MIXED is that mode for masses. With ASIDE, keys
-    whose flags hold bit 20 enter the log-sum-exp but neither the output nor the plane TOTAL.
+    up to `window`, a float. KEYED: the bias is the same for all queries. BEHIND: no key ahead is seen. VALUES: "none",
+    "own" (weights rounded to the values' type), or the mode of `product` for float32 values. MIXED is that mode for
+    masses. With ASIDE, keys whose flags hold bit 20 enter the log-sum-exp but neither the output nor the plane TOTAL.
     """
     # blocks of the last queries first: under a causal mask they are the longest
     blocks = tl.cdiv(queries, BLOCK_M)
@@ -62,6 +62,7 @@ def rows(
     row = row0 + tl.arange(0, BLOCK_M)
     feature, value = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     line = tl.arange(0, BLOCK_N)
+    step = line.to(tl.float32)
     on_rows = row < queries
     out_at = pair.to(tl.int64) * queries + row
     plane = tl.cast(plane, tl.int64)
@@ -170,30 +171,37 @@ def rows(
                     shrink = 1.0
                 else:
                     compared = score
-                    new_highest = tl.maximum(highest, tl.max(score, 1))
-                    score = score - new_highest[:, None]
-                    p = tl.exp2(score)
-                    shrink = tl.exp2(highest - new_highest)
-                    if ENTROPY >= 0:
-                        spread = shrink * (spread + (highest - new_highest) * total)
-                if TOP >= 0 or PLACE:
+                if not REPLAY or TOP >= 0 or PLACE:
                     if PLACE:
+                        # of two neighbours, which one thread has, the larger: half as many indices to carry
+                        pairs = tl.max(tl.reshape(compared, [BLOCK_M, BLOCK_N // 2, 2]), 2)
                         peak, where = tl.max(
-                            compared, 1, return_indices=True, return_indices_tie_break_left=True
+                            pairs, 1, return_indices=True, return_indices_tie_break_left=True
                         )
-                        best = tl.where(peak > highest, start + where, best)
+                        best = tl.where(peak > highest, start + 2 * where, best)
                     else:
                         peak = tl.max(compared, 1)
-                    if REPLAY:
-                        highest = tl.maximum(highest, peak)
-                if not REPLAY:
+                    new_highest = tl.maximum(highest, peak)
+                    if not REPLAY:
+                        score = score - new_highest[:, None]
+                        p = tl.exp2(score)
+                        shrink = tl.exp2(highest - new_highest)
+                        if ENTROPY >= 0:
+                            spread = shrink * (spread + (highest - new_highest) * total)
                     highest = new_highest
-                total = total * shrink + tl.sum(p, 1)
+                here_total = tl.sum(p, 1)
+                total = total * shrink + here_total
                 if ENTROPY >= 0:
                     spread += tl.sum(p * score, 1)
                 if DISTANCE >= 0 or SQUARED >= 0 or CLIPPED >= 0:
-                    apart = tl.abs(row[:, None] + shift - column[None, :]).to(tl.float32)
-                    if DISTANCE >= 0:
+                    ahead = (row + shift - start).to(tl.float32)
+                    apart = ahead[:, None] - step[None, :]
+                    if not BEHIND:
+                        apart = tl.abs(apart)
+                    if DISTANCE >= 0 and BEHIND:
+                        # what is seen lies behind, so distances are differences: one multiply-add per weight
+                        far = far * shrink + (ahead * here_total - tl.sum(p * step[None, :], 1))
+                    if DISTANCE >= 0 and not BEHIND:
                         far = far * shrink + tl.sum(p * apart, 1)
                     if SQUARED >= 0:
                         farther = farther * shrink + tl.sum(p * apart * apart, 1)
@@ -252,10 +260,8 @@ def rows(
         tl.store(FOUND + ENTROPY * plane + out_at, tl.maximum(entropy, 0.0), mask=on_rows)
     if TOP >= 0:
         tl.store(FOUND + TOP * plane + out_at, top, mask=on_rows)
-    if PLACE:
-        tl.store(ARGMAX + out_at, best, mask=on_rows)
     if DISTANCE >= 0:
-        tl.store(FOUND + DISTANCE * plane + out_at, far * share, mask=on_rows)
+        tl.store(FOUND + DISTANCE * plane + out_at, tl.maximum(far * share, 0.0), mask=on_rows)
     if SQUARED >= 0:
         tl.store(FOUND + SQUARED * plane + out_at, farther * share, mask=on_rows)
     if CLIPPED >= 0:
@@ -269,13 +275,17 @@ def rows(
             mass = mass * share[:, None]
         tl.store(mass_at, mass, mask=on_rows[:, None] & (g < GROUPS)[None, :])
 
-    for which in tl.static_range(3):
-        if (OWN if which == 0 else BEFORE if which == 1 else EARLIEST) >= 0:
+    # single weights: own, previous and first key, then the two of which one is the largest
+    left_of_two = highest
+    for which in tl.static_range(5):
+        if PLACE if which > 2 else (OWN if which == 0 else BEFORE if which == 1 else EARLIEST) >= 0:
             column = row + shift
             if which == 1:
                 column = row + shift - 1
             if which == 2:
                 column = tl.load(FIRST + batch * first_batch + row, mask=on_rows, other=0)
+            if which > 2:
+                column = best + which - 3
             here = on_rows & (column >= 0) & (column < keys)
             q_again = tl.load(q_at, mask=on_rows[:, None] & (feature < D)[None, :], other=0.0).to(tl.float32)
             k_at = k_base + column.to(tl.int64)[:, None] * k_row + feature[None, :]
@@ -306,5 +316,12 @@ def rows(
                     weight, row, column, shift, (key_flags >> 16) & 15, FACTOR, queries, factor_at, on_rows, kept,
                     CLASSES,
                 )  # fmt: skip
-            slot_at = (OWN if which == 0 else BEFORE if which == 1 else EARLIEST) * plane
-            tl.store(FOUND + slot_at + out_at, weight, mask=on_rows)
+            if which < 3:
+                slot_at = (OWN if which == 0 else BEFORE if which == 1 else EARLIEST) * plane
+                tl.store(FOUND + slot_at + out_at, weight, mask=on_rows)
+            if which > 2 and CLASSES == 0:
+                weight = score
+            if which == 3:
+                left_of_two = weight
+            if which == 4:
+                tl.store(ARGMAX + out_at, best + (weight > left_of_two).to(tl.int32), mask=on_rows)
