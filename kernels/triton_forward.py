@@ -38,7 +38,7 @@ def rows(
     REPLAY: tl.constexpr, VALUES: tl.constexpr, PRECISION: tl.constexpr, MIXED: tl.constexpr, UPCAST: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, PADDED: tl.constexpr, BLOCKED: tl.constexpr,
     CAPPED: tl.constexpr, BIASED: tl.constexpr, KEYED: tl.constexpr, SLOPED: tl.constexpr, SUNK: tl.constexpr,
-    TEMPERED: tl.constexpr, BEHIND: tl.constexpr, CLASSES: tl.constexpr,
+    TEMPERED: tl.constexpr, FOLDED: tl.constexpr, BEHIND: tl.constexpr, CLASSES: tl.constexpr,
     ENTROPY: tl.constexpr, TOP: tl.constexpr, PLACE: tl.constexpr, DISTANCE: tl.constexpr, TOTAL: tl.constexpr,
     SQUARED: tl.constexpr, CLIPPED: tl.constexpr,
     OWN: tl.constexpr, BEFORE: tl.constexpr, EARLIEST: tl.constexpr, GROUPS: tl.constexpr, ASIDE: tl.constexpr,
@@ -86,7 +86,10 @@ def rows(
         row_flags = tl.load(QUERY_FLAGS + batch * query_flags_batch + row, mask=on_rows, other=0)
         row_flags = (row_flags & tl.load(HEAD_FLAGS + batch * head_flags_batch + head))[:, None]
 
-    highest = tl.full([BLOCK_M], 0.0 if REPLAY else HIDDEN, tl.float32)
+    # scores and their maxima are in this unit: where nothing but a positive scale is between them and base 2, it is
+    # left to the multiply-add before the exponential
+    unit = inner if FOLDED else 1.0
+    highest = tl.full([BLOCK_M], 0.0 if REPLAY else NOTHING_SEEN, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     spread = tl.zeros([BLOCK_M], tl.float32)
     far = tl.zeros([BLOCK_M], tl.float32)
@@ -150,7 +153,8 @@ def rows(
                 if PADDED or BLOCKED or ASIDE or CLASSES > 1:
                     key_flags = tl.load(KEY_FLAGS + batch * key_flags_batch + column, mask=here, other=1)
                     key_flags = key_flags[None, :]
-                score = base2(score, bias, inner, cap, outer, CAPPED, BIASED or SLOPED)
+                if not FOLDED:
+                    score = base2(score, bias, inner, cap, outer, CAPPED, BIASED or SLOPED)
                 score = hide(
                     score, row[:, None], column[None, :], keys, shift, left, right, key_flags, row_flags,
                     phase != 1, LEFT, RIGHT, PADDED, BLOCKED,
@@ -183,11 +187,12 @@ def rows(
                         peak = tl.max(compared, 1)
                     new_highest = tl.maximum(highest, peak)
                     if not REPLAY:
-                        score = score - new_highest[:, None]
+                        score = score * unit - (new_highest * unit)[:, None]
                         p = tl.exp2(score)
-                        shrink = tl.exp2(highest - new_highest)
+                        sunk = (highest - new_highest) * unit
+                        shrink = tl.exp2(sunk)
                         if ENTROPY >= 0:
-                            spread = shrink * (spread + (highest - new_highest) * total)
+                            spread = shrink * (spread + sunk * total)
                     highest = new_highest
                 here_total = tl.sum(p, 1)
                 total = total * shrink + here_total
@@ -235,15 +240,17 @@ def rows(
         entropy = -LN_2 * spread
         nothing = row < 0
     else:
-        nothing = highest < NOTHING_SEEN
-        lse = highest + tl.log2(total)
+        nothing = highest <= NOTHING_SEEN
+        highest = highest * unit
+        lse = highest + tl.log2(tl.where(nothing, 1.0, total))
         if SUNK:
             sink = tl.load(SINKS + head) * LOG2_E
             larger = tl.maximum(lse, sink)
             lse = larger + tl.log2(tl.exp2(lse - larger) + tl.exp2(sink - larger))
             share = tl.exp2(highest - lse)
         else:
-            share = 1.0 / total
+            share = 1.0 / tl.where(nothing, 1.0, total)
+        share = tl.where(nothing, 0.0, share)
         top = share
         entropy = LN_2 * share * ((lse - highest) * total - spread)
         lse = tl.where(nothing, HIDDEN, lse)
@@ -305,12 +312,13 @@ def rows(
             if BLOCKED:
                 one_row_flags = tl.load(QUERY_FLAGS + batch * query_flags_batch + row, mask=on_rows, other=0)
                 one_row_flags = one_row_flags & tl.load(HEAD_FLAGS + batch * head_flags_batch + head)
-            score = base2(score, bias, inner, cap, outer, CAPPED, BIASED or SLOPED)
+            if not FOLDED:
+                score = base2(score, bias, inner, cap, outer, CAPPED, BIASED or SLOPED)
             score = hide(
                 score, row, column, keys, shift, left, right, key_flags, one_row_flags,
                 True, LEFT, RIGHT, PADDED, BLOCKED,
             )  # fmt: skip
-            weight = tl.where(score > NOTHING_SEEN, tl.exp2(tl.minimum(score - lse, 0.0)), 0.0)
+            weight = tl.where(score > NOTHING_SEEN, tl.exp2(tl.minimum(score * unit - lse, 0.0)), 0.0)
             if CLASSES > 0:
                 weight = edited(
                     weight, row, column, shift, (key_flags >> 16) & 15, FACTOR, queries, factor_at, on_rows, kept,

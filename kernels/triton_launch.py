@@ -106,6 +106,9 @@ def rows_pass(
         "REPLAY": replay, "VALUES": values if v is not None else "none", "MIXED": float32_mode(q),
         "PLACE": "argmax" in names, "GROUPS": count, "ASIDE": aside is not None,
     }  # fmt: skip
+    plain = not (args["CAPPED"] or args["BIASED"] or args["SLOPED"] or args["TEMPERED"])
+    # beside the search for the largest weight it would cost a change of layout for every tile (Triton 3.9)
+    args["FOLDED"] = plain and rule.scale > 0 and not replay and "argmax" not in names
     paired = args["BIASED"] and not args["KEYED"]
     chosen = tiles or _config("biased" if paired else "rows", max(q.shape[-1], width), q)
     args |= {"BLOCK_M": chosen.own, "BLOCK_N": chosen.other}
