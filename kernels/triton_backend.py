@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -163,18 +164,30 @@ def _with_keys_aside(
     """
     batch, heads, queries, _ = q.shape
     group, most = heads // v.shape[1], classes.most()
-    z, lse, found = rows_pass(
-        q, k, rule, v, None, None, ("row_mass",), None, tiles, "own", classes.of_key != most
-    )
-    few = _weights(q, k, rule, lse, span)
+    bare, first = replace(rule, sinks=None), span[0]
+    rest = bare
+    if first:
+        # in the midst of the others they have to be hidden; at the beginning the walk starts after them
+        columns = torch.arange(rule.mask.keys, device=q.device)[None]
+        valid = (columns < first) | (columns >= span[1])
+        valid = valid if rule.mask.valid_keys is None else valid & rule.mask.valid_keys.to(q.device)
+        rest = replace(bare, mask=replace(rule.mask, valid_keys=valid))
+    skipped = 0 if first else span[1]
+    z, others, _ = rows_pass(q, k, rest, v, None, None, (), None, tiles, "own", skipped=skipped, wide=True)
+    few = _scores(q, k, bare, span)
+    lse = torch.logaddexp(others, few.logsumexp(-1))
+    if rule.sinks is not None:
+        lse = torch.where(torch.isinf(lse), lse, torch.logaddexp(lse, rule.sinks.to(lse)[:, None]))
+    row = torch.where(torch.isinf(lse), torch.inf, lse)
+    few, share = torch.exp(few - row[..., None]), torch.exp(others - row)
     inside = classes.of_key[:, span[0] : span[1]]
     onehot = classes.groups()[:, :, span[0] : span[1]].float().expand(batch, -1, -1)
     mass = torch.einsum("bhqk,bck->bhcq", few, onehot)
-    mass[:, :, most] = found["row_mass"]
-    folded, steps = fold(edits, classes, rule, ~torch.isinf(lse), _of_real_rows(mass, lse))
+    mass[:, :, most] += share
+    folded, steps = fold(edits, classes, rule, ~torch.isinf(lse), mass)
     place = inside.long()[:, None, :, None].expand(batch, heads, -1, queries)
-    few = few * folded.factor.gather(2, place).mT * (inside != most)[:, None, None]
-    z *= folded.factor[:, :, most, :, None]
+    few = few * folded.factor.gather(2, place).mT
+    z *= (share * folded.factor[:, :, most])[..., None]
     values = v[:, :, span[0] : span[1]].float().repeat_interleave(group, 1)
     z.flatten(0, 1).baddbmm_(few.flatten(0, 1), values.flatten(0, 1))
     if any(isinstance(edit, MixIdentity) for edit in edits):
@@ -189,17 +202,13 @@ def _of_real_rows(mass: Tensor, lse: Tensor) -> Tensor:
     return mass.masked_fill(torch.isinf(lse)[:, :, None], 0.0)
 
 
-def _weights(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, span: tuple[int, int]) -> Tensor:
-    """Weights on the columns `first:last`, [batch, head, query, column], a few thousand rows at a time."""
+def _scores(q: Tensor, k: Tensor, rule: ScoreRule, span: tuple[int, int]) -> Tensor:
+    """Scores of the columns `first:last`, -inf where hidden: [batch, head, query, column], some rows at a time."""
     batch, heads, queries, _ = q.shape
-    saved = torch.where(torch.isinf(lse), torch.inf, lse)
     step = max(blocked.BLOCK_ELEMENTS // (heads * (span[1] - span[0])), 1)
-    every = torch.arange(heads)
-    pieces = [
-        blocked.Block(slice(0, batch), every, slice(i, min(i + step, queries)), slice(*span))
-        for i in range(0, queries, step)
-    ]
-    return torch.cat([blocked.weights(q, k, rule, saved, (), piece) for piece in pieces], 2)
+    rows = [slice(i, min(i + step, queries)) for i in range(0, queries, step)]
+    every = slice(0, batch), torch.arange(heads)
+    return torch.cat([rule.scores(q, k, some, slice(*span), *every).float() for some in rows], 2)
 
 
 class _Recomputed(torch.autograd.Function):

@@ -23,7 +23,7 @@ from headwater.kernels.triton_scores import (
 )
 
 # lengths and offsets vary from call to call: no compilation for each
-_VARYING = ["queries", "keys", "shift", "left", "right", "plane", "scale", "cap", "window"]
+_VARYING = ["queries", "keys", "shift", "left", "right", "plane", "scale", "cap", "window", "skipped"]
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -33,6 +33,7 @@ def rows(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     bias_batch, bias_head, bias_row, bias_column, key_flags_batch, query_flags_batch, groups_batch, first_batch,
     tau_batch, head_flags_batch, heads, group, v_group, queries, keys, shift, left, right, scale, cap, plane, window,
+    skipped,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     REPLAY: tl.constexpr, VALUES: tl.constexpr, PRECISION: tl.constexpr, MIXED: tl.constexpr, UPCAST: tl.constexpr,
@@ -41,7 +42,7 @@ def rows(
     TEMPERED: tl.constexpr, FOLDED: tl.constexpr, BEHIND: tl.constexpr, CLASSES: tl.constexpr,
     ENTROPY: tl.constexpr, TOP: tl.constexpr, PLACE: tl.constexpr, DISTANCE: tl.constexpr, TOTAL: tl.constexpr,
     SQUARED: tl.constexpr, CLIPPED: tl.constexpr,
-    OWN: tl.constexpr, BEFORE: tl.constexpr, EARLIEST: tl.constexpr, GROUPS: tl.constexpr, ASIDE: tl.constexpr,
+    OWN: tl.constexpr, BEFORE: tl.constexpr, EARLIEST: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head.
 
@@ -49,7 +50,7 @@ def rows(
     CLIPPED, TOTAL, OWN, BEFORE, EARLIEST are the plane of each, or -1 where it is not wanted; CLIPPED sums distances
     up to `window`, a float. KEYED: the bias is the same for all queries. BEHIND: no key ahead is seen. VALUES: "none",
     "own" (weights rounded to the values' type), or the mode of `product` for float32 values. MIXED is that mode for
-    masses. With ASIDE, keys whose flags hold bit 20 enter the log-sum-exp but neither the output nor the plane TOTAL.
+    masses. Columns before `skipped` are left out of the walk.
     """
     # blocks of the last queries first: under a causal mask they are the longest
     blocks = tl.cdiv(queries, BLOCK_M)
@@ -96,7 +97,6 @@ def rows(
     farther = tl.zeros([BLOCK_M], tl.float32)
     clipped = tl.zeros([BLOCK_M], tl.float32)
     best = tl.zeros([BLOCK_M], tl.int32)
-    rest = tl.zeros([BLOCK_M], tl.float32)
     mass = tl.zeros([BLOCK_M, 16], tl.float32)
     z = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     lse = highest
@@ -108,14 +108,15 @@ def rows(
     factor_at = pair.to(tl.int64) * CLASSES * queries + row
 
     # columns [low, high) hold all that the band lets these rows see; inside [clear, rim) no test is needed
-    low, high = 0, keys
-    clear, rim = 0, keys // BLOCK_N * BLOCK_N
+    low, high = skipped * 1, keys
+    clear, rim = low, keys
     if LEFT:
-        low = tl.maximum(row0 + shift - left, 0) // BLOCK_N * BLOCK_N
-        clear = tl.cdiv(tl.maximum(row0 + BLOCK_M - 1 + shift - left, 0), BLOCK_N) * BLOCK_N
+        low += tl.maximum(row0 + shift - left - skipped, 0) // BLOCK_N * BLOCK_N
+        clear += tl.cdiv(tl.maximum(row0 + BLOCK_M - 1 + shift - left - skipped, 0), BLOCK_N) * BLOCK_N
     if RIGHT:
         high = tl.minimum(tl.maximum(row0 + BLOCK_M + shift + right, 0), keys)
-        rim = tl.minimum(tl.maximum(row0 + shift + right + 1, 0), keys) // BLOCK_N * BLOCK_N
+        rim = tl.minimum(tl.maximum(row0 + shift + right + 1, 0), keys)
+    rim = skipped + tl.maximum(rim - skipped, 0) // BLOCK_N * BLOCK_N
 
     for phase in tl.static_range(3):
         if phase > 0 or LEFT:
@@ -150,7 +151,7 @@ def rows(
                 if SLOPED:
                     bias -= slope * tl.abs(row[:, None] + shift - column[None, :]).to(tl.float32)
                 key_flags = 0
-                if PADDED or BLOCKED or ASIDE or CLASSES > 1:
+                if PADDED or BLOCKED or CLASSES > 1:
                     key_flags = tl.load(KEY_FLAGS + batch * key_flags_batch + column, mask=here, other=1)
                     key_flags = key_flags[None, :]
                 if not FOLDED:
@@ -218,9 +219,6 @@ def rows(
                     if not REPLAY:
                         mass = mass * shrink[:, None]
                     mass = product(p, inside, mass, MIXED)
-                if ASIDE:
-                    p = tl.where((key_flags >> 20) & 1 == 0, p, 0.0)
-                    rest = rest * shrink + tl.sum(p, 1)
                 if VALUES != "none":
                     v = fetch(v_at, column[:, None], keys, value[None, :], DV, phase != 1, EVEN_V, UPCAST)
                     if not REPLAY:
@@ -274,7 +272,7 @@ def rows(
     if CLIPPED >= 0:
         tl.store(FOUND + CLIPPED * plane + out_at, clipped * share, mask=on_rows)
     if TOTAL >= 0:
-        tl.store(FOUND + TOTAL * plane + out_at, (rest if ASIDE else total) * share, mask=on_rows)
+        tl.store(FOUND + TOTAL * plane + out_at, total * share, mask=on_rows)
     if GROUPS > 0:
         g = tl.arange(0, 16)
         mass_at = MASS + (pair.to(tl.int64) * GROUPS + g[None, :]) * queries + row[:, None]

@@ -32,6 +32,8 @@ PLANES = {
     "first": "EARLIEST",
 }
 ROW = (*PLANES, "argmax", "mass")
+# statistics that take more registers than the others
+HEAVY = {"mass", "distance_squared", "windowed_distance"}
 MOST_GROUPS = 16
 SILENT = 1e30  # the log-sum-exp of a row without weights: every exponential becomes 0
 
@@ -49,12 +51,12 @@ def interpreted() -> bool:
 def rows_pass(
     q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor | None, lse: Tensor | None, folded: Folded | None,
     names: Sequence[str], groups: Tensor | None, tiles: Config | None, values: str = "none",
-    aside: Tensor | None = None, window: int = 10,
+    window: int = 10, skipped: int = 0, wide: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """Launch K1: from scratch, or over a given lse. Statistics come as they leave the kernel.
 
-    `window` is where "windowed_distance" clips, in tokens. Keys set `aside`, bool [batch|1, key], are left out of z
-    (then float32) and of "row_mass".
+    `window` is where "windowed_distance" clips, in tokens. The first `skipped` keys are left out; `wide` gives z in
+    float32.
     """
     from headwater.kernels.triton_forward import rows
 
@@ -66,10 +68,7 @@ def rows_pass(
     else:
         saved = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     width, dtype = (1, q.dtype) if v is None else (v.shape[-1], v.dtype)
-    if aside is not None:
-        dtype = torch.float32
-        args["KEY_FLAGS"] = (args["KEY_FLAGS"] | aside.to(q.device, torch.int32) << 20).contiguous()
-        args["key_flags_batch"] = _step(args["KEY_FLAGS"])
+    dtype = torch.float32 if wide else dtype
     z = torch.empty(batch, heads, queries, width if v is not None else 0, dtype=dtype, device=q.device)
     if v is not None:
         v = (v.to(q.dtype) if values == "own" else v).expand(batch, -1, -1, -1)
@@ -104,13 +103,15 @@ def rows_pass(
         "SINKS": None if rule.sinks is None else rule.sinks.to(q.device, torch.float32).contiguous(),
         "SUNK": rule.sinks is not None, "DV": width, "BLOCK_V": padded(width),
         "REPLAY": replay, "VALUES": values if v is not None else "none", "MIXED": float32_mode(q),
-        "PLACE": "argmax" in names, "GROUPS": count, "ASIDE": aside is not None,
+        "PLACE": "argmax" in names, "GROUPS": count, "skipped": skipped,
     }  # fmt: skip
     plain = not (args["CAPPED"] or args["BIASED"] or args["SLOPED"] or args["TEMPERED"])
     # beside the search for the largest weight it would cost a change of layout for every tile (Triton 3.9)
     args["FOLDED"] = plain and rule.scale > 0 and not replay and "argmax" not in names
     paired = args["BIASED"] and not args["KEYED"]
-    chosen = tiles or _config("biased" if paired else "rows", max(q.shape[-1], width), q)
+    heavy = folded is not None or not HEAVY.isdisjoint(names)
+    kind = "biased" if paired else "again" if replay and v is None else "heavy" if heavy else "rows"
+    chosen = tiles or _config(kind, max(q.shape[-1], width), q)
     args |= {"BLOCK_M": chosen.own, "BLOCK_N": chosen.other}
     launch(rows, -(-queries // chosen.own) * batch * heads, args, chosen, q)
     result = dict(zip(planes, found, strict=True))

@@ -217,6 +217,18 @@ def test_extreme_scores_stay_finite(size):
     )
 
 
+@pytest.mark.parametrize("mask", [Mask(70, 70), Mask(70, 70, right=0), Mask(70, 70, left=10, right=3)])
+def test_of_equal_weights_the_first_is_the_largest(mask):
+    """The walk looks at pairs of neighbours, and a band may begin in the midst of one."""
+    q, k = torch.zeros(1, 2, 70, 4, device=DEVICE), torch.randn(1, 1, 70, 4, device=DEVICE)
+    rule = ScoreRule(1.0, mask)
+    wanted = mask.first_visible(1, 2).expand(1, 2, -1)
+    result = backend.attend(q, k, k, rule, (), ("argmax",), tiles=Config(16, 16, 4, 1))
+    assert torch.equal(result.found["argmax"].cpu(), wanted)
+    again = backend.statistics(q, k, rule, result.lse, (), ("argmax",), tiles=Config(16, 32, 4, 1))
+    assert torch.equal(again["argmax"].cpu(), wanted)
+
+
 def test_bfloat16_is_computed_from_its_values():
     """The interpreter would multiply its bit patterns."""
     torch.manual_seed(2)
