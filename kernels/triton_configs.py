@@ -29,7 +29,7 @@ _ROWS = {
 # with masses of groups, edited weights, or distances that are not linear in the key: registers for fewer keys at a time
 _HEAVY = _ROWS | {width: (Config(128, 64, 8, 3), Config(64, 16, 4, 2)) for width in (16, 32, 64)}
 # without values there is room for more rows of wide float32 heads
-_AGAIN = _HEAVY | {128: (_HEAVY[128][0], Config(64, 32, 8, 2))}
+_AGAIN = _HEAVY | {128: (_HEAVY[128][0], Config(64, 16, 4, 2))}
 # with a bias of queries and keys, whose tile is read along: fewer keys at a time, or its loads spill
 _BIASED = {
     width: (Config(128 if width < 256 else 64, 32, 8, 2), float32) for width, (_, float32) in _ROWS.items()

@@ -7,8 +7,9 @@ window of later queries off by one, mass kept on the own position forgotten when
 window begun too early, last row not stored (seen by the NaN poison), temperature of head 0 for all heads, temperature
 of batch row 0 for all rows, condition of a weight edit ignored, slope of ALiBi without its sign, squared distance not
 rescaled with the running maximum, distance clipped after the sum, key bias read at the columns of the first tile, the
-right one of two neighbours taken for the largest, rows that see nothing given the weights of hidden keys, distances
-behind the query taken for those of a mask that looks ahead, keys that are left out of the walk left out of the sum too.
+right one of two neighbours taken for the largest, distances behind the query taken for those of a mask that looks
+ahead, keys that are left out of the walk left out of the sum too, tiles after them counted twice, a negative scale
+taken out of the maximum, learned sinks forgotten where a few keys are edited.
 """
 
 from __future__ import annotations

@@ -85,6 +85,38 @@ def test_edits_of_a_few_keys_take_one_pass(kind, monkeypatch):
             torch.testing.assert_close(actual, factor.float(), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("mask", [Mask(70, 70), Mask(70, 70, right=0), Mask(70, 70, left=20, right=2)])
+def test_the_first_keys_are_walked_past(mask):
+    """Sinks of two kinds: keys 0 and 3, whose mass goes to the others, and learned ones in the denominator."""
+    torch.manual_seed(6)
+    q, k, v = (torch.randn(1, heads, 70, 8, device=DEVICE) * 2 for heads in (2, 1, 1))
+    rule = ScoreRule(0.4, mask, sinks=torch.tensor([0.5, 3.0]))
+    keys = ((torch.arange(70) == 0) | (torch.arange(70) == 3))[None]
+    edits = (
+        Rescale(torch.tensor([True, True]), keys, ~keys, 0.3),
+        MixIdentity(torch.tensor([True, False]), 0.2),
+    )
+    case = Case(q, k, v, rule, edits, torch.zeros(1, k.shape[2], dtype=torch.bool))
+    dense = expected(case)
+    result = backend.attend(q, k, v, rule, edits, ("entropy", "row_mass"), tiles=Config(16, 16, 4, 1))
+    close(result.z, dense.z, "z")
+    close(result.lse, dense.lse, "lse")
+    agree(result.found, dense, case)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.4])
+def test_scales_of_zero_and_below(scale):
+    torch.manual_seed(6)
+    q, k, v = (torch.randn(1, 2, 40, 8, device=DEVICE) for _ in range(3))
+    case = Case(
+        q, k, v, ScoreRule(scale, Mask(40, 40, right=0)), (), torch.zeros(1, k.shape[2], dtype=torch.bool)
+    )
+    result = backend.attend(q, k, v, case.rule, (), ("entropy", "max"), tiles=Config(16, 16, 4, 1))
+    dense = expected(case)
+    close(result.z, dense.z, "z")
+    agree(result.found, dense, case)
+
+
 def taken(case: Case) -> bool:
     """Whether the kernels take the case: no mask given as a function, no sink that depends on the query."""
     return case.rule.mask.is_band and (case.rule.sinks is None or case.rule.sinks.dim() == 1)
