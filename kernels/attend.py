@@ -25,10 +25,12 @@ def choose(
     edits: Sequence[WeightEdit] = (),
     backend: str = "auto",
     value_width: int = 0,
+    k: Tensor | None = None,
 ) -> tuple[str, str]:
     """The backend that will run and why. Raises ValueError where the one asked for can not do it.
 
-    The rule is one that `prepare` has left: softmax1 comes as a learned sink, sinkhorn as a key bias.
+    `k` matters where it learns and q does not. The rule is one that `prepare` has left: softmax1 comes as a learned
+    sink, sinkhorn as a key bias.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
@@ -40,7 +42,7 @@ def choose(
     if fused == "triton":
         reason = triton_backend.refuses(rule, q, edits, value_width)
     else:
-        reason = flash_edits.refuses(rule, q, edits)
+        reason = flash_edits.refuses(rule, q, edits, k=k)
     if backend == fused and reason:
         raise ValueError(f"{fused} can not compute {reason}; use backend='blocked'")
     if backend != "auto":
@@ -71,7 +73,7 @@ def attend(
     """
     given = (q, k, v, rule)
     q, k, rule = prepare(q, k, rule)
-    name, _ = choose(rule, q, edits, backend, v.shape[-1])
+    name, _ = choose(rule, q, edits, backend, v.shape[-1], k)
     if differentiable:
         if backend not in ("auto", "blocked"):
             raise ValueError(f"{backend} can not compute a differentiable map; use backend='blocked'")

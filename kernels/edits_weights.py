@@ -85,7 +85,7 @@ class Rescale:
 
 @dataclass(frozen=True, eq=False)
 class MixIdentity:
-    """P -> (1-amount)*P + amount*I on rows whose own position is a real key."""
+    """P -> (1-amount)*P + amount*I on rows whose own position is a real key that the band shows."""
 
     heads: Tensor
     amount: float

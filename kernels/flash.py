@@ -21,9 +21,10 @@ from headwater.kernels.rule import ScoreRule
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def refuses(rule: ScoreRule, q: Tensor, transposed: bool = False) -> str | None:
-    """Why this combination can not be computed here, or None where it can."""
+def refuses(rule: ScoreRule, q: Tensor, transposed: bool = False, k: Tensor | None = None) -> str | None:
+    """Why this combination can not be computed here, or None where it can; `k` matters where it learns."""
     mask = rule.mask
+    learns = torch.is_grad_enabled() and (q.requires_grad or (k is not None and k.requires_grad))
     if q.device.type != "cpu":
         return f"the fused kernel used here is for the CPU, the tensors are on {q.device.type}"
     if rule.scale <= 0:
@@ -36,11 +37,10 @@ def refuses(rule: ScoreRule, q: Tensor, transposed: bool = False) -> str | None:
         return "ALiBi"
     if rule.edits:
         return "edited scores"
-    if torch.is_grad_enabled():
-        if rule.sinks is not None and (q.requires_grad or rule.sinks.requires_grad):
-            return "gradients through learned sinks, as its log-sum-exp carries none"
-        if rule.bias is not None and rule.bias.requires_grad:
-            return "gradients of a score bias"
+    if rule.sinks is not None and (learns or (torch.is_grad_enabled() and rule.sinks.requires_grad)):
+        return "gradients through learned sinks, as its log-sum-exp carries none"
+    if torch.is_grad_enabled() and rule.bias is not None and rule.bias.requires_grad:
+        return "gradients of a score bias"
     if mask.beyond_band:
         return mask.beyond_band
     if mask.queries == 0 or mask.keys == 0:
@@ -50,13 +50,13 @@ def refuses(rule: ScoreRule, q: Tensor, transposed: bool = False) -> str | None:
     if causal is None:
         if not _seen_by_all(rule):
             return "a sliding window"
-        if torch.is_grad_enabled() and q.requires_grad:
+        if learns:
             return "gradients where queries start inside the cache, as its log-sum-exp carries none"
         causal, first = True, first + _seen_by_all(rule)
     if first == last:
         return "a band that hides every key"
     if transposed:
-        if q.requires_grad and torch.is_grad_enabled():
+        if learns:
             return "gradients of the transpose, as its log-sum-exp carries none"
         if rule.bias is not None:
             return "the transpose under an additive bias"
@@ -136,7 +136,7 @@ def _call(
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
     """Output z [batch, head, query, d_value] and lse [batch, head, query]; zero and -inf on a row without keys."""
-    if reason := refuses(rule, q):
+    if reason := refuses(rule, q, k=k):
         raise ValueError(f"flash can not compute {reason}; use backend='blocked'")
     first, last = _span(rule)
     causal = _is_causal(rule, first, last)
@@ -202,7 +202,7 @@ def scatter(
     Column j of P is `exp(scale*k_j·q_i - lse_i)` over i: a softmax over the queries, times the exponential of its own
     log-sum-exp. A learned sink is inside `lse` already.
     """
-    if reason := refuses(rule, q, transposed=True):
+    if reason := refuses(rule, q, transposed=True, k=k):
         raise ValueError(f"flash can not compute {reason}; use backend='blocked'")
     batch, heads, _, width = q.shape
     first, last = _span(rule)

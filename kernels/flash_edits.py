@@ -46,12 +46,16 @@ class Call(NamedTuple):
 
 
 def refuses(
-    rule: ScoreRule, q: Tensor, edits: Sequence[WeightEdit] = (), transposed: bool = False
+    rule: ScoreRule,
+    q: Tensor,
+    edits: Sequence[WeightEdit] = (),
+    transposed: bool = False,
+    k: Tensor | None = None,
 ) -> str | None:
-    """Why this combination can not be computed here, or None where it can."""
+    """Why this combination can not be computed here, or None where it can; `k` matters where it learns."""
     if not rule.edits and not edits:
-        return flash.refuses(rule, q, transposed)
-    if reason := flash.refuses(replace(rule, edits=()), q, transposed):
+        return flash.refuses(rule, q, transposed, k)
+    if reason := flash.refuses(replace(rule, edits=()), q, transposed, k):
         return reason
     learning = torch.is_grad_enabled()
     for edit in rule.edits:
@@ -66,7 +70,7 @@ def refuses(
         if not isinstance(edit, Rescale | MixIdentity | MixPattern):
             return f"the weight edit {type(edit).__name__}"
     if edits:
-        if learning and q.requires_grad:
+        if learning and (q.requires_grad or (k is not None and k.requires_grad)):
             return "gradients of edited weights, as its log-sum-exp carries none"
         classes = classify(edits, rule.mask.keys, q.device)
         if classes.count > MOST_CLASSES:
@@ -81,7 +85,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = ()
 ) -> tuple[Tensor, Tensor, tuple[WeightStep, ...]]:
     """z [batch, head, query, d_value], lse [batch, head, query] and the weight edits with their row factors."""
-    if reason := refuses(rule, q, edits):
+    if reason := refuses(rule, q, edits, k=k):
         raise ValueError(f"flash can not compute {reason}; use backend='blocked'")
     if not edits and not rule.edits:
         return (*flash.attend(q, k, v, rule), ())

@@ -199,9 +199,10 @@ class Mask:
         return torch.where(following < high, following, self.keys)[:, None]
 
     def own_key(self) -> Tensor:
-        """Whether each row's own position is one of the real keys, bool [batch|1, query]."""
+        """Whether each row's own position is one of the real keys that the band shows, bool [batch|1, query]."""
         column = torch.arange(self.queries) + self.shift
-        inside = ((column >= 0) & (column < self.keys))[None]
+        shown = (self.left is None or self.left >= 0) and (self.right is None or self.right >= 0)
+        inside = ((column >= 0) & (column < self.keys) & shown)[None]
         if self.valid_keys is None:
             return inside
         return inside & self.valid_keys.cpu()[:, column.clamp(0, max(self.keys - 1, 0))]

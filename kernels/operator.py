@@ -195,7 +195,7 @@ class AttentionMap:
         if fused == "triton":
             reason = triton_backend.refuses(self.rule, self.q, edits)
         else:
-            reason = flash_edits.refuses(self.rule, self.q, edits, transposed)
+            reason = flash_edits.refuses(self.rule, self.q, edits, transposed, self.k)
         if reason and self.backend == fused:
             raise ValueError(f"{fused} can not compute {reason}; use backend='blocked'")
         return "blocked" if reason else fused

@@ -128,7 +128,7 @@ def _weights(map: AttentionMap, b: int, rows: slice, columns: Tensor) -> Tensor:
     if mask.left is not None:
         seen = seen & (row + mask.shift - place <= mask.left)
     if mask.valid_keys is not None:
-        seen = seen & mask.valid_keys[b].to(device)[place]
+        seen = seen & _of(mask.valid_keys, b).to(device)[place]
     if mask.extra is not None:
         head = torch.arange(heads, device=device)[None, :, None, None]
         index = torch.full((1, 1, 1, 1), b, device=device)

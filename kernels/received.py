@@ -105,7 +105,8 @@ def _bands(
     """Blocks that hold all pairs that count, and the places of their heads in `heads`."""
     mask, batch = map.rule.mask, map.shape[0]
     first, last = (0, mask.queries) if chosen is None else _span(chosen)
-    near, far = later or (-mask.queries - mask.keys, mask.queries + mask.keys)
+    widest = mask.queries + mask.keys + abs(mask.shift)
+    near, far = later or (-widest, widest)
     band = min(far - near + 1, max(mask.keys, 1))
     # as tall as the band is wide, so that little of a tile lies outside of it, and still a cached size
     tall = min(max(band, 64), max(blocked.BLOCK_ELEMENTS // band, 16))

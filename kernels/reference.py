@@ -155,6 +155,8 @@ def edited(weights: Tensor, edit: WeightEdit, rule: ScoreRule) -> Tensor:
     if isinstance(edit, MixIdentity):
         query, key = positions(rule)
         mixed = (query == key).double()[None, None]
+        if min(rule.mask.left or 0, rule.mask.right or 0) < 0:
+            mixed = mixed * 0.0
         if rule.mask.valid_keys is not None:
             mixed = mixed * rule.mask.valid_keys[:, None, None, :]
     else:

@@ -116,7 +116,14 @@ class ScoreRule:
             sink = (sink if sink.shape[2] == 1 else sink[:, :, block.rows]).to(scores)
         if self.normaliser is not None:
             return self.normaliser.row_constant(scores, sink)
-        lse = scores.logsumexp(-1)
+        if scores.requires_grad:
+            # the slope of the log-sum-exp of nothing is NaN
+            nothing = (scores == float("-inf")).all(-1)
+            lse = (
+                scores.masked_fill(nothing[..., None], 0.0).logsumexp(-1).masked_fill(nothing, float("-inf"))
+            )
+        else:
+            lse = scores.logsumexp(-1)
         if sink is None:
             return lse
         return torch.where(lse == float("-inf"), lse, torch.logaddexp(lse, sink.expand_as(lse)))

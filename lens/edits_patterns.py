@@ -209,7 +209,9 @@ def _of_record(place: Place, where: str) -> patterns.OfMap:
     begins, ends = (
         torch.broadcast_tensors(a, b) for a, b in zip(other.real("query"), mask.real("query"), strict=True)
     )
-    same_ends = map.shape[2] != mask.queries or ends[0].equal(ends[1])
+    # a step of generation has one query, and so may the record: where they stand says which it is
+    whole = map.shape[2] == mask.queries and other.query_offset == mask.query_offset
+    same_ends = not whole or ends[0].equal(ends[1])
     if not begins[0].equal(begins[1]) or not same_ends:
         raise EditError(f"{where}: the record's rows are padded otherwise than this run's; pad them alike")
     return patterns.OfMap(map)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from headwater.kernels import blocked, reference
 from headwater.kernels.attend import attend
 from headwater.kernels.block import Block
 from headwater.kernels.edits import (
@@ -159,6 +160,16 @@ def test_the_offset_pattern_of_zero_is_the_identity():
         same = run(weights=(MixIdentity(PER_ROW, amount),))
         near(mixed[0], same[0])
         near(mixed[1], same[1])
+
+
+@pytest.mark.parametrize("elements", [1, 2**19])
+def test_the_identity_is_not_mixed_in_where_the_band_hides_the_own_position(elements, monkeypatch):
+    monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", elements)
+    mask = Mask(N, N, right=-1)
+    plain, mixed = run(mask=mask)[0], run(weights=(MixIdentity(EVERY, 0.5),), mask=mask)[0]
+    near(mixed, plain)
+    exact = reference.attend(*operands(), ScoreRule(0.6, mask), (MixIdentity(EVERY, 0.5),))
+    near(mixed, exact.z)
 
 
 def test_offsets_lie_before_the_query_where_that_is_visible():

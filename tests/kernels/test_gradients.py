@@ -1,7 +1,8 @@
 """Gradients of attention, its edits, its statistics and products, against finite differences and transformers' eager.
 
 Mutations seen to fail here: weights of a block detached before the edits, the factor of an edit detached, the row's
-log-sum-exp detached when a map is made with `differentiable=True`, the gate applied to a detached output.
+log-sum-exp detached when a map is made with `differentiable=True`, the gate applied to a detached output, keys that
+learn alone left to the fused kernel, the log-sum-exp of nothing.
 """
 
 from __future__ import annotations
@@ -46,6 +47,38 @@ def inputs(seed: int = 0) -> tuple[torch.Tensor, ...]:
     return tuple(
         torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes
     )
+
+
+@pytest.mark.parametrize("kind", ["cache", "sinks", "edit"])
+def test_keys_that_learn_alone_get_the_gradient_of_blocks(kind):
+    """Cached keys, or a key projection trained by itself: the fused log-sum-exp carries no gradient to them."""
+    q, k, v = (x.detach() for x in inputs())
+    k.requires_grad_()
+    rule = ScoreRule(0.5, Mask(6, 6, right=0))
+    if kind == "cache":
+        q, rule = q[:, :, 4:], ScoreRule(0.5, Mask(2, 6, right=0, query_offset=4))
+    if kind == "sinks":
+        rule = replace(rule, sinks=torch.zeros(4))
+    edits = (Rescale(HEADS, KEYS, ~KEYS, 0.3),) if kind == "edit" else ()
+
+    def slope(backend):
+        return torch.autograd.grad(attend(q, k, v, rule, edits, backend)[0][..., 0].sum(), k)[0]
+
+    torch.testing.assert_close(slope("auto"), slope("blocked"), atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("backend", ["auto", "blocked"])
+def test_a_row_that_a_bias_empties_has_no_gradient(backend):
+    q, k, v = inputs()
+    bias = torch.zeros(1, 1, 6, 6, dtype=torch.float64)
+    bias[:, :, 2] = -torch.inf
+    z, _ = attend(q, k, v, ScoreRule(0.5, Mask(6, 6), bias=bias), (), backend)
+    for slope in torch.autograd.grad(z.sum(), (q, k, v)):
+        assert slope.isfinite().all()
+    assert (
+        torch.autograd.grad(attend(q, k, v, ScoreRule(0.5, Mask(6, 6), bias=bias))[0].sum(), q)[0][:, :, 2]
+        == 0
+    ).all()
 
 
 @pytest.mark.parametrize("mask", MASKS)

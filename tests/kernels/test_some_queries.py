@@ -217,6 +217,26 @@ def test_an_induction_head_shows_on_its_stripe():
     close(found, torch.tensor([0.0] * 4 + [1.0] * 4))
 
 
+@pytest.mark.parametrize(
+    "mask", [Mask(1, 1, query_offset=3), Mask(2, 2, key_offset=5), Mask(3, 2, query_offset=40)]
+)
+def test_keys_far_from_every_query_are_received_too(mask):
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 2, mask.queries, 4), torch.randn(1, 2, mask.keys, 4)
+    _, map = attend(q, k, k, ScoreRule(1.0, mask, softcap=5.0), (), "blocked")
+    torch.testing.assert_close(map.received(), map.dense().sum(-2))
+    torch.testing.assert_close(map.received(), map.statistic("received"))
+
+
+def test_one_row_of_padding_stands_for_the_batch():
+    torch.manual_seed(0)
+    q = torch.randn(3, 2, 5, 4)
+    _, map = attend(q, q, q, ScoreRule(1.0, Mask(5, 5, right=0, valid_keys=(torch.arange(5) > 0)[None])))
+    torch.testing.assert_close(
+        map.stripe(1), torch.nn.functional.pad(map.dense().diagonal(-1, -2, -1), (1, 0))
+    )
+
+
 def test_memory_and_arguments_out_of_range():
     q = torch.randn(2, 2, 5, 4)
     _, map = attend(q, q, q, ScoreRule(1.0, Mask(5, 5, right=0)))

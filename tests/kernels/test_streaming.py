@@ -108,6 +108,14 @@ def test_names_asked_for_alone_are_those_of_all():
         torch.testing.assert_close(map.statistic(name), every[name], equal_nan=True, atol=1e-6, rtol=1e-6)
 
 
+def test_no_row_is_left_alone():
+    """The product of one row rounds by column, and equal keys would not be equal."""
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 4, 257, 32), torch.randn(1, 4, 1, 32).expand(1, 4, 257, 32)
+    _, map = attend(q, k, k, ScoreRule(0.3, Mask(257, 257, right=0)))
+    assert (map.statistic("argmax") == 0).all()
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.4])
 def test_a_scale_of_zero_or_below_goes_the_general_way(scale):
     """The lean walk divides by the scale, and hides pairs before it multiplies by it."""

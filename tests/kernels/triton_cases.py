@@ -104,6 +104,18 @@ def test_the_first_keys_are_walked_past(mask):
     agree(result.found, dense, case)
 
 
+def test_what_a_sink_leaves_keeps_its_digits_in_half_precision():
+    """Key 0 holds all but 8e-6 of the mass and is emptied: the others are weighed beside each other, not beside it."""
+    torch.manual_seed(6)
+    v = torch.rand(1, 1, 512, 4, device=DEVICE).half()
+    q, k = torch.ones(1, 1, 1, 1, device=DEVICE).half(), torch.zeros(1, 1, 512, 1, device=DEVICE).half()
+    k[:, :, 0] = 18
+    sink = (torch.arange(512) == 0)[None]
+    edits = (Rescale(torch.tensor([True]), sink, ~sink, 0.0),)
+    z = backend.attend(q, k, v, ScoreRule(1.0, Mask(1, 512)), edits).z
+    torch.testing.assert_close(z[0, 0, 0].float(), v[0, 0, 1:].float().mean(0), atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.4])
 def test_scales_of_zero_and_below(scale):
     torch.manual_seed(6)

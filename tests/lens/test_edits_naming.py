@@ -232,6 +232,10 @@ def test_frozen_attention_is_that_of_the_other_run(model, tmp_path):
         for _ in range(3):
             step = torch.cat([step, model(step)[:, -1].argmax(-1, keepdim=True)], -1)
         assert text.equal(step), "rows behind the record are left as they are"
+    one = ids[:1, :1]
+    with model.edit(hw.FreezeAttention(model.record(one))):
+        assert model.generate(one, 3).shape == (1, 4), "one token, and steps of one query that are not it"
+    with model.edit(hw.FreezeAttention(model.record(other[:1]), heads=some)):
         with pytest.raises(EditError, match="the record has 9 tokens and this run 5"):
             model(ids[:1, :5])
         with pytest.raises(EditError, match="the record has 1 batch rows and this run 2"):
