@@ -203,6 +203,14 @@ def embedding(hf: Any) -> Any:
     return next(tables, None)
 
 
+def embeddings(hf: Any) -> list[Any]:
+    """Every table that token ids go through: an encoder and a decoder have each their own, sharing weights or not."""
+    found = [embedding(hf)]
+    if hf.config.is_encoder_decoder:
+        found += [getattr(stack, "embed_tokens", None) for stack in (hf.get_encoder(), hf.get_decoder())]
+    return list(dict.fromkeys(table for table in found if table is not None))
+
+
 def first_position(hf: Any) -> int:
     """The number of a text's first position: RoBERTa and its kin count from behind the padding's."""
     for module in hf.modules():

@@ -70,14 +70,16 @@ def watching(model: HookedModel) -> Iterator[None]:
         ):
             _keep(key, replace(_running.get()[key], fresh=ids.detach().cpu()))
 
-    table = parts.embedding(model.hf)
     outside = _running.get().get(key)
     _keep(key, outside or Running())
-    handle = None if table is None else table.register_forward_pre_hook(hooks.Staying(see), with_kwargs=True)
+    handles = [
+        table.register_forward_pre_hook(hooks.Staying(see), with_kwargs=True)
+        for table in parts.embeddings(model.hf)
+    ]
     try:
         yield
     finally:
-        if handle is not None:
+        for handle in handles:
             handle.remove()
         others = {k: run for k, run in _running.get().items() if k is not key}
         _running.set(others if outside is None else {**others, key: outside})

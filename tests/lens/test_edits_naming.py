@@ -206,6 +206,22 @@ def test_rows_let_a_batch_run_many_variants(model):
         model(ids)
 
 
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_tokens_of_either_side_are_known(name, part):
+    """Encoder and decoder embed by tables of their own."""
+    whole = hw.load(zoo.build(name))
+    one = whole.part(part)
+    heard, said = torch.tensor([[5, 6, 5, 7, 6, 5]]), torch.tensor([[4, 8, 4, 4]])
+    ids = heard if part == "encoder" else said
+    with one.edit(hw.InjectPattern("matching", heads=["0.1"])):
+        record = whole.record(heard, decoder_input_ids=said)
+    found = (record.part("encoder") if part == "encoder" else record).pattern(0, 1)[0]
+    earlier = (ids[0][:, None] == ids[0]).tril(-1).float()
+    some = earlier.sum(-1) > 0
+    torch.testing.assert_close(found[some], (earlier / earlier.sum(-1, keepdim=True))[some])
+
+
 def test_frozen_attention_is_that_of_the_other_run(model, tmp_path):
     ids, mask = tiny_models.batch(7, (9, 7))
     other, _ = tiny_models.batch(8, (9, 7))
