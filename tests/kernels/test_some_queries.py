@@ -180,7 +180,8 @@ def test_laws_that_need_no_reference(case, window, cell):
     ).all()
     if map.rule.sinks is None:
         close(mass[real], torch.ones_like(mass[real]), 3, "row mass")
-        assert (found["max"][real] >= 1 / seen - 1e-5).all()
+        # scores of several hundred are known to 1e-5 of a weight
+        assert (found["max"][real] >= 1 / seen - 1e-4).all()
         assert ((-found["entropy"][real]).exp() <= found["max"][real] + 1e-4).all()
 
 
