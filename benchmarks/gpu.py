@@ -57,7 +57,13 @@ TARGETS = (
 )
 RECORD_LENGTH, RECORD_BYTES = 131072, 4 * 2**30
 ALTERNATIVES = {
-    "rows": (Config(128, 128, 8, 2), Config(128, 64, 4, 3), Config(64, 64, 4, 3), Config(128, 32, 8, 3)),
+    "rows": (
+        Config(128, 128, 8, 2),
+        Config(128, 64, 8, 3),
+        Config(128, 64, 4, 3),
+        Config(64, 64, 4, 3),
+        Config(128, 32, 8, 3),
+    ),
     "columns": (Config(128, 64, 8, 3), Config(64, 64, 4, 3), Config(128, 128, 8, 2), Config(64, 128, 4, 3)),
 }
 

@@ -165,7 +165,7 @@ def scatter(
     if folded is None:
         return found
     kinds = _one_hot(folded.classes.of_key, folded.classes.count).to(found)
-    found = torch.einsum("bhkcx,bck->bhkx", found.unflatten(-1, (folded.classes.count, -1)), _all(kinds, q))
+    found = torch.einsum("bhkcx,bck->bhkx", found.unflatten(-1, (folded.classes.count, -1)), kinds)
     place = torch.arange(rule.mask.queries) + rule.mask.shift
     there = (place >= 0) & (place < rule.mask.keys)
     own = (folded.kept[..., None] * y)[:, :, there]
@@ -300,10 +300,6 @@ def _own(x: Tensor, rule: ScoreRule) -> Tensor:
 
 def _per_head(x: Tensor, q: Tensor) -> Tensor:
     return x.repeat_interleave(q.shape[1] // x.shape[1], 1)
-
-
-def _all(x: Tensor, q: Tensor) -> Tensor:
-    return x.expand(len(q), *x.shape[1:])
 
 
 def _high(x: Tensor) -> Tensor:

@@ -73,11 +73,11 @@ class Folded:
         found: Tensor | float = 0.0
         heads, kinds = self.kept.shape[1], self.classes.groups().to(x)
         for part in self.mixed:
-            values = (
-                x if len(kinds[0]) == 1 else torch.einsum("bhkx,bck->bhkcx", x, _as_many(kinds, x)).flatten(3)
-            )
+            values = x if self.classes.count == 1 else torch.einsum("bhkx,bck->bhkcx", x, kinds).flatten(3)
             there = pattern_products.gather(part.pattern, rule, heads, values)
-            there = there.repeat_interleave(heads // there.shape[1], 1).unflatten(-1, (len(kinds[0]), -1))
+            there = there.repeat_interleave(heads // there.shape[1], 1).unflatten(
+                -1, (self.classes.count, -1)
+            )
             found = found + torch.einsum("bhqcx,bhcq->bhqx", there, part.factor.to(there))
         return found
 
@@ -87,8 +87,8 @@ class Folded:
         kinds = self.classes.groups().to(y)
         for part in self.mixed:
             sent = (part.factor.mT[..., None].to(y) * y[..., None, :]).flatten(-2)
-            there = pattern_products.scatter(part.pattern, rule, sent).unflatten(-1, (len(kinds[0]), -1))
-            found = found + torch.einsum("bhkcx,bck->bhkx", there, _as_many(kinds, y))
+            there = pattern_products.scatter(part.pattern, rule, sent).unflatten(-1, (self.classes.count, -1))
+            found = found + torch.einsum("bhkcx,bck->bhkx", there, kinds)
         return found
 
 
@@ -108,10 +108,6 @@ def classify(edits: Sequence[WeightEdit], keys: int, device: torch.device) -> Ke
 def mixes(steps: Sequence[WeightStep]) -> bool:
     """Whether a pattern is part of these weights."""
     return any(isinstance(step.edit, MixPattern) for step in steps)
-
-
-def _as_many(kinds: Tensor, x: Tensor) -> Tensor:
-    return kinds.expand(len(x), -1, -1)
 
 
 def per_batch_row(heads: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import Case, cases
+from attention_cases import Case, cases, near
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from wide_cases import Drawn, Shape, pattern, weight_edit
@@ -31,17 +31,6 @@ def _every_case_runs(monkeypatch):
     monkeypatch.setattr(flash_edits, "MOST_CALLS", 99)
     # what the tests set themselves ends with them
     monkeypatch.setattr(pattern_products, "SUMS", pattern_products.SUMS)
-
-
-def near(found, expected, error, what):
-    torch.testing.assert_close(
-        found.double(),
-        expected.double(),
-        atol=error,
-        rtol=error,
-        equal_nan=True,
-        msg=lambda m: f"{what}: {m}",
-    )
 
 
 def drawn_for(case: Case, data) -> Drawn:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import Case, cases
+from attention_cases import Case, cases, near
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wide_cases import NORMALISERS, of_rows
@@ -59,17 +59,6 @@ def wanted(case: Case) -> reference.Dense:
     dense = reference.attend(case.q, case.k, case.v, case.rule, case.edits)
     valid = case.rule.mask.valid_queries
     return dense if valid is None else dense._replace(weights=dense.weights * valid[:, None, :, None])
-
-
-def near(found, expected, error, what):
-    torch.testing.assert_close(
-        found.double(),
-        expected.double(),
-        atol=error,
-        rtol=error,
-        equal_nan=True,
-        msg=lambda m: f"{what}: {m}",
-    )
 
 
 def names_for(map: AttentionMap) -> tuple[str, ...]:

@@ -107,6 +107,18 @@ def cases(draw, edited: bool | None = None, plain: bool = False, wide: bool = Fa
     return Case(q, k, normal(batch, kv_heads, keys, value_width), rule, tuple(edits), groups)
 
 
+def near(found: Tensor, expected: Tensor, error: float, what: str) -> None:
+    """Equal to `error`, absolute and relative, in float64; NaN where NaN is expected."""
+    torch.testing.assert_close(
+        found.double(),
+        expected.double(),
+        atol=error,
+        rtol=error,
+        equal_nan=True,
+        msg=lambda m: f"{what}: {m}",
+    )
+
+
 def rich(kind: str, device: str) -> Case:
     """Several tiles each way, two query heads per key head, and everything that one kind of model asks for at once."""
     torch.manual_seed(5)
