@@ -28,7 +28,7 @@ import torch
 import transformers as hf
 
 import headwater as hw
-from headwater.analyses.flow import flow, flow_graph
+from headwater.analyses.tokens.flow import flow, flow_graph
 
 VOCAB = 97
 NEAR = 1e-5  # capacities are rounded to 2⁻³⁰ in Headwater and are float64 in networkx

@@ -33,8 +33,8 @@ import torch  # noqa: E402
 from gpu_subjects import CHECKED, Problem, Red, check, ours, peers  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from headwater.kernels import triton_backend  # noqa: E402
-from headwater.kernels.triton_configs import Config, config  # noqa: E402
+from headwater.kernels.backends.triton import backend  # noqa: E402
+from headwater.kernels.backends.triton.tile_sizes import Config, config  # noqa: E402
 
 DEVICE = "cpu" if DRY else "cuda"
 HEADS = 2 if DRY else 32
@@ -163,10 +163,10 @@ def compare_with_targets(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def tune(p: Problem) -> dict[str, Any]:
     """Milliseconds of the shipped tiles and of others, for the forward and the key-major pass."""
-    lse = triton_backend.attend(p.q, p.k, p.v, p.rule).lse
+    lse = backend.attend(p.q, p.k, p.v, p.rule).lse
     passes = {
-        "rows": lambda tile: triton_backend.attend(p.q, p.k, p.v, p.rule, tiles=tile),
-        "columns": lambda tile: triton_backend.received(p.q, p.k, p.rule, lse, tiles=tile),
+        "rows": lambda tile: backend.attend(p.q, p.k, p.v, p.rule, tiles=tile),
+        "columns": lambda tile: backend.received(p.q, p.k, p.rule, lse, tiles=tile),
     }
     found: dict[str, Any] = {}
     for kernel, run in passes.items():

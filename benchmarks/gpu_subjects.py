@@ -17,11 +17,12 @@ import tutorial_attention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headwater.kernels import reference, triton_backend
+from headwater.kernels.backends.triton import backend as triton_backend
 from headwater.kernels.edits import Rescale
-from headwater.kernels.mask import Mask
-from headwater.kernels.operator import AttentionMap
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 STATISTICS = ("entropy", "max", "argmax", "self", "previous", "first", "distance", "row_mass")
 # each new length is compiled anew, which takes several seconds

@@ -29,8 +29,8 @@ import sys, torch
 length, repeats, threads = map(int, sys.argv[1:])
 torch.set_num_threads(threads); torch.manual_seed(0)
 from headwater.kernels.attend import attend
-from headwater.kernels.mask import Mask
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
+from headwater.kernels.rules.rule import ScoreRule
 fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 q, k, v = (torch.randn(1, {HEADS}, length, {WIDTH}) for _ in range(3))
 scale = {WIDTH} ** -0.5

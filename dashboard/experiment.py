@@ -10,7 +10,7 @@ from headwater.dashboard import runs
 from headwater.dashboard.runs import Run, edits_of, next_tokens, resident, source
 from headwater.dashboard.state import State
 from headwater.lens.errors import ExperimentError
-from headwater.lens.measures import ATTENTION, LONGEST_MAP
+from headwater.lens.experiments.measures import ATTENTION, LONGEST_MAP
 
 
 def as_python(model: str, prompt: str, edits: Sequence[dict]) -> str:

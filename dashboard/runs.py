@@ -21,7 +21,7 @@ import torch
 
 import headwater as hw
 from headwater.lens.errors import ModelError
-from headwater.lens.models import embedded
+from headwater.lens.models.embedded import embedded
 
 STATISTICS = ("lse", "entropy", "max", "self", "previous", "first", "distance", "received", "visible")
 FIRST_MODEL = "tasks-4l"

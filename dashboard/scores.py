@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import streamlit as st
 import xarray as xr
 
-from headwater.analyses._catalogue import entry
-from headwater.analyses._received import received_share
+from headwater.analyses._catalogue.catalogue import entry
+from headwater.analyses.sinks._received_share import received_share
 from headwater.dashboard import runs
 from headwater.dashboard.runs import Run
 

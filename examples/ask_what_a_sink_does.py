@@ -2,10 +2,9 @@
 
 import headwater as hw
 from headwater import analyses
-from headwater.lens.prompts import prompt_set
 
 model = hw.load("tasks-4l")
-examples = prompt_set("indirect_object", n=5)
+examples = hw.prompt_set("indirect_object", n=5)
 prompts, answers = [e.prompt for e in examples], [e.answer for e in examples]
 
 inputs = analyses.sink_inputs(model, prompts, length=16)

@@ -5,12 +5,9 @@ from pathlib import Path
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses.circuit_faithfulness import write_circuit
-from headwater.analyses.edge_attribution import select_circuit
-from headwater.lens.prompts import prompt_set
 
 model = hw.load("tasks-4l")
-examples = prompt_set("indirect_object", n=16)
+examples = hw.prompt_set("indirect_object", n=16)
 chosen_on, judged_on = examples[:8], examples[8:]  # each has a prompt, a corrupted twin, an answer
 
 graph = analyses.edge_attribution(model, chosen_on, steps=3)
@@ -26,6 +23,8 @@ for n, part in found.groupby("size"):
     print(f"  {n} edges: {mean:.2f} ({low:.2f} to {high:.2f})")
 
 with tempfile.TemporaryDirectory() as folder:
-    file = write_circuit(select_circuit(graph, 300, "greedy"), Path(folder) / "circuit.graphml")
+    file = analyses.write_circuit(
+        analyses.select_circuit(graph, 300, "greedy"), Path(folder) / "circuit.graphml"
+    )
     again = analyses.circuit_faithfulness(model, file, judged_on)
 print(f"from the file alone: {again['mean'].sel(score='faithfulness').item():.2f}")

@@ -2,14 +2,13 @@
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses.repair import inhibition_like
 
 model = hw.load("tasks-4l")
 found_on = hw.prompt_set("colored_conflict", 12, seed=1, model=model)  # heads are chosen on other prompts
 judged_on = hw.prompt_set("colored_conflict", 24, seed=2, model=model)
 print(found_on[0].prompt, "\n  now", found_on[0].answer.strip(), "before", found_on[0].wrong[0].strip())
 
-heads, movers = inhibition_like(model, found_on)  # by path patching through the movers' queries
+heads, movers = analyses.inhibition_like(model, found_on)  # by path patching through the movers' queries
 print("heads", *heads, "movers", *movers)
 # -4 is the asked object; its head 0.6 was found by trying each by itself on other prompts
 for position, names in ((-1, [str(head) for head in heads]), (-4, ["0.6"])):

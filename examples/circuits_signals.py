@@ -2,10 +2,9 @@
 
 import headwater as hw
 from headwater import analyses
-from headwater.lens.prompts import prompt_set
 
 model = hw.load("tasks-4l")
-examples = prompt_set("indirect_object", 4)
+examples = hw.prompt_set("indirect_object", 4)
 prompts = [example.prompt for example in examples]
 
 

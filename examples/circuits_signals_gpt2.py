@@ -7,7 +7,6 @@ import sys
 
 import headwater as hw
 from headwater import analyses
-from headwater.lens.prompts import prompt_set
 
 PUBLISHED = """
 9.6.q@end 8.6@end 5.219 191, 9.6.q@end 8.3@end 3.467 -, 9.6.q@end 7.3@end 2.04 -, 9.9.q@end 7.3@end 1.914 115,
@@ -19,7 +18,7 @@ try:
     model = hw.load(sys.argv[1] if len(sys.argv) > 1 else "gpt2")
 except hw.HeadwaterError as error:
     sys.exit(print(f"not run here: {error}"))
-examples = prompt_set("indirect_object", 256)
+examples = hw.prompt_set("indirect_object", 256)
 prompts = [e.prompt.replace(" ,", ",").replace(" .", ".") for e in examples]
 words = [[w.strip() for w in model.to_strings(model.to_tokens(p).ids[0])] for p in prompts]
 whole = [n for n, e in enumerate(examples) if e.answer in words[n] and words[n].count(e.wrong[0]) == 2]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import headwater as hw
 from headwater import analyses
-from headwater.lens.prompts import prompt_set
 
 PUBLISHED = {"4.11": (3821, 3812), "4.3": (716, None), "1.0": (669, None), "2.8": (527, None), "8.6": (517, 85),
              "9.9": (305, 16), "9.6": (257, 7), "5.5": (254, None), "3.0": (242, 54), "10.0": (110, 48)}  # fmt: skip
@@ -19,7 +18,7 @@ try:
     model = hw.load(sys.argv[1] if len(sys.argv) > 1 else "gpt2")
 except hw.HeadwaterError as error:
     sys.exit(print(f"not run here: {error}"))
-examples = prompt_set("indirect_object", 256)
+examples = hw.prompt_set("indirect_object", 256)
 prompts = [e.prompt.replace(" ,", ",").replace(" .", ".") for e in examples]
 lines = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines() if len(sys.argv) > 2 else []
 control = [line for line in lines if line.strip()][:256] or None

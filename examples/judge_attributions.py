@@ -2,11 +2,10 @@
 
 import headwater as hw
 from headwater import analyses
-from headwater.lens.prompts import prompt_set
 
 METHODS = "raw_attention rollout flow alti relevance input_x_gradient"
 model = hw.load("tasks-4l")
-examples = prompt_set("indirect_object", n=12)
+examples = hw.prompt_set("indirect_object", n=12)
 prompts, answers = [e.prompt for e in examples], [e.answer for e in examples]
 
 alike = analyses.agreement(model, prompts, methods=METHODS, by="kendall", answer=answers)

@@ -2,10 +2,9 @@
 
 import headwater as hw
 from headwater import analyses
-from headwater.lens.prompts import prompt_set
 
 model = hw.load("tasks-4l")
-examples = prompt_set("indirect_object", n=24)
+examples = hw.prompt_set("indirect_object", n=24)
 texts = [e.prompt + " " + e.answer for e in examples]
 
 tested = analyses.head_significance(model, texts, level=0.01)

@@ -2,11 +2,9 @@
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses.suppressors import mitigation
-from headwater.lens.prompts import prompt_set
 
 model = hw.load("tasks-4l")
-examples = prompt_set("capital", n=300, seed=0)
+examples = hw.prompt_set("capital", n=300, seed=0)
 texts, answers = [e.prompt for e in examples], [e.answer for e in examples]
 
 found = analyses.factual_recall(
@@ -36,4 +34,4 @@ print("suppressors in the last layer:", ", ".join(against.component.values[again
 for name in against.scaled.values:
     for change in against.change.sel(scaled=name, measure="loss"):
         print(f"  {name} times {float(change.factor):.1f}: loss {float(change):+.4f}")
-    print("  as an edit:", *(edit.to_python() for edit in mitigation(against, name, 0.5)))
+    print("  as an edit:", *(edit.to_python() for edit in analyses.mitigation(against, name, 0.5)))

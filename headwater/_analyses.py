@@ -1,7 +1,8 @@
 """`headwater.analyses`: the folder of analyses as a module whose attributes are the functions named like its files.
 
 A file and its function share a name, so `analyses.rollout` must be the function whether or not the file was imported
-before; the import system would put the file's module there. `analyses.catalogue()` lists all of them.
+before; the import system would put the file's module there. `analyses.catalogue()` lists all of them. The files lie in
+folders by what they are about; a folder or file with an underscore in front holds what several of them use.
 """
 
 from __future__ import annotations
@@ -15,26 +16,39 @@ from typing import Any
 
 NAME = "headwater.analyses"
 FOLDER = Path(__file__).parent / "analyses"
+# what goes with an analysis, and is public beside it
+COMPANIONS = {
+    "flow_graph": "tokens.flow",
+    "between": "tokens.agreement",
+    "mitigation": "logits.suppressors",
+    "select_circuit": "circuits.edge_attribution",
+    "read_circuit": "circuits.circuit_faithfulness",
+    "write_circuit": "circuits.circuit_faithfulness",
+    "inhibition_like": "circuits.repair",
+    "offsets_edit": "heads.fit_offsets",
+    "offset_controls": "heads.fit_offsets",
+    "catalogue": "_catalogue.catalogue",
+}
 
 
 class Analyses(ModuleType):
     """The package `headwater.analyses`."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "catalogue":
-            return importlib.import_module(f"{NAME}._catalogue").catalogue
-        if name.startswith("_") or not (FOLDER / f"{name}.py").is_file():
+        home = COMPANIONS.get(name) or next(
+            (f"{f.parent.name}.{name}" for f in files() if f.stem == name), None
+        )
+        if home is None:
             raise AttributeError(f"there is no analysis {name!r}; there are {', '.join(self.__dir__())}")
-        return getattr(importlib.import_module(f"{NAME}.{name}"), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # what the import system stores for a file becomes its function
-        if isinstance(value, ModuleType) and not name.startswith("_") and hasattr(value, name):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+        return getattr(importlib.import_module(f"{NAME}.{home}"), name)
 
     def __dir__(self) -> list[str]:
-        return sorted(f.stem for f in FOLDER.glob("*.py") if not f.stem.startswith("_"))
+        return sorted([f.stem for f in files()] + list(COMPANIONS))
+
+
+def files() -> list[Path]:
+    """The file of each analysis."""
+    return sorted(FOLDER.glob("[!_]*/[!_]*.py"), key=lambda file: file.stem)
 
 
 def install() -> ModuleType:

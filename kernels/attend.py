@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from headwater.kernels import blocked, flash_edits, reference, running, triton_backend, triton_launch
+from headwater.kernels.backends import blocked, flash_edits, linear
+from headwater.kernels.backends.triton import backend as triton_backend, launch
 from headwater.kernels.edits import WeightEdit, WeightStep
-from headwater.kernels.operator import AttentionMap
-from headwater.kernels.prepare import prepare
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.reference import dense
+from headwater.kernels.rules.prepare import prepare
+from headwater.kernels.rules.rule import ScoreRule
 
 BACKENDS = ("auto", "flash", "triton", "running", "blocked", "reference")
 
@@ -34,7 +36,7 @@ def choose(
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
-    by_sums = running.refuses(rule, edits)
+    by_sums = linear.refuses(rule, edits)
     if backend == "running" and by_sums:
         raise ValueError(f"running sums can not compute {by_sums}; use backend='blocked'")
     # the Triton kernels were held to the reference in the interpreter, never yet on a GPU: auto leaves them alone
@@ -84,14 +86,14 @@ def attend(
     if name == "flash":
         z, lse, steps = flash_edits.attend(q, k, v, rule, edits)
     elif name == "triton":
-        wanted = [s for s in statistics if s in triton_launch.PLANES]
+        wanted = [s for s in statistics if s in launch.PLANES]
         z, lse, steps, known = triton_backend.attend(q, k, v, rule, edits, wanted)
     elif name == "running":
-        z, lse = running.attend(q, k, v, rule)
+        z, lse = linear.attend(q, k, v, rule)
     elif name == "blocked":
         z, lse, steps = blocked.attend(q, k, v, rule, edits)
     else:
-        z, lse, _ = reference.attend(*given, edits)
+        z, lse, _ = dense.attend(*given, edits)
         if edits:
             steps = blocked.attend(q.double(), k.double(), v.double(), rule, edits)[2]
     asked = "triton" if backend == "triton" else "auto"

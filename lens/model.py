@@ -1,7 +1,7 @@
 """`HookedModel`: a transformers model whose attention Headwater reads and edits, without touching its weights.
 
-The model runs through its own code; attention alone goes through `lens/hooks.py`. Logits, records and generation see
-whatever edits are on in the caller's context, and in no other.
+The model runs through its own code; attention alone goes through `lens/attention/context.py`. Logits, records and
+generation see whatever edits are on in the caller's context, and in no other.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from headwater.kernels.operator import AttentionMap
-from headwater.lens import dense, generation, hooks, inputs, keeping, recording, tokens
-from headwater.lens.edit import Edit, Prepared, applied, check_prompt
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.attention import context
+from headwater.lens.edits.base import Edit, Prepared, applied, check_prompt
 from headwater.lens.errors import EditError, ModelError, PromptError, nearest
-from headwater.lens.estimate import Estimate
-from headwater.lens.heads import Layers
-from headwater.lens.parts import Part, Patches, axis, embedding, first_position
-from headwater.lens.record import DEFAULT_STATISTICS, Record
-from headwater.lens.tokens import Tokens
-from headwater.lens.transformer_lens import TransformerLens
+from headwater.lens.models import inputs, read_only as dense
+from headwater.lens.models.parts import Part, Patches, axis, embedding, first_position
+from headwater.lens.naming import tokens
+from headwater.lens.naming.heads import Layers
+from headwater.lens.naming.tokens import Tokens
+from headwater.lens.records import destination, plan
+from headwater.lens.records.memory import Estimate
+from headwater.lens.records.record import DEFAULT_STATISTICS, Record
+from headwater.lens.running import generation
+from headwater.lens.transformer_lens.face import TransformerLens
 
 LOGITS = ("logits", "logits_per_image")
 
@@ -68,7 +72,7 @@ class HookedModel(TransformerLens):
         self._keys: dict[str, object] = {}
         for name, part in self.parts.items():
             rows = self._keys.get(tells or "") if part.crosses else None
-            self._keys[name] = hooks.claim(part.modules, rows, name == tells)
+            self._keys[name] = context.claim(part.modules, rows, name == tells)
 
     def _stand_on(self, name: str) -> None:
         part = self.parts[name]
@@ -214,9 +218,9 @@ class HookedModel(TransformerLens):
 
     def _forward(self, given: Tokens, grad: bool = False, **more: Any) -> Any:
         self.check_ready(given)
-        gates = hooks.current_gates(self.key)
+        gates = context.current_gates(self.key)
         wants_grad = grad or (gates is not None and gates.requires_grad)
-        if self.read_only and hooks.heard(self.key):
+        if self.read_only and context.heard(self.key):
             return dense.run(self, given, more)
         with torch.enable_grad() if wants_grad else torch.no_grad():
             return self.hf(**inputs.arguments(self, given), **more)
@@ -224,7 +228,7 @@ class HookedModel(TransformerLens):
     def _check_edits(self, given: Tokens, more: int = 0) -> None:
         """Refuse an edit that names a position which no row of the prompt has."""
         for name, part in self.parts.items():
-            prepared = [p for p in hooks.active(self._keys[name]) if isinstance(p, Prepared)]
+            prepared = [p for p in context.active(self._keys[name]) if isinstance(p, Prepared)]
             sides = [axis(part, side, given) for side in (part.queries, part.keys)] if prepared else []
             longest = max((int(side.mask.sum(-1).max()) for side in sides if side is not None), default=0)
             longest += more if name == next(iter(self.parts)) or part.crosses else 0
@@ -234,8 +238,8 @@ class HookedModel(TransformerLens):
     def generate(
         self, given: Any = None, max_new_tokens: int = 20, attention_mask: Any = None, *, record: bool = False,
         on_token: generation.OnToken | None = None, statistics: Iterable[str] = DEFAULT_STATISTICS,
-        layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: recording.Groups = None,
-        keep_on: keeping.KeepOn = "device", path: str | Path | None = None, **options: Any,
+        layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None,
+        keep_on: destination.KeepOn = "device", path: str | Path | None = None, **options: Any,
     ) -> Any:  # fmt: skip
         """Greedy continuation with a key–value cache, edits on: text for a text, texts for texts, ids for ids.
 
@@ -264,35 +268,34 @@ class HookedModel(TransformerLens):
 
     def record(
         self, given: Any = None, attention_mask: Any = None, *, statistics: Iterable[str] = DEFAULT_STATISTICS,
-        layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: recording.Groups = None,
-        keep_on: keeping.KeepOn = "device", path: str | Path | None = None, **more: Any,
+        layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None,
+        keep_on: destination.KeepOn = "device", path: str | Path | None = None, **more: Any,
     ) -> Record:  # fmt: skip
         """Run once and keep what defines every attention map, with exact statistics, in linear memory.
 
-        `statistics` are listed in kernels/statistics.py; "mass" needs `groups`, names of key positions, or names of the
-        model's own groups (`token_groups`). `keep` is () for statistics alone, or "qk" or "qkv" and with it, or alone,
-        "residual". Under `model.edit` the record is of the edited weights. `keep_on` is "device" (with the model),
-        "cpu", or "disk": written layer by layer while the model runs, to `path`, which appears when it is whole, or to
-        a file without a name; records larger than memory are made so. A model of several parts gives the record of its
-        main part, with those of the others in `record.parts`; `model.part(name).record(…)` is of that part alone.
+        `statistics` are listed in kernels/maps/statistics.py; "mass" needs `groups`, names of key positions, or names
+        of the model's own groups (`token_groups`). `keep` is () for statistics alone, or "qk" or "qkv" and with it, or
+        alone, "residual". Under `model.edit` the record is of the edited weights. `keep_on` is "device" (with the
+        model), "cpu", or "disk": written layer by layer while the model runs, to `path`, which appears when it is
+        whole, or to a file without a name; records larger than memory are made so. A model of several parts gives the
+        record of its main part, with those of the others in `record.parts`; `model.part(name).record(…)` is of that
+        part alone.
         """
         found = self.to_tokens(given, attention_mask, **more)
-        recorders = recording.recorders(self, found, statistics, layers, keep, groups)
-        cost = recording.total(self, found, recorders)
-        with keeping.keeping(recorders, keep_on, path, cost) as kept:
-            with keeping.listening(recorders):
+        recorders = plan.recorders(self, found, statistics, layers, keep, groups)
+        cost = plan.total(self, found, recorders)
+        with destination.keeping(recorders, keep_on, path, cost) as kept:
+            with destination.listening(recorders):
                 self._forward(found)
-            return kept.finish(recording.finish(self, found, recorders), self.part_name)
+            return kept.finish(plan.finish(self, found, recorders), self.part_name)
 
     def estimate(
         self, given: Any = None, attention_mask: Any = None, *, statistics: Iterable[str] = DEFAULT_STATISTICS,
-        layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: recording.Groups = None, **more: Any,
+        layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None, **more: Any,
     ) -> Estimate:  # fmt: skip
         """Bytes that `record` with the same settings would keep, without running the model."""
         found = self.to_tokens(given, attention_mask, **more)
-        return recording.total(
-            self, found, recording.recorders(self, found, statistics, layers, keep, groups)
-        )
+        return plan.total(self, found, plan.recorders(self, found, statistics, layers, keep, groups))
 
     def token_groups(self, given: Tokens, prompt: int | None = None) -> dict[str, Tensor]:
         """The keys of this part by kind, bool [batch, position], of `to_tokens(…)`.
@@ -301,7 +304,7 @@ class HookedModel(TransformerLens):
         places in a text that stand for them), "generated" (from position `prompt` on), "text" (every other). Padding is
         in none.
         """
-        return recording.token_groups(self, given, prompt)
+        return plan.token_groups(self, given, prompt)
 
     def head_outputs(
         self, given: Any = None, attention_mask: Any = None, *, edited: bool = True, **more: Any
@@ -313,7 +316,7 @@ class HookedModel(TransformerLens):
         self._refuse_read_only("give no head outputs")
         found = self.to_tokens(given, attention_mask, **more)
         outputs = _Outputs(self.key)
-        with hooks.listening(outputs), contextlib.nullcontext() if edited else hooks.unedited(self.key):
+        with context.listening(outputs), contextlib.nullcontext() if edited else context.unedited(self.key):
             self._forward(found)
         return torch.stack([outputs.by_layer[layer] for layer in self.layers], 1)
 
@@ -341,7 +344,7 @@ class HookedModel(TransformerLens):
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The edits that are on in this context."""
-        return tuple(p.edit for p in hooks.active(self.key) if isinstance(p, Prepared))
+        return tuple(p.edit for p in context.active(self.key) if isinstance(p, Prepared))
 
     def gated(self, gates: Tensor) -> contextlib.AbstractContextManager[None]:
         """`with model.gated(gates):` — every head's output times `gates` [batch|1, layer, head]; gradients flow.
@@ -354,7 +357,7 @@ class HookedModel(TransformerLens):
                 f"gates must be [batch or 1, {self.n_layers} layers, {self.n_heads} heads], and may have one more "
                 f"axis for positions; got {list(gates.shape)}"
             )
-        return hooks.gated(self.key, gates)
+        return context.gated(self.key, gates)
 
     def _refuse_read_only(self, what: str) -> None:
         if self.read_only:
@@ -362,7 +365,7 @@ class HookedModel(TransformerLens):
 
     def using(self, backend: str) -> contextlib.AbstractContextManager[None]:
         """`with model.using("blocked"):` — run attention on the backend of that name, never on another."""
-        return hooks.using(backend)
+        return context.using(backend)
 
 
 class _Outputs:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "lens", "analyses", "dashboard")  # each may import itself and those before it
 FILES = sorted(path for folder in (*FOLDERS, "data") for path in (ROOT / folder).rglob("*.py"))
 HOMES = {  # library: the folders or files that may import it
-    "triton": ("kernels/triton",),
-    "transformer_lens": ("lens/transformer_lens",),
+    "triton": ("kernels/backends/triton/",),
+    "transformer_lens": ("lens/transformer_lens/",),
     "transformers": ("lens/", "data/"),
     "plotly": ("dashboard/",),
     "streamlit": ("dashboard/",),
@@ -98,7 +98,7 @@ def test_every_dependency_has_its_reason() -> None:
     [
         ("import headwater", "triton streamlit plotly transformer_lens"),
         ("import headwater; headwater.load", "streamlit plotly transformer_lens"),
-        ("import headwater.cli", "torch transformers numpy pandas xarray rich streamlit plotly"),
+        ("import headwater.command.cli", "torch transformers numpy pandas xarray rich streamlit plotly"),
     ],
 )
 def test_importing_stays_light(statement: str, absent: str) -> None:

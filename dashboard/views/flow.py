@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from headwater.analyses._catalogue import entry
+from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import export, runs
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.tokens import token_bars

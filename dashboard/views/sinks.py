@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from headwater.analyses._catalogue import entry
+from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import export, pages, runs
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import escaped

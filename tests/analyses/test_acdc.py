@@ -15,9 +15,9 @@ import torch
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._circuits import edges_of
-from headwater.lens import zoo
+from headwater.analyses.circuits._graphs import edges_of
 from headwater.lens.errors import HeadwaterError
+from headwater.lens.loading import zoo
 
 
 def test_acdc_finds_the_planted_circuit() -> None:

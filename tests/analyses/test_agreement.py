@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.analyses.agreement import agreement, between
-from headwater.analyses.blank_out import blank_out
-from headwater.analyses.rollout import rollout
+from headwater.analyses.tokens.agreement import agreement, between
+from headwater.analyses.tokens.blank_out import blank_out
+from headwater.analyses.tokens.rollout import rollout
 from headwater.lens.errors import AnalysisError
 
 

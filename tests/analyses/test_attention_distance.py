@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import headwater as hw
-from headwater.analyses.attention_distance import attention_distance
+from headwater.analyses.tokens.attention_distance import attention_distance
 
 
 def dense_distance(maps: torch.Tensor, mask: torch.Tensor) -> np.ndarray:

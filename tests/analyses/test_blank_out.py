@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import headwater as hw
-from headwater.analyses.blank_out import blank_out
+from headwater.analyses.tokens.blank_out import blank_out
 from headwater.lens.errors import AnalysisError
 
 

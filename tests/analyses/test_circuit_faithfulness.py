@@ -19,11 +19,11 @@ import torch
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._circuits import edges_of, pruned
-from headwater.analyses.circuit_faithfulness import read_circuit, write_circuit
-from headwater.analyses.edge_attribution import select_circuit
-from headwater.lens import zoo
+from headwater.analyses.circuits._graphs import edges_of, pruned
+from headwater.analyses.circuits.circuit_faithfulness import read_circuit, write_circuit
+from headwater.analyses.circuits.edge_attribution import select_circuit
 from headwater.lens.errors import HeadwaterError
+from headwater.lens.loading import zoo
 from headwater.lens.prompts import prompt_set
 
 

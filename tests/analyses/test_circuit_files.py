@@ -13,8 +13,8 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from headwater.analyses import _circuit_files
-from headwater.analyses._circuit_files import read_circuit, write_circuit
+from headwater.analyses.circuits import _graph_files
+from headwater.analyses.circuits._graph_files import read_circuit, write_circuit
 from headwater.lens.errors import AnalysisError
 
 
@@ -63,7 +63,7 @@ def with_edge(**about: Any) -> dict[str, Any]:
 
 
 def viewer(**changes: Any) -> dict[str, Any]:
-    return {**_circuit_files.as_neuronpedia(circuit()), **changes}
+    return {**_graph_files.as_neuronpedia(circuit()), **changes}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_files_that_are_too_large_or_no_files(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "a.json"
     folder.mkdir()
     refused(folder, "is not a plain file")
-    monkeypatch.setattr(_circuit_files, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(_graph_files, "MOST_BYTES", 2**20)
     file = tmp_path / "b.json"
     file.write_text(json.dumps(content(more="x" * 2**20)), encoding="utf-8")
     refused(file, "is larger than 1 MiB")

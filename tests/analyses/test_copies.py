@@ -21,13 +21,13 @@ from torch import Tensor
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses import _copies
-from headwater.analyses._asked import Asked
-from headwater.analyses._copies import Copies
-from headwater.analyses._pairs import Pairs
-from headwater.analyses._standing_in import runs_itself, standing_in
-from headwater.lens import prefix
+from headwater.analyses._measures.pair_scores import Asked
+from headwater.analyses._prompts.pairs import Pairs
+from headwater.analyses._runs import prompt_copies
+from headwater.analyses._runs.prompt_copies import Copies
+from headwater.lens.attention.standing_in import runs_itself, standing_in
 from headwater.lens.errors import AnalysisError
+from headwater.lens.models import prefix_cache
 
 KINDS = ("head", "head_position", "residual", "mlp", "q", "k", "v", "pattern", "destination_source")
 CASES = [  # the first position that differs, in which pairs, and which side is changed
@@ -69,7 +69,7 @@ def whole(monkeypatch: pytest.MonkeyPatch, ask: Callable[[], Any]) -> Any:
         made = Copies.__init__
 
         def plain(self: Copies, *given: Any, **named: Any) -> None:
-            named |= {"past": [], "tokens": None, "resuming": _copies.Resuming(given[0].layers)}
+            named |= {"past": [], "tokens": None, "resuming": prompt_copies.Resuming(given[0].layers)}
             made(self, *given, **named)
 
         patched.setattr(Copies, "__init__", plain)
@@ -202,12 +202,12 @@ def test_what_does_not_hold_is_not_used(exact: Callable, monkeypatch, edited: bo
     with model.edit(*[hw.ScaleHeads({"1.1": 0.5})] * edited):
         expected = whole(monkeypatch, lambda: analyses.patch(model, CLEAN, corrupt, **given))
         if not edited:  # keys that are not those of the prompts
-            filled = prefix.filled
+            filled = prefix_cache.filled
 
-            def wrong(*named: Any) -> prefix.KeysValues:
+            def wrong(*named: Any) -> prefix_cache.KeysValues:
                 return [(keys + 1, values) for keys, values in filled(*named)]
 
-            monkeypatch.setattr(prefix, "filled", wrong)
+            monkeypatch.setattr(prefix_cache, "filled", wrong)
         asked = Asked("logit_difference", ANSWER, WRONG, -1)
         found, _ = Copies.of(model, together(corrupt), asked, "denoise")
         assert not found.past

@@ -18,9 +18,9 @@ import transformers as hf
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._circuits import edges_of
-from headwater.lens import zoo
+from headwater.analyses.circuits._graphs import edges_of
 from headwater.lens.errors import HeadwaterError
+from headwater.lens.loading import zoo
 
 MODELS = ("gpt2", "llama", "gemma2", "gpt_neox")
 POSITION = 5

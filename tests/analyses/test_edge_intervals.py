@@ -13,8 +13,8 @@ import torch
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._circuit_files import read_circuit, write_circuit
-from headwater.lens import zoo
+from headwater.analyses.circuits._graph_files import read_circuit, write_circuit
+from headwater.lens.loading import zoo
 
 
 def measure(logits: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ def pairs() -> list:
 def test_each_pair_by_itself_and_the_bootstrap(model, how, level, tmp_path, monkeypatch) -> None:
     import sys
 
-    monkeypatch.setattr(sys.modules["headwater.analyses.edge_attribution"], "TOGETHER", 7)
+    monkeypatch.setattr(sys.modules["headwater.analyses.circuits.edge_attribution"], "TOGETHER", 7)
     given = {"measure": measure, "how": how, "level": level, "steps": 2}
     found = analyses.edge_attribution(model, pairs(), **given, per_pair=True, draws=200, seed=3)
     alone = [analyses.edge_attribution(model, [pair], **given) for pair in pairs()]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._scalar_fit import ScalarFit
+from headwater.analyses.logits._least_squares import ScalarFit
 from headwater.lens.errors import AnalysisError
 
 COUNT = 28

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import headwater as hw
-from headwater.analyses.faithfulness import PARTS, faithfulness
+from headwater.analyses.tokens.faithfulness import PARTS, faithfulness
 from headwater.lens.errors import AnalysisError
 
 

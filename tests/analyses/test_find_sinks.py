@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import headwater as hw
-from headwater.analyses import _received
-from headwater.analyses.find_sinks import find_sinks
-from headwater.analyses.sink_rate import sink_rate
+from headwater.analyses.sinks import _received_share
+from headwater.analyses.sinks.find_sinks import find_sinks
+from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
 
 
@@ -69,7 +69,9 @@ def test_share_counts_strictly_above(pair, batch) -> None:
 @pytest.mark.parametrize("few", [0, 256])
 @pytest.mark.parametrize("name", ["gpt2", "mistral", "gpt_oss"])
 def test_gu_is_the_share_of_the_text_cut_short(pairs: Callable, name: str, few: int, monkeypatch) -> None:
-    monkeypatch.setattr(_received, "FEW", few)  # by one transposed pass, or from the tile of the few rows
+    monkeypatch.setattr(
+        _received_share, "FEW", few
+    )  # by one transposed pass, or from the tile of the few rows
     model = pairs(name).model
     ids = torch.randint(3, 61, (2, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(2, 20, dtype=torch.long)

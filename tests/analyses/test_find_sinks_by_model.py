@@ -15,7 +15,7 @@ import torch
 from ragged import padded
 
 import headwater as hw
-from headwater.analyses.find_sinks import find_sinks
+from headwater.analyses.sinks.find_sinks import find_sinks
 from headwater.lens.errors import AnalysisError, HeadError, RecordError
 
 KEEP = ("qk", "residual")

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import headwater as hw
-from headwater.analyses.flow import flow, flow_graph
-from headwater.analyses.rollout import rollout
+from headwater.analyses.tokens.flow import flow, flow_graph
+from headwater.analyses.tokens.rollout import rollout
 from headwater.lens.errors import AnalysisError
 
 
@@ -105,6 +105,6 @@ def test_ugly_cases(pairs: Callable, monkeypatch) -> None:
     np.testing.assert_allclose(flow(blocked).values[0, 0], [0, 0, 0, 0, 0, 1])
     assert np.isnan(flow(blocked, add_residual=False)).all()
     # the name of the module is that of its function
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.flow"), "LONGEST", 5)
+    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.flow"), "LONGEST", 5)
     with pytest.raises(AnalysisError, match="a text has 6 tokens and flow takes 5 at most"):
         flow(model.record(ids))

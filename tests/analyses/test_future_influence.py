@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import headwater as hw
-from headwater.analyses.future_influence import future_influence
-from headwater.kernels import blocked
+from headwater.analyses.tokens.future_influence import future_influence
+from headwater.kernels.backends import blocked
 from headwater.lens.errors import AnalysisError
 
 

@@ -16,8 +16,8 @@ from mixing_oracle import Layer, layers
 from torch import Tensor
 
 import headwater as hw
-from headwater.analyses.alti import alti
-from headwater.analyses.globenc import globenc
+from headwater.analyses.tokens.alti import alti
+from headwater.analyses.tokens.globenc import globenc
 from headwater.lens.errors import AnalysisError
 
 
@@ -64,7 +64,7 @@ def test_alti_matches_the_dense_product(pair, batch) -> None:
 def test_alti_in_blocks_of_few_rows(pairs: Callable, monkeypatch) -> None:
     pair = pairs("gemma2")
     ids = torch.randint(3, 61, (2, 11), generator=torch.Generator().manual_seed(4))
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.alti"), "ELEMENTS", 1000)
+    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.alti"), "ELEMENTS", 1000)
     found = alti(pair.model, ids, queries="all")
     for row in range(2):
         expected = product([shares(layer) for layer in layers(pair.twin, ids[row])])
@@ -83,7 +83,7 @@ def test_ugly_cases(pairs: Callable, monkeypatch) -> None:
     model = pairs("bert").model
     np.testing.assert_allclose(alti(model, torch.tensor([[7]])).values, [[[1.0]]])
     np.testing.assert_allclose(globenc(model, torch.tensor([[7]]), normalise=True).values, [[[1.0]]])
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.alti"), "LONGEST", 5)
+    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.alti"), "LONGEST", 5)
     with pytest.raises(AnalysisError, match="a text has 6 tokens and this takes 5 at most"):
         alti(model, torch.arange(3, 9)[None])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import headwater as hw
-from headwater.analyses.head_importance import head_importance
+from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.errors import AnalysisError
 
 PROJECTION = {"gpt2": "c_proj", "llama": "o_proj", "gemma2": "o_proj", "gpt_oss": "o_proj"}

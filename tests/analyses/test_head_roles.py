@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 
 import headwater as hw
-from headwater.analyses.head_roles import ROLES, head_roles, repeated_tokens
+from headwater.analyses.heads.head_roles import ROLES, head_roles, repeated_tokens
 from headwater.lens.errors import AnalysisError
 
 

@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses.head_clusters import pooled_maps, silhouette
+from headwater.analyses.heads.head_clusters import pooled_maps, silhouette
 from headwater.lens.errors import AnalysisError
 
 

@@ -16,9 +16,9 @@ from attribution_oracle import input_slope
 from torch import Tensor
 
 import headwater as hw
-from headwater.analyses.input_gradient import input_gradient
-from headwater.analyses.input_x_gradient import input_x_gradient
-from headwater.analyses.integrated_gradients import integrated_gradients
+from headwater.analyses.tokens.input_gradient import input_gradient
+from headwater.analyses.tokens.input_x_gradient import input_x_gradient
+from headwater.analyses.tokens.integrated_gradients import integrated_gradients
 from headwater.lens.errors import AnalysisError
 
 SMOOTH = (
@@ -141,7 +141,7 @@ def test_shares_that_do_not_add_up_are_refused(pairs: Callable, monkeypatch) -> 
     ids = torch.arange(5, 11)[None]
     more = integrated_gradients(model, ids, steps=1, blank="w3", baseline="blank", tolerance=0.01)
     assert more.steps.values[0] > 1
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.integrated_gradients"), "MOST", 2)
+    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.integrated_gradients"), "MOST", 2)
     with pytest.raises(AnalysisError, match=r"example 0 miss .* at 2 points; give tolerance="):
         integrated_gradients(model, ids, steps=1, baseline="blank", tolerance=1e-6)
     with pytest.raises(AnalysisError, match="mean, blank or zero"):

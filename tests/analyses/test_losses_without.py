@@ -15,11 +15,11 @@ import torch
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses import _ablation
-from headwater.analyses._ablation import losses_without
-from headwater.analyses._examples import batches_of, loss_of
-from headwater.analyses.head_significance import corrected_p, paired_bootstrap
-from headwater.lens import hooks
+from headwater.analyses._prompts.examples import batches_of, loss_of
+from headwater.analyses.heads import _losses_without_heads
+from headwater.analyses.heads._losses_without_heads import losses_without
+from headwater.analyses.heads.head_significance import corrected_p, paired_bootstrap
+from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -48,7 +48,7 @@ def one_by_one(model: hw.HookedModel, value: Callable, how: Literal["zero", "mea
 @pytest.mark.parametrize("how", ["zero", "mean"])
 def test_against_one_edit_at_a_time(pair, how: Literal["zero", "mean"], monkeypatch) -> None:
     """Six architectures, texts of two lengths; few copies at a time, so that choices are split."""
-    monkeypatch.setattr(_ablation, "TOKENS", 40)
+    monkeypatch.setattr(_losses_without_heads, "TOKENS", 40)
     model = pair.model
     value = loss_of(model, None if pair.causal else last_hidden)
     base, after = losses_without(model, batches_of(model, WRITTEN, 2), value, CHOICES, how, 0, "test")
@@ -63,14 +63,14 @@ def test_runs_begin_at_the_layer(pairs: Callable) -> None:
     ran = [0, 0, 0]
     blocks = model.hf.model.layers
 
-    class Counting(hooks.Tap):
+    class Counting(context.Tap):
         def leaving(self, layer: int, z: torch.Tensor) -> torch.Tensor:
             ran[layer] += 1
             return z
 
     value = loss_of(model, None)
     batches = batches_of(model, WRITTEN[1::2], 2)
-    with hooks.tapping(model.key, Counting()):
+    with context.tapping(model.key, Counting()):
         losses_without(model, batches, value, CHOICES, "zero", 0, "test")
     assert ran == [2, 3, 5]  # base and own layer; and the two below it; and the trial of the last layer
     assert all("forward" not in vars(block) for block in blocks)

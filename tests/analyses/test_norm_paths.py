@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses import _norm_paths
-from headwater.analyses._mixing import Norm
-from headwater.analyses._writers import Readout
+from headwater.analyses._streams.attention_terms import Norm
+from headwater.analyses._streams.writers import Readout
+from headwater.analyses.logits import _final_norm
 from headwater.lens.errors import AnalysisError
 
 RIGHT, OTHER = torch.tensor([11, 12]), torch.tensor([20, 45])
@@ -149,7 +149,7 @@ def test_both_ways_to_integrate_agree_with_the_difference(size: float, aligned: 
     begin, other, direction = torch.randn(3, 2, 24, generator=generator, dtype=torch.float64)
     end = begin + size * (aligned * begin + (1 - abs(aligned)) * other)
     for centred in (False, True):
-        found = _norm_paths.PathReadout.of(readout(centred, direction), 1e-5, begin, end)
+        found = _final_norm.PathReadout.of(readout(centred, direction), 1e-5, begin, end)
         value = [_value(direction, stream, centred) for stream in (begin, end)]
         torch.testing.assert_close(found.begun, value[0], rtol=1e-12, atol=1e-12)
         moved = found.shares(end - begin)
@@ -171,4 +171,4 @@ def test_what_has_no_path(pairs: Callable) -> None:
         analyses.direct_logit_attribution(pairs("llama").model, CLEAN, norm="thawed")  # type: ignore[arg-type]
     ones = torch.ones(2, 24, dtype=torch.float64)
     with pytest.raises(AnalysisError, match="a norm without an epsilon has no slope"):
-        _norm_paths.PathReadout.of(readout(False, ones), 0.0, 0 * ones, ones)
+        _final_norm.PathReadout.of(readout(False, ones), 0.0, 0 * ones, ones)

@@ -15,9 +15,9 @@ import torch
 from mixing_oracle import layers
 
 import headwater as hw
-from headwater.analyses._examples import Batch
-from headwater.analyses._mixing import mixings
-from headwater.analyses.norms import norms
+from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._streams.attention_terms import mixings
+from headwater.analyses.tokens.norms import norms
 from headwater.lens.errors import AnalysisError
 
 STAGES = {"attention": "attention", "residual": "residual", "norm": "behind"}
@@ -69,7 +69,7 @@ def test_terms_and_biases_are_what_the_model_has(pair) -> None:
 def test_all_rows_in_blocks(pairs: Callable, monkeypatch) -> None:
     pair = pairs("bert")
     ids = torch.randint(3, 61, (1, 20), generator=torch.Generator().manual_seed(4))
-    monkeypatch.setattr(importlib.import_module("headwater.analyses._mixing"), "FEW", 3)
+    monkeypatch.setattr(importlib.import_module("headwater.analyses._streams.attention_terms"), "FEW", 3)
     found = norms(pair.model, ids, queries="all")
     for place, layer in enumerate(layers(pair.twin, ids[0])):
         np.testing.assert_allclose(

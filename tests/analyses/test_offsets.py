@@ -15,8 +15,8 @@ from torch import Tensor
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses.fit_offsets import offset_controls, offsets_edit
-from headwater.analyses.localize_heads import most_moved
+from headwater.analyses.heads.fit_offsets import offset_controls, offsets_edit
+from headwater.analyses.heads.localize_heads import most_moved
 from headwater.lens.errors import AnalysisError, HeadError
 
 IDS = torch.tensor([[3, 9, 4], [5, 7, 8], [6, 6, 2]])

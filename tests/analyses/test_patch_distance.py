@@ -14,7 +14,7 @@ import transformers as hf
 
 import headwater as hw
 from headwater import analyses
-from headwater.kernels.operator import AttentionMap
+from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError
 
 

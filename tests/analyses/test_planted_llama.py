@@ -20,7 +20,7 @@ from torch import Tensor
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses.circuit_faithfulness import read_circuit, write_circuit
+from headwater.analyses.circuits.circuit_faithfulness import read_circuit, write_circuit
 from headwater.lens.errors import AnalysisError
 
 Edges = set[tuple[str, str]]

@@ -12,7 +12,7 @@ import torch
 from ragged import padded
 
 import headwater as hw
-from headwater.analyses.position_swap import _swapped, _table, position_swap
+from headwater.analyses.sinks.position_swap import _swapped, _table, position_swap
 from headwater.lens.errors import AnalysisError
 
 

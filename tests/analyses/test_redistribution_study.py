@@ -16,11 +16,11 @@ import torch
 from dense_oracle import Oracle, run
 
 import headwater as hw
-from headwater.analyses._bootstrap import interval
-from headwater.analyses._control_keys import control_keys
-from headwater.analyses._redistributing import half_of_others, other_heads
-from headwater.analyses.find_sinks import find_sinks
-from headwater.analyses.redistribution_study import redistribution_study
+from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses.sinks._control_keys import control_keys
+from headwater.analyses.sinks._redistributed_runs import half_of_others, other_heads
+from headwater.analyses.sinks.find_sinks import find_sinks
+from headwater.analyses.sinks.redistribution_study import redistribution_study
 from headwater.lens.errors import AnalysisError, HeadError
 
 HEADS = ["0.1", "1.0", "1.3", "2.2"]

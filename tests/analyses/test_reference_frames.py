@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import headwater as hw
-from headwater.analyses import _graph_measures as graphs
-from headwater.analyses.reference_frames import reference_frames
+from headwater.analyses.sinks import _graph_measures as graphs
+from headwater.analyses.sinks.reference_frames import reference_frames
 from headwater.lens.errors import AnalysisError
 
 

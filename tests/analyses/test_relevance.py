@@ -17,8 +17,8 @@ from attribution_oracle import weights_and_slopes
 from torch import Tensor
 
 import headwater as hw
-from headwater.analyses.gradient_rollout import gradient_rollout
-from headwater.analyses.relevance import relevance
+from headwater.analyses.tokens.gradient_rollout import gradient_rollout
+from headwater.analyses.tokens.relevance import relevance
 from headwater.lens.errors import AnalysisError
 
 

@@ -20,9 +20,9 @@ from ragged import VOCAB, padded
 from torch import Tensor
 
 import headwater as hw
-from headwater.analyses.relevance import relevance
-from headwater.lens import zoo
+from headwater.analyses.tokens.relevance import relevance
 from headwater.lens.errors import AnalysisError
+from headwater.lens.loading import zoo
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses.repair import inhibition_like
+from headwater.analyses.circuits.repair import inhibition_like
 from headwater.data.prompts.tasks import Example
 from headwater.lens.errors import AnalysisError, HeadError
 

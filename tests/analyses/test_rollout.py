@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import headwater as hw
-from headwater.analyses.rollout import rollout
+from headwater.analyses.tokens.rollout import rollout
 from headwater.lens.errors import AnalysisError, HeadwaterError
 
 

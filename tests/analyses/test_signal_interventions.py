@@ -13,7 +13,7 @@ import torch
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._slices import Forms, used
+from headwater.analyses._streams.score_slices import Forms, used
 from headwater.lens.errors import AnalysisError
 
 IDS = torch.tensor([[3, 9, 17, 5, 22, 9, 40, 8]])

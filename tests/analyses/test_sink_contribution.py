@@ -11,8 +11,8 @@ import torch
 from dense_oracle import Oracle, run
 
 import headwater as hw
-from headwater.analyses._control_keys import control_keys
-from headwater.analyses.sink_contribution import sink_contribution
+from headwater.analyses.sinks._control_keys import control_keys
+from headwater.analyses.sinks.sink_contribution import sink_contribution
 from headwater.lens.errors import AnalysisError
 
 

@@ -11,9 +11,9 @@ import torch
 import transformers as hf
 
 import headwater as hw
-from headwater.analyses._bootstrap import interval
-from headwater.analyses.sink_inputs import sink_inputs
-from headwater.analyses.sink_rate import sink_rate
+from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses.sinks.sink_inputs import sink_inputs
+from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
 
 HARMONIC = sum(1 / i for i in range(1, 25))

@@ -14,7 +14,7 @@ import torch
 from ragged import padded
 
 import headwater as hw
-from headwater.analyses.sink_norms import sink_norms
+from headwater.analyses.sinks.sink_norms import sink_norms
 from headwater.lens.errors import AnalysisError, RecordError
 
 KEEP = ("qkv", "residual")

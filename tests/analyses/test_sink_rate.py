@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import headwater as hw
-from headwater.analyses.sink_rate import sink_rate
+from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
 
 

@@ -14,8 +14,8 @@ import torch
 from ragged import padded
 
 import headwater as hw
-from headwater.analyses.find_sinks import find_sinks
-from headwater.analyses.sink_strength import sink_strength
+from headwater.analyses.sinks.find_sinks import find_sinks
+from headwater.analyses.sinks.sink_strength import sink_strength
 from headwater.lens.errors import AnalysisError
 
 

@@ -20,9 +20,9 @@ import torch
 import xarray as xr
 
 import headwater as hw
-from headwater.analyses import _redistributing
-from headwater.analyses._journal import Journal
-from headwater.analyses.redistribution_study import redistribution_study
+from headwater.analyses._measures.journal import Journal
+from headwater.analyses.sinks import _redistributed_runs
+from headwater.analyses.sinks.redistribution_study import redistribution_study
 from headwater.lens.errors import AnalysisError
 
 SETTINGS: dict[str, Any] = {
@@ -42,7 +42,7 @@ class Stop(Exception):
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[int]]:
     """Counts the forward passes under edits, and stops before pass number `after`."""
-    plain = _redistributing.Redistributions._values
+    plain = _redistributed_runs.Redistributions._values
 
     def begin(after: int | None) -> list[int]:
         seen: list[int] = []
@@ -53,7 +53,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[int]]
             seen.append(len(jobs))
             return plain(self, begun, batch, jobs)
 
-        monkeypatch.setattr(_redistributing.Redistributions, "_values", counted)
+        monkeypatch.setattr(_redistributed_runs.Redistributions, "_values", counted)
         return seen
 
     return begin
@@ -83,7 +83,7 @@ def test_stopped_by_an_error_at_any_place(pairs: Callable, tmp_path: Path, passe
 SCRIPT = """
 import os, signal, sys
 import headwater as hw
-from headwater.analyses._journal import Journal
+from headwater.analyses._measures.journal import Journal
 put, seen = Journal.put, []
 def killed(self, name, value):
     put(self, name, value)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._examples import batches_of
-from headwater.analyses.suppressors import _judged, mitigation
+from headwater.analyses._prompts.examples import batches_of
+from headwater.analyses.logits.suppressors import _judged, mitigation
 from headwater.lens.errors import AnalysisError
 
 COUNT = 26

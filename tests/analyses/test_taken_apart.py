@@ -16,10 +16,10 @@ import transformers as hf
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._examples import Batch
-from headwater.analyses._mixing import mixings
-from headwater.analyses._watching import watching
+from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._streams.attention_terms import mixings
 from headwater.lens.errors import AnalysisError
+from headwater.lens.running.watching import watching
 
 SHAPE = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -20,11 +20,11 @@ import transformers as hf
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._circuit_files import read_circuit, write_circuit
-from headwater.analyses._slices import Forms, leading, used
-from headwater.analyses._tracing import Rules, Walk, statistics
+from headwater.analyses._streams.score_slices import Forms, leading, used
+from headwater.analyses.circuits._graph_files import read_circuit, write_circuit
+from headwater.analyses.circuits._signal_tracing import Rules, Walk, statistics
 from headwater.lens.errors import AnalysisError, HeadError
-from headwater.lens.heads import Head
+from headwater.lens.naming.heads import Head
 
 IDS = torch.tensor([3, 9, 17, 5, 22, 9, 40, 8])
 

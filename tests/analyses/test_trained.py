@@ -10,12 +10,12 @@ import torch
 import transformers as hf
 
 import headwater as hw
-from headwater.analyses.attention_distance import attention_distance
-from headwater.analyses.head_importance import head_importance
-from headwater.analyses.head_roles import head_roles, repeated_tokens
-from headwater.analyses.rollout import rollout
-from headwater.analyses.sink_rate import sink_rate
-from headwater.lens.models import embedded
+from headwater.analyses.heads.head_importance import head_importance
+from headwater.analyses.heads.head_roles import head_roles, repeated_tokens
+from headwater.analyses.sinks.sink_rate import sink_rate
+from headwater.analyses.tokens.attention_distance import attention_distance
+from headwater.analyses.tokens.rollout import rollout
+from headwater.lens.models.embedded import embedded
 from headwater.lens.prompts import prompt_set
 
 NAME = "tasks-4l"

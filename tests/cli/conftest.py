@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from headwater.cli import app
+from headwater.command.cli import app
 
 WORDS = ["<unk>", "<bos>", "the", "cat", "sat", "on", "a", "mat", ".", "\x1b[31mred"]
 

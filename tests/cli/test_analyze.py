@@ -10,8 +10,8 @@ import pytest
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._catalogue import catalogue
-from headwater.analyses._circuit_files import write_circuit
+from headwater.analyses._catalogue.catalogue import catalogue
+from headwater.analyses.circuits._graph_files import write_circuit
 
 PROMPT = "the cat sat on a mat ."
 OF_IMAGES = {"patch_distance"}

@@ -13,8 +13,8 @@ import pytest
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses.circuit_faithfulness import read_circuit, write_circuit
-from headwater.analyses.edge_attribution import select_circuit
+from headwater.analyses.circuits.circuit_faithfulness import read_circuit, write_circuit
+from headwater.analyses.circuits.edge_attribution import select_circuit
 
 PAIR = ["the cat sat on a mat", "the mat sat on a cat"]
 

@@ -40,7 +40,7 @@ def test_it_runs_and_the_second_run_verifies(headwater, tiny, file) -> None:
 
 
 def test_results_that_differ_end_with_1(headwater, tiny, file) -> None:
-    from headwater.lens.results import Results
+    from headwater.lens.experiments.results import Results
 
     headwater("experiment", file, "--model", tiny)
     target = file.with_name("run.results.json")

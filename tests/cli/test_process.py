@@ -63,7 +63,7 @@ def test_a_terminal_of_another_encoding_gets_escapes_and_no_traceback() -> None:
 def test_a_missing_extra_is_named() -> None:
     without = "import sys; sys.modules['streamlit'] = None; sys.argv = ['headwater', 'dashboard']"
     told = subprocess.run(
-        [sys.executable, "-c", f"{without}; from headwater.cli import main; main()"],
+        [sys.executable, "-c", f"{without}; from headwater.command.cli import main; main()"],
         capture_output=True, timeout=120, env=QUIET,
     )  # fmt: skip
     assert told.returncode == 2

@@ -4,7 +4,7 @@ import networkx as nx
 import numpy as np
 import xarray as xr
 
-from headwater import tables
+from headwater.command import tables
 
 
 def rows(lines: list[str]) -> list[list[str]]:

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 import headwater as hw
 from headwater.dashboard import runs, state
-from headwater.lens import models
+from headwater.lens.models import embedded
 
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 VIEWS = ("overview", "head", "flow", "sinks", "edit")
@@ -173,7 +173,7 @@ def test_every_score_of_the_overview_can_be_shown(score):
 
 
 def test_another_model_can_be_chosen_and_a_head_it_lacks_is_told(monkeypatch):
-    monkeypatch.setattr(runs, "embedded", models.embedded)
+    monkeypatch.setattr(runs, "embedded", embedded.embedded)
     app = opened("head", model="tasks-4l", layer="3", head="7")
     app.selectbox(key="chosen-model").set_value("small").run()
     assert [warning.value[:7] for warning in app.warning] == ["Layer 3", "Head 7 "]

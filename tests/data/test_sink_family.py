@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import headwater as hw
 from headwater import analyses
 from headwater.lens.errors import ModelError
-from headwater.lens.models import FOLDER
+from headwater.lens.models.embedded import FOLDER
 
 VARIANTS = ("softmax", "softmax1", "sigmoid", "kvbias", "nope")
 

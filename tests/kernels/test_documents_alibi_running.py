@@ -13,9 +13,9 @@ from small_maps import CAUSAL, FULL, HEADS, WIDTH, N, dense, fitting, map_of, ne
 from wide_cases import NORMALISERS
 
 from headwater.kernels.attend import attend
-from headwater.kernels.mask import Mask, document_ids
-from headwater.kernels.normaliser import Normaliser
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.rules.normaliser import Normaliser
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask, document_ids
 
 EVERY = pytest.mark.parametrize("kind", NORMALISERS, ids=str)
 

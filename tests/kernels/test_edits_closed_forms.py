@@ -13,9 +13,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headwater.kernels import blocked, reference
 from headwater.kernels.attend import attend
-from headwater.kernels.block import Block
+from headwater.kernels.backends import blocked
 from headwater.kernels.edits import (
     BiasKeys,
     BlockScores,
@@ -31,10 +30,12 @@ from headwater.kernels.edits import (
     ScoreEdit,
     WeightEdit,
 )
-from headwater.kernels.mask import Mask
-from headwater.kernels.operator import AttentionMap
-from headwater.kernels.patterns import Fixed, Matching, Offset, OfMap, Uniform
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, Uniform
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.block import Block
+from headwater.kernels.tiles.mask import Mask
 
 HEADS, N = 3, 7
 EVERY, SOME = torch.ones(HEADS) > 0, torch.tensor([True, False, True])

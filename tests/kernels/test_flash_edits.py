@@ -13,11 +13,10 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import cases
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
-from headwater.kernels import blocked, flash_edits, reference, statistics
 from headwater.kernels.attend import attend, choose
+from headwater.kernels.backends import blocked, flash_edits
 from headwater.kernels.edits import (
     BiasKeys,
     BlockScores,
@@ -27,8 +26,10 @@ from headwater.kernels.edits import (
     RowCondition,
     ScaleScores,
 )
-from headwater.kernels.mask import Mask
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.maps import statistics
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 PROFILE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

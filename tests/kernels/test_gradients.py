@@ -14,13 +14,13 @@ import tiny_models
 import torch
 
 import headwater as hw
-from headwater.kernels import statistics
 from headwater.kernels.attend import attend
 from headwater.kernels.edits import BiasKeys, BlockScores, Gate, MixIdentity, Rescale, ScaleScores
-from headwater.kernels.mask import Mask
-from headwater.kernels.operator import AttentionMap
-from headwater.kernels.rule import ScoreRule
-from headwater.lens import hooks
+from headwater.kernels.maps import statistics
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.attention import context
 
 HEADS = torch.tensor([True, False, True, True])
 KEYS = torch.arange(6)[None] < 2
@@ -237,7 +237,7 @@ def test_gradients_of_head_gates_equal_those_of_eager_attention(architecture):
 
     model = hw.load(tiny_models.tiny(architecture).double())
     mine = torch.ones(1, tiny_models.LAYERS, tiny_models.HEADS, dtype=torch.float64, requires_grad=True)
-    with hooks.gated(model.key, mine):
+    with context.gated(model.key, mine):
         logits = model.hf(ids).logits
     found = torch.autograd.grad((logits * weight).sum(), mine)[0][0]
     assert found.abs().max() > 1e-3

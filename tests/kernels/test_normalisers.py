@@ -16,13 +16,15 @@ import torch
 from small_maps import CAUSAL, FULL, HEADS, WIDTH, N, dense, fitting, map_of, near, problem
 from wide_cases import NORMALISERS
 
-from headwater.kernels import flash, reference, triton_backend
 from headwater.kernels.attend import attend, choose
+from headwater.kernels.backends import flash
+from headwater.kernels.backends.triton import backend as triton_backend
 from headwater.kernels.edits import BiasKeys, BlockScores, MixIdentity
-from headwater.kernels.mask import Mask, document_ids
-from headwater.kernels.normaliser import Normaliser
-from headwater.kernels.prepare import prepare
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.normaliser import Normaliser
+from headwater.kernels.rules.prepare import prepare
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask, document_ids
 
 EVERY = pytest.mark.parametrize("kind", NORMALISERS, ids=str)
 

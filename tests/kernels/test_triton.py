@@ -22,14 +22,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from headwater.kernels import triton_backend
 from headwater.kernels.attend import attend
-from headwater.kernels.mask import Mask
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.backends.triton import backend
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(
-    not triton_backend.installed(), reason="triton is not installed: it comes for Linux alone"
+    not backend.installed(), reason="triton is not installed: it comes for Linux alone"
 )
 
 
@@ -74,7 +74,7 @@ def test_on_the_cpu_it_asks_for_the_interpreter():
 
 
 def test_without_triton_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(triton_backend, "installed", lambda: False)
+    monkeypatch.setattr(backend, "installed", lambda: False)
     q = torch.randn(1, 1, 4, 8)
     with pytest.raises(ValueError, match=r"pip install 'headwater\[triton\]'"):
         attend(q, q, q, ScoreRule(1.0, Mask(4, 4)), (), "triton")

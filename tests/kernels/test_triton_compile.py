@@ -15,12 +15,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headwater.kernels import statistics
-from headwater.kernels import triton_backend as backend
+from headwater.kernels.backends.triton import backend
+from headwater.kernels.backends.triton.tile_sizes import config
 from headwater.kernels.edits import BiasKeys, Rescale
-from headwater.kernels.mask import Mask
-from headwater.kernels.rule import ScoreRule
-from headwater.kernels.triton_configs import config
+from headwater.kernels.maps import statistics
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 pytestmark = [
     pytest.mark.skipif(not backend.installed(), reason="triton is not installed: it comes for Linux alone"),

@@ -14,16 +14,17 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import Case, cases, near
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from wide_cases import NORMALISERS, of_rows
 
-from headwater.kernels import blocked, pairs, reference, statistics
 from headwater.kernels.attend import attend
+from headwater.kernels.backends import blocked
 from headwater.kernels.edits import MixIdentity, Rescale
-from headwater.kernels.mask import Mask
-from headwater.kernels.operator import AttentionMap
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.maps import pairs, statistics
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 PROFILE = settings(max_examples=60, deadline=None)
 WIDE = cases(wide=True)

@@ -11,18 +11,19 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import Case, cases, rich
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from triton_checks import DEVICE, agree, close, expected, on_device, poison, real_rows  # noqa: F401 - a fixture
 
-from headwater.kernels import blocked, reference, statistics
-from headwater.kernels import triton_backend as backend
 from headwater.kernels.attend import attend
+from headwater.kernels.backends import blocked
+from headwater.kernels.backends.triton import backend
+from headwater.kernels.backends.triton.tile_sizes import Config
 from headwater.kernels.edits import BlockScores, MixIdentity, Rescale
-from headwater.kernels.mask import Mask
-from headwater.kernels.operator import AttentionMap
-from headwater.kernels.rule import ScoreRule
-from headwater.kernels.triton_configs import Config
+from headwater.kernels.maps import statistics
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 TILES = [None, Config(32, 16, 4, 2), Config(16, 64, 4, 2)]
 FEW = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])

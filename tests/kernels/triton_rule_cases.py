@@ -15,9 +15,9 @@ import torch
 from attention_cases import Case, rich
 from triton_checks import DEVICE, agree, close, expected, poison  # noqa: F401 - a fixture
 
-from headwater.kernels import pairs, reference, statistics
-from headwater.kernels import triton_backend as backend
 from headwater.kernels.attend import attend
+from headwater.kernels.backends.triton import backend
+from headwater.kernels.backends.triton.tile_sizes import Config
 from headwater.kernels.edits import (
     BiasKeys,
     BlockScores,
@@ -30,12 +30,13 @@ from headwater.kernels.edits import (
     ScaleScores,
     Shares,
 )
-from headwater.kernels.mask import Mask
-from headwater.kernels.normaliser import Normaliser
-from headwater.kernels.operator import AttentionMap
-from headwater.kernels.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Uniform
-from headwater.kernels.rule import ScoreRule
-from headwater.kernels.triton_configs import Config
+from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Uniform
+from headwater.kernels.maps import pairs, statistics
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.normaliser import Normaliser
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 TILES = Config(16, 16, 4, 1)
 

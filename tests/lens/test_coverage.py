@@ -14,9 +14,10 @@ import torch
 from part_oracle import PartOracle
 
 import headwater as hw
-from headwater.lens import hooks, zoo
+from headwater.lens.attention import context
+from headwater.lens.attention.masks import LazyMask, lazy_mask
 from headwater.lens.errors import ModelError
-from headwater.lens.masks import LazyMask, lazy_mask
+from headwater.lens.loading import zoo
 
 MASKED = (
     "mistral",
@@ -103,7 +104,7 @@ def test_every_step_of_generation_has_the_weights_of_dense_attention(name, cache
     for part_name in model.parts:
         part = model.part(part_name)
         steps = Steps(part.key)
-        with hooks.listening(steps), torch.no_grad():
+        with context.listening(steps), torch.no_grad():
             assert model.hf.generate(**given, **settings).equal(expected)
         paths = {module: path for path, module in model.hf.named_modules()}
         for layer, maps in steps.maps.items():

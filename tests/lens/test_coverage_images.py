@@ -13,8 +13,8 @@ import torch
 from part_oracle import PartOracle
 
 import headwater as hw
-from headwater.lens import zoo
 from headwater.lens.errors import PromptError, RecordError
+from headwater.lens.loading import zoo
 
 
 def pair(name):

@@ -15,8 +15,8 @@ import torch
 from part_oracle import PartOracle
 
 import headwater as hw
-from headwater.lens import zoo
 from headwater.lens.errors import EditError, ModelError, PromptError, RecordError
+from headwater.lens.loading import zoo
 
 PAIRS = ("t5", "bart")
 

@@ -14,9 +14,11 @@ import torch
 from transformers import FNetConfig, FNetForMaskedLM
 
 import headwater as hw
-from headwater.kernels import statistics as kernel
-from headwater.lens import dense, hooks, zoo
+from headwater.kernels.maps import statistics as kernel
+from headwater.lens.attention import context
 from headwater.lens.errors import EditError, ModelError
+from headwater.lens.loading import zoo
+from headwater.lens.models import read_only
 
 READ = ("bloom", "falcon", "gptj", "gpt_neo", "mpt", "deberta")
 
@@ -54,14 +56,14 @@ def test_statistics_are_those_of_the_weights_the_model_gives(name):
 def test_one_layer_is_alive_at_a_time_and_the_model_is_left_as_it_was(monkeypatch):
     model = hw.load(zoo.build("gptj"))
     alive: list[weakref.ref] = []
-    honest = dense.as_map
+    honest = read_only.as_map
 
     def watched(weights, *rest):
         assert [ref() for ref in alive if ref() is not None] == []
         alive.append(weakref.ref(weights))
         return honest(weights, *rest)
 
-    monkeypatch.setattr(dense, "as_map", watched)
+    monkeypatch.setattr(read_only, "as_map", watched)
     model.record(zoo.inputs("gptj")["input_ids"], keep=())
     assert len(alive) == zoo.LAYERS
     assert not any(module._forward_hooks for module in model.hf.modules())
@@ -100,7 +102,7 @@ def test_layers_that_share_a_module_and_folded_windows_are_refused():
     before = shared.config._attn_implementation
     with pytest.raises(ModelError, match="serves several layers"):
         hw.load(shared)
-    assert shared.config._attn_implementation == before != hooks.NAME
+    assert shared.config._attn_implementation == before != context.NAME
     windows = {
         "image_size": 32,
         "patch_size": 4,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from headwater import architectures
-from headwater.lens import coverage
+from headwater.command import architectures
 from headwater.lens.errors import HeadwaterError
+from headwater.lens.loading import coverage
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 FLOOR = 1e-6  # below it float32 sums in another order

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 import headwater as hw
-from headwater.lens import zoo
 from headwater.lens.errors import EditError, PromptError, RecordError
+from headwater.lens.loading import zoo
 
 SHAPE = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,

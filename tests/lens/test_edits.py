@@ -183,7 +183,7 @@ def test_mean_and_resample_ablation_take_their_values_from_the_examples(architec
         return z
 
     expected = run(tiny_models.tiny(architecture), ids, mask, Oracle(outputs=to_mean))
-    from headwater.lens.tokens import Tokens
+    from headwater.lens.naming.tokens import Tokens
 
     with model.edit(hw.AblateHeads("1.2", how="mean", examples=Tokens(examples, real))):
         close(model(ids, mask)[mask.bool()], expected[mask.bool()], 2e-4)

@@ -17,10 +17,11 @@ import torch
 import xarray as xr
 
 import headwater as hw
-from headwater.lens import positions, zoo
 from headwater.lens.edits import EDITS
 from headwater.lens.errors import EditError, HeadError
-from headwater.lens.heads import Head, chosen
+from headwater.lens.loading import zoo
+from headwater.lens.naming import positions
+from headwater.lens.naming.heads import Head, chosen
 
 
 @pytest.fixture(scope="module")

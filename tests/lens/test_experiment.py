@@ -16,8 +16,8 @@ import torch
 
 import headwater as hw
 from headwater.lens.errors import ExperimentError, HeadwaterError
-from headwater.lens.experiment import within
-from headwater.lens.results import Results, run_file
+from headwater.lens.experiments.experiment import within
+from headwater.lens.experiments.results import Results, run_file
 
 PROMPT = "When Mary and John went to the store , John gave a drink to"
 EDITS = [hw.Redistribute([0], 0.2), hw.ScaleHeads({"1.1": 0.5}), hw.Knockout(slice(-2, None), [1])]

@@ -11,7 +11,7 @@ import tiny_models
 import torch
 
 import headwater as hw
-from headwater.kernels import statistics as kernel
+from headwater.kernels.maps import statistics as kernel
 from headwater.lens.errors import PromptError, RecordError
 
 EDITS = (

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import headwater as hw
 from headwater.lens.errors import ModelError
-from headwater.lens.models import embedded
+from headwater.lens.models.embedded import embedded
 
 
 @pytest.fixture
@@ -145,10 +145,10 @@ def test_offline_nothing_is_looked_up(monkeypatch):
 
 def test_the_self_check_catches_attention_that_is_read_wrongly(monkeypatch):
     """A wrong scale, as a model with an unknown convention would have it, must not load."""
-    from headwater.lens import hooks
+    from headwater.lens.attention import context
 
-    honest = hooks.ScoreRule
-    monkeypatch.setattr(hooks, "ScoreRule", lambda scale, *rest, **more: honest(scale * 1.5, *rest, **more))
+    honest = context.ScoreRule
+    monkeypatch.setattr(context, "ScoreRule", lambda scale, *rest, **more: honest(scale * 1.5, *rest, **more))
     with pytest.raises(ModelError, match="gives other outputs"):
         hw.load(tiny_models.tiny("llama"))
 

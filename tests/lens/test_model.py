@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import headwater as hw
-from headwater.kernels import statistics as kernel
+from headwater.kernels.maps import statistics as kernel
 from headwater.lens.errors import HeadError, ModelError, PromptError, RecordError, ResourceError
-from headwater.lens.tokens import to_tokens
+from headwater.lens.naming.tokens import to_tokens
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from headwater.data.prompts import tasks, texts
 from headwater.data.prompts.words import ARGUMENTS, CAPITALS, COLORS, EVENTS, NAMES, OBJECTS
 from headwater.lens.errors import HeadwaterError, PromptError
 from headwater.lens.prompts import prompt_set, prompt_sets, token_of, year_tokens
-from headwater.lens.token_sets import sets_measure, years_measure
+from headwater.lens.prompts.token_sets import sets_measure, years_measure
 
 RARE = {"Isabel", "Quinn", "Fiona", "Copenhagen", "keychain", "dynasty", "parent"}
 FIRST = (  # of the held-out draws that the embedded model's published accuracies were measured on

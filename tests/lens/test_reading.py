@@ -11,7 +11,7 @@ import torch
 from dense_oracle import Oracle, run
 
 import headwater as hw
-from headwater.kernels import statistics as kernel
+from headwater.kernels.maps import statistics as kernel
 
 
 def close(actual, expected, atol=2e-5):

@@ -13,8 +13,8 @@ import torch
 from dense_oracle import Oracle, run
 
 import headwater as hw
-from headwater.lens import recipes_vision
 from headwater.lens.errors import EditError
+from headwater.lens.recipes import vision
 
 
 def close(actual, expected):
@@ -65,7 +65,7 @@ def test_the_sinks_of_an_edit_are_those_of_the_analysis():
     model = hw.load(tiny_models.tiny("llama"))
     ids, mask = tiny_models.batch(2, (17, 11))
     found = hw.analyses.find_sinks(model.record(ids, mask), rule="act", alpha=2.0)["sink"].values
-    from headwater.lens.sinks import find
+    from headwater.lens.records.sinks import find
 
     ours = find(model.record(ids, mask, statistics=("received", "visible"), keep=()), "sinks:act:2")
     assert torch.from_numpy(found).equal(ours)
@@ -155,10 +155,10 @@ def test_models_without_images_are_refused_by_name():
 
 def test_emphasised_tokens_are_the_quarter_and_the_outliers():
     first, last = torch.arange(12.0), torch.tensor([1.0] * 8 + [1.1, 9.0, 8.0, 1.2])
-    local, summary = recipes_vision.emphasised_tokens(first, last)
+    local, summary = vision.emphasised_tokens(first, last)
     assert sorted(local) == [9, 10, 11]
     assert summary == []  # 9 and 10 are outliers, and local ones
-    local, summary = recipes_vision.emphasised_tokens(first.flip(0), last)
+    local, summary = vision.emphasised_tokens(first.flip(0), last)
     assert (sorted(local), sorted(summary)) == ([0, 1, 2], [9, 10])
 
 

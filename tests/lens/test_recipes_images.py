@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import headwater as hw
-from headwater.lens import zoo
 from headwater.lens.errors import EditError
+from headwater.lens.loading import zoo
 
 IMAGE = range(2, 11)  # where the nine patches stand in the text
 

@@ -11,7 +11,7 @@ import torch
 
 import headwater as hw
 from headwater.lens.errors import HeadError, ModelError
-from headwater.lens.removal import remove_heads
+from headwater.lens.loading.removal import remove_heads
 
 
 def gated(model: hw.HookedModel, heads: list[str], ids: torch.Tensor) -> torch.Tensor:

@@ -16,15 +16,16 @@ from record_files import recorded
 from safetensors.torch import load_file
 
 import headwater as hw
-from headwater.kernels import edits, patterns
+from headwater.kernels import edits
 from headwater.kernels.attend import attend
-from headwater.kernels.mask import Mask
-from headwater.kernels.normaliser import Normaliser
-from headwater.kernels.rule import ScoreRule
-from headwater.lens import recordfile
+from headwater.kernels.edits import patterns
+from headwater.kernels.rules.normaliser import Normaliser
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 from headwater.lens.errors import RecordError
-from headwater.lens.packing import Packer, unpack
-from headwater.lens.record import DEFAULT_STATISTICS
+from headwater.lens.records import safetensors_file
+from headwater.lens.records.pack_maps import Packer, unpack
+from headwater.lens.records.record import DEFAULT_STATISTICS
 
 
 @pytest.mark.parametrize("name", tiny_models.ALL)
@@ -87,7 +88,7 @@ def test_ten_gigabytes_are_opened_in_megabytes(tmp_path):
     head["value.2"]["shape"] = shape
     meta = head["__metadata__"]
     table = {n: t for n, t in head.items() if n != "__metadata__"}
-    meta["headwater_digest"] = recordfile._digest(meta["headwater"], table)
+    meta["headwater_digest"] = safetensors_file._digest(meta["headwater"], table)
     first = json.dumps(head).encode()
     first += b" " * (-len(first) % 8)
     with path.open("wb") as file:

@@ -18,8 +18,8 @@ from record_files import recorded, rewritten
 from safetensors.torch import save_file
 
 import headwater as hw
-from headwater.lens import recordfile
 from headwater.lens.errors import RecordError
+from headwater.lens.records import safetensors_file
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
@@ -54,7 +54,7 @@ def test_a_killed_run_leaves_nothing(tmp_path):
         "import sys, time, torch, headwater as hw\n"
         "sys.path.insert(0, 'tests/support')\n"
         "import tiny_models\n"
-        "from headwater.lens import recorder, growing\n"
+        "from headwater.lens.records import recorder, generation_recorder as growing\n"
         "model = hw.load(tiny_models.tiny('gpt2')); ids, _ = tiny_models.batch(1)\n"
         "def slow(take):\n"
         "    def taken(self, layer, *rest):\n"
@@ -176,19 +176,19 @@ def test_a_disk_that_fails_leaves_the_old_file(call, tmp_path, monkeypatch):
 def test_file_systems_without_nameless_files_and_headers_without_room(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "O_TMPFILE")
     path, tensor = tmp_path / "x.safetensors", torch.arange(5)
-    with recordfile.RecordFile(path, room=8) as file:
+    with safetensors_file.RecordFile(path, room=8) as file:
         file.add("a", tensor)
         file.add("odd", torch.arange(3, dtype=torch.uint8))
         file.add("behind", tensor)
         assert len(list(tmp_path.iterdir())) == 1
         file.finish({"x": 1})
     assert list(tmp_path.iterdir()) == [path]
-    header, tensors = recordfile.read(path, verify=True)
+    header, tensors = safetensors_file.read(path, verify=True)
     assert header["x"] == 1
     assert tensors["a"].equal(tensor)
     assert tensors["behind"].equal(tensor)
     assert tensors["behind"].data_ptr() % 8 == 0, "numbers are mapped where a machine can read them"
-    with recordfile.RecordFile(path) as file:
+    with safetensors_file.RecordFile(path) as file:
         file.add("a", tensor)
     assert list(tmp_path.iterdir()) == [path]
 

@@ -18,8 +18,8 @@ from bridged import varied
 from torch import Tensor
 
 import headwater as hw
-from headwater.lens import zoo
 from headwater.lens.errors import ModelError
+from headwater.lens.loading import zoo
 from headwater.lens.model import HookedModel
 
 FAMILIES = ("gpt2", "llama", "mistral", "gemma2", "gpt_neox", "gpt_oss", "opt", "phi3", "qwen3", "gemma3")
@@ -172,7 +172,7 @@ def test_functions_get_their_own_tensor_and_a_point() -> None:
 
 def test_patterns_are_built_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = opened("llama")
-    from headwater.kernels.operator import AttentionMap
+    from headwater.kernels.maps.attention_map import AttentionMap
 
     built = []
     real = AttentionMap.dense

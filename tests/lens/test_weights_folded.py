@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import headwater as hw
 from headwater.lens.errors import ModelError
-from headwater.lens.weights import HeadWeights
+from headwater.lens.models.weights import HeadWeights
 
 IDS = torch.randint(3, 90, (2, 8), generator=torch.Generator().manual_seed(3))
 LAYER = 1

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headwater.kernels.edits import BlockScores, MixIdentity, Rescale, ScaleScores
-from headwater.kernels.mask import Mask
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 
 @dataclass

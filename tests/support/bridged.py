@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from headwater.lens import zoo
+from headwater.lens.loading import zoo
 
 MISSING = "transformer-lens is not installed (extra transformer-lens)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tiny_models
 
 import headwater as hw
-from headwater.lens import recordfile
+from headwater.lens.records import safetensors_file
 
 
 def recorded(name, *edits, **settings):
@@ -17,10 +17,10 @@ def recorded(name, *edits, **settings):
 
 def rewritten(path, change):
     """The file with its header and tensors changed by somebody who knows the format, digests and all."""
-    header, tensors = recordfile.read(path)
+    header, tensors = safetensors_file.read(path)
     header.pop("digests")
     change(header, tensors)
-    with recordfile.RecordFile(path) as file:
+    with safetensors_file.RecordFile(path) as file:
         for name, tensor in tensors.items():
             file.add(name, tensor)
         file.finish(header)

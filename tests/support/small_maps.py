@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from headwater.kernels.attend import attend
-from headwater.kernels.block import Block
-from headwater.kernels.mask import Mask
-from headwater.kernels.normaliser import Normaliser
-from headwater.kernels.operator import AttentionMap
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.rules.normaliser import Normaliser
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.block import Block
+from headwater.kernels.tiles.mask import Mask
 
 HEADS, N, WIDTH = 4, 9, 8
 CAUSAL, FULL = Mask(N, N, right=0), Mask(N, N)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from attention_cases import Case
 
-from headwater.kernels import reference
+from headwater.kernels.reference import dense as reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # float32 arithmetic against float64, as in test_backends.py: rounding of large scores enters the exponential

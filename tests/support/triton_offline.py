@@ -19,8 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from headwater.kernels import triton_backend, triton_launch
-from headwater.kernels.triton_configs import Config
+from headwater.kernels.backends.triton import backend, launch
+from headwater.kernels.backends.triton.tile_sizes import Config
 
 POINTERS = {
     torch.float16: "*fp16",
@@ -50,10 +50,10 @@ class Compiled:
 def captured(monkeypatch: Any, call: Callable[[], object]) -> list[tuple[Any, dict[str, Any], Config]]:
     """The launches that `call` would make on a GPU: kernel, arguments by name, tile configuration."""
     launches = []
-    monkeypatch.setattr(triton_launch, "interpreted", lambda: False)
-    monkeypatch.setattr(triton_backend, "refuses", lambda *_: None)
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    monkeypatch.setattr(backend, "refuses", lambda *_: None)
     monkeypatch.setattr(
-        triton_launch, "launch", lambda kernel, _, args, chosen, q: launches.append((kernel, args, chosen))
+        launch, "launch", lambda kernel, _, args, chosen, q: launches.append((kernel, args, chosen))
     )
     call()
     return launches

@@ -11,12 +11,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headwater.kernels import edits, patterns
+from headwater.kernels import edits
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import ScoreEdit, WeightEdit
-from headwater.kernels.mask import Mask
-from headwater.kernels.normaliser import Normaliser
-from headwater.kernels.rule import ScoreRule
+from headwater.kernels.edits import ScoreEdit, WeightEdit, patterns
+from headwater.kernels.rules.normaliser import Normaliser
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 NORMALISERS = (
     Normaliser("softmax"),

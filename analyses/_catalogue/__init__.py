@@ -1,0 +1,1 @@
+"""Finds the analyses and their settings."""

@@ -1,0 +1,65 @@
+"""The list of all analyses, read from the folder: one file, one public function of the same name.
+
+The typed keyword parameters of that function are its settings, from which the command line and the dashboard
+make their inputs. Nothing is imported until the list is asked for. Adding an analysis is adding its file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Setting, settings_of
+from headwater.lens.errors import AnalysisError, nearest
+
+PACKAGE = "headwater.analyses"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(About):
+    """One analysis: what it says about itself, its settings, and the function that answers."""
+
+    name: str
+    settings: tuple[Setting, ...]
+    function: Callable[..., Any]
+
+    @property
+    def description(self) -> str:
+        """The whole docstring of the function: formula, unit, source."""
+        return inspect.getdoc(self.function) or ""
+
+    def setting(self, name: str) -> Setting:
+        """The setting called `name`, or an error that lists those there are."""
+        for setting in self.settings:
+            if setting.name == name:
+                return setting
+        names = ", ".join(setting.name for setting in self.settings) or "none"
+        raise AnalysisError(f"{self.name} has no setting {name!r}; its settings are {names}")
+
+
+@cache
+def catalogue() -> dict[str, Entry]:
+    """Every analysis by name, in alphabetical order."""
+    entries = {}
+    files = Path(__file__).parents[1].glob("[!_]*/[!_]*.py")
+    for file in sorted(files, key=lambda file: file.stem):
+        module = importlib.import_module(f"{PACKAGE}.{file.parent.name}.{file.stem}")
+        function = getattr(module, file.stem)
+        entries[file.stem] = Entry(
+            **vars(module.ABOUT), name=file.stem, settings=settings_of(function), function=function
+        )
+    return entries
+
+
+def entry(name: str) -> Entry:
+    """The analysis called `name`, or an error that offers the nearest names."""
+    known = catalogue()
+    if name not in known:
+        raise AnalysisError(f"no analysis is called {name!r}; {nearest(name, known)}")
+    return known[name]

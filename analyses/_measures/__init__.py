@@ -1,0 +1,1 @@
+"""Numbers that are asked of a model's output, and their intervals."""

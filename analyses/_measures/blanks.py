@@ -1,0 +1,54 @@
+"""The token that stands where a token was taken away, and a model's answers to texts with such blanks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from headwater.analyses._measures.measure import token_id
+from headwater.analyses._prompts.examples import Batch
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+
+BlankSetting = Annotated[str | None, "token that takes a token's place; none: the mask or the unknown token"]
+
+
+def blank_id(model: HookedModel, blank: str | None) -> int:
+    """The blank's id: the one named, else [MASK] of a model that reads both ways, else unknown, pad, end of text."""
+    if blank is not None:
+        found = token_id(model, blank, "blank")
+        if not 0 <= found < model.vocab:
+            raise AnalysisError(
+                f"blank={blank!r} is token {found}; {model.name} knows 0 to {model.vocab - 1}"
+            )
+        return found
+    names = ("unk_token_id", "pad_token_id", "eos_token_id")
+    names = names if model.causal else ("mask_token_id", *names)
+    known = (getattr(model.tokenizer, name, None) for name in names)
+    found = next((one for one in known if one is not None and 0 <= one < model.vocab), None)
+    if found is None:
+        raise AnalysisError(f"{model.name} has no token for a blank; name one, e.g. blank='#0' for token 0")
+    return found
+
+
+def blanked(ids: Tensor, gone: Tensor, blank: int) -> Tensor:
+    """`ids` [position] with the blank where `gone` bool [form, position] is true: [form, position]."""
+    return torch.where(gone, blank, ids.expand(len(gone), -1))
+
+
+def answers(
+    model: HookedModel, batch: Batch, value: Callable[[Tensor, Tensor], Tensor], forms: Tensor, size: int
+) -> Tensor:
+    """The explained number of each form [text, form, position] of the texts of a batch, float64 [text, form]."""
+    outputs = model if model.has_lm_head else model.embeddings
+    count, each, length = forms.shape
+    rows = forms.reshape(-1, length)
+    texts = torch.arange(count).repeat_interleave(each)
+    found = [
+        value(outputs(rows[i : i + size]), texts[i : i + size]).double().cpu()
+        for i in range(0, len(rows), size)
+    ]
+    return torch.cat(found).view(count, each)

@@ -1,0 +1,166 @@
+"""The number about a model's output that an analysis explains: a token's log-probability, a difference, or the user's.
+
+Rows may be edited copies of one text, so the answer of a text is fixed once, on the text as it is, and asked of every
+copy.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from headwater.analyses._prompts.examples import Batch
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+
+Measure = Callable[
+    [Tensor], Tensor
+]  # logits, or last hidden states of a model without a head → one value per row
+Answer = str | Sequence[str] | Sequence[int]
+Kind = Literal["log_probability", "probability", "logit"]
+
+# the settings that every analysis of an output takes, with their help lines
+AnswerSetting = Annotated[
+    Answer | None, "token asked about, one or one per text; none: what the model predicts"
+]
+WrongSetting = Annotated[Answer | None, "token to compare with; the difference is then explained"]
+PositionSetting = Annotated[int, "token position whose prediction is explained"]
+KindSetting = Annotated[Kind, "what is read off for a token"]
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """What is explained: `measure`, or `kind` of the answer (less that of the wrong one) at `position`."""
+
+    model: HookedModel
+    measure: Measure | None
+    answer: Answer | None
+    wrong: Answer | None
+    position: int
+    kind: Kind
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("log_probability", "probability", "logit"):
+            raise AnalysisError(
+                f"kind={self.kind!r} is unknown; give one of log_probability, probability, logit"
+            )
+        if self.measure is not None and (self.answer is not None or self.wrong is not None):
+            raise AnalysisError("measure and answer ask for different things; give one of them")
+        if self.measure is None and not self.model.has_lm_head:
+            raise AnalysisError(
+                f"{self.model.name} has no language head; give measure(hidden) → [batch], of its last hidden states"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For the attributes of a result."""
+        if self.measure is not None:
+            return {"measure": getattr(self.measure, "__name__", str(self.measure))}
+        return {"answer": self.answer, "wrong": self.wrong, "position": self.position, "kind": self.kind}
+
+    def ids_of(self, what: Literal["answer", "wrong"], batch: Batch) -> list[int] | None:
+        """The answers (or the wrong ones) of the texts of a batch, in their order there; None where none is given."""
+        given = self.answer if what == "answer" else self.wrong
+        return None if given is None else self._ids(given, what, batch).tolist()
+
+    def of(self, batch: Batch, plain: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """`value(outputs, texts)`: one number per row of `outputs`, row n being a copy of text `texts[n]` of the batch.
+
+        The model runs once as it is, to see that the measure is finite and what the model predicts, unless its outputs
+        are given as `plain`.
+        """
+        if plain is None:
+            plain = self.model(batch.ids) if self.model.has_lm_head else self.model.embeddings(batch.ids)
+        count, length = batch.ids.shape
+        if not -length <= self.position < length:
+            raise AnalysisError(
+                f"position={self.position}, but example {batch.places[0]} has {length} tokens; "
+                f"give a position from {-length} to {length - 1}"
+            )
+        value: Callable[[Tensor, Tensor], Tensor]
+        if self.measure is not None:
+            measure = self.measure
+            value = lambda found, texts: measure(found)  # noqa: E731
+        else:
+            asked = plain[:, self.position].argmax(-1)
+            if self.answer is not None:
+                asked = self._ids(self.answer, "answer", batch)
+            against = None if self.wrong is None else self._ids(self.wrong, "wrong", batch)
+            value = lambda found, texts: self._read(found, asked, against, texts)  # noqa: E731
+        first = value(plain, torch.arange(count))
+        if not isinstance(first, Tensor) or first.shape != (count,):
+            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+            raise AnalysisError(f"measure must return one value per row, shape ({count},), got {got}")
+        if not first.isfinite().all():
+            bad = batch.places[int((~first.isfinite()).nonzero()[0])]
+            raise AnalysisError(f"the measure of example {bad} is not finite; give one that is")
+        return value
+
+    def _read(self, logits: Tensor, asked: Tensor, against: Tensor | None, texts: Tensor) -> Tensor:
+        row = logits[:, self.position]
+        row = row if row.dtype == torch.float64 else row.float()
+        if self.kind != "logit":
+            row = row.log_softmax(-1)
+        if self.kind == "probability":
+            row = row.exp()
+        texts = texts.to(row.device)
+        found = row.gather(1, asked.to(row.device)[texts][:, None])[:, 0]
+        if against is None:
+            return found
+        return found - row.gather(1, against.to(row.device)[texts][:, None])[:, 0]
+
+    def _ids(self, given: Answer, what: str, batch: Batch) -> Tensor:
+        """The token of each text of the batch, [text]."""
+        each = [given] if isinstance(given, str) else list(given)
+        ids = [one if isinstance(one, int) else self._id(one, what) for one in each]
+        wrong = [one for one in ids if not 0 <= one < self.model.vocab]
+        if wrong:
+            raise AnalysisError(
+                f"{what} holds token {wrong[0]}; {self.model.name} knows 0 to {self.model.vocab - 1}"
+            )
+        if len(ids) == 1:
+            return torch.tensor(ids * len(batch.places))
+        if len(ids) <= max(batch.places):
+            raise AnalysisError(
+                f"{what} holds {len(ids)} tokens for {max(batch.places) + 1} or more texts; give one per text"
+            )
+        return torch.tensor([ids[place] for place in batch.places])
+
+    def _id(self, word: str, what: str) -> int:
+        return token_id(self.model, word, what)
+
+
+def token_id(model: HookedModel, word: str, what: str) -> int:
+    """The one token that `word` is; "#17" is token 17."""
+    if word.startswith("#") and word[1:].isdigit():
+        return int(word[1:])
+    if model.tokenizer is None:
+        raise AnalysisError(
+            f"{what}={word!r} needs a tokenizer, which {model.name} lacks; write a token as #17"
+        )
+    ids = model.tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        pieces = ", ".join(map(repr, model.to_strings(ids)))
+        raise AnalysisError(
+            f"{what}={word!r} is {len(ids)} tokens ({pieces}); give one token, often with a space in front"
+        )
+    return int(ids[0])
+
+
+def run_embedded(model: HookedModel, embedded: Tensor) -> Tensor:
+    """Logits (or last hidden states) [batch, position, …] of word embeddings in the place of tokens; gradients flow."""
+    more = {"use_cache": False} if "use_cache" in inspect.signature(model.hf.forward).parameters else {}
+    with torch.enable_grad() if embedded.requires_grad else torch.no_grad():
+        found = model.hf(inputs_embeds=embedded, **more)
+    return found.logits if model.has_lm_head else found.last_hidden_state
+
+
+def embedded_tokens(model: HookedModel, ids: Tensor) -> Tensor:
+    """Word embeddings [batch, position, d_model] as the model's own layer gives them, without a gradient."""
+    with torch.no_grad():
+        return model.hf.get_input_embeddings()(ids.to(model.device)).detach()

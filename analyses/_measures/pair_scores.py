@@ -1,0 +1,169 @@
+"""The number that is asked of pairs of prompts: what tells their two sides apart, and what patching is to move.
+
+It is fixed once, on a pair's own clean and corrupt run: the difference of two tokens' logits at a position, or the
+user's own number, asked of every copy of the prompts by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from headwater.analyses._measures.measure import Answer, Explained, Measure
+from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._prompts.pairs import Pairs
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+
+How = Literal["denoise", "noise"]
+PairMeasure = Measure | Literal["logit_difference"]
+AnswerOfPairs = Annotated[
+    Answer | None,
+    "the clean prompts' answer, one or one per pair; none: the example's, or what the model predicts",
+]
+WrongOfPairs = Annotated[
+    Answer | None,
+    "token to compare with; none: the example's first, or what the model predicts for the corrupt prompt",
+]
+LEAST = 1e-6  # a pair whose clean and corrupt prompts differ by less has no effect to speak of
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """The number that is asked of the pairs of one length; `clean` and `corrupt` [pair] are theirs, in float64.
+
+    `position` is the one that is read and `tokens` (in their order) are those; None where all may be.
+    """
+
+    clean: Tensor
+    corrupt: Tensor
+    position: int | None
+    tokens: Tensor | None
+    value: Callable[[Tensor], Tensor]  # logits of copies of the pairs, one after another → one number per row
+
+    def of(self, logits: Tensor, copies: int) -> Tensor:
+        """[copy, pair] in float64."""
+        return self.value(logits).unflatten(0, (copies, -1)).double().cpu()
+
+    def effect(self, patched: Tensor, how: How) -> Tensor:
+        """Where `patched` [cell, pair] lies on the way from the run that was patched (0) to the other (1)."""
+        begin, end = (self.corrupt, self.clean) if how == "denoise" else (self.clean, self.corrupt)
+        way = end - begin
+        return (patched - begin) / way.masked_fill(way.abs() < LEAST, torch.nan)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the logits: a measure, or the answer's logit less that of a wrong one at a position."""
+
+    measure: PairMeasure
+    answer: Answer | None
+    wrong: Answer | None
+    position: int
+
+    def __post_init__(self) -> None:
+        if not callable(self.measure) and self.measure != "logit_difference":
+            raise AnalysisError(
+                f"measure={self.measure!r} is unknown; give 'logit_difference' or a function of logits"
+            )
+        if callable(self.measure) and (self.answer is not None or self.wrong is not None):
+            raise AnalysisError("measure and answer ask for different things; give one of them")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For the attributes of a result."""
+        if callable(self.measure):
+            return {"measure": getattr(self.measure, "__name__", str(self.measure))}
+        given = {"answer": self.answer, "wrong": self.wrong}
+        more = {name: value for name, value in given.items() if value is not None}
+        return {"measure": self.measure, **more, "position": self.position}
+
+    def place(self, pairs: Pairs) -> int | None:
+        """The one position that is read, from the left; None where the user's measure may read all."""
+        if callable(self.measure):
+            return None
+        if not -pairs.length <= self.position < pairs.length:
+            raise AnalysisError(
+                f"position={self.position}, but pair {pairs.places[0]} has {pairs.length} tokens; "
+                f"give a position from {-pairs.length} to {pairs.length - 1}"
+            )
+        return self.position % pairs.length
+
+    def told(self, model: HookedModel, pairs: Pairs, clean: Tensor, corrupt: Tensor) -> Told:
+        """Fix what is asked, by the logits [pair, position (all, or the one that is read), vocab] of both sides."""
+        place, tokens = self.place(pairs), None
+        if callable(self.measure):
+            value = _of_each(self.measure, len(pairs.places))
+        else:
+            assert place is not None
+            right, other = self._answers(model, pairs, _at(clean, place), _at(corrupt, place))
+            if (right == other).any():
+                same = int((right == other).nonzero()[0])
+                raise AnalysisError(
+                    f"the answer of pair {pairs.places[same]} and the wrong token are both "
+                    f"{model.to_strings(right[same, None])[0]!r}; give two that differ"
+                )
+            tokens = torch.cat([right, other]).unique()
+            value = _difference(place, right, other, tokens)
+        with torch.no_grad():
+            ends = [value(logits).double().cpu() for logits in (clean, corrupt)]
+        for name, numbers in zip(("clean", "corrupt"), ends, strict=True):
+            if not numbers.isfinite().all():
+                bad = pairs.places[int((~numbers.isfinite()).nonzero()[0])]
+                raise AnalysisError(f"the measure of the {name} prompt of pair {bad} is not finite")
+        return Told(ends[0], ends[1], place, tokens, value)
+
+    def _answers(
+        self, model: HookedModel, pairs: Pairs, clean: Tensor, corrupt: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The two tokens of each pair: those given, else those of the examples, else what the model predicts: on the
+        clean prompt, and on the corrupt one rather than the answer."""
+        among_all, among_these = Batch(pairs.clean, pairs.places), Batch(pairs.clean, [*range(len(clean))])
+        asked = Explained(model, None, self.answer, self.wrong, self.position, "logit")
+        known = Explained(model, None, pairs.answers, pairs.wrongs, self.position, "logit")
+        found: list[Tensor] = []
+        for what in ("answer", "wrong"):
+            ids = asked.ids_of(what, among_all)
+            ids = known.ids_of(what, among_these) if ids is None else ids
+            if ids is not None:
+                found.append(torch.tensor(ids, device=clean.device))
+            elif what == "answer":
+                found.append(clean.argmax(-1))
+            else:
+                found.append(corrupt.scatter(1, found[0][:, None], float("-inf")).argmax(-1))
+        return found[0], found[1]
+
+
+def _at(logits: Tensor, place: int) -> Tensor:
+    return logits[:, 0 if logits.shape[1] == 1 else place]
+
+
+def _of_each(measure: Measure, count: int) -> Callable[[Tensor], Tensor]:
+    """The user's measure, called with one copy of the pairs at a time."""
+
+    def of_one(logits: Tensor) -> Tensor:
+        found = measure(logits)
+        if not isinstance(found, Tensor) or found.shape != (count,):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise AnalysisError(f"measure must return one value per pair, shape ({count},), got {got}")
+        return found
+
+    return lambda logits: torch.cat([of_one(copy) for copy in logits.split(count)])
+
+
+def _difference(place: int, right: Tensor, other: Tensor, tokens: Tensor) -> Callable[[Tensor], Tensor]:
+    """The difference of two tokens' logits, of logits of all tokens or of `tokens` alone."""
+
+    def value(logits: Tensor) -> Tensor:
+        row = _at(logits, place)
+        row = row if row.dtype == torch.float64 else row.float()
+        narrow = row.shape[1] == len(tokens)
+        pair = (torch.searchsorted(tokens, ids) if narrow else ids for ids in (right, other))
+        one, two = (row.gather(1, ids.repeat(len(row) // len(ids))[:, None])[:, 0] for ids in pair)
+        return one - two
+
+    return value

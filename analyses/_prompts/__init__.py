@@ -1,0 +1,1 @@
+"""Prompts one by one, in batches and in pairs."""

@@ -1,0 +1,108 @@
+"""Clean and corrupt prompts of equal length, in groups that run together, whatever form they are given in.
+
+Pairs of one length share a group, so no padding is ever run. What is asked of them is in `_asked`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwater.analyses._prompts.examples import Examples, batches_of
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+
+# a pair is (clean, corrupt), texts or ids [position], or an example of a prompt set
+PairExamples = Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of one length: ids [pair, position] of both sides, the place of each pair among all, and what prompt sets
+    say of their examples: the answer and the first wrong one of each, None where they are not known of all."""
+
+    clean: Tensor
+    corrupt: Tensor
+    places: list[int]
+    answers: list[str] | None = None
+    wrongs: list[str] | None = None
+
+    @property
+    def length(self) -> int:
+        return self.clean.shape[1]
+
+    @property
+    def first(self) -> int:
+        """The first position at which any pair differs, or their length; in a causal model nothing differs before."""
+        differ = (self.clean != self.corrupt).any(0).nonzero()[:, 0]
+        return int(differ[0]) if len(differ) else self.length
+
+
+def side_by_side(model: HookedModel, clean: Any, corrupt: Examples | None) -> PairExamples:
+    """Pairs of clean and corrupt prompts given as two lists; without the second, the first holds pairs already."""
+    if corrupt is None:
+        if isinstance(clean, (str, Tensor)):
+            raise AnalysisError(
+                "corrupt is missing; give corrupt prompts, or a list of (clean, corrupt) pairs in the place of clean"
+            )
+        return clean
+    sides = []
+    for given in (clean, corrupt):
+        rows = {batch.places[0]: batch.ids[0] for batch in batches_of(model, given, 1)}
+        sides.append([rows[place] for place in sorted(rows)])
+    if len(sides[0]) != len(sides[1]):
+        raise AnalysisError(
+            f"there are {len(sides[0])} clean and {len(sides[1])} corrupt prompts; give pairs"
+        )
+    return list(zip(*sides, strict=True))
+
+
+def pairs_of(model: HookedModel, given: PairExamples, size: int | None = None) -> list[Pairs]:
+    """All pairs in groups of equal length, shorter ones first, of at most `size`; an error names one that is none."""
+    if model.part_name != "text":
+        raise AnalysisError(
+            f"{model.name} is read as its {model.part_name}; patching takes models of one text"
+        )
+    if not model.has_lm_head:
+        raise AnalysisError(f"{model.name} has no language head, so there are no logits to measure")
+    if size is not None and size < 1:
+        raise AnalysisError(f"batch_size={size} is too small; give 1 or more")
+    if len(given) == 0:
+        raise AnalysisError("pairs is empty; give at least one pair of a clean and a corrupt prompt")
+    rows = [_ids(model, place, pair) for place, pair in enumerate(given)]
+    by_length: dict[int, list[int]] = {}
+    for place, (clean, _) in enumerate(rows):
+        by_length.setdefault(len(clean), []).append(place)
+    found = []
+    for _, places in sorted(by_length.items()):
+        step = size or len(places)
+        for mine in (places[start : start + step] for start in range(0, len(places), step)):
+            examples = [given[place] for place in mine]
+            known = all(hasattr(each, "answer") and hasattr(each, "wrong") for each in examples)
+            clean, corrupt = (torch.stack([rows[place][side] for place in mine]) for side in (0, 1))
+            answers, wrongs = (
+                ([e.answer for e in examples], [e.wrong[0] for e in examples]) if known else (None, None)
+            )
+            found.append(Pairs(clean, corrupt, mine, answers, wrongs))
+    return found
+
+
+def _ids(model: HookedModel, place: int, pair: Any) -> tuple[Tensor, Tensor]:
+    if hasattr(pair, "prompt") and hasattr(pair, "corrupted"):
+        pair = (pair.prompt, pair.corrupted)
+    if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+        raise AnalysisError(f"pair {place} is not (clean, corrupt); give two prompts for each")
+    both = []
+    for given in pair:
+        tokens = model.to_tokens(given if isinstance(given, str) else torch.as_tensor(given)[None])
+        both.append(tokens.ids[0][tokens.mask[0]])
+    if len(both[0]) != len(both[1]):
+        raise AnalysisError(
+            f"pair {place} has {len(both[0])} clean and {len(both[1])} corrupt tokens; the positions of a pair must be "
+            "the same, so give prompts of equal length"
+        )
+    return both[0], both[1]

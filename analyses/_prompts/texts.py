@@ -1,0 +1,93 @@
+"""Texts that a model is run on, in batches of equal length, and their place in one padded result.
+
+No padding is ever run, so a text in a batch gives what it gives alone; `Texts` keeps the padded columns that a record
+of the same texts would have, and `spread` writes the values of a batch into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._prompts.examples import Batch, Examples, batches_of
+from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """`valid` bool [batch, position], `strings` the tokens as text, `batches` the texts in groups of equal length."""
+
+    valid: Tensor
+    strings: list[list[str]]
+    batches: list[Batch]
+
+    @classmethod
+    def of(cls, model: HookedModel, examples: Examples, size: int, longest: int | None = None) -> Texts:
+        """The examples as `model` reads them; an error where one has more than `longest` tokens."""
+        if model.part_name != "text":
+            raise AnalysisError(
+                f"{model.name} is read as its {model.part_name}; this analysis takes models of one text"
+            )
+        if "vision" in model.parts and model.image_token is None:
+            raise AnalysisError(
+                f"{model.name} has towers of text and images that never attend to each other; this analysis takes "
+                "models of one text"
+            )
+        batches = batches_of(model, examples, size)
+        tokens = model.to_tokens(examples)
+        found = int(tokens.mask.sum(1).max())
+        if longest is not None and found > longest:
+            raise AnalysisError(f"a text has {found} tokens and this takes {longest} at most; shorten it")
+        return cls(tokens.mask.cpu(), [model.to_strings(row) for row in tokens.ids], batches)
+
+    def empty(self, *shape: int) -> Tensor:
+        """NaN [batch, *shape, position] in float64, to be filled by `spread`."""
+        return torch.full((len(self.valid), *shape, self.valid.shape[1]), torch.nan, dtype=torch.float64)
+
+    def spread(self, batch: Batch, values: Tensor, into: Tensor) -> None:
+        """Write `values` [text, …, token] of a batch into the padded columns of `into` [batch, …, position]."""
+        for place, row in zip(batch.places, values.double().cpu(), strict=True):
+            into[place][..., self.valid[place]] = row
+
+    def columns(self, queries: Positions) -> Tensor:
+        """Padded column of each asked query, [batch, asked]."""
+        return columns_of(queries, self.valid, "queries")
+
+    def rows(self, batch: Batch, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Token of each asked column in the texts of a batch, and whether it is one and not padding: [text, asked]."""
+        mine = columns[batch.places]
+        rank = (self.valid[batch.places].cumsum(1) - 1).clamp_min(0)
+        return rank.gather(1, mine), self.valid[batch.places].gather(1, mine)
+
+    def by_query(
+        self, values: Tensor, queries: Positions, columns: Tensor, name: str, attrs: Mapping[str, Any]
+    ) -> xr.DataArray:
+        """Values [batch, query, key] with positions and tokens."""
+        coordinates = position_coordinates(self, queries, columns)
+        dims = ("batch", "query", "key")
+        return xr.DataArray(values.numpy(), dims=dims, coords=coordinates, name=name, attrs=dict(attrs))
+
+    def by_key(self, values: Tensor, name: str, attrs: Mapping[str, Any]) -> xr.DataArray:
+        """Values [batch, key] with the tokens."""
+        coordinates = {
+            "batch": np.arange(len(values)),
+            "key": np.arange(values.shape[1]),
+            "key_token": (("batch", "key"), np.array(self.strings, dtype=object).astype(str)),
+        }
+        return xr.DataArray(
+            values.numpy(), dims=("batch", "key"), coords=coordinates, name=name, attrs=dict(attrs)
+        )
+
+
+def indicators(rows: Tensor, real: Tensor, length: int) -> Tensor:
+    """One row per asked query with 1 at its token, [text, asked, token] in float64; NaN where it is padding."""
+    found = torch.zeros(*rows.shape, length, dtype=torch.float64).scatter_(2, rows[..., None], 1.0)
+    return found.masked_fill(~real[..., None], torch.nan)

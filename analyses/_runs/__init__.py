@@ -1,0 +1,1 @@
+"""Changed runs: copies of prompts, activations replaced, layers below resumed."""

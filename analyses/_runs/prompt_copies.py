@@ -1,0 +1,135 @@
+"""Runs of copies of the prompts of some pairs, no more of each than a change can reach and the measure reads.
+
+A run begins at the layer that is changed (`_resuming`) and, in a causal model, at the first position that is: keys and
+values of the positions before it are those of the prompts as they are, and positions behind the one that is read are
+left out. The language head gives the logits that are read. All this is tried on the prompts as they are before it is
+used; a model that then says anything else, or has edits on, runs whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwater.analyses._measures.pair_scores import Asked, How, Told
+from headwater.analyses._prompts.pairs import Pairs
+from headwater.analyses._runs.replace_activations import Swap, narrow_head
+from headwater.analyses._runs.resume_at_layer import Resuming, foreign, listened
+from headwater.lens.attention import context
+from headwater.lens.attention.standing_in import runs_itself
+from headwater.lens.errors import HeadwaterError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import prefix_cache
+
+ROWS = 1024  # tokens of all copies that run together
+KEYS = 16_384  # keys that they attend to
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """`ids` [pair, position] of the side that is changed. Changes at `first` or later, read before `stop`, can show.
+
+    `past` are keys and values by layer, empty where runs can not begin in the middle; `logits` those of the prompts as
+    they are; `tokens` those that the head gives, None for all.
+    """
+
+    model: HookedModel
+    ids: Tensor
+    told: Told
+    first: int
+    stop: int
+    logits: Tensor
+    resuming: Resuming
+    past: prefix_cache.KeysValues
+    tokens: Tensor | None
+
+    @classmethod
+    def of(
+        cls, model: HookedModel, pairs: Pairs, asked: Asked, how: How,
+        keep: Collection[str] = (), parts: Collection[int] = (),
+    ) -> tuple[Copies, Swap]:  # fmt: skip
+        """Run both sides once, the one that is changed in the first half of the rows; what is kept of them, too."""
+        base, other = (pairs.corrupt, pairs.clean) if how == "denoise" else (pairs.clean, pairs.corrupt)
+        plainly = model.causal and not context.active(model.key) and context.current_gates(model.key) is None
+        for side in (base, other):
+            model.check_ready(model.to_tokens(side))
+        place, count = asked.place(pairs), len(base)
+        seen = Swap(model, 2 * count, keep=keep, parts=parts)
+        cache = prefix_cache.empty(model) if plainly else None
+        with listened(model) as outputs:
+            found = seen.logits(torch.cat([base, other]), place, cache)
+        halves = (found[count:], found[:count]) if how == "denoise" else (found[:count], found[count:])
+        told = asked.told(model, pairs, *halves)
+        head = narrow_head(model)
+        made = cls(
+            model, base, told,
+            first=pairs.first if plainly else 0,
+            stop=place + 1 if plainly and place is not None else pairs.length,
+            logits=found[:count],
+            resuming=Resuming(model.layers, {block: _first_rows(out, count) for block, out in outputs.items()}),
+            past=prefix_cache.filled(cache, count, pairs.length),
+            tokens=told.tokens if head is not None and runs_itself(head) and not foreign(head) else None,
+        )  # fmt: skip
+        return made._tried(), seen
+
+    def _tried(self) -> Copies:
+        """With no more left out than what the prompts as they are do not miss."""
+        layers, some = self.model.layers, replace(self, tokens=None)
+        found = next((c for c in (self, some) if c._holds(layers[0], self.stop // 2)), replace(some, past=[]))
+        by_position = all(_has_positions(output, self.ids.shape) for output in self.resuming.outputs.values())
+        if not found._holds(layers[-1], self.stop // 2 if by_position else 0):
+            found = replace(found, resuming=Resuming(layers), past=found.past if by_position else [])
+        return found
+
+    def _holds(self, layer: int, start: int) -> bool:
+        """Whether the logits of the prompts as they are come out again, but for how sums are rounded."""
+        try:
+            found = self._logits(Swap(self.model, len(self.ids)), 1, layer, start)
+        except (HeadwaterError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return False  # transformers has no word of its own for a model that can not begin in the middle
+        expected = self.logits
+        if self.tokens is not None and found.shape != expected.shape:
+            expected = expected[..., self.tokens]
+        near = torch.finfo(expected.dtype).eps ** 0.5 * self.logits.abs().max()
+        return found.shape == expected.shape and bool((found - expected).abs().max() <= near)
+
+    def window(self, start: int) -> slice:
+        """The positions of a run in which nothing before `start` changes."""
+        return slice(start, self.stop) if self.past else slice(0, self.ids.shape[1])
+
+    def fitting(self, start: int) -> int:
+        """How many copies run together."""
+        window, pairs = self.window(start), len(self.ids)
+        return max(min(ROWS // (pairs * (window.stop - window.start)), KEYS // (pairs * window.stop)), 1)
+
+    def measure(self, swap: Swap, copies: int, layer: int, start: int) -> Tensor:
+        """[copy, pair] in float64, of a run in which nothing changes below `layer` and before `start`."""
+        return self.told.of(self._logits(swap, copies, layer, start), copies)
+
+    def _logits(self, swap: Swap, copies: int, layer: int, start: int) -> Tensor:
+        window, place = self.window(start), self.told.position
+        past = prefix_cache.before(self.past, window.start) if window.start else None
+        with self.resuming.before(layer, copies, window if self.past else None):
+            found = swap.logits(
+                self.ids[:, window].repeat(copies, 1), None if place is None else place - window.start, past,
+                self.tokens,
+            )  # fmt: skip
+        if place is None and window.start:
+            found = torch.cat([self.logits[:, : window.start].repeat(copies, 1, 1), found], 1)
+        return found
+
+
+def _first_rows(output: Any, count: int) -> Any:
+    if isinstance(output, Tensor):
+        return output[: len(output) // 2] if len(output) == 2 * count else output
+    return tuple(_first_rows(part, count) for part in output) if isinstance(output, tuple) else output
+
+
+def _has_positions(output: Any, shape: torch.Size) -> bool:
+    if isinstance(output, tuple):
+        return all(_has_positions(part, shape) for part in output)
+    return not isinstance(output, Tensor) or output.shape[:2] == shape

@@ -1,0 +1,117 @@
+"""Runs in which chosen cells of a model's activations are replaced: many copies of the prompts, one cell in each.
+
+Activations go by TransformerLens' names (lens/transformer_lens/names.py); queries, keys and values are met where
+attention takes them, [batch, head, position, d], so that positions are already rotated in, and keys and values can be
+given to one query head alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.attention.standing_in import standing_in
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import prefix_cache
+from headwater.lens.transformer_lens import names
+from headwater.lens.transformer_lens.run import Function, Run
+
+Parts = dict[str, Tensor]  # "q", "k", "v" of one layer
+Per = Literal["query_head", "kv_head"]
+
+
+class Swap(Run):
+    """`forward` at names; `attention` by layer: q, k and v in, the same out, perhaps with more heads of keys.
+
+    What `keep` and `parts` (layers) ask for is in `cache` and in `seen`, as it is after the changes.
+    """
+
+    def __init__(
+        self, model: HookedModel, batch: int, *, forward: Mapping[str, Function] | None = None,
+        attention: Mapping[int, Callable[[Parts], Parts]] | None = None, keep: Collection[str] = (),
+        parts: Collection[int] = (),
+    ) -> None:  # fmt: skip
+        forward = forward or {}
+        places = [names.check(model, name) for name in dict.fromkeys((*forward, *keep))]
+        super().__init__(
+            model, places, batch, forward={name: [function] for name, function in forward.items()}, keep=keep
+        )
+        self.attention = attention or {}
+        self.parts = set(parts)
+        self.seen: dict[int, Parts] = {}
+
+    def entering(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().entering(layer, q, k, v)
+        found = {"q": q, "k": k, "v": v}
+        if layer in self.attention:
+            found = self.attention[layer](found)
+        if layer in self.parts:
+            self.seen[layer] = {name: tensor.detach() for name, tensor in found.items()}
+        return found["q"], found["k"], found["v"]
+
+    def logits(
+        self, ids: Tensor, position: int | None, past: prefix_cache.Cache | None = None, tokens: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """Logits of this run: of one position alone where one is given and the model can leave out the others, and of
+        `tokens` alone where they are given. `past` holds, or gets, the keys and values of positions before."""
+        hf = self.model.hf
+        known = inspect.signature(hf.forward).parameters
+        more: dict[str, object] = {"use_cache": False} if "use_cache" in known else {}
+        if past is not None:
+            more = {"use_cache": True, "past_key_values": past}
+        if position is not None and "logits_to_keep" in known:
+            more["logits_to_keep"] = torch.tensor([position], device=self.model.device)
+        with self.on(), torch.no_grad(), _narrowed(self.model, tokens):
+            found = hf(input_ids=ids.to(self.model.device), **more).logits
+        if self.missed:
+            raise AnalysisError(
+                f"{self.model.name}: {min(self.missed)} was not reached, so it can not be patched"
+            )
+        return found if position is None or found.shape[1] == 1 else found[:, position, None]
+
+
+def per_head(model: HookedModel, part: str, per: Per | None) -> bool:
+    """Whether keys or values of a query head are meant, and not those that a group of them shares."""
+    if per not in (None, "query_head", "kv_head"):
+        raise AnalysisError(f"per={per!r} is unknown; give query_head or kv_head")
+    if part == "q":
+        if per == "kv_head" and model.n_kv_heads != model.n_heads:
+            raise AnalysisError(
+                f"queries are not shared in {model.name}; per='kv_head' is for keys and values"
+            )
+        return False
+    if per is None and model.n_kv_heads != model.n_heads:
+        group = model.n_heads // model.n_kv_heads
+        raise AnalysisError(
+            f"{group} query heads of {model.name} share one head of {part}; say which is patched: per='kv_head' for "
+            "all of the group, per='query_head' for one head's view of it"
+        )
+    return per == "query_head" and model.n_kv_heads != model.n_heads
+
+
+def expanded(tensor: Tensor, heads: int) -> Tensor:
+    """Keys or values [batch, kv head, …] as every query head sees them, [batch, head, …]."""
+    return tensor.repeat_interleave(heads // tensor.shape[1], 1)
+
+
+def narrow_head(model: HookedModel) -> nn.Linear | None:
+    """The language head, where its logits of a few tokens can be had without all others."""
+    head = model.hf.get_output_embeddings()
+    return head if type(head) is nn.Linear and "forward" not in vars(head) else None
+
+
+@contextlib.contextmanager
+def _narrowed(model: HookedModel, tokens: Tensor | None) -> Iterator[None]:
+    head = None if tokens is None else narrow_head(model)
+    if head is None:
+        yield
+        return
+    weight, bias = head.weight[tokens], None if head.bias is None else head.bias[tokens]
+    with standing_in({head: lambda hidden: nn.functional.linear(hidden, weight, bias)}):
+        yield

@@ -1,0 +1,1 @@
+"""The residual stream as a sum of what each part of the model wrote."""

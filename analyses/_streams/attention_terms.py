@@ -1,0 +1,214 @@
+"""What attention mixes into each position, as vectors: the terms whose sum a block hands on.
+
+For one layer the output of position i is `Σ_j y_ij + biases` with `y_ij = s_i·Σ_h A_ij f_h(x_j) + 1[i=j] x_i`,
+`f_h(x) = v_h W_O^h`; `s_i` is the scale of a norm on the attention's output alone (Gemma 2), 1 elsewhere. Where a norm
+follows the sum (BERT) its linear part is applied to each term. Norms are found by what they are given, not by their
+names, and the terms are held to add up to what the model computed, else the model is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headwater.analyses._prompts.examples import Batch
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.attention import context
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import blocks as anatomy
+from headwater.lens.models.weights import head_weights
+from headwater.lens.running.watching import Call, Heads, watching
+
+FEW = 64  # asked rows that are read one by one; beyond, all rows are walked over in blocks
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """The linear part of a norm on given inputs, `gain ⊙ (x, less its mean if centred) / deviation`.
+
+    `gain` [d_model], `deviation` [batch, position].
+    """
+
+    gain: Tensor
+    centred: bool
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, norm: nn.Module, given: Tensor) -> Norm:
+        given = given.double()
+        centred = anatomy.takes_mean_out(norm, given.shape[-1])
+        spread = given.var(-1, correction=0) if centred else given.square().mean(-1)
+        gain = anatomy.norm_gain(norm, given.shape[-1]).to(given)
+        return cls(gain, centred, (spread + anatomy.epsilon(norm)).sqrt())
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Without the division, which differs by position."""
+        return self.gain * (x - x.mean(-1, keepdim=True) if self.centred else x)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixing:
+    """One layer: everything the terms `y_ij` follow from, in float64, position axes of equal length.
+
+    `value` [batch, head, key, d_head] per query head, `z` the heads' outputs of the same shape, `output` W_O [head,
+    d_head, d_model], `entering` x and `mixed` the sum with its biases, behind the norm `first` where there is one, both
+    [batch, position, d_model]; `second` is the norm that ends the block where one does.
+    """
+
+    map: AttentionMap
+    value: Tensor
+    z: Tensor
+    output: Tensor
+    entering: Tensor
+    mixed: Tensor
+    scale: Tensor
+    first: Norm | None
+    second: Norm | None
+
+    def terms(self, norms: tuple[Norm, ...] = ()) -> Tensor:
+        """`f_h(x_j)`, through the linear parts of `norms`: [batch, head, key, d_model]."""
+        return self._through(self.value, norms)
+
+    def _through(self, z: Tensor, norms: tuple[Norm, ...]) -> Tensor:
+        output = self.output
+        for norm in norms:
+            output = norm.linear(output)
+        return torch.einsum("bhkd,hdm->bhkm", z, output)
+
+    def own(self, norms: tuple[Norm, ...] = ()) -> Tensor:
+        """The residual term `x_i`, through the linear parts of `norms`: [batch, position, d_model]."""
+        x = self.entering
+        for norm in norms:
+            x = norm.linear(x)
+        return x
+
+    def total(self, residual: bool, norms: tuple[Norm, ...] = ()) -> Tensor:
+        """`Σ_j y_ij`, [batch, position, d_model]."""
+        found = self.scale[..., None] * self._through(self.z, norms).sum(1)
+        return (found + self.own(norms) if residual else found) / self.divisor(norms)[..., None]
+
+    def selves(self, residual: bool, norms: tuple[Norm, ...] = ()) -> Tensor:
+        """`y_ii`, [batch, position, d_model]."""
+        weights = self.map.statistic("self").double().nan_to_num().to(self.value.device)
+        found = self.scale[..., None] * self._through(weights[..., None] * self.value, norms).sum(1)
+        return (found + self.own(norms) if residual else found) / self.divisor(norms)[..., None]
+
+    def divisor(self, norms: tuple[Norm, ...]) -> Tensor:
+        """What the norms divide a position's terms by, [batch, position]."""
+        found = torch.ones_like(self.scale)
+        for norm in norms:
+            found = found * norm.deviation
+        return found
+
+
+def rows_of(map: AttentionMap, wanted: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows and their weights [batch, head, row, key] in float64; all rows, or those that hold the wanted."""
+    rows = None if wanted is None else wanted.unique().tolist()
+    if rows is None or len(rows) > FEW:
+        for span, weights in map.row_blocks():
+            yield span, weights.double()
+    else:
+        for row in rows:
+            span = slice(row, row + 1)
+            yield span, map.tile(span, slice(0, map.shape[3])).double()
+
+
+def norm_blocks(
+    mixing: Mixing, residual: bool, norms: tuple[Norm, ...], wanted: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of `‖y_ij‖`, [batch, row, key], without the vectors: from the products `f_h·f_g` of each key.
+
+    `‖Σ_h A_h f_h‖² = Σ_hg A_h A_g f_h·f_g`, heads² numbers per key in the place of d_model.
+    """
+    terms = mixing.terms(norms)
+    products = torch.einsum("bhkm,bgkm->bkhg", terms, terms)
+    own = mixing.own(norms)
+    crossed = torch.einsum("bhkm,bkm->bkh", terms, own)
+    size = own.square().sum(-1)
+    divisor = mixing.divisor(norms)
+    for span, weights in rows_of(mixing.map, wanted):
+        square = torch.einsum("bhqk,bkhg,bgqk->bqk", weights, products, weights)
+        scale = mixing.scale[:, span, None]
+        square = square * scale**2
+        if residual:
+            place = torch.arange(span.start, span.stop)
+            here = weights[:, :, place - span.start, place]
+            more = 2 * scale[..., 0] * torch.einsum("bhq,bqh->bq", here, crossed[:, span]) + size[:, span]
+            square[:, place - span.start, place] += more
+        yield span, square.clamp_min(0).sqrt() / divisor[:, span, None]
+
+
+# --- reading them from a run
+
+
+def mixings(model: HookedModel, batch: Batch) -> dict[int, Mixing]:
+    """Every layer's mixing on a batch of texts of equal length."""
+    blocks = {layer: anatomy.block(model, layer) for layer in model.layers}
+    norms = {
+        m: n for n, b in blocks.items() for m in b.module.modules() if "norm" in type(m).__name__.lower()
+    }
+    heads = Heads(model)
+    watched = [module for block in blocks.values() for module in (block.module, block.attention)]
+    with watching([*watched, *norms]) as calls, context.listening(heads):
+        model.embeddings(batch.ids)
+    found = {}
+    for layer, block in blocks.items():
+        _refuse_output_edits(model, layer, heads.layers[layer][0])
+        whole = next(call for call in calls if call.module is block.module)
+        attention = next(call for call in calls if call.module is block.attention)
+        inside = [call for call in calls if norms.get(call.module) == layer]
+        found[layer] = _mixing(model, layer, heads.layers[layer], whole, attention, inside)
+    return found
+
+
+def _mixing(
+    model: HookedModel, layer: int, heads: tuple[AttentionMap, Tensor, Tensor], whole: Call, attention: Call,
+    norms: list[Call],
+) -> Mixing:  # fmt: skip
+    map, value, z = heads[0], heads[1].double(), heads[2].detach().double()
+    weights = head_weights(model, layer)
+    output, bias = weights.W_O.double().to(z.device), weights.b_O.double().to(z.device)
+    written = torch.einsum("bhqd,hdm->bqm", z, output) + bias
+    scale, first, second = torch.ones_like(written[..., 0]), None, None
+    x = whole.given.double()
+    last = next((norm for norm in norms if _same(norm.output, whole.output)), None)
+    behind = next((norm for norm in norms if _same(norm.given, attention.output)), None)
+    if last is not None:  # a block that ends in a norm has one behind its attention too
+        first, second = Norm.of(norms[0].module, norms[0].given), Norm.of(last.module, last.given)
+        attended, mixed = norms[0].given.double() - x, norms[0].output
+    elif behind is not None:
+        norm = Norm.of(behind.module, behind.given)
+        scale, output = 1 / norm.deviation, norm.linear(output)
+        attended, mixed = behind.given, x + behind.output
+    else:
+        attended, mixed = attention.output, x + attention.output
+    _adds_up(model, layer, written, attended.double())
+    value = value.repeat_interleave(map.shape[1] // value.shape[1], 1)
+    return Mixing(map, value, z, output, x, mixed.double(), scale, first, second)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _adds_up(model: HookedModel, layer: int, written: Tensor, given: Tensor) -> None:
+    """The heads' outputs through W_O are what the attention gave, within rounding."""
+    allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2
+    if not torch.allclose(written, given, rtol=0, atol=allowed * max(float(given.abs().max()), 1e-6)):
+        raise AnalysisError(
+            f"the heads of {model.name} do not add up to the attention's output in layer {layer}; "
+            "blocks of this architecture can not be taken apart"
+        )
+
+
+def _refuse_output_edits(model: HookedModel, layer: int, map: AttentionMap) -> None:
+    for prepared in context.active(model.key):
+        if prepared.lower(layer, map.rule.mask, map.shape[0]).outputs:
+            raise AnalysisError(
+                f"heads of layer {layer} are scaled or replaced by an edit, so their outputs are no sums over tokens; "
+                "take that edit off"
+            )

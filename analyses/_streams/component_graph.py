@@ -1,0 +1,283 @@
+"""A model taken apart into nodes that write to the residual stream and inputs that read from it, run with changes.
+
+Nodes are the embedding, every head and every MLP; inputs are each head's queries, keys and values, each MLP's input and
+the logits. An input reads the sum of all nodes before it (and biases), so that what one node says to one input can be
+changed alone: `Passage` runs the model with a stream of its own for every input. Heads of one layer that a norm behind
+them joins (Gemma 2) are counted with that norm's scale as it is in the run. Parallel blocks read what their attention
+reads. The norm in front of an input is part of the model, not of the edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import blocks
+from headwater.lens.models.weights import HeadWeights, head_weights
+from headwater.lens.transformer_lens import names as transformer_lens_names
+from headwater.lens.transformer_lens.names import Place
+from headwater.lens.transformer_lens.run import Run
+
+KeyValues = Literal["head", "kv"]
+EMBED, LOGITS = "embed", "logits"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs that read the stream at the same place: `names`, numbered from `first`; they see `senders` nodes."""
+
+    layer: int
+    kind: Literal["q", "k", "v", "mlp", "logits"]
+    names: tuple[str, ...]
+    first: int
+    senders: int
+
+    @property
+    def span(self) -> slice:
+        return slice(self.first, self.first + len(self.names))
+
+
+# the streams [batch, input, position, d_model] that the inputs read instead of x [batch, position, d_model], and what
+# nodes say instead of [node, batch, position, d_model], the first of them numbered; None leaves it
+Reads = Callable[[Inputs, Tensor, list[Tensor]], Tensor | None]
+Sends = Callable[[int, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Norm:
+    """The norm behind the heads of a layer, whose scale all of them make together."""
+
+    gain: Tensor
+    centred: bool
+    epsilon: float
+
+    def shares(self, parts: Tensor, bias: Tensor) -> Tensor:
+        """What each head adds to the stream, of outputs [head, batch, position, d_model]; biases in equal shares."""
+        parts = parts + bias / len(parts)
+        if self.centred:
+            parts = parts - parts.mean(-1, keepdim=True)
+        scale = (parts.sum(0).square().mean(-1, keepdim=True) + self.epsilon).sqrt()
+        return parts / scale * self.gain.to(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    weights: HeadWeights
+    block: blocks.Block
+    behind: _Norm | None
+    parallel: bool
+
+
+class Wiring:
+    """`senders` the nodes and `groups` the inputs of a model, in the order of a run.
+
+    `key_values` says what the keys and values of grouped queries are: "head" gives every query head an input of its
+    own, "kv" one to the heads that share them.
+    """
+
+    def __init__(self, model: HookedModel, key_values: KeyValues = "head") -> None:
+        if key_values not in ("head", "kv"):
+            raise AnalysisError(f"key_values={key_values!r} is unknown; give head or kv")
+        _refuse(model)
+        self.model = model
+        self.grouped = model.n_kv_heads != model.n_heads
+        self.wide = self.grouped and key_values == "head"
+        self.shared = self.grouped and key_values == "kv"
+        self.layers = {layer: self._layer(layer) for layer in model.layers}
+        self.senders: list[str] = [EMBED]
+        self.groups: list[Inputs] = []
+        for layer, found in self.layers.items():
+            before = len(self.senders)
+            for kind in ("q", "k", "v"):
+                self._add(layer, kind, self._names(layer, kind), before)
+            self.senders += [f"{layer}.{head}" for head in range(model.n_heads)]
+            if found.block.mlp_out is not None:
+                seen = before if found.parallel else len(self.senders)
+                self._add(layer, "mlp", [f"mlp {layer}"], seen)
+                self.senders.append(f"mlp {layer}")
+        self._add(max(model.layers) + 1, "logits", [LOGITS], len(self.senders))
+        self.receivers = [name for group in self.groups for name in group.names]
+        self.number = {name: place for place, name in enumerate(self.senders)}
+
+    def _add(self, layer: int, kind: Any, names: list[str], senders: int) -> None:
+        first = sum(len(group.names) for group in self.groups)
+        self.groups.append(Inputs(layer, kind, tuple(names), first, senders))
+
+    def _names(self, layer: int, kind: str) -> list[str]:
+        if kind != "q" and self.shared:
+            return [f"{layer}.kv{n}.{kind}" for n in range(self.model.n_kv_heads)]
+        return [f"{layer}.{n}.{kind}" for n in range(self.model.n_heads)]
+
+    def _layer(self, layer: int) -> _Layer:
+        model, known, start = self.model, transformer_lens_names.places(self.model), f"blocks.{layer}."
+        weights = head_weights(model, layer, expand=self.wide)  # refuses layouts that have none per head
+        block = blocks.block(model, layer)
+        if f"{start}hook_attn_out" not in known:
+            raise AnalysisError(
+                f"layer {layer} of {model.name} does not add its attention and its MLP to the residual stream as they "
+                "are, so its edges are not known"
+            )
+        separate = known[f"{start}attn.hook_k"].module is not known[f"{start}attn.hook_q"].module
+        if self.wide and not separate:
+            raise AnalysisError(
+                f"{model.name} makes queries and keys in one module, so that query heads can not be given keys of "
+                'their own; give key_values="kv"'
+            )
+        behind = None
+        if (norm := block.attention_out) is not block.attention:
+            width = model.d_model
+            gain, centred = blocks.norm_gain(norm, width), blocks.takes_mean_out(norm, width)
+            behind = _Norm(gain, centred, blocks.epsilon(norm))
+        parallel = block.mlp_out is not None and f"{start}hook_resid_mid" not in known
+        if block.mlp_out is not None and block.norm2 is None and block.norm1 is not None and not parallel:
+            raise AnalysisError(f"what the MLP of layer {layer} of {model.name} reads is not known")
+        return _Layer(weights, block, behind, parallel)
+
+    def heads_of(self, receiver: str) -> list[str]:
+        """The heads that an input of queries, keys or values belongs to."""
+        layer, head, _ = receiver.split(".")
+        if not head.startswith("kv"):
+            return [f"{layer}.{head}"]
+        size = self.model.n_heads // self.model.n_kv_heads
+        first = int(head[2:]) * size
+        return [f"{layer}.{n}" for n in range(first, first + size)]
+
+    def edges(self) -> Tensor:
+        """Which edges there are, bool [node, input]."""
+        found = torch.zeros(len(self.senders), len(self.receivers), dtype=torch.bool)
+        for group in self.groups:
+            found[: group.senders, group.span] = True
+        return found
+
+    def run(
+        self, ids: Tensor, reads: Reads | None = None, sends: Sends | None = None, *, grad: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits [batch, position, vocab] and what each node said, [batch, position, d_model]."""
+        passage = Passage(self, len(ids), reads, sends)
+        with passage.on():
+            logits = self.model(ids, grad=grad)
+        return logits, passage.sent
+
+
+class Passage(Run):
+    """One run in which `reads` makes what each input reads and `sends` changes what nodes say."""
+
+    def __init__(self, wiring: Wiring, batch: int, reads: Reads | None, sends: Sends | None) -> None:
+        self.wiring, self.reads, self.sends = wiring, reads, sends
+        self.sent: list[Tensor] = []
+        self.stream = torch.empty(0)
+        self._missing: Tensor | None = None
+        places: list[Place] = []
+        forward: dict[str, list[Callable[..., Tensor | None]]] = {}
+        known = transformer_lens_names.places(wiring.model)
+
+        def add(place: Place, function: Callable[..., Tensor | None]) -> None:
+            places.append(place)
+            forward[place.name] = [function]
+
+        groups = {(group.layer, group.kind): group for group in wiring.groups}
+        for layer, found in wiring.layers.items():
+            start = f"blocks.{layer}."
+            add(known[start + "hook_resid_pre"], self._entering(layer))
+            for kind in ("q", "k", "v") if reads is not None else ():
+                add(known[f"{start}attn.hook_{kind}"], self._projecting(groups[layer, kind], found, kind))
+            add(known[start + "attn.hook_z"], self._heads(found))
+            if sends is not None:
+                add(known[start + "hook_attn_out"], self._completing)
+            if found.block.mlp_out is not None:
+                reader = found.block.norm2 if found.block.norm2 is not None else found.block.mlp
+                place = Place(start + "hook_resid_mid", "input", reader)
+                add(place, self._reading(groups[layer, "mlp"], found))
+                add(known[start + "hook_mlp_out"], self._mlp)
+        last = blocks.final_norm(wiring.model.hf) or wiring.model.hf.get_output_embeddings()
+        logits = wiring.groups[-1]
+        add(Place("hook_resid_final", "input", last), self._reading(logits, None))
+        super().__init__(wiring.model, places, batch, forward=forward)
+
+    def _after(self, place: Place, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Keys and values of every query head are more features than the module gave."""
+        if not self.wiring.wide or not place.name.endswith(("hook_k", "hook_v")):
+            return super()._after(place, module, args, output)
+        self.missed.discard(place.name)
+        found = self.forward[place.name][0](output, hook=None)
+        assert found is not None
+        return found.flatten(-2)
+
+    def _entering(self, layer: int) -> Callable[..., Tensor | None]:
+        def function(x: Tensor, hook: Any) -> Tensor:
+            if layer == min(self.wiring.layers):
+                x = self._said(x[None])[0]
+            self.stream = x
+            return x
+
+        return function
+
+    def _said(self, outputs: Tensor) -> Tensor:
+        """Note what the next nodes say, [node, batch, position, d_model], and give what they say instead."""
+        changed = None if self.sends is None else self.sends(len(self.sent), outputs)
+        outputs = outputs if changed is None else changed
+        self.sent += outputs.unbind(0)
+        return outputs
+
+    def _projecting(self, group: Inputs, layer: _Layer, kind: str) -> Callable[..., Tensor | None]:
+        weight, bias = (getattr(layer.weights, f"{letter}_{kind.upper()}") for letter in "Wb")
+
+        def function(_: Tensor, hook: Any) -> Tensor | None:
+            assert self.reads is not None
+            streams = self.reads(group, self.stream, self.sent)
+            if streams is None:
+                if not self.wiring.wide or kind == "q":
+                    return None
+                streams = self.stream[:, None].expand(-1, len(group.names), -1, -1)
+            norm = layer.block.norm1
+            normed = streams if norm is None else norm(streams)
+            return torch.einsum("brsd,rde->bsre", normed, weight.to(normed)) + bias.to(normed)
+
+        return function
+
+    def _heads(self, layer: _Layer) -> Callable[..., Tensor | None]:
+        weights = layer.weights
+
+        def function(z: Tensor, hook: Any) -> None:
+            parts = torch.einsum("bshe,hed->hbsd", z, weights.W_O.to(z))
+            if layer.behind is not None:
+                parts = layer.behind.shares(parts, weights.b_O.to(z))
+            said = self._said(parts)
+            self._missing = (said - parts).sum(0) if said is not parts else None
+
+        return function
+
+    def _completing(self, output: Tensor, hook: Any) -> Tensor | None:
+        return None if self._missing is None else output + self._missing
+
+    def _mlp(self, output: Tensor, hook: Any) -> Tensor | None:
+        return self._said(output[None])[0]
+
+    def _reading(self, group: Inputs, layer: _Layer | None) -> Callable[..., Tensor | None]:
+        def function(given: Tensor, hook: Any) -> Tensor | None:
+            shared = layer is not None and layer.parallel and layer.block.norm2 is None
+            x = self.stream if shared else given
+            found = None if self.reads is None else self.reads(group, x, self.sent)
+            if found is None:
+                return None
+            read = found[:, 0]
+            # one norm serves attention and MLP, and the MLP gets what it gave
+            norm = layer.block.norm1 if layer is not None and shared else None
+            return read if norm is None else norm(read)
+
+        return function
+
+
+def _refuse(model: HookedModel) -> None:
+    if not (model.has_lm_head and model.causal) or model.part_name != "text":
+        raise AnalysisError(f"{model.name} is not a causal language model; edges are read in those alone")
+    if model.edits:
+        raise AnalysisError(
+            "edits are on; edges are those of a model as it is, so leave the block of model.edit"
+        )

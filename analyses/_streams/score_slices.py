@@ -1,0 +1,177 @@
+"""Scores of attention as forms of the stream: `s = x̃ᵀ Ω ỹ`, taken apart into orthogonal slices (sparse decomposition).
+
+x̃ is the stream behind the norm with a 1 beside it, so that biases are in Ω = [W_Q; b_Q] R_i R_jᵀ [W_K; b_K]ᵀ; R are
+the rotations of rotary models, which depend on the distance, and are read off the model itself. Ω has rank d_head at
+most and is never built: its singular vectors come from two thin QR decompositions and one of size d_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwater.analyses._streams.component_graph import Wiring
+from headwater.analyses._streams.rounding import in_half
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import blocks
+from headwater.lens.models.weights import head_weights
+from headwater.lens.transformer_lens import names as transformer_lens_names
+
+ROWS = 8  # unit queries that run together when rotations are read off
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """`Ω = Σ_k strength_k left_k right_kᵀ`: strength [slice] falls; left and right are [slice, d_model + 1]."""
+
+    strength: Tensor
+    left: Tensor
+    right: Tensor
+
+    def terms(self, x: Tensor, y: Tensor) -> Tensor:
+        """What each slice gives to the score of a query's x̃ and a key's ỹ, [slice]."""
+        return self.strength * (self.left @ x) * (self.right @ y)
+
+
+def leading(values: Tensor, whole: float, share: float) -> Tensor:
+    """Places of the fewest largest `values` whose sum exceeds share·whole; all above 0 where no such sum does."""
+    order = values.argsort(descending=True)
+    enough = (values[order].cumsum(0) > share * whole).nonzero()
+    count = int(enough[0]) + 1 if len(enough) else int((values > 0).sum())
+    return order[:count]
+
+
+def used(terms: Tensor, share: float) -> Tensor:
+    """Places of the slices that a score uses, whichever its sign is."""
+    score = float(terms.sum())
+    return leading(terms, score, share) if score >= 0 else leading(-terms, -score, share)
+
+
+class Form:
+    """The forms of one layer's heads; float64. `turns` are rotations [position, d_head, d_head], None for none."""
+
+    def __init__(self, model: HookedModel, layer: int, turns: Tensor | None) -> None:
+        norm = blocks.block(model, layer).norm1
+        self.centred = norm is not None and blocks.takes_mean_out(norm, model.d_model)
+        found = head_weights(model, layer, fold=True, centre=self.centred, expand=True)
+        sides = [(found.W_Q, found.b_Q), (found.W_K, found.b_K)]
+        self.query, self.key = (torch.cat([w, b[:, None]], 1).double().cpu() for w, b in sides)
+        self.turns = turns
+        self._known: dict[tuple[int, ...], Slices] = {}
+
+    def scores(self, x: Tensor) -> Tensor:
+        """`x̃_iᵀ Ω x̃_j` [head, query, key] of a prompt [position, d_model + 1]: scores before they are scaled."""
+        q, k = torch.einsum("sd,hde->hse", x, self.query), torch.einsum("sd,hde->hse", x, self.key)
+        if self.turns is not None:
+            q, k = (torch.einsum("hse,sef->hsf", part, self.turns[: len(x)]) for part in (q, k))
+        return q @ k.mT
+
+    def slices(self, head: int, query: int, key: int) -> Slices:
+        """The slices of a head, at the positions of a query and a key where the model rotates."""
+        place = (head,) if self.turns is None else (head, query, key)
+        if place not in self._known:
+            (q_basis, q_rest), (k_basis, k_rest) = (torch.linalg.qr(m[head]) for m in (self.query, self.key))
+            turn = torch.eye(q_rest.shape[1], dtype=q_rest.dtype)
+            if self.turns is not None:
+                turn = self.turns[query] @ self.turns[key].mT
+            left, strength, right = torch.linalg.svd(q_rest @ turn @ k_rest.mT)
+            self._known[place] = Slices(strength, (q_basis @ left).mT, (k_basis @ right.mT).mT)
+        return self._known[place]
+
+    def keys_at(self, head: int, query: int, key: int, place: int) -> Tensor:
+        """The right sides of a pair's slices as they read a key that stands elsewhere, [slice, d_model + 1]."""
+        parts = self.slices(head, query, key)
+        if self.turns is None or place == key:
+            return parts.right
+        basis, rest = torch.linalg.qr(self.key[head])
+        # from its own place to that of the pair's key; YaRN's turns also stretch, so the transpose does not undo them
+        turn = self.turns[place] @ torch.linalg.inv(self.turns[key])
+        return (self.key[head] @ turn @ torch.linalg.pinv(rest) @ basis.mT @ parts.right.mT).mT
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One run of one prompt, float64: what nodes say [node, position, d_model], x̃ [position, d_model + 1] by layer, the
+    length that the norm in front of each layer divides by [position], and the patterns [head, query, key]."""
+
+    ids: Tensor
+    said: Tensor
+    x: dict[int, Tensor]
+    scale: dict[int, Tensor]
+    pattern: dict[int, Tensor]
+
+    def spoken(self, nodes: Any, layer: int, position: int, form: Form, constant: bool) -> Tensor:
+        """What nodes say at a position as a layer's heads read it, augmented: [node, d_model + 1]."""
+        y = self.said[nodes, position]
+        y = y - y.mean(-1, keepdim=True) if form.centred else y
+        return torch.nn.functional.pad(y, (0, 1), value=float(constant)) / self.scale[layer][position]
+
+
+class Forms:
+    """The forms of every layer, and prompts run for them. AnalysisError where scores are no forms of the stream."""
+
+    def __init__(self, model: HookedModel, prompts: Sequence[Tensor]) -> None:
+        self.model = model
+        kind = "kv" if model.n_kv_heads != model.n_heads else "head"
+        self.wiring = Wiring(model, kind)
+        longest = max(prompts, key=len)
+        self.rotary = transformer_lens_names.is_rotary(model)
+        turns = _turns(model, longest) if self.rotary else {}
+        self.layers = {layer: Form(model, layer, turns.get(layer)) for layer in model.layers}
+
+    def run(self, ids: Tensor) -> Prompt:
+        model, known = self.model, transformer_lens_names.places(self.model)
+        names = {layer: f"blocks.{layer}." for layer in model.layers}
+        kinds = ["hook_resid_pre", "ln1.hook_normalized", "ln1.hook_scale", "attn.hook_pattern"]
+        kinds += ["attn.hook_q", "attn.hook_k", "attn.hook_rot_q", "attn.hook_rot_k"] if self.rotary else []
+        wanted = [start + kind for start in names.values() for kind in kinds if start + kind in known]
+        with torch.no_grad():
+            said = torch.stack(self.wiring.run(ids[None])[1])[:, 0].double().cpu()
+            _, cache = model.run_with_cache(ids[None], return_cache_object=False, names_filter=wanted)
+        cache = {name: tensor[0].double().cpu() for name, tensor in cache.items()}
+        x, scale = {}, {}
+        for layer, start in names.items():
+            self._check_turns(layer, cache)
+            stream = cache[f"{start}hook_resid_pre"]
+            x[layer] = cache.get(f"{start}ln1.hook_normalized", stream)
+            x[layer] = torch.nn.functional.pad(x[layer], (0, 1), value=1.0)
+            length = cache.get(f"{start}ln1.hook_scale")
+            scale[layer] = stream.new_ones(len(ids)) if length is None else length[:, 0]
+        patterns = {layer: cache[f"{start}attn.hook_pattern"] for layer, start in names.items()}
+        return Prompt(ids, said, x, scale, patterns)
+
+    def _check_turns(self, layer: int, cache: dict[str, Tensor]) -> None:
+        turns = self.layers[layer].turns
+        for letter in "qk" if turns is not None else "":
+            plain, turned = (cache[f"blocks.{layer}.attn.hook_{kind}{letter}"] for kind in ("", "rot_"))
+            assert turns is not None
+            expected = torch.einsum("she,sef->shf", plain, turns[: len(plain)])
+            if (expected - turned).norm() > 1e-3 * turned.norm():
+                raise AnalysisError(
+                    f"layer {layer} of {self.model.name} does more to its queries and keys than rotate them (a norm?), "
+                    f"so its scores are no form of the stream{in_half(self.model)}"
+                )
+
+
+def _turns(model: HookedModel, ids: Tensor) -> dict[int, Tensor]:
+    """What a rotary model multiplies queries by, [position, d_head, d_head] by layer: what it makes of unit queries."""
+    size = model.d_head
+    found: dict[int, list[Tensor]] = {layer: [] for layer in model.layers}
+
+    def unit(rows: Tensor) -> Any:
+        return lambda q, hook: rows[:, None, None].to(q).expand_as(q)
+
+    def keep(q: Tensor, hook: Any) -> None:
+        found[hook.layer()].append(q[:, :, 0].double().cpu())
+
+    for rows in torch.eye(size).split(ROWS):
+        hooks: list[Any] = []
+        for layer in model.layers:
+            hooks += [(f"blocks.{layer}.attn.hook_q", unit(rows)), (f"blocks.{layer}.attn.hook_rot_q", keep)]
+        model.run_with_hooks(ids[None].expand(len(rows), -1), hooks, return_type=None)
+    return {layer: torch.cat(parts).movedim(0, 1) for layer, parts in found.items()}

@@ -1,0 +1,1 @@
+"""Which parts and edges of a model carry a behaviour."""

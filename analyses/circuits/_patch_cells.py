@@ -1,0 +1,148 @@
+"""The cells that `patch` tries one by one: what each replaces, where it stands in a layer, and which can be left out.
+
+Cells of one layer differ in one index alone, so they run as copies of the prompts, one replacement in each copy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from headwater.analyses._runs.prompt_copies import Copies
+from headwater.analyses._runs.replace_activations import Parts, Per, Swap, expanded, per_head
+from headwater.lens.model import HookedModel
+
+What = Literal[
+    "head", "head_position", "residual", "mlp", "q", "k", "v", "pattern", "destination_source"
+]  # fmt: skip
+Instead = Literal["resample", "zero", "mean"]
+Index = tuple[int, ...]
+NAMES = {
+    "head": "attn.hook_z", "head_position": "attn.hook_z", "residual": "hook_resid_pre", "mlp": "hook_mlp_out",
+    "pattern": "attn.hook_pattern", "destination_source": "attn.hook_pattern",
+}  # fmt: skip
+ALL = slice(None)
+
+
+def put_instead(other: Tensor, instead: Instead) -> Tensor:
+    """What takes a place [pair, …], by what the other side has there."""
+    if instead == "zero":
+        return torch.zeros_like(other)
+    return other.mean(0, keepdim=True).expand_as(other) if instead == "mean" else other
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """`dims` of a cell's index, and the heads there are: query heads, or key–value heads where these are patched."""
+
+    what: What
+    dims: tuple[str, ...]
+    heads: int
+    expand: bool
+    causal: bool
+
+    @classmethod
+    def of(cls, model: HookedModel, what: What, per: Per | None) -> Cells:
+        shared = what in ("k", "v") and not per_head(model, what, per)
+        expand = what in ("k", "v") and not shared and model.n_heads != model.n_kv_heads
+        if what == "q":
+            per_head(model, what, per)
+        heads = model.n_kv_heads if shared else model.n_heads
+        head = "kv_head" if shared and heads != model.n_heads else "head"
+        dims = {
+            "head_position": ("head", "position"), "residual": ("position",), "mlp": ("position",),
+            "destination_source": ("head", "query", "key"),
+        }.get(what, (head,))  # fmt: skip
+        return cls(what, dims, heads, expand, model.causal)
+
+    def shape(self, length: int) -> Index:
+        """The size of each of `dims` for prompts of this length."""
+        return tuple(self.heads if "head" in dim else length for dim in self.dims)
+
+    def indices(self, copies: Copies, instead: Instead) -> tuple[list[Index], list[Index]]:
+        """Cells to run, those of early positions first, and cells where nothing can change that is read; keys behind
+        the query of a causal model are neither."""
+        all_of = itertools.product(*(range(size) for size in self.shape(copies.ids.shape[1])))
+        real = [c for c in all_of if not (self.causal and self.what == "destination_source" and c[2] > c[1])]
+        run = [c for c in real if self.start(c, copies, instead) < copies.stop]
+        run.sort(key=lambda cell: self.start(cell, copies, instead))
+        return run, sorted(set(real).difference(run))
+
+    def start(self, cell: Index, copies: Copies, instead: Instead) -> int:
+        """The first position of a run that this cell changes; `copies.stop` where it changes nothing.
+
+        Before the first token that differs, both sides of a causal model hold the same numbers.
+        """
+        first = copies.first if instead == "resample" else 0
+        if self._at is None:
+            return first
+        return copies.stop if cell[self._at] < first else cell[self._at]
+
+    @property
+    def _at(self) -> int | None:
+        """Which of `dims` is the position that changes."""
+        return next((n for n, dim in enumerate(self.dims) if dim in ("position", "query")), None)
+
+    def kept(self, layers: list[int]) -> dict[str, Any]:
+        """What a run is to keep for `source`."""
+        return {"parts": layers} if self.what in ("q", "k", "v") else {"keep": [self.name(n) for n in layers]}
+
+    def source(self, seen: Swap, layer: int, instead: Instead) -> Tensor:
+        """What takes the cells' place: the other side's activations, in the second half of the rows that were seen,
+        their mean over pairs, or nothing."""
+        both = seen.seen[layer][self.what] if self.what in ("q", "k", "v") else seen.cache[self.name(layer)]
+        found = both[len(both) // 2 :]
+        return put_instead(expanded(found, self.heads) if self.expand else found, instead)
+
+    def name(self, layer: int) -> str:
+        return f"blocks.{layer}.{NAMES[self.what]}"
+
+    def swap(self, model: HookedModel, layer: int, cells: list[Index], source: Tensor, window: slice) -> Swap:
+        """A run of one copy of the prompts per cell, of the positions of a window, with that cell replaced in it."""
+        rows, within = len(cells) * len(source), self._within(source, window)
+        places = [self._place(cell, window.start) for cell in cells]
+
+        def replaced(tensor: Tensor) -> Tensor:
+            copies = tensor.clone().unflatten(0, (len(cells), len(source)))
+            for copy, place in zip(copies, places, strict=True):
+                copy[place] = within[place]
+            return copies.flatten(0, 1)
+
+        if self.what not in ("q", "k", "v"):
+            return Swap(model, rows, forward={self.name(layer): lambda tensor, hook: replaced(tensor)})
+
+        def parts(found: Parts) -> Parts:
+            tensor = expanded(found[self.what], self.heads) if self.expand else found[self.what]
+            other = {"k": "v", "v": "k"}.get(self.what)
+            more = {other: expanded(found[other], self.heads)} if self.expand and other else {}
+            return {**found, **more, self.what: replaced(tensor)}
+
+        return Swap(model, rows, attention={layer: parts})
+
+    def _within(self, source: Tensor, window: slice) -> Tensor:
+        """What a run of a window meets: keys and values begin at the first position, in every window.
+
+        z is [pair, position, head, d], the stream [pair, position, d], patterns [pair, head, query, key], q, k and v
+        [pair, head, position, d].
+        """
+        if self.what in ("pattern", "destination_source"):
+            return source[:, :, window, : window.stop]
+        if self.what in ("k", "v"):
+            return source[:, :, : window.stop]
+        return source[:, :, window] if self.what == "q" else source[:, window]
+
+    def _place(self, cell: Index, start: int) -> tuple[slice | int, ...]:
+        """Where a cell is in one copy of what a run from `start` meets."""
+        if self.what == "head":
+            return ALL, ALL, cell[0]
+        if self.what == "head_position":
+            return ALL, cell[1] - start, cell[0]
+        if self.what in ("residual", "mlp"):
+            return ALL, cell[0] - start
+        return (
+            (ALL, cell[0], cell[1] - start, cell[2]) if self.what == "destination_source" else (ALL, cell[0])
+        )

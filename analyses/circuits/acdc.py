@@ -1,0 +1,139 @@
+"""ACDC: the circuit that is left when every edge that is not missed is taken out, one after another.
+
+Conmy et al. 2023 (arXiv 2304.14997), as a baseline: one forward pass per edge and batch, in an order on which the
+result depends. For circuits of large models use `edge_attribution`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import networkx as nx
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
+from headwater.analyses._measures.pair_scores import Asked, PairMeasure
+from headwater.analyses._prompts.pairs import PairExamples, pairs_of
+from headwater.analyses._streams.component_graph import EMBED, KeyValues, Wiring
+from headwater.analyses.circuits._counterfactuals import (
+    Case,
+    Counterfactual,
+    cases_of,
+    changed,
+    changed_logits,
+)
+from headwater.analyses.circuits._graphs import graph_of, pruned
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Which connections are left when every one that is not missed is taken out?",
+    unit="what taking the edge out costs when its turn comes: nats (kl) or the measure",
+    paper="Conmy et al. 2023, arXiv:2304.14997",
+    inputs="model+pairs",
+    cost="one forward pass per edge and batch, several at once while edges are taken out",
+    not_for="ranking edges; edges that back each other up, of which the order decides which one stays",
+)
+
+ROWS = 64  # copies of pairs that run together
+
+
+def acdc(
+    model: HookedModel,
+    pairs: PairExamples,
+    measure: PairMeasure = "logit_difference",
+    tau: Annotated[float, "an edge that costs less is taken out", Bounds(0)] = 0.01,
+    metric: Annotated[Literal["kl", "measure"], "what counts as a cost"] = "kl",
+    ablation: Annotated[Counterfactual, "what an edge that is out carries"] = "resample",
+    key_values: Annotated[KeyValues, "grouped queries: keys per query head or per KV head"] = "head",
+    answer: AnswerSetting = None,
+    wrong: WrongSetting = None,
+    position: PositionSetting = -1,
+    batch_size: Annotated[int, "pairs of equal length that run together", Bounds(1)] = 16,
+) -> nx.DiGraph:
+    """The edges whose removal costs `tau` or more, each with that cost as `score`.
+
+    Inputs are visited from the logits down, and into each the latest node first; an edge is taken out for good when
+    `cost(with it out) - cost(so far) < tau`. The cost is the mean over pairs of `KL(clean ‖ now)` of the next token at
+    `position`, in nats, or minus the measure. An edge that is out carries what it does in `edge_attribution`; edges
+    into a node that leads nowhere any more are taken out untried.
+    Unit: nats, or that of the measure. Source: the authors' code, checked.
+    """
+    if metric not in ("kl", "measure"):
+        raise AnalysisError(f"metric={metric!r} is unknown; give kl or measure")
+    if not tau >= 0:
+        raise AnalysisError(f"tau={tau} is below 0; give 0 or more")
+    wiring = Wiring(model, key_values)
+    asked = Asked(measure, answer, wrong, position)
+    cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)
+    known = wiring.edges()
+    nothing = torch.zeros_like(known)[None]
+    clean = [_next_tokens(wiring, case, nothing, position) for case in cases]
+
+    def costs(out: Tensor) -> list[float]:
+        total = torch.zeros(len(out), dtype=torch.float64)
+        for case, full in zip(cases, clean, strict=True):
+            if metric == "kl":
+                now = _next_tokens(wiring, case, out, position)
+                total += (full.exp() * (full - now)).sum((1, 2)).cpu()
+            else:
+                total -= changed(wiring, case, out).double().sum(1).cpu()
+        return (total / len(pairs)).tolist()
+
+    most = max(1, ROWS // max(len(case.pairs.places) for case in cases))
+    scores = _visited(wiring, known, costs, tau, most)
+    attrs = ABOUT.attrs(
+        provenance(model), tau=tau, metric=metric, ablation=ablation, key_values=key_values, pairs=len(pairs),
+        **asked.settings,
+    )  # fmt: skip
+    graph = graph_of(wiring, scores, attrs)
+    graph.remove_edges_from([(u, v) for u, v, s in graph.edges(data="score") if s is not None and s != s])
+    return pruned(graph)
+
+
+def _next_tokens(wiring: Wiring, case: Case, out: Tensor, position: int) -> Tensor:
+    """Log-probabilities of the token after `position`, [copy, pair, vocab], in float64."""
+    logits = changed_logits(wiring, case, out)[:, position].double().log_softmax(-1)
+    return logits.unflatten(0, (len(out), -1))
+
+
+def _visited(
+    wiring: Wiring, known: Tensor, costs: Callable[[Tensor], list[float]], tau: float, most: int
+) -> Tensor:
+    """What each edge costs, [node, input], NaN for those that are out.
+
+    Several steps run at once, as if each edge were taken out when its turn comes, as most are; what was run behind one
+    that stays is not used, and the next try is shorter.
+    """
+    out, scores = torch.zeros_like(known), torch.full(known.shape, torch.nan, dtype=torch.float64)
+    so_far, size = costs(out[None])[0], 1
+    alive = {"logits"}
+    for group in tqdm(list(reversed(wiring.groups)), desc="acdc", unit="layer input", disable=None):
+        for number, receiver in reversed(list(enumerate(group.names, group.first))):
+            owners = wiring.heads_of(receiver) if group.kind in ("q", "k", "v") else [receiver]
+            if not alive.intersection(owners):
+                out[: group.senders, number] = True
+                continue
+            left = list(reversed(range(group.senders)))
+            while left:
+                some = left[:size]
+                tried = out.repeat(len(some), 1, 1)
+                for step, sender in enumerate(some):
+                    tried[step:, sender, number] = True
+                size = min(2 * size, most)
+                for sender, now in zip(some, costs(tried), strict=True):
+                    del left[0]
+                    if now - so_far >= tau:
+                        scores[sender, number] = now - so_far
+                        if wiring.senders[sender] != EMBED:
+                            alive.add(wiring.senders[sender])
+                        size = max(size // 4, 1)
+                        break
+                    out[sender, number], so_far = True, now
+    return scores

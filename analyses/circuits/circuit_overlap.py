@@ -1,0 +1,98 @@
+"""How much two circuits share: heads, nodes and edges in common, beside what circuits drawn at random would share.
+
+Merullo, Eickhoff & Pavlick (ICLR 2024) counted heads: 25 of 32 for indirect and coloured objects in GPT-2 Medium, and
+17 to 25 % with circuits of other tasks (text, not code). No model is run; graphs or files of graphs are all it takes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import networkx as nx
+import numpy as np
+import xarray as xr
+from scipy.stats import hypergeom
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses.circuits._graph_files import read_circuit
+from headwater.lens.errors import AnalysisError
+
+ABOUT = About(
+    question="How much do two circuits share?",
+    unit="share of what is in either",
+    paper="Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744",
+    inputs="circuits",
+    cost="none to speak of: no model is run",
+    not_for="shares of circuits of different sizes side by side (see chance); whether the shared part does anything",
+)
+
+
+def circuit_overlap(
+    graph_a: nx.DiGraph | str | Path,
+    graph_b: nx.DiGraph | str | Path,
+    whole: Annotated[
+        nx.DiGraph | str | Path | None, "file of all that there is, for chance; none: no chance"
+    ] = None,
+) -> xr.Dataset:
+    """What two circuits have in common: each variable is over `what`, "heads", "nodes" and "edges".
+
+    `both`, `only_a` and `only_b` count; `share` is `|a ∩ b| / |a ∪ b|`, NaN for two empty circuits. With `whole`, the
+    graph of all that there is, the size of which makes what is drawn: `chance` is the share to be expected of two
+    circuits of these sizes drawn from it, and `p` the probability of as much in common or more, both exact
+    (hypergeometric); else NaN. Drawn circuits need not hang together, which makes chance smaller than for circuits that
+    must. Heads are compared by layer and number wherever they write; edges inside of heads do not count. Each graph may
+    be a file of `write_circuit`. AnalysisError where a circuit holds what `whole` lacks.
+    Unit: share of what is in either (counts are counts). Source: the paper's text; `chance` and `p` are ours.
+    """
+    graph_a, graph_b = (_graph(given) for given in (graph_a, graph_b))
+    whole = None if whole is None else _graph(whole)
+    rows = []
+    for what, members in (("heads", _heads), ("nodes", _nodes), ("edges", _edges)):
+        a, b = members(graph_a), members(graph_b)
+        row: dict[str, float] = {"both": len(a & b), "only_a": len(a - b), "only_b": len(b - a)}
+        row["share"] = len(a & b) / len(a | b) if a | b else np.nan
+        row["chance"], row["p"] = np.nan, np.nan
+        if whole is not None:
+            known = members(whole)
+            if missing := sorted(map(str, (a | b) - known)):
+                raise AnalysisError(
+                    f"whole lacks {len(missing)} of the circuits' {what}, as {missing[0]}; take the same model's"
+                )
+            row["chance"], row["p"] = _chance(len(known), len(a), len(b), len(a & b))
+        rows.append(row)
+    models = list(dict.fromkeys(str(graph.graph.get("model", "")) for graph in (graph_a, graph_b)))
+    return xr.Dataset(
+        {name: ("what", [row[name] for row in rows]) for name in rows[0]},
+        coords={"what": ["heads", "nodes", "edges"]},
+        attrs=ABOUT.attrs({"model": " and ".join(models)}, against_whole=whole is not None),
+    )
+
+
+def _graph(given: nx.DiGraph | str | Path) -> nx.DiGraph:
+    if isinstance(given, str | Path):
+        return read_circuit(given)
+    if not isinstance(given, nx.DiGraph):
+        raise AnalysisError(f"a circuit is a networkx.DiGraph or its file, not {type(given).__name__}")
+    return given
+
+
+def _heads(graph: nx.DiGraph) -> set[tuple[int, int]]:
+    return {(n["layer"], n["head"]) for _, n in graph.nodes(data=True) if n.get("kind") == "head"}
+
+
+def _nodes(graph: nx.DiGraph) -> set[str]:
+    return {name for name, kind in graph.nodes(data="kind") if kind != "input"}
+
+
+def _edges(graph: nx.DiGraph) -> set[tuple[str, str]]:
+    return {(u, v) for u, v, kind in graph.edges(data="kind") if kind != "inside"}
+
+
+def _chance(whole: int, a: int, b: int, both: int) -> tuple[float, float]:
+    """The expected share of two sets of these sizes, and the probability of `both` or more in common."""
+    if a + b == 0:
+        return np.nan, np.nan
+    common = np.arange(min(a, b) + 1)
+    each = hypergeom.pmf(common, whole, a, b)
+    return float((each * common / (a + b - common)).sum()), float(hypergeom.sf(both - 1, whole, a, b))

@@ -1,0 +1,77 @@
+"""Information flow routes: how much of what each part of a model reads comes from each part before it.
+
+Ferrando & Voita 2024 (arXiv 2403.00824): one forward pass, no corrupted prompt and no gradient. Nearness to a sum says
+what is large in it, not what is used of it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.examples import Examples, batches_of
+from headwater.analyses._prompts.positions import Positions, columns_of
+from headwater.analyses._streams.component_graph import Inputs, KeyValues, Wiring
+from headwater.analyses.circuits._graphs import graph_of
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="How much of what each head and MLP reads comes from each one before it?",
+    unit="share of the nearness to the sum, mean over positions and texts (0 to 1; over senders 1)",
+    paper="Ferrando & Voita 2024, arXiv:2403.00824",
+    inputs="model+examples",
+    cost="one forward pass; memory positions · nodes · d_model",
+    not_for="what is used of it: queries, keys and values of a layer read the same stream and get the same shares",
+)
+
+
+def information_flow_routes(
+    model: HookedModel,
+    examples: Examples,
+    queries: Annotated[Positions, 'positions that are looked at, e.g. -1; "all" for every one'] = "all",
+    key_values: Annotated[KeyValues, "grouped queries: keys per query head or per KV head"] = "head",
+    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+) -> nx.DiGraph:
+    """Every edge u → v with `score` = mean of `prox(a_u, x_v) / Σ_w prox(a_w, x_v)`.
+
+    `prox(a, x) = max(0, ‖x‖₁ - ‖x - a‖₁)` with `a_u` what node u adds to the residual stream and x_v the stream as v
+    reads it (biases are part of x alone). A position where no node is near the sum counts as 0. Nodes and inputs are
+    named as in `edge_attribution`. The mean is over the asked positions of each text, then over texts.
+    Unit: share. Source: the formula as in released code, checked; that means are taken so, ours.
+    """
+    wiring = Wiring(model, key_values)
+    tokens = model.to_tokens(examples)
+    columns = columns_of(queries, tokens.mask.cpu(), "queries")
+    scores = torch.zeros(len(wiring.senders), len(wiring.receivers), dtype=torch.float64)
+    batches = batches_of(model, examples, batch_size)
+    for batch in batches:
+        chosen = torch.zeros_like(tokens.mask[batch.places].cpu())
+        chosen.scatter_(1, columns[batch.places], True)
+        real = tokens.mask[batch.places].cpu()
+        asked = torch.stack([row[mask] for row, mask in zip(chosen & real, real, strict=True)])
+        scores += _shares(wiring, batch.ids, asked)
+    scores /= sum(len(batch.places) for batch in batches)
+    attrs = ABOUT.attrs(provenance(model), queries=queries, key_values=key_values, examples=len(tokens.mask))
+    return graph_of(wiring, scores, attrs)
+
+
+def _shares(wiring: Wiring, ids: Tensor, asked: Tensor) -> Tensor:
+    """Sum over texts of the mean over asked positions, [node, input]."""
+    found = torch.zeros(len(wiring.senders), len(wiring.receivers), dtype=torch.float64)
+
+    def reads(group: Inputs, x: Tensor, sent: list[Tensor]) -> None:
+        parts = torch.stack(sent[: group.senders])
+        near = (x.abs().sum(-1) - (x - parts).abs().sum(-1)).clamp_min(0).double().cpu()
+        share = near / near.sum(0).clamp_min(torch.finfo(near.dtype).tiny)
+        mean = (share * asked).sum(-1) / asked.sum(-1)
+        found[: group.senders, group.span] = mean.sum(-1)[:, None]
+
+    with torch.no_grad():
+        wiring.run(ids, reads)
+    return found

@@ -1,0 +1,291 @@
+"""Circuit repair: heads made to look at the wrong answers' tokens, and whether the model then errs less.
+
+Merullo, Eickhoff & Pavlick (ICLR 2024, arXiv 2310.08744): in GPT-2 Medium the heads that keep movers off the wrong name
+(inhibition heads) do not fire on coloured objects; forced onto the wrong colours they do, 49.6 → 93.7 % right. An
+analysis and not a script, because the question is asked of any model, heads and prompts, and is worth nothing without
+its controls: the same number of other heads, and the same heads on random tokens. It costs one pass of every prompt per
+treatment and draw; what it leaves out: MLPs that tell answers apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.measure import (
+    Answer,
+    AnswerSetting,
+    Explained,
+    PositionSetting,
+    WrongSetting,
+    token_id,
+)
+from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._prompts.pairs import PairExamples, pairs_of
+from headwater.analyses.circuits.path_patch import path_patch
+from headwater.lens.edits import InjectPattern
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.naming.heads import Head, chosen
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Does the model err less when these heads are made to look at the wrong answers?",
+    unit="share of prompts answered right; difference: logits; attention: weight",
+    paper="Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744",
+    inputs="model+pairs",
+    cost="3 + 2·`controls` passes per prompt, as many recordings of movers; path_patch twice where no head is named",
+    not_for="choosing heads on the prompts they are then judged on; what heads do by themselves: weights are forced",
+)
+TREATMENTS = ("none", "forced", "onto_answer", "random_heads", "random_keys")
+
+
+def repair(
+    model: HookedModel,
+    pairs: PairExamples,
+    heads: Annotated[str | Sequence[str], "heads that are forced, as 5.1 5.4; none: found"] = "",
+    position: PositionSetting = -1,
+    movers: Annotated[str | Sequence[str], "heads whose attention is watched, as 6.0 6.2"] = "",
+    answer: AnswerSetting = None,
+    wrong: WrongSetting = None,
+    count: Annotated[int, "how many heads are found where none is named", Bounds(1)] = 2,
+    controls: Annotated[int, "draws of each control", Bounds(1)] = 4,
+    draws: Annotated[int, "resamples of the prompts for the intervals", Bounds(1)] = 1000,
+    seed: Annotated[int, "seed of the controls and of the resampling", Bounds(0)] = 0,
+    batch_size: Annotated[int, "prompts of equal length that run together", Bounds(1)] = 32,
+) -> xr.Dataset:
+    """`accuracy` [treatment, bound]: how often the likeliest next token is the answer, with the intervals of 95 %.
+
+    In every clean prompt the attention of `heads` at query `position` is put evenly on the tokens that read like a
+    wrong answer ("forced"), like the answer ("onto_answer"), or on as many random tokens that read like neither
+    ("random_keys"); or as many random other heads (no movers) are put on the wrong ones ("random_heads"; all there are
+    where they are fewer, NaN where there is none). Controls are means over `controls` draws; "none" is the model as it
+    is. The answer is asked for at the last position.
+
+    `answer` and `wrong` are those of the examples (all wrong ones), or what the model predicts on the clean and rather
+    on the corrupt prompt. A prompt without a token to look at stays as it is; `untouched` counts those without a wrong
+    one. Without `heads`, `inhibition_like` finds `count` of them and the movers, by the corrupt prompts.
+
+    `right` [treatment, batch] is 0, 1 or the share of draws; `difference` the answer's logit less the highest wrong
+    one's. `repaired` and `new_mistakes` [treatment] are shares of all prompts: wrong before and right under the
+    treatment, and the other way round. `change` [of, treatment, bound] are paired differences from "none" of accuracy
+    and difference. `attention` [treatment, mover, on, batch] is the movers' weight at the last position on wrong and
+    right tokens, `attention_change` [treatment, mover, on, bound] what the treatment makes of it.
+    Unit: share; logits; weight. Source: the paper's text; even weights, controls and the watch are ours.
+    """
+    forced, watched = _named(model, heads), _named(model, movers)
+    if not forced:
+        forced, found_movers = inhibition_like(model, pairs, count)
+        watched = watched or found_movers
+    others = [
+        Head(layer, h)
+        for layer in model.layers
+        for h in range(model.n_heads)
+        if Head(layer, h) not in {*forced, *watched}
+    ]
+    if controls < 1:
+        raise AnalysisError(f"controls={controls} leaves nothing to compare with; give 1 or more")
+    batches = _cases(model, pairs, position, answer, wrong, batch_size)
+    cases = sorted((case for batch in batches for case in batch), key=lambda case: case.place)
+    runs = _runs(cases, forced, others, position, controls, seed)
+    shape = (len(TREATMENTS), controls, len(cases))
+    right, difference = np.full(shape, np.nan), np.full(shape, np.nan)
+    seen = np.full((*shape[:2], len(watched), 2, len(cases)), np.nan)
+    with tqdm(total=len(runs) * len(batches), desc="repair", unit="run", disable=None) as bar:
+        for (treatment, draw), (acting, keys) in runs.items():
+            slot = TREATMENTS.index(treatment), draw
+            for batch in batches:
+                places = [case.place for case in batch]
+                found = _run(model, batch, acting, [keys[place] for place in places], position, watched)
+                right[slot][places], difference[slot][places] = found[:2]
+                seen[slot][:, :, places] = found[2]
+                bar.update()
+    result = _dataset(_mean(right), _mean(difference), _mean(seen), draws, seed)
+    result = result.assign_coords(mover=[str(head) for head in watched])
+    settings = {"position": position, "controls": controls, "draws": draws, "seed": seed}
+    return result.assign_attrs(
+        ABOUT.attrs(
+            provenance(model), heads=[str(h) for h in forced], movers=[str(h) for h in watched], pairs=len(cases),
+            untouched=sum(not case.wrongs for case in cases), **settings,
+        )
+    )  # fmt: skip
+
+
+def _named(model: HookedModel, given: str | Sequence[str]) -> list[Head]:
+    names = given.replace(",", " ").split() if isinstance(given, str) else list(given)
+    masks = chosen(names, "all", model.layers, model.n_heads)
+    return [Head(layer, int(h)) for layer, mask in masks.items() for h in mask.nonzero()[:, 0]]
+
+
+def inhibition_like(
+    model: HookedModel, pairs: PairExamples, count: int = 2, movers: int = 3
+) -> tuple[list[Head], list[Head]]:
+    """Heads that act on the answer through the queries of movers, and these: by two sweeps of `path_patch`.
+
+    Movers are the heads behind the first layer whose output moves the logits most (mean over pairs, MLPs free), the
+    found ones the `count` heads below whose output moves them most, either way, by the movers' queries alone. That they
+    are found does not say that they do much: the effect may be small.
+    """
+    found = path_patch(model, pairs, None)
+    late = _ranked(found, model.layers[1:])[:movers]
+    if not late:
+        raise AnalysisError(f"{model.name} has no head before another; name heads")
+    early = [layer for layer in model.layers if layer < min(head.layer for head in late)]
+    if not early:
+        late = [head for head in late if head.layer > model.layers[0]]
+        early = model.layers[:1]
+    sent = path_patch(model, pairs, None, receivers=[f"{head}.q" for head in late])
+    return _ranked(sent, early)[:count], late
+
+
+def _ranked(found: xr.DataArray, layers: Sequence[int]) -> list[Head]:
+    """Heads of some layers, those with the largest mean effect first."""
+    known = np.isfinite(found.values)
+    effect = np.abs(np.where(known, found.values, 0.0).sum(0) / np.maximum(known.sum(0), 1))
+    names = [str(name) for name in found["sender"].values]
+    order = [names[n] for n in np.argsort(-effect, kind="stable") if names[n][0].isdigit()]
+    return [head for head in map(Head.parse, order) if head.layer in layers]
+
+
+class _Case:
+    """A prompt as ids [position], the answer's id and the wrong ones', and where each reads so up to the query."""
+
+    def __init__(self, place: int, ids: Tensor, answer: int, wrong: list[int], position: int) -> None:
+        self.place, self.ids, self.answer, self.wrong = place, ids, answer, wrong
+        if not -len(ids) <= position < len(ids):
+            raise AnalysisError(f"position={position}, but pair {place} has {len(ids)} tokens")
+        seen = ids[: position % len(ids) + 1]
+        self.answers = (seen == answer).nonzero()[:, 0].tolist()
+        self.wrongs = torch.isin(seen, torch.tensor(wrong)).nonzero()[:, 0].tolist()
+
+    def random(self, rng: np.random.Generator, position: int) -> list[int]:
+        """As many positions up to the query that read like neither; all where there are fewer."""
+        taken = {*self.answers, *self.wrongs}
+        free = [n for n in range(position % len(self.ids) + 1) if n not in taken]
+        return sorted(rng.permutation(free)[: len(self.wrongs)].tolist())
+
+
+Run = tuple[list[Head], list[list[int]]]  # the heads that are forced, and the keys in each prompt
+
+
+def _runs(
+    cases: list[_Case], forced: list[Head], others: list[Head], position: int, controls: int, seed: int
+) -> dict[tuple[str, int], Run]:
+    wrongs = [case.wrongs for case in cases]
+    runs: dict[tuple[str, int], Run] = {
+        ("none", 0): ([], wrongs),
+        ("forced", 0): (forced, wrongs),
+        ("onto_answer", 0): (forced, [case.answers for case in cases]),
+    }
+    for draw in range(controls):
+        rng = np.random.default_rng([seed, draw])
+        picked = [others[n] for n in rng.permutation(len(others))[: len(forced)]]
+        if picked:
+            runs["random_heads", draw] = (picked, wrongs)
+        runs["random_keys", draw] = (forced, [case.random(rng, position) for case in cases])
+    return runs
+
+
+def _cases(
+    model: HookedModel, given: PairExamples, position: int, answer: Answer | None, wrong: Answer | None, size: int
+) -> list[list[_Case]]:  # fmt: skip
+    """The prompts with their answers, in batches of one length."""
+    explained = Explained(model, None, answer, wrong, -1, "logit")
+    found = []
+    for pairs in pairs_of(model, given, size):
+        batch = Batch(pairs.clean, pairs.places)
+        right, other = explained.ids_of("answer", batch), explained.ids_of("wrong", batch)
+        with torch.no_grad():
+            clean, corrupt = (model(ids)[:, -1].float().cpu() for ids in (pairs.clean, pairs.corrupt))
+        if right is None and pairs.answers is not None:
+            right = [token_id(model, word, "answer") for word in pairs.answers]
+        right = clean.argmax(-1).tolist() if right is None else right
+        if other is not None:
+            wrongs = [[token] for token in other]
+        elif pairs.wrongs is not None:
+            wrongs = [[token_id(model, word, "wrong") for word in given[n].wrong] for n in pairs.places]
+        else:
+            rather = corrupt.scatter(1, torch.tensor(right)[:, None], float("-inf")).argmax(-1)
+            wrongs = [[token] for token in rather.tolist()]
+        rows = zip(pairs.places, pairs.clean.cpu(), right, wrongs, strict=True)
+        found.append([_Case(*row, position) for row in rows])
+    return found
+
+
+def _run(
+    model: HookedModel, batch: list[_Case], heads: list[Head], keys: list[list[int]], position: int,
+    watched: list[Head],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Right [prompt], difference [prompt] and the watched heads' weights [mover, wrong and right, prompt]."""
+    ids = torch.stack([case.ids for case in batch])
+    by_keys: dict[tuple[int, ...], list[int]] = {}
+    for row, mine in enumerate(keys):
+        if heads and mine:
+            by_keys.setdefault(tuple(mine), []).append(row)
+    edits = [
+        InjectPattern({"keys": list(mine)}, 1.0, heads=heads, queries=position, rows=rows)
+        for mine, rows in by_keys.items()
+    ]
+    seen = np.zeros((len(watched), 2, len(batch)))
+    with torch.no_grad(), model.edit(*edits):
+        logits = model(ids)[:, -1].double().cpu()
+        record = (
+            model.record(ids, statistics=(), layers=sorted({h.layer for h in watched})) if watched else None
+        )
+    for place, head in enumerate(watched):
+        assert record is not None
+        row = record.map(head.layer).tile(slice(ids.shape[1] - 1, ids.shape[1]), slice(0, ids.shape[1]))
+        for n, case in enumerate(batch):
+            weights = row[n, head.head, 0].double().cpu()
+            seen[place, :, n] = float(weights[case.wrongs].sum()), float(weights[case.answers].sum())
+    answers = torch.tensor([case.answer for case in batch])
+    best = logits.gather(1, answers[:, None])[:, 0]
+    worst = torch.stack([logits[n, case.wrong].max() for n, case in enumerate(batch)])
+    return (logits.argmax(-1) == answers).double().numpy(), (best - worst).numpy(), seen
+
+
+def _mean(drawn: np.ndarray) -> np.ndarray:
+    """Mean over draws, axis 1, of which treatments without a seed have one; NaN where there is none."""
+    known = np.isfinite(drawn)
+    mean = np.where(known, drawn, 0.0).sum(1) / np.maximum(known.sum(1), 1)
+    return np.where(known.any(1), mean, np.nan)
+
+
+def _dataset(
+    right: np.ndarray, difference: np.ndarray, seen: np.ndarray, draws: int, seed: int
+) -> xr.Dataset:
+    def bounds(values: np.ndarray) -> np.ndarray:
+        """[..., bound] of values [..., prompt], of which there may be none."""
+        if not values.size:
+            return np.empty((*values.shape[:-1], 3))
+        return np.stack(interval(np.moveaxis(values, -1, 0), draws, seed), -1)
+
+    before = right[:1]
+    return xr.Dataset(
+        {
+            "accuracy": (("treatment", "bound"), bounds(right)),
+            "right": (("treatment", "batch"), right),
+            "difference": (("treatment", "batch"), difference),
+            "repaired": ("treatment", ((1 - before) * right).mean(-1)),
+            "new_mistakes": ("treatment", (before * (1 - right)).mean(-1)),
+            "change": (
+                ("of", "treatment", "bound"),
+                np.stack([bounds(part - part[:1]) for part in (right, difference)]),
+            ),
+            "attention": (("treatment", "mover", "on", "batch"), seen),
+            "attention_change": (("treatment", "mover", "on", "bound"), bounds(seen - seen[:1])),
+        },
+        coords={
+            "treatment": list(TREATMENTS), "bound": ["mean", "low", "high"], "of": ["accuracy", "difference"],
+            "on": ["wrong", "right"], "batch": np.arange(right.shape[-1]),
+        },
+    )  # fmt: skip

@@ -1,0 +1,182 @@
+"""Signal tracing: which heads before it made a head look where it looks, and which heads made those look, as a graph.
+
+Sparse attention decomposition (Franco & Crovella 2024, arXiv 2410.00340): a score is a sum over the orthogonal slices
+of its bilinear form, a head that fires uses few of them, and heads whose outputs lie in those sent the signal. Norms
+are frozen at the scale of the run. Two passes and no counterfactual prompt; what it finds is a reading of the weights,
+to be tried with `signal_interventions`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import networkx as nx
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.examples import Examples, batches_of
+from headwater.analyses._streams.score_slices import Forms
+from headwater.analyses.circuits._signal_tracing import Names, Rules, Seen, Upstream, Walk, statistics, trace
+from headwater.lens.errors import AnalysisError, HeadError
+from headwater.lens.model import HookedModel
+from headwater.lens.naming.heads import Head
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Which earlier heads made a head look where it looks?",
+    unit="coordinates in the slices used, each times the root of its strength; mean over prompts",
+    paper="Franco & Crovella 2024, arXiv:2410.00340",
+    inputs="model+examples",
+    cost="two passes per prompt; one decomposition of size d_head per head, per firing where a model rotates",
+    not_for="weights of different readers side by side; causal claims without an intervention; heads that look evenly",
+)
+
+Source = Annotated[int | Sequence[int] | None, "key that roots look at, one or one per prompt; none: any"]
+
+
+def trace_signals(
+    model: HookedModel,
+    examples: Examples,
+    roots: Annotated[str | Sequence[str] | None, 'heads, as "9.6 9.9"; none: all that fire'] = None,
+    position: Annotated[int, "query position from which roots look"] = -1,
+    source: Source = None,
+    firing: Annotated[float, "least weight of a pair on which a head fires", Bounds(0.0, 1.0)] = 0.5,
+    slices: Annotated[float, "share of the score that the slices used must exceed", Bounds(0.0, 1.0)] = 1.0,
+    share: Annotated[
+        float, "share of all contributions that the traced heads must exceed", Bounds(0.0, 1.0)
+    ] = 0.7,
+    constant: Annotated[bool, "count the 1 beside each output, an offset equal for all heads"] = False,
+    upstream: Annotated[Upstream, "trace heads alone, or the embedding and MLPs too"] = "heads",
+    relative: Annotated[bool, "trace why this key rather than the mean of all, by weight"] = False,
+    control: Annotated[Examples | None, "ordinary texts on which firings are counted too"] = None,
+    names: Names | None = None,
+) -> nx.DiGraph:
+    """Trace the roots that fire from `position` (on `source`) back to heads that do not fire.
+
+    A head fires on (i, j), j not the first token, where `A_ij ≥ firing` and its score is ≥ 0. Of the terms
+    `σ_k (x̃_i·u_k)(v_k·x̃_j)` of its score the largest are used whose sum exceeds `slices` of it (all positive ones
+    where none does). An output y of an earlier head at i gives `Σ_k g_k √σ_k (u_k·ỹ)/scale_i` to the query's side, g_k
+    the sign of x̃_i·u_k, and at j `Σ_k g_k √σ_k (v_k·ỹ)/scale_j` to the key's. Of each side the largest contributions
+    are edges whose sum exceeds `share` of all; a side of which earlier heads make less than 1e-4 has none. A head that
+    fires where it speaks is traced in turn.
+
+    `relative` puts x̃_j less the mean of all keys, each by its weight A_im, in the place of x̃_j, in the score as in what
+    heads give to the key's side; which pairs fire stays as it is.
+
+    Graph: nodes "8.6@12" (the head as it writes at position 12), and its inputs "8.6.q@12" and "8.6.k@4" on the pairs
+    it fires on; `count` is the number of prompts, `pairs` that of the traced pairs on which a head fires. Edges into
+    inputs carry `weight`, the mean contribution over the `count` prompts that have it, and `input` "q" or "k"; `total`
+    of an input is what all upstream gives to it, traced or not, in the mean. Edges of kind "inside" join a head's
+    inputs to it. `names(prompt, position)` names positions, so that prompts of different lengths add up.
+    Attributes: `head_nodes`, `edges` and `edges_from_heads` count the graph; `firings` (JSON) the pairs on which each
+    head fires in all prompts, up to the query position, traced or not; `control_firings` those of `control`, texts cut
+    to the longest prompt's length, from all positions. Published settings: the defaults with `constant=True`.
+    Rotary models are decomposed per pair of positions; norms on queries and keys are refused. A bias of positions
+    (ALiBi) is no part of the score.
+    Unit: that of ABOUT. Source: the authors' code, checked; that `constant` may be off, "all", and how
+    the relative variant treats the key's side, are ours.
+    """
+    rules = Rules(firing, slices, share, constant, upstream, relative)
+    if upstream not in ("heads", "all"):
+        raise AnalysisError(f"upstream={upstream!r} is unknown; give heads or all")
+    heads = heads_of(model, roots)
+    prompts = prompts_of(model, examples)
+    sources = sources_of(source, len(prompts))
+    forms = Forms(model, prompts)
+    found: list[Seen] = []
+    counts: Counter[str] = Counter()
+    for place, ids in enumerate(tqdm(prompts, desc="tracing", unit="prompt", disable=None)):
+        begin = place_of(position, ids, place)
+        end = None if sources[place] is None else place_of(sources[place], ids, place)
+        walk = Walk(forms, forms.run(ids), rules, place, names or _number)
+        found.append(trace(walk, heads, begin, end))
+        counts.update(walk.firings(begin))
+    told: dict[str, Any] = {"firings": _fired(counts)}
+    if control is not None:
+        texts = [ids[: max(map(len, prompts))] for ids in prompts_of(model, control)]
+        others: Counter[str] = Counter()
+        for ids in tqdm(texts, desc="control texts", unit="text", disable=None):
+            others.update(Walk(forms, forms.run(ids), rules, 0, _number).firings(len(ids) - 1))
+        told |= {"control_firings": _fired(others), "control_texts": len(texts)}
+    graph = _graph(found)
+    graph.graph.update(ABOUT.attrs(
+        provenance(model), roots=[str(h) for h in heads], prompts=len(prompts), position=position, source=source,
+        **vars(rules), **told, **statistics(graph),
+    ))  # fmt: skip
+    return graph
+
+
+def _fired(counts: Counter[str]) -> dict[str, int]:
+    """The heads that fire at all, most often first."""
+    return {head: count for head, count in counts.most_common() if count}
+
+
+def prompts_of(model: HookedModel, examples: Examples) -> list[Tensor]:
+    """Ids [position] of every prompt, in their order."""
+    rows = {batch.places[0]: batch.ids[0] for batch in batches_of(model, examples, 1)}
+    return [rows[place] for place in sorted(rows)]
+
+
+def heads_of(model: HookedModel, given: str | Sequence[str] | None) -> list[Head]:
+    """The heads that are named, or all of them."""
+    if given is None:
+        return [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
+    heads = [Head.parse(h) for h in (given.replace(",", " ").split() if isinstance(given, str) else given)]
+    wrong = [str(h) for h in heads if h.layer not in model.layers or h.head >= model.n_heads]
+    if wrong or not heads:
+        raise HeadError(f"no such head: {', '.join(wrong) or 'none was named'}; {model!r}")
+    return heads
+
+
+def sources_of(given: int | Sequence[int] | None, count: int) -> Sequence[int | None]:
+    """One key per prompt."""
+    if given is None or isinstance(given, int):
+        return [given] * count
+    if len(given) not in (1, count):
+        raise AnalysisError(f"source holds {len(given)} positions for {count} prompts; give one or one each")
+    return list(given) * (count if len(given) == 1 else 1)
+
+
+def place_of(position: int | None, ids: Tensor, prompt: int) -> int:
+    """A position counted from the front; AnalysisError for one that the prompt does not have."""
+    assert position is not None
+    if not -len(ids) <= position < len(ids):
+        raise AnalysisError(
+            f"prompt {prompt} has {len(ids)} tokens and no position {position}; "
+            f"give one from {-len(ids)} to {len(ids) - 1}"
+        )
+    return position % len(ids)
+
+
+def _number(prompt: int, position: int) -> str:
+    return str(position)
+
+
+def _graph(found: list[Seen]) -> nx.DiGraph:
+    graph = nx.DiGraph()
+    weights: dict[tuple[str, str], list[float]] = {}
+    totals: dict[str, list[float]] = {}
+    for seen in found:
+        for name, about in seen.nodes.items():
+            if name not in graph:
+                graph.add_node(name, **about, count=0)
+            graph.nodes[name]["count"] += 1
+        for name, pairs in seen.pairs.items():
+            graph.nodes[name]["pairs"] = graph.nodes[name].get("pairs", 0) + pairs
+        for edge in seen.inside:
+            graph.add_edge(*edge, kind="inside")
+        for edge, given in seen.edges.items():
+            weights.setdefault(edge, []).append(float(np.mean(given)))
+        for name, given in seen.totals.items():
+            totals.setdefault(name, []).append(float(np.mean(given)))
+    for name, each in totals.items():
+        graph.nodes[name]["total"] = float(np.mean(each))
+    for (sender, reader), each in weights.items():
+        about = {"input": reader.split("@")[0][-1], "weight": float(np.mean(each)), "count": len(each)}
+        graph.add_edge(sender, reader, kind="edge", **about)
+    return graph

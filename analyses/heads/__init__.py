@@ -1,0 +1,1 @@
+"""What a head does alone, and what is lost without it."""

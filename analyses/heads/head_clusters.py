@@ -1,0 +1,167 @@
+"""Head clusters: which kinds of patterns the heads of a model fall into.
+
+Each head is summarised by its map in coarse cells or by statistics of its rows, the distances between the summaries are
+clustered (scipy), and the head in the middle of each cluster stands for it. Li et al. 2023 (arXiv 2303.13731) summarise
+by an autoencoder; cells and statistics need no training and say what they mean.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.vq import kmeans2
+from scipy.spatial.distance import pdist, squareform
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses.heads.head_similarity import head_names
+from headwater.lens.errors import AnalysisError
+from headwater.lens.records.record import Record
+
+ABOUT = About(
+    question="Which kinds of patterns do the heads fall into?",
+    unit="cluster numbers; cells: weight; statistics: shares, 0 to 1",
+    paper="after Li et al. 2023, arXiv:2303.13731 (pattern summary; the summaries here are ours)",
+    inputs="record",
+    cost="cells: one attention pass per layer; statistics: those of the recording pass; memory O(S + heads²)",
+    not_for="how many kinds there are: the number is given (compare `silhouette`); what the heads are for",
+)
+
+STATISTICS = ("self", "previous", "first", "max", "entropy", "distance")
+
+
+def head_clusters(
+    record: Record,
+    clusters: Annotated[int, "how many kinds", Bounds(1)] = 4,
+    features: Annotated[Literal["cells", "statistics"], "the map in coarse cells, or row statistics"] = (
+        "cells"
+    ),
+    method: Annotated[
+        Literal["ward", "average", "complete", "kmeans"], "hierarchical by that linkage, or k-means"
+    ] = "ward",
+    cells: Annotated[int, "cells per side of the coarse map", Bounds(1)] = 8,
+    seed: Annotated[int, "seed of k-means' beginning", Bounds(0)] = 0,
+) -> xr.Dataset:
+    """A cluster for every head; 0 is the largest. Dataset with heads named "layer.head" on `member` and `other`:
+
+    `cluster` [layer, head]; `feature` [member, summary]: the cells one after another, or the statistics, each divided
+    by its deviation over heads; `distance` [member, other], Euclidean between features; `prototype` [cluster_number],
+    the member with the smallest sum of distances to its cluster; `size` [cluster_number]; `silhouette` [layer, head],
+    `(b - a) / max(a, b)` with a the mean distance to its own cluster and b to the nearest other one (0 in a cluster of
+    one). With cells also `pooled` [cluster_number, query_cell, key_cell], the mean map of each cluster.
+
+    Cells: tokens i of n fall into cell ⌊i·cells/n⌋; a cell holds the mean over its queries of the weight on its keys,
+    first within a text, then over texts (a text with fewer tokens than cells leaves the missing query cells out).
+    Statistics: mean weight on the own, the previous and the first token and of the largest weight; entropy over the log
+    of the number of tokens seen; distance over that number. Unit: weight. Source: ours.
+    """
+    for name, value, known in (
+        ("features", features, ("cells", "statistics")),
+        ("method", method, ("ward", "average", "complete", "kmeans")),
+    ):
+        if value not in known:
+            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(known)}")
+    count = len(record.layers) * record.n_heads
+    if not 1 <= clusters <= count:
+        raise AnalysisError(
+            f"clusters={clusters} does not fit {count} heads; give a number from 1 to {count}"
+        )
+    if cells < 1:
+        raise AnalysisError(f"cells={cells} is too few; give 1 or more")
+    pooled = pooled_maps(record, cells) if features == "cells" else None
+    table = statistics_of(record) if pooled is None else pooled.reshape(count, -1)
+    apart = pdist(table)
+    labels = _labels(table, apart, clusters, method, seed)
+    distance = squareform(apart)
+    middle = [_middle(distance, labels == c) for c in range(labels.max() + 1)]
+    by_head = (len(record.layers), record.n_heads)
+    names = head_names(record, "member", "other")
+    result = xr.Dataset(
+        {
+            "cluster": (("layer", "head"), labels.reshape(by_head)),
+            "feature": (("member", "summary"), table),
+            "distance": (("member", "other"), distance),
+            "prototype": ("cluster_number", np.array(names["member"])[middle]),
+            "size": ("cluster_number", np.bincount(labels)),
+            "silhouette": (("layer", "head"), silhouette(distance, labels).reshape(by_head)),
+        },
+        coords={
+            "layer": record.layers, "head": np.arange(record.n_heads), "member": names["member"],
+            "other": names["other"], "cluster_number": np.arange(labels.max() + 1),
+        },
+    )  # fmt: skip
+    if pooled is None:
+        result = result.assign_coords(summary=list(STATISTICS))
+    else:
+        means = np.stack([pooled[labels == c].mean(0) for c in range(labels.max() + 1)])
+        result["pooled"] = (("cluster_number", "query_cell", "key_cell"), means)
+    settings = {"clusters": clusters, "features": features, "method": method, "cells": cells, "seed": seed}
+    return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
+
+
+def pooled_maps(record: Record, cells: int) -> np.ndarray:
+    """Maps in cells × cells cells, [layer · head, query cell, key cell]; columns of a cell add up, its rows average."""
+    valid = record.valid
+    own = (valid.cumsum(1) - 1) * cells // valid.sum(1, keepdim=True)
+    inside = (torch.nn.functional.one_hot(own.clamp_min(0), cells) * valid[..., None]).double()
+    rows = inside / inside.sum(1, keepdim=True)  # NaN where a short text leaves a cell empty
+    found = []
+    for layer in record.layers:
+        on_cells = (record.map(layer) @ inside.float()).double().cpu()  # [batch, head, query, key cell]
+        per_text = torch.einsum("bqr,bhqc->bhrc", rows, on_cells)
+        found.append(per_text.nanmean(0).nan_to_num())
+    return torch.cat(found).numpy()
+
+
+def statistics_of(record: Record) -> np.ndarray:
+    """Row statistics of every head, each mean over texts divided by its deviation over heads, [layer · head, 6]."""
+    maps = [record.map(layer) for layer in record.layers]
+    seen = torch.stack([map.rule.mask.visible_keys(*map.shape[:2]).expand(map.shape[:3]) for map in maps], 1)
+    count = xr.DataArray(seen.numpy(), dims=("batch", "layer", "head", "query"))
+    values = {name: record.statistic(name).drop_attrs() for name in STATISTICS}
+    values["entropy"] = values["entropy"] / np.log(count.where(count > 1))
+    values["distance"] = values["distance"] / count.where(count > 0)
+    real = xr.DataArray(record.valid.numpy(), dims=("batch", "query"))
+    columns = [
+        values[name].where(real).astype(float).mean("query").mean("batch").fillna(0.0).values.ravel()
+        for name in STATISTICS
+    ]
+    table = np.stack(columns, 1)
+    deviation = table.std(0)
+    return table / np.where(deviation > 1e-9, deviation, 1.0)
+
+
+def _labels(table: np.ndarray, apart: np.ndarray, clusters: int, method: str, seed: int) -> np.ndarray:
+    """Cluster of each head, 0 the largest, the first met of equals first."""
+    if len(table) == 1:
+        return np.zeros(1, dtype=int)
+    if method == "kmeans":
+        _, raw = kmeans2(table, clusters, minit="++", rng=np.random.default_rng(seed))
+    else:
+        raw = fcluster(linkage(apart, method), clusters, criterion="maxclust")
+    kinds, first, sizes = np.unique(raw, return_index=True, return_counts=True)
+    order = np.lexsort((first, -sizes))
+    return np.argsort(order)[np.searchsorted(kinds, raw)]
+
+
+def _middle(distance: np.ndarray, members: np.ndarray) -> int:
+    places = np.flatnonzero(members)
+    return int(places[distance[np.ix_(places, places)].sum(1).argmin()])
+
+
+def silhouette(distance: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How much nearer each head is to its own cluster than to the next, -1 to 1; NaN with one cluster."""
+    sizes = np.bincount(labels)
+    if len(sizes) == 1:
+        return np.full(len(labels), np.nan)
+    sums = np.stack([distance[:, labels == c].sum(1) for c in range(len(sizes))], 1)
+    own = np.take_along_axis(sums, labels[:, None], 1)[:, 0] / np.maximum(sizes[labels] - 1, 1)
+    means = sums / sizes
+    means[np.arange(len(labels)), labels] = np.inf
+    next_one = means.min(1)
+    scale = np.maximum(own, next_one)
+    return np.where((sizes[labels] > 1) & (scale > 0), (next_one - own) / np.where(scale > 0, scale, 1), 0.0)

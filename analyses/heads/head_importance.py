@@ -1,0 +1,135 @@
+"""Head importance: how much the loss changes when a head is turned down (gradient) or taken out (ablation).
+
+Michel, Levy & Neubig 2019 (arXiv 1905.10650). Gradient: one forward and one backward pass for all heads.
+Ablation: every head once, many in one pass, begun at the layer of the head (zero, mean or resampled output). Both look
+at one head at a time, so heads that stand in for each other look unimportant.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, lengths_of, loss_of
+from headwater.analyses.heads._losses_without_heads import Ablation, check_ablation, losses_without
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Which heads does the loss depend on?",
+    unit="change of the loss per unit of the head's gate (gradient) or when it is ablated; nats with the default loss",
+    paper="Michel, Levy & Neubig 2019, arXiv:1905.10650",
+    inputs="model+examples",
+    cost="gradient: one forward and backward pass per batch; ablation: layers × heads passes per batch, many at once",
+    not_for="heads that back each other up (remove them together instead); causal claims from the gradient alone",
+)
+
+
+def head_importance(
+    model: HookedModel,
+    examples: Examples,
+    how: Annotated[
+        Literal["gradient", "ablation"], "slope at the full head, or the effect of its removal"
+    ] = "gradient",
+    loss: Loss | None = None,
+    granularity: Annotated[
+        Literal["token", "example", "batch"], "where the absolute value is taken (gradient only)"
+    ] = "example",
+    normalise: Annotated[Literal["layer"] | None, "divide each layer by its l2 norm"] = None,
+    ablation: Annotated[Ablation, "what takes the head's place (ablation only)"] = "zero",
+    batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
+    seed: Annotated[int, "seed of resampling", Bounds(0)] = 0,
+    per_example: Annotated[bool, "keep one value per example instead of their mean"] = False,
+) -> xr.DataArray:
+    """`I[l, h] = E_x |∂loss(x)/∂ξ_lh|` at gates ξ = 1 on the heads' whole outputs, as [layer, head].
+
+    `granularity="token"` gives every position its own gate and takes `Σ_{x,i} |∂loss(x)/∂ξ_lhi| / #tokens`;
+    "batch" takes `|mean of the batch's gradients|`, averaged over batches (so it depends on `batch_size`).
+    `how="ablation"`: `I[l, h] = E_x [loss(x; head ablated) - loss(x)]`, signed; above 0 the head helps. Its output z
+    becomes 0, its mean over the positions of all examples, or z at the same position of another example, which `seed`
+    draws once per example among those at least as long.
+    `normalise="layer"`: `I[l, :] / (‖I[l, :]‖₂ + 1e-20)`. `per_example` keeps [batch, layer, head] (not for
+    "batch").
+
+    The loss is the mean next-token loss of each example in nats unless `loss(logits, tokens) → [batch]` is
+    given; for a model without a language head it is called with the last hidden states. Examples are grouped
+    by length, so that no padding is ever seen. Unit: that of the loss.
+    Source: the paper's formulas, checked; the token form is from memory.
+    """
+    _check(how, granularity, normalise, ablation, per_example)
+    batches = batches_of(model, examples, batch_size)
+    if how == "ablation":
+        check_ablation(ablation, batches)
+    value = loss_of(model, loss)
+    if how == "gradient":
+        rows = _by_gradient(model, batches, value, granularity)
+    else:
+        rows = _by_ablation(model, batches, value, ablation, seed)
+    result = xr.DataArray(
+        rows.numpy(),
+        dims=("batch", "layer", "head"),
+        coords={"layer": model.layers, "head": np.arange(model.n_heads)},
+        name="head_importance",
+    )
+    if per_example:
+        result = result.assign_coords(batch=np.arange(len(rows)))
+    elif how == "gradient" and granularity == "token":
+        result = result.weighted(xr.DataArray(lengths_of(batches), dims="batch")).mean("batch")
+    else:
+        result = result.mean("batch")
+    if normalise == "layer":
+        result = result / (np.sqrt((result**2).sum("head")) + 1e-20)
+    settings = {"how": how, "normalise": normalise, "examples": sum(len(batch.places) for batch in batches)}
+    settings |= {"granularity": granularity} if how == "gradient" else {"ablation": ablation, "seed": seed}
+    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+
+
+def _check(how: str, granularity: str, normalise: str | None, ablation: str, per_example: bool) -> None:
+    for name, value, known in (
+        ("how", how, ("gradient", "ablation")),
+        ("granularity", granularity, ("token", "example", "batch")),
+        ("normalise", normalise, ("layer", None)),
+        ("ablation", ablation, ("zero", "mean", "resample")),
+    ):
+        if value not in known:
+            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(map(str, known))}")
+    if per_example and how == "gradient" and granularity == "batch":
+        raise AnalysisError(
+            'granularity="batch" has no value per example; use "example" or per_example=False'
+        )
+
+
+def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granularity: str) -> Tensor:
+    """|∂loss/∂gate| as [example, layer, head]; one row per batch for the granularity "batch"."""
+    found = {}
+    for batch in tqdm(batches, desc="head importance", unit="batch", disable=None):
+        size = (len(batch.ids), model.n_layers, model.n_heads)
+        positions = (batch.ids.shape[1],) if granularity == "token" else ()
+        gates = torch.ones(*size, *positions, device=batch.ids.device, requires_grad=True)
+        with torch.enable_grad(), model.gated(gates):
+            (slope,) = torch.autograd.grad(value(batch).sum(), gates)
+        slope = slope.detach().double().cpu()
+        if granularity == "batch":
+            found[batch.places[0]] = slope.mean(0).abs()
+            continue
+        # each token's gate acts on its example's loss: the mean over tokens of the absolute slopes
+        slope = slope.abs().mean(-1) if granularity == "token" else slope.abs()
+        found |= dict(zip(batch.places, slope, strict=True))
+    return torch.stack([found[place] for place in sorted(found)])
+
+
+def _by_ablation(
+    model: HookedModel, batches: list[Batch], value: Value, ablation: Ablation, seed: int
+) -> Tensor:
+    """loss without the head - loss with it, as [example, layer, head]."""
+    each = torch.eye(model.n_heads, dtype=torch.bool)
+    base, after = losses_without(model, batches, value, each, ablation, seed, "head importance")
+    return after - base[:, None, None]

@@ -1,0 +1,229 @@
+"""Head roles: does a head look at the previous token, at duplicates, at what followed them, at delimiters, at positions
+whatever stands there, at much or at little; and does it copy.
+
+Scores on repeated random tokens, as in Elhage et al. 2021 and Olsson et al. 2022 (transformer-circuits.pub),
+and the eigenvalues of the OV circuit. Random tokens leave out meaning and grammar on purpose; what a head
+does on real text may be something else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.errors import AnalysisError, ModelError
+from headwater.lens.model import HookedModel
+from headwater.lens.models.weights import LayerWeights, circuit_ends, layer_weights
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Which simple jobs does each head do?",
+    unit="mean attention weight on the role's keys, 0 to 1; copying: from -1 to 1",
+    paper="Olsson et al. 2022, arXiv:2209.11895; Elhage et al. 2021 (copying by OV eigenvalues)",
+    inputs="model",
+    cost="two recordings of `sequences` × (2·length + 1) tokens; copying: layers × heads × vocab·d_head²",
+    not_for="naming what a head does on real text; models that are not causal; heads that act through several tokens",
+)
+
+ROLES = (
+    "previous", "duplicate", "induction", "prefix_matching", "first", "copying", "positional", "broad", "narrow",
+    "delimiter",
+)  # fmt: skip
+DELIMITERS = ".,;:!?\n"
+EVERY = 6  # one token of so many is a delimiter
+SHARED = 4  # sequences recorded together
+ELEMENTS = 2**21  # weights of all sequences and heads that are looked at together
+
+
+def head_roles(
+    model: HookedModel,
+    length: Annotated[
+        int | None, "tokens before they repeat; none: 50, or what the context holds", Bounds(2)
+    ] = None,
+    sequences: Annotated[int, "random sequences to average over", Bounds(1)] = 8,
+    seed: Annotated[int, "seed of the random tokens", Bounds(0)] = 0,
+    per_example: Annotated[bool, "keep one value per sequence instead of their mean"] = False,
+) -> xr.DataArray:
+    """Scores [layer, head, role] on [bos] + r + r, with r `length` (m) tokens drawn uniformly from the
+    vocabulary.
+
+    Each is a mean over the queries i of the second copy: `previous` A[i, i-1]; `duplicate` A[i, i-m];
+    `induction` A[i, i-m+1]; `prefix_matching` Σ A[i, j] over all earlier j with token j-1 equal to token i;
+    `first` the weight on the first token. Weights count as they are: what a learned sink or a window takes is
+    no part of any role.
+
+    `copying` = Σ λ / Σ |λ| over the eigenvalues λ of W_E·W_V·W_O·W_U (real parts in the numerator), computed
+    in the d_head × d_head matrix W_O·W_U·W_E·W_V, which has the same non-zero ones. The gains of the layer
+    norm before attention and of the last norm are folded in; centring, per-token scale and the first MLP are
+    left out. It is NaN where it is not defined: no language head, an architecture whose weights
+    `lens.weights` cannot name (the reason stands in the attribute `copying`), or an OV circuit that is zero.
+
+    Of the same queries, definitions ours: `positional` is how alike a head looks at random tokens of two sequences,
+    `mean_i 2·Σ_j min(A_ij, B_ij) / Σ_j (A_ij + B_ij)` with B of the next sequence recorded together (1: positions alone
+    decide; even heads score 1 too; NaN for a sequence without another). `broad` is the row's entropy over the log of
+    the tokens seen, `narrow` the row's largest weight, both of rows divided by their mass. `delimiter`, on other
+    sequences in which one token of 6 is a delimiter (one of `. , ; : ! ?` or a line end that is a token by itself, or a
+    separator): the mean weight on delimiters from the second one on; an even head scores about 0.17. NaN where the
+    tokenizer has none.
+
+    Special tokens are not drawn, unless nothing else is there. Without a bos token the sequence is r + r.
+    Unit: weight, copying none. Source: the library detector's definitions, checked; prefix matching and
+    copying from memory.
+    """
+    if not model.causal:
+        raise AnalysisError(
+            f"{model.name} is not causal; head roles need a model in which each token sees its past only"
+        )
+    bos = bos_token(model)
+    length = _length(model, length, bos)
+    if sequences < 1:
+        raise AnalysisError(f"sequences={sequences} is too few; give 1 or more")
+    tokens = repeated_tokens(model, length, sequences, seed, bos)
+    scores = []
+    with torch.no_grad():
+        for ids in tqdm(tokens.split(SHARED), desc="head roles", unit="batch", disable=None):
+            record = model.record(ids, statistics=(), keep=("qk",))
+            layers = [_pattern_scores(record.map(layer), ids, length) for layer in model.layers]
+            scores.append(torch.stack(layers, 1))
+        patterns = torch.cat(scores)  # [batch, layer, head, role]
+        delimiter = _delimiter_scores(model, tokens, seed)
+    copying, note = _copying(model)
+    copied = copying[None, ..., None].expand(*patterns.shape[:-1], 1)
+    result = xr.DataArray(
+        torch.cat([patterns[..., :5], copied, patterns[..., 5:], delimiter[..., None]], -1).numpy(),
+        dims=("batch", "layer", "head", "role"),
+        coords={"layer": model.layers, "head": np.arange(model.n_heads), "role": list(ROLES)},
+        name="head_roles",
+    )
+    result = result.assign_coords(batch=np.arange(sequences)) if per_example else result.mean("batch")
+    settings = {"length": length, "sequences": sequences, "seed": seed, "bos": bos, "copying": note}
+    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+
+
+def bos_token(model: HookedModel) -> int | None:
+    """The id that begins a sequence, if the tokenizer or the configuration names one inside the
+    vocabulary."""
+    named = getattr(model.tokenizer, "bos_token_id", None)
+    if named is None:
+        named = getattr(model.hf.config, "bos_token_id", None)
+    return named if isinstance(named, int) and 0 <= named < model.vocab else None
+
+
+def repeated_tokens(model: HookedModel, length: int, sequences: int, seed: int, bos: int | None) -> Tensor:
+    """[bos] + r + r as token ids [batch, position]; the same for the same seed on every machine."""
+    special = set(getattr(model.tokenizer, "all_special_ids", None) or []) | {bos}
+    drawable = torch.tensor(
+        [token for token in range(model.vocab) if token not in special] or list(range(model.vocab))
+    )
+    picks = torch.randint(len(drawable), (sequences, length), generator=torch.Generator().manual_seed(seed))
+    copy = drawable[picks]
+    start = [] if bos is None else [torch.full((sequences, 1), bos)]
+    return torch.cat([*start, copy, copy], 1)
+
+
+def _length(model: HookedModel, length: int | None, bos: int | None) -> int:
+    room = (model.context - (bos is not None)) // 2 if model.context else 50
+    if length is None:
+        length = min(50, room)
+    if length < 2 or length > room:
+        raise AnalysisError(f"length={length} does not fit; {model.name} holds repeats of 2 to {room} tokens")
+    return length
+
+
+def _pattern_scores(map: AttentionMap, ids: Tensor, length: int) -> Tensor:
+    """The attention scores of one layer on repeated tokens, [batch, head, role], without delimiters."""
+    total = ids.shape[1]
+    step = max(ELEMENTS // (map.shape[0] * map.shape[1] * total), 1)
+    blocks = torch.arange(total - length, total).split(step)
+    rows = torch.cat([_of_queries(map, ids, queries, length) for queries in blocks], 2)
+    return torch.cat([rows[..., :5].mean(2), rows[..., 5:].nanmean(2)], -1)
+
+
+def _of_queries(map: AttentionMap, ids: Tensor, query: Tensor, length: int) -> Tensor:
+    """The scores of neighbouring queries of the second copy, [batch, head, query, role]."""
+    total, rows = ids.shape[1], slice(int(query[0]), int(query[-1]) + 1)
+    weights = map.tile(rows, slice(0, total)).double().cpu()  # [batch, head, query, key]
+    row = torch.arange(len(query))
+    earlier = torch.arange(total) < query[:, None]
+    before = torch.nn.functional.pad(ids[:, :-1], (1, 0), value=-1)  # the token at j - 1
+    follows = (before[:, None, :] == ids[:, query, None]) & earlier
+    prefix = (weights * follows[:, None]).sum(-1)
+    own = [weights[:, :, row, key] for key in (query - 1, query - length, query - length + 1)]
+    return torch.stack([*own, prefix, weights[..., 0], *_shapes(map, weights, rows)], -1)
+
+
+def _shapes(map: AttentionMap, weights: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """`positional`, `broad`, `narrow` of weights [batch, head, query, key], each [batch, head, query]."""
+    other = weights.roll(-1, 0)
+    masses = (weights + other).sum(-1)
+    alike = 2 * torch.minimum(weights, other).sum(-1) / masses
+    if len(weights) == 1:
+        alike = torch.full_like(alike, torch.nan)
+    seen = map.rule.mask.visible_keys(*map.shape[:2]).expand(map.shape[:3])[:, :, rows].double()
+    shares = weights / weights.sum(-1, keepdim=True)  # a row without weights is NaN
+    entropy = -torch.special.xlogy(shares, shares).sum(-1) / seen.log()
+    return alike, entropy, shares.amax(-1)
+
+
+def delimiter_tokens(model: HookedModel) -> list[int]:
+    """Ids of the tokenizer's single-token delimiters, its separator among them."""
+    if model.tokenizer is None:
+        return []
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    found = {getattr(model.tokenizer, "sep_token_id", None)}
+    for sign in DELIMITERS:
+        ids = model.tokenizer(sign, add_special_tokens=False)["input_ids"]
+        found |= set(ids) if len(ids) == 1 else set()
+    return sorted(n for n in found if isinstance(n, int) and n != unknown and 0 <= n < model.vocab)
+
+
+def _delimiter_scores(model: HookedModel, tokens: Tensor, seed: int) -> Tensor:
+    """Mean weight on delimiters that stand at every sixth place of the sequences, [batch, layer, head]."""
+    signs = delimiter_tokens(model)
+    missing = torch.full((len(tokens), model.n_layers, model.n_heads), torch.nan, dtype=torch.float64)
+    total = tokens.shape[1]
+    if not signs or total <= 2 * EVERY:
+        return missing
+    places = torch.arange(EVERY, total, EVERY)
+    picks = torch.randint(
+        len(signs), (len(tokens), len(places)), generator=torch.Generator().manual_seed(seed)
+    )
+    marked = tokens.clone()
+    marked[:, places] = torch.tensor(signs)[picks]
+    found = []
+    for ids in marked.split(SHARED):
+        is_sign = torch.isin(ids, torch.tensor(signs)).float()[..., None]
+        record = model.record(ids, statistics=(), keep=("qk",))
+        on_signs = [(record.map(layer) @ is_sign)[:, :, 2 * EVERY :, 0].mean(-1) for layer in model.layers]
+        found.append(torch.stack(on_signs, 1).double().cpu())
+    return torch.cat(found)
+
+
+def _copying(model: HookedModel) -> tuple[Tensor, str]:
+    """Copying scores [layer, head], and how they were made or why they are missing."""
+    missing = torch.full((model.n_layers, model.n_heads), torch.nan, dtype=torch.float64)
+    if not model.has_lm_head:
+        return missing, "undefined: the model has no language head"
+    try:
+        embed, unembed = circuit_ends(model)
+        # the vocabulary is summed over once: all heads share W_U·W_E [d_model, d_model]
+        ends = unembed.double() @ embed.double()
+        scores = [copying_scores(layer_weights(model, layer), ends) for layer in model.layers]
+    except ModelError as error:
+        return missing, f"undefined: {error}"
+    return torch.stack(scores).cpu(), "OV eigenvalues, layer-norm gains folded in"
+
+
+def copying_scores(weights: LayerWeights, ends: Tensor) -> Tensor:
+    """Σ λ / Σ |λ| per head from W_U·W_E [d_model, d_model]; NaN where every λ is zero."""
+    value = weights.gain.double()[:, None] * weights.value.double()
+    eigenvalues = torch.linalg.eigvals(weights.output.double() @ ends @ value)  # [head, d_head]
+    return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)

@@ -1,0 +1,105 @@
+"""Head similarity: which heads of a model look the same way on a text.
+
+Cosine or Jensen–Shannon between whole maps, streamed over blocks of rows: the memory is that of one block of all maps,
+whatever the length. Says that two heads look alike, not that they carry the same.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.lens.errors import AnalysisError
+from headwater.lens.naming.heads import Head
+from headwater.lens.records.record import Record
+
+ABOUT = About(
+    question="Which heads look the same way?",
+    unit="similarity, 0 to 1 (cosine of signed weights: from -1)",
+    paper="cosine: common practice; Jensen–Shannon: Lin 1991, between heads as in Clark et al. 2019, arXiv:1906.04341",
+    inputs="record",
+    cost="time O(heads² · S²) over all heads of the model, memory O(heads · S)",
+    not_for="saying that heads are redundant: they may look alike and carry different values; short texts",
+)
+
+ELEMENTS = 2**22  # weights of all heads that are held at once
+FLOOR = 1e-30
+
+
+def head_similarity(
+    record: Record,
+    by: Annotated[
+        Literal["cosine", "jensen_shannon"], "angle between maps, or overlap of their rows"
+    ] = "cosine",
+    per_example: Annotated[bool, "keep one matrix per batch row instead of their mean"] = False,
+) -> xr.DataArray:
+    """Similarity [head, other] of every pair of heads of all layers, named "layer.head"; or [batch, head, other].
+
+    `cosine`: `Σ_ij A_ij B_ij / (‖A‖_F ‖B‖_F)` over a text. `jensen_shannon`: `1 - mean_i JS(a_i, b_i) / ln 2` with
+    `JS(a, b) = H((a + b)/2) - (H(a) + H(b))/2` and each row divided by its mass; rows without weights in one of the two
+    are left out. Means over texts follow. Both are 1 for equal maps; a head without any weight is NaN. The coordinates
+    `layer` and `index` say which head stands where.
+    Unit: similarity. Source: the definitions, from memory.
+    """
+    if by not in ("cosine", "jensen_shannon"):
+        raise AnalysisError(f"by={by!r} is unknown; give cosine or jensen_shannon")
+    if by == "jensen_shannon" and any(record.map(layer).signed for layer in record.layers):
+        raise AnalysisError("the weights are signed, so rows are no shares; take by='cosine'")
+    found = _cosine(record) if by == "cosine" else _jensen_shannon(record)
+    result = xr.DataArray(
+        found.numpy(), dims=("batch", "head", "other"), coords=head_names(record), name="head_similarity"
+    )
+    result = result.assign_coords(batch=np.arange(len(found))) if per_example else result.mean("batch")
+    return result.assign_attrs(ABOUT.attrs(record.provenance, by=by))
+
+
+def head_names(record: Record, *dims: str) -> dict[str, object]:
+    """Coordinates "layer.head" of all heads of a record on the dimensions `head` and `other`, or those given."""
+    heads = [Head(layer, head) for layer in record.layers for head in range(record.n_heads)]
+    named: dict[str, object] = {dim: [str(head) for head in heads] for dim in dims or ("head", "other")}
+    first = dims[0] if dims else "head"
+    return named | {"layer": (first, [h.layer for h in heads]), "index": (first, [h.head for h in heads])}
+
+
+def _blocks(record: Record):
+    """Weights of all heads on a few rows at a time, [batch, layer · head, row, key] in float64."""
+    maps = [record.map(layer) for layer in record.layers]
+    batch, heads, queries, keys = maps[0].shape
+    step = max(ELEMENTS // (batch * heads * len(maps) * keys), 1)
+    for begin in range(0, queries, step):
+        rows = slice(begin, min(begin + step, queries))
+        yield torch.cat([map.tile(rows, slice(0, keys)).double().cpu() for map in maps], 1)
+
+
+def _cosine(record: Record) -> Tensor:
+    products = sum(block.flatten(2) @ block.flatten(2).mT for block in _blocks(record))
+    assert isinstance(products, Tensor)
+    lengths = products.diagonal(dim1=1, dim2=2).sqrt()
+    return products / (lengths[:, :, None] * lengths[:, None])  # 0 / 0 is NaN
+
+
+def _jensen_shannon(record: Record) -> Tensor:
+    names = len(record.layers) * record.n_heads
+    total = torch.zeros(len(record.valid), names, names, dtype=torch.float64)
+    counted = torch.zeros_like(total)
+    for block in _blocks(record):
+        mass = block.sum(-1, keepdim=True)
+        rows = block / mass.clamp_min(FLOOR)
+        live = (mass[..., 0] > 0).double()
+        own = _entropy(rows)
+        for head in range(names):  # one head against all: no pair of pairs is held
+            middle = _entropy((rows + rows[:, head : head + 1]) / 2)
+            both = live * live[:, head : head + 1]
+            apart = (middle - (own + own[:, head : head + 1]) / 2) * both
+            total[:, head] += apart.sum(-1)
+            counted[:, head] += both.sum(-1)
+    return 1 - total / counted / np.log(2)
+
+
+def _entropy(rows: Tensor) -> Tensor:
+    return -torch.special.xlogy(rows, rows).sum(-1)

@@ -1,0 +1,1 @@
+"""What a head or a layer writes towards the vocabulary."""

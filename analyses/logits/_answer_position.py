@@ -1,0 +1,103 @@
+"""What a task's prompts have at the one position that is asked: vectors of the parts, and readouts of the answer.
+
+A text that stands twice is no second observation, so it is read once; and texts are put into two halves, one to choose
+or fit on and one to judge by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.analyses._measures.measure import Answer, Explained, token_id
+from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._streams.writers import Readout, Writers
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import blocks
+from headwater.lens.transformer_lens import names
+
+MEAN, WRONG = "ic", "ic-iw"  # the names of the paper: the answer less the mean of all, less the wrong one
+
+
+def once(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches without texts that stood before."""
+    seen: set[tuple[int, ...]] = set()
+    found = []
+    for batch in batches:
+        kept = []
+        for row, ids in enumerate(batch.ids.tolist()):
+            if tuple(ids) not in seen:
+                seen.add(tuple(ids))
+                kept.append(row)
+        if kept:
+            found.append(Batch(batch.ids[kept], [batch.places[row] for row in kept]))
+    return found
+
+
+def tokens_of(model: HookedModel, given: Answer | None, what: str) -> Answer | None:
+    """Answers with every word read once, and not once per batch."""
+    if given is None or isinstance(given, str):
+        return given
+    return [one if isinstance(one, int) else token_id(model, one, what) for one in given]
+
+
+def answers_of(explained: Explained, run: Writers, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Token of the answer of each text, what the model predicts where none is given; and of the wrong one."""
+    right, other = (explained.ids_of(what, batch) for what in ("answer", "wrong"))
+    device = run.logits.device
+    asked = (
+        run.logits[:, explained.position].argmax(-1) if right is None else torch.tensor(right, device=device)
+    )
+    return asked, None if other is None else torch.tensor(other, device=device)
+
+
+def readouts(run: Writers, position: int, answer: Tensor, wrong: Tensor | None) -> Iterator[Readout]:
+    """The answer's logit less the mean of all logits ("ic"), and less that of the wrong token ("ic-iw")."""
+    yield less_the_mean(run, position, Readout.of(run, position, answer, None))
+    if wrong is not None:
+        yield Readout.of(run, position, answer, wrong)
+
+
+def less_the_mean(run: Writers, position: int, single: Readout) -> Readout:
+    """A readout of one token's logit, less the mean of all logits before a soft cap, which no softmax sees."""
+    head, norm = run.model.hf.get_output_embeddings(), blocks.final_norm(run.model.hf)
+    assert head is not None  # Readout.of has refused models without the two
+    assert norm is not None
+    mean, own = head.weight.detach().double().mean(0), getattr(head, "bias", None)
+    bias = mean @ blocks.norm_bias(norm, len(mean)).to(mean)
+    bias = bias if own is None else bias + own.detach().double().mean()
+    found = replace(single, direction=single.direction - mean, bias=single.bias - bias)
+    return replace(found, total=found.shares(run.last[:, position]) + found.bias)
+
+
+def along(readout: Readout) -> Tensor:
+    """The vectors u [batch, d_model] with which a part v of the stream gives `u·v` to the logit."""
+    norm = readout.norm
+    found = norm.gain * readout.direction
+    found = found - found.mean(-1, keepdim=True) if norm.centred else found
+    return found / norm.deviation[:, None]
+
+
+def reads_own_heads(model: HookedModel, layer: int) -> bool:
+    """Whether the MLP reads the stream behind its layer's attention; in parallel blocks both read what enters."""
+    return f"blocks.{layer}.hook_resid_mid" in names.places(model)
+
+
+def halves(groups: Sequence[object], seed: int) -> np.ndarray:
+    """Which texts are in the second half, bool [text]: about half of them, texts of one group together."""
+    known = list(dict.fromkeys(groups))
+    if len(known) < 2:
+        raise AnalysisError(
+            f"{len(groups)} texts are of one kind and can not be put into two halves; give two or more"
+        )
+    order = np.random.default_rng(seed).permutation(len(known))
+    counts = np.array([sum(group == one for group in groups) for one in known])
+    before = counts[order].cumsum() - counts[order]
+    second = {known[n] for n, start in zip(order, before, strict=True) if 2 * start >= len(groups)}
+    second = second or {known[order[-1]]}
+    return np.array([group in second for group in groups])

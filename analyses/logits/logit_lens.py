@@ -1,0 +1,110 @@
+"""Logit lens: what would the model say if it stopped before each layer?
+
+The stream entering each layer goes through the final norm and the unembedding (nostalgebraist 2020), and through the
+soft cap where the model has one; behind the last layer this is the model's own prediction, and is checked to be. One
+run. Early streams are not made to be read so, and what is not seen there may be present in another basis.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.texts import Texts
+from headwater.analyses._streams.writers import soft_cap
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import blocks, residual_stream
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="What would the model predict before each layer?",
+    unit="logit; log_probability in nats; rank from 0; entropy in nats",
+    paper="nostalgebraist 2020, Interpreting GPT: the logit lens",
+    inputs="model+examples",
+    cost="one forward pass and one unembedding per layer and text",
+    not_for="early layers of models that change basis; what a layer causes (patch)",
+)
+
+
+def logit_lens(
+    model: HookedModel,
+    examples: Examples,
+    answer: AnswerSetting = None,
+    position: PositionSetting = -1,
+    top: Annotated[int, "most likely tokens to list", Bounds(1)] = 5,
+    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+) -> xr.Dataset:
+    """`W_U·norm(x^l)` at `position` for the stream x entering each layer, and behind the last (layer "final").
+
+    `logit`, `log_probability` and `rank` (0: the most likely) of the answer, or of what the model predicts, and
+    `entropy` of the distribution, all [batch, layer]; `token` and `token_text`, the most likely ones, [batch, layer,
+    top]. A soft cap on the logits is applied. A model whose own logits are not these of its last stream is refused.
+    Unit: logits, nats. Source: the definition; the post from memory.
+    """
+    explained = Explained(model, None, answer, None, position, "logit")
+    texts = Texts.of(model, examples, batch_size)
+    top = min(top, model.vocab)
+    rows: dict[int, dict[str, Tensor]] = {}
+    for batch in texts.batches:
+        explained.of(batch)  # refuses a position that is not there
+        logits = _lensed(model, batch, position)
+        given = explained.ids_of("answer", batch)
+        asked = logits[:, -1].argmax(-1) if given is None else torch.tensor(given, device=logits.device)
+        found = _read(logits, asked, top)
+        for row, place in enumerate(batch.places):
+            rows[place] = {name: values[row].cpu() for name, values in found.items()}
+    values = {name: torch.stack([rows[n][name] for n in sorted(rows)]).numpy() for name in rows[0]}
+    tokens = values["token"]
+    words = np.array(model.to_strings(torch.from_numpy(tokens.ravel()))).reshape(tokens.shape)
+    each = {name: (("batch", "layer"), values[name]) for name in values if name != "token"}
+    return xr.Dataset(
+        each | {"token": (("batch", "layer", "top"), tokens), "token_text": (("batch", "layer", "top"), words)},
+        coords={
+            "batch": np.arange(len(rows)), "layer": [*map(str, model.layers), "final"], "top": np.arange(top),
+        },
+        attrs=ABOUT.attrs(provenance(model), answer=answer, position=position, soft_cap=soft_cap(model)),
+    )  # fmt: skip
+
+
+def _lensed(model: HookedModel, batch: Batch, position: int) -> Tensor:
+    """Logits [batch, layer and final, vocab] in float64."""
+    norm, head = blocks.final_norm(model.hf), model.hf.get_output_embeddings()
+    if norm is None or head is None:
+        raise AnalysisError(f"{model.name} has no final norm and unembedding that are known")
+    streams: dict[int | str, Tensor] = {}
+    with residual_stream.listening(
+        model, lambda place, stream: streams.update({place: stream[:, position].detach()})
+    ):
+        own = model(batch.ids)[:, position]
+    with torch.no_grad():
+        found = head(norm(torch.stack([streams[place] for place in (*model.layers, "final")], 1)))
+    cap = soft_cap(model)
+    found = found if cap is None else cap * torch.tanh(found / cap)
+    if not torch.allclose(found[:, -1], own, atol=2e-3, rtol=2e-3):
+        raise AnalysisError(
+            f"the logits of {model.name} are not its final norm and unembedding of the stream (a scale or a transform "
+            "is between), so its layers can not be read so"
+        )
+    return found.double()
+
+
+def _read(logits: Tensor, asked: Tensor, top: int) -> dict[str, Tensor]:
+    logs = logits.log_softmax(-1)
+    place = asked[:, None, None].expand(-1, logits.shape[1], 1)
+    chosen = logits.gather(-1, place)
+    return {
+        "logit": chosen[..., 0],
+        "log_probability": logs.gather(-1, place)[..., 0],
+        "rank": (logits > chosen).sum(-1),
+        "entropy": -(logs.exp() * logs).nan_to_num().sum(-1),
+        "token": logits.topk(top, -1).indices,
+    }

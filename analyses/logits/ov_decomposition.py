@@ -1,0 +1,149 @@
+"""What a head moves along a direction, by the token it looks at and by what wrote that token's stream.
+
+The direction is a logit's, or any of the residual stream's: a probe's, a steering vector. The value and output maps of
+Elhage et al. 2021 with both norms' scales frozen and the weights as they are: the terms add up to what the head writes
+there, for a logit its direct logit attribution. One run. Why the weights are so is not told (qk_decomposition).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.texts import Texts
+from headwater.analyses._streams.head_inputs import Reading, check_sum, one_head
+from headwater.analyses._streams.writers import Readout, Writers, soft_cap
+from headwater.analyses.logits._directions import Direction, direction_of
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models.weights import head_weights
+from headwater.lens.naming.heads import Head
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="What does a head move into a logit or a direction: from which token, and written there by whom?",
+    unit="logit (before a soft cap on logits); with a direction, length along it",
+    paper="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
+    inputs="model+examples",
+    cost="one forward pass, and one product per key and part",
+    not_for="what the head does through later layers; models whose norms stand behind the sum (refused)",
+)
+
+
+def ov_decomposition(
+    model: HookedModel,
+    examples: Examples,
+    head: Annotated[str, "the head, as 5.1"] = "0.0",
+    answer: AnswerSetting = None,
+    wrong: WrongSetting = None,
+    direction: Annotated[
+        Direction | None, "read along this, not a logit: d_model numbers, or their .npy file"
+    ] = None,
+    behind_norm: Annotated[bool, "read the direction behind the final norm, as a logit is"] = False,
+    position: PositionSetting = -1,
+    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+) -> xr.DataArray:
+    """`A_ij · (c W_V W_O)·u` [batch, key, component] for every key j and every part c of its stream, i at `position`.
+
+    u reads the logit of the answer (less that of a wrong one) off the stream through the final norm, whose scale, like
+    that of the norm in front of the attention, is as it is in the run. With `direction` u is that vector as it is, what
+    a probe of the stream reads, times its own length; with `behind_norm` it reads behind the final norm, so that
+    `W_U[answer] - W_U[wrong]` gives what the two tokens give. Parts are "embed", heads, "bias.l" and "mlp.l" of the
+    layers before, and "bias" (of the norm in front and of W_V). The sum over keys and parts is what the head writes
+    along u, for a logit its share in `direct_logit_attribution`: the coordinate `total` [batch].
+    Unit: that of ABOUT. Source: algebra, checked against dense runs; the paper from memory.
+    """
+    wanted = one_head(model, head)
+    if direction is not None and (answer is not None or wrong is not None):
+        raise AnalysisError("direction and answer ask for different things; give one of them")
+    if behind_norm and direction is None:
+        raise AnalysisError(
+            "behind_norm is about a direction; give one, or leave it out: a logit is read so anyway"
+        )
+    along = None if direction is None else direction_of(model, direction)
+    explained = Explained(model, None, answer, wrong, position, "logit")
+    texts = Texts.of(model, examples, batch_size)
+    rows: dict[int, Tensor] = {}
+    totals = torch.zeros(len(texts.valid), dtype=torch.float64)
+    names: list[str] = []
+    for batch in texts.batches:
+        explained.of(batch)  # refuses a position that is not there
+        run = Writers.of(model, batch)
+        readout = _readout(explained, run, batch, position, along, behind_norm)
+        reading = Reading.of(run, wanted.layer)
+        names = reading.names
+        terms, total = _terms(run, reading, readout, wanted, position)
+        totals[batch.places] = total.cpu()
+        rows |= dict(zip(batch.places, terms.cpu(), strict=True))
+    values = texts.empty(len(names))
+    for n, row in rows.items():
+        values[n][:, texts.valid[n]] = row.T
+    return xr.DataArray(
+        values.movedim(1, 2).numpy(),
+        dims=("batch", "key", "component"),
+        coords={
+            "batch": np.arange(len(totals)), "component": names, "total": ("batch", totals),
+            "key_token": (("batch", "key"), np.array(texts.strings)),
+        },
+        name="ov_decomposition",
+        attrs=ABOUT.attrs(
+            provenance(model), head=str(wanted), soft_cap=soft_cap(model), behind_norm=behind_norm,
+            direction=None if along is None else along.tolist(), **explained.settings,
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Along:
+    """Reads a direction off the stream as it is."""
+
+    direction: Tensor
+
+    def shares(self, vectors: Tensor) -> Tensor:
+        return vectors @ self.direction.to(vectors)
+
+
+def _readout(
+    explained: Explained, run: Writers, batch: Batch, position: int, along: Tensor | None, behind_norm: bool
+) -> Readout | _Along:  # fmt: skip
+    """What u reads: a logit through the final norm, or the direction, through it or not."""
+    if along is not None and not behind_norm:
+        return _Along(along)
+    device = run.logits.device
+    right, other = (explained.ids_of(what, batch) for what in ("answer", "wrong"))
+    asked = run.logits[:, position].argmax(-1) if right is None else torch.tensor(right, device=device)
+    found = Readout.of(run, position, asked, None if other is None else torch.tensor(other, device=device))
+    return (
+        found
+        if along is None
+        else replace(found, direction=along.to(found.direction).expand_as(found.direction))
+    )
+
+
+def _terms(
+    run: Writers, reading: Reading, readout: Readout | _Along, head: Head, position: int
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """[batch, key, component], and the head's share [batch]."""
+    model, layer = run.model, run.layers[head.layer]
+    weights = head_weights(model, head.layer)
+    shared = head.head // (model.n_heads // model.n_kv_heads)
+    at = position % layer.map.shape[2]
+    written = layer.output[head.head].expand(layer.map.shape[0], -1, -1)
+    if layer.behind is not None:
+        written = layer.behind.linear(written) / layer.behind.deviation[:, at, None, None]
+    values = reading.through(weights.W_V[shared], weights.b_V[shared])
+    given = torch.einsum("bkce,be->bkc", values, readout.shares(written))
+    looked = layer.map.tile(slice(at, at + 1), slice(None))[:, head.head, 0].double()
+    terms = looked[..., None] * given
+    total = readout.shares(layer.result[:, at, head.head])
+    check_sum(terms.sum((1, 2)), total, f"what head {head} of {model.name} moves")
+    return terms, total

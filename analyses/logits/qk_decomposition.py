@@ -1,0 +1,127 @@
+"""Why a head looks where it looks: its score of one pair of tokens, by what wrote the query and what wrote the key.
+
+The bilinear form of Elhage et al. 2021 with the norm's scale frozen and positions rotated in, part by part: the terms
+add up to the score exactly. One run, and one of d_head copies of a text for the rotation. Softmax is not taken apart:
+a score says nothing without those of the other keys.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.texts import Texts
+from headwater.analyses._streams.head_inputs import Reading, check_sum, one_head, rotations
+from headwater.analyses._streams.writers import Writers
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models.weights import head_weights
+from headwater.lens.naming.heads import Head
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Why does a head look at this token: which parts of the model made the score?",
+    unit="score (scaled, before a soft cap, biases of position and softmax)",
+    paper="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
+    inputs="model+examples",
+    cost="one forward pass, and one of d_head copies of a text per length; parts² products",
+    not_for="why not elsewhere (compare two keys); heads whose queries and keys are normalised (refused)",
+)
+
+
+def qk_decomposition(
+    model: HookedModel,
+    examples: Examples,
+    head: Annotated[str, "the head, as 5.1"] = "0.0",
+    query: Annotated[int, "token position that looks"] = -1,
+    key: Annotated[int | None, "token position looked at; none: where its weight is largest"] = None,
+    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+) -> xr.DataArray:
+    """`scale · (R_i W_Q c_a)·(R_j W_K c_b)` [batch, query_part, key_part] for every part of the stream on either side.
+
+    Parts are "embed", the heads, "bias.l" and "mlp.l" of the layers before, and "bias": what the norm in front and the
+    projections add. c stands for a part behind that norm, its scale as it is in the run; R rotates by position, where
+    the model does. The terms add up to the score, the coordinate `total` [batch]; `key` [batch] is the position looked
+    at. Soft caps, ALiBi and other biases of the score come behind it and are not in it.
+    Unit: score. Source: algebra, checked against dense runs; the paper from memory.
+    """
+    wanted = one_head(model, head)
+    texts = Texts.of(model, examples, batch_size)
+    count = len(texts.valid)
+    rows: dict[int, Tensor] = {}
+    totals, keys = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.long)
+    names: list[str] = []
+    for batch in texts.batches:
+        run = Writers.of(model, batch)
+        reading = Reading.of(run, wanted.layer)
+        names = reading.names
+        i, looked = _places(run, wanted, batch, query, key)
+        for row, place in enumerate(batch.places):
+            terms, total = _terms(run, reading, wanted, batch, row, (i, int(looked[row])))
+            rows[place], totals[place], keys[place] = terms.cpu(), total, looked[row]
+    return xr.DataArray(
+        torch.stack([rows[n] for n in range(count)]).numpy(),
+        dims=("batch", "query_part", "key_part"),
+        coords={
+            "batch": np.arange(count), "query_part": names, "key_part": names, "total": ("batch", totals),
+            "key": ("batch", keys),
+        },
+        name="qk_decomposition",
+        attrs=ABOUT.attrs(provenance(model), head=str(wanted), query=query),
+    )  # fmt: skip
+
+
+def _places(run: Writers, head: Head, batch: Batch, query: int, key: int | None) -> tuple[int, Tensor]:
+    """The query's position, and the key's in each text."""
+    length = batch.ids.shape[1]
+    for name, place in (("query", query), ("key", key)):
+        if place is not None and not -length <= place < length:
+            raise AnalysisError(
+                f"{name}={place}, but example {batch.places[0]} has {length} tokens; "
+                f"give a position from {-length} to {length - 1}"
+            )
+    i = query % length
+    map = run.layers[head.layer].map
+    if key is not None:
+        j = key % length
+        seen = map.rule.mask.tile(
+            slice(i, i + 1),
+            slice(j, j + 1),
+            slice(0, len(batch.ids)),
+            torch.tensor([head.head]),
+            map.q.device,
+        )
+        if seen is not None and not seen.all():
+            raise AnalysisError(
+                f"query={query} does not see key={key} in layer {head.layer} of {run.model.name}; give a key that its "
+                "mask lets it see"
+            )
+        return i, torch.full((len(batch.ids),), j)
+    weights = map.tile(slice(i, i + 1), slice(None))
+    return i, weights[:, head.head, 0].argmax(-1).cpu()
+
+
+def _terms(
+    run: Writers, reading: Reading, head: Head, batch: Batch, row: int, places: tuple[int, int]
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """[query part, key part] of one text, and the score that the model computed."""
+    model, map = run.model, run.layers[head.layer].map
+    weights = head_weights(model, head.layer)
+    shared = head.head // (model.n_heads // model.n_kv_heads)
+    one = Batch(batch.ids[row : row + 1], [0])
+    turns = rotations(model, one, head, places)
+    queries = reading.through(weights.W_Q[head.head], weights.b_Q[head.head])[row, places[0]] @ turns[0]
+    keys = reading.through(weights.W_K[shared], weights.b_K[shared])[row, places[1]] @ turns[1]
+    terms = map.rule.scale * queries @ keys.T
+    seen = map.q[row, head.head, places[0]].double(), map.k[row, shared, places[1]].double()
+    what = f"the score of head {head} of {model.name}"
+    check_sum(queries.sum(0), seen[0], what)
+    check_sum(keys.sum(0), seen[1], what)
+    return terms, (map.rule.scale * seen[0] @ seen[1]).cpu()

@@ -1,0 +1,249 @@
+"""Suppressors: parts of the last layer that speak against what the model was about to say, and what it says when they
+are made quieter.
+
+The anti-overconfidence of Lv et al. 2024 (arXiv 2403.19521). Parts are chosen on one half of the texts; scaling them,
+which is an edit that can be saved, is judged on the other half, beside random heads of the same layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.stats import binomtest
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.texts import Texts
+from headwater.analyses._streams.writers import Readout, Writers, soft_cap
+from headwater.analyses.heads.head_significance import corrected_p
+from headwater.analyses.logits._answer_position import answers_of, halves, less_the_mean, once, tokens_of
+from headwater.lens.edits.base import Edit
+from headwater.lens.edits.heads import ScaleHeads
+from headwater.lens.edits.residual import EditMLP
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import blocks
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Which parts of the last layer lower the logit of what the model was about to say?",
+    unit="logit (before a soft cap) less the mean over the vocabulary; accuracy; probability; loss in nats",
+    paper="Lv et al. 2024, arXiv:2403.19521",
+    inputs="model+examples",
+    cost="one forward pass, then one per scaled set and factor on half of the texts",
+    not_for="that a part is there to suppress: it may write something else that this token loses by",
+)
+
+CHOSEN, JUDGED = "chosen on", "judged on"
+MEASURES = ("accuracy", "probability", "logit", "loss")
+TOGETHER = "together"
+Against = Literal["mean", "nothing"]
+
+
+def suppressors(
+    model: HookedModel,
+    examples: Examples,
+    answer: AnswerSetting = None,
+    factors: Annotated[str | Sequence[float], "what a suppressor is multiplied by"] = (0.0, 0.5, 1.0),
+    against: Annotated[
+        Against, "what the token's logit is compared with: the mean of all, or nothing"
+    ] = "mean",
+    level: Annotated[
+        float, "corrected p of the sign test below which a part counts", Bounds(0.0, 1.0)
+    ] = 0.05,
+    least: Annotated[float, "logits that a part must take away in the mean", Bounds(0.0)] = 0.01,
+    controls: Annotated[int, "sets of random heads of the layer that are scaled too", Bounds(0)] = 3,
+    position: PositionSetting = -1,
+    draws: Annotated[int, "redrawings of the texts for the intervals", Bounds(100)] = 1000,
+    seed: Annotated[int, "seed of the halves, the random heads and the redrawings", Bounds(0)] = 0,
+    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+) -> xr.Dataset:
+    """Direct logit attribution of the last layer's parts c on t, the likeliest token of the stream x before that layer.
+
+    `t = argmax W_U·norm(x)` per text at `position`, x read through a norm of its own scale as the logit lens does;
+    `share_c = ((c - mean(c))/s ⊙ g)·(W_U[t] - mean W_U)` with s as it is behind the layer (`against="nothing"`: W_U[t]
+    alone, the paper's; but what all tokens gain alike no softmax sees). Over the half "chosen on" (`side`) of the
+    different texts: `mean`, `low`, `high` (95 % bootstrap), `negative` (fraction of texts), `p` of a two-sided exact
+    sign test and `p_corrected` (Holm over the parts), all [component]; `share` [batch, component] is of all texts.
+    `suppressor`: a head or MLP with `high < 0`, `mean <= -least` and `p_corrected < level`, which a handful of texts
+    never reaches.
+    Over the half "judged on" each suppressor by itself, all "together", and `controls` sets of as many random heads of
+    the layer that are none ("control 0" …; one head where only the MLP is a suppressor; fewer where few are left) are
+    multiplied by each of the `factors`: `value` [measure, judged, scaled, factor], and `change` with `change_low`,
+    `change_high` [measure, scaled, factor], paired, from the model as it is. Measures of `answer` (none: what the model
+    predicts): accuracy, probability, logit (as the model gives it), loss = -log probability. `members` (attribute)
+    names the parts of each set; `mitigation(result, scaled, factor)` are the edits, to be saved or applied.
+    Unit: logit, and that of the measure. Source: the paper's idea, from its abstract and memory; less the mean, halves
+    and tests ours. Must not be used to say that a part is there in order to suppress. Models whose norms stand behind
+    the sum are refused (BERT).
+    """
+    if against not in get_args(Against):
+        raise AnalysisError(f"against={against!r} is unknown; give one of {', '.join(get_args(Against))}")
+    scales = _numbers(factors)
+    explained = Explained(model, None, tokens_of(model, answer, "answer"), None, position, "logit")
+    texts = Texts.of(model, examples, batch_size)
+    batches = once(texts.batches)
+    rows: dict[int, tuple[Tensor, int, int]] = {}
+    names: list[str] = []
+    for batch in tqdm(batches, desc="suppressors", unit="batch", disable=None):
+        explained.of(batch)  # refuses a position that is not there
+        run = Writers.of(model, batch)
+        names, shares, before = _shares(run, position, against)
+        asked, _ = answers_of(explained, run, batch)
+        rows |= dict(
+            zip(batch.places, zip(shares, before.tolist(), asked.tolist(), strict=True), strict=True)
+        )
+    places = sorted(rows)
+    share = torch.stack([rows[place][0] for place in places]).numpy()
+    judged = halves(places, seed)
+    found = _tested(share[~judged], draws, seed)
+    named = [name for name, one in zip(names, _chosen(found, names, level, least), strict=True) if one]
+    members = _sets(model, named, controls, seed)
+    answers = {place: rows[place][2] for place in places}
+    kept = [place for place, one in zip(places, judged, strict=True) if one]
+    values = _judged(model, batches, answers, kept, members, scales, position)
+    base, values = values[:, :, 0, 0], values[:, :, 1:]
+    moved = (values - base[..., None, None]).swapaxes(0, 1)
+    change = interval(moved, draws, seed) if members else (moved.mean(0),) * 3
+    dims = ("measure", "scaled", "factor")
+    tokens = [rows[place][1] for place in places]
+    result = xr.Dataset(
+        {
+            "share": (("batch", "component"), share), **{n: ("component", v) for n, v in found.items()},
+            "suppressor": ("component", _chosen(found, names, level, least)),
+            "base": (("measure", "judged"), base), "value": (("measure", "judged", "scaled", "factor"), values),
+            **{n: (dims, v) for n, v in zip(("change", "change_low", "change_high"), change, strict=True)},
+        },
+        coords={
+            "batch": places, "component": names, "measure": list(MEASURES), "judged": kept, "factor": scales,
+            "scaled": np.array(list(members), dtype=str), "token": ("batch", tokens),
+            "token_text": ("batch", model.to_strings(tokens)),
+            "answer": ("batch", model.to_strings(answers.values())),
+            "side": ("batch", np.where(judged, JUDGED, CHOSEN)),
+        },
+    )  # fmt: skip
+    told = {"answer": answer, "against": against, "level": level, "least": least, "position": position}
+    told |= {"draws": draws, "seed": seed, "texts": len(places), "members": members}
+    return result.assign_attrs(ABOUT.attrs(provenance(model), soft_cap=soft_cap(model), **told))
+
+
+def mitigation(found: xr.Dataset, scaled: str = TOGETHER, factor: float = 0.5) -> list[Edit]:
+    """The edits that multiply the parts of one set: `with model.edit(*mitigation(result, "3.5")):`; `to_dict()` of each
+    writes it down."""
+    members = json.loads(found.attrs["members"])
+    if scaled not in members:
+        raise AnalysisError(f"no set {scaled!r} was scaled; there are {', '.join(members) or 'none'}")
+    return _edits(members[scaled], factor)
+
+
+def _numbers(given: str | Sequence[float]) -> list[float]:
+    """The factors, also as a user types them."""
+    try:
+        listed = given.replace(",", " ").split() if isinstance(given, str) else list(given)
+        found = [float(one) for one in listed]
+    except (TypeError, ValueError):
+        found = []
+    if not found or not np.isfinite(found).all() or len(set(found)) < len(found):
+        raise AnalysisError(f"factors={given!r} are not different numbers; give some, such as 0, 0.5, 1")
+    return found
+
+
+def _edits(members: Sequence[str], factor: float) -> list[Edit]:
+    heads = [name for name in members if not name.startswith("mlp.")]
+    layers = [int(name.removeprefix("mlp.")) for name in members if name.startswith("mlp.")]
+    found: list[Edit] = [ScaleHeads(dict.fromkeys(heads, factor))] if heads else []
+    return found + [EditMLP(layer, "scale", factor) for layer in layers]
+
+
+def _shares(run: Writers, position: int, against: Against) -> tuple[list[str], Tensor, Tensor]:
+    """Names of the last layer's parts, their shares [batch, component], and the likeliest token before the layer."""
+    number, layer = list(run.layers.items())[-1]
+    norm, head = blocks.final_norm(run.model.hf), run.model.hf.get_output_embeddings()
+    if norm is None or head is None:
+        raise AnalysisError(f"{run.model.name} has no final norm and unembedding that are known")
+    stream = layer.entering[:, position].to(head.weight.dtype)
+    with torch.no_grad():
+        token = head(norm(stream)).argmax(-1)
+    readout = Readout.of(run, position, token, None)
+    readout = less_the_mean(run, position, readout) if against == "mean" else readout
+    parts = {f"{number}.{h}": layer.result[:, position, h] for h in range(run.model.n_heads)}
+    parts |= {f"bias.{number}": layer.bias[:, position], f"mlp.{number}": layer.mlp[:, position]}
+    return list(parts), torch.stack([readout.shares(part) for part in parts.values()], -1).cpu(), token
+
+
+def _tested(share: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray]:
+    """What the texts that are chosen on say of each part, [component]."""
+    mean, low, high = interval(share, draws, seed)
+    below, above = (share < 0).sum(0), (share > 0).sum(0)
+    p = np.array([_sign_test(int(b), int(a)) for b, a in zip(below, above, strict=True)])
+    corrected = corrected_p(p, "holm")
+    negative = (share < 0).mean(0)
+    return {"mean": mean, "low": low, "high": high, "negative": negative, "p": p, "p_corrected": corrected}
+
+
+def _sign_test(below: int, above: int) -> float:
+    return float(binomtest(below, below + above).pvalue) if below + above else 1.0
+
+
+def _chosen(found: dict[str, np.ndarray], names: list[str], level: float, least: float) -> np.ndarray:
+    """Suppressors; the constant of the attention's output is no part that could be scaled."""
+    parts = np.array([not name.startswith("bias.") for name in names])
+    below = (found["mean"] <= -least) & (found["high"] < 0)
+    return parts & below & (found["p_corrected"] < level)
+
+
+def _sets(model: HookedModel, named: list[str], controls: int, seed: int) -> dict[str, list[str]]:
+    """What is scaled, by name: each suppressor, all of them, and random heads of the layer."""
+    if not named:
+        return {}
+    found = {name: [name] for name in named}
+    if len(named) > 1:
+        found[TOGETHER] = named
+    others = [f"{model.layers[-1]}.{head}" for head in range(model.n_heads)]
+    others = [name for name in others if name not in named]
+    size = min(len(others), max(1, sum(not name.startswith("mlp.") for name in named)))
+    generator = np.random.default_rng(seed)
+    if size:
+        for n in range(controls):
+            picked = np.sort(generator.choice(len(others), size, replace=False))
+            found[f"control {n}"] = [others[i] for i in picked]
+    return found
+
+
+def _judged(
+    model: HookedModel, batches: list[Batch], answers: dict[int, int], kept: list[int],
+    members: dict[str, list[str]], factors: list[float], position: int,
+) -> np.ndarray:  # fmt: skip
+    """Measures [measure, text, set, factor] of the kept texts; the first set is the model as it is."""
+    found = np.zeros((len(MEASURES), len(kept), 1 + len(members), len(factors)))
+    sets = [((), factors[:1]), *((names, factors) for names in members.values())]
+    for batch in tqdm(batches, desc="suppressors scaled", unit="batch", disable=None):
+        rows = [row for row, place in enumerate(batch.places) if place in kept]
+        if not rows:
+            continue
+        at = [kept.index(batch.places[row]) for row in rows]
+        asked = torch.tensor([answers[batch.places[row]] for row in rows])
+        for n, (names, scales) in enumerate(sets):
+            for m, factor in enumerate(scales):
+                with model.edit(*_edits(names, factor)):
+                    logits = model(batch.ids[rows])[:, position].double().cpu()
+                found[:, at, n, m] = _measured(logits, asked)
+    return found
+
+
+def _measured(logits: Tensor, asked: Tensor) -> np.ndarray:
+    """[measure, text] of logits [text, vocab]."""
+    logit = logits.gather(1, asked[:, None])[:, 0]
+    log = logits.log_softmax(-1).gather(1, asked[:, None])[:, 0]
+    right = (logits.argmax(-1) == asked).double()
+    return torch.stack([right, log.exp(), logit, -log]).numpy()

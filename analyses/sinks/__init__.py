@@ -1,0 +1,1 @@
+"""Where attention rests without need, and what it does there."""

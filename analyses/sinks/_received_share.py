@@ -1,0 +1,59 @@
+"""The share of attention each token receives: what its queries give it, per query that sees it.
+
+`α_j = Σ_i A_ij / #{i that see j}`, from the column statistics of a record or, for chosen queries or rows of
+unit mass, one transposed attention pass per layer. Early tokens of a causal map are seen by more queries, so
+a plain column mean would make them sinks by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.records.record import Record
+
+FEW = 256  # rows whose weights are read as one tile
+
+
+def received_share(record: Record, unit_rows: bool = False, queries: Tensor | None = None) -> xr.DataArray:
+    """α as [batch, layer, head, key] in float64; NaN on padding and where no query sees the key.
+
+    `unit_rows` divides each row by its mass first, for maps whose rows do not sum to 1; `queries` [batch, query]
+    leaves only those queries in, above and below the fraction line.
+    """
+    received, visible = record.statistic("received"), record.statistic("visible")
+    if unit_rows or queries is not None:
+        kept = record.valid if queries is None else queries & record.valid
+        pairs = [_of_queries(record.map(layer), kept, unit_rows) for layer in record.layers]
+        received, visible = (
+            template.copy(data=np.stack([pair[which].numpy() for pair in pairs], axis=1))
+            for which, template in enumerate((received, visible))
+        )
+    real = xr.DataArray(record.valid.numpy(), dims=("batch", "key"))
+    share = (received / visible.where(visible > 0)).where(real).astype(np.float64)
+    return share.drop_attrs().rename("received_share")
+
+
+def _of_queries(map: AttentionMap, kept: Tensor, unit_rows: bool) -> tuple[Tensor, Tensor]:
+    """Attention received from the kept queries and how many of them see each key, both [batch, head, key]."""
+    batch, heads, _, keys = map.shape
+    visible = replace(map.rule.mask, valid_queries=kept).seen_by(batch, heads).expand(batch, heads, keys)
+    place = kept.any(0).nonzero()[:, 0]
+    rows = slice(int(place[0]), int(place[-1]) + 1)
+    if unit_rows or rows.stop - rows.start > FEW:
+        weights = kept[:, None].expand(-1, heads, -1).float()
+        if unit_rows:
+            mass = map.statistic("row_mass").nan_to_num().cpu()
+            weights = torch.where(mass > 0, weights / mass, 0.0)
+        return (map.T @ weights[..., None].contiguous())[..., 0].float().cpu(), visible
+    received = torch.zeros(batch, heads, keys)
+    # few rows: their tile alone, instead of a pass over all rows
+    last = map.rule.mask.key_span(rows.start, rows.stop)[1]
+    tile = map.tile(rows, slice(0, last)).cpu()
+    received[..., :last] = torch.einsum("bhqk,bq->bhk", tile, kept[:, rows].float())
+    return received, visible

@@ -1,0 +1,274 @@
+"""Many redistributions of attention on the same texts, each row of a batch under one of its own.
+
+A variant says which heads, how much is kept, and from which keys: the sinks, or a control. Its texts become rows that
+share a forward pass with those of other variants, by `Redistribute(…, rows=…)`; no text is padded. Each pass is a piece
+of a journal, so that a sweep which was stopped goes on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._measures.journal import Journal
+from headwater.analyses._prompts.examples import Batch
+from headwater.analyses.sinks._control_keys import control_keys
+from headwater.lens.edits import Redistribute
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.naming.heads import Head
+from headwater.lens.records.record import Record
+
+Treatment = Literal["sinks", "random_heads", "random_keys", "same_mass"]
+TREATMENTS: tuple[Treatment, ...] = ("sinks", "random_heads", "random_keys", "same_mass")
+Find = Callable[[Tensor], tuple[Record, Tensor]]  # ids -> record, sinks [text, layer, head, key]
+Value = Callable[[Tensor, Tensor], Tensor]  # outputs, text of each row -> one number per row
+
+
+class Variant(NamedTuple):
+    """One redistribution: its head set and `keep` by number, the treatment, and which draw of a control."""
+
+    heads: int
+    keep: int
+    treatment: Treatment
+    draw: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Keys that attention may be taken from, bool [text, layer, head, key], and the mean mass a query has on them."""
+
+    keys: Tensor
+    mass: Tensor
+
+
+class Move(NamedTuple):
+    """What one variant does to the texts of a batch."""
+
+    keys: Tensor  # of the pool, [text, layer, head, key]
+    heads: Tensor  # those it acts in, [layer, head]
+    keep: Tensor  # [text, layer]
+    freed: Tensor  # mass per query that changes place on the plain run, mean over the heads, [text]
+
+    @property
+    def acting(self) -> Tensor:
+        """The texts in which anything moves, bool [text]."""
+        return ((self.keys.any(-1) & self.heads) & (self.keep < 1)[..., None]).any(-1).any(-1)
+
+
+class Begun(NamedTuple):
+    """A batch before its edits: what is kept of it as plain data, its moves by variant, and the measure.
+
+    `cells`: `plain` and `sinks` [text], `freed` [variant][text] (None where the control can not be made), and `jobs`,
+    pairs of a variant and a text in which it moves anything.
+    """
+
+    cells: dict[str, Any]
+    moves: list[Move | None]
+    value: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Redistributions:
+    """A sweep over head sets (bool [layer, head]) and `keeps`, with `controls` draws of each control."""
+
+    model: HookedModel
+    sets: Sequence[Tensor]
+    keeps: Sequence[float]
+    treatments: Sequence[Treatment]
+    controls: int
+    seed: int
+
+    def variants(self) -> list[Variant]:
+        return [
+            Variant(s, k, treatment, draw)
+            for s in range(len(self.sets))
+            for k in range(len(self.keeps))
+            for treatment in self.treatments
+            for draw in range(1 if treatment == "sinks" else self.controls)
+        ]
+
+    def run(
+        self,
+        batches: Sequence[Batch],
+        find: Find,
+        value_of: Callable[[Batch], Value],
+        rows: int,
+        journal: Journal,
+        name: str,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Values and freed masses [head set, keep, treatment, text], plain values and sinks per head [text].
+
+        What the journal holds under `name` is not run again: a batch's plain values and jobs, then `rows` jobs at once.
+        """
+        count = sum(len(batch.places) for batch in batches)
+        shape = (len(self.sets), len(self.keeps), len(self.treatments), self.controls, count)
+        values, freed = np.full(shape, np.nan), np.full(shape, np.nan)
+        plain, sinks = np.full(count, np.nan), np.full(count, np.nan)
+        variants = self.variants()
+        with tqdm(total=len(variants) * count, desc="redistribution", unit="run", disable=None) as bar:
+            for number, batch in enumerate(batches):
+                piece = f"{name}/{number}"
+                cells, begun = journal.get(piece), None
+                if cells is None or number == 0 or _unfinished(cells, journal, piece, rows):
+                    begun = self._begin(batch, find, value_of)
+                    if cells is None:
+                        journal.put(piece, begun.cells)
+                    else:
+                        _agree(cells, begun.cells, journal.path)
+                    cells = cells or begun.cells
+                plain[batch.places], sinks[batch.places] = cells["plain"], cells["sinks"]
+                for variant, masses in zip(variants, cells["freed"], strict=True):
+                    if masses is not None:
+                        freed[self._slot(variant)][batch.places] = masses
+                        # a text that nothing moves in has its plain value, bit for bit
+                        values[self._slot(variant)][batch.places] = cells["plain"]
+                jobs = cells["jobs"]
+                for start in range(0, len(jobs), rows):
+                    some = jobs[start : start + rows]
+                    numbers = journal.get(f"{piece}/{start}")
+                    if numbers is None:
+                        assert begun is not None
+                        numbers = self._values(begun, batch, some)
+                        journal.put(f"{piece}/{start}", numbers)
+                    for (variant, text), found in zip(some, numbers, strict=True):
+                        values[self._slot(variants[variant])][batch.places[text]] = found
+                    bar.update(len(some))
+                bar.update(len(variants) * len(batch.places) - len(jobs))
+        return _mean(values), _mean(freed), plain, sinks
+
+    def _begin(self, batch: Batch, find: Find, value_of: Callable[[Batch], Value]) -> Begun:
+        """The batch as it is, and every move on it."""
+        record, found = find(batch.ids)
+        value = value_of(batch)
+        plain = value(self._outputs(batch.ids), torch.arange(len(found)))
+        pools = self._pools(record, found, batch.places)
+        moves = [self._move(variant, pools) for variant in self.variants()]
+        cells = {
+            "plain": plain.double().tolist(),
+            "sinks": found.sum(-1).double().mean((1, 2)).tolist(),
+            "freed": [None if move is None else move.freed.tolist() for move in moves],
+            "jobs": [
+                [number, text]
+                for number, move in enumerate(moves)
+                if move is not None
+                for text in move.acting.nonzero()[:, 0].tolist()
+            ],
+        }
+        return Begun(cells, moves, value)
+
+    def _values(self, begun: Begun, batch: Batch, jobs: Sequence[Sequence[int]]) -> list[float]:
+        """The measure of texts under the edits of variants, which share a pass."""
+        texts = torch.tensor([text for _, text in jobs])
+        pairs = [(move, text) for variant, text in jobs if (move := begun.moves[variant]) is not None]
+        with self.model.edit(*edits_of(pairs, self.model.layers)):
+            return begun.value(self._outputs(batch.ids[texts.to(batch.ids.device)]), texts).tolist()
+
+    def _outputs(self, ids: Tensor) -> Tensor:
+        return self.model(ids) if self.model.has_lm_head else self.model.embeddings(ids)
+
+    def _slot(self, variant: Variant) -> tuple[int, int, int, int]:
+        return variant.heads, variant.keep, self.treatments.index(variant.treatment), variant.draw
+
+    def _pools(self, record: Record, sinks: Tensor, places: list[int]) -> dict[str, list[Pool]]:
+        pools = {"sinks": [Pool(sinks, _masses(record, sinks))]}
+        if "random_keys" in self.treatments:
+            drawn = [control_keys(sinks, places, self.seed, draw) for draw in range(self.controls)]
+            pools["random_keys"] = [Pool(keys, _masses(record, keys)) for keys in drawn]
+        if "same_mass" in self.treatments:
+            halves = [half_of_others(sinks, places, self.seed, draw) for draw in range(self.controls)]
+            pools["same_mass"] = [Pool(keys, _masses(record, keys)) for keys in halves]
+        return pools
+
+    def _move(self, variant: Variant, pools: dict[str, list[Pool]]) -> Move | None:
+        """None where the control can not be made: no head lies outside of the set."""
+        chosen, keep = self.sets[variant.heads], self.keeps[variant.keep]
+        if variant.treatment == "random_heads":
+            chosen = other_heads(chosen, self.seed, variant.draw)
+            if not chosen.any():
+                return None
+        source = "sinks" if variant.treatment == "random_heads" else variant.treatment
+        pool = pools[source][variant.draw if source == variant.treatment else 0]
+        mass = pool.mass * chosen
+        kept = torch.full(mass.shape[:2], keep, dtype=torch.float64)
+        if source == "same_mass":
+            wanted = (1 - keep) * (pools["sinks"][0].mass * chosen).sum(-1)
+            kept = (1 - wanted / mass.sum(-1).clamp_min(1e-12)).clamp(0, 1)
+        freed = ((1 - kept)[..., None] * mass).sum((1, 2)) / max(int(chosen.sum()), 1)
+        return Move(pool.keys, chosen, kept, freed)
+
+
+def _unfinished(cells: dict[str, Any], journal: Journal, piece: str, rows: int) -> bool:
+    return any(journal.get(f"{piece}/{start}") is None for start in range(0, len(cells["jobs"]), rows))
+
+
+def _agree(kept: dict[str, Any], now: dict[str, Any], path: object) -> None:
+    """Refuse to go on where the run as it is has other sinks or values than when the journal was begun."""
+    same = np.allclose(kept["plain"], now["plain"], rtol=1e-4, atol=1e-5, equal_nan=True)
+    if not same or kept["jobs"] != now["jobs"]:
+        what = "sinks" if same else "values of the measure"
+        raise AnalysisError(
+            f"resume: {path} was begun with other {what} on the plain texts (another measure or machine?); delete it"
+        )
+
+
+def half_of_others(sinks: Tensor, places: Sequence[int], seed: int, draw: int) -> Tensor:
+    """A random half (rounded up) of each text's keys that are a sink of no head in the layer, alike for all heads."""
+    anywhere = sinks.any(2, keepdim=True)
+    orders = [np.random.default_rng([seed, draw, place, 1]).random(sinks.shape[-1]) for place in places]
+    scores = torch.from_numpy(np.stack(orders))[:, None, None].masked_fill(anywhere, torch.inf)
+    count = ((~anywhere).sum(-1, keepdim=True) + 1) // 2
+    return ((scores.argsort(-1).argsort(-1) < count) & ~anywhere).expand(sinks.shape)
+
+
+def other_heads(chosen: Tensor, seed: int, draw: int) -> Tensor:
+    """As many random heads outside of a set, bool [layer, head]; all outside where there are fewer."""
+    outside = (~chosen).flatten().nonzero()[:, 0].numpy()
+    picked = np.random.default_rng([seed, draw]).permutation(outside)[: int(chosen.sum())]
+    found = torch.zeros(chosen.numel(), dtype=torch.bool)
+    found[torch.from_numpy(picked)] = True
+    return found.view(chosen.shape)
+
+
+def edits_of(rows: Sequence[tuple[Move, int]], layers: Sequence[int]) -> Iterator[Redistribute]:
+    """The edits of a batch whose row n is a text under a move: heads and rows that do the same share one."""
+    heads: dict[tuple, list[int]] = defaultdict(list)
+    for row, (move, text) in enumerate(rows):
+        for place, layer in enumerate(layers):
+            keep = float(move.keep[text, place])
+            for head in move.heads[place].nonzero()[:, 0].tolist():
+                keys = tuple(move.keys[text, place, head].nonzero()[:, 0].tolist())
+                if keys and keep < 1:
+                    heads[row, layer, keys, keep].append(head)
+    together: dict[tuple, list[int]] = defaultdict(list)
+    for (row, layer, keys, keep), members in heads.items():
+        together[layer, keys, keep, tuple(members)].append(row)
+    for (layer, keys, keep, members), mine in together.items():
+        yield Redistribute(
+            keys=keys, keep=keep, heads=[Head(layer, head) for head in members], layers=layer, rows=mine
+        )
+
+
+def _masses(record: Record, keys: Tensor) -> Tensor:
+    """Mean over queries of the weight on each head's keys, [text, layer, head] in float64."""
+    found = []
+    for place, layer in enumerate(record.layers):
+        map = record.map(layer)
+        found.append(
+            (map @ keys[:, place, :, :, None].float().to(map.q.device))[..., 0].double().mean(-1).cpu()
+        )
+    return torch.stack(found, 1)
+
+
+def _mean(drawn: np.ndarray) -> np.ndarray:
+    """Mean over draws, the last axis but one; treatments with one draw have NaN in the others."""
+    known = np.isfinite(drawn)
+    total = np.where(known, drawn, 0.0).sum(-2)
+    return np.where(known.any(-2), total / np.maximum(known.sum(-2), 1), np.nan)

@@ -1,0 +1,245 @@
+"""Redistribution study: what happens to a measure when attention is taken off sinks, by strength and by head set.
+
+Sinks are found on each text as it is; each text is then run under `Redistribute` and under three controls. Values of
+every text are kept, intervals are over texts and paired. Costs one recording per batch and, per text, head sets ×
+strengths × (1 + 3·controls) rows of forward passes; with `resume` a study that was stopped goes on. What it leaves out:
+edits while a text is generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.journal import Journal
+from headwater.analyses._measures.measure import (
+    AnswerSetting,
+    Explained,
+    KindSetting,
+    Measure,
+    PositionSetting,
+    WrongSetting,
+)
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.texts import Texts
+from headwater.analyses.sinks._redistributed_runs import TREATMENTS, Find, Redistributions, Value
+from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
+from headwater.lens.errors import AnalysisError
+from headwater.lens.experiments.experiment import digest_of
+from headwater.lens.model import HookedModel, next_token_loss
+from headwater.lens.naming.heads import Head, chosen
+from headwater.lens.naming.tokens import Tokens
+from headwater.lens.records.record import Record, provenance
+
+ABOUT = About(
+    question="Does taking attention off sinks change what the model does, more than taking it off anything else?",
+    unit="that of the measure: nats per token by default; freed: weight per query",
+    paper="ours, of the edit of ACT (Yu et al., ICML 2024, arXiv:2406.15765); head filter as there",
+    inputs="model+examples",
+    cost="one recording per batch, then head sets × strengths × (1 + 3·controls) forward passes per text",
+    not_for="choosing heads on the texts they are then judged on (give held_out); effects in generated text",
+)
+FILTERED = "filtered"
+CALM = 0.4  # ACT's beta
+
+
+def redistribution_study(
+    model: HookedModel,
+    examples: Examples,
+    measure: Measure | None = None,
+    rule: RuleSetting = "share",
+    keep: Annotated[
+        str | Sequence[float], "parts of the sinks' weights that are kept, each from 0 to 1"
+    ] = "0 0.25 0.5 0.75",
+    heads: Annotated[
+        str | Sequence[str] | Mapping[str, Any], 'head sets, as "all; 1.0 1.2"; in Python also by name'
+    ] = "all",
+    keys: KeysSetting = 0,
+    threshold: ThresholdSetting = None,
+    held_out: Annotated[
+        str | Sequence[str] | Tensor | None, "texts on which heads are filtered as in ACT; none: no filter"
+    ] = None,
+    controls: Annotated[int, "draws of each control, whose values are averaged", Bounds(1)] = 2,
+    answer: AnswerSetting = None,
+    wrong: WrongSetting = None,
+    position: PositionSetting = -1,
+    kind: KindSetting = "log_probability",
+    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
+    seed: Annotated[int, "seed of the controls and of the draws", Bounds(0)] = 0,
+    batch_size: Annotated[
+        int, "texts of equal length, and rows under an edit, that run together", Bounds(1)
+    ] = 16,
+    resume: Annotated[
+        str | Path | None, "file of finished passes, to stop at any time and go on; none: no file"
+    ] = None,
+) -> xr.Dataset:
+    """`effect` [heads, keep, treatment, batch] = measure under the treatment - measure without it, higher being better.
+
+    Sinks are those of `rule` (of `keys` where it is None), found for each text, layer and head before the edit; ACT's
+    rule leaves each head's first out, as there. Weights on them are multiplied by `keep`, and what is freed goes to
+    the row's other keys in proportion (`Redistribute`). `treatment`: "sinks" in the heads of the set; "random_heads",
+    the same in as many heads outside of it (NaN where it holds all); "random_keys", in the same heads as many random
+    keys that are none of its sinks; "same_mass", a random half of the keys that are no sink in the layer, `keep` being
+    set for each text and layer so that on the plain run the same mass changes place, or all there is. `freed` tells
+    how much that is, mean over queries and heads of the set; a row that sees no other key keeps its weights. Controls
+    are means of `controls` draws.
+    `plain` [batch] is the measure without an edit, `sinks` [batch] the mean number of sinks of a head. `mean`, `low`,
+    `high` [heads, keep, treatment] over texts, 95 % of the means of redrawn texts between the bounds; `beyond` [heads,
+    keep, control, bound] the same of the paired differences of the effect of sinks from that of each control.
+
+    The measure is minus the mean next-token loss (nats), or `kind` of `answer` (less `wrong`) at `position`, or
+    `measure(logits) → [batch]`, which sees rows in no fixed order. With `held_out` there is one more head set,
+    "filtered": the heads whose redistribution alone, with keep 0.4, does not lower the mean measure on those texts
+    (ACT's filter; its own measure is accuracy); the attribute `filtered` lists them. `answer` there is that of the
+    examples, one for all.
+
+    With `resume` every forward pass is on the disk, in that file, before the next begins: a study that was stopped, in
+    whatever way, goes on from there when it is asked for again with the same settings, with the numbers of one that
+    was not. The file (text, no pickle) is refused where it is of another study (other texts, model, settings, versions,
+    or other values of the measure on the plain texts) or was changed; a finished one gives the result at once.
+    Unit: that of the measure. Source: the edit and the filter from ACT's code and text, checked; study and controls are
+    ours.
+    """
+    keeps = _keeps(keep)
+    sets = _sets(model, heads)
+    if controls < 1:
+        raise AnalysisError(f"controls={controls} leaves nothing to compare with; give 1 or more")
+    if model.read_only:
+        raise AnalysisError(f"the attention of {model.name} can not be edited: {model.read_only}")
+    explained = (
+        None
+        if measure is None and answer is None
+        else Explained(model, measure, answer, wrong, position, kind)
+    )
+    if explained is None and not (model.causal and model.has_lm_head):
+        raise AnalysisError(
+            f"{model.name} has no next-token loss; give measure(logits) → [batch], or answer="
+        )
+
+    def find(ids: Tensor) -> tuple[Record, Tensor]:
+        levels = ("qk", "residual") if rule == "massive" else ("qk",)
+        record = model.record(ids, statistics=("received", "visible"), keep=levels)
+        return record, sink_keys(record, keys, rule, threshold, drop_first=True)
+
+    def value_of(batch: Batch) -> Value:
+        return _minus_loss(batch) if explained is None else explained.of(batch)
+
+    texts = Texts.of(model, examples, batch_size)
+    later = None if held_out is None else Texts.of(model, held_out, batch_size)
+    if later is not None and answer is not None and not isinstance(answer, str):
+        raise AnalysisError(
+            "held_out texts have no answers of their own; give one answer for all, or a measure"
+        )
+    named = explained.settings if explained is not None else {"measure": "minus next-token loss"}
+    settings = {
+        "rule": rule,
+        "keys": keys if rule is None else None,
+        "threshold": threshold,
+        "controls": controls,
+        "seed": seed,
+    }
+    told = provenance(model) | {"device": model.device.type, "keep": keeps, "batch_size": batch_size}
+    told |= {"heads": {name: _names(model, mask) for name, mask in sets.items()}}
+    told |= {"texts": _digest(texts), "held_out": None if later is None else _digest(later)}
+    filtered: list[str] | None = None
+    with Journal.open(resume, {"analysis": "redistribution_study", **told, **settings, **named}) as journal:
+        if later is not None:
+            filtered = _filter(model, later, find, value_of, batch_size, journal)
+            sets[FILTERED] = _mask(model, filtered)
+        study = Redistributions(model, list(sets.values()), keeps, TREATMENTS, controls, seed)
+        values, freed, plain, sinks = study.run(texts.batches, find, value_of, batch_size, journal, "study")
+    result = _dataset(values - plain, freed, draws, seed)
+    result = result.assign(plain=("batch", plain), sinks=("batch", sinks))
+    result = result.assign_coords(heads=list(sets), keep=keeps, treatment=list(TREATMENTS))
+    settings |= {"draws": draws, "examples": len(plain), "filtered": filtered}
+    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings, **named))
+
+
+def _dataset(effect: np.ndarray, freed: np.ndarray, draws: int, seed: int) -> xr.Dataset:
+    dims = ("heads", "keep", "treatment", "batch")
+    result = xr.Dataset({"effect": (dims, effect), "freed": (dims, freed)})
+    by_text = np.moveaxis(effect, -1, 0)
+    for name, values in zip(("mean", "low", "high"), interval(by_text, draws, seed), strict=True):
+        result[name] = (dims[:-1], values)
+    beyond = np.stack(interval(by_text[..., :1] - by_text[..., 1:], draws, seed), -1)
+    result["beyond"] = (("heads", "keep", "control", "bound"), beyond)
+    return result.assign_coords(control=list(TREATMENTS[1:]), bound=["mean", "low", "high"])
+
+
+def _filter(
+    model: HookedModel, texts: Texts, find: Find, value_of: Any, rows: int, journal: Journal
+) -> list[str]:
+    """The heads whose redistribution alone does not lower the mean of the measure."""
+    every = [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
+    alone = Redistributions(model, [_mask(model, [str(h)]) for h in every], [CALM], ("sinks",), 1, 0)
+    values, _, plain, _ = alone.run(texts.batches, find, value_of, rows, journal, "filter")
+    return [
+        str(head)
+        for head, value in zip(every, values[:, 0, 0].mean(-1), strict=True)
+        if value >= plain.mean()
+    ]
+
+
+def _minus_loss(batch: Batch) -> Value:
+    if batch.ids.shape[1] < 2:
+        raise AnalysisError(f"example {batch.places[0]} has one token; the next-token loss needs two or more")
+
+    def value(logits: Tensor, texts: Tensor) -> Tensor:
+        ids = batch.ids[texts.to(batch.ids.device)]
+        return -next_token_loss(logits.double(), Tokens(ids, torch.ones_like(ids, dtype=torch.bool)))
+
+    return value
+
+
+def _keeps(given: str | Sequence[float]) -> list[float]:
+    try:
+        found = [
+            float(part) for part in (given.replace(",", " ").split() if isinstance(given, str) else given)
+        ]
+    except (TypeError, ValueError):
+        raise AnalysisError(f"keep={given!r} is not a list of numbers; give for instance '0 0.5'") from None
+    if not found or not all(0 <= number <= 1 for number in found) or len(set(found)) < len(found):
+        raise AnalysisError(f"keep={given!r} is outside its limits; give different numbers from 0 to 1")
+    return found
+
+
+def _sets(model: HookedModel, given: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Head sets by name, bool [layer, head]."""
+    if isinstance(given, str):
+        parts = [part.strip() for part in given.split(";") if part.strip()]
+        named: Mapping[str, Any] = {
+            part: part if part == "all" else part.replace(",", " ").split() for part in parts
+        }
+    else:
+        named = given if isinstance(given, Mapping) else {" ".join(map(str, given)): given}
+    found = {str(name): _mask(model, heads) for name, heads in named.items()}
+    empty = [name for name, mask in found.items() if not mask.any()]
+    if not found or empty or FILTERED in found:
+        what = f"the set {empty[0]!r} is empty" if empty else f"{given!r} names no set, or one {FILTERED!r}"
+        raise AnalysisError(f"heads: {what}; give 'all', or heads such as '1.0 1.2', sets apart by ;")
+    return found
+
+
+def _mask(model: HookedModel, heads: Any) -> Tensor:
+    picked = chosen(heads, "all", model.layers, model.n_heads)
+    none = torch.zeros(model.n_heads, dtype=torch.bool)
+    return torch.stack([picked.get(layer, none) for layer in model.layers])
+
+
+def _names(model: HookedModel, mask: Tensor) -> list[str]:
+    return [str(Head(model.layers[layer], head)) for layer, head in mask.nonzero().tolist()]
+
+
+def _digest(texts: Texts) -> str:
+    """What tells texts from others: their token ids, in their order."""
+    rows = {place: row.tolist() for b in texts.batches for place, row in zip(b.places, b.ids, strict=True)}
+    return digest_of([rows[place] for place in sorted(rows)])

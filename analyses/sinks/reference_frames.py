@@ -1,0 +1,213 @@
+"""Reference frames: does a layer hang its attention on one token, on several, on both ends, or on none?
+
+Ruscio, Nanni & Silvestri 2025 (arXiv 2508.02546) call these centralised, distributed and bidirectional frames. Their
+abstract and set-up were read; every formula here is ours, from memory of the standard definitions, and not checked
+against the paper. Sinks and concentration come in linear memory; spectrum and topology need the dense map of a layer
+and are refused on long texts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses.sinks import _graph_measures as graphs
+from headwater.lens.errors import AnalysisError
+from headwater.lens.records.record import Record
+
+ABOUT = About(
+    question="On which reference tokens does each layer's attention hang: one, several, both ends, or none?",
+    unit="sinks: tokens; concentration, centralisation, gini: 0 to 1; entropies and KL: nats; Betti numbers: counts",
+    paper="Ruscio, Nanni & Silvestri 2025, arXiv:2508.02546 (frames); measures are ours, from memory",
+    inputs="record",
+    cost="one walk over the rows of each layer; spectrum n³ and topology per layer, up to 512 and 128 tokens",
+    not_for="naming the position encoding of a model; texts of a few tokens; more than a description of these texts",
+)
+
+LONGEST_SPECTRUM, LONGEST_TOPOLOGY = 512, 128
+SINGLE = 0.5  # share of the sink mass with which the largest sink makes a frame centralised
+END = 0.25  # share that each end has in a bidirectional frame
+FRAMES = ("none", "centralised", "distributed", "bidirectional")
+
+
+def reference_frames(
+    record: Record,
+    tau: Annotated[float, "weight from which a query counts as looking at a token", Bounds(0.0, 1.0)] = 0.3,
+    gamma: Annotated[
+        float, "share of the queries that see a token which must look at it", Bounds(0.0, 1.0)
+    ] = 0.5,
+    spectrum: Annotated[bool, "eigenvalues of the graph; texts up to 512 tokens"] = True,
+    topology: Annotated[bool, "Betti numbers of the graph; texts up to 128 tokens"] = False,
+    quantile: Annotated[float, "edges above this quantile make the topology", Bounds(0.0, 1.0)] = 0.9,
+    normalised: Annotated[bool, "normalised Laplacian in place of D - W"] = False,
+    min_queries: Annotated[int, "tokens that fewer queries see are not judged", Bounds(1)] = 3,
+) -> xr.Dataset:
+    """Measures [batch, layer] of `A`, the mean over a layer's heads, and the type of frame they amount to.
+
+    A token j is a sink where `#{i : A_ij ≥ tau} / #{i that see j} ≥ gamma`; `c_j = Σ_i A_ij / #{i that see j}`.
+    `sinks` counts them; `concentration` is max c, `top` its token, `gini` and `received_entropy` are of c;
+    `centralisation = Σ_j (c_max - c_j)/(n - 1)` after Freeman, 1 for a pure sink (in maps that see both ways c is the
+    in-degree over n). `kl_uniform` is the mean over rows of KL(A_i ‖ uniform on the visible keys), `kl_without_sink` of
+    KL(A_i without its top token, renormalised ‖ A_i) = -ln(1 - A_i,top); the other direction would be infinite.
+    `spectrum`, of `W = (A + Aᵀ)/2` without its diagonal: `fiedler` is the second eigenvalue of the Laplacian, `gap`
+    the difference of its two largest, `spectral_entropy` that of all; `alignment` |v_1[top]| of W's first
+    eigenvector. `topology`, of the edges from `quantile` of W's positive entries on: `components`, `cycles` (edges
+    alone), `holes` (cliques filled, over GF(2)).
+    `frame` is "none" without a sink; "bidirectional" where the two largest sinks are the first and the last token, each
+    with 0.25 of the sinks' mass c; "centralised" where the largest has 0.5 of it; else "distributed".
+
+    Weights count as they are. Fewer than 3 tokens: NaN. Unit: as named. Source: frames from the abstract; formulas
+    ours, unverified. The thresholds tau, gamma are defaults of ours; see how the verdict moves with them.
+    """
+    _check(record, tau, gamma, quantile, spectrum, topology)
+    rows = []
+    for layer in record.layers:
+        walks = _walk(record, layer, tau)
+        per_text = []
+        for b, real in enumerate(record.valid):
+            found = _measures(record, layer, walks, b, gamma, min_queries)
+            if (spectrum or topology) and int(real.sum()) > 2:
+                weights = _mean_map(record, layer, b)
+                found |= _spectrum(weights, found["top_rank"], normalised) if spectrum else {}
+                found |= _topology(weights, quantile) if topology else {}
+            found.pop("top_rank", None)
+            per_text.append(found)
+        rows.append(per_text)
+    names = list(dict.fromkeys(name for layer in rows for text in layer for name in text))
+    data = {
+        name: (("batch", "layer"), np.array([[text.get(name, np.nan) for text in layer] for layer in rows]).T)
+        for name in names
+    }
+    result = xr.Dataset(data, coords={"layer": record.layers})
+    settings = {
+        "tau": tau, "gamma": gamma, "quantile": quantile, "normalised": normalised, "min_queries": min_queries,
+    }  # fmt: skip
+    return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
+
+
+def _check(record: Record, tau: float, gamma: float, quantile: float, spectrum: bool, topology: bool) -> None:
+    for name, value in (("tau", tau), ("gamma", gamma), ("quantile", quantile)):
+        if not 0 <= value <= 1:
+            raise AnalysisError(f"{name}={value} is outside its limits; give a number from 0 to 1")
+    longest = int(record.valid.sum(1).max())
+    for name, wanted, limit in (
+        ("topology", topology, LONGEST_TOPOLOGY),
+        ("spectrum", spectrum, LONGEST_SPECTRUM),
+    ):
+        if wanted and longest > limit:
+            raise AnalysisError(
+                f"a text has {longest} tokens and the {name} is for up to {limit}; record less or give {name}=False"
+            )
+
+
+class _Walk(NamedTuple):
+    """What one walk over the rows of a layer's mean map leaves: per key [batch, key], per query [batch, query]."""
+
+    received: Tensor
+    looking: Tensor
+    entropy: Tensor
+    mass: Tensor
+
+
+def _walk(record: Record, layer: int, tau: float) -> _Walk:
+    """Linear memory: a block of rows at a time, averaged over heads in float64."""
+    map = record.map(layer)
+    batch, _, queries, keys = map.shape
+    received, looking = (torch.zeros(batch, keys, dtype=torch.float64) for _ in range(2))
+    entropy, mass = (torch.zeros(batch, queries, dtype=torch.float64) for _ in range(2))
+    for span, weights in map.row_blocks():
+        mean = weights.double().mean(1).cpu()
+        received += mean.sum(1)
+        looking += (mean >= tau).sum(1)
+        mass[:, span] = mean.sum(-1)
+        unit = mean / torch.where(mass[:, span] > 0, mass[:, span], 1.0)[..., None]
+        entropy[:, span] = torch.special.entr(unit).sum(-1)
+    return _Walk(received, looking, entropy, mass)
+
+
+def _mean_map(record: Record, layer: int, b: int) -> np.ndarray:
+    """The mean over heads of one text, dense [query, key], padding left out."""
+    place = record.valid[b].nonzero()[:, 0]
+    rows = [weights[b].double().mean(0).cpu() for _, weights in record.map(layer).row_blocks()]
+    return torch.cat(rows)[place][:, place].numpy()
+
+
+def _measures(
+    record: Record, layer: int, walk: _Walk, b: int, gamma: float, min_queries: int
+) -> dict[str, float | str | int]:
+    """What columns and rows of one text's mean map say, without its spectrum."""
+    place = record.valid[b].nonzero()[:, 0].numpy()
+    if len(place) < 3:
+        return {"frame": "", "sinks": np.nan, "top": -1}
+    map = record.map(layer)
+    seen, ahead = (
+        counts[b % len(counts), 0].numpy()[place]
+        for counts in (
+            map.rule.mask.seen_by(len(record.valid), 1),
+            map.rule.mask.visible_keys(len(record.valid), 1),
+        )
+    )
+    received, looking, spread, mass = (x[b].numpy()[place] for x in walk)
+    judged = seen >= min(min_queries, seen.max())
+    share = np.where(judged, received / np.maximum(seen, 1), 0.0)
+    sinks = np.flatnonzero(judged & (looking / np.maximum(seen, 1) >= gamma) & (share > 0))
+    top = int(share.argmax())
+    column = int(place[top])
+    beside = (
+        map.tile(slice(0, map.shape[2]), slice(column, column + 1))[b]
+        .double()
+        .mean(0)[place, 0]
+        .cpu()
+        .numpy()
+    )
+    rows = mass > 0
+    removed = np.clip(beside[rows] / mass[rows], 0, 1)
+    left = removed < 1 - 1e-6  # a row that sees the top token alone has nothing left to compare
+    return {
+        "frame": _frame(sinks, share, len(place)),
+        "sinks": len(sinks),
+        "top": column,
+        "top_rank": top,
+        "concentration": float(share.max()),
+        "gini": graphs.gini(share[judged]),
+        "received_entropy": graphs.entropy(share[judged]),
+        "centralisation": float((share.max() - share[judged]).sum() / max(judged.sum() - 1, 1)),
+        "kl_uniform": float((np.log(np.maximum(ahead[rows], 1)) - spread[rows]).mean()),
+        "kl_without_sink": float(-np.log1p(-removed[left]).mean()) if left.any() else np.nan,
+    }
+
+
+def _frame(sinks: np.ndarray, share: np.ndarray, count: int) -> str:
+    if not len(sinks):
+        return "none"
+    order = sinks[np.argsort(-share[sinks], kind="stable")]
+    parts = share[order] / share[sinks].sum()
+    if len(order) > 1 and {int(order[0]), int(order[1])} == {0, count - 1} and parts[1] >= END:
+        return "bidirectional"
+    return "centralised" if parts[0] >= SINGLE else "distributed"
+
+
+def _spectrum(weights: np.ndarray, top: float | str | int, normalised: bool) -> dict[str, float]:
+    graph = graphs.symmetric(weights)
+    values = graphs.laplacian_spectrum(graph, normalised)
+    return {
+        "fiedler": float(values[1]),
+        "gap": float(values[-1] - values[-2]),
+        "alignment": float(graphs.top_direction(graph)[int(top)]),
+        "spectral_entropy": graphs.entropy(np.clip(values, 0, None)),
+    }
+
+
+def _topology(weights: np.ndarray, quantile: float) -> dict[str, int]:
+    graph = graphs.symmetric(weights)
+    edges = graph[np.triu_indices(len(graph), 1)]
+    positive = edges[edges > 0]
+    threshold = np.quantile(positive, quantile) if len(positive) else np.inf
+    components, cycles, holes = graphs.betti(graph, float(threshold))
+    return {"components": components, "cycles": cycles, "holes": holes}

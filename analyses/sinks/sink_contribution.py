@@ -1,0 +1,155 @@
+"""What a sink carries: how much of each head's output comes from it, and how the prediction changes without it.
+
+A weight near 1 on a value near 0 carries nothing. The sinks' values are taken out without renormalising the rest, in
+all layers and heads at once, and beside it the values of as many random keys. One recording and 2 +
+controls runs per batch; leaves out what the sink does by drawing attention off other keys, which redistribution
+shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.texts import Texts
+from headwater.analyses.sinks._control_keys import control_keys
+from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
+from headwater.analyses.sinks._uniform_map import even_map
+from headwater.kernels.tiles.block import Block
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.attention import context
+from headwater.lens.attention.context import Lowered
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import Record, provenance
+
+ABOUT = About(
+    question="What does a sink carry: how much of the heads' outputs, and of the prediction?",
+    unit="share: ‖part of z from the keys‖ / ‖z‖; kl: nats; logit_change: logits",
+    paper="ours; small values of sinks in Gu et al., ICLR 2025, arXiv:2410.10781",
+    inputs="model+examples",
+    cost="one recording with values, and 2 + controls forward passes per batch; attention in blocks of rows there",
+    not_for="what the sink is for: it may take attention away from other keys; parts of z that cancel",
+)
+OF = ("sinks", "control")
+
+
+def sink_contribution(
+    model: HookedModel,
+    examples: Examples,
+    keys: KeysSetting = 0,
+    rule: RuleSetting = None,
+    threshold: ThresholdSetting = None,
+    controls: Annotated[int, "sets of random keys; their values are averaged", Bounds(1)] = 4,
+    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
+    seed: Annotated[int, "seed of the random keys and of the draws", Bounds(0)] = 0,
+    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+) -> xr.Dataset:
+    """`share` [of, batch, layer, head]: `‖Σ_{j in K} A_ij v_j‖ / ‖z_i‖`, `z_i = Σ_j A_ij v_j`, mean over queries i.
+
+    K are the sinks of the head (`of` = "sinks"), or as many random other keys of the text ("control", the mean of
+    `controls` draws). The queries are those that see a key of K and one that is not in K; a head without any is NaN.
+    `kl` [of, batch]: `KL(p ‖ p')` of the next-token distributions, mean over positions, p' being those of the model
+    with `A_ij v_j = 0` for all j in K, in all heads and layers at once, the other weights as they are. `logit_change`
+    [of, batch]: the root mean square over the vocabulary of the change of the logits less its mean, mean over
+    positions. `mean`, `low`, `high` [measure, of] of both over texts, with 95 % of the means of redrawn texts between
+    the bounds; `beyond` [measure, bound] the mean and bounds of the paired difference of sinks from control.
+    Unit: share; nats; logits. Source: ours, after the observation of Gu et al. that the values of sinks are short.
+    """
+    if controls < 1:
+        raise AnalysisError(f"controls={controls} leaves nothing to compare with; give 1 or more")
+    if not model.has_lm_head or model.read_only:
+        raise AnalysisError(
+            f"{model.name} {model.read_only or 'has no language head'}; its prediction without a value is not known"
+        )
+    texts = Texts.of(model, examples, batch_size)
+    count = len(texts.valid)
+    share = np.full((2, count, model.n_layers, model.n_heads), np.nan)
+    change = np.full((2, count, 2), np.nan)  # of, text, measure
+    keep = ("qkv", "residual") if rule == "massive" else ("qkv",)
+    for batch in tqdm(texts.batches, desc="sink contribution", unit="batch", disable=None):
+        record = model.record(batch.ids, statistics=("received", "visible"), keep=keep)
+        sinks = sink_keys(record, keys, rule, threshold)
+        plain = model(batch.ids)
+        sets = [[sinks], [control_keys(sinks, batch.places, seed, draw) for draw in range(controls)]]
+        for of, drawn in enumerate(sets):
+            share[of, batch.places] = torch.stack([_shares(record, flags) for flags in drawn]).nanmean(0)
+            found = [_changes(model, batch, plain, flags) for flags in drawn]
+            change[of, batch.places] = torch.stack(found).mean(0)
+    measures = ["kl", "logit_change"]
+    result = xr.Dataset(
+        {
+            "share": (("of", "batch", "layer", "head"), share),
+            **{name: (("of", "batch"), change[..., n]) for n, name in enumerate(measures)},
+        },
+        coords={"of": list(OF), "layer": model.layers, "head": np.arange(model.n_heads), "measure": measures},
+    )
+    bounds = interval(change.transpose(1, 2, 0), draws, seed)
+    for name, values in zip(("mean", "low", "high"), bounds, strict=True):
+        result[name] = (("measure", "of"), values)
+    beyond = np.stack(interval(change[0] - change[1], draws, seed), -1)
+    result["beyond"] = xr.DataArray(
+        beyond, dims=("measure", "bound"), coords={"bound": ["mean", "low", "high"]}
+    )
+    settings = {"keys": keys if rule is None else None, "rule": rule, "threshold": threshold}
+    settings |= {"controls": controls, "draws": draws, "seed": seed, "examples": count}
+    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+
+
+@dataclass(frozen=True, eq=False)
+class _WithoutValues:
+    """A weight edit that takes the weights on chosen keys out and leaves the others as they are."""
+
+    keys: Tensor  # [text, head, key]
+
+    def resolve(self, weights: Tensor, block: Block, mask: Mask, live: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def apply(self, weights: Tensor, factors: tuple[Tensor, ...], block: Block, mask: Mask) -> Tensor:
+        gone = self.keys[block.batch][:, block.heads][..., block.columns].to(weights.device)
+        return weights.masked_fill(gone[:, :, None], 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _InEveryLayer:
+    keys: dict[int, Tensor]
+
+    def lower(self, layer: int, mask: Mask, batch: int) -> Lowered:
+        return Lowered(weights=(_WithoutValues(self.keys[layer]),))  # type: ignore[arg-type]
+
+
+def _shares(record: Record, flags: Tensor) -> Tensor:
+    """[text, layer, head] in float64."""
+    found = []
+    for place, layer in enumerate(record.layers):
+        map, value = record.map(layer), record.values[layer]
+        value = value.float().repeat_interleave(map.shape[1] // value.shape[1], 1)
+        picked = flags[:, place, :, :, None].to(value)
+        ratio = (map @ (value * picked)).double().norm(dim=-1) / (map @ value).double().norm(dim=-1)
+        even = (even_map(map) @ picked)[..., 0]
+        asked = (even > 0) & (even < 1 - 1e-6)
+        found.append(ratio.masked_fill(~asked, torch.nan).nanmean(-1).cpu())
+    return torch.stack(found, 1)
+
+
+def _changes(model: HookedModel, batch: Batch, plain: Tensor, flags: Tensor) -> Tensor:
+    """KL and change of the logits of each text without the values of these keys, [text, measure] in float64."""
+    edit = _InEveryLayer({layer: flags[:, place] for place, layer in enumerate(model.layers)})
+    with context.editing(model.key, [edit]):
+        changed = model(batch.ids)
+    before, after = plain.double(), changed.double()
+    p, q = before.log_softmax(-1), after.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1).clamp_min(0).mean(-1)
+    moved = after - before
+    moved = (moved - moved.mean(-1, keepdim=True)).square().mean(-1).sqrt().mean(-1)
+    return torch.stack([kl, moved], -1).cpu()

@@ -1,0 +1,105 @@
+"""Dependence of sinks on the input: natural text, random tokens, and one token over and over.
+
+Gu et al., ICLR 2025 (arXiv 2410.10781): sinks outlive random tokens, and under repeated ones only learned or absolute
+positions keep them. Three recordings of column statistics; says where attention goes and not why.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses.heads.head_roles import repeated_tokens
+from headwater.analyses.sinks.sink_rate import sink_rate
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Does the sink stay when the text is random tokens, or one token repeated?",
+    unit="rate: fraction of (layer, head); shares are mean weights per query that sees the key",
+    paper="Gu et al., ICLR 2025, arXiv:2410.10781",
+    inputs="model+examples",
+    cost="three recordings of each text's first tokens with two statistics, memory O(S)",
+    not_for="what makes the sink; texts of other lengths, as shares fall with length",
+)
+INPUTS = ("natural", "random", "repeated")
+
+
+def sink_inputs(
+    model: HookedModel,
+    examples: Examples,
+    length: Annotated[int, "tokens of each text that are read; shorter texts set it lower", Bounds(2)] = 64,
+    epsilon: Annotated[float, "share above which the token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
+    key: Annotated[int, "the token, counted from the first; 0 is the first"] = 0,
+    keep_start: Annotated[
+        int, "tokens of the text left as they are in front, such as its special token", Bounds(0)
+    ] = 0,
+    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
+    seed: Annotated[int, "seed of the tokens and of the draws", Bounds(0)] = 0,
+    batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
+) -> xr.Dataset:
+    """`rate` [input, batch]: of a text, the fraction of (layer, head) whose share of token `key` exceeds ε.
+
+    `input` is "natural" (the text's first tokens), "random" (as many tokens drawn alike from the ordinary ones) and
+    "repeated" (one such token, another for each text, over and over). All three have one length, that of the shortest
+    text where that is below `length`; shares fall with length. `mean`, `low`, `high` [input] over texts, with 95 % of
+    the means of redrawn texts between the bounds; `above_random` and `above_repeated` [bound] the mean and bounds of
+    the paired differences of natural text from the others. `received_share` [input, batch, layer, head] is α.
+    `keep_start` leaves the first tokens of every text in place, e.g. 1 where the tokenizer begins with a special token;
+    with 0, a model without positions under a repeated token has uniform rows, `A_ik = 1/i`, and α of the first of T
+    tokens is H_T/T.
+    Unit: fraction. Source: the paper; the metric from the authors' code, checked; how its random tokens were drawn, and
+    whether a special token stood in front, from memory.
+    """
+    ids = _natural(model, examples, length)
+    if not 0 <= keep_start < ids.shape[1]:
+        raise AnalysisError(f"keep_start={keep_start} leaves nothing to draw of {ids.shape[1]} tokens")
+    count, longest = ids.shape
+    random = repeated_tokens(model, longest, count, seed, None)[:, :longest]
+    one = repeated_tokens(model, 1, count, seed + 1, None)[:, :1]
+    texts = {"natural": ids, "random": random.to(ids), "repeated": one.to(ids)}
+    shares = []
+    for name in tqdm(INPUTS, desc="sink inputs", unit="input", disable=None):
+        given = torch.cat([ids[:, :keep_start], texts[name].expand_as(ids)[:, keep_start:]], 1)
+        found = [
+            sink_rate(model.record(part, statistics=("received", "visible"), keep=()), epsilon, key)
+            for part in given.split(batch_size)
+        ]
+        shares.append(xr.concat([one.received_share_per_example for one in found], "batch"))
+    share = xr.concat(shares, "input").assign_coords(input=list(INPUTS))
+    rate = (share > epsilon).where(share.notnull()).mean(("layer", "head"))
+    columns = rate.transpose("batch", "input").values
+    mean, low, high = interval(columns, draws, seed)
+    result = xr.Dataset({"rate": rate, "received_share": share})
+    result = result.assign(mean=("input", mean), low=("input", low), high=("input", high))
+    for place, name in enumerate(INPUTS[1:], 1):
+        bounds = interval(columns[:, :1] - columns[:, place : place + 1], draws, seed)
+        result[f"above_{name}"] = ("bound", np.array(bounds)[:, 0])
+    settings = {"length": ids.shape[1], "epsilon": epsilon, "key": key, "keep_start": keep_start}
+    settings |= {"draws": draws, "seed": seed, "examples": len(ids)}
+    result = result.assign_coords(bound=["mean", "low", "high"])
+    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+
+
+def _natural(model: HookedModel, examples: Examples, length: int) -> Tensor:
+    """The first tokens of every text, all as many: int64 [batch, position]."""
+    if length < 2:
+        raise AnalysisError(f"length={length} is too short; give 2 tokens or more")
+    if model.part_name != "text" or not model.vocab:
+        raise AnalysisError(f"{model.name} is read as its {model.part_name}; this analysis draws words")
+    tokens = model.to_tokens(examples)
+    rows = [ids[real] for ids, real in zip(tokens.ids, tokens.mask, strict=True)]
+    shortest = min(map(len, rows))
+    if shortest < 2:
+        raise AnalysisError("an example has one token; a sink is told from the others in two or more")
+    return torch.stack([row[: min(length, shortest)] for row in rows])

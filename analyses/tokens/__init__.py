@@ -1,0 +1,1 @@
+"""How much of each input token there is in each output."""

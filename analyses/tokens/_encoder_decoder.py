@@ -1,0 +1,214 @@
+"""Relevance through encoder, decoder and cross-attention: the rules for two streams of Chefer, Gur & Wolf 2021.
+
+With s the decoder's tokens and q the encoder's, `R_ss` and `R_sq` are needed in the rows asked for alone. These are
+pulled down to every cross-attention; what stands to its left and right, `rownorm(R - I)`, acts on vectors, which go up
+through the layers of their own side. So no queries × keys matrix exists on either side, and each layer of the encoder
+and of the decoder is multiplied out twice. Only texts of the same two lengths run together, so nothing is padded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._measures.measure import Explained
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.positions import Positions, position_coordinates
+from headwater.analyses._prompts.texts import Texts, indicators
+from headwater.analyses.tokens._gradients import WeightSlopes, slopes_at
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.attention import context
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import parts
+from headwater.lens.naming.tokens import Tokens
+from headwater.lens.running.watching import Heads
+
+SIDES = ("encoder", "decoder", "cross")
+Step = tuple[str, WeightSlopes]  # "decoder" or "cross", in the order the model runs them
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Texts for both sides: `target` those of the decoder, `source` the encoder's tokens and which of them are real."""
+
+    tokens: Tokens
+    source: Tokens
+    source_strings: list[list[str]]
+    target: Texts
+
+    @classmethod
+    def of(cls, model: HookedModel, examples: Examples, decoder: Examples | None, size: int) -> Pairs:
+        """What the encoder reads (`examples`) and the decoder (`decoder`; None: its start token), or `Tokens` of both.
+
+        One decoder text given as a string goes with each example.
+        """
+        if set(model.parts) != set(SIDES) or model.part_name != "decoder":
+            raise AnalysisError(
+                f"{model.name} has the parts {', '.join(model.parts)} and is read as its {model.part_name}; relevance "
+                "takes a model of one text, or one of encoder, decoder and cross read as its decoder"
+            )
+        if size < 1:
+            raise AnalysisError(f"batch_size={size} is too small; give 1 or more")
+        if not isinstance(examples, str) and len(examples) == 0:
+            raise AnalysisError("examples is empty; give at least one text or row of tokens")
+        if decoder is not None and isinstance(examples, Tokens) and examples.more:
+            raise AnalysisError("these examples hold the decoder's tokens already; leave decoder= out")
+        if isinstance(decoder, str) and not isinstance(examples, str):
+            decoder = [decoder] * len(examples)
+        tokens = model.to_tokens(examples, decoder_input_ids=decoder)
+        cross = model.parts["cross"]
+        source = parts.axis(cross, cross.keys, tokens)
+        if source is None:
+            raise AnalysisError(
+                f"{model.name}: how many tokens its encoder makes of these examples is not known"
+            )
+        source = Tokens(source.ids.cpu(), source.mask.cpu())
+        names = [
+            model.to_strings(row) if cross.keys == "encoder" else [f"#{i}" for i in row] for row in source.ids
+        ]
+        real = tokens.mask.cpu()
+        lengths = [(int(a), int(b)) for a, b in zip(source.mask.sum(1), real.sum(1), strict=True)]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, both in enumerate(lengths):
+            groups.setdefault(both, []).append(place)
+        batches = [
+            Batch(
+                torch.stack([tokens.ids[place][real[place]] for place in some[i : i + size]]),
+                some[i : i + size],
+            )
+            for _, some in sorted(groups.items())
+            for i in range(0, len(some), size)
+        ]
+        target = Texts(real, [model.to_strings(row) for row in tokens.ids], batches)
+        return cls(tokens, source, names, target)
+
+    def given(self, batch: Batch) -> Tokens:
+        """One batch as a call takes it, without padding."""
+        more = {name: tensor[batch.places] for name, tensor in self.tokens.more.items()}
+        if "input_ids" in more:
+            kept = self.source.mask[batch.places]
+            ids = more["input_ids"].cpu()
+            more["input_ids"] = torch.stack([row[real] for row, real in zip(ids, kept, strict=True)])
+            more["attention_mask"] = torch.ones_like(more["input_ids"])
+        return Tokens(batch.ids, torch.ones_like(batch.ids, dtype=torch.bool), more)
+
+
+def relevance_of_pairs(
+    asked: Explained, pairs: Pairs, queries: Positions, attrs: dict[str, Any]
+) -> xr.DataArray:
+    """Rows of `R_sq` and `R_ss` beside each other, [batch, query, key]: the encoder's tokens, then the decoder's."""
+    texts = pairs.target
+    columns = texts.columns(queries)
+    own = texts.empty(columns.shape[1])
+    source = torch.full((len(own), columns.shape[1], pairs.source.shape[1]), torch.nan, dtype=torch.float64)
+    for batch in texts.batches:
+        encoder, steps = _slopes(asked, pairs.given(batch), batch)
+        rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
+        mine, across = _rows(encoder, steps, rows)
+        texts.spread(batch, mine, own)
+        for place, row in zip(batch.places, across.cpu(), strict=True):
+            source[place][:, pairs.source.mask[place]] = row
+    found = position_coordinates(texts, queries, columns)
+    width = pairs.source.shape[1]
+    names = np.concatenate([np.array(x, dtype=object) for x in (pairs.source_strings, texts.strings)], 1)
+    found["key"] = np.arange(names.shape[1])
+    found["key_token"] = (("batch", "key"), names.astype(str))
+    found["key_part"] = ("key", np.where(np.arange(names.shape[1]) < width, "encoder", "decoder"))
+    values = torch.cat([source, own], -1).numpy()
+    return xr.DataArray(values, dims=("batch", "query", "key"), coords=found, name="relevance", attrs=attrs)
+
+
+def _rows(encoder: list[WeightSlopes], steps: list[Step], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`rows @ R_ss` and `rows @ R_sq` for rows [batch, asked, token of the decoder]."""
+    device = steps[0][1].slope.device
+    rows = rows.to(device)
+    to_cross = []  # rows · Π (I + Ā) over the decoder's layers above each cross-attention, the top one first
+    for kind, own in reversed(steps):
+        if kind == "cross":
+            to_cross.append(rows)
+        else:
+            rows = rows + own.pulled(rows)
+    to_cross.reverse()
+    carried = torch.cat([x.mT for x in to_cross] + [torch.ones_like(rows[:, :1]).mT], -1)
+    gained = torch.zeros_like(carried)  # (R_ss - I) · carried; the last column gives the sums of its rows
+    width, reached = rows.shape[1], 0
+    across: Tensor | None = None
+    for kind, own in steps:
+        if kind == "decoder":
+            gained = gained + own.pushed(carried + gained)
+            continue
+        mine = slice(reached * width, (reached + 1) * width)
+        turned = _shared(gained[..., mine], gained[..., -1:]) + carried[..., mine]
+        pulled = own.pulled(turned.mT)
+        across = pulled if across is None else across + pulled
+        reached += 1
+    assert across is not None
+    return rows, _through_encoder(encoder, across)
+
+
+def _through_encoder(encoder: list[WeightSlopes], rows: Tensor) -> Tensor:
+    """`rows @ (rownorm(R_qq - I) + I)` for rows [batch, asked, token of the encoder]."""
+    ones = torch.ones_like(rows[:, :1]).mT
+    sums = torch.zeros_like(ones)
+    for own in encoder:
+        sums = sums + own.pushed(ones + sums)
+    shares = _shared(rows, sums.mT)
+    gained = torch.zeros_like(rows)
+    for own in reversed(encoder):
+        gained = gained + own.pulled(shares + gained)
+    return gained + rows
+
+
+def _shared(parts: Tensor, whole: Tensor) -> Tensor:
+    """parts / whole; nothing where the whole is zero, and NaN stays."""
+    return torch.where(whole > 0, parts / whole, parts * 0)
+
+
+class _Kept(Heads):
+    """The layers of one part as they ran, noted in the order of all parts."""
+
+    def __init__(self, view: HookedModel, order: list[tuple[_Kept, int]]) -> None:
+        super().__init__(view)
+        self.view, self.order = view, order
+
+    def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
+        super().take(layer, map, value, output)
+        self.order.append((self, layer))
+
+
+class _Rooted(context.Tap):
+    """Gradients begin at the first head outputs, so that neither embeddings nor features nor weights must ask."""
+
+    def leaving(self, layer: int, z: Tensor) -> Tensor:
+        return z if z.requires_grad or not torch.is_grad_enabled() else z.detach().requires_grad_()
+
+
+def _slopes(asked: Explained, given: Tokens, batch: Batch) -> tuple[list[WeightSlopes], list[Step]]:
+    """Slopes of the encoder's layers, and of the decoder's with their cross-attention, upward."""
+    model = asked.model
+    outputs = model if model.has_lm_head else model.embeddings
+    value = asked.of(batch, outputs(given))
+    order: list[tuple[_Kept, int]] = []
+    views = [_Kept(model.part(name), order) for name in SIDES]
+    with contextlib.ExitStack() as stack:
+        for kept in views:
+            stack.enter_context(context.listening(kept))
+            stack.enter_context(context.tapping(kept.view.key, _Rooted()))
+        found = value(outputs(given, grad=True), torch.arange(len(given)))
+    heads = [kept.layers[layer] for kept, layer in order]
+    grads = torch.autograd.grad(found.sum(), [output for *_, output in heads], allow_unused=True)
+    encoder, steps = [], []
+    for (kept, layer), mine, grad in zip(order, heads, grads, strict=True):
+        slopes = slopes_at(kept.view, layer, mine, grad)
+        if kept.view.part_name == "encoder":
+            encoder.append(slopes)
+        else:
+            steps.append((kept.view.part_name, slopes))
+    return encoder, steps

@@ -1,0 +1,107 @@
+"""Slopes of an explained number: with respect to word embeddings, and to every attention weight without storing them.
+
+`∂s/∂A_ij = (∂s/∂z_i)·v_j` for a head's output `z = A v`, so one backward pass that keeps the slope at z, O(S·d) numbers
+per head, gives every weight's slope; blocks of rows are multiplied out when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater.analyses._measures.measure import embedded_tokens, run_embedded
+from headwater.analyses._prompts.examples import Batch
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.attention import context
+from headwater.lens.model import HookedModel
+from headwater.lens.running.watching import Heads
+
+Value = Callable[[Tensor, Tensor], Tensor]  # (outputs, texts) → one number per row
+
+
+@dataclass(frozen=True, eq=False)
+class WeightSlopes:
+    """One layer: its maps, and what the slope of every weight follows from.
+
+    `slope` is ∂s/∂z [batch, head, query, d], `value` the values [batch, head, key, d], one per query head.
+    """
+
+    map: AttentionMap
+    slope: Tensor
+    value: Tensor
+
+    def row_blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Rows, their weights and the slopes of these, both [batch, head, row, key] in float64."""
+        for rows, weights in self.map.row_blocks():
+            yield rows, weights.double(), self.slope[:, :, rows] @ self.value.mT
+
+    def relevant_blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of `mean_h relu(∂s/∂A ⊙ A)`, [batch, row, key]."""
+        for rows, weights, slopes in self.row_blocks():
+            yield rows, (weights * slopes).clamp_min(0).mean(1)
+
+    def pulled(self, rows: Tensor) -> Tensor:
+        """`rows @ Ā` with `Ā = mean_h relu(∂s/∂A ⊙ A)`, for rows [batch, asked, query]: [batch, asked, key]."""
+        out = rows.new_zeros(*rows.shape[:-1], self.value.shape[2])
+        for span, block in self.relevant_blocks():
+            out += rows[..., span] @ block
+        return out
+
+    def pushed(self, columns: Tensor) -> Tensor:
+        """`Ā @ columns` for columns [batch, key, asked]: [batch, query, asked]."""
+        return torch.cat([block @ columns for _, block in self.relevant_blocks()], 1)
+
+
+def weight_slopes(model: HookedModel, batch: Batch, value: Value) -> dict[int, WeightSlopes]:
+    """Slopes of the explained number by layer; one forward and one backward pass."""
+    listener = Heads(model)
+    embedded = embedded_tokens(model, batch.ids).requires_grad_()
+    with context.listening(listener):
+        found = value(run_embedded(model, embedded), torch.arange(len(batch.ids)))
+    kept = {layer: listener.layers[layer] for layer in model.layers}
+    slopes = torch.autograd.grad(found.sum(), [output for _, _, output in kept.values()], allow_unused=True)
+    return {
+        layer: slopes_at(model, layer, heads, slope)
+        for (layer, heads), slope in zip(kept.items(), slopes, strict=True)
+    }
+
+
+def slopes_at(
+    model: HookedModel, layer: int, heads: tuple[AttentionMap, Tensor, Tensor], slope: Tensor | None
+) -> WeightSlopes:
+    """Slopes of a layer's weights from what `Heads` kept of it and the gradient there; None is a gradient of zero."""
+    map, values, output = heads
+    slope = torch.zeros_like(output) if slope is None else slope
+    slope = _through_edits(model, layer, map.rule.mask, slope)
+    group = slope.shape[1] // values.shape[1]
+    return WeightSlopes(map, slope.double(), values.repeat_interleave(group, 1).double())
+
+
+def _through_edits(model: HookedModel, layer: int, mask: Mask, slope: Tensor) -> Tensor:
+    """Slope at A v from that behind the edits of head outputs, which are linear in it."""
+    edits = [
+        edit
+        for prepared in context.active(model.key)
+        for edit in prepared.lower(layer, mask, len(slope)).outputs
+    ]
+    if not edits:
+        return slope
+    with torch.enable_grad():
+        before = torch.zeros_like(slope, requires_grad=True)
+        after = before
+        for edit in edits:
+            after = edit.apply(after, torch.arange(mask.queries)[None])
+        if not after.requires_grad:
+            return torch.zeros_like(slope)
+        return torch.autograd.grad(after, before, slope)[0]
+
+
+def input_slopes(model: HookedModel, embedded: Tensor, value: Value, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """∂s/∂x [row, position, d_model] at word embeddings, and s [row]; row n is a form of text `texts[n]`."""
+    leaf = embedded.detach().requires_grad_()
+    found = value(run_embedded(model, leaf), texts)
+    return torch.autograd.grad(found.sum(), leaf)[0], found.detach()

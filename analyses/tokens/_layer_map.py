@@ -1,0 +1,88 @@
+"""The heads of a layer joined in one map with the residual stream mixed in: what rollout and flow go through.
+
+`Ã = rownorm((1 - w)·Ā + w·I)` with `Ā` the heads' mean (plain or weighted), largest or smallest weights. A row that has
+no weight at all stays where it is when w > 0 and is undefined (NaN) otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.errors import AnalysisError
+from headwater.lens.records.record import Record
+
+Reduction = Literal["mean", "max", "min"]
+EXTREMES: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "min": torch.amin}
+
+
+def residual_weight(residual: float, add_residual: bool) -> float:
+    """w: the weight of the residual stream, 0 where it is not mixed in."""
+    if not 0 <= residual <= 1:
+        raise AnalysisError(f"residual={residual} is outside its limits; give a weight from 0 to 1")
+    return residual if add_residual else 0.0
+
+
+def consecutive_layers(record: Record, last: int | None) -> list[int]:
+    """The record's layers up to `last`; an error where one is missing in between, or has signed weights."""
+    layers = [layer for layer in record.layers if last is None or layer <= last]
+    if not layers or (last is not None and layers[-1] != last):
+        raise AnalysisError(f"last_layer={last} is not in this record; it has layers {record.layers}")
+    gap = [layer for before, layer in pairwise(layers) if layer != before + 1]
+    if gap:
+        raise AnalysisError(
+            f"layer {gap[0] - 1} is missing from this record; layers are followed one into the next"
+        )
+    signed = [layer for layer in layers if layer in record.maps and record.maps[layer].signed]
+    if signed:
+        raise AnalysisError(
+            f"the weights of layer {signed[0]} may be negative, so they are no shares and no capacities; "
+            "record without that normaliser"
+        )
+    return layers
+
+
+def head_mixing(
+    heads: Reduction | Sequence[Sequence[float]], layers: list[int], n_heads: int
+) -> str | Tensor:
+    """The reduction's name, or head weights [layer, head] that sum to 1 in each layer."""
+    if isinstance(heads, str):
+        if heads not in ("mean", "max", "min"):
+            raise AnalysisError(f"heads={heads!r} is unknown; give mean, max, min or weights [layer, head]")
+        return heads if heads != "mean" else torch.full((len(layers), n_heads), 1 / n_heads)
+    weights = torch.as_tensor(np.asarray(heads), dtype=torch.float32)
+    if weights.shape != (len(layers), n_heads):
+        raise AnalysisError(
+            f"heads must hold weights [layer, head] = {(len(layers), n_heads)}, got shape {tuple(weights.shape)}"
+        )
+    total = weights.sum(1, keepdim=True)
+    if not (weights >= 0).all() or not (total > 0).all():
+        raise AnalysisError("heads must hold weights of 0 or more with at least one above 0 in every layer")
+    return weights / total
+
+
+def over_row_sums(rows: Tensor, mass: Tensor, weight: float) -> Tensor:
+    """`rows` over the row sums of (1 - w)·A + w·I; NaN where something stands on a row that has no weight at
+    all."""
+    total = ((1 - weight) * mass + weight)[..., None]
+    return torch.where(rows == 0, 0.0, rows / torch.where(total > 0, total, torch.nan))
+
+
+def joined_map(map: AttentionMap, weight: float, mixing: str | Tensor) -> Tensor:
+    """Ã of one layer, dense [batch, query, key] in float64, read block by block; quadratic memory."""
+    batch, _, queries, keys = map.shape
+    joined = torch.zeros(batch, queries, keys, dtype=torch.float64)
+    for span, weights in map.row_blocks():
+        weights = weights.double().cpu()
+        if isinstance(mixing, str):
+            joined[:, span] = EXTREMES[mixing](weights, dim=1)
+        else:
+            joined[:, span] = torch.einsum("h,bhqk->bqk", mixing.double(), weights)
+    mixed = (1 - weight) * joined + weight * torch.eye(queries, keys, dtype=torch.float64)
+    return mixed / mixed.sum(-1, keepdim=True)

@@ -1,0 +1,154 @@
+"""Agreement: how alike the token weights of several attribution methods are on the same predictions.
+
+Neely et al. 2022 (arXiv 2205.04559) compare attention with gradient methods this way and find little that agrees.
+Rank correlations are those of scipy; the top-k form with ties after Fagin et al. is our own. `between` compares two
+rows of numbers that are there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.measure import (
+    AnswerSetting,
+    Explained,
+    KindSetting,
+    Measure,
+    PositionSetting,
+    WrongSetting,
+)
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.texts import Texts
+from headwater.analyses.tokens._attributions import Given, Methods, weights_by_method
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Do attribution methods agree on which tokens matter?",
+    unit="correlation, from -1 (opposite order) to 1 (the same)",
+    paper="Neely et al. 2022, arXiv:2205.04559; ties in top-k lists: Fagin et al. 2006",
+    inputs="model+examples",
+    cost="each method once per text",
+    not_for="faithfulness: methods can agree and all be wrong, or differ and each be right about something else",
+)
+
+Compared = Literal["kendall", "spearman", "pearson", "weighted_kendall", "top_k"]
+
+OF_SCIPY: dict[str, Callable[..., Any]] = {
+    "kendall": stats.kendalltau,
+    "spearman": stats.spearmanr,
+    "pearson": stats.pearsonr,
+    "weighted_kendall": stats.weightedtau,
+}
+
+
+def agreement(
+    model: HookedModel,
+    examples: Examples,
+    methods: Annotated[
+        Methods | Given, 'names such as "rollout blank_out"; in Python also weights [batch, token] by name'
+    ] = "raw_attention rollout flow input_x_gradient blank_out",
+    by: Annotated[Compared, "how two rows of weights are compared"] = "kendall",
+    k: Annotated[
+        float | None,
+        "top_k: how many buckets, below 1 a part of the tokens; none: the fewer non-zero",
+        Bounds(0.0),
+    ] = None,
+    alpha: Annotated[float, "weighted_kendall: how fast low ranks lose weight", Bounds(0.0)] = 1.0,
+    absolute: Annotated[bool, "compare sizes, as attention has no sign"] = True,
+    measure: Measure | None = None,
+    answer: AnswerSetting = None,
+    wrong: WrongSetting = None,
+    position: PositionSetting = -1,
+    kind: KindSetting = "log_probability",
+    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
+    seed: Annotated[int, "seed of the draws", Bounds(0)] = 0,
+    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+) -> xr.Dataset:
+    """`agreement` [batch, attribution, other], and over texts its `mean`, `low` and `high` [attribution, other].
+
+    Each method gives one weight per token for the same prediction: that of the token at `position`, as in `blank_out`.
+    `by`: "kendall" is τ-b, "spearman", "pearson"; "weighted_kendall" weighs an exchange of ranks r and s by
+    `1/(r+1)^α + 1/(s+1)^α`, rank 0 being the largest weight, mean of both orders; "top_k" counts pairs of an item among
+    the first k buckets of one list and an item among those of the other: 1 if the lists order them oppositely, 0.5 if
+    exactly one ties them; the result is `1 - 2·sum/#pairs`. A row of equal weights has no order: NaN, left out of the
+    mean. `low`, `high` enclose 95 % of the means of redrawn texts.
+    Unit: correlation. Source: scipy, and the authors' code for the top-k form, checked.
+    """
+    if by not in ("kendall", "spearman", "pearson", "weighted_kendall", "top_k"):
+        raise AnalysisError(
+            f"by={by!r} is unknown; give kendall, spearman, pearson, weighted_kendall or top_k"
+        )
+    asked = Explained(model, measure, answer, wrong, position, kind)
+    texts = Texts.of(model, examples, batch_size)
+    rows = weights_by_method(model, texts, methods, asked)
+    names = list(rows)
+    found = np.full((len(texts.valid), len(names), len(names)), np.nan)
+    for text in range(len(found)):
+        weights = [np.abs(rows[name][text]) if absolute else rows[name][text] for name in names]
+        for one in range(len(names)):
+            for other in range(one, len(names)):
+                value = between(weights[one], weights[other], by, k, alpha)
+                found[text, one, other] = found[text, other, one] = value
+    mean, low, high = interval(found, draws, seed)
+    pair = ("attribution", "other")
+    settings: dict[str, Any] = {
+        "by": by,
+        "k": k,
+        "alpha": alpha,
+        "absolute": absolute,
+        "draws": draws,
+        "seed": seed,
+    }
+    return xr.Dataset(
+        {
+            "agreement": (("batch", *pair), found),
+            "mean": (pair, mean),
+            "low": (pair, low),
+            "high": (pair, high),
+        },
+        coords={"batch": np.arange(len(found)), "attribution": names, "other": names},
+        attrs=ABOUT.attrs(provenance(model), **settings, **asked.settings),
+    )
+
+
+def between(
+    first: Any, second: Any, by: Compared = "kendall", k: float | None = None, alpha: float = 1.0
+) -> float:
+    """Agreement of two rows of numbers [token], as `agreement` says; NaN where one of them has no order."""
+    x, y = (np.asarray(row, dtype=np.float64).ravel() for row in (first, second))
+    if x.shape != y.shape:
+        raise AnalysisError(f"rows of {len(x)} and {len(y)} tokens can not be compared")
+    if by == "top_k":
+        return _top_k(x, y, k)
+    # scipy warns of constant rows and gives NaN; the NaN says it all
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    options: dict[str, Any] = (
+        {"weigher": lambda rank: (rank + 1.0) ** -alpha} if by == "weighted_kendall" else {}
+    )
+    return float(OF_SCIPY[by](x, y, **options).statistic)
+
+
+def _top_k(x: np.ndarray, y: np.ndarray, k: float | None) -> float:
+    """1 - 2·(penalty)/#pairs over pairs of an item high in x and an item high in y."""
+    k = float(min(np.count_nonzero(x), np.count_nonzero(y))) if k is None else k
+    count = max(int(k * len(x)), 1) if 0 < k < 1 else int(k)
+    # equal weights share a bucket; buckets are counted from the largest weight
+    ranks = [np.unique(-row, return_inverse=True)[1] for row in (x, y)]
+    high_x, high_y = (rank < count for rank in ranks)
+    pairs = np.triu(high_x[:, None] & high_y | high_y[:, None] & high_x, 1)
+    if not pairs.any():
+        return float("nan")
+    in_x, in_y = (np.sign(rank[:, None] - rank) for rank in ranks)
+    penalty = np.where(in_x * in_y < 0, 1.0, np.where((in_x == 0) != (in_y == 0), 0.5, 0.0))
+    return float(1 - 2 * penalty[pairs].sum() / pairs.sum())

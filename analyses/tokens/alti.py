@@ -1,0 +1,84 @@
+"""ALTI: how much of each input token is in a position, by how near its term comes to the block's attention output.
+
+Ferrando, Gállego & Costa-jussà 2022 (arXiv 2203.04212). The distance is in the 1-norm, which needs the vector of every
+pair of tokens: they are made for a few rows at a time, so memory is linear in the length and time is layers·S²·d_model.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.positions import Positions
+from headwater.analyses._prompts.texts import Texts, indicators
+from headwater.analyses._streams.attention_terms import Mixing, mixings
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="How much of each input token is in a position, by the nearness of its term to the whole?",
+    unit="share of the position, each row sums to 1",
+    paper="Ferrando, Gállego & Costa-jussà 2022, arXiv:2203.04212",
+    inputs="model+examples",
+    cost="one forward pass, then one vector per pair of tokens and layer: time O(layers·S²·heads·d_model), memory O(S)",
+    not_for="what the MLPs do to a token; tokens that push against the output, which count as nothing",
+)
+
+LONGEST = 4096  # tokens; beyond, a layer of width 1024 takes 10^14 operations
+ELEMENTS = 2**22  # numbers in the vectors of a block of rows
+
+
+def alti(
+    model: HookedModel,
+    examples: Examples,
+    queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),
+    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+) -> xr.DataArray:
+    """Rows of `C_L ··· C_1`, `C[i, j] = rownorm(max(0, ‖y_i‖₁ - ‖y_i - T_ij‖₁))`, as [batch, query, key].
+
+    `T_ij = Σ_h A_ij^h f_h(x_j) + 1[i=j] x_i` behind the linear part of the norm that follows, where one does (BERT);
+    `y_i` is what the model has there, biases included: attention and residual stream, normed. The residual stream is in
+    C, so no identity is mixed in. A row of zeros (no term points to the output) stays where it is. Texts above 4,096
+    tokens are refused for their time.
+    Unit: share, rows sum to 1. Source: the authors' code, checked; of its four scalings this is the one it defaults to.
+    """
+    texts = Texts.of(model, examples, batch_size, LONGEST)
+    columns = texts.columns(queries)
+    found = texts.empty(columns.shape[1])
+    for batch in texts.batches:
+        rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
+        for mixing in reversed(mixings(model, batch).values()):
+            rows = _pulled(mixing, rows.to(mixing.value.device))
+        texts.spread(batch, rows, found)
+    return texts.by_query(found, queries, columns, "alti", ABOUT.attrs(provenance(model)))
+
+
+def _pulled(mixing: Mixing, rows: Tensor) -> Tensor:
+    """`rows @ C` of one layer, a few rows of C at a time: [batch, asked, key]."""
+    norms = () if mixing.first is None else (mixing.first,)
+    terms = mixing.terms(norms).permute(0, 2, 1, 3)  # [batch, key, head, d_model]
+    own, divisor = mixing.own(norms), mixing.divisor(norms)
+    out = torch.zeros_like(rows)
+    elements = max(ELEMENTS // terms.shape[-1], 1) * mixing.map.shape[1]
+    for span, weights in mixing.map.row_blocks(elements=elements):
+        vectors = weights.double().permute(0, 3, 2, 1) @ terms  # [batch, key, row, d_model]
+        vectors = vectors * mixing.scale[:, None, span, None]
+        place = torch.arange(span.start, span.stop)
+        vectors[:, place, place - span.start] += own[:, span]
+        vectors = vectors / divisor[:, None, span, None]
+        whole = mixing.mixed[:, span]
+        near = whole.abs().sum(-1)[:, None] - (whole[:, None] - vectors).abs().sum(-1)
+        shares = near.clamp_min(0).mT  # [batch, row, key]
+        # rows see nothing behind the mask; a term of zeros is as far as the whole is long, but for rounding
+        shares = shares.masked_fill(~(vectors.abs().amax(-1) > 0).mT, 0.0)
+        total = shares.sum(-1, keepdim=True)
+        stay = torch.nn.functional.one_hot(place, shares.shape[-1]).to(shares)
+        shares = torch.where(total > 0, shares / total.clamp_min(torch.finfo(total.dtype).tiny), stay)
+        out += rows[..., span] @ shares
+    return out

@@ -1,0 +1,51 @@
+"""Attention distance: how far back (or around) a head looks on average, in tokens.
+
+The mean over queries of `Σ_j A_ij·|i - j|`; Li et al. 2025 split heads into local and global by it. Costs one
+row statistic of the recording pass; a mean says nothing of the spread, so a head that looks at the neighbour
+and at the first token scores like one that looks half-way.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import xarray as xr
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._prompts.positions import Positions, columns_of
+from headwater.lens.records.record import Record
+
+ABOUT = About(
+    question="How far from the query does each head look?",
+    unit="tokens",
+    paper='Li et al. 2025, "Attention illuminates LLM reasoning" (mean distance d(l, h) of WAAD/FAI)',
+    inputs="record",
+    cost="the row statistics distance and row_mass, free in the recording pass",
+    not_for="telling local from mixed heads by itself; comparing texts of different length, as it grows with length",
+)
+
+
+def attention_distance(
+    record: Record,
+    queries: Annotated[Positions, 'queries to average over (the response, say), or "all"'] = "all",
+    per_example: Annotated[bool, "keep one value per batch row instead of their mean"] = False,
+) -> xr.DataArray:
+    """`d(l, h) = mean_i Σ_j A_ij·|i - j| / Σ_j A_ij`, as [layer, head], or [batch, layer, head] with
+    `per_example`.
+
+    The mean is over the real queries of a batch row (or the `queries` asked for), then over batch rows, so
+    that long texts do not outweigh short ones. Rows without any weight (padding, every key blocked) are left
+    out; a head that has no row left is NaN. Unit: tokens. Source: paper text, checked; the division by the
+    row mass is ours, so that learned sinks do not read as nearness.
+    """
+    columns = columns_of(queries, record.valid, "queries")
+    asked = torch.zeros_like(record.valid).scatter(1, columns, True) & record.valid
+    distance, mass = record.statistic("distance"), record.statistic("row_mass")
+    kept = xr.DataArray(asked.numpy(), dims=("batch", "query"))
+    per_row = (distance / mass.where(mass > 0)).where(kept).astype(float)
+    result = per_row.mean("query")
+    if not per_example:
+        result = result.mean("batch")
+    result = result.drop_attrs().rename("attention_distance")
+    return result.assign_attrs(ABOUT.attrs(record.provenance, queries=queries, per_example=per_example))

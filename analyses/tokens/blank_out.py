@@ -1,0 +1,90 @@
+"""Blank-out: how much a prediction changes when one input token is replaced by a blank.
+
+The ground truth of Abnar & Zuidema 2020 (arXiv 2005.00928); also known as occlusion. One forward pass per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
+from headwater.analyses._measures.measure import (
+    AnswerSetting,
+    Explained,
+    KindSetting,
+    Measure,
+    PositionSetting,
+    WrongSetting,
+)
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.texts import Texts
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="How much does the prediction change without one of the input tokens?",
+    unit="change of what is explained (nats for a log-probability)",
+    paper="Abnar & Zuidema 2020, arXiv:2005.00928",
+    inputs="model+examples",
+    cost="one forward pass per token of each text; memory that of `batch_size` texts",
+    not_for="tokens that stand in for each other: each looks needless; a text with a blank may be unlike any text",
+)
+
+
+def blank_out(
+    model: HookedModel,
+    examples: Examples,
+    measure: Measure | None = None,
+    answer: AnswerSetting = None,
+    wrong: WrongSetting = None,
+    position: PositionSetting = -1,
+    kind: KindSetting = "log_probability",
+    blank: BlankSetting = None,
+    signed: Annotated[bool, "keep the sign: above 0 the token speaks for the answer"] = False,
+    batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
+) -> xr.DataArray:
+    """`e[j] = |s(x) - s(x with token j blank)|`, as [batch, key]; `signed` leaves the bars away.
+
+    `s` is `kind` of `answer` (or of the token that the whole text predicts), less that of `wrong` where one is given,
+    at `position`; or `measure(logits) → [batch]` of your own, which is given rows of any text. The paper takes
+    `kind="probability"` of the right and the wrong verb. The token at the position itself is blanked like the others.
+    Unit: that of s. Source: the authors' code and paper, checked.
+    """
+    asked = Explained(model, measure, answer, wrong, position, kind)
+    texts = Texts.of(model, examples, batch_size)
+    filler = blank_id(model, blank)
+    found = texts.empty()
+    total = sum(batch.ids.numel() for batch in texts.batches)
+    with tqdm(total=total, desc="blank out", unit="token", disable=None) as bar:
+        for batch in texts.batches:
+            change = _changes(model, batch, asked.of(batch), filler, batch_size, bar)
+            texts.spread(batch, change if signed else change.abs(), found)
+    attrs = ABOUT.attrs(provenance(model), blank=filler, signed=signed, **asked.settings)
+    return texts.by_key(found, "blank_out", attrs)
+
+
+def _changes(
+    model: HookedModel,
+    batch: Batch,
+    value: Callable[[Tensor, Tensor], Tensor],
+    filler: int,
+    rows: int,
+    bar: tqdm,
+) -> Tensor:
+    """What each token's absence changes, [text, token]; the forms of a text are made a few at a time."""
+    ids, place = batch.ids.cpu(), torch.arange(batch.ids.shape[1])
+    whole = answers(model, batch, value, ids[:, None], rows)
+    found = []
+    for some in place.split(rows):
+        forms = torch.stack([blanked(text, some[:, None] == place, filler) for text in ids])
+        found.append(answers(model, batch, value, forms, rows))
+        bar.update(len(ids) * len(some))
+    return whole - torch.cat(found, 1)

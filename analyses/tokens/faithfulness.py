@@ -1,0 +1,155 @@
+"""Faithfulness of attribution methods: what happens to a prediction when the tokens they name are taken away or kept.
+
+Deletion and insertion curves (Samek et al. 2015, arXiv 1509.06321; Petsiuk et al. 2018, arXiv 1806.07421),
+comprehensiveness and sufficiency (DeYoung et al. 2020, arXiv 1911.03429). A random order is always tried beside the
+methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
+from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.measure import (
+    AnswerSetting,
+    Explained,
+    KindSetting,
+    Measure,
+    PositionSetting,
+    WrongSetting,
+)
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.texts import Texts
+from headwater.analyses.tokens._attributions import Given, Methods, weights_by_method
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="Does the prediction depend on the tokens that a method names?",
+    unit="that of what is explained (probability); areas: its mean along the curve",
+    paper="Petsiuk et al. 2018, arXiv:1806.07421 (curves); DeYoung et al. 2020, arXiv:1911.03429 (the other two)",
+    inputs="model+examples",
+    cost="each method once per text, then 2·(steps + 5) forward passes per text and method",
+    not_for="scores by themselves: blanks make texts unlike any the model has read; compare with the random order",
+)
+
+PARTS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of the tokens, for comprehensiveness and sufficiency
+CURVES, DROPS = ("deletion", "insertion"), ("comprehensiveness", "sufficiency")
+
+
+def faithfulness(
+    model: HookedModel,
+    examples: Examples,
+    methods: Annotated[
+        Methods | Given, 'names such as "rollout blank_out"; in Python also weights [batch, token] by name'
+    ] = "raw_attention rollout input_x_gradient",
+    steps: Annotated[int, "points of the curves beside 0", Bounds(1)] = 10,
+    absolute: Annotated[bool, "order tokens by size, not by sign and size"] = False,
+    measure: Measure | None = None,
+    answer: AnswerSetting = None,
+    wrong: WrongSetting = None,
+    position: PositionSetting = -1,
+    kind: KindSetting = "probability",
+    blank: BlankSetting = None,
+    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
+    seed: Annotated[int, "seed of the random order and of the draws", Bounds(0)] = 0,
+    batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
+) -> xr.Dataset:
+    """Curves `deletion`, `insertion` [batch, attribution, fraction], four scores [batch, attribution], and intervals.
+
+    A method orders the tokens of a text, the largest weight first and equal ones by position. `deletion` is s with the
+    first `fraction` of them blank, `insertion` s with all others blank; the areas are the means of these curves
+    (trapezoids): a good order has a small deletion area and a large insertion area. `comprehensiveness` is the mean of
+    `s(x) - s(x without the first ⌈p·n⌉)` over p = 1, 5, 10, 20, 50 % (large is good), `sufficiency` that of
+    `s(x) - s(those alone)` (small: good). `mean`, `low`, `high` [score, attribution] are over texts, 95 % of the means
+    of redrawn texts. "random" orders tokens by chance. `s` is what `blank_out` explains, at `position`.
+    Unit: that of s. Source: formulas from memory.
+    """
+    asked = Explained(model, measure, answer, wrong, position, kind)
+    texts = Texts.of(model, examples, batch_size)
+    filler = blank_id(model, blank)
+    rows = weights_by_method(model, texts, methods, asked)
+    if "random" in rows:
+        raise AnalysisError("random is the name of the control; call a method of your own something else")
+    generator = np.random.default_rng(seed)
+    rows["random"] = [generator.permutation(int(row.sum())).astype(float) for row in texts.valid.numpy()]
+    fractions = np.linspace(0, 1, steps + 1)
+    shape = (len(texts.valid), len(rows))
+    shape = (len(texts.valid), len(rows))
+    found = {name: np.full((*shape, steps + 1), np.nan) for name in CURVES}
+    found |= {name: np.full(shape, np.nan) for name in DROPS}
+    for batch in texts.batches:
+        value = asked.of(batch)
+        for place, weights in enumerate(rows.values()):
+            ranks = torch.stack([_ranks(weights[text], absolute) for text in batch.places])
+            ask = lambda forms, value=value, batch=batch: answers(model, batch, value, forms, batch_size)  # noqa: E731
+            for name, values in _scored(batch.ids.cpu(), ranks, fractions, filler, ask).items():
+                found[name][batch.places, place] = values
+    settings = {"blank": filler, "absolute": absolute, "draws": draws, "seed": seed, **asked.settings}
+    attrs = ABOUT.attrs(provenance(model), **settings)
+    return _dataset(found, list(rows), fractions, draws, seed).assign_attrs(attrs)
+
+
+def _scored(
+    ids: Tensor, ranks: Tensor, fractions: np.ndarray, blank: int, ask: Callable[[Tensor], Tensor]
+) -> dict[str, np.ndarray]:
+    """Curves [text, fraction] and mean drops [text] of one method's order of the tokens of a batch."""
+    length, points = ids.shape[1], len(fractions)
+    counts = torch.from_numpy(
+        np.concatenate([np.rint(fractions * length), np.ceil(np.array(PARTS) * length)]).astype(int)
+    )
+    without = ask(_forms(ids, ranks, counts, blank, gone=True)).numpy()
+    alone = ask(_forms(ids, ranks, counts, blank, gone=False)).numpy()
+    return {
+        "deletion": without[:, :points],
+        "insertion": alone[:, :points],
+        "comprehensiveness": (without[:, :1] - without[:, points:]).mean(1),
+        "sufficiency": (without[:, :1] - alone[:, points:]).mean(1),
+    }
+
+
+def _ranks(weights: np.ndarray, absolute: bool) -> Tensor:
+    """Place of each token in the order, 0 the first: [token]."""
+    sizes = np.abs(weights) if absolute else weights
+    order = np.argsort(-sizes, kind="stable")
+    return torch.from_numpy(np.argsort(order, kind="stable"))
+
+
+def _forms(ids: Tensor, ranks: Tensor, counts: Tensor, blank: int, gone: bool) -> Tensor:
+    """Texts with their first `counts` tokens blank, or all others: [text, count, position]."""
+    first = ranks[:, None] < counts[:, None]  # [text, count, position]
+    return torch.stack(
+        [blanked(text, picked if gone else ~picked, blank) for text, picked in zip(ids, first, strict=True)]
+    )
+
+
+def _dataset(
+    found: dict[str, np.ndarray], methods: list[str], fractions: np.ndarray, draws: int, seed: int
+) -> xr.Dataset:
+    scores = {f"{name}_area": np.trapezoid(found[name], fractions, axis=-1) for name in CURVES}
+    scores |= {name: found[name] for name in DROPS}
+    mean, low, high = interval(np.stack(list(scores.values()), axis=1), draws, seed)
+    each, over = ("batch", "attribution"), ("score", "attribution")
+    return xr.Dataset(
+        {
+            **{name: ((*each, "fraction"), found[name]) for name in CURVES},
+            **{name: (each, values) for name, values in scores.items()},
+            **{name: (over, values) for name, values in (("mean", mean), ("low", low), ("high", high))},
+        },
+        coords={
+            "batch": np.arange(len(scores["sufficiency"])),
+            "attribution": methods,
+            "fraction": fractions,
+            "score": list(scores),
+        },
+    )

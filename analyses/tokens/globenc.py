@@ -1,0 +1,69 @@
+"""GlobEnc: how much of each input token is in a position, by norms that pass residual stream and both layer norms.
+
+Modarressi et al. 2022 (arXiv 2205.03286). Each layer's map of norms is multiplied down row by row, so memory is linear
+in the length. The MLP's own output is left out, except where it widens what the second norm divides by.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.positions import Positions
+from headwater.analyses._prompts.texts import Texts, indicators
+from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_blocks
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import provenance
+
+ABOUT = About(
+    question="How much of each input token is in a position, by norms through the layers?",
+    unit="product of norms, no scale (normalise: share of the position, each row sums to 1)",
+    paper="Modarressi et al. 2022, arXiv:2205.03286",
+    inputs="model+examples",
+    cost="one forward pass, then heads² products per weight of every layer; memory O(S·(queries + heads·d_model))",
+    not_for="what the MLPs do to a token; comparing layers or models without normalise, as the scale grows with depth",
+)
+
+
+def globenc(
+    model: HookedModel,
+    examples: Examples,
+    queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),
+    normalise: Annotated[bool, "divide each layer's rows by their sum before the product"] = False,
+    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+) -> xr.DataArray:
+    """Rows of `N_L ··· N_1`, `N_l[i, j] = ‖LN₂(LN₁(Σ_h A_ij^h f_h(x_j) + 1[i=j] x_i))‖`, as [batch, query, key].
+
+    `LN₁`, `LN₂` stand for the linear parts of the norms behind attention and MLP, `g ⊙ (y - mean(y)) / σ_i` with the σ
+    of the sums the model really had, biases left out. The plain product has no scale, as in the released code;
+    `normalise=True` makes each layer's rows shares first, which can change the order within a row a little. A model
+    with norms in front (GPT-2, Llama) has none behind the sums, so both steps fall away there: the method is for BERT.
+    Unit: norm, or share. Source: the authors' code, checked.
+    """
+    texts = Texts.of(model, examples, batch_size)
+    columns = texts.columns(queries)
+    found = texts.empty(columns.shape[1])
+    for batch in texts.batches:
+        rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
+        for mixing in reversed(mixings(model, batch).values()):
+            rows = _pulled(mixing, rows.to(mixing.value.device), normalise)
+        texts.spread(batch, rows, found)
+    attrs = ABOUT.attrs(provenance(model), normalise=normalise)
+    return texts.by_query(found, queries, columns, "globenc", attrs)
+
+
+def _pulled(mixing: Mixing, rows: Tensor, normalise: bool) -> Tensor:
+    """`rows @ N` of one layer, block by block: [batch, asked, key]."""
+    both = tuple(norm for norm in (mixing.first, mixing.second) if norm is not None)
+    out = torch.zeros_like(rows)
+    for span, lengths in norm_blocks(mixing, residual=True, norms=both):
+        if normalise:
+            lengths = lengths / lengths.sum(-1, keepdim=True)
+        out += rows[..., span] @ lengths
+    return out

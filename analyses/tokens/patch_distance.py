@@ -1,0 +1,100 @@
+"""Patch distance: how strongly each head of a vision model looks at patches k steps away on the grid.
+
+After Li et al. 2023 (arXiv 2303.13731), whose formulas were not at hand: strength by the number of steps (rings of the
+Chebyshev distance), with the class token's rows and columns apart. One walk over the rows of each layer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.lens.errors import AnalysisError
+from headwater.lens.records.record import Record
+
+ABOUT = About(
+    question="How far on the image does each head look?",
+    unit="attention weight; mean_hops: patches",
+    paper="after Li et al. 2023, arXiv:2303.13731 (k-hop strength; formulas from memory)",
+    inputs="record",
+    cost="one walk over the rows of each layer, memory O(S) per row block",
+    not_for="records of text; comparing grids of different size; windowed maps, whose patches are not all seen",
+)
+
+
+def patch_distance(
+    record: Record,
+    per_example: Annotated[bool, "keep one value per image instead of their mean"] = False,
+) -> xr.Dataset:
+    """`strength[l, h, k] = mean_i Σ_{j: hop(i, j) = k} A_ij` over patches i, hop the larger of row and column distance.
+
+    hop 0 is the patch itself. `per_patch` divides each ring by its number of patches first, since rings at the border
+    are cut. `mean_hops` is `mean_i Σ_j A_ij·hop(i, j) / Σ_j A_ij` over patches j; `to_prefix` what patches give to the
+    class and register tokens, `from_prefix` what each of these gives to all patches. All [layer, head], the first two
+    also [hop]; with `per_example` [batch, …]. strength summed over hops and `to_prefix` make the mass of a row.
+    Unit: weight; patches. Source: from memory. AnalysisError for a record without a grid (`record.part("vision")`).
+    """
+    about = record.provenance
+    if "patch_grid" not in about or "prefix_tokens" not in about:
+        others = ", ".join(
+            f"record.part({name!r})" for name, r in record.parts.items() if "prefix_tokens" in r.provenance
+        )
+        raise AnalysisError(
+            f"the record has no grid of patches; give one of images{others and ', here ' + others}"
+        )
+    (rows, columns), prefix = about["patch_grid"], int(about["prefix_tokens"])
+    place = torch.arange(rows * columns)
+    hops = torch.maximum(
+        (place[:, None] // columns - place // columns).abs(),
+        (place[:, None] % columns - place % columns).abs(),
+    )
+    layers = [_of_layer(record, layer, hops, prefix) for layer in record.layers]
+    dims = ("batch", "layer", "head")
+    found = {name: torch.stack([layer[name] for layer in layers], 1).numpy() for name in layers[0]}
+    result = xr.Dataset(
+        {name: ((*dims, "hop") if values.ndim == 4 else dims, values) for name, values in found.items()},
+        coords={
+            "layer": record.layers, "head": np.arange(record.n_heads), "hop": np.arange(int(hops.max()) + 1),
+        },
+    )  # fmt: skip
+    result = result.assign_coords(batch=np.arange(len(record.valid))) if per_example else result.mean("batch")
+    return result.assign_attrs(ABOUT.attrs(about, per_example=per_example))
+
+
+def _of_layer(record: Record, layer: int, hops: Tensor, prefix: int) -> dict[str, Tensor]:
+    """The five numbers of one layer, [batch, head] or [batch, head, hop]."""
+    map = record.map(layer)
+    batch, heads, queries, _ = map.shape
+    rings = torch.nn.functional.one_hot(hops).sum(1).double()  # patches in each ring of each patch
+    strength = torch.zeros(batch, heads, rings.shape[1], dtype=torch.float64)
+    per_patch, mean_hops = torch.zeros_like(strength), torch.zeros(batch, heads, dtype=torch.float64)
+    to_prefix, from_prefix = torch.zeros_like(mean_hops), torch.zeros_like(mean_hops)
+    for span, tile in map.row_blocks():
+        weights = tile.double().cpu()
+        first = max(prefix - span.start, 0)
+        from_prefix += weights[:, :, :first, prefix:].sum((2, 3))
+        own = hops[max(span.start, prefix) - prefix : span.stop - prefix] if span.stop > prefix else hops[:0]
+        seen = weights[:, :, first:, prefix:]
+        by_hop = seen.new_zeros(*seen.shape[:3], rings.shape[1])
+        by_hop.scatter_add_(-1, own.expand_as(seen), seen)
+        counts = rings[max(span.start, prefix) - prefix :][: len(own)]
+        strength += by_hop.sum(2)
+        per_patch += (by_hop / counts).nan_to_num().sum(2)  # a ring beyond the border has no patches
+        mass = by_hop.sum(-1)
+        steps = by_hop @ torch.arange(rings.shape[1], dtype=torch.float64)
+        mean_hops += torch.where(mass > 0, steps / mass, 0.0).sum(2)
+        to_prefix += weights[:, :, first:, :prefix].sum((2, 3))
+    patches = queries - prefix
+    reach = (rings > 0).sum(0)  # patches that have such a ring
+    return {
+        "strength": strength / patches,
+        "per_patch": per_patch / reach,
+        "mean_hops": mean_hops / patches,
+        "to_prefix": to_prefix / patches,
+        "from_prefix": from_prefix / prefix if prefix else torch.full_like(from_prefix, torch.nan),
+    }

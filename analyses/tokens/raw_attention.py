@@ -1,0 +1,125 @@
+"""Raw attention: the weights of chosen layers and heads as they are, averaged (or their largest).
+
+The baseline every other attribution by attention is compared with. Rows are computed for the queries asked for;
+nothing else is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
+from headwater.analyses.tokens._layer_map import EXTREMES
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.errors import AnalysisError
+from headwater.lens.naming.heads import Head
+from headwater.lens.records.record import Record
+
+ABOUT = About(
+    question="Which tokens does a position look at?",
+    unit="attention weight, a row sums to 1 where heads have no learned sink (the mean; the largest: more)",
+    paper="the baseline of Abnar & Zuidema 2020, arXiv:2005.00928",
+    inputs="record",
+    cost="the rows asked for, layers·heads·queries·S weights; memory O(S·queries)",
+    not_for="what a deep layer draws from the input: its keys are mixtures of tokens already",
+)
+
+FEW = 256  # queries whose rows are read as one tile each; beyond, all rows are walked over in blocks
+
+
+def raw_attention(
+    record: Record,
+    queries: Annotated[Positions, 'positions that look, e.g. -1; "all" for every one'] = (-1,),
+    layers: Annotated[Positions, 'layers to aggregate, -1 is the last recorded; "all" for every one'] = (-1,),
+    heads: Annotated[str | Sequence[str], 'heads such as "2.1 3.0"; "all" for those of the layers'] = "all",
+    over: Annotated[Literal["mean", "max", "min"], "how heads and layers become one row"] = "mean",
+    keys: Annotated[Positions | None, "tokens that are looked at; none: all"] = None,
+) -> xr.DataArray:
+    """`a[i, j] = mean over the chosen heads of A_ij`, as [batch, query, key]; `over` may take the largest or smallest.
+
+    Heads of all chosen layers weigh the same. `heads` names them one by one and then says the layers too. With `keys`
+    and `queries="all"` these are columns: who looks at these tokens.
+    Unit: attention weight. Source: the definition.
+    """
+    chosen = _chosen(record, layers, heads)
+    if over not in ("mean", "max", "min"):
+        raise AnalysisError(f"over={over!r} is unknown; give mean, max or min")
+    columns = columns_of(queries, record.valid, "queries")
+    count = sum(len(picked) for picked in chosen.values())
+    rows: Tensor | None = None
+    for layer, picked in chosen.items():
+        weights = _rows(record.map(layer), columns, picked, over)
+        weights = weights * len(picked) / count if over == "mean" else weights
+        if rows is None:
+            rows = weights
+        else:
+            rows = rows + weights if over == "mean" else EXTREMES[over](torch.stack([rows, weights]), dim=0)
+    assert rows is not None
+    blank = ~record.valid.gather(1, columns)[..., None] | ~record.valid[:, None]
+    rows = rows.masked_fill(blank, torch.nan)
+    asked = None if keys is None else columns_of(keys, record.valid, "keys")
+    if asked is not None:
+        rows = rows.gather(2, asked[:, None].expand(-1, columns.shape[1], -1))
+    return xr.DataArray(
+        rows.numpy(),
+        dims=("batch", "query", "key"),
+        coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, asked),
+        name="raw_attention",
+        attrs=ABOUT.attrs(
+            record.provenance, heads=[f"{x}.{h}" for x, picked in chosen.items() for h in picked], over=over
+        ),
+    )
+
+
+def _chosen(record: Record, layers: Positions, heads: str | Sequence[str]) -> dict[int, list[int]]:
+    """Heads by layer."""
+    if heads != "all":
+        names = heads.replace(",", " ").split() if isinstance(heads, str) else list(heads)
+        found: dict[int, list[int]] = {}
+        for head in map(Head.parse, names):
+            if head.layer not in record.layers or not 0 <= head.head < record.n_heads:
+                raise AnalysisError(
+                    f"no head {head} in this record; it has layers {record.layers} with heads 0 to {record.n_heads - 1}"
+                )
+            found.setdefault(head.layer, []).append(head.head)
+        if not found:
+            raise AnalysisError('heads is empty; give heads such as "2.1", or "all"')
+        return found
+    if isinstance(layers, str):
+        if layers != "all":
+            raise AnalysisError(f'layers={layers!r} is not a layer; give layer numbers or "all"')
+        return {layer: list(range(record.n_heads)) for layer in record.layers}
+    found = {}
+    for layer in np.atleast_1d(np.asarray(layers)).tolist():
+        named = record.layers[layer] if -len(record.layers) <= layer < 0 else layer
+        if named not in record.layers:
+            raise AnalysisError(f"layer {layer} is not in this record; it has layers {record.layers}")
+        found[named] = list(range(record.n_heads))
+    if not found:
+        raise AnalysisError('layers is empty; give layer numbers, -1 for the last, or "all"')
+    return found
+
+
+def _rows(map: AttentionMap, columns: Tensor, heads: list[int], over: str) -> Tensor:
+    """Aggregated rows of the asked columns [batch, asked], in float32: [batch, asked, key]."""
+    keys = map.shape[3]
+    out = torch.zeros(*columns.shape, keys)
+    asked = columns.unique()
+    if len(asked) <= FEW:
+        tiles = (slice(int(row), int(row) + 1) for row in asked)
+        blocks = ((rows, map.tile(rows, slice(0, keys), heads)) for rows in tiles)
+    else:
+        blocks = map.row_blocks(heads)
+    for rows, weights in blocks:
+        weights = weights.cpu()
+        merged = weights.mean(1) if over == "mean" else EXTREMES[over](weights, dim=1)
+        text, place = ((columns >= rows.start) & (columns < rows.stop)).nonzero(as_tuple=True)
+        out[text, place] = merged[text, columns[text, place] - rows.start]
+    return out

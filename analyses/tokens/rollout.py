@@ -1,0 +1,178 @@
+"""Attention rollout: how much of each input token reaches a chosen position if attention alone moved
+information.
+
+Abnar & Zuidema 2020 (arXiv 2005.00928). The rows asked for are pulled down through the transposed maps, layer
+by layer; asked for columns, the shares of those input tokens are pushed up in the place of the values. Memory is
+linear in the length either way; only heads="max"/"min" walk over blocks of rows. Values, output projections and
+MLPs are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
+from headwater.analyses.tokens._layer_map import (
+    EXTREMES,
+    Reduction,
+    consecutive_layers,
+    head_mixing,
+    over_row_sums,
+    residual_weight,
+)
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.records.record import Record
+
+ABOUT = About(
+    question="From which input tokens does a position draw, if attention alone carried information?",
+    unit="share of the position, each row sums to 1",
+    paper="Abnar & Zuidema 2020, arXiv:2005.00928",
+    inputs="record",
+    cost="one attention pass per layer and 64 queries (or 64 keys), memory O(S·those); max, min: all rows once",
+    not_for="what the model uses: it knows neither values nor MLPs, and favours early tokens in causal models",
+)
+
+CHUNK = 64  # columns that travel together: as many as one head is wide, so a pass costs one attention call
+
+
+def rollout(
+    record: Record,
+    queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),
+    residual: Annotated[float, "weight of the residual stream against attention", Bounds(0.0, 1.0)] = 0.5,
+    heads: Annotated[
+        Reduction | Sequence[Sequence[float]], "how the heads of a layer become one map"
+    ] = "mean",
+    add_residual: Annotated[bool, "mix in the residual stream at all"] = True,
+    last_layer: Annotated[
+        int | None, "last layer of the product; none: the last one recorded", Bounds(0)
+    ] = None,
+    keys: Annotated[
+        Positions | None, "input tokens to follow upward; none: all, from the queries down"
+    ] = None,
+) -> xr.DataArray:
+    """Rows `R[i, :]` of `R = Ã_L ··· Ã_1` with `Ã_l = rownorm((1 - w)·Ā_l + w·I)`, as [batch, query, key].
+
+    `Ā_l` is the mean over heads (or the largest or smallest weight of each entry, or the mean with given
+    weights [layer, head], which are divided by their sum). `w` is `residual`; `add_residual=False` takes
+    `rownorm(Ā_l)`. With rows that sum to 1 and w = 0.5 this is the paper's `0.5·Ā + 0.5·I`. A row without
+    weight (every key blocked) stays where it is if there is a residual; otherwise what passes through it is
+    undefined and its result is NaN. Unit: share, rows sum to 1. Source: the authors' code and paper, checked.
+
+    With `keys`, columns `R[:, j]` of those input tokens are pushed upward, so that every query costs no more than one;
+    the result holds the keys asked for alone, and its rows sum to the share that comes from them.
+
+    A record that does not begin at layer 0 gives shares of the residual stream that enters its first layer.
+    """
+    layers = consecutive_layers(record, last_layer)
+    weight = residual_weight(residual, add_residual)
+    columns = columns_of(queries, record.valid, "queries")
+    mixing = head_mixing(heads, layers, record.n_heads)
+    followed = None if keys is None else columns_of(keys, record.valid, "keys")
+    if followed is None:
+        shares = _downward(record, layers, weight, mixing, columns)
+    else:
+        shares = _upward(record, layers, weight, mixing, followed)
+        shares = shares.gather(1, columns[..., None].expand(-1, -1, followed.shape[1]))
+        shares = shares.masked_fill(~record.valid.gather(1, followed)[:, None], torch.nan)
+    shares = shares.masked_fill(~record.valid.gather(1, columns)[..., None], torch.nan)
+    settings = {"residual": residual, "heads": heads, "add_residual": add_residual, "layers": layers}
+    return xr.DataArray(
+        shares.numpy(),
+        dims=("batch", "query", "key"),
+        coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, followed),
+        name="rollout",
+        attrs=ABOUT.attrs(record.provenance, **settings),
+    )
+
+
+def _downward(
+    record: Record, layers: list[int], weight: float, mixing: str | Tensor, columns: Tensor
+) -> Tensor:
+    """Rows of R, [batch, asked, position], from the last layer to the first: one transposed pass per layer."""
+    rows = _indicators(columns, record.valid.shape[1])
+    for depth, layer in reversed(list(enumerate(layers))):
+        map = record.map(layer)
+        if isinstance(mixing, str):
+            rows = _pull_extreme(map, rows, weight, EXTREMES[mixing])
+        else:
+            rows = _pull(map, _row_mass(record, layer), rows, weight, mixing[depth])
+    return rows.mT.masked_fill(rows.isnan().any(1)[..., None], torch.nan)
+
+
+def _upward(
+    record: Record, layers: list[int], weight: float, mixing: str | Tensor, columns: Tensor
+) -> Tensor:
+    """Columns of R, [batch, position, asked], from the first layer to the last: attention to shares, not values.
+
+    One column more carries the share that comes from rows without any weight, which makes a result undefined.
+    """
+    shares = torch.nn.functional.pad(_indicators(columns, record.valid.shape[1]), (0, 1))
+    for depth, layer in enumerate(layers):
+        map = record.map(layer)
+        if isinstance(mixing, str):
+            moved, mass = _push_extreme(map, shares, EXTREMES[mixing])
+        else:
+            moved = _push(map, shares, mixing[depth])
+            mass = torch.einsum("h,bhq->bq", mixing[depth], _row_mass(record, layer).nan_to_num())
+        total = ((1 - weight) * mass + weight)[..., None]
+        shares = (weight * shares + (1 - weight) * moved) / torch.where(total > 0, total, 1.0)
+        shares[..., -1:].masked_fill_(total == 0, 1.0)
+    return shares[..., :-1].masked_fill(shares[..., -1:] > 0, torch.nan)
+
+
+def _indicators(columns: Tensor, length: int) -> Tensor:
+    """A column per asked position, 1 there and 0 elsewhere: [batch, position, asked]."""
+    rows = torch.zeros(*columns.shape, length).scatter_(2, columns[..., None], 1.0)
+    return rows.mT.contiguous()
+
+
+def _row_mass(record: Record, layer: int) -> Tensor:
+    return torch.from_numpy(record.statistic("row_mass").sel(layer=layer).values)
+
+
+def _push(map: AttentionMap, shares: Tensor, mixing: Tensor) -> Tensor:
+    """`Ā @ shares` of one layer, [batch, query, asked]."""
+    moved = [
+        torch.einsum("h,bhqt->bqt", mixing, (map @ chunk.contiguous()).float().cpu())
+        for chunk in shares.split(CHUNK, dim=2)
+    ]
+    return torch.cat(moved, dim=2)
+
+
+def _push_extreme(map: AttentionMap, shares: Tensor, extreme: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    """The same with the largest or smallest weight over heads, and the row sums [batch, query]."""
+    moved, mass = torch.zeros_like(shares), torch.zeros(shares.shape[:2])
+    for span, weights in map.row_blocks():
+        merged = extreme(weights.float(), dim=1).cpu()
+        moved[:, span], mass[:, span] = merged @ shares, merged.sum(-1)
+    return moved, mass
+
+
+def _pull(map: AttentionMap, mass: Tensor, rows: Tensor, weight: float, mixing: Tensor) -> Tensor:
+    """One layer down: `Ãᵀ @ rows` for rows [batch, position, asked]; `mass` [batch, head, query], `mixing`
+    [head]."""
+    rows = over_row_sums(rows, torch.einsum("h,bhq->bq", mixing, mass.nan_to_num()), weight)
+    moved = [
+        torch.einsum("h,bhkt->bkt", mixing, (map.T @ chunk.contiguous()).float().cpu())
+        for chunk in rows.split(CHUNK, dim=2)
+    ]
+    return weight * rows + (1 - weight) * torch.cat(moved, dim=2)
+
+
+def _pull_extreme(map: AttentionMap, rows: Tensor, weight: float, extreme: Callable[..., Tensor]) -> Tensor:
+    """The same with the largest or smallest weight over heads, from blocks of rows, since neither is
+    linear."""
+    out = torch.zeros_like(rows)
+    for span, weights in map.row_blocks():
+        merged = extreme(weights.float(), dim=1).cpu()  # [batch, query, key]
+        block = over_row_sums(rows[:, span], merged.sum(-1), weight)
+        out += (1 - weight) * torch.einsum("bqk,bqt->bkt", merged, block)
+        out[:, span] += weight * block
+    return out

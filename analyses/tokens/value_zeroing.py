@@ -1,0 +1,133 @@
+"""Value zeroing: how much a position's next state changes when one token's values are taken away in a layer.
+
+Mohebbi et al. 2023 (arXiv 2301.12971). Each block runs again on its own input, once per token, with what that token
+adds to the heads' outputs taken off; so the whole block takes part, MLP and norms too. The map of a layer is S×S.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.positions import Positions
+from headwater.analyses._prompts.texts import Texts, indicators
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.attention import context
+from headwater.lens.attention.context import Lowered
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import blocks as anatomy
+from headwater.lens.records.record import provenance
+from headwater.lens.running.watching import Call, Heads, watching
+
+ABOUT = About(
+    question="From which input tokens does a position draw, by what changes without their values?",
+    unit="share of the position, each row sums to 1",
+    paper="Mohebbi et al. 2023, arXiv:2301.12971",
+    inputs="model+examples",
+    cost="as many passes as a text has tokens, for all layers together; time O(layers·S³), memory O(S²)",
+    not_for="long texts (refused above 1,024 tokens); the direction of a change, as only the angle counts",
+)
+
+LONGEST = 1024  # tokens; attention alone takes S³ operations per layer and unit of width
+ELEMENTS = 2**23  # numbers in the heads' outputs of the copies that run together
+
+
+def value_zeroing(
+    model: HookedModel,
+    examples: Examples,
+    queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),
+    first_layer: Annotated[int | None, "lowest layer of the product; none: the first", Bounds(0)] = None,
+    last_layer: Annotated[int | None, "last layer of the product; none: the last", Bounds(0)] = None,
+) -> xr.DataArray:
+    """Rows of `V_L ··· V_1`, `V_l[i, t] = rownorm(1 - cos(x_i, x̃_i))`, as [batch, query, key].
+
+    `x_i` is the output of block l, `x̃_i` its output on the same input with the values of token t at zero in every head.
+    The diagonal is included and no identity is mixed in: the residual stream is in the block. A row where nothing
+    changes stays where it is. `first_layer = last_layer` gives the map of one layer.
+    Unit: share, rows sum to 1. Source: the authors' code, checked.
+    """
+    for name, layer in (("first_layer", first_layer), ("last_layer", last_layer)):
+        if layer is not None and layer not in model.layers:
+            raise AnalysisError(f"{name}={layer} has no attention; the model has layers {model.layers}")
+    low = model.layers[0] if first_layer is None else first_layer
+    high = model.layers[-1] if last_layer is None else last_layer
+    layers = [layer for layer in model.layers if low <= layer <= high]
+    if not layers:
+        raise AnalysisError(f"first_layer={low} is above last_layer={high}")
+    texts = Texts.of(model, examples, 1, LONGEST)
+    columns = texts.columns(queries)
+    found = texts.empty(columns.shape[1])
+    for batch in tqdm(texts.batches, desc="value zeroing", unit="text", disable=None):
+        rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
+        calls, heads = _block_calls(model, batch, layers)
+        for layer in reversed(layers):
+            rows = rows @ _changes(model, layer, calls[layer], *heads.layers[layer][:2])
+        texts.spread(batch, rows, found)
+    attrs = ABOUT.attrs(provenance(model), layers=layers)
+    return texts.by_query(found, queries, columns, "value_zeroing", attrs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Without:
+    """An edit of one layer for the copies of a text: what token t adds to the heads' outputs is taken off copy t."""
+
+    layer: int
+    taken: Tensor  # [copy, head, query, d_head]
+
+    def lower(self, layer: int, mask: Mask, batch: int) -> Lowered:
+        return Lowered(outputs=(self,)) if layer == self.layer else Lowered()  # type: ignore[arg-type]
+
+    def apply(self, z: Tensor, positions: Tensor) -> Tensor:
+        return z - self.taken.to(z)
+
+
+def _block_calls(model: HookedModel, batch: Batch, layers: list[int]) -> tuple[dict[int, Call], Heads]:
+    """The call of each layer's block on one text, held to give the same again, and what its heads did."""
+    blocks = {layer: anatomy.block(model, layer).module for layer in layers}
+    heads = Heads(model)
+    with watching(blocks.values()) as calls, context.listening(heads):
+        model.embeddings(batch.ids)
+    found = {layer: next(c for c in calls if c.module is block) for layer, block in blocks.items()}
+    with torch.no_grad():
+        for layer, call in found.items():
+            if not torch.allclose(call.again(call.given), call.output, rtol=1e-3, atol=1e-4):
+                raise AnalysisError(
+                    f"the block of layer {layer} of {model.name} gives another output when it runs by itself"
+                )
+    return found, heads
+
+
+def _changes(model: HookedModel, layer: int, call: Call, map: AttentionMap, value: Tensor) -> Tensor:
+    """V of one layer, [query, token]; `value` is [1, kv head, token, d_head]."""
+    heads, length, width = map.shape[1], map.shape[2], value.shape[-1]
+    value = value.repeat_interleave(heads // value.shape[1], 1)[0]
+    edits = context.active(model.key)
+    changes = torch.zeros(length, length, dtype=torch.float64)
+    step = max(ELEMENTS // (heads * length * width), 1)
+    for start in range(0, length, step):
+        span = slice(start, min(start + step, length))
+        weights = map.tile(slice(0, length), span)[0]
+        taken = torch.einsum("hqt,htd->thqd", weights, value[:, span].to(weights))
+        # before the edits that are on: a head that is scaled loses what it would have passed on
+        with (
+            torch.no_grad(),
+            context.unedited(model.key),
+            context.editing(model.key, [_Without(layer, taken), *edits]),
+        ):
+            without = call.again(call.given.expand(len(taken), -1, -1)).double()
+        alike = torch.cosine_similarity(call.output.double().expand_as(without), without, dim=-1)
+        changes[:, span] = (1 - alike).mT.cpu().masked_fill(~(weights != 0).any(0).cpu(), 0.0)
+    # a cosine of two roundings of the same vector is this far from 1
+    changes[changes < (2 * torch.finfo(model.dtype).eps) ** 2] = 0
+    total = changes.sum(-1, keepdim=True)
+    return torch.where(total > 0, changes / total, torch.eye(length, dtype=torch.float64))

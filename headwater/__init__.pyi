@@ -1,0 +1,44 @@
+"""The public names, for editors and type checkers; `__init__.py` reads this list too."""
+
+from types import ModuleType
+
+from headwater.kernels.maps.attention_map import AttentionMap as AttentionMap
+from headwater.lens import recipes as recipes
+from headwater.lens.edits import (
+    AblateHeads as AblateHeads,
+    BiasKeys as BiasKeys,
+    EditMLP as EditMLP,
+    EditResidual as EditResidual,
+    Emphasise as Emphasise,
+    FreezeAttention as FreezeAttention,
+    GroupedAttention as GroupedAttention,
+    HeavyHitters as HeavyHitters,
+    InjectPattern as InjectPattern,
+    Knockout as Knockout,
+    MoveAttention as MoveAttention,
+    Normaliser as Normaliser,
+    OffsetHeads as OffsetHeads,
+    PositionInvariant as PositionInvariant,
+    Redistribute as Redistribute,
+    ScaleHeads as ScaleHeads,
+    StreamingWindow as StreamingWindow,
+    Temperature as Temperature,
+    TowardIdentity as TowardIdentity,
+    TowardUniform as TowardUniform,
+    edit_from_dict as edit_from_dict,
+)
+from headwater.lens.errors import HeadwaterError as HeadwaterError
+from headwater.lens.experiments.experiment import Experiment as Experiment
+from headwater.lens.loading.load import load as load
+from headwater.lens.loading.removal import remove_heads as remove_heads
+from headwater.lens.model import HookedModel as HookedModel
+from headwater.lens.naming.heads import Head as Head
+from headwater.lens.prompts import prompt_set as prompt_set
+from headwater.lens.prompts.token_sets import (
+    sets_measure as sets_measure,
+    years_measure as years_measure,
+)
+from headwater.lens.records.record import Record as Record
+
+__version__: str
+analyses: ModuleType

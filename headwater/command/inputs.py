@@ -1,0 +1,182 @@
+"""What a command line is given, read and checked: prompts, layers, settings, edits, and the result file.
+
+Each function gives back values or raises a one-line error that names the thing, what came, and the mend.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from headwater.lens.errors import AnalysisError, EditError, HeadwaterError, PromptError, RecordError, nearest
+
+if TYPE_CHECKING:
+    from headwater.analyses._catalogue.catalogue import Entry
+
+MOST_PROMPT_BYTES = 64 * 2**20
+MOST_EDIT_BYTES = 2**20
+
+
+def prompts(words: Sequence[str], file: Path | None, whole: bool) -> list[str]:
+    """The prompts asked for: one per argument, or one per line of a file or of standard input (`-`, or a pipe)."""
+    if file is not None and words:
+        raise PromptError(f"prompts were given twice, as arguments and in {file}; give one of them")
+    if file is not None:
+        return _split(_content(file, MOST_PROMPT_BYTES, PromptError), str(file), whole)
+    if list(words) == ["-"] or (not words and not sys.stdin.isatty()):
+        name = "standard input"
+        return _split(_text(sys.stdin.buffer, name, MOST_PROMPT_BYTES, PromptError), name, whole)
+    if not words:
+        raise PromptError("no prompt was given; give one in quotes, a file with --file, or pipe text in")
+    return list(words)
+
+
+def pairs(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The clean and the corrupt prompts of an analysis of pairs, which take turns: clean, corrupt, clean, corrupt …"""
+    if len(texts) % 2:
+        raise PromptError(
+            f"{len(texts)} prompts are no pairs; give clean and corrupt prompts in turns, each pair equally long"
+        )
+    return list(texts[::2]), list(texts[1::2])
+
+
+def of_pairs(function: Callable[..., Any], texts: Sequence[str], circuit: Path | None) -> tuple[Any, ...]:
+    """What an analysis of pairs takes: clean and corrupt prompts, or one list of pairs, behind the circuit if it judges
+    one (None: it is found first)."""
+    clean, corrupt = pairs(texts)
+    first = _second_parameter(function)
+    if first not in ("pairs", "graph"):
+        return clean, corrupt
+    both = list(zip(clean, corrupt, strict=True))
+    return (both,) if first == "pairs" else (None if circuit is None else str(circuit), both)
+
+
+def circuits(words: Sequence[str]) -> list[str]:
+    """The two circuit files that an analysis of circuits compares."""
+    if len(words) != 2:
+        raise AnalysisError(
+            f"{len(words)} circuit file{'s' * (len(words) != 1)} given; give two, as in A.json B.json"
+        )
+    return list(words)
+
+
+def fits(
+    asked: Entry, words: Sequence[str], file: Path | None, edits: Path | None, saved: Path | None, circuit: Path | None
+) -> None:  # fmt: skip
+    """Refuse what an analysis does not read."""
+    if saved is not None and (asked.inputs != "record" or words or file or edits):
+        rule = "--record takes the place of prompts and edits, where a record is read"
+        raise AnalysisError(f"{rule}; {asked.name} reads {asked.inputs}")
+    if circuit is not None and _second_parameter(asked.function) != "graph":
+        raise AnalysisError(
+            f"--circuit is for analyses that judge a circuit; {asked.name} reads {asked.inputs}"
+        )
+    if asked.inputs == "model" and (words or file):
+        raise AnalysisError(f"{asked.name} reads the model alone; leave the prompts out")
+    if asked.inputs == "circuits" and (file or edits):
+        raise AnalysisError(
+            f"{asked.name} reads two circuit files and no prompts; leave --file and --edits out"
+        )
+
+
+def _second_parameter(function: Callable[..., Any]) -> str:
+    return [*inspect.signature(function).parameters, "", ""][1]
+
+
+def layers(text: str) -> list[int]:
+    """`0-3`, `1,4` or both as a list of layers."""
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        raise RecordError(f"layers {text!r} can not be read; write them as 0-3 or 1,4") from None
+    return found
+
+
+def settings(asked: Entry, given: Iterable[str]) -> dict[str, Any]:
+    """`name=value` texts as the typed settings of an analysis."""
+    values: dict[str, Any] = {}
+    known = [setting.name for setting in asked.settings]
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise AnalysisError(f"setting {text!r} has no value; write {text}=VALUE")
+        if name not in known:
+            raise AnalysisError(f"{asked.name} has no setting {name!r}; {nearest(name, known)}")
+        if name in values:
+            raise AnalysisError(f"setting {name!r} is given twice; give it once")
+        values[name] = asked.setting(name).parse(value)
+    return values
+
+
+def edits(file: Path) -> list[Any]:
+    """Edits from JSON: a list of them, or an object that holds one as `edits`, as the dashboard saves it."""
+    from headwater import edit_from_dict
+
+    text = _content(file, MOST_EDIT_BYTES, EditError)
+    try:
+        content = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise EditError(
+            f"{file}, line {error.lineno}, column {error.colno}: {error.msg}; give JSON"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise EditError(f"{file} is not JSON that can be taken: {error}") from None
+    listed = content.get("edits") if isinstance(content, dict) else content
+    if not isinstance(listed, list) or not all(isinstance(edit, dict) for edit in listed):
+        raise EditError(f'{file} holds no list of edits; write [{{...}}] or {{"edits": [{{...}}]}}')
+    return [edit_from_dict(edit) for edit in listed]
+
+
+def write(file: Path, save: Callable[[Path], Any]) -> None:
+    """Let `save` write a file; a folder that is not there or not writable is a one-line error."""
+    try:
+        save(file)
+    except OSError as error:
+        raise HeadwaterError(
+            f"{file} can not be written: {error.strerror or error}; give another path"
+        ) from None
+
+
+def _content(file: Path, most: int, kind: type[HeadwaterError]) -> str:
+    if file.exists() and not file.is_file():
+        raise kind(f"{file} is not a plain file; give a text file")
+    try:
+        with file.open("rb") as source:
+            return _text(source, str(file), most, kind)
+    except OSError as error:
+        raise kind(f"{file} can not be read: {error.strerror}; give a text file") from None
+
+
+def _text(source: BinaryIO, name: str, most: int, kind: type[HeadwaterError]) -> str:
+    content = source.read(most + 1)
+    if len(content) > most:
+        raise kind(f"{name} is larger than {most // 2**20} MiB; give a smaller one")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise kind(f"{name} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
+
+
+def _split(text: str, name: str, whole: bool) -> list[str]:
+    if not text.strip():
+        raise PromptError(f"{name} holds no prompt; put one on each line")
+    return [text] if whole else [line for line in text.splitlines() if line.strip()]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"the key {', '.join(sorted(twice))} stands twice in one object")
+    return dict(pairs)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a number that JSON knows")

@@ -1,0 +1,103 @@
+"""Linear attention without its map: running sums of k_j x_j^T, O(S·d·c) time, linear memory, in plain torch.
+
+For the map w_ij = q_i·k_j * exp(-L_i) of `linear` attention, whose feature maps are in q and k already, the product
+with x is `q_i (sum over visible j of k_j x_j^T)`: Katharopoulos et al. 2020. Behind a causal mask the sum runs along
+the sequence, a chunk of rows at a time with the triangle of the chunk itself. It takes causal, cached and bidirectional
+masks with padding; `refuses` names the rest, which blocks of rows compute. The transpose is the same sum run backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.edits import WeightEdit
+from headwater.kernels.rules.rule import ScoreRule
+
+CHUNK = 128  # rows whose own triangle is computed as a tile
+
+
+def refuses(rule: ScoreRule, edits: Sequence[WeightEdit] = ()) -> str | None:
+    """Why this map has no running sum, or None where it has one."""
+    if rule.normaliser is None or rule.normaliser.name != "products":
+        return "weights that are no products of features"
+    if rule.softcap is not None or rule.bias is not None or rule.alibi is not None or rule.edits:
+        return "scores that are no products of features"
+    if edits:
+        return "edited weights"
+    if rule.mask.beyond_band is not None:
+        return rule.mask.beyond_band
+    return None if rule.mask.left is None else "a sliding window"
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
+    """z [batch, head, query, d_value] and L [batch, head, query], zero and -inf on rows without weights."""
+    kind, mask = rule.normaliser, rule.mask
+    assert kind is not None
+    one = v.new_ones(1, 1, 1, 1).expand(*v.shape[:3], 1)
+    sums = _gather(q, k, rule, torch.cat([v, one], -1))
+    z, total = sums[..., :-1], sums[..., -1]
+    silent = (mask.visible_keys(len(q), 1) == 0).to(q.device).expand_as(total)
+    if kind.unnormalised:
+        total = torch.ones_like(total)
+    elif rule.sink_logits is not None:
+        total = total + rule.sink_logits.to(total)
+    total = total.abs()
+    if kind.features == "identity" and not kind.unnormalised:
+        total = total.clamp(min=1)
+    silent = silent | (total == 0)
+    total = total.masked_fill(silent, 1.0)
+    z = (z / total[..., None]).masked_fill(silent[..., None], 0.0)
+    return z, total.log().masked_fill(silent, float("-inf"))
+
+
+def gather(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, x: Tensor) -> Tensor:
+    """`P @ x` for x [batch, head|1, key, c]; `lse` is +inf on rows without weights."""
+    return _gather(q, k, rule, x) * torch.exp(-lse)[..., None].to(q)
+
+
+def scatter(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, y: Tensor) -> Tensor:
+    """`P^T @ y` for y [batch, head|1, query, c] → [batch, head, key, c]."""
+    mask = rule.mask
+    q = (q * rule.scale * torch.exp(-lse)[..., None].to(q)).flip(2)
+    ahead = None if mask.right is None else mask.queries - mask.keys + mask.shift + mask.right
+    found = _running(_per_head(k, q.shape[1]).flip(2), q, y.to(q).flip(2), ahead).flip(2)
+    if mask.valid_keys is not None:
+        found = found.masked_fill(~mask.valid_keys[:, None, :, None].to(found.device), 0.0)
+    return found
+
+
+def _gather(q: Tensor, k: Tensor, rule: ScoreRule, x: Tensor) -> Tensor:
+    mask = rule.mask
+    k = k.to(q)
+    if mask.valid_keys is not None:
+        k = k.masked_fill(~mask.valid_keys[:, None, :, None].to(k.device), 0.0)
+    x = x.to(q) if x.shape[1] == 1 else _per_head(x.to(q), q.shape[1])
+    ahead = None if mask.right is None else mask.shift + mask.right
+    return _running(q * rule.scale, _per_head(k, q.shape[1]), x, ahead)
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def _running(a: Tensor, b: Tensor, x: Tensor, ahead: int | None) -> Tensor:
+    """`sum_j (a_i·b_j) x_j` over the j up to i + ahead (None: over all)."""
+    if ahead is None:
+        return a @ (b.mT @ x)
+    rows, columns = a.shape[2], b.shape[2]
+    state = b[:, :, :0].mT @ x[:, :, :0]
+    done, found = 0, []
+    for begin in range(0, rows, CHUNK):
+        end = min(begin + CHUNK, rows)
+        # columns that the first row of the chunk sees, and those that its last row does
+        all_see, last_sees = (min(max(i + ahead + 1, 0), columns) for i in (begin, end - 1))
+        state = state + b[:, :, done:all_see].mT @ x[:, :, done:all_see]
+        done = all_see
+        tile = a[:, :, begin:end] @ b[:, :, done:last_sees].mT
+        place = torch.arange(begin, end, device=a.device)[:, None] + ahead
+        seen = torch.arange(done, last_sees, device=a.device) <= place
+        found.append(a[:, :, begin:end] @ state + (tile * seen) @ x[:, :, done:last_sees])
+    return torch.cat(found, 2) if found else a.new_zeros(*a.shape[:3], x.shape[-1])

@@ -1,0 +1,1 @@
+"""Fused Triton kernels, and how they are launched."""

@@ -1,0 +1,1 @@
+"""What can be asked of a map that is not in memory: products, statistics, pairs, summaries."""

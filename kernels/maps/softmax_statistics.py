@@ -1,0 +1,230 @@
+"""Statistics of plain softmax maps in one lean walk over blocks of whole rows: the fast path of `statistics.compute`.
+
+A block is one product of queries and keys in which the row's log-sum-exp rides as one more feature, one multiplication
+by the scale and to base 2, one exponential, and about one cheap sweep for each statistic. Scaling after the product and
+not before it keeps the digits of large scores: the queries are not rounded again. Of torch's exponentials exp2 is
+taken, which with its multiplication is faster than exp alone. It takes what is linear in q·k under any mask; score
+edits, weight edits, soft-caps, biases and other normalisers go the general way. Memory: two blocks, 8 MB in float32,
+and copies of the queries and keys of the heads in hand.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.backends import blocked
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
+
+if TYPE_CHECKING:
+    from headwater.kernels.maps.attention_map import AttentionMap
+
+NAMES = (
+    "entropy", "max", "argmax", "self", "previous", "first", "distance", "row_mass", "received",
+    "distance_squared", "windowed_distance",
+)  # fmt: skip
+BLOCKS = 2  # of those of `blocked` in one: smaller ones are lost in the cost of calling torch, larger ones in the cache
+MOST_ROWS = 256  # more rows only make the triangle larger that a causal block computes in vain
+LOG2E = math.log2(math.e)
+HIDDEN = -1e30  # logarithm of a hidden weight: finite, so that 0 times it is 0
+STRIP = 64  # columns whose maximum is looked at together in the search for the largest
+
+
+class Piece(NamedTuple):
+    """Rows of a map and the columns that the band lets them see."""
+
+    rows: slice
+    columns: slice
+
+
+def takes(map: AttentionMap) -> bool:
+    """Whether the weights of this map are a plain softmax of scaled products."""
+    rule = map.rule
+    learning = torch.is_grad_enabled() and any(x.requires_grad for x in (map.q, map.k, map.lse))
+    linear = rule.softcap is None and rule.bias is None and rule.alibi is None and rule.scale > 0
+    return rule.normaliser is None and linear and not rule.edits and not map.steps and not learning
+
+
+def stream(map: AttentionMap, names: list[str], found: dict[str, Tensor], window: int) -> None:
+    """Fill `found[name]`, which come as zeros; rows without weights are left to the caller.
+
+    `window` is where `windowed_distance` clips (tokens).
+    """
+    batch, heads, queries, keys = map.shape
+    rule, width, group = map.rule, map.q.shape[-1], map.q.shape[1] // map.k.shape[1]
+    high = torch.float64 if map.q.dtype == torch.float64 else torch.float32
+    pieces = _pieces(map)
+    largest = max((_size(piece) for piece in pieces), default=1)
+    most = BLOCKS * blocked.BLOCK_ELEMENTS
+    some_heads = min(max(most // largest, 1), heads)
+    some_rows = min(max(most // (largest * heads), 1), batch)
+    scratch = map.q.new_empty(2, some_rows * some_heads * largest, dtype=high)
+    first = rule.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
+    only = _only(first, keys)
+    numbers = torch.arange(queries + keys, device=map.q.device, dtype=high)
+    rims: dict[tuple[int, ...], Tensor] = {}
+    for b in (slice(i, min(i + some_rows, batch)) for i in range(0, batch, some_rows)):
+        for h in (slice(i, min(i + some_heads, heads)) for i in range(0, heads, some_heads)):
+            chosen = torch.arange(h.start, h.stop)
+            # one more feature carries the row's log-sum-exp; queries are left unscaled, as scaling rounds them
+            lse = map.lse[b, h, :, None].to(high)
+            start = torch.where(torch.isinf(lse), HIDDEN, lse / -rule.scale)
+            q = torch.cat([map.q[b, h].to(high), start], -1)
+            k = torch.nn.functional.pad(map.k[b][:, chosen // group].to(high), (0, 1), value=1.0)
+            q, k = q.reshape(-1, queries, width + 1), k.reshape(-1, keys, width + 1)
+            results = {name: found[name][b, h].flatten(0, 1) for name in names}
+            for piece in pieces:
+                rows, columns = piece
+                shape = (len(q), rows.stop - rows.start, columns.stop - columns.start)
+                logs, weights = (part[: math.prod(shape)].view(shape) for part in scratch)
+                torch.bmm(q[:, rows], k[:, columns].mT, out=logs)
+                _hide(rule.mask, blocked.Block(b, chosen, rows, columns), logs, rims)
+                at = {n: x[:, columns if n == "received" else rows] for n, x in results.items()}
+                _measure(logs, weights, at, piece, rule, numbers)
+                if "distance_squared" in at or "windowed_distance" in at:
+                    _measure_far(weights, logs, at, _apart(weights, piece, rule.mask, numbers), window)
+                if only is not None and columns.start <= only < columns.stop:
+                    at["first"].copy_(weights[..., only - columns.start])
+                elif first is not None:
+                    place = first[b, h, rows].reshape(shape[:2]) - columns.start
+                    at["first"].copy_(_one_per_row(weights, place))
+
+
+def _pieces(map: AttentionMap) -> list[Piece]:
+    mask, pieces, begin = map.rule.mask, [], 0
+    while begin < mask.queries:
+        count = min(MOST_ROWS, mask.queries - begin)
+        span = mask.key_span(begin, begin + count)
+        while count > 16 and count * (span[1] - span[0]) > BLOCKS * blocked.BLOCK_ELEMENTS:
+            count //= 2
+            span = mask.key_span(begin, begin + count)
+        if span[0] < span[1]:
+            pieces.append(Piece(slice(begin, begin + count), slice(*span)))
+        begin += count
+    return pieces
+
+
+def _size(piece: Piece) -> int:
+    return (piece.rows.stop - piece.rows.start) * (piece.columns.stop - piece.columns.start)
+
+
+def _hide(mask: Mask, block: blocked.Block, logs: Tensor, rims: dict[tuple[int, ...], Tensor]) -> None:
+    """Where a band alone hides, its rim is all that is looked at, and `rims` keeps those that come again."""
+    batch, heads, rows, columns = block
+    begin, end = mask.interior(rows, columns)
+    whole = end <= begin
+    for part in [columns] if whole else [slice(columns.start, begin), slice(end, columns.stop)]:
+        if part.start == part.stop:
+            continue
+        key = (rows.stop - rows.start, part.stop - part.start, rows.start - part.start)
+        rim = rims.get(key)
+        if rim is None:
+            visible = mask.tile(rows, part, batch, heads, logs.device)
+            if visible is None:
+                continue
+            rim = torch.zeros_like(visible, dtype=logs.dtype).masked_fill_(~visible, HIDDEN)
+            if mask.is_band and mask.valid_keys is None:
+                rims[key] = rim
+        inside = logs[..., part.start - columns.start : part.stop - columns.start]
+        inside.unflatten(0, (-1, len(heads))).add_(rim)
+
+
+def _measure(
+    logs: Tensor, weights: Tensor, at: dict[str, Tensor], piece: Piece, rule: ScoreRule, numbers: Tensor
+) -> None:
+    """Everything but `first`, from logarithms of the weights over the scale; writes over both scratch tensors."""
+    rows, columns = piece
+    mask, unit = rule.mask, rule.scale * LOG2E
+    excess = True
+    if "max" in at or "argmax" in at:
+        peak, place = _largest(logs)
+        excess = peak.amax().item() > 0
+        if "argmax" in at:
+            at["argmax"].copy_(place.add_(columns.start))
+        if "max" in at:
+            at["max"].copy_(peak.clamp_(max=0).mul_(unit).exp2_())
+    if excess:
+        # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
+        logs.clamp_(max=0)
+    torch.exp2(logs.mul_(unit), out=weights)
+    if "entropy" in at:
+        at["entropy"].copy_(torch.mul(weights, logs, out=logs).sum(-1).mul_(-1 / LOG2E))
+    if "row_mass" in at or "distance" in at:
+        mass = weights.sum(-1)
+        if "row_mass" in at:
+            at["row_mass"].copy_(mass)
+        if "distance" in at:
+            at["distance"].copy_(_distance(weights, mass, logs, piece, mask, numbers))
+    own = rows.start + mask.shift - columns.start
+    for name, offset in (("self", own), ("previous", own - 1)):
+        if name in at and -weights.shape[1] < offset < weights.shape[2]:
+            line = weights.diagonal(offset, -2, -1)
+            at[name][:, max(-offset, 0) :][:, : line.shape[-1]].copy_(line)
+    if "received" in at:
+        at["received"] += weights.sum(-2)
+
+
+def _largest(logs: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest of each row and its column, the first of equals: maxima of strips first, then inside the best strip."""
+    width = logs.shape[-1]
+    whole = width // STRIP * STRIP
+    if width < 4 * STRIP:
+        return logs.max(-1)
+    strips = logs[..., :whole].unflatten(-1, (-1, STRIP)).amax(-1)
+    if whole < width:
+        strips = torch.cat([strips, logs[..., whole:].amax(-1, keepdim=True)], -1)
+    best = strips.argmax(-1)
+    if whole == width:
+        # strips lie one after another: those wanted are rows of a table, which costs less than a gather
+        table = logs.view(-1, STRIP)
+        inside = table[torch.arange(best.numel(), device=logs.device) * (width // STRIP) + best.flatten()]
+        peak, place = inside.view(*best.shape, STRIP).max(-1)
+        return peak, place.add_(best, alpha=STRIP)
+    begin = best[..., None] * STRIP
+    columns = (begin + torch.arange(STRIP, device=logs.device)).clamp_(max=width - 1)
+    peak, place = logs.gather(-1, columns).max(-1)
+    return peak, place.add_(begin[..., 0])
+
+
+def _distance(
+    weights: Tensor, mass: Tensor, scratch: Tensor, piece: Piece, mask: Mask, numbers: Tensor
+) -> Tensor:
+    if mask.right is not None and mask.right <= 0:
+        # no key lies ahead: |query - key| is their difference, which is linear in the key
+        back = (piece.rows.start + mask.shift - piece.columns.start) - numbers[: weights.shape[2]]
+        return weights @ back + numbers[: weights.shape[1]] * mass
+    return torch.mul(weights, _apart(weights, piece, mask, numbers), out=scratch).sum(-1)
+
+
+def _apart(weights: Tensor, piece: Piece, mask: Mask, numbers: Tensor) -> Tensor:
+    """|query - key| of a piece, [row, column]."""
+    begin = piece.rows.start + mask.shift - piece.columns.start
+    return (numbers[: weights.shape[1], None] + begin - numbers[: weights.shape[2]]).abs()
+
+
+def _measure_far(weights: Tensor, scratch: Tensor, at: dict[str, Tensor], apart: Tensor, window: int) -> None:
+    """Sums that are not linear in the key, one sweep each."""
+    if "windowed_distance" in at:
+        at["windowed_distance"].copy_(torch.mul(weights, apart.clamp(max=window), out=scratch).sum(-1))
+    if "distance_squared" in at:
+        # not from sums of key and key²: on a row that looks nearby their difference would lose all digits
+        at["distance_squared"].copy_(torch.mul(weights, apart.square_(), out=scratch).sum(-1))
+
+
+def _only(first: Tensor | None, keys: int) -> int | None:
+    """The column that is the first visible key of every row, where there is one such."""
+    if first is None or not first.numel():
+        return None
+    low, high = first.aminmax()
+    return int(low) if low == high and low < keys else None
+
+
+def _one_per_row(weights: Tensor, place: Tensor) -> Tensor:
+    """The weight at one column of each row, 0 where that column is outside of the block."""
+    inside = (place >= 0) & (place < weights.shape[-1])
+    place = place.clamp(0, weights.shape[-1] - 1).to(weights.device)
+    return weights.gather(-1, place[..., None])[..., 0] * inside.to(weights)

@@ -1,0 +1,221 @@
+"""Exact statistics of attention maps, streamed over blocks of rows: every one in one pass, in linear memory.
+
+Conventions. Statistics are of the weights that multiply the values, after edits, as they are: where a head has a
+learned sink, or a normaliser other than the softmax, its rows sum to what `row_mass` says and nothing is renormalised:
+`distance` is then a sum and no mean, `entropy` that of no distribution. Of signed weights sums are signed, `max` is the
+largest, and `entropy` is refused. `of="shares"` measures |w| / (sum of |w| + 1e-8) of each row instead, which is the
+proxy of Gu et al. 2025; `lse`, the logarithm of the row's denominator, and `visible` are the same for both. Rows that
+are padding or see no key hold NaN (`argmax`: -1) and take no part in column statistics. Weights are without unit; `lse`
+and `entropy` are in nats, `distance` and `windowed_distance` in tokens, `distance_squared` in tokens², `visible` in
+queries.
+
+Cost: one pass for all that are asked for together, whatever their number; `lse` and `visible` need none. Plain softmax
+maps take the lean walk of kernels/maps/softmax_statistics.py for what that has, and this file's for the rest.
+`distance_squared` and `windowed_distance` each add a multiplication per weight, so they are not in `DEFAULT`.
+Column sums of some queries only, and weights on chosen pairs, are in kernels/maps/received.py and
+kernels/maps/pairs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.backends import blocked
+from headwater.kernels.backends.key_classes import mixes
+from headwater.kernels.backends.triton import backend
+from headwater.kernels.maps import softmax_statistics
+
+if TYPE_CHECKING:
+    from headwater.kernels.maps.attention_map import AttentionMap
+
+ROW = {
+    "lse": "log-sum-exp of the row's scores, with the learned sink (nats)",
+    "entropy": "-sum of w ln w over the row (nats)",
+    "max": "largest weight of the row",
+    "argmax": "column of the largest weight; of weights that only rounding tells apart, any",
+    "self": "weight on the row's own position",
+    "previous": "weight on the position before",
+    "first": "weight on the first visible key",
+    "distance": "sum of w times |query - key| (tokens)",
+    "distance_squared": "sum of w times (query - key) squared (tokens²)",
+    "windowed_distance": "sum of w times min(|query - key|, W), W = 10 unless given (tokens)",
+    "row_mass": "sum of the row's weights: 1, or less with a learned sink",
+}
+COLUMN = {
+    "received": "sum of the weights that queries put on the key",
+    "visible": "how many queries see the key",
+    "sink": "received / visible: the share of their attention that the queries which see the key give it",
+}
+GROUPED = {"mass": "weight on each named group of keys"}
+NAMES = (*ROW, *COLUMN, *GROUPED)
+# what a record holds unless it is asked for something else: the rest costs more, or needs groups, or follows from these
+DEFAULT = tuple(n for n in NAMES if n not in ("mass", "sink", "distance_squared", "windowed_distance"))
+WINDOW = 10  # tokens at which `windowed_distance` clips, as in Li et al. 2025
+# what costs nothing beyond the forward pass
+FREE = ("lse", "visible")
+
+
+def compute(
+    map: AttentionMap, names: Iterable[str], groups: Tensor | None = None, window: int = WINDOW
+) -> dict[str, Tensor]:
+    """The named statistics of one layer's maps.
+
+    Row statistics come as [batch, head, query], column statistics as [batch, head, key], `mass` as
+    [batch, head, group, query]; float32, but int64 for `argmax` and `visible`. `groups` is bool [group, key] or
+    [batch, group, key]; `window` is the W of `windowed_distance`, in tokens, 0 or more.
+    """
+    names = list(dict.fromkeys(names))
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise ValueError(f"unknown statistics {unknown}; there are {', '.join(NAMES)}")
+    if window < 0:
+        raise ValueError(f"the window of windowed_distance is 0 tokens or more; got {window}")
+    if "mass" in names and groups is None:
+        raise ValueError("the statistic 'mass' needs groups of keys")
+    if "entropy" in names and map.signed:
+        raise ValueError(
+            "the entropy of weights that may be negative is not defined; ask for statistics of='shares' or leave it out"
+        )
+    batch, heads, queries, keys = map.shape
+    found: dict[str, Tensor] = {}
+    wanted = names
+    if "sink" in names:
+        names = list(dict.fromkeys([*(n for n in names if n != "sink"), "received", "visible"]))
+    if "visible" in names:
+        found["visible"] = map.rule.mask.seen_by(batch, heads).expand(batch, heads, keys).clone()
+    if "lse" in names:
+        found["lse"] = torch.where(torch.isinf(map.lse), torch.nan, map.lse).float()
+    # the forward pass clips at WINDOW
+    usable = map.known.keys() - ({"windowed_distance"} if window != WINDOW else set())
+    found |= {name: map.known[name].cpu() for name in names if name in usable}
+    streamed = [name for name in names if name not in FREE and name not in found]
+    if streamed and map.engine() == "triton" and not mixes(map.steps):
+        q, k, rule, lse = map.q, map.k, map.rule, map.lse
+        by_kernel = backend.statistics(q, k, rule, lse, map.steps, streamed, groups, window=window)
+        found |= {name: values.cpu() for name, values in by_kernel.items()}
+        streamed = []
+    for name in streamed:
+        shape = {"received": (batch, heads, keys)}.get(name, (batch, heads, queries))
+        if name == "mass":
+            assert groups is not None
+            groups = groups[None] if groups.dim() == 2 else groups
+            shape = (batch, heads, groups.shape[1], queries)
+        found[name] = torch.zeros(shape, dtype=torch.long if name == "argmax" else torch.float32)
+    lean = (
+        [name for name in streamed if name in softmax_statistics.NAMES]
+        if softmax_statistics.takes(map)
+        else []
+    )
+    if lean:
+        softmax_statistics.stream(map, lean, found, window)
+    if rest := [name for name in streamed if name not in lean]:
+        _stream(map, rest, groups, found, window)
+    silent = torch.isinf(map.lse).cpu()
+    for name in streamed:
+        if name == "argmax":
+            found[name].masked_fill_(silent, -1)
+        elif name == "mass":
+            found[name].masked_fill_(silent[:, :, None], torch.nan)
+        elif name != "received":
+            found[name].masked_fill_(silent, torch.nan)
+    if "sink" in wanted:
+        found["sink"] = found["received"] / torch.where(found["visible"] > 0, found["visible"], torch.nan)
+    return {name: found[name] for name in wanted}
+
+
+def _stream(
+    map: AttentionMap, names: list[str], groups: Tensor | None, found: dict[str, Tensor], window: int
+) -> None:
+    batch, heads = map.shape[:2]
+    first = map.rule.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
+    for block in blocked.blocks(batch, range(heads), map.rule):
+        weights, entropy = _weights(map, block, "entropy" in names)
+        rows = {"entropy": entropy} | _sums(map, block, weights, names, groups)
+        rows |= _far(map, block, weights, names, window)
+        if ("max" in names or "argmax" in names) and weights.shape[-1]:
+            rows["max"], place = weights.max(-1)
+            rows["argmax"] = place + block.columns.start
+        own = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.rule.mask.shift
+        places = {"self": own, "previous": own - 1}
+        if first is not None:
+            places["first"] = first[block.batch][:, block.heads, block.rows].to(weights.device)
+        for name in set(places) & set(names):
+            rows[name] = _at(weights, (places[name] - block.columns.start).expand(weights.shape[:-1]))
+        for name, values in rows.items():
+            if name in names and name == "mass":
+                found[name][block.batch, block.heads, :, block.rows] = values.to(found[name])
+            elif name in names:
+                found[name][block.batch, block.heads, block.rows] = values.to(found[name])
+        if "received" in names:
+            found["received"][block.batch, block.heads, block.columns] += weights.sum(-2).to(
+                found["received"]
+            )
+
+
+def _weights(map: AttentionMap, block: blocked.Block, entropy: bool) -> tuple[Tensor, Tensor]:
+    """Weights of a block and the entropy of its rows; before they are edited their logarithms are at hand."""
+    if map.steps or not entropy:
+        weights = map.block(block)
+        if not entropy:
+            return weights, weights.new_zeros(())
+        # twice as fast as entr, and its slope is finite where a weight is 0
+        return weights, -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(-1)
+    logs = blocked.log_weights(map.q, map.k, map.rule, map.lse, block)
+    weights = logs.exp()
+    # a hidden pair would be 0 times -inf; where its weight is 0 any finite logarithm serves
+    return weights, -torch.einsum("bhqk,bhqk->bhq", weights, logs.clamp(min=-1e4))
+
+
+def _sums(
+    map: AttentionMap, block: blocked.Block, weights: Tensor, names: list[str], groups: Tensor | None
+) -> dict[str, Tensor]:
+    """The statistics that are sums over a row of weights times a number of the key: one product for all."""
+    columns = torch.arange(block.columns.start, block.columns.stop, device=weights.device)
+    anchor = block.rows.start + map.rule.mask.shift
+    numbers = [torch.ones_like(columns), anchor - columns]
+    table = torch.stack(numbers).to(weights).expand(len(weights), -1, -1)
+    if "mass" in names:
+        assert groups is not None
+        inside = (groups if len(groups) == 1 else groups[block.batch])[:, :, block.columns].to(weights)
+        table = torch.cat([table, inside.expand(len(weights), -1, -1)], 1)
+    one_sided = map.rule.mask.right is not None and map.rule.mask.right <= 0
+    if not {"row_mass", "distance", "mass"} & set(names):
+        return {}
+    sums = torch.einsum("bhqk,bgk->bhgq", weights, table)
+    rows = torch.arange(block.rows.stop - block.rows.start, device=weights.device)
+    # no key lies ahead: |query - key| is their difference, which is linear in the key
+    distance = sums[:, :, 1] + rows * sums[:, :, 0]
+    if not one_sided and "distance" in names:
+        distance = (weights * (anchor + rows[:, None] - columns).abs()).sum(-1)
+    return {"row_mass": sums[:, :, 0], "distance": distance, "mass": sums[:, :, 2:]}
+
+
+def _far(
+    map: AttentionMap, block: blocked.Block, weights: Tensor, names: list[str], window: int
+) -> dict[str, Tensor]:
+    """Sums of weights times a function of |query - key| that is not linear in the key."""
+    if not {"distance_squared", "windowed_distance"} & set(names):
+        return {}
+    rows = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.rule.mask.shift
+    columns = torch.arange(block.columns.start, block.columns.stop, device=weights.device)
+    apart = (rows[:, None] - columns).abs().to(weights)
+    found = {}
+    if "distance_squared" in names:
+        # not from sums of key and key²: on a row that looks nearby their difference would lose all digits
+        found["distance_squared"] = (weights * apart.square()).sum(-1)
+    if "windowed_distance" in names:
+        found["windowed_distance"] = (weights * apart.clamp(max=window)).sum(-1)
+    return found
+
+
+def _at(weights: Tensor, place: Tensor) -> Tensor:
+    """The weight at one column of each row, 0 where that column is outside of the block."""
+    inside = (place >= 0) & (place < weights.shape[-1])
+    if not weights.shape[-1]:
+        return weights.new_zeros(place.shape)
+    picked = weights.gather(-1, place.clamp(0, weights.shape[-1] - 1)[..., None])[..., 0]
+    return torch.where(inside, picked, 0.0)

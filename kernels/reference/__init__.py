@@ -1,0 +1,1 @@
+"""The meaning of every rule and edit, dense and in float64."""

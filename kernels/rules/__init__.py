@@ -1,0 +1,1 @@
+"""How products of queries and keys become weights: scale, bias, soft-cap, normaliser."""

@@ -1,0 +1,74 @@
+"""Potentials of doubly stochastic attention (Sinkformers, Sander et al. 2022, after their public code), linear memory.
+
+With uniform marginals over the n real queries and the m real keys, in the log domain and beginning at v = 0:
+u_i = -ln n - logsumexp_j(s_ij + v_j), then v_j = -ln m - logsumexp_i(s_ij + u_i), as often as asked, ending with u. The
+map n * exp(s + u + v) is then the softmax of s + v over the keys, so only v is kept, as a bias of the keys: rows sum to
+1 exactly, columns to n/m in the limit. One iteration is the softmax itself. Rows and keys that nothing of the other
+side is visible to take no part. Cost: one pass over the scores for every two iterations, in blocks of rows, and as much
+again under autograd, which goes through all iterations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from headwater.kernels.backends import blocked
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.block import Block
+
+HIDDEN = float("-inf")
+
+
+def potentials(q: Tensor, k: Tensor, rule: ScoreRule, iterations: int) -> Tensor:
+    """v [batch, head, key] after an odd number of iterations, float32 (float64 for float64 queries); 0 on hidden keys.
+
+    `rule` is that of the plain softmax; its scores are taken after its edits.
+    """
+    high = torch.float64 if q.dtype == torch.float64 else torch.float32
+    batch, heads, _, keys = *q.shape[:3], k.shape[2]
+    found = torch.zeros(batch, heads, keys, dtype=high, device=q.device)
+    for _ in range(iterations // 2):
+        found = _round(q, k, rule, found)
+    return found
+
+
+def _round(q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor) -> Tensor:
+    """The next v: rows and columns normalised once."""
+    batch, heads = q.shape[:2]
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    sums: dict[tuple[int, int], tuple[Block, Tensor]] = {}
+    for block in blocked.blocks(batch, range(heads), rule):
+        if needs_grad:
+            part = checkpoint(_columns, q, k, rule, v, block, use_reentrant=False, preserve_rng_state=False)
+        else:
+            part = _columns(q, k, rule, v, block)
+        place = (block.batch.start, int(block.heads[0]))
+        before = sums.get(place)
+        # not in place: autograd needs what it adds to
+        sums[place] = (block, part if before is None else torch.logaddexp(before[1], part))
+    mask = rule.mask
+    real = torch.tensor([mask.keys]) if mask.valid_keys is None else mask.valid_keys.sum(-1)
+    log_keys = real.clamp_min(1).to(v).log()[:, None, None]
+    found = torch.zeros_like(v)
+    for block, total in sums.values():
+        unseen = total == HIDDEN
+        found[block.batch, block.heads] = (
+            -block.of_batch(log_keys) - total.masked_fill(unseen, 0.0)
+        ).masked_fill(unseen, 0.0)
+    return found
+
+
+def _columns(q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor, block: Block) -> Tensor:
+    """logsumexp_i(s_ij + u_i) over the rows of the block, [batch, head, key]; u follows from v row by row."""
+    scores = rule.scores(q, k, block.rows, block.columns, block.batch, block.heads)
+    rows = (scores + v[block.batch][:, block.heads][:, :, None]).logsumexp(-1)
+    silent = rows == HIDDEN
+    mask = rule.mask
+    real = torch.tensor([mask.queries]) if mask.valid_queries is None else mask.valid_queries.sum(-1)
+    log_queries = block.of_batch(real.clamp_min(1).to(rows).log())[:, None, None]
+    if mask.valid_queries is not None:
+        silent = silent | ~block.of_queries(mask.valid_queries)[:, None].to(rows.device)
+    u = (-log_queries - rows.masked_fill(silent, 0.0)).masked_fill(silent, HIDDEN)
+    return (scores + u[..., None]).logsumexp(-2)

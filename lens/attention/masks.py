@@ -1,0 +1,218 @@
+"""Masks from transformers, kept as what they mean instead of as tensors.
+
+transformers composes a mask out of small functions of indices. The known ones (causal, bidirectional, sliding window)
+are read off as a band, chunks as documents; anything else stays a function that the kernels call tile by tile.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import masking_utils
+
+from headwater.kernels.tiles.mask import IndexMask, Mask
+from headwater.lens.errors import ModelError
+
+# what may be asked of a mask without computing with it; "__get__" are its shape, device and kind of numbers
+ASKED = (
+    "__get__",
+    "as_subclass",
+    "dim",
+    "size",
+    "is_floating_point",
+    "is_contiguous",
+    "get_device",
+    "__repr__",
+    "__hash__",
+)
+
+
+class LazyMask(Tensor):
+    """What travels through a model in the place of a mask: a tensor in name and shape, without numbers.
+
+    A prepared mask is passed on as it is when it is a tensor of four axes, which generation with a static cache needs.
+    Any computation with it would lose what it means, and is an error.
+    """
+
+    mask: Mask
+
+    def __new__(cls, mask: Mask, batch: int, device: Any = None) -> LazyMask:
+        nothing = torch.zeros(1, dtype=torch.bool, device=device)
+        found = nothing.expand(batch, 1, mask.queries, mask.keys).as_subclass(cls)
+        found.mask = mask
+        return found
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name in ("contiguous", "to", "detach", "clone", "cuda", "cpu"):
+            return args[0]
+        if name in ASKED:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        if name == "_is_view":  # Dynamo asks it of every tensor it meets
+            raise ModelError("torch.compile can not trace a model that Headwater reads; run it uncompiled")
+        raise ModelError(
+            f"the model computes with its attention mask ({name}) before attending; this architecture can not be read"
+        )
+
+
+@torch.compiler.disable  # it is called anew for every run; a traced mask would be that of the first
+def lazy_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int | Tensor = 0,
+    mask_function: Callable = masking_utils.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: Any = None,
+    **_: Any,
+) -> LazyMask:
+    """transformers' mask contract; `attention_mask` is bool [batch, positions seen so far], True on real tokens."""
+    q_offset, kv_offset = int(q_offset), int(kv_offset)
+    longest = max(q_offset + q_length, kv_offset + kv_length)
+    left, right, documents, extra = band(mask_function, longest)
+    if extra is not None:
+        extra = _every(extra)
+    valid_keys = valid_queries = start = stop = None
+    if attention_mask is not None:
+        real = attention_mask.bool().cpu()
+        padded = torch.nn.functional.pad(real, (0, max(kv_offset + kv_length - real.shape[1], 0)))
+        valid_keys = padded[:, kv_offset : kv_offset + kv_length]
+        # in cross-attention the mask is of the keys alone; then lengths differ and the queries are taken as real
+        if q_offset + q_length <= real.shape[1] and (right is not None or q_length == kv_length):
+            valid_queries = real[:, q_offset : q_offset + q_length]
+        if not real.all():
+            start = real.long().argmax(-1)
+            stop = real.shape[1] - real.flip(-1).long().argmax(-1)
+        valid_keys = None if valid_keys.all() else valid_keys
+        valid_queries = None if valid_queries is None or valid_queries.all() else valid_queries
+    return LazyMask(
+        Mask(
+            q_length,
+            kv_length,
+            left,
+            right,
+            q_offset,
+            kv_offset,
+            valid_keys,
+            valid_queries,
+            extra,
+            start,
+            stop,
+            documents,
+        ),
+        batch_size,
+        device,
+    )
+
+
+def crossing(mask: Mask, own: Mask) -> Mask:
+    """The mask of cross-attention, its rows placed where the decoder's own attention, masked by `own`, has them.
+
+    transformers describes the keys alone there: the queries' positions and padding are not in that mask.
+    """
+    start, stop = own.real("query")
+    return replace(
+        mask,
+        query_offset=own.query_offset,
+        valid_queries=own.valid_queries,
+        query_start=start,
+        query_stop=stop,
+    )
+
+
+def band(function: Callable, length: int) -> tuple[int | None, int | None, Tensor | None, IndexMask | None]:
+    """`left`, `right`, the documents of `length` positions, and what of the function neither of these expresses.
+
+    Checked against the function, the band on sampled pairs, the documents on the last position's.
+    """
+    parts = _parts(function)
+    left: int | None = None
+    right: int | None = None
+    documents: Tensor | None = None
+    rest: list[Callable] = []
+    for part in parts:
+        limits = _limits(part)
+        if limits is None:
+            found = _documents(part, length) if documents is None else None
+            documents = documents if found is None else found
+            rest += [part] if found is None else []
+            continue
+        left = _tighter(left, limits[0])
+        right = _tighter(right, limits[1])
+    if not rest and documents is None and not _agrees(function, left, right):
+        return None, None, None, function
+    return left, right, documents, masking_utils.and_masks(*rest) if rest else None
+
+
+def _parts(function: Callable) -> list[Callable]:
+    """The functions whose conjunction this is."""
+    if getattr(function, "__qualname__", "") == "and_masks.<locals>.and_mask":
+        inner = inspect.getclosurevars(function).nonlocals["mask_functions"]
+        return [part for one in inner for part in _parts(one)]
+    return [function]
+
+
+def _limits(function: Callable) -> tuple[int | None, int | None] | None:
+    """(left, right) of a known part; None where it is not known."""
+    if function is masking_utils.causal_mask_function:
+        return None, 0
+    if function is masking_utils.bidirectional_mask_function:
+        return None, None
+    name = getattr(function, "__qualname__", "")
+    if name == "sliding_window_overlay.<locals>.inner_mask":
+        return inspect.getclosurevars(function).nonlocals["sliding_window"] - 1, None
+    if name == "sliding_window_bidirectional_overlay.<locals>.inner_mask":
+        window = inspect.getclosurevars(function).nonlocals["sliding_window"]
+        return window, window
+    return None
+
+
+def _documents(function: Callable, length: int) -> Tensor | None:
+    """The chunk of each position, int64 [batch|1, position], of Llama 4's chunks; None where it is another function."""
+    if getattr(function, "__qualname__", "") != "chunked_overlay.<locals>.inner_mask":
+        return None
+    known = inspect.getclosurevars(function).nonlocals
+    padding: Tensor = known["left_padding"].cpu()
+    places = torch.arange(length)
+    found = (places - padding[:, None]) // known["chunk_size"]
+    rows = torch.arange(len(padding))[:, None].to(known["left_padding"].device)
+    seen = function(rows, 0, length - 1, places.to(rows.device)).cpu()
+    if not seen.equal(found == found[:, -1:]):
+        return None
+    return found[:1] if found.equal(found[:1].expand_as(found)) else found
+
+
+def _tighter(a: int | None, b: int | None) -> int | None:
+    return b if a is None else a if b is None else min(a, b)
+
+
+def _agrees(function: Callable, left: int | None, right: int | None) -> bool:
+    """Guard against a transformers release that gives an old name a new meaning."""
+    edges = {0, 1, *(abs(n) + d for n in (left or 0, right or 0) for d in (-1, 0, 1))}
+    distance = torch.tensor(sorted({s * e for e in edges for s in (-1, 1)}))
+    query = torch.full_like(distance, 2 * int(distance.abs().max()) + 2)
+    key = query + distance
+    zero = torch.zeros_like(query)
+    expected = torch.ones_like(query, dtype=torch.bool)
+    if right is not None:
+        expected &= distance <= right
+    if left is not None:
+        expected &= -distance <= left
+    return bool((function(zero, zero, query, key).expand_as(expected) == expected).all())
+
+
+def _every(function: Callable) -> IndexMask:
+    """The function over index tensors that broadcast, on the CPU or wherever they are."""
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return function(batch, torch.zeros_like(head[:, :1]), query, key)
+
+    return visible

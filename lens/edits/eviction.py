@@ -1,0 +1,103 @@
+"""Heavy-hitter eviction (H2O, Zhang et al. 2023, from memory): a head keeps the keys that have gathered most attention.
+
+At every query a head attends to the keys it has kept and to the query's own; their weights are added up; then, of the
+keys behind the `recent` latest ones, the `heavy` with the largest sums are kept and the others are gone for good. Cost:
+one step per query and a bool queries × keys table per head, so it is for prompts of thousands of tokens, not more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from headwater.kernels import edits as kernel
+from headwater.kernels.edits import WeightEdit
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.block import Block
+from headwater.lens.attention.context import Lowered
+from headwater.lens.edits.base import HeadWise, Place, Rows
+from headwater.lens.errors import EditError
+from headwater.lens.naming.heads import Heads, Layers
+from headwater.lens.running import ids
+
+
+@dataclass(frozen=True, eq=False)
+class HeavyHitters(HeadWise):
+    """Keys are evicted as in a cache of `heavy` heavy hitters and the `recent` latest tokens; None evicts none."""
+
+    heavy: int | None
+    recent: int
+    heads: Heads = "all"
+    layers: Layers = "all"
+    rows: Rows = "all"
+    reads_tokens = True  # a new run must be told from the next step of the old one
+
+    def _check(self) -> None:
+        for name, value, low in (("heavy", self.heavy, 0), ("recent", self.recent, 1)):
+            if name == "heavy" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise EditError(f"HeavyHitters: {name} must be a whole number, {low} or more; got {value!r}")
+
+    def _is_neutral(self) -> bool:
+        return self.heavy is None
+
+    def _lower(self, place: Place) -> Lowered:
+        def adapt(
+            q: Tensor, k: Tensor, rule: ScoreRule, weights: tuple[WeightEdit, ...]
+        ) -> tuple[ScoreRule, tuple[WeightEdit, ...]]:
+            kept = self._kept(place, q.detach(), k.detach(), rule)
+
+            def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                there = query - rule.mask.query_offset, key - rule.mask.key_offset
+                return kept.to(key.device)[batch, head, *there]
+
+            return replace(rule, edits=(*rule.edits, kernel.MaskScores(place.heads, visible))), weights
+
+        return Lowered(adapters=(adapt,))
+
+    def _kept(self, place: Place, q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
+        """What each query still sees, bool [batch, head, query, key]."""
+        if rule.normaliser is not None:
+            raise EditError(
+                f"HeavyHitters adds up softmax weights; take the normaliser {rule.normaliser.name!r} off"
+            )
+        mask, heads = rule.mask, torch.arange(q.shape[1])
+        memory = ids.current(place.names.model.key).memory
+        slot = ("heavy", id(self), place.layer)
+        # memory is of absolute positions: a cache with a window drops its oldest keys
+        first, last = mask.key_offset, mask.key_offset + k.shape[2]
+        shape = (q.shape[0], q.shape[1], last)
+        kept = torch.ones(shape, dtype=torch.bool, device=q.device)
+        total = torch.zeros(shape, device=q.device, dtype=torch.float64)
+        if mask.query_offset:
+            if slot not in memory:
+                raise EditError(
+                    "HeavyHitters: this run goes on from a cache that was filled without it; begin with the prompt"
+                )
+            earlier, sums = memory[slot]
+            kept[..., : earlier.shape[-1]], total[..., : sums.shape[-1]] = earlier, sums
+        found = torch.empty(*shape[:2], mask.queries, k.shape[2], dtype=torch.bool, device=q.device)
+        places = torch.arange(last, device=q.device)
+        for row in range(mask.queries):
+            seen = found[:, :, row] = kept[..., first:]
+            rows, every = slice(row, row + 1), slice(0, k.shape[2])
+            scores = rule.scores(q, k, rows, every, slice(0, shape[0]), heads)[:, :, 0].double()
+            scores = scores.masked_fill(~seen, float("-inf"))
+            here = Block(slice(0, shape[0]), heads, rows, every)
+            lse = rule.row_constant(scores[:, :, None], here)[:, :, 0, None]
+            total[..., first:] += torch.exp(scores - lse).nan_to_num(0.0)
+            kept = self._evicted(kept, total, places <= row + mask.query_offset - self.recent)
+        read = mask.query_offset + mask.queries
+        memory[slot] = (kept[..., :read], total[..., :read])
+        return found
+
+    def _evicted(self, kept: Tensor, total: Tensor, old: Tensor) -> Tensor:
+        """The keys kept after one more query; `old` marks those behind the recent window."""
+        candidates = kept & old
+        heavy = min(int(self.heavy or 0), kept.shape[-1])
+        best = total.masked_fill(~candidates, -1.0).topk(heavy, -1).indices
+        chosen = torch.zeros_like(kept).scatter(-1, best, True)
+        return kept & ~(old & ~chosen)

@@ -1,0 +1,149 @@
+"""Edits of heads' outputs z, before the output projection: a factor, an offset, or another output in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.kernels import edits as kernel
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.attention.context import Lowered
+from headwater.lens.edits.base import Edit, HeadWise, Place, Prepared, Rows, batch_rows, number
+from headwater.lens.errors import EditError
+from headwater.lens.naming.heads import Head, Heads, Layers, chosen
+from headwater.lens.running.ids import NO_GROUPS, Names
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleHeads(Edit):
+    """z → factor·z per head, before the output projection; `{"2.3": 0.0}` switches head 2.3 off."""
+
+    factors: Mapping[str | Head, float]
+    rows: Rows = "all"
+
+    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+        if not isinstance(self.factors, Mapping):
+            raise EditError(f"ScaleHeads takes a mapping such as {{'2.3': 0.0}}; got {self.factors!r}")
+        for factor in self.factors.values():
+            number(factor, "a factor", "ScaleHeads")
+        changed = {head: float(f) for head, f in self.factors.items() if f != 1}
+        chosen(list(self.factors), "all", model.layers, model.n_heads)  # names every head that does not exist
+        masks = chosen(list(changed), "all", model.layers, model.n_heads) if changed else {}
+        gates = {layer: torch.ones(1, model.n_heads) for layer in masks}
+        for head, factor in changed.items():
+            layer, index = Head.parse(head)
+            gates[layer][0, index] *= factor
+        return Prepared(self, masks, Names(model, groups), gates, batch_rows(self.rows, "ScaleHeads"))
+
+    def _lower(self, place: Place) -> Lowered:
+        return Lowered(outputs=(kernel.Gate(torch.where(place.heads, place.values, 1.0)),))
+
+
+@dataclass(frozen=True, eq=False)
+class OffsetHeads(Edit):
+    """z → z + v per head, before the output projection: `{"5.1": v}`, v of d_head numbers, or [position, d_head].
+
+    Offsets by position count from the first real token; where they end nothing is added. Zeros change nothing. (The
+    offsets of LoFiT, Yin et al. 2024, are of the first kind.)
+    """
+
+    offsets: Mapping[str | Head, Any]
+    rows: Rows = "all"
+
+    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+        if not isinstance(self.offsets, Mapping):
+            raise EditError(f"OffsetHeads takes a mapping such as {{'5.1': vector}}; got {self.offsets!r}")
+        chosen(list(self.offsets), "all", model.layers, model.n_heads)
+        vectors = {Head.parse(h): _offset(v, Head.parse(h), model.d_head) for h, v in self.offsets.items()}
+        moved = {head: v for head, v in vectors.items() if v.any()}
+        masks = chosen(list(moved), "all", model.layers, model.n_heads)
+        values = {layer: {h.head: v for h, v in moved.items() if h.layer == layer} for layer in masks}
+        return Prepared(self, masks, Names(model, groups), values, batch_rows(self.rows, "OffsetHeads"))
+
+    def _lower(self, place: Place) -> Lowered:
+        start, stop = place.mask.real("query")
+        length = int((stop - start).max()) if any(v.dim() == 2 for v in place.values.values()) else 1
+        width = next(iter(place.values.values())).shape[-1]
+        values = torch.zeros(1, place.heads.shape[1], length, width)
+        for head, vector in place.values.items():
+            vector = vector if vector.dim() == 1 else vector[:length]
+            values[0, head, : len(vector) if vector.dim() == 2 else length] = vector
+        return Lowered(outputs=(kernel.OffsetOutput(place.heads, values),))
+
+
+@dataclass(frozen=True, eq=False)
+class AblateHeads(HeadWise):
+    """Replace the heads' outputs z: `how` is "zero", "mean" or "resample".
+
+    "mean" takes each head's mean of z over the real positions and the batch of `examples` (texts or token ids).
+    "resample" takes z at the same position of an example, drawn per batch row with `seed`. Both run the unedited model.
+    """
+
+    heads: Heads
+    how: Literal["zero", "mean", "resample"] = "zero"
+    examples: Any = None
+    seed: int = 0
+    layers: Layers = "all"
+    rows: Rows = "all"
+
+    def _check(self) -> None:
+        if self.how not in ("zero", "mean", "resample"):
+            raise EditError(f"AblateHeads: how must be 'zero', 'mean' or 'resample'; got {self.how!r}")
+        if self.how != "zero" and self.examples is None:
+            raise EditError(
+                f"AblateHeads(how={self.how!r}) needs examples=, texts or token ids to take the outputs from"
+            )
+
+    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+        prepared = super().prepare(model, groups)
+        if self.how == "zero" or not prepared.heads:
+            return prepared
+        tokens = model.to_tokens(self.examples)
+        outputs = model.head_outputs(tokens, edited=False)  # [example, layer, head, position, d_head]
+        values = {}
+        for layer in prepared.heads:
+            z = outputs[:, model.layers.index(layer)]
+            if self.how == "mean":
+                real = tokens.mask[:, None, :, None].to(z)
+                values[layer] = ((z * real).sum((0, 2)) / real.sum((0, 2)))[None, :, None]
+            else:
+                values[layer] = z.masked_fill(~tokens.mask[:, None, :, None].to(z.device), torch.nan)
+        return replace(prepared, values=values)
+
+    def _lower(self, place: Place) -> Lowered:
+        if self.how == "zero":
+            return Lowered(outputs=(kernel.Gate((~place.heads).float()),))
+        values = self._drawn(place.values, place.mask) if self.how == "resample" else place.values
+        return Lowered(outputs=(kernel.ReplaceOutput(place.heads, values),))
+
+    def _drawn(self, values: Tensor, mask: Mask) -> Tensor:
+        start, stop = mask.real("query")
+        longest = int((stop - start).max())
+        lengths = values[:, 0, :, 0].isfinite().sum(-1)
+        enough = (lengths >= longest).nonzero()[:, 0]
+        if not len(enough):
+            raise EditError(
+                f"AblateHeads(how='resample'): position {longest - 1} is needed but the longest example has "
+                f"{int(lengths.max())} tokens; give longer examples"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        return values[enough[torch.randperm(len(enough), generator=generator)]].nan_to_num(0.0)
+
+
+def _offset(given: Any, head: Head, width: int) -> Tensor:
+    """A vector [d_head], or [position, d_head]."""
+    try:
+        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.ndim not in (1, 2) or array.shape[-1] != width or not array.size or not np.isfinite(array).all():
+        raise EditError(
+            f"OffsetHeads: the offset of head {head} must be {width} finite numbers, or [position, {width}]; got "
+            f"{'NaN or infinite values' if array.size and array.shape[-1] == width else list(array.shape)}"
+        )
+    return torch.from_numpy(array.copy())

@@ -1,0 +1,243 @@
+"""Position-invariant reading of documents whose order must not matter (PINE, Wang et al. 2024, from its public code).
+
+Documents see each other both ways; every document, and every token behind them, reads the documents sorted by how much
+it attends to them without positions, the most important one nearest. So permuting the documents leaves what follows
+them as it is, up to rounding. Needs rotary positions that can be taken out of queries and keys again, and no windows;
+that is checked on a line of equal tokens, whose queries and keys are equal without their positions. One text at a
+time. Cost: a dense queries × keys table per head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from headwater.kernels.edits import WeightEdit
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.lens.attention import context
+from headwater.lens.attention.context import Lowered
+from headwater.lens.edits.base import Edit, Place, Prepared
+from headwater.lens.errors import EditError
+from headwater.lens.naming.positions import Positions
+from headwater.lens.running import ids
+from headwater.lens.running.ids import NO_GROUPS, Names
+
+PROBE = 6  # equal tokens that the model is tried on
+_angles: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("headwater_angles", default=None)
+
+
+class Rotary(NamedTuple):
+    """cos and sin of a run's positions, [position, d_rotary / 2], without the factor that some models put on them."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, cos: Tensor, sin: Tensor) -> Rotary:
+        cos, sin = cos[0].detach().double(), sin[0].detach().double()
+        size = (cos.square() + sin.square()).sqrt()
+        half = cos.shape[-1] // 2
+        if not cos[:, :half].equal(cos[:, half:]):  # most models repeat the angles, GPT-OSS gives them once
+            half = cos.shape[-1]
+        return cls((cos / size)[:, :half], (sin / size)[:, :half])
+
+    def turn(self, x: Tensor, places: Tensor, back: bool = False) -> Tensor:
+        """x [..., position, d_head] turned by the angles of `places` [..., position], or back."""
+        half = self.cos.shape[-1]
+        cos, sin = self.cos[places], self.sin[places] * (-1 if back else 1)
+        a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class PositionInvariant(Edit):
+    """Read `documents`, pairs [first, end) of positions one behind the other, as if they had no order."""
+
+    documents: Any
+    reads_tokens = True  # a new run must be told from the next step of the old one
+
+    def named_positions(self) -> list[Positions]:
+        return [self._spans()[-1][1] - 1]
+
+    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+        self._spans()
+        _check_rotary(model)
+        heads = {layer: torch.ones(model.n_heads, dtype=torch.bool) for layer in model.layers}
+        taps = tuple(_Tap(model.attention_module(layer)) for layer in model.layers)
+        return Prepared(self, heads, Names(model, groups), hooks=taps)
+
+    def _spans(self) -> list[tuple[int, int]]:
+        given = self.documents
+        try:
+            spans = [(int(first), int(end)) for first, end in given]
+        except (TypeError, ValueError):
+            raise EditError(
+                f"PositionInvariant: documents are pairs [first, end) of positions; got {given!r}"
+            ) from None
+        if len(spans) < 2 or spans[0][0] < 0 or any(first >= end for first, end in spans):
+            raise EditError(
+                f"PositionInvariant: two or more documents of one token or more are needed; got {given!r}"
+            )
+        if any(end != following for (_, end), (following, _) in pairwise(spans)):
+            raise EditError(f"PositionInvariant: documents stand one right behind the other; got {given!r}")
+        return spans
+
+    def _lower(self, place: Place) -> Lowered:
+        def adapt(
+            q: Tensor, k: Tensor, rule: ScoreRule, weights: tuple[WeightEdit, ...]
+        ) -> tuple[ScoreRule, tuple[WeightEdit, ...]]:
+            if place.batch != 1 or rule.mask.valid_keys is not None:
+                raise EditError(
+                    "PositionInvariant reads one text at a time, without padding; run the texts one by one"
+                )
+            return self._rule(place, q.detach(), k.detach(), rule), weights
+
+        return Lowered(adapters=(adapt,))
+
+    def _rule(self, place: Place, q: Tensor, k: Tensor, rule: ScoreRule) -> ScoreRule:
+        """The rule with these scores as its bias, and documents open to each other."""
+        mask = rule.mask
+        memory = ids.current(place.names.model.key).memory
+        slot = ("rotary", place.layer)
+        if mask.query_offset == 0:
+            angles = _angles.get()
+            assert angles is not None
+            memory[slot] = Rotary.of(*angles)
+        elif slot not in memory:
+            raise EditError(
+                "PositionInvariant: this run goes on from a cache that was filled without it; begin with the prompt"
+            )
+        spans = torch.tensor(self._spans())
+        scores = _scores(q[0].double(), k[0].double(), rule, memory[slot], spans, _last_angles())
+        if rule.softcap is not None:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        bias = scores[None] if rule.bias is None else scores[None] + rule.bias
+        document = _document(spans, mask.query_offset + mask.queries)
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            there = document.to(key.device)
+            of_query, of_key = there[query], there[key]
+            return (key <= query) | ((of_query >= 0) & (of_key >= 0) & (of_query != of_key))
+
+        return replace(
+            rule, scale=0.0, softcap=None, bias=bias, mask=replace(mask, right=None, extra=visible)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Tap:
+    """Reads the angles that a layer's attention is given."""
+
+    module: nn.Module
+
+    def attach(self, prepared: Prepared, key: object) -> Any:
+        def note(module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
+            _angles.set(named.get("position_embeddings"))
+
+        return self.module.register_forward_pre_hook(context.Staying(note), with_kwargs=True)
+
+
+def _last_angles() -> Rotary:
+    """Angles of the queries of this call."""
+    angles = _angles.get()
+    assert angles is not None
+    return Rotary.of(*angles)
+
+
+def _document(spans: Tensor, length: int) -> Tensor:
+    """The document each position belongs to, -1 for none, int64 [position]."""
+    found = torch.full((length,), -1)
+    for number, (first, end) in enumerate(spans.tolist()):
+        found[first:end] = number
+    return found
+
+
+def _scores(q: Tensor, k: Tensor, rule: ScoreRule, rotary: Rotary, spans: Tensor, own: Rotary) -> Tensor:
+    """Scores [head, query, key] of q [head, query, d] and k [kv head, key, d], scaled, float64, not masked."""
+    mask, heads = rule.mask, q.shape[0]
+    k = k.repeat_interleave(heads // k.shape[0], 0)
+    region, end = int(spans[0, 0]), int(spans[-1, 1])
+    lengths = spans[:, 1] - spans[:, 0]
+    queries = torch.arange(mask.queries) + mask.query_offset
+    bare = own.turn(q, torch.arange(mask.queries), back=True)
+    bare_keys = rotary.turn(k[:, region:end], torch.arange(region, end), back=True)
+    asked = _document(spans, int(queries[-1]) + 1)[queries]
+    behind = _behind(rule.scale * bare @ bare_keys.mT, asked, lengths)  # [head, query, document]
+
+    # a document stands at the end of the region when it reads
+    places = torch.where(asked >= 0, queries + (end - spans[:, 1])[asked.clamp_min(0)], queries)
+    turned = q.clone()
+    inside = asked >= 0
+    turned[:, inside] = rotary.turn(bare[:, inside], places[inside])
+    scores = rule.scale * turned @ k.mT
+    for number, (first, stop) in enumerate(spans.tolist()):
+        # a key moved back by n is, beside a query, the query moved on by n
+        keys = rotary.turn(
+            bare_keys[:, first - region : stop - region], torch.arange(end - (stop - first), end)
+        )
+        scores[:, :, first:stop] = rule.scale * rotary.turn(turned, behind[..., number]) @ keys.mT
+    # tokens before the documents do not see them, whatever stands there
+    return scores
+
+
+def _behind(bare: Tensor, asked: Tensor, lengths: Tensor) -> Tensor:
+    """How many document tokens stand between a document and the end of the region, int64 [head, query, document]."""
+    member = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    own = asked[:, None] == member[None]
+    weights = bare.masked_fill(own[None], float("-inf")).softmax(-1).nan_to_num(0.0)
+    importance = torch.stack(
+        [weights[..., member == n].sum(-1) / lengths[n] for n in range(len(lengths))], -1
+    )
+    for number in range(len(lengths)):  # one order for all tokens of a document that reads
+        readers = asked == number
+        if readers.any():
+            importance[:, readers] = importance[:, readers].sum(1, keepdim=True)
+            importance[:, readers, number] = float("inf")
+    before = importance[..., None, :] > importance[..., :, None]
+    return (before * lengths).sum(-1)
+
+
+def _check_rotary(model: Any) -> None:
+    """Refuse a model whose positions can not be taken out of its queries and keys."""
+    refused = f"PositionInvariant: {model.name} can not be read so: "
+    if not model.causal:
+        raise EditError(refused + "it is no causal language model")
+    found: dict[int, tuple[AttentionMap, tuple[Tensor, Tensor] | None]] = {}
+    listener = _Look(model.key, found)
+    taps = [_Tap(model.attention_module(layer)).attach(None, None) for layer in model.layers]  # type: ignore[arg-type]
+    try:
+        with context.alone(model.key), context.listening(listener):
+            model(torch.full((1, PROBE), min(5, model.vocab - 1)))
+    finally:
+        for tap in taps:
+            tap.remove()
+    for layer, (map, angles) in found.items():
+        if angles is None:
+            raise EditError(refused + f"layer {layer} has no rotary positions; they are what PINE turns")
+        if map.rule.sinks is not None or map.rule.mask.left is not None or not map.rule.mask.is_band:
+            raise EditError(refused + f"layer {layer} has a window or learned sinks")
+        rotary = Rotary.of(*angles)
+        for x in (map.q[0].double(), map.k[0].double()):
+            bare = rotary.turn(x, torch.arange(PROBE), back=True)
+            size = bare.norm()
+            if (bare - bare[:, :1]).norm() > 1e-4 * size or (x - x[:, :1]).norm() < 1e-3 * size:
+                raise EditError(
+                    refused + f"its positions can not be taken out of queries and keys (layer {layer})"
+                )
+
+
+@dataclass(eq=False)
+class _Look:
+    model: object
+    found: dict
+    statistics: tuple[str, ...] = ()
+
+    def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
+        self.found[layer] = (map, _angles.get())

@@ -1,0 +1,249 @@
+"""Edits that mix a pattern into the weights: P → (1-amount)·P + amount·T on the rows where the pattern T has mass.
+
+Other rows are left as they were. T is normalised per row over the keys the model's mask lets the row see; the attention
+of another run is taken as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.kernels import edits as kernel
+from headwater.kernels.edits import patterns
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.attention.context import Lowered
+from headwater.lens.edits.base import HeadWise, Place, Prepared, Rows, number
+from headwater.lens.edits.weights import Toward
+from headwater.lens.errors import EditError, nearest
+from headwater.lens.naming import positions
+from headwater.lens.naming.heads import Heads, Layers
+from headwater.lens.naming.positions import Positions
+from headwater.lens.records.record import Record
+from headwater.lens.running import ids as running
+from headwater.lens.running.ids import NO_GROUPS
+
+OFFSETS = {"identity": 0, "previous": 1}
+NAMES = (*OFFSETS, "uniform", "first", "matching")
+
+
+@dataclass(frozen=True, eq=False)
+class TowardUniform(Toward):
+    """P → (1-amount)·P + amount/n over the n keys that each query sees; 0 changes nothing."""
+
+    def _lower(self, place: Place) -> Lowered:
+        return _mixed(place, self.amount, patterns.Uniform(), self.queries)
+
+
+@dataclass(frozen=True, eq=False)
+class InjectPattern(HeadWise):
+    """Mix a given pattern into the weights (after human-guided pattern injection; the paper's abstract alone was read).
+
+    `pattern` is "identity", "previous", "uniform", "first" (the first token), "matching" (earlier tokens equal to the
+    query's own, evenly); {"offset": n}, the key n before; {"keys": positions}, these keys evenly; weights
+    [query, key] or [head, query, key] for the real tokens from the first; or a record, in memory or by its path, of
+    which the same layer and head is taken (as `FreezeAttention` does). `amount` 0 changes nothing.
+    """
+
+    pattern: Any
+    amount: float = 1.0
+    heads: Heads = "all"
+    layers: Layers = "all"
+    queries: Positions = "all"
+    rows: Rows = "all"
+
+    @property
+    def reads_tokens(self) -> bool:
+        return isinstance(self.pattern, str) and self.pattern == "matching"
+
+    @property
+    def own_position(self) -> bool:  # type: ignore[override]
+        by_rule = isinstance(self.pattern, Mapping) and set(self.pattern) == {"offset"}
+        return by_rule or (isinstance(self.pattern, str) and self.pattern in (*OFFSETS, "matching"))
+
+    def named_positions(self) -> list[Positions]:
+        return [self.queries, *([self.pattern["keys"]] if self._on_keys else [])]
+
+    @property
+    def _on_keys(self) -> bool:
+        return isinstance(self.pattern, Mapping) and set(self.pattern) == {"keys"}
+
+    def _is_neutral(self) -> bool:
+        return self.amount == 0 or positions.check(self.queries, "queries") == ()
+
+    def _check(self) -> None:
+        positions.check(self.queries, "InjectPattern: queries")
+        number(self.amount, "amount", "InjectPattern", 0, 1)
+        if isinstance(self.pattern, Mapping):
+            if set(self.pattern) == {"in_memory"}:
+                raise EditError(
+                    "InjectPattern: the record was in memory when the edit was written down; save it and give its path"
+                )
+            if not self._on_keys and set(self.pattern) != {"offset"}:
+                raise EditError(
+                    f"InjectPattern: a pattern by rule is {{'keys': positions}} or {{'offset': n}}; got "
+                    f"{self.pattern!r}"
+                )
+            if self._on_keys:
+                positions.check(self.pattern["keys"], "InjectPattern: keys")
+            elif not isinstance(self.pattern["offset"], int) or isinstance(self.pattern["offset"], bool):
+                raise EditError(
+                    f"InjectPattern: offset must be a whole number; got {self.pattern['offset']!r}"
+                )
+        elif isinstance(self.pattern, str) and self.pattern not in NAMES and not _is_path(self.pattern):
+            raise EditError(
+                f"InjectPattern: unknown pattern {self.pattern!r}: {nearest(self.pattern, NAMES)}"
+            )
+
+    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+        prepared = super().prepare(model, groups)
+        if isinstance(self.pattern, Record) or _is_path(self.pattern):
+            return _with_record(prepared, self.pattern, model)
+        if isinstance(self.pattern, str | Mapping):
+            return prepared
+        weights = _matrix(self.pattern, model.n_heads)
+        return replace(prepared, values=dict.fromkeys(prepared.heads, weights))
+
+    def _lower(self, place: Place) -> Lowered:
+        if isinstance(place.values, Record):
+            found: patterns.Pattern = _of_record(place, "InjectPattern")
+        elif isinstance(place.values, Tensor):
+            found = patterns.Fixed(_from_first(place.values, place.mask))
+        elif self.pattern == "first":
+            found = patterns.OnKeys(place.keys(0))
+        elif isinstance(self.pattern, Mapping) and self._on_keys:
+            found = patterns.OnKeys(place.keys(self.pattern["keys"]))
+        elif self.pattern == "uniform":
+            found = patterns.Uniform()
+        elif self.pattern == "matching":
+            ids = running.current(place.names.model.key).ids
+            if ids is None:
+                raise EditError("InjectPattern('matching'): the token ids of this call are not known")
+            found = patterns.Matching(ids)
+        else:
+            offset = self.pattern["offset"] if isinstance(self.pattern, Mapping) else OFFSETS[self.pattern]
+            found = patterns.Offset(offset)
+        return _mixed(place, self.amount, found, self.queries)
+
+
+@dataclass(frozen=True, eq=False)
+class FreezeAttention(HeadWise):
+    """The weights of another run stand in the place of this one's: same layers, heads and positions.
+
+    `record` is a `Record` with its maps, or the path of one; its batch, number of heads and window must be this run's,
+    and it has no more tokens than this run's prompt. Rows behind its last token are left as they are. `amount` mixes;
+    0 changes nothing.
+    """
+
+    record: Record | str = field(repr=False)
+    amount: float = 1.0
+    heads: Heads = "all"
+    layers: Layers = "all"
+    queries: Positions = "all"
+    rows: Rows = "all"
+
+    def named_positions(self) -> list[Positions]:
+        return [self.queries]
+
+    def _check(self) -> None:
+        positions.check(self.queries, "FreezeAttention: queries")
+        number(self.amount, "amount", "FreezeAttention", 0, 1)
+        if not isinstance(self.record, Record) and not isinstance(self.record, str):
+            raise EditError(
+                f"FreezeAttention takes a record or the path of one; got {self.record!r}; a record in memory must be "
+                "saved before an edit with it is written down"
+            )
+
+    def _is_neutral(self) -> bool:
+        return self.amount == 0 or positions.check(self.queries, "queries") == ()
+
+    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+        return _with_record(super().prepare(model, groups), self.record, model)
+
+    def _lower(self, place: Place) -> Lowered:
+        return _mixed(place, self.amount, _of_record(place, "FreezeAttention"), self.queries)
+
+
+def _mixed(place: Place, amount: float, pattern: patterns.Pattern, queries: Positions) -> Lowered:
+    return Lowered(weights=(kernel.MixPattern(place.heads, float(amount), pattern, place.rows(queries)),))
+
+
+def _is_path(given: Any) -> bool:
+    return isinstance(given, str) and given.endswith(".safetensors")
+
+
+def _with_record(prepared: Prepared, given: Record | str, model: Any) -> Prepared:
+    """The record opened and held against the model, layer by layer."""
+    record = given if isinstance(given, Record) else Record.open(given)
+    if record.n_heads != model.n_heads:
+        raise EditError(
+            f"{type(prepared.edit).__name__}: the record has {record.n_heads} heads a layer, {model.name} has "
+            f"{model.n_heads}; take a record of the same shape"
+        )
+    for layer in prepared.heads:
+        record.map(layer)  # says which layers it has, and whether maps were kept
+    return replace(prepared, values=dict.fromkeys(prepared.heads, record))
+
+
+def _of_record(place: Place, where: str) -> patterns.OfMap:
+    map, mask = place.values.map(place.layer), place.mask
+    other = map.rule.mask
+    if map.shape[0] != place.batch:
+        raise EditError(
+            f"{where}: the record has {map.shape[0]} batch rows and this run {place.batch}; record as many"
+        )
+    if mask.query_offset == 0 and map.shape[2] > mask.queries:
+        raise EditError(
+            f"{where}: the record has {map.shape[2]} tokens and this run {mask.queries}; positions would not fit"
+        )
+    # one query at the end of a cache has no band to compare
+    banded = mask.queries > 1 and map.shape[2] > 1
+    if banded and (other.left, other.right) != (mask.left, mask.right):
+        raise EditError(
+            f"{where}: the record's mask sees another window than this model's layer {place.layer}"
+        )
+    begins, ends = (
+        torch.broadcast_tensors(a, b) for a, b in zip(other.real("query"), mask.real("query"), strict=True)
+    )
+    # a step of generation has one query, and so may the record: where they stand says which it is
+    whole = map.shape[2] == mask.queries and other.query_offset == mask.query_offset
+    same_ends = not whole or ends[0].equal(ends[1])
+    if not begins[0].equal(begins[1]) or not same_ends:
+        raise EditError(f"{where}: the record's rows are padded otherwise than this run's; pad them alike")
+    return patterns.OfMap(map)
+
+
+def _matrix(given: Any, heads: int) -> Tensor:
+    """Weights [1, head|1, query, key], checked."""
+    try:
+        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise EditError(
+            "InjectPattern: a pattern is a name, a rule, a record, or weights [query, key]; got "
+            f"{type(given).__name__}"
+        ) from None
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[0] not in (1, heads)):
+        raise EditError(
+            f"InjectPattern: weights are [query, key] or [{heads} heads, query, key]; got {list(array.shape)}"
+        )
+    if not np.isfinite(array).all() or (array < 0).any():
+        raise EditError(
+            f"InjectPattern: weights must be finite and not negative; got {array.min():.3g} to {array.max():.3g}"
+        )
+    weights = torch.from_numpy(array)
+    return weights[None, None] if weights.dim() == 2 else weights[None]
+
+
+def _from_first(weights: Tensor, mask: Mask) -> Tensor:
+    """Weights that count from each row's first real token, at absolute positions."""
+    start = mask.real("query")[0].tolist()
+    if not any(start):
+        return weights
+    pad = torch.nn.functional.pad
+    longest = max(start)
+    return torch.cat([pad(weights, (n, longest - n, n, longest - n)) for n in start])

@@ -1,0 +1,203 @@
+"""Edits of scores: they act before the softmax, in the order given, whatever edits of weights stand between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater.kernels import edits as kernel
+from headwater.lens.attention.context import Lowered
+from headwater.lens.edits.base import HeadWise, Place, Rows, number
+from headwater.lens.errors import EditError
+from headwater.lens.naming import positions
+from headwater.lens.naming.heads import Heads, Layers
+from headwater.lens.naming.positions import Positions
+
+
+@dataclass(frozen=True, eq=False)
+class Temperature(HeadWise):
+    """Scores times `tau` before the softmax: above 1 sharpens, below 1 flattens, 0 makes the row uniform.
+
+    `tau` is the factor itself (an inverse temperature), not a divisor. A learned sink's logit is not touched.
+    """
+
+    tau: float
+    heads: Heads = "all"
+    layers: Layers = "all"
+    rows: Rows = "all"
+
+    def _check(self) -> None:
+        number(self.tau, "tau", "Temperature")
+
+    def _is_neutral(self) -> bool:
+        return self.tau == 1
+
+    def _lower(self, place: Place) -> Lowered:
+        return Lowered(scores=(kernel.ScaleScores(place.heads, float(self.tau)),))
+
+
+@dataclass(frozen=True, eq=False)
+class Knockout(HeadWise):
+    """`queries` may not look at `keys`: scores to -inf, the rest of the row renormalised.
+
+    A row left with nothing gives zero output.
+    """
+
+    queries: Positions
+    keys: Positions
+    heads: Heads = "all"
+    layers: Layers = "all"
+    rows: Rows = "all"
+
+    def named_positions(self) -> list[Positions]:
+        return [self.queries, self.keys]
+
+    def _check(self) -> None:
+        positions.check(self.queries, "Knockout: queries")
+        positions.check(self.keys, "Knockout: keys")
+
+    def _is_neutral(self) -> bool:
+        return () in (positions.check(p, "positions") for p in self.named_positions())
+
+    def _lower(self, place: Place) -> Lowered:
+        block = kernel.BlockScores(place.heads, place.queries(self.queries), place.keys(self.keys))
+        return Lowered(scores=(block,))
+
+
+@dataclass(frozen=True, eq=False)
+class BiasKeys(HeadWise):
+    """s → s + bias on `keys`, so that they weigh e^bias times as much beside the others; 0 changes nothing."""
+
+    keys: Positions
+    bias: float
+    heads: Heads = "all"
+    layers: Layers = "all"
+    rows: Rows = "all"
+
+    def named_positions(self) -> list[Positions]:
+        return [self.keys]
+
+    def _check(self) -> None:
+        positions.check(self.keys, "BiasKeys: keys")
+        number(self.bias, "bias", "BiasKeys")
+
+    def _is_neutral(self) -> bool:
+        return self.bias == 0 or positions.check(self.keys, "keys") == ()
+
+    def _lower(self, place: Place) -> Lowered:
+        bias = place.keys(self.keys).double() * float(self.bias)
+        return Lowered(scores=(kernel.BiasKeys(place.heads, bias),))
+
+
+@dataclass(frozen=True, eq=False)
+class Emphasise(HeadWise):
+    """s → s + amount·|s| on `keys` on the rows `queries` (PAINT, Arif et al. 2025, its code); 0 changes nothing."""
+
+    keys: Positions
+    amount: float
+    queries: Positions = "all"
+    heads: Heads = "all"
+    layers: Layers = "all"
+    rows: Rows = "all"
+
+    def named_positions(self) -> list[Positions]:
+        return [self.keys, self.queries]
+
+    def _check(self) -> None:
+        positions.check(self.keys, "Emphasise: keys")
+        positions.check(self.queries, "Emphasise: queries")
+        number(self.amount, "amount", "Emphasise")
+
+    def _is_neutral(self) -> bool:
+        return self.amount == 0 or () in (positions.check(p, "positions") for p in self.named_positions())
+
+    def _lower(self, place: Place) -> Lowered:
+        queries, keys = place.queries(self.queries), place.keys(self.keys)
+        return Lowered(scores=(kernel.EmphasiseScores(place.heads, queries, keys, float(self.amount)),))
+
+
+@dataclass(frozen=True, eq=False)
+class StreamingWindow(HeadWise):
+    """A query sees the first `sinks` tokens and the `window` latest, its own among them (StreamingLLM, from memory).
+
+    Positions stay those of the text; the published cache numbers the kept keys anew. `window=None` hides nothing.
+    """
+
+    sinks: int = 4
+    window: int | None = 1020
+    heads: Heads = "all"
+    layers: Layers = "all"
+    rows: Rows = "all"
+
+    def _check(self) -> None:
+        _count(self.sinks, "sinks", "StreamingWindow", 0)
+        if self.window is not None:
+            _count(self.window, "window", "StreamingWindow", 1)
+
+    def _is_neutral(self) -> bool:
+        return self.window is None
+
+    def _lower(self, place: Place) -> Lowered:
+        start, sinks, window = _starts(place), self.sinks, self.window
+        assert window is not None
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key - _at(start, batch) < sinks) | (query - key < window)
+
+        return Lowered(scores=(kernel.MaskScores(place.heads, visible),))
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedAttention(HeadWise):
+    """A query sees its group of `size` tokens, beginning at `-shift`, and the first `sinks` tokens, which see all.
+
+    S²-Attn (LongLoRA) has half of its heads shifted by half a group; SinkLoRA adds the sinks. The model's mask stays
+    on: the published code rolls the text, so that its first tokens see its last ones; here no query sees ahead.
+    `size=None` hides nothing.
+    """
+
+    size: int | None
+    shift: int = 0
+    sinks: int = 0
+    heads: Heads = "all"
+    layers: Layers = "all"
+    rows: Rows = "all"
+
+    def _check(self) -> None:
+        if self.size is not None:
+            _count(self.size, "size", "GroupedAttention", 1)
+        _count(self.shift, "shift", "GroupedAttention", 0)
+        _count(self.sinks, "sinks", "GroupedAttention", 0)
+
+    def _is_neutral(self) -> bool:
+        return self.size is None
+
+    def _lower(self, place: Place) -> Lowered:
+        start, size, shift, sinks = _starts(place), self.size, self.shift, self.sinks
+        assert size is not None
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            first = _at(start, batch)
+            own, other = query - first, key - first
+            together = (own + shift) // size == (other + shift) // size
+            return together | (other < sinks) | (own < sinks)
+
+        return Lowered(scores=(kernel.MaskScores(place.heads, visible),))
+
+
+def _starts(place: Place) -> Tensor:
+    """The absolute position of the first real token of each batch row."""
+    return place.mask.real("query")[0]
+
+
+def _at(start: Tensor, batch: Tensor) -> Tensor:
+    """The starts of these batch rows; one start stands for all of them."""
+    start = start.to(batch.device)
+    return start[batch] if len(start) > 1 else start[torch.zeros_like(batch)]
+
+
+def _count(value: object, what: str, where: str, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise EditError(f"{where}: {what} must be a whole number, {low} or more; got {value!r}")

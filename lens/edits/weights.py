@@ -1,0 +1,192 @@
+"""Edits of weights: they act on the rows behind the softmax, in the order given; every row keeps its sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from headwater.kernels import edits as kernel
+from headwater.kernels.rules import normaliser as normaliser_kernel
+from headwater.lens.attention.context import Lowered
+from headwater.lens.edits.base import Edit, HeadWise, Place, Prepared, Rows, number, overlap
+from headwater.lens.errors import EditError
+from headwater.lens.naming import positions
+from headwater.lens.naming.heads import Heads, Layers, chosen
+from headwater.lens.naming.positions import Positions
+from headwater.lens.running.ids import NO_GROUPS, Names
+
+WHERE = ("of", "within", "most", "least")
+
+
+@dataclass(frozen=True, eq=False)
+class Redistribute(HeadWise):
+    """Weights on `keys` times `keep`; the freed mass goes to `to` in proportion to the weights already there.
+
+    `to` is "others" (every other key) or positions. A row that sees nothing of `to` is left as it was, so rows keep
+    their sum. `keep` is between 0 and 1; 1 changes nothing. `queries` limits the rows; so does `where`, a mapping with
+    of, within (positions), most and least: rows with mass(of)/(mass(within)+1e-6) ≤ most and mass(within) ≥ least.
+    """
+
+    keys: Positions
+    keep: float = 0.4
+    to: Positions = "others"
+    heads: Heads = "all"
+    layers: Layers = "all"
+    queries: Positions = "all"
+    where: Mapping[str, Any] | None = None
+    rows: Rows = "all"
+
+    def named_positions(self) -> list[Positions]:
+        found = [self.keys, self.queries]
+        found += [] if self._to_others else [self.to]
+        return found + ([] if self.where is None else [self.where["of"], self.where["within"]])
+
+    @property
+    def _to_others(self) -> bool:
+        return isinstance(self.to, str) and self.to == "others"
+
+    def _check(self) -> None:
+        keys = positions.check(self.keys, "Redistribute: keys")
+        positions.check(self.queries, "Redistribute: queries")
+        if not 0 <= number(self.keep, "keep", "Redistribute") <= 1:
+            raise EditError(
+                f"Redistribute: keep must be between 0 and 1, or weights would turn negative; got {self.keep}"
+            )
+        if not self._to_others:
+            _check_target(keys, self.to, "Redistribute")
+        if self.where is not None:
+            if not isinstance(self.where, Mapping) or set(self.where) != set(WHERE):
+                raise EditError(
+                    f"Redistribute: where is a mapping with {', '.join(WHERE)}; got {self.where!r}"
+                )
+            for name in ("of", "within"):
+                positions.check(self.where[name], f"Redistribute: where: {name}")
+            for name in ("most", "least"):
+                number(self.where[name], name, "Redistribute: where")
+
+    def _is_neutral(self) -> bool:
+        return self.keep == 1 or () in (positions.check(p, "positions") for p in (self.keys, self.queries))
+
+    def _lower(self, place: Place) -> Lowered:
+        keys = place.keys(self.keys)
+        to = ~keys if self._to_others else place.keys(self.to) & ~keys
+        condition = None
+        if self.where is not None:
+            of, within = (place.keys(self.where[name]) for name in ("of", "within"))
+            most, least = (float(self.where[name]) for name in ("most", "least"))
+            condition = kernel.RowCondition(of, within, most, least)
+        rows = place.rows(self.queries)
+        return Lowered(weights=(kernel.Rescale(place.heads, keys, to, float(self.keep), rows, condition),))
+
+
+@dataclass(frozen=True, eq=False)
+class MoveAttention(HeadWise):
+    """The share `amount` of the weight on the keys `source` goes to the keys `to`, in proportion to the weights there.
+
+    A row that sees nothing of `to` is left as it was; 0 changes nothing.
+    """
+
+    source: Positions
+    to: Positions
+    amount: float = 1.0
+    heads: Heads = "all"
+    layers: Layers = "all"
+    queries: Positions = "all"
+    rows: Rows = "all"
+
+    def named_positions(self) -> list[Positions]:
+        return [p for p in (self.source, self.to, self.queries) if not (isinstance(p, str) and p == "others")]
+
+    def _check(self) -> None:
+        number(self.amount, "amount", "MoveAttention", 0, 1)
+        positions.check(self.queries, "MoveAttention: queries")
+        if self.source == "others" and self.to == "others":
+            raise EditError("MoveAttention: source and to can not both be 'others'; name one of them")
+        if "others" not in (self.source, self.to):
+            _check_target(positions.check(self.source, "MoveAttention: source"), self.to, "MoveAttention")
+
+    def _is_neutral(self) -> bool:
+        return self.amount == 0 or () in (positions.check(p, "positions") for p in self.named_positions())
+
+    def _lower(self, place: Place) -> Lowered:
+        if isinstance(self.source, str) and self.source == "others":
+            to = place.keys(self.to)
+            source = ~to
+        else:
+            source = place.keys(self.source)
+            others = isinstance(self.to, str) and self.to == "others"
+            to = ~source if others else place.keys(self.to) & ~source
+        keep = 1 - float(self.amount)
+        return Lowered(weights=(kernel.Rescale(place.heads, source, to, keep, place.rows(self.queries)),))
+
+
+@dataclass(frozen=True, eq=False)
+class Toward(HeadWise):
+    """What the edits share that mix something fixed into the weights of the chosen queries; 0 changes nothing."""
+
+    amount: float
+    heads: Heads = "all"
+    layers: Layers = "all"
+    queries: Positions = "all"
+    rows: Rows = "all"
+
+    def named_positions(self) -> list[Positions]:
+        return [self.queries]
+
+    def _check(self) -> None:
+        positions.check(self.queries, f"{type(self).__name__}: queries")
+        number(self.amount, "amount", type(self).__name__, 0, 1)
+
+    def _is_neutral(self) -> bool:
+        return self.amount == 0 or positions.check(self.queries, "queries") == ()
+
+
+@dataclass(frozen=True, eq=False)
+class TowardIdentity(Toward):
+    """P → (1-amount)·P + amount·I: mix every query's attention with attention to itself (SoftPAG, Ahn et al. 2025)."""
+
+    own_position: ClassVar[bool] = True
+
+    def _lower(self, place: Place) -> Lowered:
+        mix = kernel.MixIdentity(place.heads, float(self.amount), place.rows(self.queries))
+        return Lowered(weights=(mix,))
+
+
+@dataclass(frozen=True, eq=False)
+class Normaliser(Edit):
+    """Another way from scores to weights, in whole layers: "softmax1", "sigmoid", "sinkhorn" …
+
+    kernels/rules/normaliser.py says what each does.
+
+    `bias` belongs to the sigmoids, `iterations` to sinkhorn, `features` to linear, `normalise` to elu1 and linear;
+    "softmax" changes nothing. The last edit that sets a normaliser wins.
+    """
+
+    name: str
+    bias: float | None = None
+    iterations: int | None = None
+    features: str | None = None
+    normalise: bool | None = None
+    layers: Layers = "all"
+
+    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+        try:
+            made = normaliser_kernel.Normaliser(
+                self.name, self.bias, self.iterations, self.features, self.normalise
+            )
+        except (ValueError, TypeError) as error:
+            raise EditError(f"Normaliser: {error}") from None
+        heads = chosen("all", self.layers, model.layers, model.n_heads)
+        return Prepared(self, heads, Names(model, groups), dict.fromkeys(heads, made))
+
+    def _lower(self, place: Place) -> Lowered:
+        return Lowered(normaliser=place.values)
+
+
+def _check_target(keys: Any, to: Positions, where: str) -> None:
+    if isinstance(to, str) and to == "all":
+        raise EditError(f"{where}: to must be 'others' or positions; got {to!r}")
+    shared = overlap(keys, positions.check(to, f"{where}: to"))
+    if shared:
+        raise EditError(f"{where}: positions {shared} are both in keys and in to; take them out of one")

@@ -1,0 +1,290 @@
+"""`Experiment`: a model, prompts, edits and measures as data that runs again anywhere and says whether it agrees.
+
+An experiment file is data from a stranger: its size, every name, number and path in it is checked, it runs no code, and
+reads nothing outside of its own folder but embedded models and, by a hub id, the model that it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from headwater.lens.attention import context
+from headwater.lens.edits import Edit, edit_from_dict
+from headwater.lens.errors import ExperimentError, HeadwaterError
+from headwater.lens.experiments import measures
+from headwater.lens.naming.tokens import Tokens
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+MOST_BYTES = 16 * 2**20
+FORMAT = 1
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+VERSIONS = ("headwater", "torch", "transformers")
+
+
+class Prompt(BaseModel):
+    """One prompt, as text or as token ids, and the tokens that some measures ask for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    text: str | None = Field(default=None, min_length=1)
+    tokens: list[int] | None = Field(default=None, min_length=1)
+    answer: str | int | None = None
+    wrong: list[str | int] = []
+
+    @field_validator("tokens")
+    @classmethod
+    def _not_both(cls, value: Any, info: Any) -> Any:
+        if value is not None and info.data.get("text") is not None:
+            raise ValueError("a prompt has text or tokens, not both")
+        return value
+
+    def given(self) -> str | list[int]:
+        """What the model reads."""
+        if self.text is None and self.tokens is None:
+            raise ExperimentError("a prompt has neither text nor tokens; give one of them")
+        return self.text if self.text is not None else self.tokens or []
+
+
+def _prompt(given: Any) -> Any:
+    return {"text": given} if isinstance(given, str) else given
+
+
+def _edit(given: Any) -> Any:
+    """An edit as data; it is made once to see that it can be."""
+    data = given.to_dict() if isinstance(given, Edit) else given
+    edit_from_dict(data)
+    return data
+
+
+def _measure(given: str) -> str:
+    measures.check(given)
+    return given
+
+
+class Experiment(BaseModel):
+    """What is asked: of which model and weights, on which prompts, under which edits, measured how.
+
+    Every measure is taken without the edits ("before") and, where there are edits, with them ("after"). `revision` says
+    which weights (None: any), `tolerance` how far a second run's numbers may lie from the first's: absolutely, and
+    relative to their size.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    format: Literal[1] = FORMAT
+    model: str = Field(min_length=1, max_length=4096)
+    revision: str | None = None
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    prompts: list[Annotated[Prompt, BeforeValidator(_prompt)]] = Field(min_length=1, max_length=100_000)
+    edits: list[Annotated[dict[str, Any], BeforeValidator(_edit)]] = Field(default=[], max_length=1000)
+    measures: list[Annotated[str, BeforeValidator(_measure)]] = Field(
+        default=["loss", "next_token"], min_length=1, max_length=200
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    tolerance: float = Field(default=1e-4, gt=0, le=1, allow_inf_nan=False)
+    versions: dict[str, str] = Field(default_factory=lambda: {name: version(name) for name in VERSIONS})
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ExperimentError(_first(error)) from None
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "the experiment") -> Experiment:
+        """Read what `to_json` wrote; every fault is one line."""
+        if len(text) > MOST_BYTES:
+            raise ExperimentError(f"{name} is larger than {MOST_BYTES // 2**20} MiB; give a smaller one")
+        try:
+            data = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
+        except json.JSONDecodeError as error:
+            raise ExperimentError(
+                f"{name}, line {error.lineno}, column {error.colno}: {error.msg}; give JSON"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise ExperimentError(f"{name} is not JSON that can be taken: {error}") from None
+        if not isinstance(data, dict):
+            raise ExperimentError(f"{name} holds a {type(data).__name__}; an experiment is an object")
+        try:
+            return cls(**data)
+        except HeadwaterError as error:
+            raise ExperimentError(f"{name}: {error}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ExperimentError(f"{name} is no experiment: {str(error).splitlines()[0]}") from None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Experiment:
+        """Read an experiment file."""
+        return cls.from_json(read_text(Path(path)), str(path))
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+    def save(self, path: str | Path) -> Path:
+        """Write it, whole or not at all."""
+        from headwater.lens.experiments.results import write_text
+
+        return write_text(Path(path), self.to_json())
+
+    def inputs_digest(self) -> str:
+        """Of everything that decides the results; the versions do not."""
+        return digest_of(self.model_dump(mode="json", exclude={"versions"}))
+
+    def edits_made(self, folder: Path | None = None) -> list[Edit]:
+        """The edits; records that they name are looked for in `folder`, and nowhere else."""
+        return [edit_from_dict(_contained(edit, folder)) for edit in self.edits]
+
+    def load(self, folder: Path | None = None) -> HookedModel:
+        """The model it names: an embedded one, one in `folder`, or a hub id."""
+        from headwater.lens.loading.load import load
+        from headwater.lens.models.embedded import embedded
+
+        if self.model in embedded():
+            return load(self.model, dtype=getattr(torch, self.dtype))
+        if folder is not None and (inside := within(folder, self.model)) is not None and inside.is_dir():
+            return load(inside, dtype=getattr(torch, self.dtype))
+        if not HUB_ID.fullmatch(self.model) or ".." in self.model or Path(self.model).exists():
+            raise ExperimentError(
+                f"the model {self.model!r} is not embedded, not in the experiment's folder and no hub id; give the "
+                "model itself (--model FOLDER on the command line)"
+            )
+        return load(self.model, dtype=getattr(torch, self.dtype))
+
+    def run(
+        self, model: HookedModel | None = None, *, folder: str | Path | None = None,
+        done: Mapping[int, Any] | None = None, tell: Callable[[int, dict[str, Any]], object] | None = None,
+    ) -> Any:  # fmt: skip
+        """`Results` of every prompt. `model` takes the place of the one that is named; its weights must be the same.
+
+        `done` are results of some prompts from an earlier run, which are not run again; `tell` hears of each new one.
+        """
+        from headwater.lens.experiments.results import Results
+
+        place = None if folder is None else Path(folder)
+        opened = self.load(place) if model is None else model
+        if self.revision is not None and opened.revision != self.revision:
+            raise ExperimentError(
+                f"the experiment is of weights {self.revision}, {opened.name} has {opened.revision}; leave out the "
+                "revision to take them all the same"
+            )
+        if opened.edits:
+            raise ExperimentError("the model has edits on already; run the experiment outside of model.edit")
+        found = dict(done or {})
+        left = [number for number in range(len(self.prompts)) if number not in found]
+        asked = [(n, _read(opened, self.prompts[n], n), *_answers(opened, self.prompts[n], n)) for n in left]
+        edits = self.edits_made(place) if left else []
+        with torch.random.fork_rng(devices=[]), opened.edit(*edits):
+            torch.manual_seed(self.seed)
+            for number, tokens, answer, wrong in asked:
+                found[number] = self._measured(opened, tokens, answer, wrong)
+                if tell is not None:
+                    tell(number, found[number])
+        return Results.of(self, opened, [found[number] for number in range(len(self.prompts))])
+
+    def _measured(
+        self, model: HookedModel, tokens: Tokens, answer: int | None, wrong: list[int]
+    ) -> dict[str, Any]:
+        """Every measure of one prompt, with the experiment's edits on around."""
+        with context.unedited(model.key):
+            hidden = model.embeddings(tokens) if "similarity" in self.measures else None
+            result = {"before": measures.measure(model, tokens, self.measures, answer, wrong, None)}
+        if self.edits:
+            result["after"] = measures.measure(model, tokens, self.measures, answer, wrong, hidden)
+        return result
+
+
+def _read(model: HookedModel, prompt: Prompt, number: int) -> Tokens:
+    try:
+        return model.to_tokens(prompt.given())
+    except HeadwaterError as error:
+        raise ExperimentError(f"prompt {number}: {error}") from None
+
+
+def _answers(model: HookedModel, prompt: Prompt, number: int) -> tuple[int | None, list[int]]:
+    where = f"prompt {number}"
+    answer = None if prompt.answer is None else measures.token(model, prompt.answer, where)
+    return answer, [measures.token(model, word, where) for word in prompt.wrong]
+
+
+def read_text(path: Path) -> str:
+    """A text file of bounded size; what is none is refused in one line."""
+    if path.exists() and not path.is_file():
+        raise ExperimentError(f"{path} is not a plain file; give an experiment file")
+    try:
+        with path.open("rb") as source:
+            content = source.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ExperimentError(f"{path} can not be read: {error.strerror or error}") from None
+    if len(content) > MOST_BYTES:
+        raise ExperimentError(f"{path} is larger than {MOST_BYTES // 2**20} MiB; give a smaller one")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExperimentError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
+
+
+def within(folder: Path, name: str) -> Path | None:
+    """The file or folder of that name in `folder`; None where it lies outside, also by a link."""
+    if "\0" in name or Path(name).is_absolute():
+        return None
+    found = (folder / name).resolve()
+    return found if found.is_relative_to(folder.resolve()) else None
+
+
+def digest_of(content: Any) -> str:
+    """sha256 of the canonical JSON of plain data."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _contained(edit: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """An edit whose record files are named by where they lie in the folder."""
+    changed = dict(edit)
+    for name, value in edit.items():
+        if isinstance(value, str) and (value.endswith(".safetensors") or name == "record"):
+            inside = None if folder is None else within(folder, value)
+            if inside is None:
+                raise ExperimentError(
+                    f"{edit['edit']}: the record {value!r} does not lie in the experiment's folder; copy it there"
+                )
+            changed[name] = str(inside)
+    return changed
+
+
+def _first(error: ValidationError) -> str:
+    """The first fault in one line, and how many more there are."""
+    faults = error.errors(include_url=False, include_context=False)
+    where = ".".join(map(str, faults[0]["loc"])) or "the experiment"
+    came = repr(faults[0].get("input"))
+    came = came if len(came) <= 60 else came[:57] + "…"
+    more = f" ({len(faults) - 1} more faults)" if len(faults) > 1 else ""
+    return f"{where}: {faults[0]['msg']}; got {came}{more}"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object"
+        )
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a number that JSON knows")
+
+
+def _finite(text: str) -> float:
+    if abs(value := float(text)) == float("inf"):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value

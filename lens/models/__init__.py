@@ -1,0 +1,1 @@
+"""Facts of an opened model; nothing here runs it."""

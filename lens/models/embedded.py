@@ -1,0 +1,29 @@
+"""The models that ship with Headwater: small, trained, each with its weights, script, figures and licence."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "models"
+
+
+@cache
+def embedded() -> dict[str, dict[str, Any]]:
+    """Name → {"path", "description", "metrics"} of every embedded model."""
+    found = {}
+    for folder in sorted(FOLDER.iterdir()) if FOLDER.is_dir() else []:
+        if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+            continue
+        metrics = folder / "metrics.json"
+        readme = folder / "README.md"
+        lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+        text = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+        found[folder.name] = {
+            "path": folder,
+            "description": text,
+            "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+        }
+    return found

@@ -1,0 +1,258 @@
+"""The stacks of attention layers a model is made of, and the axis of tokens that each one's queries and keys stand on.
+
+A language model has one part, "text". T5, BART and Whisper have "encoder", "decoder" and "cross"; CLIP, SigLIP and
+LLaVA have "vision" and "text"; a ViT has "vision". Modules belong to one part when their paths differ in numbers alone.
+The main part is the one whose tokens the model's outputs are of: the decoder, the text, else the only one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.errors import ModelError
+from headwater.lens.naming.tokens import Tokens
+
+CROSS = re.compile(r"cross|encoder_attn|encdec|encoder_decoder", re.IGNORECASE)
+VISION = re.compile(r"vision|visual|image|pixel", re.IGNORECASE)
+AUDIO = re.compile(r"audio|speech|feature_encoder", re.IGNORECASE)
+FLOATS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}  # input → its axis
+PROBE = 24  # rows and columns of the first map that are looked at to see whether it is causal
+
+
+@dataclass(frozen=True)
+class Patches:
+    """How an image becomes tokens: `prefix` tokens (a class token, registers) and then patches of `size`, by rows."""
+
+    size: tuple[int, int]
+    image: tuple[int, int]
+    prefix: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) at the model's own image size."""
+        return self.image[0] // self.size[0], self.image[1] // self.size[1]
+
+    def grid_of(self, pixels: Tensor) -> tuple[int, int]:
+        """(rows, columns) of images [..., channel, height, width]."""
+        return pixels.shape[-2] // self.size[0], pixels.shape[-1] // self.size[1]
+
+    def names(self, columns: int, count: int) -> list[str]:
+        """ "[CLS]", "[REG1]" … for the prefix, "row,column" for the patches."""
+        found = ["[CLS]", *(f"[REG{i}]" for i in range(1, self.prefix))][: self.prefix]
+        return found + [f"{i // columns},{i % columns}" for i in range(count - self.prefix)]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One stack: `modules` by layer, and the axes ("text", "decoder", "encoder", "image", "audio") it stands on."""
+
+    name: str
+    modules: Mapping[nn.Module, int]
+    queries: str
+    keys: str
+    causal: bool
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_model: int
+    patches: Patches | None = None
+    stride: float = 1.0  # frames or samples of sound to one position …
+    lengths: Callable[[int], Any] | None = None  # … or the model's own count of positions
+
+    @property
+    def crosses(self) -> bool:
+        """Whether queries and keys are tokens of different texts, so that no key is a query's own position."""
+        return self.queries != self.keys
+
+
+Calls = Sequence[tuple[nn.Module, AttentionMap]]
+
+
+def divide(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> dict[str, Part]:
+    """The parts of a model from the attention calls of one run on `sample`, the main part first."""
+    paths = {module: path for path, module in hf.named_modules()}
+    groups: dict[str, list[tuple[nn.Module, AttentionMap]]] = {}
+    _refuse_folded(hf, calls, paths, len(next(iter(sample.values()))))
+    for module, map in calls:
+        groups.setdefault(pattern(paths[module]), []).append((module, map))
+    parts: dict[str, Part] = {}
+    for where, members in groups.items():
+        name = _name(hf, where)
+        if name in parts:  # two kinds of attention in one stack, or a tower within a tower
+            name = f"{name}:{where}"
+        parts[name] = _part(hf, name, members, sample)
+    main = _main(parts)
+    return {main: parts[main], **{n: p for n, p in parts.items() if n != main}}
+
+
+def _refuse_folded(hf: Any, calls: Calls, paths: Mapping[nn.Module, str], batch: int) -> None:
+    """One module for several layers, or windows that stand in the batch: there is no map of a layer to speak of."""
+    modules = [module for module, _ in calls]
+    twice = next((module for module in modules if modules.count(module) > 1), None)
+    if twice is not None:
+        raise ModelError(
+            f"{type(hf).__name__}: {paths[twice]} serves several layers, which can not be told apart"
+        )
+    folded = next((module for module, map in calls if map.shape[0] != batch), None)
+    if folded is not None:
+        raise ModelError(
+            f"{type(hf).__name__}: {paths[folded]} folds its windows into the batch; its maps can not be read"
+        )
+
+
+def pattern(path: str) -> str:
+    """A module's path with its numbers made equal, so that the layers of a stack agree."""
+    return ".".join("*" if piece.isdigit() else piece for piece in path.split("."))
+
+
+def _name(hf: Any, where: str) -> str:
+    if CROSS.search(where.rpartition(".*.")[2]):
+        return "cross"
+    pieces = where.split(".")
+    if getattr(hf.config, "is_encoder_decoder", False):
+        return next((p for p in pieces if p in ("encoder", "decoder")), "decoder")
+    if VISION.search(where):
+        return "vision"
+    if AUDIO.search(where):
+        return "audio"
+    if embedding(hf) is not None:
+        return "text"
+    return "audio" if FLOATS.get(float_input(hf) or "") == "audio" else "vision"
+
+
+def _main(parts: Mapping[str, Part]) -> str:
+    return next((n for n in ("decoder", "text") if n in parts), next(iter(parts)))
+
+
+def _part(hf: Any, name: str, calls: list[tuple[nn.Module, AttentionMap]], sample: Any) -> Part:
+    map = calls[0][1]
+    named = name.partition(":")[0]
+    source = FLOATS.get(float_input(hf) or "", "encoder") if "input_ids" not in sample else "encoder"
+    axis = {"vision": "image", "audio": "audio", "encoder": source, "cross": "decoder"}.get(named, named)
+    keys = source if named == "cross" else axis
+    corner = map.tile(slice(0, PROBE), slice(0, PROBE))
+    causal = named != "cross" and map.shape[2] > 1 and not bool(corner.triu(1).any())
+    patches = _patches(hf, map.shape[3]) if keys == "image" else None
+    frames = next((t.shape[-1] for n, t in sample.items() if FLOATS.get(n) == "audio"), 1)
+    return Part(
+        name, number(calls), axis, keys, causal, map.shape[1], map.k.shape[1], map.q.shape[3],
+        width(hf, calls[0][0]), patches, frames / map.shape[3] if keys == "audio" else 1.0,
+        getattr(hf, "_get_feat_extract_output_lengths", None) if "input_values" in sample else None,
+    )  # fmt: skip
+
+
+def number(calls: Iterable[tuple[nn.Module, Any]]) -> dict[nn.Module, int]:
+    """Layer of each module: its own `layer_idx` where these are all different, else the order of the calls."""
+    modules = list(dict.fromkeys(module for module, _ in calls))
+    own = [getattr(module, "layer_idx", None) for module in modules]
+    if all(isinstance(n, int) for n in own) and len(set(own)) == len(own):
+        return dict(zip(modules, own, strict=True))  # type: ignore[arg-type]
+    return {module: layer for layer, module in enumerate(modules)}
+
+
+def width(hf: Any, module: nn.Module) -> int:
+    for config in (getattr(module, "config", None), hf.config.get_text_config(), hf.config):
+        for field in ("hidden_size", "d_model", "n_embd"):
+            value = getattr(config, field, None)
+            if isinstance(value, int):
+                return value
+    raise ModelError(f"{type(hf).__name__}: its configuration does not say how wide the residual stream is")
+
+
+def _patches(hf: Any, length: int) -> Patches | None:
+    config = vision_config(hf)
+    image, size = (pair(getattr(config, field, None)) for field in ("image_size", "patch_size"))
+    if image is None or size is None:
+        return None
+    prefix = length - (image[0] // size[0]) * (image[1] // size[1])
+    return Patches(size, image, prefix) if prefix >= 0 else None
+
+
+def pair(value: Any) -> tuple[int, int] | None:
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return int(value[0]), int(value[1])
+    return None
+
+
+# --- what a model reads
+
+
+def vision_config(hf: Any) -> Any:
+    return getattr(hf.config, "vision_config", hf.config)
+
+
+def embedding(hf: Any) -> Any:
+    """The table of token embeddings; None where the model reads no text."""
+    try:
+        found = hf.get_input_embeddings()
+    except NotImplementedError:
+        found = None
+    if hasattr(found, "num_embeddings"):
+        return found
+    words = getattr(hf.config.get_text_config(), "vocab_size", None)
+    tables = (m for m in hf.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == words)
+    return next(tables, None)
+
+
+def embeddings(hf: Any) -> list[Any]:
+    """Every table that token ids go through: an encoder and a decoder have each their own, sharing weights or not."""
+    found = [embedding(hf)]
+    if hf.config.is_encoder_decoder:
+        found += [getattr(stack, "embed_tokens", None) for stack in (hf.get_encoder(), hf.get_decoder())]
+    return list(dict.fromkeys(table for table in found if table is not None))
+
+
+def first_position(hf: Any) -> int:
+    """The number of a text's first position: RoBERTa and its kin count from behind the padding's."""
+    for module in hf.modules():
+        table = getattr(module, "position_embeddings", None)
+        skipped = getattr(module, "padding_idx", None)
+        if isinstance(table, nn.Embedding) and isinstance(skipped, int) and table.padding_idx == skipped:
+            return skipped + 1
+    return 0
+
+
+def float_input(hf: Any) -> str | None:
+    """The name of the images or audio features the model reads, if it does."""
+    from headwater.lens.models.inputs import names
+
+    return next((name for name in FLOATS if name in names(hf)), None)
+
+
+def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
+    """The tokens of one axis; None where this prompt does not have it, as in text given to a model of images too."""
+    if name in ("text", "decoder"):
+        return tokens
+    if name == "encoder":
+        ids = tokens.more.get("input_ids")
+        if ids is None:
+            return None
+        mask = tokens.more.get("attention_mask")
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
+    given = next((t for n, t in tokens.more.items() if FLOATS.get(n) == name), None)
+    if given is None:
+        return None
+    batch, count = len(given), round(given.shape[-1] / part.stride)
+    if part.lengths is not None:
+        count = int(part.lengths(given.shape[-1]))
+    if name == "image":
+        if part.patches is None:
+            return None
+        rows, columns = part.patches.grid_of(given)
+        batch, count = given[..., 0, 0, 0].numel(), part.patches.prefix + rows * columns
+    return counted(batch, count)
+
+
+def counted(batch: int, count: int) -> Tokens:
+    """Tokens that are no text: numbered from 0, all real."""
+    ids = torch.arange(count).expand(batch, -1).contiguous()
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))

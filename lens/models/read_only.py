@@ -1,0 +1,157 @@
+"""Models that compute their attention by themselves (BLOOM, Falcon, GPT-J, GPT-Neo, MPT, DeBERTa): read, never edited.
+
+Their eager code gives the weights it multiplies the values with: dense, and one layer at a time here. Queries × keys
+numbers of one layer are alive while its statistics are made, and of every layer when the record keeps its maps. The
+weights become an `AttentionMap` whose bias is their logarithm. Head outputs and values are not seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.attention import context
+from headwater.lens.errors import ModelError
+from headwater.lens.models import parts
+from headwater.lens.naming.tokens import Tokens
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+READ_ONLY = "its own code computes its attention, so it is read-only (dense weights from output_attentions)"
+
+
+def open_model(
+    hf: Any, tokenizer: Any, name: str, revision: str, sample: Mapping[str, Tensor]
+) -> HookedModel:
+    """The model for reading; ModelError where its weights are not given, or are not those of a softmax."""
+    from headwater.lens.model import HookedModel
+
+    refusal = ModelError(
+        f"{type(hf).__name__} computes its attention by itself and not through transformers' attention interface, and "
+        "does not give its weights; Headwater can not read it"
+    )
+    found: list[tuple[nn.Module, Tensor]] = []
+    if "input_ids" not in sample or getattr(hf.config, "is_encoder_decoder", False):
+        raise refusal
+    with torch.no_grad():
+        plain = hf(**sample)
+        with _giving(hf, None, lambda module, weights: found.append((module, weights))):
+            told = hf(**sample, **_asking(hf))
+    if not found:
+        raise refusal
+    mask = sample["attention_mask"].bool()
+    for _, weights in found:
+        _check(weights, mask, hf)
+    if not torch.allclose(_first(plain)[mask], _first(told)[mask], atol=1e-4, rtol=1e-3):
+        raise ModelError(
+            f"{type(hf).__name__} computes otherwise when it gives its weights; it can not be read"
+        )
+    layers = parts.number(found)
+    _, weights = found[0]
+    part = parts.Part(
+        "text", layers, "text", "text", not bool(weights[0].triu(1).any()), weights.shape[1], weights.shape[1],
+        parts.width(hf, found[0][0]) // weights.shape[1], parts.width(hf, found[0][0]),
+    )  # fmt: skip
+    return HookedModel(hf, tokenizer, {"text": part}, name, revision, read_only=READ_ONLY)
+
+
+def run(model: HookedModel, given: Tokens, more: Mapping[str, Any]) -> Any:
+    """One run that hands every layer's weights to the listeners of this context, and then lets them go."""
+    from headwater.lens.models.inputs import arguments
+
+    part = model.parts[model.part_name]
+
+    def tell(module: nn.Module, weights: Tensor) -> None:
+        _check(weights, given.mask, model.hf)
+        map = as_map(weights, given.mask, part.causal, window(module))
+        nothing = weights.new_zeros(weights.shape[0], weights.shape[1], weights.shape[2], 0)
+        context.hand_over(model.key, part.modules[module], map, nothing)
+
+    with torch.no_grad(), _giving(model.hf, part.modules, tell):
+        return model.hf(**(arguments(model, given) | dict(more) | _asking(model.hf)))
+
+
+def as_map(weights: Tensor, real: Tensor, causal: bool, window: int | None = None) -> AttentionMap:
+    """Dense weights [batch, head, query, key] as an operator; rows of padding have none."""
+    batch, heads, queries, keys = weights.shape
+    some = None if real.all() else real.cpu()
+    mask = Mask(
+        queries, keys, left=None if window is None else window - 1, right=0 if causal else None,
+        valid_keys=some, valid_queries=some,
+    )  # fmt: skip
+    flat = weights.new_zeros(batch, heads, max(queries, keys), 1, dtype=torch.float32)
+    rule = ScoreRule(1.0, mask, bias=weights.detach().float().log())
+    return AttentionMap.of(flat[:, :, :queries], flat[:, :, :keys], rule, flat[:, :, :queries, 0].clone())
+
+
+def window(module: nn.Module) -> int | None:
+    """How many keys a row of GPT-Neo's local attention sees, from the triangle it keeps; None for every one before."""
+    triangle = dict(module.named_buffers(recurse=False)).get("bias")
+    if triangle is None or triangle.dtype != torch.bool or triangle.dim() != 4:
+        return None
+    most = int(triangle[0, 0, -1].sum())
+    return most if most < triangle.shape[-1] else None
+
+
+@contextlib.contextmanager
+def _giving(
+    hf: Any, modules: Mapping[nn.Module, int] | None, tell: Callable[[nn.Module, Tensor], object]
+) -> Iterator[None]:
+    """Forward hooks that hand over the square tensors modules give, and put an empty one in their place.
+
+    Without `modules` every module is tried; of modules within one another the innermost is heard.
+    """
+
+    def take(module: nn.Module, given: Any, output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return None
+        for place, item in enumerate(output):
+            if isinstance(item, Tensor) and item.dim() == 4 and item.shape[-1] == item.shape[-2] > 0:
+                tell(module, item)
+                return (*output[:place], item.new_empty(0), *output[place + 1 :])
+        return None
+
+    watched = list(hf.modules()) if modules is None else list(modules)
+    handles = [module.register_forward_hook(take) for module in watched]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _asking(hf: Any) -> dict[str, bool]:
+    known = inspect.signature(hf.forward).parameters
+    asking = {"output_attentions": True} if "output_attentions" in known or "kwargs" in known else {}
+    return asking | ({"use_cache": False} if "use_cache" in known else {})
+
+
+def _check(weights: Tensor, mask: Tensor, hf: Any) -> None:
+    """Rows of real tokens are weights of a softmax and put nothing on padding."""
+    real = mask.to(weights.device)
+    rows = weights.sum(-1).transpose(1, 2)[real]
+    hidden = (weights * ~real[:, None, None, :]).transpose(1, 2)[real]
+    off = float((rows - 1).abs().max())
+    if (
+        weights.shape[-1] != mask.shape[1]
+        or off > 1e-3
+        or float(hidden.max()) > 1e-6
+        or bool((rows < 0).any())
+    ):
+        raise ModelError(
+            f"{type(hf).__name__} gives weights that are no softmax over the real tokens; it can not be read"
+        )
+
+
+def _first(out: Any) -> Tensor:
+    found = getattr(out, "logits", None)
+    return out.last_hidden_state if found is None else found

@@ -1,0 +1,141 @@
+"""Per-head weight matrices of an attention layer, whatever the architecture calls them.
+
+Rows multiply from the left as in the field's formulas: `q = x @ W_Q[h] + b_Q[h]`, `z = a @ v`, `out += z[h] @ W_O[h]`,
+`out += b_O` once. `head_weights` gives them under these names, with the norm in front folded in, centred, and with one
+key and value matrix per query head when asked. Which layouts are known stands in projections.py; an unknown one is an
+error that names it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.errors import ModelError
+from headwater.lens.models import blocks
+from headwater.lens.models.blocks import norm_bias, norm_gain, output_norm
+from headwater.lens.models.projections import attention_with_projections, matrix, projections
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+
+@dataclass(frozen=True, eq=False)
+class HeadWeights:
+    """Copies in float32 (float64 of a float64 model), zeros for a bias that the layer does not have.
+
+    `W_Q` [head, d_model, d_head], `b_Q` [head, d_head]; `W_K`, `W_V`, `b_K`, `b_V` the same per key–value head, or per
+    query head when expanded; `W_O` [head, d_head, d_model], `b_O` [d_model].
+    """
+
+    W_Q: Tensor
+    W_K: Tensor
+    W_V: Tensor
+    W_O: Tensor
+    b_Q: Tensor
+    b_K: Tensor
+    b_V: Tensor
+    b_O: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """`query`, `key`, `value` are [head, d_model, d_head], `output` is [head, d_head, d_model], one per query head.
+
+    `gain` [d_model] is that of the norm in front of the attention (ones where there is none in front). A norm
+    on the attention's output (Gemma 2, OLMo 2) has its gain folded into `output`. Biases are left out.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    gain: Tensor
+
+
+def head_weights(
+    model: HookedModel, layer: int, *, fold: bool = False, centre: bool = False, expand: bool = False
+) -> HeadWeights:
+    """The weights of attention layer `layer`.
+
+    `fold` moves gain and bias of the norm in front into W_Q, W_K, W_V and their biases, so that they apply to the
+    normalised stream alone; a norm behind (Gemma 2, OLMo 2) scales all heads together and keeps its gain. `centre` then
+    takes the mean over d_model out of all that reads and all that writes the stream; models with LayerNorm never
+    notice, RMSNorm ones would, so they are refused. `expand` repeats the keys' and values' matrices per query head.
+    """
+    if centre and not fold:
+        raise ModelError("centre=True needs fold=True: only a folded norm's input has no mean")
+    found = projections(model, layer)
+    read = {
+        name: _copy(part.matrix).movedim(1, 0)
+        for name, part in (("Q", found.query), ("K", found.key), ("V", found.value))
+    }
+    biases = {"Q": found.query.bias, "K": found.key.bias, "V": found.value.bias}
+    bias = {
+        n: _copy(b) if b is not None else read[n].new_zeros(read[n].shape[::2]) for n, b in biases.items()
+    }
+    write = _copy(matrix(found.output)).unflatten(0, (model.n_heads, -1))
+    own = getattr(found.output, "bias", None)
+    write_bias = write.new_zeros(write.shape[-1]) if own is None else _copy(own)
+    if fold:
+        before, _ = _norms(model, layer)
+        gain, shift = (f(before, write.shape[-1]).to(write) for f in (norm_gain, norm_bias))
+        bias = {n: bias[n] + torch.einsum("d,hde->he", shift, read[n]) for n in bias}
+        read = {n: gain[:, None] * weight for n, weight in read.items()}
+        if centre:
+            _refuse_rms(model, before)
+            read = {n: weight - weight.mean(1, keepdim=True) for n, weight in read.items()}
+            write, write_bias = write - write.mean(-1, keepdim=True), write_bias - write_bias.mean()
+    if expand and (group := model.n_heads // model.n_kv_heads) > 1:
+        for name in ("K", "V"):
+            read[name], bias[name] = (x.repeat_interleave(group, 0) for x in (read[name], bias[name]))
+    q, k, v = (read[name].contiguous() for name in "QKV")
+    return HeadWeights(q, k, v, write, bias["Q"], bias["K"], bias["V"], write_bias)
+
+
+def layer_weights(model: HookedModel, layer: int) -> LayerWeights:
+    """The weights of attention layer `layer`, one matrix per query head, as circuits are read off."""
+    found = head_weights(model, layer, expand=True)
+    before, after = _norms(model, layer)
+    width = found.W_Q.shape[1]
+    output = found.W_O * norm_gain(after, width).to(found.W_O)
+    return LayerWeights(found.W_Q, found.W_K, found.W_V, output, norm_gain(before, width).to(found.W_Q))
+
+
+def circuit_ends(model: HookedModel) -> tuple[Tensor, Tensor]:
+    """Token embedding [vocab, d_model] and unembedding [d_model, vocab] with the last norm's gain folded
+    in."""
+    embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{model.name} has no language head; load a causal language model")
+    embed, unembed = embedding.weight.detach().float(), head.weight.detach().float().T
+    if embed.shape[1] != unembed.shape[0]:
+        raise ModelError(
+            f"{model.name} embeds in {embed.shape[1]} dimensions and reads out from {unembed.shape[0]}"
+        )
+    last = blocks.final_norm(model.hf)
+    return embed, unembed * norm_gain(last, unembed.shape[0]).to(unembed)[:, None]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.dtype == torch.float64 else tensor.float().clone()
+
+
+def _norms(model: HookedModel, layer: int) -> tuple[nn.Module | None, nn.Module | None]:
+    """The norms in front of and behind a layer's attention."""
+    attention = attention_with_projections(model, layer)
+    names = {module: name for name, module in model.hf.named_modules()}
+    around = model.hf.get_submodule(names[attention].rpartition(".")[0])
+    return blocks.first(around, blocks.NORM_BEFORE_ATTENTION), output_norm(around)
+
+
+def _refuse_rms(model: HookedModel, norm: nn.Module | None) -> None:
+    if norm is None or not blocks.takes_mean_out(norm, model.d_model):
+        what = "has no norm in front of its attention" if norm is None else f"has {type(norm).__name__}"
+        raise ModelError(
+            f"{model.name} {what}, which keeps the mean of the stream; centre=True is for LayerNorm models"
+        )

@@ -1,0 +1,1 @@
+"""How users name heads, positions and tokens."""

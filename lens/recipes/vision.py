@@ -1,0 +1,200 @@
+"""Recipes for models that read images: redistribution from visual sinks (VAR), emphasis (PAINT), reinforcement (VHR).
+
+`recipes.py` hands them on. Each needs runs of its own and gives edits with the positions or heads that it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwater.lens.edits import Emphasise, Redistribute, ScaleHeads
+from headwater.lens.edits.base import Edit
+from headwater.lens.errors import EditError
+from headwater.lens.model import HookedModel
+from headwater.lens.naming import positions
+from headwater.lens.naming.heads import Head, Heads, Layers, chosen_layers
+from headwater.lens.naming.positions import Positions
+from headwater.lens.naming.tokens import Tokens
+from headwater.lens.records import sinks
+from headwater.lens.running.ids import Names
+
+
+def visual_redistribution(
+    model: HookedModel, prompt: Any, *, p: float = 0.6, rho: float = 0.5, least: float = 0.2, tau: float = 20.0,
+    dimensions: Sequence[int] | None = None, image: Positions = "image", **more: Any,
+) -> list[Edit]:  # fmt: skip
+    """VAR (Kang et al., ICLR 2025): hand attention from sinks to the image tokens that are none.
+
+    A token is a sink of layer l where max over `dimensions` of |x_d| / sqrt(mean x² + 1e-6) > tau, x entering the
+    layer. Rows behind the image with Σ(visual sinks) / Σ(image) ≤ rho and Σ(image) ≥ least are image-centric: their
+    weights on all sinks are multiplied by p, and what is freed goes to the image's other tokens in proportion. Layers 2
+    to the last but one that have a visual sink. Sinks are found on this prompt, for which the edits are made. Checked
+    against the authors' code, which adds 1e-6 to every image weight where this adds it once. `dimensions` are the
+    model's massive activations ({1415, 2533} in LLaMA-2-7B); without, `massive_dimensions` looks for them.
+    """
+    tokens = model.to_tokens(prompt, **more)
+    picked = _image(model, tokens, image)
+    if dimensions is None:
+        dimensions = massive_dimensions(model, tokens, tau=tau)
+    states = _states(model, tokens)
+    found: list[Edit] = []
+    for place, layer in enumerate(model.layers[:-1]):
+        if place < 2:
+            continue
+        massive = (sinks.massive(states[place], dimensions) > tau).cpu() & tokens.mask.cpu()
+        for row, real in enumerate(tokens.mask.cpu()):
+            first = int(real.long().argmax())
+            visual, others = massive[row] & picked[row], picked[row] & ~massive[row]
+            if not visual.any() or not others.any():
+                continue
+            inside = picked[row].nonzero()[:, 0]
+            where = {
+                "of": _listed(visual, first),
+                "within": _listed(picked[row], first),
+                "most": rho,
+                "least": least,
+            }
+            found.append(Redistribute(
+                keys=_listed(massive[row], first), keep=p, to=_listed(others, first), layers=layer,
+                queries=slice(int(inside[-1]) - first + 1, None), where=where,
+                rows="all" if len(picked) == 1 else [row],
+            ))  # fmt: skip
+    return found
+
+
+def massive_dimensions(model: HookedModel, prompt: Any, *, tau: float = 20.0) -> list[int]:
+    """Residual dimensions massive on the first token, |x_d| / rms(x) > tau in some middle layer; at most eight.
+
+    The first token is read alone, without an image, as in VAR's code (Kang et al., ICLR 2025).
+    """
+    tokens = model.to_tokens(prompt)
+    first = int(tokens.mask[0].long().argmax())
+    states = _states(model, model.to_tokens(tokens.ids[:1, first : first + 1]))
+    size = sinks.massive_sizes(torch.stack([x[0, 0] for x in states]))
+    dimensions = sinks.massive_dimensions(size, tau)
+    if not dimensions:
+        raise EditError(
+            f"{model.name} has no massive activation on its first token: the largest is {float(size.max()):.1f} "
+            f"times the root mean square, tau is {tau:g}; give dimensions= or a lower tau"
+        )
+    return dimensions
+
+
+def visual_emphasis(
+    model: HookedModel, prompt: Any, *, alpha: float = 0.7, beta: float = 0.35, share: float = 0.25,
+    heads: Heads = "all", layers: Layers = "all", **more: Any,
+) -> list[Edit]:  # fmt: skip
+    """PAINT (Arif et al. 2025): raise the scores of local and summary image tokens for the token being read.
+
+    s_j ← s_j + alpha·|s_j| on local tokens, the `share` of patches with most attention from the class token in the
+    vision encoder's first layer, + beta·|s_j| on summary tokens, as many as there are outliers above Q3 + 1.5·IQR of
+    that attention in the last layer but one; a local token is no summary token. Attention is summed over heads. Checked
+    against the code (beta is 0.3 to 0.4 there).
+    """
+    tokens = model.to_tokens(prompt, **more)
+    picked = _image(model, tokens, "image")
+    vision = model.record(tokens, statistics=(), layers="all", keep=("qk",)).parts.get("vision")
+    if vision is None or len(vision.layers) < 2 or len(picked) != 1:
+        raise EditError(
+            f"visual_emphasis needs one prompt with an image and a vision encoder of two layers or more; {model.name} "
+            f"has {'none that ran' if vision is None else f'{len(vision.layers)} layers and {len(picked)} prompts'}"
+        )
+    patches = model.parts["vision"].patches
+    prefix = 0 if patches is None else patches.prefix
+    if prefix < 1:
+        raise EditError(f"visual_emphasis reads the attention of a class token, and {model.name} has none")
+    places = [n - int(tokens.mask[0].long().argmax()) for n in picked[0].nonzero()[:, 0].tolist()]
+    first, last = (
+        vision.pattern(layer, queries=0)[:, :, 0, prefix:].sum(1).flatten()
+        for layer in (vision.layers[0], vision.layers[-2])
+    )
+    if len(first) != len(places):
+        raise EditError(
+            f"visual_emphasis: the vision encoder has {len(first)} patches and the text {len(places)} image tokens; "
+            "which is which is not known"
+        )
+    local, summary = emphasised_tokens(first, last, share)
+    return [
+        Emphasise([places[n] for n in local], alpha, queries=-1, heads=heads, layers=layers),
+        Emphasise([places[n] for n in summary], beta, queries=-1, heads=heads, layers=layers),
+    ]
+
+
+def emphasised_tokens(first: Tensor, last: Tensor, share: float = 0.25) -> tuple[list[int], list[int]]:
+    """PAINT's local and summary patches, from the class token's attention [patch] in two layers."""
+    local = first.topk(int(len(first) * share)).indices.tolist()
+    low, high = torch.quantile(last.double(), torch.tensor([0.25, 0.75], dtype=torch.double)).tolist()
+    count = int((last > high + 1.5 * (high - low)).sum())
+    return local, [n for n in last.topk(count).indices.tolist() if n not in local]
+
+
+def head_reinforcement(
+    model: HookedModel,
+    prompt: Any,
+    without: Any,
+    *,
+    alpha: float = 2.0,
+    layers: Layers | None = None,
+    **more: Any,
+) -> list[Edit]:
+    """VHR (He et al. 2025): heads that say something else when the image is gone speak `alpha` times as loud.
+
+    VHD = |z(prompt) - z(without)|₂ per head at the last token; 0 where it is an outlier (above mean + std of its layer)
+    and |z(without)|² is one too; heads above the median of their layer are chosen. `more` (the image) goes to `prompt`
+    alone. Layers: the second and the last 14 of 32, in proportion, unless given. Checked against the text; std is over
+    the heads as a population. Chosen once, at the prompt's end, then fixed.
+    """
+    if layers is None:
+        layers = sorted({*model.layers[1:2], *model.layers[-max(round(model.n_layers * 14 / 32), 1) :]})
+    wanted = chosen_layers(layers, model.layers)
+    seen, blind = (
+        _last(model, model.to_tokens(given, **extra)) for given, extra in ((prompt, more), (without, {}))
+    )
+    size, divergence = blind.square().sum(-1), (seen - blind).norm(dim=-1)  # [layer, head]
+    outlier = _outlying(divergence) & _outlying(size)
+    divergence = divergence.masked_fill(outlier, 0.0)
+    chosen = divergence > divergence.quantile(0.5, dim=-1, keepdim=True)
+    found = [Head(model.layers[i], h) for i, h in chosen.nonzero().tolist() if model.layers[i] in wanted]
+    return [ScaleHeads({str(head): alpha for head in found})]
+
+
+def _last(model: HookedModel, tokens: Tokens) -> Tensor:
+    """z of every head at the last token of one prompt, [layer, head, d_value], float64."""
+    if len(tokens.ids) != 1:
+        raise EditError(f"head_reinforcement compares one prompt with one; got {len(tokens.ids)}")
+    end = int(tokens.mask[0].nonzero()[-1])
+    return model.head_outputs(tokens, edited=False)[0, :, :, end].double().cpu()
+
+
+def _outlying(x: Tensor) -> Tensor:
+    return x > x.mean(-1, keepdim=True) + x.std(-1, keepdim=True, unbiased=False)
+
+
+def _image(model: HookedModel, tokens: Tokens, image: Positions) -> Tensor:
+    """Where the image stands in each row, bool [batch, position]; EditError where it stands nowhere."""
+    Names(model).check(image, "image")
+    if isinstance(image, str) and image != "all":
+        picked = model.token_groups(tokens)[image]
+    else:
+        picked = torch.zeros_like(tokens.mask, device="cpu")
+        for row, real in enumerate(tokens.mask.cpu()):
+            columns = real.nonzero()[:, 0]
+            picked[row, columns[positions.of_row(positions.check(image, "image"), len(columns))]] = True
+    if not picked.any():
+        raise EditError(f"the prompt has no image tokens; {model.name} must be given an image with its text")
+    return picked.cpu()
+
+
+def _states(model: HookedModel, tokens: Tokens) -> Sequence[Tensor]:
+    """The residual stream entering each layer, [batch, position, d_model] each, float32."""
+    found = model._forward(tokens, output_hidden_states=True).hidden_states
+    return [x.float() for x in found[: model.n_layers]]
+
+
+def _listed(flags: Tensor, first: int) -> list[int]:
+    """Positions counted from the first real token."""
+    return [n - first for n in flags.nonzero()[:, 0].tolist()]

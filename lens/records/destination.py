@@ -1,0 +1,96 @@
+"""Where a record lies while it is made: with the model, in the CPU's memory, or in a file that grows layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from headwater.lens.attention import context
+from headwater.lens.errors import RecordError
+from headwater.lens.records.memory import Estimate, header_size
+from headwater.lens.records.record import Record
+from headwater.lens.records.recorder import Recorder
+from headwater.lens.records.safetensors_file import RecordFile
+from headwater.lens.records.save_open import RecordWriter, joined, open_record
+
+KeepOn = Literal["device", "cpu", "disk"]
+
+
+@dataclass
+class Keeping:
+    """The recorders of one run; `finish` gives the record as it is to be used, from its file where there is one."""
+
+    file: RecordFile | None = None
+    writers: dict[str, RecordWriter] = field(default_factory=dict)
+    passing: bool = False  # the file is nobody's: it has no name once it is open
+
+    def finish(self, record: Record, main: str) -> Record:
+        """`main` is the part that the record is of; the others are in it."""
+        if self.file is None:
+            return record
+        parts = {name: self.writers[name].about(part) for name, part in record.parts.items()}
+        path = self.file.finish(joined(self.writers[main].about(record), parts))
+        opened = open_record(path)
+        if self.passing:
+            path.unlink()
+        return opened
+
+
+@contextlib.contextmanager
+def keeping(
+    recorders: Mapping[str, Recorder], keep_on: KeepOn, path: str | Path | None, cost: Estimate
+) -> Iterator[Keeping]:
+    """Prepare the recorders, refuse what there is no room for, and listen to the residual stream where it is kept."""
+    kept = Keeping()
+    check(keep_on, path)
+    with contextlib.ExitStack() as stack:
+        if keep_on == "disk":
+            kept.passing = path is None
+            place = (
+                Path(tempfile.mkdtemp(prefix="headwater-")) / "record.safetensors"
+                if path is None
+                else Path(path)
+            )
+            if kept.passing:
+                stack.callback(place.parent.rmdir)
+                stack.callback(place.unlink, missing_ok=True)
+            cost.check_disk(place.parent)
+            kept.file = stack.enter_context(RecordFile(place, header_size(recorders)))
+        else:
+            cost.check()
+        for i, (name, recorder) in enumerate(recorders.items()):
+            if kept.file is not None:
+                kept.writers[name] = RecordWriter(kept.file, "" if i == 0 else f"part.{i}.")
+                recorder.writer = kept.writers[name]
+            elif keep_on == "cpu":
+                recorder.device = torch.device("cpu")
+        yield kept
+
+
+@contextlib.contextmanager
+def listening(recorders: Mapping[str, Recorder]) -> Iterator[None]:
+    """Hand every layer's attention to its recorder, and the residual stream where it is kept."""
+    from headwater.lens.models import residual_stream
+
+    with contextlib.ExitStack() as stack:
+        for recorder in recorders.values():
+            stack.enter_context(context.listening(recorder))
+            if recorder.keeps_residuals:
+                stack.enter_context(residual_stream.listening(recorder.source, recorder.take_residual))
+        yield
+
+
+def check(keep_on: str, path: str | Path | None) -> None:
+    """RecordError where these settings make no sense."""
+    if keep_on not in ("device", "cpu", "disk"):
+        raise RecordError(f"keep_on must be 'device', 'cpu' or 'disk'; got {keep_on!r}")
+    if path is not None and keep_on != "disk":
+        raise RecordError(
+            f"path={str(path)!r} is for keep_on='disk'; give that, or save the record afterwards"
+        )

@@ -1,0 +1,325 @@
+"""`Growing`: the listener that makes one record of a whole text out of the steps in which it is generated.
+
+Each step hands over a few new rows. Their statistics are taken at once, sums over queries are added up, and queries,
+keys and row constants are appended, in memory or in files without a name. What comes out is the record of one run over
+the whole text. Edits must mean the same in every step: positions counted from the end move, and are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.edits import WeightStep
+from headwater.kernels.edits.patterns import OfMap
+from headwater.kernels.maps import statistics as kernel
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.attention import context
+from headwater.lens.errors import RecordError
+from headwater.lens.records.record import stack
+from headwater.lens.records.recorder import Recorder, refuse_overflow
+
+if TYPE_CHECKING:
+    from headwater.lens.edits import Prepared
+
+SUMS = ("received", "visible")
+OF_ROWS = ("queries", "rows")
+OF_KEYS = ("keys", "to", "of", "within", "bias")
+
+
+class Rows:
+    """Tensors that are appended along one axis, [batch, …, position, …]; in a file where a folder is given."""
+
+    def __init__(self, axis: int, folder: Path | None) -> None:
+        self._axis = axis
+        self._pieces: list[Tensor] = []
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._like: Tensor | None = None
+        self.length = 0
+
+    def append(self, piece: Tensor) -> None:
+        self.length += piece.shape[self._axis]
+        if self._folder is None:
+            self._pieces.append(piece.detach().clone())
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `close`
+        rows = piece.detach().cpu().movedim(self._axis, 0).contiguous()
+        self._like = rows[:0]
+        self._file.write(rows.reshape(-1).view(torch.uint8).numpy().tobytes())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def joined(self) -> Tensor:
+        """All of them as one tensor; those in a file are mapped, and copied once here."""
+        if self._file is None:
+            return torch.cat(self._pieces, self._axis)
+        assert self._like is not None
+        self._file.flush()
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+            rows = torch.frombuffer(mapped, dtype=self._like.dtype)
+            found = (
+                rows.view(self.length, *self._like.shape[1:])
+                .movedim(0, self._axis)
+                .clone(memory_format=torch.contiguous_format)
+            )
+            del rows
+        self.close()
+        return found
+
+
+@dataclasses.dataclass
+class _Layer:
+    """What has come of one layer so far."""
+
+    q: Rows
+    k: Rows
+    lse: Rows
+    value: Rows
+    factors: list[Rows]
+    statistics: dict[str, Rows]
+    sums: dict[str, Tensor]
+    bias: list[Tensor]
+    map: AttentionMap | None = None
+    length: int = 0
+
+
+class Growing:
+    """Listens to one model while it generates `longest` tokens at most, the prompt included."""
+
+    def __init__(self, recorder: Recorder, longest: int, folder: Path | None) -> None:
+        self.model = recorder.model
+        self.statistics = recorder.statistics
+        self._recorder = recorder
+        self._folder = folder
+        self._longest = longest
+        ids, mask = recorder.tokens.ids.cpu(), recorder.tokens.mask.cpu()
+        self.prompt = ids.shape[1]
+        self.ids, self.valid = ids, mask
+        self._groups = stack(recorder.groups)
+        if self._groups is not None:
+            generated = torch.tensor([name == "generated" for name in recorder.groups])
+            more = generated[None, :, None].expand(len(ids), -1, longest - self.prompt)
+            self._groups = torch.cat([self._groups.cpu(), more], -1)
+        self._layers: dict[int, _Layer] = {}
+        self._residuals: dict[int | str, Rows] = {}
+
+    def close(self) -> None:
+        """Let go of the files, also of a text that was not finished."""
+        for layer in self._layers.values():
+            for rows in (layer.q, layer.k, layer.lse, layer.value, *layer.factors):
+                rows.close()
+        for rows in self._residuals.values():
+            rows.close()
+
+    def chosen(self, tokens: Tensor, live: Tensor) -> None:
+        """The next token of each row, and whether the row had not ended before it; both [batch]."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        self.valid = torch.cat([self.valid, live[:, None]], 1)
+
+    def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
+        refuse_overflow(layer, map)
+        if layer not in self._recorder.layers:
+            return
+        map = self._marked(map)
+        mask, rows = map.rule.mask, map.shape[2]
+        so_far = self._layers.get(layer)
+        if so_far is None:
+            so_far = self._layers[layer] = self._new(map)
+        own = mask.shift
+        if mask.query_offset != so_far.length or own < 0 or own + rows > map.shape[3]:
+            raise RecordError(
+                f"layer {layer} was given position {mask.query_offset} after {so_far.length} others; record=True takes "
+                "decoding with a cache that reads every position once (no beams, no assistant, use_cache=True)"
+            )
+        self._measure(so_far, map)
+        if self._recorder.keeps_maps:
+            self._check_edits(layer, map)
+            so_far.q.append(map.q)
+            so_far.k.append(map.k[:, :, own : own + rows])
+            so_far.lse.append(map.lse)
+            for kept, found in zip(so_far.factors, (f for s in map.steps for f in s.factors), strict=True):
+                kept.append(found)
+            if map.rule.bias is not None:
+                so_far.bias.append(map.rule.bias)
+        if "qkv" in self._recorder.keep:
+            so_far.value.append(value[:, :, own : own + rows])
+        so_far.map = map
+        so_far.length += rows
+
+    def take_residual(self, place: int | str, stream: Tensor) -> None:
+        if place == "final" or place in self._recorder.layers:
+            self._residuals.setdefault(place, Rows(1, self._folder)).append(stream)
+
+    def finish(self) -> None:
+        """Hand every layer to the recorder, as if it had come in one run."""
+        recorder = self._recorder
+        length = self.ids.shape[1]
+        recorder.tokens = type(recorder.tokens)(self.ids, self.valid)
+        if self._groups is not None:
+            groups = self._groups[..., :length].unbind(1)
+            recorder.groups = dict(zip(recorder.groups, groups, strict=True))
+        for layer in list(self._layers):
+            so_far = self._layers.pop(layer)
+            if so_far.length != length:
+                raise RecordError(
+                    f"layer {layer} read {so_far.length} of {length} positions; record=True takes decoding with a cache"
+                )
+            found = {name: rows.joined() for name, rows in so_far.statistics.items()}
+            found |= {name: values[..., :length].contiguous() for name, values in so_far.sums.items()}
+            if "sink" in self.statistics:
+                seen = found["visible"]
+                found["sink"] = found["received"] / torch.where(seen > 0, seen, torch.nan)
+            found = {name: found[name] for name in self.statistics}
+            map = self._whole(layer, so_far, length) if recorder.keeps_maps else None
+            recorder.put(layer, found, map, so_far.value.joined() if "qkv" in recorder.keep else None)
+        for place in list(self._residuals):
+            recorder.take_residual(place, self._residuals.pop(place).joined())
+
+    def _new(self, map: AttentionMap) -> _Layer:
+        batch, heads = map.shape[:2]
+        rows = [n for n in self.statistics if n not in kernel.COLUMN]
+        sums = [n for n in SUMS if n in self.statistics or "sink" in self.statistics]
+        kinds = {"received": torch.float32, "visible": torch.int64}
+        q, k, lse, value = (Rows(2, self._folder) for _ in range(4))
+        factors = [Rows(2, self._folder) for step in map.steps for _ in step.factors]
+        statistics = {n: Rows(-1, None) for n in rows}
+        totals = {n: torch.zeros(batch, heads, self._longest, dtype=kinds[n]) for n in sums}
+        return _Layer(q, k, lse, value, factors, statistics, totals, [])
+
+    def _marked(self, map: AttentionMap) -> AttentionMap:
+        """Rows whose text had ended before them are as padding."""
+        first = map.rule.mask.query_offset
+        live = self.valid[:, first : first + map.shape[2]]
+        if live.shape[1] != map.shape[2] or bool(live.all()):
+            return map
+        silent = ~live[:, None].to(map.lse.device)
+        rule = replace(map.rule, mask=replace(map.rule.mask, valid_queries=live))
+        return replace(map, rule=rule, lse=map.lse.masked_fill(silent, torch.inf), known={})
+
+    def _measure(self, so_far: _Layer, map: AttentionMap) -> None:
+        first = map.rule.mask.key_offset
+        last = min(first + map.shape[3], self._longest)
+        groups = self._groups
+        if groups is not None:
+            groups = torch.nn.functional.pad(groups, (0, max(first + map.shape[3] - self._longest, 0)))
+            groups = groups[..., first : first + map.shape[3]]
+        found = map.statistics((*so_far.statistics, *so_far.sums), groups)
+        for name, rows in so_far.statistics.items():
+            values = found[name]
+            rows.append(values.where(values < 0, values + first) if name == "argmax" else values)
+        for name, total in so_far.sums.items():
+            total[..., first:last] += found[name][..., : last - first]
+
+    # --- the rule of the whole text
+
+    def _mask(self, map: AttentionMap, length: int, valid: Tensor) -> Mask:
+        documents = map.rule.mask.documents
+        if documents is not None and documents.shape[1] < length:
+            documents = None  # they end where the text does by now, and edits do not go by them
+        mask = replace(
+            map.rule.mask, queries=length, keys=length, query_offset=0, key_offset=0,
+            valid_keys=None, valid_queries=None, start=None, stop=None, documents=documents,
+        )  # fmt: skip
+        if bool(valid.all()):
+            return mask
+        start, stop = valid.long().argmax(-1), length - valid.flip(-1).long().argmax(-1)
+        return replace(mask, valid_keys=valid, valid_queries=valid, start=start, stop=stop)
+
+    def _lowered(self, layer: int, map: AttentionMap) -> tuple[tuple, tuple]:
+        """The edits of the longest text that may come: of scores and of weights."""
+        valid = self.valid[:, : self.prompt]
+        later = torch.ones(len(valid), self._longest - self.prompt, dtype=torch.bool)
+        mask = self._mask(map, self._longest, torch.cat([valid, later], 1))
+        prepared: Any = context.active(self.model)
+        parts = [edit.lower(layer, mask, len(valid)) for edit in prepared]
+        return tuple(e for p in parts for e in p.scores), tuple(e for p in parts for e in p.weights)
+
+    def _check_edits(self, layer: int, map: AttentionMap) -> None:
+        mask = map.rule.mask
+        now = map.rule.edits, tuple(step.edit for step in map.steps)
+        if not any(now):
+            return
+        prepared: Any = context.active(self.model)
+        if by_token := [p for p in prepared if p.reads_tokens]:
+            raise RecordError(
+                f"{_names(by_token)}: an edit that goes by the tokens themselves (text, groups, sinks by rule) can not "
+                "be written into one map of a growing text; name positions by number, or use keep=() for statistics"
+            )
+        rows = slice(mask.query_offset, mask.query_offset + mask.queries)
+        keys = slice(mask.key_offset, mask.key_offset + mask.keys)
+        whole = tuple(tuple(_window(e, rows, keys) for e in edits) for edits in self._lowered(layer, map))
+        if not _same(whole, now):
+            raise RecordError(
+                f"{_names(prepared)}: an edit means something else in each step of the generation (positions from the "
+                "end, or what depends on the text so far), so no one map holds it; use keep=() for statistics alone"
+            )
+
+    def _whole(self, layer: int, so_far: _Layer, length: int) -> AttentionMap:
+        map = so_far.map
+        assert map is not None
+        span = slice(0, length)
+        scores, weights = (
+            tuple(_window(e, span, span) for e in edits) for edits in self._lowered(layer, map)
+        )
+        factors = [rows.joined() for rows in so_far.factors]
+        steps = []
+        for edit, step in zip(weights, map.steps, strict=True):
+            steps.append(WeightStep(edit, tuple(factors[: len(step.factors)])))
+            del factors[: len(step.factors)]
+        rule = replace(
+            map.rule, mask=self._mask(map, length, self.valid), edits=scores, bias=_bias(so_far.bias, length)
+        )
+        q, k, lse = so_far.q.joined(), so_far.k.joined(), so_far.lse.joined()
+        return AttentionMap(q, k, rule, lse, tuple(steps), map.backend)
+
+
+def _bias(pieces: list[Tensor], length: int) -> Tensor | None:
+    """The score biases of all steps: the last where all queries share one, else row by row."""
+    if not pieces:
+        return None
+    if pieces[-1].shape[2] == 1 and pieces[0].shape[2] == 1 and len({p.shape[3] for p in pieces}) == 1:
+        return pieces[-1][..., :length]
+    padded = [torch.nn.functional.pad(p[..., :length], (0, max(length - p.shape[3], 0))) for p in pieces]
+    return torch.cat(padded, 2)
+
+
+def _window(edit: Any, rows: slice, keys: slice) -> Any:
+    """An edit of a whole text, as it is in some rows and columns of it."""
+    changed = {}
+    for field in dataclasses.fields(edit):
+        value = getattr(edit, field.name)
+        if isinstance(value, Tensor) and field.name in (*OF_ROWS, *OF_KEYS):
+            changed[field.name] = value[..., rows if field.name in OF_ROWS else keys]
+        elif field.name == "condition" and value is not None:
+            changed[field.name] = _window(value, rows, keys)
+    return replace(edit, **changed)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, OfMap):
+        return a.map is b.map
+    if dataclasses.is_dataclass(a):
+        return all(_same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return bool(a == b)
+
+
+def _names(prepared: list[Prepared]) -> str:
+    return ", ".join(dict.fromkeys(type(p.edit).__name__ for p in prepared))

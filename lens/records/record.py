@@ -1,0 +1,225 @@
+"""`Record`: what one run left behind — tokens, one `AttentionMap` per layer, exact statistics, and where it is from.
+
+Padding is marked by `valid` and excluded everywhere. Axis order is [batch, layer, head, query, key], absent axes left
+out; heads are query heads.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+import xarray as xr
+from torch import Tensor
+
+from headwater.kernels.maps import statistics as kernel
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.errors import HeadError, RecordError, nearest
+from headwater.lens.models import declared_rules
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+DEFAULT_STATISTICS = kernel.DEFAULT
+VERSION = version("headwater")
+
+
+class Axis(NamedTuple):
+    """Tokens int64, which of them are real, and their text: [batch, position]."""
+
+    tokens: Tensor
+    valid: Tensor
+    strings: list[list[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """`tokens` int64 and `valid` bool are [batch, position]; `strings` are the tokens as text, per batch row.
+
+    `statistics` are tensors with the layer at axis 1; `maps` is empty where only statistics were kept. `keys` are the
+    tokens of the key axis where these are others, as in cross-attention. `parts` are the records of a model's other
+    parts: "encoder" and "cross" beside a decoder, "vision" beside a text. `residuals` are the residual stream
+    [batch, position, d_model] entering each layer, and "final" behind the last; padding holds what the model made.
+    """
+
+    tokens: Tensor
+    valid: Tensor
+    strings: list[list[str]]
+    layers: list[int]
+    n_heads: int
+    causal: bool
+    statistics: MutableMapping[str, Tensor]
+    maps: dict[int, AttentionMap]
+    values: dict[int, Tensor]
+    groups: dict[str, Tensor]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    keys: Axis | None = None
+    parts: dict[str, Record] = field(default_factory=dict)
+    residuals: dict[int | str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        batch, length = self.tokens.shape
+        size = f"{batch} × {length} tokens, {len(self.layers)} layers × {self.n_heads} heads"
+        return f"Record({self.provenance.get('model')!r}, {size})"
+
+    def part(self, name: str) -> Record:
+        """The record of another part of the model, from the same run."""
+        if name not in self.parts:
+            raise RecordError(f"the record has no part {name!r}: {nearest(name, self.parts)}")
+        return self.parts[name]
+
+    def map(self, layer: int) -> AttentionMap:
+        """The attention maps of one layer, as an operator."""
+        self._has_layer(layer)
+        if layer not in self.maps:
+            raise RecordError("the record holds statistics alone; record with keep=('qk',) to have its maps")
+        return self.maps[layer]
+
+    def residual(self, layer: int | str) -> Tensor:
+        """The residual stream entering a layer, or "final": behind the last block. [batch, position, d_model]."""
+        if not self.residuals:
+            raise RecordError(
+                "the record holds no residual stream; record with keep=('qk', 'residual') to have it"
+            )
+        if layer not in self.residuals:
+            raise HeadError(
+                f"no residual stream of {layer!r}; the record has {', '.join(map(str, self.residuals))}"
+            )
+        return self.residuals[layer]
+
+    def pattern(self, layer: int, head: int | None = None, queries: Any = None, keys: Any = None) -> Tensor:
+        """Exact weights of a window, dense float32: [batch, query, key] of one head, [batch, head, query, key] of all.
+
+        `queries` and `keys` are slices or positions of the token axis (None: all). Rows of padding are zero.
+        """
+        map = self.map(layer)
+        if head is not None and not 0 <= head < self.n_heads:
+            raise HeadError(f"no such head: {layer}.{head}; layer {layer} has heads 0 to {self.n_heads - 1}")
+        rows, row_pick = _window(queries, map.shape[2], "queries")
+        columns, column_pick = _window(keys, map.shape[3], "keys")
+        tile = map.tile(rows, columns, None if head is None else [head])
+        tile = tile[:, :, row_pick][:, :, :, column_pick]
+        return tile if head is None else tile[:, 0]
+
+    def statistic(self, name: str) -> xr.DataArray:
+        """[batch, layer, head, query], or key; `mass` [batch, layer, head, group, query]. Units are in `attrs`.
+
+        One that was not recorded is computed from the maps, where they were kept.
+        """
+        if name not in kernel.NAMES:
+            raise RecordError(f"unknown statistic {name!r}: {nearest(name, kernel.NAMES)}")
+        if name not in self.statistics:
+            if name == "mass" and not self.groups:
+                raise RecordError(
+                    "the statistic 'mass' needs named groups of keys; record with groups={'name': positions}"
+                )
+            if not self.maps:
+                raise RecordError(f"{name!r} was not recorded; it has {', '.join(self.statistics) or 'none'}")
+            groups = stack(self.groups)
+            layers = [self.map(layer).statistic(name, groups) for layer in self.layers]
+            self.statistics[name] = torch.stack([x.cpu() for x in layers], 1)
+        return self._labelled(name, self.statistics[name])
+
+    def to_xarray(self) -> xr.Dataset:
+        """All recorded statistics as one Dataset, with tokens, heads and provenance."""
+        data = {name: self.statistic(name) for name in self.statistics}
+        tokens = xr.DataArray(self.tokens.numpy(), dims=("batch", "position"), name="tokens")
+        valid = xr.DataArray(self.valid.numpy(), dims=("batch", "position"), name="valid")
+        found = xr.Dataset({"tokens": tokens, "valid": valid})
+        found = found.assign_coords(token=(("batch", "position"), np.array(self.strings, dtype=object)))
+        # the key and query axes carry the same tokens; one coordinate each keeps the arrays aligned by position alone
+        found = found.merge(xr.Dataset({n: a.drop_vars("token") for n, a in data.items()}))
+        found.attrs.update(self._flat_provenance())
+        return found
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, beside and renamed, so that a broken write leaves the old file."""
+        from headwater.lens.records import save_open
+
+        return save_open.save(self, Path(path))
+
+    @staticmethod
+    def open(path: str | Path, verify: bool = False) -> Record:
+        """Open a saved record, memory-mapped; anything that is not one is refused with the reason.
+
+        `verify` reads every byte and compares it with what was written.
+        """
+        from headwater.lens.records import save_open
+
+        return save_open.open_record(Path(path), verify)
+
+    def _has_layer(self, layer: int) -> None:
+        if layer not in self.layers:
+            raise HeadError(
+                f"layer {layer} is not in the record; it has layers {', '.join(map(str, self.layers))}"
+            )
+
+    def _labelled(self, name: str, values: Tensor) -> xr.DataArray:
+        last = "key" if name in kernel.COLUMN else "query"
+        dims = ("batch", "layer", "head", *(("group",) if name == "mass" else ()), last)
+        coords: dict[str, Any] = {"layer": self.layers, "head": list(range(self.n_heads))}
+        if name == "mass":
+            coords["group"] = list(self.groups)
+        strings = self.keys.strings if last == "key" and self.keys is not None else self.strings
+        coords["token"] = (("batch", last), np.array(strings, dtype=object))
+        meaning = {**kernel.ROW, **kernel.COLUMN, **kernel.GROUPED}[name]
+        unit = {
+            "lse": "nats",
+            "entropy": "nats",
+            "distance": "tokens",
+            "distance_squared": "tokens²",
+            "windowed_distance": "tokens",
+            "visible": "queries",
+            "argmax": "position",
+        }
+        attrs = {"long_name": meaning, "unit": unit.get(name, "1"), **self._flat_provenance()}
+        return xr.DataArray(values.numpy(), dims=dims, coords=coords, name=name, attrs=attrs)
+
+    def _flat_provenance(self) -> dict[str, Any]:
+        return {
+            key: value if isinstance(value, str | int | float) else str(value)
+            for key, value in self.provenance.items()
+        }
+
+
+def provenance(model: HookedModel) -> dict[str, Any]:
+    """Where numbers that come from `model` now are from: the model, the edits that are on, and the versions."""
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "edits": [edit.to_dict() for edit in model.edits],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "headwater": VERSION,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+    } | ({"attention": told} if (told := model.read_only or declared_rules.described(model)) else {})
+
+
+def stack(groups: dict[str, Tensor]) -> Tensor | None:
+    return torch.stack(list(groups.values()), 1) if groups else None
+
+
+def _window(given: Any, length: int, what: str) -> tuple[slice, Any]:
+    """The plain slice that covers what was asked for, and how to pick it out of that slice."""
+    if given is None:
+        return slice(0, length), slice(None)
+    if isinstance(given, slice):
+        numbers = list(range(*given.indices(length)))
+    else:
+        numbers = [given] if isinstance(given, int) else [int(n) for n in given]
+        wrong = [n for n in numbers if not -length <= n < length]
+        if wrong:
+            raise RecordError(f"{what}: no position {wrong[0]} in {length} tokens")
+        numbers = [n % length for n in numbers]
+    if not numbers:
+        return slice(0, 0), slice(None)
+    first = min(numbers)
+    return slice(first, max(numbers) + 1), [n - first for n in numbers]

@@ -1,0 +1,159 @@
+"""`Recorder`: the listener that turns each layer's attention into what a record keeps, as the model runs.
+
+What is kept stays on the model's device, goes to the CPU, or is written to a file layer by layer and let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.maps import statistics as kernel
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.errors import RecordError, nearest
+from headwater.lens.naming import positions
+from headwater.lens.naming.heads import Head, Layers, chosen_layers
+from headwater.lens.naming.tokens import Tokens
+from headwater.lens.records.pack_maps import on_device
+from headwater.lens.records.record import Record, provenance, stack
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+    from headwater.lens.records.save_open import RecordWriter
+
+LEVELS = ("qk", "qkv", "residual")
+
+
+class Recorder:
+    """What one part of a model is to leave behind; `device` (None: as it comes) and `writer` say where it is kept."""
+
+    def __init__(
+        self, model: HookedModel, tokens: Tokens, statistics: Iterable[str], layers: Layers, keep: Iterable[str],
+        groups: Mapping[str, Any] | None,
+    ) -> None:  # fmt: skip
+        self.model = model.key
+        self.source = model
+        self.tokens = tokens
+        self.statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+        unknown = [name for name in self.statistics if name not in kernel.NAMES]
+        if unknown:
+            raise RecordError(f"unknown statistic {unknown[0]!r}: {nearest(unknown[0], kernel.NAMES)}")
+        self.layers = sorted(set(chosen_layers(layers, model.layers)))
+        if not self.layers:
+            raise RecordError("no layer is chosen; use layers='all' or a list of layers")
+        self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
+        if (
+            len(set(self.keep)) != len(self.keep)
+            or not set(self.keep) <= set(LEVELS)
+            or {"qk", "qkv"} <= set(self.keep)
+        ):
+            raise RecordError(
+                f"keep must be (), or 'qk' or 'qkv' and with it, or alone, 'residual'; got {self.keep!r}"
+            )
+        self.groups = {str(n): key_positions(p, tokens) for n, p in (groups or {}).items()}
+        if "mass" in self.statistics and not self.groups:
+            raise RecordError("the statistic 'mass' needs groups={'name': positions}")
+        self.device: torch.device | None = None
+        self.writer: RecordWriter | None = None
+        self._found: dict[int, dict[str, Tensor]] = {}
+        self._maps: dict[int, AttentionMap] = {}
+        self._values: dict[int, Tensor] = {}
+        self._residuals: dict[int | str, Tensor] = {}
+
+    @property
+    def keeps_maps(self) -> bool:
+        return "qk" in self.keep or "qkv" in self.keep
+
+    @property
+    def keeps_residuals(self) -> bool:
+        return "residual" in self.keep and not self.source.parts[self.source.part_name].crosses
+
+    def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
+        refuse_overflow(layer, map)
+        if layer not in self.layers:
+            return
+        if map.signed and "entropy" in self.statistics:
+            raise RecordError(
+                f"the weights of layer {layer} may be negative, so 'entropy' is not defined; leave it out: "
+                "statistics=('received', 'max', …)"
+            )
+        found = map.statistics(self.statistics, stack(self.groups))
+        kept = None
+        if self.keeps_maps:
+            # the model's own tensors may be views of larger ones that would stay alive with them
+            kept = AttentionMap(
+                map.q.contiguous(), map.k.contiguous(), map.rule, map.lse, map.steps, map.backend
+            )
+        self.put(layer, found, kept, value.detach().contiguous() if "qkv" in self.keep else None)
+
+    def put(
+        self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None
+    ) -> None:
+        """Keep one layer where the record is to lie."""
+        if self.writer is not None:
+            self.writer.layer(layer, statistics, map, value)
+            self._found[layer] = {}
+            return
+        self._found[layer] = statistics
+        if map is not None:
+            self._maps[layer] = map if self.device is None else on_device(map, self.device)
+        if value is not None:
+            self._values[layer] = value if self.device is None else value.to(self.device)
+
+    def take_residual(self, place: int | str, stream: Tensor) -> None:
+        if place != "final" and place not in self.layers:
+            return
+        if self.writer is not None:
+            self.writer.residual(place, stream)
+            return
+        # a block may write into what it was given
+        stream = stream.detach().clone()
+        self._residuals[place] = stream if self.device is None else stream.to(self.device)
+
+    @property
+    def heard(self) -> bool:
+        """Whether any layer called."""
+        return bool(self._found)
+
+    def finish(self) -> Record:
+        """The record; what was written to a file is not in it."""
+        missing = [layer for layer in self.layers if layer not in self._found]
+        if missing:
+            raise RecordError(
+                f"layers {missing} did not call Headwater's attention; nothing was recorded of them"
+            )
+        model = self.source
+        names = self.statistics if self.writer is None else ()
+        statistics = {n: torch.stack([self._found[layer][n] for layer in self.layers], 1) for n in names}
+        ids, valid = self.tokens.ids.cpu(), self.tokens.mask.cpu()
+        strings = [model.to_strings(row) for row in ids]
+        return Record(
+            ids, valid, strings, self.layers, model.n_heads, model.causal, statistics, self._maps, self._values,
+            self.groups, provenance(model), residuals=self._residuals,
+        )  # fmt: skip
+
+
+def refuse_overflow(layer: int, map: AttentionMap) -> None:
+    """RecordError where scores are NaN or infinite, which shows in the rows' log-sum-exp."""
+    bad = map.lse.isnan()
+    if bad.any():
+        row, head, query = bad.nonzero()[0].tolist()
+        raise RecordError(
+            f"attention scores are NaN or infinite, first in head {Head(layer, head)} at batch {row}, position "
+            f"{query}; the weights or the input hold values that overflow"
+        )
+
+
+def key_positions(given: Any, tokens: Tokens) -> Tensor:
+    """A named group of keys as bool [batch, position]; such a tensor is taken as it is."""
+    if isinstance(given, Tensor) and given.dtype == torch.bool:
+        return given
+    named = positions.check(given, "groups")  # type: ignore[arg-type]
+    picked = torch.zeros_like(tokens.mask, device="cpu")
+    for row, real in enumerate(tokens.mask.cpu()):
+        columns = real.nonzero()[:, 0]
+        picked[row, columns[positions.of_row(named, len(columns))]] = True
+    return picked

@@ -1,0 +1,244 @@
+"""Records on disk: one safetensors file, its meaning as JSON in the header; written beside, renamed, read by mapping.
+
+Tensors are `tokens`, `valid`, `strings` (JSON as bytes), `statistic.NAME.LAYER`, `map.LAYER.q|k|lse|rule…`,
+`value.LAYER`, `residual.LAYER` and `group.N`; those of the model's other parts begin with `part.N.`, `pad.N` are fill.
+They can be written as a model runs, one layer at a time. A file is data from a stranger: nothing is executed, every
+name, type and shape is checked, and anything unexpected is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from headwater.kernels.maps import statistics as kernel
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.errors import RecordError
+from headwater.lens.records.pack_maps import Packer, unpack
+from headwater.lens.records.record import Axis, Record
+from headwater.lens.records.safetensors_file import DTYPES, RecordFile, read
+from headwater.lens.records.stacked import Stacked
+
+FORMAT = 2
+LIMITS = {"layers": 10_000, "heads": 100_000, "parts": 16}
+WHOLE = ("argmax", "visible")  # statistics that are int64
+
+
+class File(Protocol):
+    """What takes the tensors of a record: a file, or a count of what they would need."""
+
+    def add(self, name: str, tensor: Tensor) -> None: ...
+
+
+class Count:
+    """Bytes of the tensors that a record would write, and of the header entries they need."""
+
+    def __init__(self) -> None:
+        self.bytes = self.entries = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        assert tensor.dtype in DTYPES
+        self.bytes += tensor.numel() * tensor.element_size()
+        self.entries += 2 * len(name) + len(str(list(tensor.shape))) + 140
+
+
+class RecordWriter:
+    """Writes one record, or one part of it, into a file: the layers as they come, what belongs to all of them last."""
+
+    def __init__(self, file: File, prefix: str = "") -> None:
+        self._file, self._prefix = file, prefix
+        self._packer = Packer(file.add)
+        self._maps: dict[str, Any] = {}
+        self._layers: dict[str, list[int]] = {"statistics": [], "values": []}
+        self._names: list[str] = []
+        self._residuals: list[str] = []
+
+    def layer(
+        self, layer: int, statistics: Mapping[str, Tensor], map: AttentionMap | None, value: Tensor | None
+    ) -> None:
+        """Everything that is kept of one layer."""
+        self._names = list(statistics)
+        self._layers["statistics"].append(layer)
+        for name, values in statistics.items():
+            self._add(f"statistic.{name}.{layer}", values)
+        if map is not None:
+            self._maps[str(layer)] = self._packer.pack(map, f"{self._prefix}map.{layer}")
+        if value is not None:
+            self._layers["values"].append(layer)
+            self._add(f"value.{layer}", value)
+
+    def residual(self, place: int | str, stream: Tensor) -> None:
+        """The residual stream entering a layer, or behind the last ("final")."""
+        self._residuals.append(str(place))
+        self._add(f"residual.{place}", stream)
+
+    def about(self, record: Record) -> dict[str, Any]:
+        """Writes what is left of the record and gives its part of the header."""
+        for name, axis in (("", Axis(record.tokens, record.valid, record.strings)), ("key.", record.keys)):
+            if axis is not None:
+                self._add(f"{name}tokens", axis.tokens)
+                self._add(f"{name}valid", axis.valid)
+                text = bytearray(json.dumps(axis.strings, separators=(",", ":")).encode())
+                self._add(f"{name}strings", torch.frombuffer(text, dtype=torch.uint8))
+        for i, group in enumerate(record.groups.values()):
+            self._add(f"group.{i}", group)
+        return {
+            "layers": record.layers, "n_heads": record.n_heads, "causal": record.causal,
+            "statistics": self._names, "values": self._layers["values"], "residuals": self._residuals,
+            "groups": list(record.groups), "keys": record.keys is not None, "provenance": record.provenance,
+            "maps": self._maps, "prefix": self._prefix,
+        }  # fmt: skip
+
+    def _add(self, name: str, tensor: Tensor) -> None:
+        self._file.add(self._prefix + name, tensor)
+
+
+def save(record: Record, path: Path) -> Path:
+    """Write the record to `path`; an interrupted write leaves what was there."""
+    count = Count()
+    room = len(json.dumps(_write(record, count))) * 6 // 5 + count.entries + 1000
+    with RecordFile(path, room) as file:
+        return file.finish(_write(record, file))
+
+
+def joined(head: dict[str, Any], parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The header of a whole file, from those of its main part and of the others."""
+    return {"format": FORMAT, **head, "parts": [{"name": name, **part} for name, part in parts.items()]}
+
+
+def _write(record: Record, file: File) -> dict[str, Any]:
+    parts = {
+        name: _write_one(part, file, f"part.{i}.") for i, (name, part) in enumerate(record.parts.items())
+    }
+    return joined(_write_one(record, file, ""), parts)
+
+
+def _write_one(record: Record, file: File, prefix: str) -> dict[str, Any]:
+    writer = RecordWriter(file, prefix)
+    for i, layer in enumerate(record.layers):
+        if isinstance(record.statistics, Stacked):
+            found = record.statistics.layer(i)
+        else:
+            found = {name: values[:, i] for name, values in record.statistics.items()}
+        writer.layer(layer, found, record.maps.get(layer), record.values.get(layer))
+    for place, stream in record.residuals.items():
+        writer.residual(place, stream)
+    return writer.about(record)
+
+
+# --- reading
+
+
+def open_record(path: Path, verify: bool = False) -> Record:
+    """Open a record without reading its numbers; with `verify` every byte is compared with its digest.
+
+    RecordError with the reason for anything that is not one.
+    """
+    if not path.is_file():
+        raise RecordError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
+    try:
+        header, tensors = read(path, verify)
+        if header.get("format") != FORMAT:
+            raise RecordError(
+                f"the record has format {header.get('format')!r}, this Headwater reads {FORMAT}; record anew"
+            )
+        left = dict(tensors)
+        others = {}
+        if len(header["parts"]) > LIMITS["parts"]:
+            raise ValueError(f"{len(header['parts'])} parts")
+        for part in header["parts"]:
+            if not re.fullmatch(r"part\.\d{1,3}\.", part["prefix"]):
+                raise ValueError(f"tensors of a part named {str(part['prefix'])[:40]!r}")
+            others[str(part["name"])] = _record(part, _taken(left, part["prefix"]), {})
+        return _record(header, left, others)
+    except SafetensorError as error:
+        raise RecordError(
+            f"{path} is not a readable record, it may be cut short: {str(error).splitlines()[0]}"
+        ) from None
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError,
+            ValueError) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''}"
+        raise RecordError(f"{path} is not a well-formed record ({reason})") from None
+    except OSError as error:
+        raise RecordError(f"can not read {path}: {error.strerror or error}") from None
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of one part, taken out of `tensors`."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name: tensors.pop(name) for name in names}
+
+
+def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Record]) -> Record:
+    prefix = header["prefix"]
+    left = dict(tensors)
+
+    def take(name: str) -> Tensor:
+        return left.pop(prefix + name)
+
+    axis = _axis(take, "")
+    keys = _axis(take, "key.") if header["keys"] else None
+    columns = axis if keys is None else keys
+    layers, heads = [int(n) for n in header["layers"]], int(header["n_heads"])
+    if not layers or len(set(layers)) != len(layers) or len(layers) > LIMITS["layers"]:
+        raise ValueError(f"layers {str(layers)[:60]}")
+    if not 0 < heads <= LIMITS["heads"]:
+        raise ValueError(f"{heads} heads")
+    batch, queries = axis.tokens.shape
+    groups = {str(name): take(f"group.{i}") for i, name in enumerate(header["groups"])}
+    for name, group in groups.items():
+        if group.shape != columns.tokens.shape or group.dtype != torch.bool:
+            raise ValueError(f"the group {name!r} is {list(group.shape)}")
+    shapes = dict.fromkeys(kernel.COLUMN, (batch, heads, columns.tokens.shape[1]))
+    shapes |= {name: (batch, heads, len(groups), queries) for name in kernel.GROUPED}
+    statistics = {}
+    for name in header["statistics"]:
+        if name not in kernel.NAMES:
+            raise ValueError(f"unknown statistic {str(name)[:40]!r}")
+        statistics[name] = [take(f"statistic.{name}.{layer}") for layer in layers]
+        wanted = shapes.get(name, (batch, heads, queries)), torch.int64 if name in WHOLE else torch.float32
+        if any((tuple(x.shape), x.dtype) != wanted for x in statistics[name]):
+            raise ValueError(f"the statistic {name!r} does not fit")
+    maps = {int(layer): unpack(packed, tensors) for layer, packed in header["maps"].items()}
+    shape = (batch, heads, queries, columns.tokens.shape[1])
+    if any(layer not in layers or map.shape != shape for layer, map in maps.items()):
+        raise ValueError(f"maps that are not {shape}")
+    values = {int(layer): take(f"value.{int(layer)}") for layer in header["values"]}
+    if any(
+        value.dim() != 4 or (len(value), value.shape[2]) != (batch, shape[3]) for value in values.values()
+    ):
+        raise ValueError("values of another shape")
+    residuals = {}
+    for place in header["residuals"]:
+        stream = residuals[place if place == "final" else int(place)] = take(f"residual.{place}")
+        if stream.dim() != 3 or tuple(stream.shape[:2]) != (batch, queries):
+            raise ValueError(f"a residual stream of {list(stream.shape)}")
+    unknown = [name for name in left if not name.startswith(f"{prefix}map.")]
+    if unknown:
+        raise ValueError(f"unknown tensor {unknown[0][:60]!r}")
+    return Record(
+        *axis, layers, heads, bool(header["causal"]), Stacked(statistics), maps, values, groups,
+        dict(header["provenance"]), keys=keys, parts=parts, residuals=residuals,
+    )  # fmt: skip
+
+
+def _axis(take: Any, name: str) -> Axis:
+    tokens, valid, text = take(f"{name}tokens"), take(f"{name}valid"), take(f"{name}strings")
+    if (
+        tokens.dim() != 2
+        or tokens.dtype != torch.int64
+        or valid.shape != tokens.shape
+        or valid.dtype != torch.bool
+    ):
+        raise ValueError(f"tokens {list(tokens.shape)} and valid {list(valid.shape)} do not belong together")
+    strings = json.loads(bytes(text.numpy()))
+    if [len(row) for row in strings] != [tokens.shape[1]] * len(tokens):
+        raise ValueError("as many token strings as tokens are needed")
+    return Axis(tokens, valid, [[str(word) for word in row] for row in strings])

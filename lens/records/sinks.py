@@ -1,0 +1,88 @@
+"""What a sink is, by each rule, in one place: for edits that name their keys so ("sinks:share:0.3", "sinks:act:5",
+"sinks:massive:20"), for recipes and for `analyses.find_sinks`, which tells the whole of the matter.
+
+With `α_j = Σ_i A_ij / #{i that see j}` a token j is a sink of a head where α_j exceeds the threshold: `share`, a fixed
+one (0.3, Gu et al., ICLR 2025); `act`, `alpha / N` for N real tokens (alpha 5), without each head's first sink, which
+the authors take for the initial token's (ACT, Yu et al., ICML 2024; detection checked against their code, the threshold
+against the text). Massive activations (VAR, Kang et al., ICLR 2025, checked against their code): a token is a sink of a
+layer, for all its heads, where one of a few dimensions of the stream entering it is above tau root mean squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from headwater.lens.records.record import Record
+
+SHARE = 0.3
+ALPHA = 5.0
+TAU = 20.0
+MOST_DIMENSIONS = 8
+
+
+def needs(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The statistics that a record must have for `find`, and what it must keep."""
+    rules = {name.split(":")[1] for name in names}
+    return ("received", "visible") if rules - {"massive"} else (), ("residual",) if "massive" in rules else ()
+
+
+def find(record: Record, name: str) -> Tensor:
+    """Sinks of every head, bool [batch, layer, head, position], from what `needs` names."""
+    _, rule, *given = name.split(":")
+    if rule == "massive":
+        tau = float(given[0]) if given else TAU
+        sink = (massive_scores(record, first_dimensions(record, tau)) > tau) & record.valid[:, None].cpu()
+        return sink[:, :, None].expand(-1, -1, record.n_heads, -1)
+    received, visible = (torch.as_tensor(record.statistic(s).values) for s in ("received", "visible"))
+    share = received / visible
+    if rule == "share":
+        return share > (float(given[0]) if given else SHARE)
+    tokens = record.valid.sum(-1)[:, None, None, None]
+    return without_first(share > (float(given[0]) if given else ALPHA) / tokens)
+
+
+def without_first(sink: Tensor) -> Tensor:
+    """Sinks [..., position] less the first one of each row."""
+    return sink & (sink.long().cumsum(-1) > 1)
+
+
+def relative(x: Tensor) -> Tensor:
+    """`|x_d| / sqrt(mean_d x_d² + 1e-6)` of the last axis, in float32."""
+    x = x.float()
+    return (x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()).abs()
+
+
+def massive(stream: Tensor, dimensions: Sequence[int]) -> Tensor:
+    """`max_{d in dimensions} |x_d| / rms(x)` of a stream [..., d_model] → [...]; 0 without a dimension."""
+    if not len(dimensions):
+        return stream.new_zeros(stream.shape[:-1], dtype=torch.float32)
+    return relative(stream)[..., list(dimensions)].amax(-1)
+
+
+def massive_scores(record: Record, dimensions: Sequence[int]) -> Tensor:
+    """`massive` of the stream entering each recorded layer, [batch, layer, position]."""
+    return torch.stack([massive(record.residual(layer), dimensions).cpu() for layer in record.layers], 1)
+
+
+def first_dimensions(record: Record, tau: float = TAU) -> list[int]:
+    """The dimensions that are massive on the first token of one of a record's texts, in its middle layers."""
+    first = record.valid.long().argmax(1)
+    rows = torch.arange(len(first))
+    tokens = [record.residual(layer)[rows, first].float().cpu() for layer in record.layers]
+    return massive_dimensions(massive_sizes(torch.stack(tokens)).amax(0), tau)
+
+
+def massive_sizes(first: Tensor) -> Tensor:
+    """The largest |x_d| / rms(x) of a first token in the middle layers, […, d_model]; `first` is
+    [layer, …, d_model]."""
+    start = len(first) // 4
+    return relative(first[start : max(3 * len(first) // 4, start + 1)]).amax(0)
+
+
+def massive_dimensions(sizes: Tensor, tau: float = TAU) -> list[int]:
+    """The dimensions above tau of sizes [d_model], eight at most."""
+    found = sizes.topk(min(MOST_DIMENSIONS, len(sizes)))
+    return sorted(int(d) for d, size in zip(found.indices, found.values, strict=True) if size > tau)

@@ -1,0 +1,1 @@
+"""One forward pass or one generation, with the edits that are on."""

@@ -1,0 +1,220 @@
+"""Continuing a text with a key–value cache: edits on, tokens told as they come, and one record of the whole text.
+
+transformers' own `generate` decides the tokens, so without edits the text is the one it gives. With a record the last
+token is read too, one step more, so that the record is of everything that comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from headwater.lens.attention import context
+from headwater.lens.errors import ModelError, PromptError, RecordError
+from headwater.lens.models import inputs, residual_stream
+from headwater.lens.naming import tokens
+from headwater.lens.naming.heads import Layers
+from headwater.lens.naming.tokens import Tokens
+from headwater.lens.records import destination, plan
+from headwater.lens.records.generation_recorder import Growing
+from headwater.lens.records.memory import estimate
+from headwater.lens.records.record import Record
+from headwater.lens.records.recorder import Recorder
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+OnToken = Callable[[Any], object]
+
+
+class Generated(NamedTuple):
+    """What `generate(…, record=True)` gives: the text or ids as without it, and the record of all of it."""
+
+    output: Any
+    record: Record
+
+
+class Wanted(NamedTuple):
+    """What the record of a generation is to hold; the settings of `HookedModel.record`."""
+
+    statistics: Iterable[str]
+    layers: Layers
+    keep: Iterable[str]
+    groups: plan.Groups
+    keep_on: destination.KeepOn
+    path: str | Path | None
+
+
+def generate(
+    model: HookedModel, given: Any, attention_mask: Any, max_new_tokens: int, wanted: Wanted | None,
+    on_token: OnToken | None, options: dict[str, Any],
+) -> Any:  # fmt: skip
+    """`HookedModel.generate`."""
+    main = next(iter(model.parts.values()))
+    if not main.causal or not model.has_lm_head:
+        raise ModelError(f"{model.name} is not a causal language model and can not continue a text")
+    if max_new_tokens < 1:
+        raise PromptError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    known = inputs.names(model.hf)
+    read = {name: options.pop(name) for name in list(options) if name in known}
+    found = inputs.read(model, given, attention_mask, "left", read)
+    tokens.check(found, model.vocab, model.context, max_new_tokens)
+    model.check_ready(found, max_new_tokens)
+    settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
+    if getattr(model.hf.generation_config, "pad_token_id", None) is None:
+        settings.setdefault("pad_token_id", _pad_id(model.tokenizer))
+    text = _is_text(given)
+    listener = _Tokens(model, settings, on_token, text, isinstance(given, str))
+    if on_token is not None or wanted is not None:
+        _refuse_beams(model, settings)
+        settings["streamer"] = listener
+    if wanted is None:
+        with torch.no_grad():
+            ids = model.hf.generate(**inputs.arguments(model, found, generating=True), **settings)
+        return _written(model, given, ids)
+    ids, record = _recorded(model, found, settings, max_new_tokens, wanted, listener)
+    return Generated(_written(model, given, ids), record)
+
+
+def _recorded(
+    model: HookedModel, found: Tokens, settings: dict[str, Any], more: int, wanted: Wanted, listener: _Tokens
+) -> tuple[Tensor, Record]:  # fmt: skip
+    _refuse_unrecordable(model, settings)
+    groups: Any = [wanted.groups] if isinstance(wanted.groups, str) else wanted.groups
+    if groups is not None:
+        named = groups if isinstance(groups, Mapping) else {name: name for name in groups}
+        groups = {str(n): () if isinstance(g, str) and g == "generated" else g for n, g in named.items()}
+    main = next(iter(model.parts))
+    recorders = plan.recorders(model, found, wanted.statistics, wanted.layers, wanted.keep, groups)
+    recorder: Recorder = recorders[main]
+    longest = found.ids.shape[1] + more
+    cost = estimate(model, (len(found.ids), longest), recorder)
+    folder = None
+    if wanted.keep_on == "disk":
+        folder = (
+            Path(wanted.path).absolute().parent if wanted.path is not None else Path(tempfile.gettempdir())
+        )
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(destination.keeping({main: recorder}, wanted.keep_on, wanted.path, cost))
+        growing = listener.growing = stack.enter_context(
+            contextlib.closing(Growing(recorder, longest, folder))
+        )
+        with contextlib.ExitStack() as running:
+            running.enter_context(context.listening(growing))
+            if recorder.keeps_residuals:
+                running.enter_context(residual_stream.listening(model, growing.take_residual))
+            ids = _run(model, found, settings)
+        growing.finish()
+        whole = Tokens(growing.ids, growing.valid, found.more)
+        return ids, kept.finish(plan.finish(model, whole, {main: recorder}), main)
+
+
+@torch.no_grad()
+def _run(model: HookedModel, found: Tokens, settings: dict[str, Any]) -> Tensor:
+    """Generate, then read the last token too."""
+    out = model.hf.generate(
+        **inputs.arguments(model, found, generating=True), **settings, return_dict_in_generate=True
+    )
+    if getattr(out, "past_key_values", None) is None:
+        raise RecordError("generation left no cache, which record=True needs; do not set use_cache=False")
+    ids = out.sequences
+    later = torch.ones(len(ids), ids.shape[1] - found.mask.shape[1], dtype=torch.long)
+    mask = torch.cat([found.mask.long().cpu(), later], 1).to(ids.device)
+    last: dict[str, Any] = {"input_ids": ids[:, -1:], "attention_mask": mask, "use_cache": True}
+    if "position_ids" in inspect.signature(model.hf.forward).parameters:
+        last["position_ids"] = mask.sum(-1, keepdim=True) - 1
+        if inputs.places_images(model.hf, found):  # the text goes on behind the largest of these positions
+            last["position_ids"] = last["position_ids"] + model.hf.base_model.rope_deltas
+    model.hf(**last, past_key_values=out.past_key_values)
+    return ids
+
+
+class _Tokens(BaseStreamer):
+    """Hears of each token: which rows have ended, what to tell the caller."""
+
+    growing: Growing | None = None
+
+    def __init__(
+        self, model: HookedModel, settings: dict[str, Any], tell: OnToken | None, text: bool, single: bool
+    ) -> None:
+        ends = settings.get("eos_token_id", getattr(model.hf.generation_config, "eos_token_id", None))
+        self._ends = torch.tensor([ends] if isinstance(ends, int) else list(ends or []), dtype=torch.long)
+        self._tokenizer = model.tokenizer if text else None
+        self._tell = tell
+        self._single = single
+        self._live: Tensor | None = None
+        self._written: list[list[int]] = []
+
+    def put(self, value: Tensor) -> None:
+        if self._live is None:  # the prompt comes first
+            self._live = torch.ones(len(value), dtype=torch.bool)
+            self._written = [[] for _ in value]
+            return
+        chosen = value.cpu().reshape(-1)
+        if self.growing is not None:
+            self.growing.chosen(chosen, self._live)
+        live = self._live
+        self._live = live & ~torch.isin(chosen, self._ends)
+        if self._tell is not None:
+            self._tell(chosen if self._tokenizer is None else self._pieces(chosen, live))
+
+    def _pieces(self, chosen: Tensor, live: Tensor) -> str | list[str]:
+        """What each token adds to its row's text; a character of several tokens comes with its last."""
+        assert self._tokenizer is not None
+        pieces = []
+        for row, (token, goes_on) in enumerate(zip(chosen.tolist(), live.tolist(), strict=True)):
+            before = self._tokenizer.decode(self._written[row], skip_special_tokens=True)
+            if goes_on:
+                self._written[row].append(token)
+            after = self._tokenizer.decode(self._written[row], skip_special_tokens=True)
+            pieces.append(after[len(before) :])
+        return pieces[0] if self._single else pieces
+
+    def end(self) -> None:
+        """Nothing is held back that would have to be told now."""
+
+
+def _refuse_beams(model: HookedModel, settings: dict[str, Any]) -> None:
+    for name in ("num_beams", "num_return_sequences"):
+        count = settings.get(name, getattr(model.hf.generation_config, name, None)) or 1
+        if count > 1:
+            raise PromptError(
+                f"{name}={count} follows several texts at once; record and on_token take {name}=1"
+            )
+
+
+def _refuse_unrecordable(model: HookedModel, settings: dict[str, Any]) -> None:
+    if model.is_encoder_decoder or model.read_only:
+        kind = "an encoder–decoder model" if model.is_encoder_decoder else "read-only"
+        raise RecordError(
+            f"{model.name} is {kind}; generate without record=True, then record the whole text with model.record(…)"
+        )
+    kind = settings.get("cache_implementation")
+    if kind not in (None, "dynamic"):
+        raise RecordError(
+            f"cache_implementation={kind!r} has no place for the last token; record=True takes 'dynamic'"
+        )
+
+
+def _written(model: HookedModel, given: Any, ids: Tensor) -> Any:
+    if not _is_text(given):
+        return ids
+    texts = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts[0] if isinstance(given, str) else texts
+
+
+def _is_text(given: Any) -> bool:
+    return isinstance(given, str) or (isinstance(given, list | tuple) and isinstance(given[0], str))
+
+
+def _pad_id(tokenizer: Any) -> int:
+    ids = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None))
+    return next((i for i in ids if i is not None), 0)

@@ -1,0 +1,226 @@
+"""TransformerLens' face of a model: `cfg`, `run_with_cache` and `run_with_hooks` under its names of activations.
+
+`HookedModel` has these methods, so TransformerLens' own `patching` and `head_detector` take it as they take a bridge.
+Shapes are TransformerLens': q and z [batch, position, head, d_head], k and v per key–value head, scores and patterns
+[batch, head, query, key], the stream [batch, position, d_model]. A cache of everything holds every pattern; a filter
+without them builds none. The names stand in transformer_lens_names.py. Nothing here needs TransformerLens installed but
+the `ActivationCache` that `run_with_cache` gives back unless `return_cache_object=False`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from headwater.lens.errors import ModelError
+from headwater.lens.models import blocks
+from headwater.lens.models.weights import HeadWeights, head_weights
+from headwater.lens.transformer_lens import names as transformer_lens_names
+from headwater.lens.transformer_lens.run import Function, Run, Stop
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+    from headwater.lens.naming.tokens import Tokens
+
+Hooks = Iterable[tuple[str | Callable[[str], bool], Function]]
+UNLIMITED = 2**31 - 1  # the context of a model that states none
+
+
+@dataclass(frozen=True)
+class Config:
+    """A model's numbers under TransformerLens' names. `n_key_value_heads` is None where every head has its own."""
+
+    model_name: str
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int | None
+    n_ctx: int
+    d_model: int
+    d_head: int
+    d_mlp: int | None
+    d_vocab: int
+    device: str
+    dtype: torch.dtype
+    act_fn: str | None
+    normalization_type: str
+    eps: float
+    positional_embedding_type: str
+    attn_only: bool = False
+    final_rms: bool = False
+    use_attn_result: bool = False
+    use_split_qkv_input: bool = False
+    use_attn_in: bool = False
+    default_prepend_bos: bool = False
+
+
+class TransformerLens:
+    """What `HookedModel` offers to code written for TransformerLens."""
+
+    @property
+    def cfg(self) -> Config:
+        model = cast("HookedModel", self)
+        text = model.hf.config.get_text_config()
+        norm = blocks.final_norm(model.hf)
+        centred = norm is not None and blocks.takes_mean_out(norm, model.d_model)
+        return Config(
+            model_name=model.name, n_layers=max(model.layers) + 1, n_heads=model.n_heads,
+            n_key_value_heads=None if model.n_kv_heads == model.n_heads else model.n_kv_heads,
+            n_ctx=model.context or UNLIMITED, d_model=model.d_model, d_head=model.d_head, d_mlp=_width(text),
+            d_vocab=model.vocab, device=str(model.device), dtype=model.dtype,
+            act_fn=next((v for n in ("activation_function", "hidden_act", "hidden_activation")
+                         if isinstance(v := getattr(text, n, None), str)), None),
+            normalization_type="LN" if centred else "RMS", eps=0.0 if norm is None else blocks.epsilon(norm),
+            positional_embedding_type="rotary" if transformer_lens_names.is_rotary(model) else "standard",
+            final_rms=not centred,
+        )  # fmt: skip
+
+    def hook_names(self) -> list[str]:
+        """Every name that `run_with_cache` can keep and `run_with_hooks` can change, in the order of a run."""
+        return list(transformer_lens_names.places(cast("HookedModel", self)))
+
+    def weights(
+        self, layer: int, *, fold: bool = False, centre: bool = False, expand: bool = False
+    ) -> HeadWeights:
+        """W_Q, W_K, W_V, W_O and their biases per head.
+
+        lens/models/weights.py says what `fold`, `centre` and `expand` do.
+        """
+        return head_weights(cast("HookedModel", self), layer, fold=fold, centre=centre, expand=expand)
+
+    def run_with_hooks(
+        self, given: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *, return_type: str | None = "logits",
+        attention_mask: Any = None, grad: bool = False, **ignored: Any,
+    ) -> Any:  # fmt: skip
+        """Run once with functions at names: `function(tensor, hook=point)` returns a tensor, or None for what it got.
+
+        A name may be a test of names. The result is logits, "loss" (mean of the next tokens, nats), "both" or None.
+        Gradients flow with `grad` or with `bwd_hooks`, whose functions get gradients. `reset_hooks_end` and
+        `clear_contexts` are taken and mean nothing: no function outlives its run.
+        """
+        model = cast("HookedModel", self)
+        _refuse(ignored)
+        forward, backward = _by_name(model, fwd_hooks), _by_name(model, bwd_hooks)
+        places = [transformer_lens_names.check(model, n) for n in {**forward, **backward}]
+        tokens = model.to_tokens(given, attention_mask)
+        run = Run(model, places, len(tokens), forward=forward, backward=backward)
+        return _run(model, run, tokens, return_type, grad or bool(backward))
+
+    def run_with_cache(
+        self, given: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, *,
+        names_filter: str | Iterable[str] | Callable[[str], bool] | None = None, return_type: str | None = "logits",
+        attention_mask: Any = None, device: Any = None, pos_slice: int | slice | None = None,
+        stop_at_layer: int | None = None, incl_bwd: bool = False, grad: bool = False, **ignored: Any,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        """(output, cache): run once and keep the activations of these names, on `device`, at `pos_slice`.
+
+        None keeps every name but `hook_result`. `incl_bwd` runs backward from the loss and adds "…_grad". Without it
+        or `grad` no gradient is tracked, unlike in TransformerLens. `stop_at_layer` ends the run before that layer and
+        gives the residual stream in the place of logits.
+        """
+        model = cast("HookedModel", self)
+        _refuse(ignored)
+        kept = transformer_lens_names.chosen(model, names_filter)
+        stop = None
+        if stop_at_layer is not None:
+            layers = max(model.layers) + 1
+            at = stop_at_layer + layers if stop_at_layer < 0 else stop_at_layer
+            kept = [n for n in kept if not n.startswith("ln_final") and (_layer(n) is None or _layer(n) < at)]  # type: ignore[operator]
+            stop = f"blocks.{at}.hook_resid_pre" if at < layers else None
+        known = transformer_lens_names.places(model)
+        places = [known[n] for n in known if n in kept or n == stop]
+        tokens = model.to_tokens(given, attention_mask)
+        run = Run(
+            model, places, len(tokens), keep=kept, gradients=incl_bwd, stop=stop,
+            stored=lambda name, tensor: _positions(name, tensor, pos_slice).to(device or tensor.device),
+        )  # fmt: skip
+        kind = "loss" if incl_bwd else return_type
+        output = _run(model, run, tokens, kind, grad or incl_bwd)
+        if incl_bwd:
+            output.backward()
+        cache = run.cache | run.grads
+        if remove_batch_dim:
+            cache = {name: _only(tensor) for name, tensor in cache.items()}
+        return output, _cache_object(cache, model, not remove_batch_dim) if return_cache_object else cache
+
+
+def _run(model: HookedModel, run: Run, tokens: Tokens, kind: str | None, grad: bool) -> Any:
+    if kind not in ("logits", "loss", "both", None):
+        raise ModelError(f"return_type is 'logits', 'loss', 'both' or None; got {kind!r}")
+    try:
+        with run.on():
+            output = model._forward(tokens, grad)
+    except Stop as stopped:
+        return stopped.stream
+    if run.missed:
+        raise ModelError(
+            f"{model.name}: {min(run.missed)} was not reached in this run; what it would be is not known"
+        )
+    if kind is None:
+        return None
+    if not model.has_lm_head:
+        raise ModelError(f"{model.name} has no language head, so it gives no logits; use return_type=None")
+    if kind == "logits":
+        return output.logits
+    real = (tokens.mask[:, 1:] & tokens.mask[:, :-1]).to(output.logits.device)
+    targets = tokens.ids[:, 1:].to(output.logits.device)
+    losses = torch.nn.functional.cross_entropy(
+        output.logits[:, :-1].float().transpose(1, 2), targets, reduction="none"
+    )
+    loss = losses[real].mean()
+    return loss if kind == "loss" else (output.logits, loss)
+
+
+def _by_name(model: HookedModel, given: Hooks) -> dict[str, list[Function]]:
+    found: dict[str, list[Function]] = {}
+    for wanted, function in given:
+        names = (
+            [wanted]
+            if isinstance(wanted, str)
+            else [n for n in transformer_lens_names.places(model) if wanted(n)]
+        )
+        for name in names:
+            found.setdefault(name, []).append(function)
+    return found
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    if unknown := [name for name in options if name not in ("reset_hooks_end", "clear_contexts")]:
+        raise ModelError(f"{unknown[0]} is an option of TransformerLens that Headwater does not take")
+
+
+def _layer(name: str) -> int | None:
+    return int(name.split(".")[1]) if name.startswith("blocks.") else None
+
+
+def _positions(name: str, tensor: Tensor, wanted: int | slice | None) -> Tensor:
+    """Positions stand on axis 1, queries of scores and patterns on axis 2; one position alone drops its axis."""
+    if wanted is None:
+        return tensor
+    return tensor[:, :, wanted] if name.endswith(("hook_pattern", "hook_attn_scores")) else tensor[:, wanted]
+
+
+def _only(tensor: Tensor) -> Tensor:
+    if tensor.shape[0] != 1:
+        raise ModelError(f"remove_batch_dim is for one prompt; got {tensor.shape[0]}")
+    return tensor[0]
+
+
+def _width(text: Any) -> int | None:
+    found = (getattr(text, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
+    wide = next((value for value in found if isinstance(value, int)), None)
+    return wide if wide is not None or not hasattr(text, "n_inner") else 4 * text.hidden_size
+
+
+def _cache_object(cache: dict[str, Tensor], model: HookedModel, batched: bool) -> Any:
+    try:
+        from transformer_lens import ActivationCache
+    except ImportError:
+        raise ModelError(
+            "an ActivationCache is TransformerLens' own; install headwater[transformer-lens], or give "
+            "return_cache_object=False for a plain dictionary"
+        ) from None
+    return ActivationCache(cache, model, has_batch_dim=batched)

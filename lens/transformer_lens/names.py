@@ -1,0 +1,196 @@
+"""TransformerLens' names of activations, and where in a transformers model each of them is.
+
+`places(model)` lists the names a model has. `hook_embed`, `hook_pos_embed`, `hook_attn_out`, `hook_resid_mid` and
+`hook_mlp_out` are listed where a short run has shown that they add up to the residual stream; where they do not, as
+behind BERT's norms, they are left out rather than given a wrong meaning. As in TransformerLens 4, `hook_resid_mid` is
+what the norm before the MLP reads: what is changed there does not travel past the MLP. `attn.hook_result` is listed but
+kept only when it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.errors import ModelError, nearest
+from headwater.lens.models import blocks
+from headwater.lens.models.blocks import Block
+from headwater.lens.models.projections import Projections, matrix, projections
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+Kind = Literal["attention", "input", "output", "scale", "normalized", "features", "result"]
+_known: WeakKeyDictionary[HookedModel, dict[str, Place]] = WeakKeyDictionary()
+ATTENTION = ("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z")
+ROTARY = ("attn.hook_rot_q", "attn.hook_rot_k")
+EMBEDDINGS = ("hook_embed", "hook_pos_embed")
+SUMS = ("hook_attn_out", "hook_resid_mid", "hook_mlp_out")
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One name. "attention" places are inside of the attention function; the others belong to a module: its input, its
+    output, the two steps of a norm, a view of its features by heads, or what each head gives through it (`weight`).
+    """
+
+    name: str
+    kind: Kind
+    module: nn.Module | None = None
+    heads: Callable[[Tensor], Tensor] | None = None
+    weight: Callable[[], Tensor] | None = None
+
+
+def places(model: HookedModel) -> dict[str, Place]:
+    """Every name the model has, in the order of a run; found out once per model."""
+    if model not in _known:
+        _refuse(model)
+        found = {place.name: place for place in _all(model)}
+        wrong = _not_adding_up(model, found)
+        _known[model] = {name: place for name, place in found.items() if name not in wrong}
+    return _known[model]
+
+
+def _refuse(model: HookedModel) -> None:
+    if model.is_encoder_decoder or model.vocab == 0:
+        raise ModelError(
+            f"{model.name} is not one stack that reads text; TransformerLens' names are of such models alone"
+        )
+    if model.read_only:
+        raise ModelError(
+            f"{model.name} can be read but not changed ({model.read_only}), so TransformerLens' names are not served"
+        )
+
+
+def chosen(model: HookedModel, wanted: Any) -> list[str]:
+    """The names that a filter means: None for all but `hook_result`, a name, a list of names or a test of a name."""
+    known = places(model)
+    if wanted is None:
+        return [name for name in known if not name.endswith("hook_result")]
+    if callable(wanted):
+        return [name for name in known if wanted(name)]
+    named = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in named:
+        check(model, name)
+    return [name for name in known if name in named]
+
+
+def check(model: HookedModel, name: str) -> Place:
+    """The place of that name; ModelError offers the nearest."""
+    known = places(model)
+    if name not in known:
+        raise ModelError(f"{model.name} has no activation {name!r}: {nearest(str(name), known)}")
+    return known[name]
+
+
+def is_rotary(model: HookedModel) -> bool:
+    """Whether queries and keys are rotated by their positions."""
+    return any("rotary" in type(module).__name__.lower() for module in model.hf.modules())
+
+
+def _all(model: HookedModel) -> Iterator[Place]:
+    yield Place("hook_embed", "output", model.hf.get_input_embeddings())
+    if (positions := _position_table(model.hf)) is not None:
+        yield Place("hook_pos_embed", "output", positions)
+    rotary = is_rotary(model)
+    for layer in model.layers:
+        yield from _of_block(model, layer, rotary)
+    if (last := blocks.final_norm(model.hf)) is not None:
+        yield Place("ln_final.hook_scale", "scale", last)
+        yield Place("ln_final.hook_normalized", "normalized", last)
+
+
+def _of_block(model: HookedModel, layer: int, rotary: bool) -> Iterator[Place]:
+    block, start = blocks.block(model, layer), f"blocks.{layer}."
+    try:
+        found = projections(model, layer)
+    except (
+        ModelError
+    ):  # then the names of q, k, v and the results are not there, and say so when they are asked for
+        found = None
+    yield Place(start + "hook_resid_pre", "input", block.module)
+    yield from _of_norm(start + "ln1.", block.norm1)
+    if found is not None:
+        for letter, part in (("q", found.query), ("k", found.key), ("v", found.value)):
+            yield Place(f"{start}attn.hook_{letter}", "features", part.module, part.heads)
+    for name in (*(ROTARY if rotary else ()), *ATTENTION):
+        yield Place(start + name, "attention")
+    if found is not None:
+        yield _result(found, model.n_heads, start)
+    yield Place(start + "hook_attn_out", "output", block.attention_out)
+    yield from _of_mlp(start, block)
+    yield Place(start + "hook_resid_post", "output", block.module)
+
+
+def _of_norm(start: str, norm: nn.Module | None) -> Iterator[Place]:
+    if norm is not None:
+        yield Place(start + "hook_scale", "scale", norm)
+        yield Place(start + "hook_normalized", "normalized", norm)
+
+
+def _of_mlp(start: str, block: Block) -> Iterator[Place]:
+    reads = block.norm2 if block.norm2 is not None else block.mlp
+    if reads is not None:
+        yield Place(start + "hook_resid_mid", "input", reads)
+    yield from _of_norm(start + "ln2.", block.norm2)
+    for name, module, kind in (
+        ("mlp.hook_pre", block.mlp_first, "output"),
+        ("mlp.hook_pre_linear", block.mlp_linear, "output"),
+        ("mlp.hook_post", block.mlp_last, "input"),
+        ("hook_mlp_out", block.mlp_out, "output"),
+    ):
+        if module is not None:
+            yield Place(start + name, kind, module)  # type: ignore[arg-type]
+
+
+def _result(found: Projections, heads: int, start: str) -> Place:
+    return Place(
+        start + "attn.hook_result", "result", found.output, lambda x: x.unflatten(-1, (heads, -1)),
+        lambda: matrix(found.output).unflatten(0, (heads, -1)),
+    )  # fmt: skip
+
+
+def _position_table(hf: Any) -> nn.Module | None:
+    """The table of learned positions."""
+    names = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
+    named = (m for path, m in hf.named_modules() if path.rpartition(".")[2] in names)
+    return next((module for module in named if isinstance(module, nn.Embedding)), None)
+
+
+def _not_adding_up(model: HookedModel, known: Mapping[str, Place]) -> set[str]:
+    """Names of sums that are not sums in this model, from one short run."""
+    from headwater.lens.transformer_lens.run import Run
+
+    wanted = [n for n in known if n.endswith(("hook_resid_pre", "hook_resid_post", *EMBEDDINGS, *SUMS))]
+    length = min(model.context or 16, 16)
+    ids = (torch.arange(length)[None] * 7919 + 5) % model.vocab
+    run = Run(model, [known[name] for name in wanted], batch=1, keep=wanted)
+    with run.on(), torch.no_grad():
+        model.hf(input_ids=ids.to(model.device))
+    embedded = [run.cache[name] for name in EMBEDDINGS if name in run.cache]
+    first = run.cache.get(f"blocks.{min(model.layers)}.hook_resid_pre")
+    wrong = set(run.missed) if _same(first, *embedded) else {*run.missed, *EMBEDDINGS}
+    for layer in model.layers:
+        start = f"blocks.{layer}."
+        pre, post, added, mid, mlp = (
+            run.cache.get(start + name) for name in ("hook_resid_pre", "hook_resid_post", *SUMS)
+        )
+        serial = _same(mid, pre, added) and _same(post, mid, mlp)
+        parallel = not serial and _same(post, pre, added, mlp)
+        if not serial:
+            wrong |= {f"{start}hook_resid_mid"}
+        if not serial and not parallel:
+            wrong |= {f"{start}hook_attn_out", f"{start}hook_mlp_out"}
+    return wrong
+
+
+def _same(total: Tensor | None, *terms: Tensor | None) -> bool:
+    if total is None or any(term is None or term.shape[-1] != total.shape[-1] for term in terms):
+        return False
+    rest = total.float() - sum(term.float() for term in terms if term is not None)
+    return bool(rest.norm() <= 2e-2 * total.float().norm())

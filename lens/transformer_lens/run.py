@@ -1,0 +1,285 @@
+"""One run of a model with functions at TransformerLens' names: what they return is what the model goes on with.
+
+The functions live in this run's context and nowhere else. Module hooks are put on when the run begins and taken off
+when it ends, also by an exception, and stay silent in every other thread or task; attention is reached through
+`hooks.tapping`. Scores and patterns are built, queries × keys, in the layers where their names are asked for alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.kernels.attend import attend
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.lens.attention import context
+from headwater.lens.errors import ModelError
+from headwater.lens.models import blocks
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+    from headwater.lens.transformer_lens.names import Place
+
+_running: ContextVar[object] = ContextVar("headwater_transformer_lens_run", default=None)
+
+
+class Point:
+    """What a function is told about where it is: `name`, `layer()`, and `ctx` to keep things in."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ctx: dict[Any, Any] = {}
+
+    def layer(self) -> int:
+        return int(self.name.split(".")[1])
+
+
+class Stop(Exception):
+    """Carries the residual stream out of a run that was to stop at a layer."""
+
+    def __init__(self, stream: Tensor) -> None:
+        super().__init__("stopped")
+        self.stream = stream
+
+
+NEGLIGIBLE = (
+    1e-30  # what q·k counts beside given scores; 0 times the -inf of a mask would be NaN in fused kernels
+)
+Function = Callable[..., Tensor | None]
+
+
+class Run(context.Tap):
+    """`places` are those that are looked at; `forward` and `backward` the functions by name; `keep` what is cached.
+
+    `batch` is the number of prompts: some models flatten [batch, position] on their way through an MLP.
+    """
+
+    def __init__(
+        self, model: HookedModel, places: Sequence[Place], batch: int, *,
+        forward: dict[str, list[Function]] | None = None, backward: dict[str, list[Function]] | None = None,
+        keep: Collection[str] = (), stored: Callable[[str, Tensor], Tensor] | None = None, gradients: bool = False,
+        stop: str | None = None,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.places = {place.name: place for place in places}
+        self.batch = batch
+        self.forward, self.backward = forward or {}, backward or {}
+        self.keep = set(keep)
+        self.stored = stored or (lambda name, tensor: tensor)
+        self.gradients = gradients
+        self.stop = stop
+        self.missed = {place.name for place in places}
+        self.cache: dict[str, Tensor] = {}
+        self.grads: dict[str, Tensor] = {}
+        self._points: dict[str, Point] = {}
+        self._scored: tuple[Tensor, Tensor, ScoreRule] | None = None
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        token = _running.set(self)
+        handles = []
+        try:
+            for place in self.places.values():
+                if place.module is not None:
+                    handles.append(self._attach(place, place.module))
+            with context.tapping(self.model.key, self):
+                yield
+        finally:
+            _running.reset(token)
+            for handle in handles:
+                handle.remove()
+
+    def passing(self, name: str, given: Tensor) -> Tensor:
+        """What the model goes on with at this name: the same tensor unless a function changed it."""
+        found = given
+        self.missed.discard(name)
+        point = self._points.setdefault(name, Point(name))
+        for function in self.forward.get(name, ()):
+            found = found.clone() if found is given else found  # functions may write into what they get
+            changed = function(found, hook=point)
+            found = found if changed is None else changed
+            if not isinstance(found, Tensor) or found.shape != given.shape:
+                raise ModelError(
+                    f"the function at {name} gave {_shape(found)}; it must give a tensor {list(given.shape)} or None"
+                )
+        if self.backward.get(name) or (self.gradients and name in self.keep):
+            found = self._watched(name, found, point)
+        if name in self.keep:
+            self.cache[name] = self.stored(name, found.detach())
+        if name == self.stop:
+            raise Stop(found)
+        return found
+
+    def _watched(self, name: str, tensor: Tensor, point: Point) -> Tensor:
+        # a new tensor, so that the run goes on through it and not past it
+        tensor = tensor.clone() if tensor.requires_grad else tensor.detach().requires_grad_()
+        for function in self.backward.get(name, ()):
+            tensor.register_hook(lambda grad, function=function: function(grad, hook=point))
+        if self.gradients and name in self.keep:
+            tensor.register_hook(
+                lambda grad: self.grads.update({f"{name}_grad": self.stored(name, grad.detach())})
+            )
+        return tensor
+
+    # --- inside of the attention function
+
+    def _wants(self, layer: int, what: str) -> str | None:
+        name = f"blocks.{layer}.attn.hook_{what}"
+        return name if name in self.places else None
+
+    def entering(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if name := self._wants(layer, "rot_q"):
+            q = self.passing(name, q.transpose(1, 2)).transpose(1, 2)
+        if name := self._wants(layer, "rot_k"):
+            k = self.passing(name, k.transpose(1, 2)).transpose(1, 2)
+        return q, k, v
+
+    def scoring(self, layer: int, q: Tensor, k: Tensor, rule: ScoreRule) -> ScoreRule:
+        name = self._wants(layer, "attn_scores")
+        if name is not None:
+            scores = _scores(q, k, rule)
+            least = torch.finfo(
+                scores.dtype
+            ).min  # what eager attention and a bridge write where nothing is seen
+            shown = scores.masked_fill(scores == float("-inf"), least)
+            if (found := self.passing(name, shown)) is not shown:
+                rule = _given_scores(rule, found.masked_fill(found <= least / 2, float("-inf")), scores)
+        self._scored = (q, k, rule)
+        return rule
+
+    def weighing(self, layer: int, z: Tensor, map: AttentionMap, v: Tensor) -> Tensor:
+        name = self._wants(layer, "pattern")
+        if name is None:
+            return z
+        assert self._scored is not None
+        q, k, rule = self._scored
+        tracked = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+        weights = (_differentiable(q, k, rule, map) if tracked else map.dense()).to(v.dtype)
+        found = self.passing(name, weights)
+        if found is weights:
+            return z
+        return found.to(v) @ v.repeat_interleave(found.shape[1] // v.shape[1], 1)
+
+    def leaving(self, layer: int, z: Tensor) -> Tensor:
+        name = self._wants(layer, "z")
+        return z if name is None else self.passing(name, z.transpose(1, 2)).transpose(1, 2)
+
+    # --- at modules
+
+    def _attach(self, place: Place, module: nn.Module) -> Any:
+        if place.kind == "input":
+
+            def before(_: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> Any:
+                # another thread may still walk the hooks while this one is taken off, and then gives no keywords
+                if _running.get() is not self or kwargs is None:
+                    return None
+                key = None if args else "hidden_states"
+                given = args[0] if args else kwargs["hidden_states"]
+                found = self._passing_rows(place.name, given)
+                if found is given:
+                    return None
+                return (args, {**kwargs, key: found}) if key else ((found, *args[1:]), kwargs)
+
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+
+        def after(owner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if _running.get() is not self:
+                return None
+            given = output if isinstance(output, Tensor) else output[0]
+            found = self._after(place, owner, args, given)
+            if found is given:
+                return None
+            return found if isinstance(output, Tensor) else (found, *output[1:])
+
+        return module.register_forward_hook(after)
+
+    def _after(self, place: Place, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if place.kind == "output":
+            if place.name == "hook_pos_embed":  # one table serves every prompt
+                output = output.expand(self.batch, -1, -1)
+            return self._passing_rows(place.name, output)
+        if place.kind == "features":
+            assert place.heads is not None
+            seen = place.heads(output)
+            if (found := self.passing(place.name, seen)) is seen:
+                return output
+            changed = output.clone()
+            place.heads(changed).copy_(found)
+            return changed
+        if place.kind == "result":
+            assert place.heads is not None
+            assert place.weight is not None
+            parts = torch.einsum("bshe,hed->bshd", place.heads(args[0]), place.weight().to(args[0]))
+            if (found := self.passing(place.name, parts)) is parts:
+                return output
+            bias = getattr(module, "bias", None)
+            return found.sum(2) if bias is None else found.sum(2) + bias
+        return self._in_norm(place, module, args[0], output)
+
+    def _passing_rows(self, name: str, given: Tensor) -> Tensor:
+        if given.dim() != 2:
+            return self.passing(name, given)
+        rows = given.unflatten(0, (self.batch, -1))
+        found = self.passing(name, rows)
+        return given if found is rows else found.flatten(0, 1)
+
+    def _in_norm(self, place: Place, norm: nn.Module, given: Tensor, output: Tensor) -> Tensor:
+        width = given.shape[-1]
+        high = given if given.dtype == torch.float64 else given.float()
+        with _quiet():  # what is asked of the norm itself is no part of the run
+            takes_mean_out = blocks.takes_mean_out(norm, width)
+            gain, bias = (f(norm, width).to(high) for f in (blocks.norm_gain, blocks.norm_bias))
+        centred = high - high.mean(-1, keepdim=True) if takes_mean_out else high
+        scale = (centred.square().mean(-1, keepdim=True) + blocks.epsilon(norm)).sqrt()
+        seen = scale if place.kind == "scale" else centred / scale
+        if (found := self._passing_rows(place.name, seen)) is seen:
+            return output
+        normalised = centred / found if place.kind == "scale" else found
+        return (normalised * gain + bias).to(output.dtype)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    token = _running.set(None)
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def _scores(q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
+    """All scores of a layer, [batch, head, query, key], -inf where nothing is seen."""
+    if rule.normaliser is not None and rule.normaliser.name in ("linear", "lssa"):
+        raise ModelError(
+            f"the {rule.normaliser.name} normaliser makes weights of other products than scaled q·k; it has no "
+            "hook_attn_scores"
+        )
+    rows, columns, batch = slice(0, q.shape[2]), slice(0, k.shape[2]), slice(0, q.shape[0])
+    return rule.scores(q, k, rows, columns, batch, torch.arange(q.shape[1]))
+
+
+def _given_scores(rule: ScoreRule, scores: Tensor, before: Tensor) -> ScoreRule:
+    """The rule whose scores are these. Limits of the mask fall where a function made a hidden pair visible."""
+    mask = rule.mask
+    if bool(((before == float("-inf")) & (scores > float("-inf"))).any()):
+        mask = dataclasses.replace(mask, left=None, right=None, extra=None, documents=None)
+    return dataclasses.replace(
+        rule, scale=NEGLIGIBLE, mask=mask, softcap=None, bias=scores, edits=(), alibi=None
+    )
+
+
+def _differentiable(q: Tensor, k: Tensor, rule: ScoreRule, map: AttentionMap) -> Tensor:
+    """The weights of a layer with the gradients that a recorded map does not carry: what they make of unit values."""
+    unit = torch.eye(k.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
+    return attend(q, k, unit, rule, [step.edit for step in map.steps], "blocked")[0]
+
+
+def _shape(found: Any) -> str:
+    return str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__
