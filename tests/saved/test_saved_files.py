@@ -1,0 +1,54 @@
+"""Files that an earlier version wrote still open, and give the numbers that they gave then.
+
+Seen to fail with a setting of an edit that is no longer read, and with node names of another form.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import headwater as hw
+from headwater import analyses
+
+HERE = Path(__file__).parent
+NUMBERS = json.loads((HERE / "numbers.json").read_text(encoding="utf-8"))
+CLEAN = "When Mary and John went to the store , John gave a drink to"
+PAIR = (CLEAN, CLEAN.replace("John gave", "Mary gave"))
+
+
+@pytest.mark.parametrize("name", ["edited_llama", "generated_gptoss"])
+def test_records(name: str) -> None:
+    record = hw.Record.open(HERE / f"{name}.safetensors", verify=True)
+    for statistic, wanted in NUMBERS[name].items():
+        values = [record.map(layer).statistic(statistic).nan_to_num().double() for layer in record.layers]
+        assert float(sum(x.sum() for x in values)) == pytest.approx(wanted, abs=1e-2)
+
+
+def test_an_experiment_is_verified(tmp_path: Path) -> None:
+    for name in ("experiment.json", "experiment.results.json"):
+        shutil.copy(HERE / name, tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-m", "headwater", "experiment", str(tmp_path / "experiment.json")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "verified: 128 values agree" in run.stdout, run.stdout
+
+
+@pytest.mark.parametrize("form", ["graphml", "json"])
+def test_circuits(form: str) -> None:
+    model = hw.load("tasks-4l")
+    circuit = analyses.read_circuit(HERE / f"circuit.{form}")
+    edges = sorted(f"{u}->{v}" for u, v in circuit.edges)
+    assert [edge.replace("mlp ", "mlp.") for edge in NUMBERS["edges"]] == [
+        edge.replace("mlp ", "mlp.") for edge in edges
+    ]
+    found = analyses.circuit_faithfulness(model, circuit, [PAIR], answer="Mary", wrong="John")
+    kept = found["mean"].sel(score="faithfulness").item()
+    assert kept == pytest.approx(NUMBERS["faithfulness"], abs=1e-4)
