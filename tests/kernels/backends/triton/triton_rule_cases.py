@@ -201,7 +201,7 @@ def test_the_window_of_the_clipped_distance():
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_peer_of_the_gpu_benchmark_is_right_too(causal):
-    path = Path(__file__).parents[2] / "benchmarks" / "tutorial_attention.py"
+    path = Path(__file__).parents[4] / "benchmarks" / "tutorial_attention.py"
     if not path.exists():
         pytest.skip("benchmarks are not part of this distribution")
     spec = importlib.util.spec_from_file_location("tutorial_attention", path)

@@ -15,7 +15,7 @@ import torch
 import headwater as hw
 from headwater.lens.edits import EDITS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "edits.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "edits.md").read_text(encoding="utf-8")
 LINES = [line for line in re.findall(r"`(hw\.[^`]+\))` \|$", PAGE, re.MULTILINE) if "…" not in line]
 
 

@@ -56,7 +56,7 @@ def test_the_kernels_agree_with_the_reference(file):
         capture_output=True,
         text=True,
         env=environment,
-        cwd=HERE.parents[1],
+        cwd=HERE.parents[3],
         timeout=1200,
     )
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]

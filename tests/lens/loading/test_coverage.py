@@ -14,7 +14,7 @@ from headwater.command import architectures
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.loading import coverage
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 FLOOR = 1e-6  # below it float32 sums in another order
 
 
