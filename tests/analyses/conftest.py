@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -78,6 +79,10 @@ class Pair:
             row[:, :, place[:, None], place] = torch.stack(found)[:, 0].double()
             rows.append(row)
         return torch.stack(rows, 1)
+
+    def maps_by_head(self, ids: Tensor, mask: Tensor | None = None) -> np.ndarray:
+        """The dense weights [batch, layer · head, query, key]."""
+        return self.maps(ids, mask).movedim(0, 1).flatten(1, 2).numpy()
 
 
 def words() -> hf.PreTrainedTokenizerFast:

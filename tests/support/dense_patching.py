@@ -72,6 +72,17 @@ def ungrouped(model: Any) -> PreTrainedModel:
     return wide
 
 
+def with_biases(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model whose biases are not 0."""
+    found = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, weight in found.named_parameters():
+            if name.endswith("bias"):
+                generator = torch.Generator().manual_seed(len(name))
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    return found
+
+
 def blocks_of(model: Any) -> Any:
     if hasattr(model, "transformer"):
         return model.transformer.h

@@ -41,6 +41,26 @@ def layers(twin: Any, ids: Tensor) -> list[Layer]:
     return [_layer(block, maps[0], x[0]) for block, maps, x in states]
 
 
+def product(maps: list[Tensor]) -> Tensor:
+    """The last map times … times the first."""
+    found = torch.eye(len(maps[0]), dtype=torch.float64)
+    for layer in maps:
+        found = layer @ found
+    return found
+
+
+def layers_of_encoder(twin: Any, ids: Tensor) -> list[Layer]:
+    """The same for a bare BertModel, which has no head above it."""
+
+    class Wrapped:
+        bert = twin
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return twin(*args, **kwargs)
+
+    return layers(Wrapped(), ids)
+
+
 def _layer(block: Any, weights: Tensor, x: Tensor) -> Layer:
     value, out, bias, scale = _values(block, weights, x)
     heads = torch.einsum("hqk,hkd,hdm->hqkm", weights, value, out) * scale

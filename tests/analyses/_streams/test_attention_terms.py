@@ -1,12 +1,10 @@
-"""Blocks of further architectures taken apart, models that can not be, and who sees what passes through a model.
+"""Blocks of further architectures taken apart, and models that can not be.
 
-Mutations seen to fail: a norm of a parallel block taken for one behind the attention, hooks that keep for every thread,
-read-only models let through.
+Mutations seen to fail: a norm of a parallel block taken for one behind the attention, read-only models let through.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -19,17 +17,20 @@ from headwater import analyses
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._streams.attention_terms import mixings
 from headwater.lens.errors import AnalysisError
-from headwater.lens.running.watching import watching
 
 SHAPE = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.2,
 }  # fmt: skip
+
+
 OPT = {
     "vocab_size": 61, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "init_std": 0.2, "max_position_embeddings": 64, "word_embed_proj_dim": 32,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
+
+
 DISTIL = {
     "vocab_size": 61,
     "dim": 32,
@@ -38,6 +39,8 @@ DISTIL = {
     "n_heads": 4,
     "max_position_embeddings": 64,
 }
+
+
 CONFIGS: dict[str, Callable[[], hf.PretrainedConfig]] = {
     "distilbert": lambda: hf.DistilBertConfig(**DISTIL),
     "opt, norms before": lambda: hf.OPTConfig(**OPT),
@@ -46,6 +49,8 @@ CONFIGS: dict[str, Callable[[], hf.PretrainedConfig]] = {
     "phi": lambda: hf.PhiConfig(**SHAPE),
     "olmo2": lambda: hf.Olmo2Config(**SHAPE),
 }
+
+
 BEHIND = ("distilbert", "opt, norms behind")
 
 
@@ -87,30 +92,3 @@ def test_models_that_are_read_only_or_have_two_texts() -> None:
     twofold = hw.load(hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=61, **sizes)).eval())
     with pytest.raises(AnalysisError, match="is read as its decoder"):
         analyses.gradient_rollout(twofold, ids)
-
-
-def test_calls_of_other_threads_are_not_kept(pairs: Callable) -> None:
-    model = pairs("gpt2").model
-    ids = torch.arange(5, 11)[None]
-    block = model.hf.transformer.h[0]
-    before = dict(
-        block._forward_hooks
-    )  # transformers leaves one of its own where hidden states were asked for
-    with watching([block]) as calls:
-        other = threading.Thread(target=model, args=(ids,))
-        other.start()
-        other.join()
-        assert calls == []
-        model(ids)
-    assert [call.module for call in calls] == [block]
-    model(ids)
-    assert len(calls) == 1
-    assert dict(block._forward_hooks) == before
-
-
-def test_weights_below_zero_are_no_capacities(pairs: Callable) -> None:
-    model = pairs("llama").model
-    with model.edit(hw.Normaliser("cog")):
-        record = model.record(torch.arange(5, 11)[None], statistics=("row_mass",))
-    with pytest.raises(AnalysisError, match="may be negative"):
-        analyses.flow(record, heads="min")

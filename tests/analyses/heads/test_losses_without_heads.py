@@ -1,7 +1,6 @@
-"""Batched, resumed ablation against one edited run per head, and what stands on it.
+"""Batched, resumed ablation against one edited run per head.
 
-Mutations seen to fail: copies laid out text by text; values of the next layer; the best head judged on the examples it
-was chosen on; Holm's factors from the largest p; the bootstrap not centred.
+Mutations seen to fail: copies laid out text by text; values of the next layer.
 """
 
 from __future__ import annotations
@@ -18,13 +17,18 @@ from headwater import analyses
 from headwater.analyses._prompts.examples import batches_of, loss_of
 from headwater.analyses.heads import _losses_without_heads
 from headwater.analyses.heads._losses_without_heads import losses_without
-from headwater.analyses.heads.head_significance import corrected_p, paired_bootstrap
 from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 
 GENERATOR = torch.Generator().manual_seed(3)
+
+
 TEXTS = [torch.randint(3, 60, (n,), generator=GENERATOR).tolist() for n in (6, 9, 6, 9, 9)]
+
+
 WRITTEN = [" ".join(f"w{token}" for token in text) for text in TEXTS]
+
+
 CHOICES = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]]).bool()
 
 
@@ -122,69 +126,3 @@ def test_resampled_outputs_are_those_of_another_text(pairs: Callable) -> None:
         assert float(after[text, 1, 0]) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(AnalysisError, match="no other example has the 9 tokens of example 1"):
         analyses.head_importance(model, WRITTEN[:2], how="ablation", ablation="resample")
-
-
-def test_all_but_one(pairs: Callable) -> None:
-    model = pairs("gpt2").model
-    found = analyses.all_but_one(model, WRITTEN, draws=50)
-    base = [float(model.loss(text)) for text in WRITTEN]
-    for layer, head in ((0, 3), (2, 1)):
-        others: dict[str | hw.Head, float] = {f"{layer}.{other}": 0.0 for other in range(4) if other != head}
-        with model.edit(hw.ScaleHeads(others)):
-            rises = np.subtract([float(model.loss(text)) for text in WRITTEN], base)
-        np.testing.assert_allclose(found.per_example[:, layer, head], rises, atol=5e-6)
-    chosen = found.choosing.values
-    assert chosen.sum() == 3
-    for layer in range(3):
-        assert found.best[layer] == found.per_example[chosen, layer].mean("batch").values.argmin()
-        held = found.per_example[~chosen, layer, int(found.best[layer])].mean()
-        assert float(found.best_change[layer]) == pytest.approx(float(held))
-    assert np.isnan(analyses.all_but_one(model, WRITTEN[:1], draws=5).best_change).all()
-
-
-def test_a_layer_of_one_head_is_left_alone(one_head: hw.HookedModel) -> None:
-    found = analyses.all_but_one(one_head, torch.tensor([[3, 4, 5], [6, 7, 8]]), draws=5)
-    np.testing.assert_allclose(found.change, 0, atol=1e-6)
-
-
-def test_significance_of_a_planted_head(uniform: hw.HookedModel) -> None:
-    """A loss that one head alone moves: nothing else is significant, and a constant effect has the smallest p."""
-    ids = torch.randint(3, 60, (6, 5), generator=torch.Generator().manual_seed(1))
-
-    def loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return logits[:, -1, 0] * 0 + uniform.head_outputs(tokens)[:, 1, 2, -1].square().sum(-1)
-
-    found = analyses.head_significance(uniform, ids, loss=loss, draws=2000)
-    assert found.significant.sum() == 1
-    assert bool(found.significant[1, 2])
-    assert float(found.p[1, 2]) == pytest.approx(1 / 2001)
-    assert (found.p.values.ravel()[np.arange(12) != 6] == 1).all()
-    assert (found.low <= found.effect).all()
-    with pytest.raises(AnalysisError, match=r"draws=150 can not reach level=0\.01 for 12 heads; give 1201"):
-        analyses.head_significance(uniform, ids, draws=150)
-    with pytest.raises(AnalysisError, match="two or more"):
-        analyses.head_significance(uniform, ids[:1], loss=loss)
-
-
-def test_paired_bootstrap_against_all_redrawings() -> None:
-    """Three examples have 27 redrawings; the p of many draws goes to the share among these."""
-    values = np.array([[0.5, 1.0], [0.2, -1.5], [1.0, 0.7]])
-    effect = values.mean(0)
-    every = np.array(np.meshgrid(*[range(3)] * 3)).reshape(3, -1).T
-    means = (values - effect)[every].mean(1)
-    expected = (np.abs(means) >= np.abs(effect) - 1e-12).mean(0)
-    np.testing.assert_allclose(paired_bootstrap(values, 20_000, 1), expected, atol=0.012)
-
-
-def test_corrections_against_their_procedures() -> None:
-    """Rejections at every level, by the step-down and step-up rules as their papers put them."""
-    p = np.array([0.012, 0.3, 0.004, 0.03, 0.011, 0.012])
-    ordered = np.sort(p)
-    for level in (0.01, 0.024, 0.04, 0.05, 0.07, 0.5):
-        down = 0
-        while down < 6 and ordered[down] * (6 - down) < level:
-            down += 1
-        up = max((k for k in range(1, 7) if ordered[k - 1] < level * k / 6), default=0)
-        assert (corrected_p(p, "holm") < level).sum() == down
-        assert (corrected_p(p, "benjamini_hochberg") < level).sum() == up
-    assert (corrected_p(p, None) == p).all()

@@ -108,3 +108,11 @@ def test_ugly_cases(pairs: Callable, monkeypatch) -> None:
     monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.flow"), "LONGEST", 5)
     with pytest.raises(AnalysisError, match="a text has 6 tokens and flow takes 5 at most"):
         flow(model.record(ids))
+
+
+def test_weights_below_zero_are_no_capacities(pairs: Callable) -> None:
+    model = pairs("llama").model
+    with model.edit(hw.Normaliser("cog")):
+        record = model.record(torch.arange(5, 11)[None], statistics=("row_mass",))
+    with pytest.raises(AnalysisError, match="may be negative"):
+        flow(record, heads="min")

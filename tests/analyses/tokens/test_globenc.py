@@ -1,41 +1,19 @@
-"""GlobEnc and ALTI against dense vectors in float64.
+"""GlobEnc against dense vectors in float64.
 
-Mutations seen to fail: the second norm left out, its deviation taken from the first, the product in the wrong order,
-the output without biases in ALTI's distance, the 2-norm in its place.
+Mutations seen to fail: the second norm left out, its deviation taken from the first, the product in the wrong order.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from mixing_oracle import Layer, layers
-from torch import Tensor
+from mixing_oracle import layers, layers_of_encoder, product
 
 import headwater as hw
-from headwater.analyses.tokens.alti import alti
 from headwater.analyses.tokens.globenc import globenc
-from headwater.lens.errors import AnalysisError
-
-
-def product(maps: list[Tensor]) -> Tensor:
-    found = torch.eye(len(maps[0]), dtype=torch.float64)
-    for layer in maps:
-        found = layer @ found
-    return found
-
-
-def shares(layer: Layer) -> Tensor:
-    """ALTI of one layer, as the formula."""
-    distance = (layer.whole[:, None] - layer.behind).abs().sum(-1)
-    near = (layer.whole.abs().sum(-1, keepdim=True) - distance).clamp_min(0)
-    near[near < 1e-12] = 0
-    empty = near.sum(-1) == 0
-    near[empty] = torch.eye(len(near), dtype=torch.float64)[empty]
-    return near / near.sum(-1, keepdim=True)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -52,61 +30,21 @@ def test_globenc_matches_the_dense_product(pair, batch, normalise: bool) -> None
         assert np.isnan(found.values[row][:, ~real.numpy()]).all()
 
 
-def test_alti_matches_the_dense_product(pair, batch) -> None:
-    ids, mask = batch
-    found = alti(pair.model, pair.model.to_tokens(ids, mask), queries=[-1, 1])
-    for row, real in enumerate(mask.bool()):
-        maps = [shares(layer) for layer in layers(pair.twin, ids[row][real])]
-        np.testing.assert_allclose(found.values[row][:, real.numpy()], product(maps)[[-1, 1]], atol=2e-4)
-        np.testing.assert_allclose(np.nansum(found.values[row], -1), 1, atol=1e-6)
+def test_globenc_of_attention_that_writes_nothing_leaves_tokens_in_place(uniform: hw.HookedModel) -> None:
+    found = globenc(uniform, torch.arange(3, 11)[None], queries="all", normalise=True)
+    np.testing.assert_allclose(found.values[0], np.eye(8), atol=1e-9)
 
 
-def test_alti_in_blocks_of_few_rows(pairs: Callable, monkeypatch) -> None:
-    pair = pairs("gemma2")
-    ids = torch.randint(3, 61, (2, 11), generator=torch.Generator().manual_seed(4))
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.alti"), "ELEMENTS", 1000)
-    found = alti(pair.model, ids, queries="all")
-    for row in range(2):
-        expected = product([shares(layer) for layer in layers(pair.twin, ids[row])])
-        np.testing.assert_allclose(found.values[row], expected, atol=2e-4)
+def test_globenc_of_one_token(pairs: Callable) -> None:
+    found = globenc(pairs("bert").model, torch.tensor([[7]]), normalise=True)
+    np.testing.assert_allclose(found.values, [[[1.0]]])
 
 
-def test_attention_that_writes_nothing_leaves_every_token_where_it_is(uniform: hw.HookedModel) -> None:
-    ids = torch.arange(3, 11)[None]
-    np.testing.assert_allclose(alti(uniform, ids, queries="all").values[0], np.eye(8), atol=1e-9)
-    np.testing.assert_allclose(
-        globenc(uniform, ids, queries="all", normalise=True).values[0], np.eye(8), atol=1e-9
-    )
-
-
-def test_ugly_cases(pairs: Callable, monkeypatch) -> None:
-    model = pairs("bert").model
-    np.testing.assert_allclose(alti(model, torch.tensor([[7]])).values, [[[1.0]]])
-    np.testing.assert_allclose(globenc(model, torch.tensor([[7]]), normalise=True).values, [[[1.0]]])
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.alti"), "LONGEST", 5)
-    with pytest.raises(AnalysisError, match="a text has 6 tokens and this takes 5 at most"):
-        alti(model, torch.arange(3, 9)[None])
-
-
-def test_trained_encoder(minilm) -> None:
+def test_globenc_of_a_trained_encoder(minilm) -> None:
     """The trained weights, where norms and biases are far from 1 and 0."""
     tokens = minilm.model.to_tokens(["The cat sat on the mat .", "Attention drains into one token of many ."])
-    rolled, near = globenc(minilm.model, tokens, queries=[0]), alti(minilm.model, tokens, queries=[0])
+    found = globenc(minilm.model, tokens, queries=[0])
     for row, real in enumerate(tokens.mask):
-        dense = layers_of_base(minilm.twin, tokens.ids[row][real])
+        dense = layers_of_encoder(minilm.twin, tokens.ids[row][real])
         expected = product([layer.encoded.norm(dim=-1) for layer in dense])[0]
-        np.testing.assert_allclose(rolled.values[row, 0, real.numpy()], expected, rtol=1e-3)
-        expected = product([shares(layer) for layer in dense])[0]
-        np.testing.assert_allclose(near.values[row, 0, real.numpy()], expected, atol=1e-4)
-
-
-def layers_of_base(twin, ids: Tensor) -> list[Layer]:
-    """A bare BertModel, as the oracle finds it inside of one with a head."""
-
-    class Wrapped:
-        bert = twin
-
-        def __call__(self, *args, **kwargs):
-            return twin(*args, **kwargs)
-
-    return layers(Wrapped(), ids)
+        np.testing.assert_allclose(found.values[row, 0, real.numpy()], expected, rtol=1e-3)

@@ -1,7 +1,6 @@
-"""Gradients at word embeddings against torch's own on the eager float64 model, and integrated gradients' identities.
+"""Integrated gradients against a plain sum along the path, and the change from the baseline that the shares add up to.
 
-Mutations seen to fail: the sign of a sum dropped, the 1-norm for the 2-norm, gradients of the wrong text of
-a batch, weights of the integral not halved, the baseline's embedding left out of the path.
+Mutations seen to fail: weights of the integral not halved, the baseline's embedding left out of the path.
 """
 
 from __future__ import annotations
@@ -12,12 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from attribution_oracle import input_slope
 from torch import Tensor
 
-import headwater as hw
-from headwater.analyses.tokens.input_gradient import input_gradient
-from headwater.analyses.tokens.input_x_gradient import input_x_gradient
 from headwater.analyses.tokens.integrated_gradients import integrated_gradients
 from headwater.lens.errors import AnalysisError
 
@@ -28,40 +23,6 @@ SMOOTH = (
     "gemma2",
     "bert",
 )  # GPT-OSS switches experts on the path, which makes jumps
-
-
-def predicted(logits: Tensor) -> Tensor:
-    return logits[:, -1].log_softmax(-1).max(-1).values
-
-
-def test_match_torch_on_the_eager_model(pair, batch) -> None:
-    ids, mask = batch
-    tokens = pair.model.to_tokens(ids, mask)
-    norm = input_gradient(pair.model, tokens)
-    shifted = not hasattr(pair.twin, "model")  # GPT-2 and BERT have layer norms alone
-    if not shifted:
-        total = input_gradient(pair.model, tokens, reduce="sum")
-    else:
-        with pytest.raises(AnalysisError, match="slopes sum to 0"):
-            input_gradient(pair.model, tokens, reduce="sum")
-    signed, absolute = (
-        input_x_gradient(pair.model, tokens),
-        input_x_gradient(pair.model, tokens, signed=False),
-    )
-    for row, real in enumerate(mask.bool()):
-        embedded, slope = input_slope(pair.twin, ids[row][real], predicted)
-        share = (embedded * slope).sum(-1)
-        for found, expected in (
-            *([] if shifted else [(total, slope.sum(-1).abs())]),
-            (norm, slope.norm(dim=-1)),
-            (signed, share),
-            (absolute, share.abs()),
-        ):
-            got = found.values[row, real.numpy()]
-            np.testing.assert_allclose(
-                got, expected, rtol=2e-3, atol=2e-5 * float(expected.abs().max()) + 1e-7
-            )
-            assert np.isnan(found.values[row, ~real.numpy()]).all()
 
 
 def path_sum(pair, ids: Tensor, answer: int, start: Tensor | None, points: int = 600) -> np.ndarray:
@@ -125,15 +86,11 @@ def test_zero_baseline_of_a_model_with_layer_norm(pairs: Callable) -> None:
     np.testing.assert_allclose(found.values[0], expected, atol=0.01 * np.abs(expected).sum())
 
 
-def test_no_way_to_go_and_one_token(pairs: Callable, one_head: hw.HookedModel) -> None:
+def test_no_way_to_go(pairs: Callable) -> None:
     model = pairs("bert").model
     same = integrated_gradients(model, torch.full((1, 4), 3), baseline="blank", blank="w3")
     np.testing.assert_array_equal(same, 0)
     assert same.steps.values == [16]
-    assert input_gradient(one_head, torch.tensor([[5]])).shape == (1, 1)
-    mine = input_x_gradient(one_head, torch.arange(3, 8)[None], measure=lambda logits: logits[:, -1, 4])
-    named = input_x_gradient(one_head, torch.arange(3, 8)[None], answer="#4", kind="logit")
-    np.testing.assert_allclose(mine, named, atol=1e-6)
 
 
 def test_shares_that_do_not_add_up_are_refused(pairs: Callable, monkeypatch) -> None:
@@ -146,14 +103,3 @@ def test_shares_that_do_not_add_up_are_refused(pairs: Callable, monkeypatch) -> 
         integrated_gradients(model, ids, steps=1, baseline="blank", tolerance=1e-6)
     with pytest.raises(AnalysisError, match="mean, blank or zero"):
         integrated_gradients(model, ids, baseline="none")  # type: ignore[arg-type]
-    with pytest.raises(AnalysisError, match="sum or norm"):
-        input_gradient(model, ids, reduce="max")  # type: ignore[arg-type]
-
-
-def test_gradients_see_the_edits_that_are_on(pairs: Callable) -> None:
-    model = pairs("gpt2").model
-    ids = torch.arange(5, 11)[None]
-    with model.edit(hw.Knockout(queries="all", keys=[2])):
-        found = input_x_gradient(model, ids).values[0]
-    assert found[2] == 0
-    assert (found[[0, 1, 3, 4, 5]] != 0).all()
