@@ -1,10 +1,23 @@
-"""Intervals of a mean over texts, by drawing the texts again with replacement."""
+"""Bootstrap: 95 % intervals from texts drawn again with replacement, and p-values corrected for their number."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 LEVEL = 0.95
+
+
+def redraws(count: int, draws: int, seed: int) -> np.ndarray:
+    """Indices of `count` texts drawn again with replacement, [draw, text]."""
+    return np.random.default_rng(seed).integers(count, size=(draws, count))
+
+
+def bounds(drawn: np.ndarray, quantile: Callable[..., np.ndarray] = np.quantile) -> np.ndarray:
+    """The two numbers between which 95 % of the redrawn statistics [draw, …] lie, [2, …]."""
+    tail = (1 - LEVEL) / 2
+    return quantile(drawn, [tail, 1 - tail], axis=0)
 
 
 def interval(values: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -13,20 +26,33 @@ def interval(values: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.
     All columns are drawn together, so that differences between them stay paired. NaN entries are left out; fewer than
     two texts have no interval (NaN).
     """
-    count = len(values)
-    known = np.isfinite(values)
-    mean = _mean(values, known)
-    if count < 2:
+    mean = finite_mean(values, 0)
+    if len(values) < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    picks = np.random.default_rng(seed).integers(count, size=(draws, count))
-    means = np.stack([_mean(values[pick], known[pick]) for pick in picks])
-    tail = (1 - LEVEL) / 2
+    means = np.stack([finite_mean(values[pick], 0) for pick in redraws(len(values), draws, seed)])
     empty = ~np.isfinite(means).any(0)
-    low, high = np.nanquantile(np.where(empty, 0.0, means), [tail, 1 - tail], axis=0)
+    low, high = bounds(np.where(empty, 0.0, means), np.nanquantile)
     return mean, np.where(empty, np.nan, low), np.where(empty, np.nan, high)
 
 
-def _mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    count = known.sum(0)
-    total = np.where(known, values, 0.0).sum(0)
+def finite_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of the finite entries along an axis; NaN where there is none."""
+    known = np.isfinite(values)
+    count = known.sum(axis)
+    total = np.where(known, values, 0.0).sum(axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def corrected_p(p: np.ndarray, correction: str | None) -> np.ndarray:
+    """p [test] after correction for their number: below a level exactly where the procedure rejects at that level."""
+    order = np.argsort(p, kind="stable")
+    count = len(p)
+    if correction is None:
+        return p
+    if correction == "holm":
+        stepped = np.maximum.accumulate(p[order] * (count - np.arange(count)))
+    else:
+        stepped = np.minimum.accumulate((p[order] * count / np.arange(1, count + 1))[::-1])[::-1]
+    found = np.empty(count)
+    found[order] = np.minimum(stepped, 1.0)
+    return found

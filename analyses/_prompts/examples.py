@@ -59,6 +59,18 @@ def lengths_of(batches: list[Batch]) -> list[int]:
     return [lengths[place] for place in sorted(lengths)]
 
 
+def repeated_tokens(model: HookedModel, length: int, sequences: int, seed: int, bos: int | None) -> Tensor:
+    """[bos] + r + r as token ids [batch, position]; the same for the same seed on every machine."""
+    special = set(getattr(model.tokenizer, "all_special_ids", None) or []) | {bos}
+    drawable = torch.tensor(
+        [token for token in range(model.vocab) if token not in special] or list(range(model.vocab))
+    )
+    picks = torch.randint(len(drawable), (sequences, length), generator=torch.Generator().manual_seed(seed))
+    copy = drawable[picks]
+    start = [] if bos is None else [torch.full((sequences, 1), bos)]
+    return torch.cat([*start, copy, copy], 1)
+
+
 def loss_of(model: HookedModel, loss: Loss | None) -> Value:
     """The loss of each example of a batch: the user's, or the mean next-token loss in nats; never NaN or
     infinite."""

@@ -16,10 +16,10 @@ from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._runs.replace_activations import Swap
 from headwater.analyses._streams.attention_terms import Norm
 from headwater.analyses._streams.writers import Writers
-from headwater.lens.errors import AnalysisError, HeadError
+from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
-from headwater.lens.naming.heads import Head
+from headwater.lens.naming.heads import Head, named
 from headwater.lens.transformer_lens.run import Function
 
 BIAS = "bias"
@@ -27,13 +27,7 @@ BIAS = "bias"
 
 def one_head(model: HookedModel, text: str | Head) -> Head:
     """The head called so, or an error that names those there are."""
-    head = Head.parse(text)
-    if head.layer not in model.layers or head.head >= model.n_heads:
-        raise HeadError(
-            f"no such head: {head}; the model has layers {model.layers[0]} to {model.layers[-1]} with heads 0 to "
-            f"{model.n_heads - 1}"
-        )
-    return head
+    return named([text], model.layers, model.n_heads)[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._measures.bootstrap import LEVEL
+from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import Answer, AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
@@ -142,11 +142,9 @@ def _correlations(
     per_pair = np.stack([_alike(predicted[:, n], effect[:, n]) for n in range(count)], 1)
     if count < 2:
         return np.stack([mean, mean * np.nan, mean * np.nan], 1), per_pair
-    picks = np.random.default_rng(seed).integers(count, size=(draws, count))
+    picks = redraws(count, draws, seed)
     drawn = np.stack([_alike(predicted[:, pick].mean(1), effect[:, pick].mean(1)) for pick in picks])
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    return np.stack([mean, low, high], 1), per_pair
+    return np.stack([mean, *bounds(drawn)], 1), per_pair
 
 
 def _alike(predicted: np.ndarray, effect: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._measures.bootstrap import LEVEL
+from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
@@ -149,15 +149,14 @@ def _summary(
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(defined, (measures - nothing) / apart, np.nan)
         mean = _ratio(measures, nothing, apart)
-        picks = np.random.default_rng(seed).integers(len(whole), size=(draws, len(whole)))
+        picks = redraws(len(whole), draws, seed)
         drawn = np.stack([_ratio(measures[..., pick], nothing[pick], apart[pick]) for pick in picks])
     if not np.isfinite(mean).all():
         raise AnalysisError(
             "the measure is the same on the clean run and with every edge changed, so no share of the difference is "
             "defined; give pairs whose answers differ"
         )
-    tail = (1 - LEVEL) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail], axis=0) if len(whole) > 1 else (mean * np.nan,) * 2
+    low, high = bounds(drawn, np.nanquantile) if len(whole) > 1 else (mean * np.nan,) * 2
     dims = ("score", "size")
     return xr.Dataset(
         {

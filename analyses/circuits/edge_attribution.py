@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._measures.bootstrap import LEVEL
+from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
@@ -129,13 +129,12 @@ def _spread(
     else:
         places = [(int(u), int(v)) for u, v in wiring.edges().nonzero()]
         told = [graph.edges[wiring.senders[u], wiring.receivers[v]] for u, v in places]
-    picks = np.random.default_rng(seed).integers(count, size=(draws, count))
-    weights = np.stack([np.bincount(pick, minlength=count) for pick in picks]) / count  # [draw, pair]
-    tail = (1 - LEVEL) / 2
+    times = [np.bincount(pick, minlength=count) for pick in redraws(count, draws, seed)]
+    weights = np.stack(times) / count  # [draw, pair]
     for start in range(0, len(places), TOGETHER):
         some = places[start : start + TOGETHER]
         each = np.stack([scores[(slice(None), *place)] for place in some], 1)  # [pair, edge]
-        low, high = np.quantile(weights @ each, [tail, 1 - tail], axis=0)
+        low, high = bounds(weights @ each)
         for n, about in enumerate(told[start : start + TOGETHER]):
             if count > 1:
                 about.update(low=float(low[n]), high=float(high[n]))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import finite_mean, interval
 from headwater.analyses._measures.measure import (
     Answer,
     AnswerSetting,
@@ -35,7 +35,7 @@ from headwater.analyses.circuits.path_patch import path_patch
 from headwater.lens.edits import InjectPattern
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, chosen
+from headwater.lens.naming.heads import Head, named
 from headwater.lens.records.record import provenance
 
 ABOUT = About(
@@ -82,7 +82,7 @@ def repair(
     right tokens, `attention_change` [treatment, mover, on, bound] what the treatment makes of it.
     Unit: share; logits; weight. Source: the paper's text; even weights, controls and the watch are ours.
     """
-    forced, watched = _named(model, heads), _named(model, movers)
+    forced, watched = (named(each, model.layers, model.n_heads) for each in (heads, movers))
     if not forced:
         forced, found_movers = inhibition_like(model, pairs, count)
         watched = watched or found_movers
@@ -109,7 +109,7 @@ def repair(
                 right[slot][places], difference[slot][places] = found[:2]
                 seen[slot][:, :, places] = found[2]
                 bar.update()
-    result = _dataset(_mean(right), _mean(difference), _mean(seen), draws, seed)
+    result = _dataset(finite_mean(right, 1), finite_mean(difference, 1), finite_mean(seen, 1), draws, seed)
     result = result.assign_coords(mover=[str(head) for head in watched])
     settings = {"position": position, "controls": controls, "draws": draws, "seed": seed}
     return result.assign_attrs(
@@ -118,12 +118,6 @@ def repair(
             untouched=sum(not case.wrongs for case in cases), **settings,
         )
     )  # fmt: skip
-
-
-def _named(model: HookedModel, given: str | Sequence[str]) -> list[Head]:
-    names = given.replace(",", " ").split() if isinstance(given, str) else list(given)
-    masks = chosen(names, "all", model.layers, model.n_heads)
-    return [Head(layer, int(h)) for layer, mask in masks.items() for h in mask.nonzero()[:, 0]]
 
 
 def inhibition_like(
@@ -251,13 +245,6 @@ def _run(
     best = logits.gather(1, answers[:, None])[:, 0]
     worst = torch.stack([logits[n, case.wrong].max() for n, case in enumerate(batch)])
     return (logits.argmax(-1) == answers).double().numpy(), (best - worst).numpy(), seen
-
-
-def _mean(drawn: np.ndarray) -> np.ndarray:
-    """Mean over draws, axis 1, of which treatments without a seed have one; NaN where there is none."""
-    known = np.isfinite(drawn)
-    mean = np.where(known, drawn, 0.0).sum(1) / np.maximum(known.sum(1), 1)
-    return np.where(known.any(1), mean, np.nan)
 
 
 def _dataset(

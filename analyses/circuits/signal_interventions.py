@@ -26,7 +26,7 @@ from headwater.analyses._measures.measure import (
 )
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._streams.score_slices import Form, Forms, Prompt, used
-from headwater.analyses.circuits.trace_signals import Source, heads_of, place_of, prompts_of, sources_of
+from headwater.analyses.circuits._signal_tracing import Source, heads_of, place_of, prompts_of, sources_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head

@@ -14,17 +14,28 @@ from typing import Annotated, Any
 
 import networkx as nx
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._prompts.examples import Examples, batches_of
+from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._streams.score_slices import Forms
-from headwater.analyses.circuits._signal_tracing import Names, Rules, Seen, Upstream, Walk, statistics, trace
-from headwater.lens.errors import AnalysisError, HeadError
+from headwater.analyses.circuits._signal_tracing import (
+    Names,
+    Rules,
+    Seen,
+    Source,
+    Upstream,
+    Walk,
+    heads_of,
+    place_of,
+    prompts_of,
+    sources_of,
+    statistics,
+    trace,
+)
+from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head
 from headwater.lens.records.record import provenance
 
 ABOUT = About(
@@ -35,8 +46,6 @@ ABOUT = About(
     cost="two passes per prompt; one decomposition of size d_head per head, per firing where a model rotates",
     not_for="weights of different readers side by side; causal claims without an intervention; heads that look evenly",
 )
-
-Source = Annotated[int | Sequence[int] | None, "key that roots look at, one or one per prompt; none: any"]
 
 
 def trace_signals(
@@ -114,43 +123,6 @@ def trace_signals(
 def _fired(counts: Counter[str]) -> dict[str, int]:
     """The heads that fire at all, most often first."""
     return {head: count for head, count in counts.most_common() if count}
-
-
-def prompts_of(model: HookedModel, examples: Examples) -> list[Tensor]:
-    """Ids [position] of every prompt, in their order."""
-    rows = {batch.places[0]: batch.ids[0] for batch in batches_of(model, examples, 1)}
-    return [rows[place] for place in sorted(rows)]
-
-
-def heads_of(model: HookedModel, given: str | Sequence[str] | None) -> list[Head]:
-    """The heads that are named, or all of them."""
-    if given is None:
-        return [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
-    heads = [Head.parse(h) for h in (given.replace(",", " ").split() if isinstance(given, str) else given)]
-    wrong = [str(h) for h in heads if h.layer not in model.layers or h.head >= model.n_heads]
-    if wrong or not heads:
-        raise HeadError(f"no such head: {', '.join(wrong) or 'none was named'}; {model!r}")
-    return heads
-
-
-def sources_of(given: int | Sequence[int] | None, count: int) -> Sequence[int | None]:
-    """One key per prompt."""
-    if given is None or isinstance(given, int):
-        return [given] * count
-    if len(given) not in (1, count):
-        raise AnalysisError(f"source holds {len(given)} positions for {count} prompts; give one or one each")
-    return list(given) * (count if len(given) == 1 else 1)
-
-
-def place_of(position: int | None, ids: Tensor, prompt: int) -> int:
-    """A position counted from the front; AnalysisError for one that the prompt does not have."""
-    assert position is not None
-    if not -len(ids) <= position < len(ids):
-        raise AnalysisError(
-            f"prompt {prompt} has {len(ids)} tokens and no position {position}; "
-            f"give one from {-len(ids)} to {len(ids) - 1}"
-        )
-    return position % len(ids)
 
 
 def _number(prompt: int, position: int) -> str:

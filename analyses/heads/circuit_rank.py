@@ -16,7 +16,7 @@ from torch import Tensor
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.lens.model import HookedModel
-from headwater.lens.models.weights import layer_weights
+from headwater.lens.models.weights import layer_weights, triangle
 from headwater.lens.records.record import provenance
 
 ABOUT = About(
@@ -72,8 +72,3 @@ def _singular_values(model: HookedModel, layer: int) -> Tensor:
 def of_product(left: Tensor, right: Tensor) -> Tensor:
     """Singular values of `left @ rightᵀ`, both [head, d_model, d_head], largest first."""
     return torch.linalg.svdvals(triangle(left) @ triangle(right).mT)
-
-
-def triangle(thin: Tensor) -> Tensor:
-    """R of the QR decomposition of [..., d_model, d_head]: what is left of it when its directions are forgotten."""
-    return torch.linalg.qr(thin, mode="r").R

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses.heads.circuit_rank import triangle
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models.weights import layer_weights
+from headwater.lens.models.weights import layer_weights, triangle
 from headwater.lens.records.record import provenance
 
 ABOUT = About(

@@ -24,7 +24,7 @@ from headwater.analyses.heads.localize_heads import localize_heads, most_moved
 from headwater.lens.edits.heads import OffsetHeads
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, chosen
+from headwater.lens.naming.heads import Head, chosen, named
 from headwater.lens.records.record import provenance
 
 ABOUT = About(
@@ -64,13 +64,13 @@ def fit_offsets(
         found = localize_heads(
             model, examples, loss, answer, position, steps=steps, batch_size=batch_size, seed=seed
         )
-        named: Sequence[Any] = most_moved(found, count)
+        picked = most_moved(found, count)
     elif heads == "random":
-        named = random_heads(model, count, seed)
+        picked = random_heads(model, count, seed)
     else:
-        named = heads.replace(",", " ").split() if isinstance(heads, str) else list(heads)
+        picked = named(heads, model.layers, model.n_heads)
     mask = torch.zeros(model.n_layers, model.n_heads, dtype=torch.bool)
-    for layer, mine in chosen(named, "all", model.layers, model.n_heads).items():
+    for layer, mine in chosen(picked, "all", model.layers, model.n_heads).items():
         mask[model.layers.index(layer)] = mine
     if not mask.any():
         raise AnalysisError('heads is empty; name at least one, as "5.1"')
@@ -85,7 +85,7 @@ def fit_offsets(
             "loss_after": objective.whole(offset, moved),
         },
         coords={"layer": model.layers, "head": np.arange(model.n_heads)},
-        attrs=ABOUT.attrs(provenance(model), heads=[str(h) for h in named], **settings),
+        attrs=ABOUT.attrs(provenance(model), heads=[str(h) for h in picked], **settings),
     )
 
 

@@ -18,7 +18,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses.heads.head_similarity import head_names
+from headwater.analyses.heads._head_names import head_names
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.examples import repeated_tokens
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, ModelError
 from headwater.lens.model import HookedModel
@@ -115,18 +116,6 @@ def bos_token(model: HookedModel) -> int | None:
     if named is None:
         named = getattr(model.hf.config, "bos_token_id", None)
     return named if isinstance(named, int) and 0 <= named < model.vocab else None
-
-
-def repeated_tokens(model: HookedModel, length: int, sequences: int, seed: int, bos: int | None) -> Tensor:
-    """[bos] + r + r as token ids [batch, position]; the same for the same seed on every machine."""
-    special = set(getattr(model.tokenizer, "all_special_ids", None) or []) | {bos}
-    drawable = torch.tensor(
-        [token for token in range(model.vocab) if token not in special] or list(range(model.vocab))
-    )
-    picks = torch.randint(len(drawable), (sequences, length), generator=torch.Generator().manual_seed(seed))
-    copy = drawable[picks]
-    start = [] if bos is None else [torch.full((sequences, 1), bos)]
-    return torch.cat([*start, copy, copy], 1)
 
 
 def _length(model: HookedModel, length: int | None, bos: int | None) -> int:

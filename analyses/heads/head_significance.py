@@ -13,7 +13,7 @@ import xarray as xr
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import corrected_p, interval
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads._losses_without_heads import Ablation
 from headwater.analyses.heads.head_importance import head_importance
@@ -102,18 +102,3 @@ def paired_bootstrap(differences: np.ndarray, draws: int, seed: int) -> np.ndarr
         times = generator.multinomial(count, np.full(count, 1 / count), size=min(SLICE, draws - start))
         larger += (np.abs(times @ centred / count) >= reach).sum(0)
     return (1 + larger) / (draws + 1)
-
-
-def corrected_p(p: np.ndarray, correction: str | None) -> np.ndarray:
-    """p [test] after correction for their number: below a level exactly where the procedure rejects at that level."""
-    order = np.argsort(p, kind="stable")
-    count = len(p)
-    if correction is None:
-        return p
-    if correction == "holm":
-        stepped = np.maximum.accumulate(p[order] * (count - np.arange(count)))
-    else:
-        stepped = np.minimum.accumulate((p[order] * count / np.arange(1, count + 1))[::-1])[::-1]
-    found = np.empty(count)
-    found[order] = np.minimum(stepped, 1.0)
-    return found

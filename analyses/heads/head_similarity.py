@@ -14,8 +14,8 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses.heads._head_names import head_names
 from headwater.lens.errors import AnalysisError
-from headwater.lens.naming.heads import Head
 from headwater.lens.records.record import Record
 
 ABOUT = About(
@@ -56,14 +56,6 @@ def head_similarity(
     )
     result = result.assign_coords(batch=np.arange(len(found))) if per_example else result.mean("batch")
     return result.assign_attrs(ABOUT.attrs(record.provenance, by=by))
-
-
-def head_names(record: Record, *dims: str) -> dict[str, object]:
-    """Coordinates "layer.head" of all heads of a record on the dimensions `head` and `other`, or those given."""
-    heads = [Head(layer, head) for layer in record.layers for head in range(record.n_heads)]
-    named: dict[str, object] = {dim: [str(head) for head in heads] for dim in dims or ("head", "other")}
-    first = dims[0] if dims else "head"
-    return named | {"layer": (first, [h.layer for h in heads]), "index": (first, [h.head for h in heads])}
 
 
 def _blocks(record: Record):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from headwater.analyses._measures.bootstrap import LEVEL
+from headwater.analyses._measures.bootstrap import bounds
 from headwater.lens.errors import AnalysisError
 
 SAME = 1e-6  # of the longest term: a term whose texts differ by less may be float32 rounding, a constant
@@ -79,9 +79,7 @@ class ScalarFit:
         varies = np.isfinite(self.weight)
         low, high = np.full(len(varies), np.nan), np.full(len(varies), np.nan)
         if varies.any():
-            tail = (1 - LEVEL) / 2
-            found = _redrawn(terms[:, varies], target, draws, seed)
-            low[varies], high[varies] = np.quantile(found, [tail, 1 - tail], axis=0)
+            low[varies], high[varies] = bounds(_redrawn(terms[:, varies], target, draws, seed))
         return low, high
 
 

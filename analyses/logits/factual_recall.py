@@ -7,7 +7,6 @@ own. The fit is linear and describes; it says nothing of what would happen witho
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
@@ -39,7 +38,7 @@ from headwater.analyses.logits._answer_position import (
 from headwater.analyses.logits._least_squares import ScalarFit
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, chosen
+from headwater.lens.naming.heads import Head, named
 from headwater.lens.records.record import provenance
 
 ABOUT = About(
@@ -193,9 +192,7 @@ def _named(model: HookedModel, layer: int, heads: str | Sequence[str]) -> list[H
             for head in range(model.n_heads)
         ]
     else:
-        listed = re.split(r"[\s,]+", heads.strip()) if isinstance(heads, str) else list(heads)
-        found = list(dict.fromkeys(Head.parse(one) for one in listed))
-        chosen(found, "all", model.layers, model.n_heads)  # names every head that does not exist
+        found = named(heads, model.layers, model.n_heads)
     if late := [str(head) for head in found if head.layer not in read]:
         raise AnalysisError(
             f"the MLP of layer {layer} does not read {', '.join(late)}{side}; name heads before it"

@@ -20,12 +20,11 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import corrected_p, interval
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.writers import Readout, Writers, soft_cap
-from headwater.analyses.heads.head_significance import corrected_p
 from headwater.analyses.logits._answer_position import answers_of, halves, less_the_mean, once, tokens_of
 from headwater.lens.edits.base import Edit
 from headwater.lens.edits.heads import ScaleHeads

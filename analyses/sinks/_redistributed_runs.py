@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from headwater.analyses._measures.bootstrap import finite_mean
 from headwater.analyses._measures.journal import Journal
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses.sinks._control_keys import control_keys
@@ -142,7 +143,7 @@ class Redistributions:
                         values[self._slot(variants[variant])][batch.places[text]] = found
                     bar.update(len(some))
                 bar.update(len(variants) * len(batch.places) - len(jobs))
-        return _mean(values), _mean(freed), plain, sinks
+        return finite_mean(values, -2), finite_mean(freed, -2), plain, sinks
 
     def _begin(self, batch: Batch, find: Find, value_of: Callable[[Batch], Value]) -> Begun:
         """The batch as it is, and every move on it."""
@@ -265,10 +266,3 @@ def _masses(record: Record, keys: Tensor) -> Tensor:
             (map @ keys[:, place, :, :, None].float().to(map.q.device))[..., 0].double().mean(-1).cpu()
         )
     return torch.stack(found, 1)
-
-
-def _mean(drawn: np.ndarray) -> np.ndarray:
-    """Mean over draws, the last axis but one; treatments with one draw have NaN in the others."""
-    known = np.isfinite(drawn)
-    total = np.where(known, drawn, 0.0).sum(-2)
-    return np.where(known.any(-2), total / np.maximum(known.sum(-2), 1), np.nan)

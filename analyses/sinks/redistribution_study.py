@@ -36,7 +36,7 @@ from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, Thresh
 from headwater.lens.errors import AnalysisError
 from headwater.lens.experiments.experiment import digest_of
 from headwater.lens.model import HookedModel, next_token_loss
-from headwater.lens.naming.heads import Head, chosen
+from headwater.lens.naming.heads import Head, chosen, named
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records.record import Record, provenance
 
@@ -216,12 +216,12 @@ def _sets(model: HookedModel, given: str | Sequence[str] | Mapping[str, Any]) ->
     """Head sets by name, bool [layer, head]."""
     if isinstance(given, str):
         parts = [part.strip() for part in given.split(";") if part.strip()]
-        named: Mapping[str, Any] = {
-            part: part if part == "all" else part.replace(",", " ").split() for part in parts
+        sets: Mapping[str, Any] = {
+            part: part if part == "all" else named(part, model.layers, model.n_heads) for part in parts
         }
     else:
-        named = given if isinstance(given, Mapping) else {" ".join(map(str, given)): given}
-    found = {str(name): _mask(model, heads) for name, heads in named.items()}
+        sets = given if isinstance(given, Mapping) else {" ".join(map(str, given)): given}
+    found = {str(name): _mask(model, heads) for name, heads in sets.items()}
     empty = [name for name, mask in found.items() if not mask.any()]
     if not found or empty or FILTERED in found:
         what = f"the set {empty[0]!r} is empty" if empty else f"{given!r} names no set, or one {FILTERED!r}"

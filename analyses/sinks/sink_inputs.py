@@ -17,8 +17,7 @@ from tqdm import tqdm
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import interval
-from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.heads.head_roles import repeated_tokens
+from headwater.analyses._prompts.examples import Examples, repeated_tokens
 from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel

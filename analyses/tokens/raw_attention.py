@@ -19,7 +19,7 @@ from headwater.analyses._prompts.positions import Positions, columns_of, positio
 from headwater.analyses.tokens._layer_map import EXTREMES
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError
-from headwater.lens.naming.heads import Head
+from headwater.lens.naming.heads import named
 from headwater.lens.records.record import Record
 
 ABOUT = About(
@@ -81,14 +81,9 @@ def raw_attention(
 def _chosen(record: Record, layers: Positions, heads: str | Sequence[str]) -> dict[int, list[int]]:
     """Heads by layer."""
     if heads != "all":
-        names = heads.replace(",", " ").split() if isinstance(heads, str) else list(heads)
         found: dict[int, list[int]] = {}
-        for head in map(Head.parse, names):
-            if head.layer not in record.layers or not 0 <= head.head < record.n_heads:
-                raise AnalysisError(
-                    f"no head {head} in this record; it has layers {record.layers} with heads 0 to {record.n_heads - 1}"
-                )
-            found.setdefault(head.layer, []).append(head.head)
+        for layer, head in named(heads, record.layers, record.n_heads, "the record"):
+            found.setdefault(layer, []).append(head)
         if not found:
             raise AnalysisError('heads is empty; give heads such as "2.1", or "all"')
         return found
@@ -98,10 +93,10 @@ def _chosen(record: Record, layers: Positions, heads: str | Sequence[str]) -> di
         return {layer: list(range(record.n_heads)) for layer in record.layers}
     found = {}
     for layer in np.atleast_1d(np.asarray(layers)).tolist():
-        named = record.layers[layer] if -len(record.layers) <= layer < 0 else layer
-        if named not in record.layers:
+        number = record.layers[layer] if -len(record.layers) <= layer < 0 else layer
+        if number not in record.layers:
             raise AnalysisError(f"layer {layer} is not in this record; it has layers {record.layers}")
-        found[named] = list(range(record.n_heads))
+        found[number] = list(range(record.n_heads))
     if not found:
         raise AnalysisError('layers is empty; give layer numbers, -1 for the last, or "all"')
     return found

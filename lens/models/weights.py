@@ -105,6 +105,11 @@ def layer_weights(model: HookedModel, layer: int) -> LayerWeights:
     return LayerWeights(found.W_Q, found.W_K, found.W_V, output, norm_gain(before, width).to(found.W_Q))
 
 
+def triangle(thin: Tensor) -> Tensor:
+    """R of the QR decomposition of [..., d_model, d_head]; `R_1 R_2ᵀ` has the singular values of the whole product."""
+    return torch.linalg.qr(thin, mode="r").R
+
+
 def circuit_ends(model: HookedModel) -> tuple[Tensor, Tensor]:
     """Token embedding [vocab, d_model] and unembedding [d_model, vocab] with the last norm's gain folded
     in."""

@@ -49,17 +49,29 @@ def chosen(heads: Heads, layers: Layers, model_layers: list[int], n_heads: int) 
     if plain == "all":
         return {layer: torch.ones(n_heads, dtype=torch.bool) for layer in sorted(allowed)}
     found = _listed(plain, model_layers, n_heads)
-    wrong = [str(h) for h in found if h.layer not in model_layers or h.head >= n_heads]
-    if wrong:
-        raise HeadError(
-            f"no such head: {', '.join(wrong)}; the model has layers {_span(model_layers)} with heads 0 to "
-            f"{n_heads - 1}"
-        )
+    _refuse_missing(found, model_layers, n_heads, "the model")
     masks: dict[int, Tensor] = {}
     for layer, head in found:
         if layer in allowed:
             masks.setdefault(layer, torch.zeros(n_heads, dtype=torch.bool))[head] = True
     return masks
+
+
+def named(
+    given: str | Iterable[str | Head], layers: list[int], n_heads: int, of: str = "the model"
+) -> list[Head]:
+    """Heads such as "5.1 5.4" or ["5.1", "5.4"], each once, in their order; HeadError lists those that do not exist."""
+    listed = given.replace(",", " ").split() if isinstance(given, str) else given
+    found = list(dict.fromkeys(map(Head.parse, listed)))
+    _refuse_missing(found, layers, n_heads, of)
+    return found
+
+
+def _refuse_missing(heads: list[Head], layers: list[int], n_heads: int, of: str) -> None:
+    if wrong := [str(h) for h in heads if h.layer not in layers or h.head >= n_heads]:
+        raise HeadError(
+            f"no such head: {', '.join(wrong)}; {of} has layers {_span(layers)} with heads 0 to {n_heads - 1}"
+        )
 
 
 def as_data(heads: Any) -> Any:

@@ -10,8 +10,9 @@ import torch
 import transformers as hf
 
 import headwater as hw
+from headwater.analyses._prompts.examples import repeated_tokens
 from headwater.analyses.heads.head_importance import head_importance
-from headwater.analyses.heads.head_roles import head_roles, repeated_tokens
+from headwater.analyses.heads.head_roles import head_roles
 from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.analyses.tokens.attention_distance import attention_distance
 from headwater.analyses.tokens.rollout import rollout

@@ -12,7 +12,8 @@ import torch
 import transformers as hf
 
 import headwater as hw
-from headwater.analyses.heads.head_roles import ROLES, head_roles, repeated_tokens
+from headwater.analyses._prompts.examples import repeated_tokens
+from headwater.analyses.heads.head_roles import ROLES, head_roles
 from headwater.lens.errors import AnalysisError
 
 

@@ -11,7 +11,8 @@ import torch
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses.heads.head_significance import corrected_p, paired_bootstrap
+from headwater.analyses._measures.bootstrap import corrected_p
+from headwater.analyses.heads.head_significance import paired_bootstrap
 from headwater.lens.errors import AnalysisError
 
 
