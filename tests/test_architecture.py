@@ -1,18 +1,28 @@
-"""The promises of the folders: who may import whom, where heavy libraries live, how large a file may grow."""
+"""The promises of the folders: who may import whom, where heavy libraries live, where tests stand, how large a file may
+grow."""
 
 import ast
+import functools
+import graphlib
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "lens", "analyses", "dashboard")  # each may import itself and those before it
+ROOMS = {  # the sub-folders and files of each folder: each may import itself and those before it
+    "kernels": "tiles edits rules reference backends maps attend",
+    "lens": "errors naming attention models records prompts running edits transformer_lens model loading recipes"
+    " experiments",
+    "analyses": "_catalogue _prompts _measures _runs _streams tokens heads sinks logits circuits",
+    "dashboard": "export runs state figures widgets scores tokens experiment edit_form sidebar pages views app launch",
+}
 FILES = sorted(path for folder in (*FOLDERS, "data") for path in (ROOT / folder).rglob("*.py"))
+FACE = sorted((ROOT / "headwater").glob("*.py")) + sorted((ROOT / "headwater" / "command").glob("*.py"))
 HOMES = {  # library: the folders or files that may import it
     "triton": ("kernels/backends/triton/",),
     "transformer_lens": ("lens/transformer_lens/",),
@@ -20,47 +30,153 @@ HOMES = {  # library: the folders or files that may import it
     "plotly": ("dashboard/",),
     "streamlit": ("dashboard/",),
 }
-LONGEST = 400
+CLEAN = ("analyses", "dashboard")
+MIRRORED = ("analyses",)
+LONGEST = 400  # lines of a file
+FULLEST = 25  # files of a room
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports_of(path: Path) -> Iterator[str]:
+def module_of(path: Path) -> str:
+    """`headwater.lens.model` for lens/model.py; a package for its __init__.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    start = () if parts[0] == "headwater" else ("headwater",)
+    return ".".join(part for part in (*start, *parts) if part != "__init__")
+
+
+MODULES = {module_of(path): path for path in (*FILES, *FACE)}
+
+
+@functools.cache
+def imports_of(path: Path) -> tuple[str, ...]:
     """Every module a file imports, at its top or inside functions; type-checking blocks included."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # `from headwater import lens` names a folder too
-            yield "." * node.level + (node.module or "")
-            if node.module == "headwater":
-                yield from (f"headwater.{alias.name}" for alias in node.names)
+            module = "." * node.level + (node.module or "")
+            inner = [f"{module}.{alias.name}" for alias in node.names]
+            # `from headwater import lens` names a folder, and `from headwater.lens.models import parts` a file
+            found += [module] if module == "headwater" else []
+            found += (name if name in MODULES or module == "headwater" else module for name in inner)
+    return tuple(found)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_run_one_way(path: Path) -> None:
-    folder = path.relative_to(ROOT).parts[0]
-    below = FOLDERS[: FOLDERS.index(folder) + 1] if folder in FOLDERS else ("data",)
-    allowed = {*below, "data"} if folder == "lens" else set(below)
-    for module in imports_of(path):
-        assert not module.startswith("."), f"relative import {module}: write headwater.{folder}…"
-        first, *rest = module.split(".")
-        assert first not in {*FOLDERS, "data"}, f"{module} without headwater. in front"
-        if first == "headwater" and rest:
-            assert rest[0] not in {*FOLDERS, "data"} - allowed, f"{folder} must not import {module}"
-        if module == "headwater":
-            assert folder == "dashboard", (
-                f"{folder} must import headwater.<folder>.<file>, the public face is above it"
+def opening(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def room_of(module: str) -> str:
+    """`lens.records` for everything in that folder; the file itself where it lies in no sub-folder."""
+    return ".".join(module.split(".")[1:3])
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The names along one circle of imports, or nothing."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for path in FILES:
+        folder = path.relative_to(ROOT).parts[0]
+        below = FOLDERS[: FOLDERS.index(folder) + 1] if folder in FOLDERS else ("data",)
+        allowed = {*below, "data"} if folder == "lens" else set(below)
+        for module in imports_of(path):
+            first, *rest = module.split(".")
+            if module.startswith("."):
+                wrong.append(f"{name_of(path)}: relative import {module}: write headwater.{folder}…")
+            elif first in {*FOLDERS, "data"}:
+                wrong.append(f"{name_of(path)}: {module} without headwater. in front")
+            elif first == "headwater" and rest and rest[0] in {*FOLDERS, "data"} - allowed:
+                wrong.append(f"{name_of(path)}: {folder} must not import {module}")
+            elif module == "headwater" and folder != "dashboard":
+                wrong.append(
+                    f"{name_of(path)}: import headwater.<folder>.<file>, the public face is above {folder}"
+                )
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("folder", CLEAN)
+def test_rooms_stand_in_their_order(folder: str) -> None:
+    order = ROOMS[folder].split()
+    wrong = []
+    for path in (ROOT / folder).rglob("*.py"):
+        room = path.relative_to(ROOT / folder).with_suffix("").parts[0]
+        assert room in order, f"{name_of(path)}: give the room its place in ROOMS"
+        for module in imports_of(path):
+            if module.startswith(f"headwater.{folder}."):
+                other = module.split(".")[2]
+                if order.index(other) > order.index(room):
+                    wrong.append(f"{name_of(path)} imports {module}, but {room} stands below {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_circles() -> None:
+    """Neither files nor rooms import each other in a circle, imports for annotations and in functions included."""
+    files = {
+        module: {name for name in imports_of(path) if name in MODULES} - {module}
+        for module, path in MODULES.items()
+        if name_of(path).startswith(CLEAN)
+    }
+    assert not circle(files), " → ".join(circle(files))
+    rooms: dict[str, set[str]] = {}
+    for module, others in files.items():
+        rooms.setdefault(room_of(module), set()).update(map(room_of, others))
+    rooms = {room: others - {room} for room, others in rooms.items()}
+    assert not circle(rooms), " → ".join(circle(rooms))
+
+
+def test_every_room_is_small_and_opens_with_its_promise() -> None:
+    wrong = []
+    for room in sorted({path.parent for path in FILES if path.relative_to(ROOT).parts[0] in FOLDERS}):
+        count = len(list(room.glob("*.py")))
+        if count > FULLEST:
+            wrong.append(f"{name_of(room)} has {count} files; the most is {FULLEST}")
+        if room.parent == ROOT or "dashboard" in room.parts:
+            continue
+        first = opening(room / "__init__.py").split("\n\n")[0].replace("\n", " ")
+        if not re.fullmatch(r"[A-Z`].+[.:]", first) or ". " in first:
+            wrong.append(f"{name_of(room)}/__init__.py does not open with one sentence: {first!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_tests_mirror_the_folders() -> None:
+    """An analysis has a test file of its name; other code has one, or a test beside it opens with the file's name."""
+    wrong = []
+    for path in FILES:
+        folder, *rooms, name = path.relative_to(ROOT).parts
+        private = any(part.startswith("_") for part in (*rooms, name))
+        if folder not in MIRRORED or name == "__init__.py":
+            continue
+        tests = (ROOT / "tests" / folder).joinpath(*rooms)
+        if (tests / f"test_{name.lstrip('_')}").exists():
+            continue
+        if folder == "analyses" and not private:
+            wrong.append(f"{name_of(path)}: there is no {name_of(tests)}/test_{name}")
+        elif folder != "analyses" and not any(f"`{name}`" in opening(test) for test in tests.glob("*.py")):
+            wrong.append(
+                f"{name_of(path)}: neither {name_of(tests)}/test_{name} nor a test there that names it"
             )
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_heavy_libraries_stay_at_home(path: Path) -> None:
-    for library, homes in HOMES.items():
-        if not name_of(path).startswith(homes):
-            assert library not in {module.split(".")[0] for module in imports_of(path)}
+def test_heavy_libraries_stay_at_home() -> None:
+    wrong = [
+        f"{name_of(path)} imports {library}"
+        for path in FILES
+        for library in {module.split(".")[0] for module in imports_of(path)}
+        if not name_of(path).startswith(HOMES.get(library, ""))
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_figures_know_no_streamlit_and_views_no_mathematics() -> None:
@@ -79,7 +195,7 @@ def test_folders_are_parts_of_headwater_not_packages_of_their_own() -> None:
 
 
 def test_no_file_is_too_long() -> None:
-    written = [*FILES, *(ROOT / "headwater").glob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    written = [*FILES, *FACE, *(ROOT / "tests").rglob("*.py")]
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in written}
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
