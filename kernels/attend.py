@@ -15,6 +15,7 @@ from headwater.kernels.backends.triton import backend as triton_backend, launch
 from headwater.kernels.edits import WeightEdit, WeightStep
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.reference import dense
+from headwater.kernels.rules.fits import check_fit
 from headwater.kernels.rules.prepare import prepare
 from headwater.kernels.rules.rule import ScoreRule
 
@@ -73,6 +74,7 @@ def attend(
     z always carries gradients. The map does if `differentiable`: its products and statistics then hold a graph of the
     size of the whole map, and come from blocks of rows, as fused kernels have no gradient of their log-sum-exp.
     """
+    check_fit(q, k, v, rule, edits)
     given = (q, k, v, rule)
     q, k, rule = prepare(q, k, rule)
     name, _ = choose(rule, q, edits, backend, v.shape[-1], k)

@@ -1,0 +1,90 @@
+"""Whether queries, keys, values, the score rule and the edits of one call fit together, before anything is computed.
+
+The mask says how many queries and keys there are, `q` how many batch rows and heads. Everything else is held to those:
+tensors that broadcast by accident would give finite, wrong numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+
+from torch import Tensor
+
+from headwater.kernels.rules.rule import ScoreRule
+
+# The shapes a tensor field of an edit, its condition or its pattern may have, by the name of the field.
+SHAPES = {
+    "heads": ("head", "batch|1, head"),
+    "queries": ("batch|1, query",),
+    "keys": ("batch|1, key",),
+    "to": ("batch|1, key",),
+    "of": ("batch|1, key",),
+    "within": ("batch|1, key",),
+    "bias": ("batch|1, key", "batch|1, head|1, key"),
+    "rows": ("batch|1, head|1, query",),
+    "ids": ("batch|1, any",),
+    "weights": ("batch|1, head|1, any, any",),
+}
+
+
+def check_fit(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[object] = ()) -> None:
+    """ValueError with names and numbers where a shape does not fit.
+
+    `q` [batch, head, query, d_head], `k` [batch, kv head, key, d_head], `v` [batch, kv head, key, d_value].
+    """
+    if q.dim() != 4:
+        raise ValueError(f"q must be [batch, head, query, d_head]; got {list(q.shape)}")
+    batch, heads, _, width = q.shape
+    sizes = {"batch": batch, "head": heads, "query": rule.mask.queries, "key": rule.mask.keys}
+    kv_heads = k.shape[1] if k.dim() == 4 else -1
+    known = sizes | {"kv head": kv_heads, "d_head": width}
+    _hold("q", q, ("batch, head, query, d_head",), known)
+    _hold("k", k, ("batch, kv head, key, d_head",), known)
+    _hold("v", v, ("batch, kv head, key, any",), known)
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(
+            f"q has {heads} heads and k {kv_heads}; the heads of q must be a multiple of those of k"
+        )
+    _hold("sinks", rule.sinks, ("head", "batch|1, head, query|1"), sizes)
+    _hold("bias", rule.bias, ("batch|1, head|1, query|1, key|1",), sizes)
+    _hold("alibi", rule.alibi, ("head",), sizes)
+    for name in ("valid_keys", "valid_queries", "documents"):
+        _hold(f"mask.{name}", getattr(rule.mask, name), ("batch|1, any",), sizes)
+    for edit in (*rule.edits, *edits):
+        for name, tensor in _tensors(edit):
+            _hold(f"{type(edit).__name__}.{name}", tensor, SHAPES[name], sizes)
+
+
+def _hold(name: str, given: Tensor | None, forms: tuple[str, ...], sizes: Mapping[str, int]) -> None:
+    if given is None or any(_fits(given, form.split(", "), sizes) for form in forms):
+        return
+    wanted = " or ".join(
+        f"[{form}] = [{', '.join(_number(axis, sizes) for axis in form.split(', '))}]" for form in forms
+    )
+    raise ValueError(f"{name} must be {wanted}; got {list(given.shape)}")
+
+
+def _fits(given: Tensor, axes: list[str], sizes: Mapping[str, int]) -> bool:
+    if given.dim() != len(axes):
+        return False
+    return all(
+        axis == "any" or size == sizes[axis.removesuffix("|1")] or (axis.endswith("|1") and size == 1)
+        for axis, size in zip(axes, given.shape, strict=True)
+    )
+
+
+def _number(axis: str, sizes: Mapping[str, int]) -> str:
+    return axis if axis == "any" else axis.replace(axis.removesuffix("|1"), str(sizes[axis.removesuffix("|1")]))
+
+
+def _tensors(edit: object) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an edit by the name of their field, those of its condition and its pattern too."""
+    if not is_dataclass(edit):
+        return
+    for field in fields(edit):
+        value = getattr(edit, field.name)
+        if isinstance(value, Tensor):
+            yield field.name, value
+        elif field.name in ("condition", "pattern"):
+            yield from _tensors(value)
