@@ -75,7 +75,9 @@ def _fits(given: Tensor, axes: list[str], sizes: Mapping[str, int]) -> bool:
 
 
 def _number(axis: str, sizes: Mapping[str, int]) -> str:
-    return axis if axis == "any" else axis.replace(axis.removesuffix("|1"), str(sizes[axis.removesuffix("|1")]))
+    return (
+        axis if axis == "any" else axis.replace(axis.removesuffix("|1"), str(sizes[axis.removesuffix("|1")]))
+    )
 
 
 def _tensors(edit: object) -> Iterator[tuple[str, Tensor]]:
