@@ -15,13 +15,19 @@ from headwater.lens.errors import HeadError
 
 
 class Head(NamedTuple):
-    """One attention head; per query head, also under grouped queries."""
+    """One attention head, written `layer.head`; layers and heads count from 0, heads are query heads.
+
+    >>> import headwater as hw
+    >>> hw.Head.parse("5.1")
+    Head(layer=5, head=1)
+    """
 
     layer: int
     head: int
 
     @classmethod
     def parse(cls, text: str | Head | tuple[int, int]) -> Head:
+        """The head that `text` names. HeadError where it names none."""
         if isinstance(text, tuple) and len(text) == 2 and all(isinstance(n, int) for n in text):
             return cls(*text)
         if isinstance(text, str) and (match := re.fullmatch(r"\s*(\d{1,5})\.(\d{1,5})\s*", text)):
