@@ -16,6 +16,7 @@ from xml.etree.ElementTree import ParseError
 import networkx as nx
 
 from headwater.lens.errors import AnalysisError
+from headwater.lens.files import as_text, parse_json, read_bytes, write_text
 
 Form = Literal["graphml", "json", "neuronpedia"]
 MOST_BYTES = 256 * 2**20
@@ -43,8 +44,7 @@ def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None)
         text = json.dumps(as_neuronpedia(graph), indent=1)
     else:
         raise AnalysisError(f"form={form!r} is unknown; give graphml, json or neuronpedia")
-    path.write_text(text, encoding="utf-8")
-    return path
+    return write_text(path, text, AnalysisError)
 
 
 def read_circuit(path: str | Path) -> nx.DiGraph:
@@ -60,19 +60,12 @@ def read_circuit(path: str | Path) -> nx.DiGraph:
         )
     path = Path(path)
     form = _form(path)
+    content = read_bytes(path, MOST_BYTES, AnalysisError, "give a smaller graph")
     try:
-        if not path.is_file() and path.exists():
-            raise AnalysisError(f"{path} is not a plain file; give a file of write_circuit")
-        if path.stat().st_size > MOST_BYTES:
-            raise AnalysisError(f"{path} is larger than {MOST_BYTES // 2**20} MiB; give a smaller graph")
-        found = _parsed(path.read_text(encoding="utf-8"), form)
+        found = _parsed(as_text(content, "it", _Strange), form)
         if not isinstance(found, nx.DiGraph) or found.is_multigraph():
             raise _Strange("it has no directions")
         _hold(found)
-    except OSError as error:
-        raise AnalysisError(
-            f"{path} can not be read: {error.strerror}; give a file of write_circuit"
-        ) from None
     except _Strange as fault:
         raise AnalysisError(f"{path} is not a graph that write_circuit wrote: {fault}") from None
     except (
@@ -100,16 +93,12 @@ def _parsed(text: str, form: Form) -> nx.Graph:
         for added in ("node_default", "edge_default"):  # by the reader
             found.graph.pop(added, None)
         return found
-    content = json.loads(text, parse_constant=_no_number)
+    content = parse_json(text, "it", _Strange)
     if not isinstance(content, dict):
         raise _Strange("it is no JSON object")
     if "metadata" in content:
         return _of_viewer(content)
     return nx.node_link_graph(content, edges="links")
-
-
-def _no_number(constant: str) -> Any:
-    raise _Strange(f"{constant} is not a number that JSON knows")
 
 
 def _hold(graph: nx.DiGraph) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._measures.bootstrap import finite_mean
-from headwater.analyses._measures.journal import Journal
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses.sinks._control_keys import control_keys
 from headwater.lens.edits import Redistribute
 from headwater.lens.errors import AnalysisError
+from headwater.lens.journal import Journal
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
 from headwater.lens.records.record import Record

@@ -20,7 +20,6 @@ from torch import Tensor
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import interval
-from headwater.analyses._measures.journal import Journal
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -34,7 +33,8 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.sinks._redistributed_runs import TREATMENTS, Find, Redistributions, Value
 from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
 from headwater.lens.errors import AnalysisError
-from headwater.lens.experiments.experiment import digest_of
+from headwater.lens.files import digest_of
+from headwater.lens.journal import Journal
 from headwater.lens.model import HookedModel, next_token_loss
 from headwater.lens.naming.heads import Head, chosen, named
 from headwater.lens.naming.tokens import Tokens
@@ -151,7 +151,8 @@ def redistribution_study(
     told |= {"heads": {name: _names(model, mask) for name, mask in sets.items()}}
     told |= {"texts": _digest(texts), "held_out": None if later is None else _digest(later)}
     filtered: list[str] | None = None
-    with Journal.open(resume, {"analysis": "redistribution_study", **told, **settings, **named}) as journal:
+    run = {"analysis": "redistribution_study", **told, **settings, **named}
+    with Journal.open(resume, run, lambda fault: AnalysisError(f"resume: {fault}")) as journal:
         if later is not None:
             filtered = _filter(model, later, find, value_of, batch_size, journal)
             sets[FILTERED] = _mask(model, filtered)

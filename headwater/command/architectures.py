@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater.lens.errors import HeadwaterError
+from headwater.lens.files import read_text, write_text
 
 if TYPE_CHECKING:
     from headwater.lens.loading.coverage import Row
 
+MOST_PAGE_BYTES = 2**24
 BEGIN, END = "<!-- made by headwater doctor --models --write -->", "<!-- end -->"
 NUMBERS = ("plain", "right", "left", "cache", "static", "maps", "attention_edit", "head_edit")
 HEADINGS = (
@@ -55,12 +57,11 @@ def read(text: str) -> dict[str, list[str]]:
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Put the table into a page that has the two marks, or make a page of it."""
     made = "\n".join([BEGIN, "", *table(rows), "", END])
-    try:
-        old = path.read_text(encoding="utf-8") if path.exists() else f"# Models\n\n{BEGIN}\n{END}\n"
-        before, begin, rest = old.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise HeadwaterError(f"{path} has no place for the table: it needs the lines {BEGIN} and {END}")
-        path.write_text(before + made + after, encoding="utf-8")
-    except OSError as error:
-        raise HeadwaterError(f"can not write {path}: {error.strerror or error}") from None
+    old = (
+        read_text(path, MOST_PAGE_BYTES, HeadwaterError) if path.exists() else f"# Models\n\n{BEGIN}\n{END}\n"
+    )
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise HeadwaterError(f"{path} has no place for the table: it needs the lines {BEGIN} and {END}")
+    write_text(path, before + made + after, HeadwaterError)

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from headwater.lens.errors import HeadwaterError
+from headwater.lens.files import check_target, write_text
 
 if TYPE_CHECKING:
     from headwater.analyses._catalogue.catalogue import Entry
@@ -98,6 +99,8 @@ def record(
     """Run prompts through a model and show, or save, what its heads do."""
     from headwater.command import inputs, output
 
+    if out is not None:
+        check_target(out, HeadwaterError)
     texts = inputs.prompts(prompts or [], file, whole)
     asked: dict[str, Any] = {"keep": () if keep == "none" else (keep,)}
     asked |= {"statistics": tuple(statistic)} if statistic else {}
@@ -112,7 +115,7 @@ def record(
     with loaded.edit(*changes), _busy("Recording"):
         found = loaded.record(texts, **asked)
     if out is not None:
-        inputs.write(out, found.save)
+        found.save(out)
     typer.echo(output.as_json(found.to_xarray()) if as_json else output.summary(found))
 
 
@@ -148,6 +151,8 @@ def analyze(
     if about:
         typer.echo(output.as_json(asked) if as_json else output.entry(asked))
         return
+    if html is not None:
+        check_target(html, HeadwaterError)
     settings = inputs.settings(asked, given or [])
     inputs.fits(asked, prompts or [], file, edits, saved, circuit)
     if saved is not None:
@@ -165,7 +170,7 @@ def analyze(
     if html is not None:
         with _extra("dashboard"):
             page = output.as_page(result)
-        inputs.write(html, lambda path: path.write_text(page, encoding="utf-8"))
+        write_text(html, page, HeadwaterError)
     typer.echo(output.as_json(result) if as_json else output.as_text(result))
 
 
@@ -179,7 +184,7 @@ def experiment(
 ) -> None:
     """Run an experiment file and write results beside it, or verify those that are there."""
     from headwater.command import output
-    from headwater.lens.experiments.results import run_file
+    from headwater.lens.experiments.run_file import run_file
 
     loaded = None if model is None else _load(model)
     with _counted("Running") as tell:
@@ -201,6 +206,8 @@ def doctor(
     from headwater.command import output
     from headwater.command.doctor import examine
 
+    if write is not None:
+        check_target(write, HeadwaterError)
     if models or write is not None:
         _architectures(write, as_json)
         return

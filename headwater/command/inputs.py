@@ -1,4 +1,4 @@
-"""What a command line is given, read and checked: prompts, layers, settings, edits, and the result file.
+"""What a command line is given, read and checked: prompts, layers, settings, edits.
 
 Each function gives back values or raises a one-line error that names the thing, what came, and the mend.
 """
@@ -6,13 +6,13 @@ Each function gives back values or raises a one-line error that names the thing,
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from headwater.lens.errors import AnalysisError, EditError, HeadwaterError, PromptError, RecordError, nearest
+from headwater.lens.errors import AnalysisError, EditError, PromptError, RecordError, nearest
+from headwater.lens.files import as_text, bounded, parse_json, read_text
 
 if TYPE_CHECKING:
     from headwater.analyses._catalogue.catalogue import Entry
@@ -26,10 +26,11 @@ def prompts(words: Sequence[str], file: Path | None, whole: bool) -> list[str]:
     if file is not None and words:
         raise PromptError(f"prompts were given twice, as arguments and in {file}; give one of them")
     if file is not None:
-        return _split(_content(file, MOST_PROMPT_BYTES, PromptError), str(file), whole)
+        return _split(read_text(file, MOST_PROMPT_BYTES, PromptError), str(file), whole)
     if list(words) == ["-"] or (not words and not sys.stdin.isatty()):
         name = "standard input"
-        return _split(_text(sys.stdin.buffer, name, MOST_PROMPT_BYTES, PromptError), name, whole)
+        content = bounded(sys.stdin.buffer, name, MOST_PROMPT_BYTES, PromptError)
+        return _split(as_text(content, name, PromptError), name, whole)
     if not words:
         raise PromptError("no prompt was given; give one in quotes, a file with --file, or pipe text in")
     return list(words)
@@ -119,64 +120,14 @@ def edits(file: Path) -> list[Any]:
     """Edits from JSON: a list of them, or an object that holds one as `edits`, as the dashboard saves it."""
     from headwater import edit_from_dict
 
-    text = _content(file, MOST_EDIT_BYTES, EditError)
-    try:
-        content = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise EditError(
-            f"{file}, line {error.lineno}, column {error.colno}: {error.msg}; give JSON"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise EditError(f"{file} is not JSON that can be taken: {error}") from None
+    content = parse_json(read_text(file, MOST_EDIT_BYTES, EditError), str(file), EditError)
     listed = content.get("edits") if isinstance(content, dict) else content
     if not isinstance(listed, list) or not all(isinstance(edit, dict) for edit in listed):
         raise EditError(f'{file} holds no list of edits; write [{{...}}] or {{"edits": [{{...}}]}}')
     return [edit_from_dict(edit) for edit in listed]
 
 
-def write(file: Path, save: Callable[[Path], Any]) -> None:
-    """Let `save` write a file; a folder that is not there or not writable is a one-line error."""
-    try:
-        save(file)
-    except OSError as error:
-        raise HeadwaterError(
-            f"{file} can not be written: {error.strerror or error}; give another path"
-        ) from None
-
-
-def _content(file: Path, most: int, kind: type[HeadwaterError]) -> str:
-    if file.exists() and not file.is_file():
-        raise kind(f"{file} is not a plain file; give a text file")
-    try:
-        with file.open("rb") as source:
-            return _text(source, str(file), most, kind)
-    except OSError as error:
-        raise kind(f"{file} can not be read: {error.strerror}; give a text file") from None
-
-
-def _text(source: BinaryIO, name: str, most: int, kind: type[HeadwaterError]) -> str:
-    content = source.read(most + 1)
-    if len(content) > most:
-        raise kind(f"{name} is larger than {most // 2**20} MiB; give a smaller one")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise kind(f"{name} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
-
-
 def _split(text: str, name: str, whole: bool) -> list[str]:
     if not text.strip():
         raise PromptError(f"{name} holds no prompt; put one on each line")
     return [text] if whole else [line for line in text.splitlines() if line.strip()]
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"the key {', '.join(sorted(twice))} stands twice in one object")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not a number that JSON knows")

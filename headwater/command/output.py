@@ -18,7 +18,7 @@ from headwater.lens.errors import AnalysisError
 
 if TYPE_CHECKING:
     from headwater.analyses._catalogue.catalogue import Entry
-    from headwater.lens.experiments.results import Outcome
+    from headwater.lens.experiments.run_file import Outcome
     from headwater.lens.records.record import Record
 
 # a column number, a count of queries, and a sum whose mean over keys is the rows' mass: their means say nothing

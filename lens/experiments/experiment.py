@@ -6,11 +6,10 @@ reads nothing outside of its own folder but embedded models and, by a hub id, th
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +20,8 @@ from headwater.lens.attention import context
 from headwater.lens.edits import Edit, edit_from_dict
 from headwater.lens.errors import ExperimentError, HeadwaterError
 from headwater.lens.experiments import measures
+from headwater.lens.experiments.results import Results, numbers_of, versions_now
+from headwater.lens.files import digest_of, parse_json, read_text, within, write_text
 from headwater.lens.naming.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 MOST_BYTES = 16 * 2**20
 FORMAT = 1
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-VERSIONS = ("headwater", "torch", "transformers")
 
 
 class Prompt(BaseModel):
@@ -91,7 +91,7 @@ class Experiment(BaseModel):
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
     tolerance: float = Field(default=1e-4, gt=0, le=1, allow_inf_nan=False)
-    versions: dict[str, str] = Field(default_factory=lambda: {name: version(name) for name in VERSIONS})
+    versions: dict[str, str] = Field(default_factory=versions_now)
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -104,14 +104,7 @@ class Experiment(BaseModel):
         """Read what `to_json` wrote; every fault is one line."""
         if len(text) > MOST_BYTES:
             raise ExperimentError(f"{name} is larger than {MOST_BYTES // 2**20} MiB; give a smaller one")
-        try:
-            data = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
-        except json.JSONDecodeError as error:
-            raise ExperimentError(
-                f"{name}, line {error.lineno}, column {error.colno}: {error.msg}; give JSON"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise ExperimentError(f"{name} is not JSON that can be taken: {error}") from None
+        data = parse_json(text, name, ExperimentError)
         if not isinstance(data, dict):
             raise ExperimentError(f"{name} holds a {type(data).__name__}; an experiment is an object")
         try:
@@ -124,16 +117,14 @@ class Experiment(BaseModel):
     @classmethod
     def open(cls, path: str | Path) -> Experiment:
         """Read an experiment file."""
-        return cls.from_json(read_text(Path(path)), str(path))
+        return cls.from_json(read_text(Path(path), MOST_BYTES, ExperimentError), str(path))
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> Path:
         """Write it, whole or not at all."""
-        from headwater.lens.experiments.results import write_text
-
-        return write_text(Path(path), self.to_json())
+        return write_text(Path(path), self.to_json(), ExperimentError)
 
     def inputs_digest(self) -> str:
         """Of everything that decides the results; the versions do not."""
@@ -162,13 +153,11 @@ class Experiment(BaseModel):
     def run(
         self, model: HookedModel | None = None, *, folder: str | Path | None = None,
         done: Mapping[int, Any] | None = None, tell: Callable[[int, dict[str, Any]], object] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Results:  # fmt: skip
         """`Results` of every prompt. `model` takes the place of the one that is named; its weights must be the same.
 
         `done` are results of some prompts from an earlier run, which are not run again; `tell` hears of each new one.
         """
-        from headwater.lens.experiments.results import Results
-
         place = None if folder is None else Path(folder)
         opened = self.load(place) if model is None else model
         if self.revision is not None and opened.revision != self.revision:
@@ -185,10 +174,12 @@ class Experiment(BaseModel):
         with torch.random.fork_rng(devices=[]), opened.edit(*edits):
             torch.manual_seed(self.seed)
             for number, tokens, answer, wrong in asked:
-                found[number] = self._measured(opened, tokens, answer, wrong)
+                found[number] = _finite(self._measured(opened, tokens, answer, wrong), number)
                 if tell is not None:
                     tell(number, found[number])
-        return Results.of(self, opened, [found[number] for number in range(len(self.prompts))])
+        return Results.of(
+            self.inputs_digest(), opened, [found[number] for number in range(len(self.prompts))]
+        )
 
     def _measured(
         self, model: HookedModel, tokens: Tokens, answer: int | None, wrong: list[int]
@@ -215,35 +206,14 @@ def _answers(model: HookedModel, prompt: Prompt, number: int) -> tuple[int | Non
     return answer, [measures.token(model, word, where) for word in prompt.wrong]
 
 
-def read_text(path: Path) -> str:
-    """A text file of bounded size; what is none is refused in one line."""
-    if path.exists() and not path.is_file():
-        raise ExperimentError(f"{path} is not a plain file; give an experiment file")
-    try:
-        with path.open("rb") as source:
-            content = source.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise ExperimentError(f"{path} can not be read: {error.strerror or error}") from None
-    if len(content) > MOST_BYTES:
-        raise ExperimentError(f"{path} is larger than {MOST_BYTES // 2**20} MiB; give a smaller one")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExperimentError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
-
-
-def within(folder: Path, name: str) -> Path | None:
-    """The file or folder of that name in `folder`; None where it lies outside, also by a link."""
-    if "\0" in name or Path(name).is_absolute():
-        return None
-    found = (folder / name).resolve()
-    return found if found.is_relative_to(folder.resolve()) else None
-
-
-def digest_of(content: Any) -> str:
-    """sha256 of the canonical JSON of plain data."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+def _finite(result: dict[str, Any], number: int) -> dict[str, Any]:
+    """The result of a prompt; numbers that JSON does not have are refused."""
+    for where, value in numbers_of(result, f"prompt {number}"):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ExperimentError(
+                f"{where} is {value}, which results can not hold; leave that measure or the edits out"
+            )
+    return result
 
 
 def _contained(edit: dict[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -268,23 +238,3 @@ def _first(error: ValidationError) -> str:
     came = came if len(came) <= 60 else came[:57] + "…"
     more = f" ({len(faults) - 1} more faults)" if len(faults) > 1 else ""
     return f"{where}: {faults[0]['msg']}; got {came}{more}"
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object"
-        )
-    return found
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not a number that JSON knows")
-
-
-def _finite(text: str) -> float:
-    if abs(value := float(text)) == float("inf"):
-        raise ValueError(f"{text[:20]} is too large a number")
-    return value

@@ -1,28 +1,25 @@
 """One safetensors file written tensor by tensor, seen by nobody until it is whole, and read back by mapping.
 
 The header stands at the front of such a file but is known last, so room is kept for it and filled up with blanks, as
-the format allows. What is being written has no name in the folder (where the file system can do that): a process that
-is killed leaves nothing behind, and an old file stays until the new one takes its place. Every tensor has its digest in
-the header, and the header its own. Cost: one pass over the data, the digest included; memory, one tensor.
+the format allows. The file gets its name when it is whole (`NewFile`). Every tensor has its digest in the header, and
+the header its own. Cost: one pass over the data, the digest included; memory, one tensor.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from headwater.lens.errors import RecordError
+from headwater.lens.files import NewFile, parse_json, unwritten
 
 DTYPES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
@@ -40,21 +37,13 @@ class RecordFile:
     """
 
     def __init__(self, path: Path, room: int = 0) -> None:
-        if not path.parent.is_dir():
-            raise RecordError(f"can not write {path}: the folder {path.parent} does not exist")
-        if path.is_dir():
-            raise RecordError(f"can not write {path}: it is a folder; give a file name")
         self.path = path
         self.table: dict[str, dict[str, Any]] = {}
         self.digests: dict[str, str] = {}
         self._room = _aligned(room)
         self._size = 0
-        self._beside: str | None = None
-        try:
-            self._file = self._nameless()
-            self._file.seek(8 + self._room)
-        except OSError as error:
-            raise self._refusal(error) from None
+        self._new = NewFile(path, RecordError)
+        self._new.file.seek(8 + self._room)
 
     def __enter__(self) -> RecordFile:
         return self
@@ -80,37 +69,22 @@ class RecordFile:
         try:
             if len(head) > self._room:
                 self._move(_aligned(len(head)))
-            self._file.seek(0)
-            self._file.write(self._room.to_bytes(8, "little") + head.ljust(self._room))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._name()
+            self._new.file.seek(0)
+            self._new.file.write(self._room.to_bytes(8, "little") + head.ljust(self._room))
         except OSError as error:
-            raise self._refusal(error) from None
-        finally:
             self.discard()
-        return self.path
+            raise unwritten(self.path, error, RecordError) from None
+        return self._new.finish()
 
     def discard(self) -> None:
         """Drop what was written so far; after `finish` there is nothing to drop."""
-        self._file.close()
-        if self._beside is not None:
-            Path(self._beside).unlink(missing_ok=True)
-            self._beside = None
-
-    def _nameless(self) -> BinaryIO:
-        try:
-            handle = os.open(self.path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
-        except (OSError, AttributeError):  # not on this file system, or not on this system
-            prefix = f".{self.path.name[:100]}."
-            handle, self._beside = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=self.path.parent)
-        return os.fdopen(handle, "w+b")
+        self._new.discard()
 
     def _write(self, name: str, kind: str, shape: list[int], data: memoryview) -> None:
         try:
-            self._file.write(data)
+            self._new.file.write(data)
         except OSError as error:
-            raise self._refusal(error) from None
+            raise unwritten(self.path, error, RecordError) from None
         self.digests[name] = hashlib.blake2b(data, digest_size=16).hexdigest()
         end = self._size + data.nbytes
         self.table[name] = {"dtype": kind, "shape": shape, "data_offsets": [self._size, end]}
@@ -133,35 +107,12 @@ class RecordFile:
 
     def _move(self, room: int) -> None:
         """The same data behind a larger header."""
-        old, old_beside = self._file, self._beside
-        self._beside = None
-        try:
-            self._file = self._nameless()
-            self._file.seek(8 + room)
-            old.seek(8 + self._room)
-            shutil.copyfileobj(old, self._file, 2**20)
-        finally:
-            old.close()
-            if old_beside is not None:
-                Path(old_beside).unlink(missing_ok=True)
+        with self._new as old:
+            self._new = NewFile(self.path, RecordError)
+            self._new.file.seek(8 + room)
+            old.file.seek(8 + self._room)
+            shutil.copyfileobj(old.file, self._new.file, 2**20)
         self._room = room
-
-    def _name(self) -> None:
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            if self._beside is None:
-                beside = f".{self.path.name[:100]}.{secrets.token_hex(6)}.part"
-                # with a folder's handle Python calls linkat, which follows /proc's link to the nameless file
-                os.link(f"/proc/self/fd/{self._file.fileno()}", beside, src_dir_fd=folder, dst_dir_fd=folder)
-                self._beside = str(self.path.parent / beside)
-            os.replace(self._beside, self.path)
-            self._beside = None
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def _refusal(self, error: OSError) -> RecordError:
-        return RecordError(f"can not write {self.path}: {error.strerror or error}")
 
 
 def read(path: Path, verify: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -177,7 +128,7 @@ def read(path: Path, verify: bool = False) -> tuple[dict[str, Any], dict[str, Te
         slices = {name: file.get_slice(name) for name in names}
         table = {n: {"dtype": s.get_dtype(), "shape": list(s.get_shape())} for n, s in slices.items()}
         text = metadata[META]
-        header = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        header = parse_json(text, f"{path}: the header", RecordError)
         if not isinstance(header, dict):
             raise ValueError("the header is no object")
         if "digests" in header and metadata.get(f"{META}_digest") != _digest(text, table):
@@ -208,14 +159,3 @@ def _digest(text: str, table: dict[str, dict[str, Any]]) -> str:
 
 def _aligned(size: int) -> int:
     return size + -size % ALIGNED
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in the header")
-    return found
-
-
-def _no_number(constant: str) -> Any:
-    raise ValueError(f"{constant} in the header is not a number that JSON knows")

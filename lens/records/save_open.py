@@ -21,6 +21,7 @@ from torch import Tensor
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import RecordError
+from headwater.lens.files import parse_json
 from headwater.lens.records.pack_maps import Packer, unpack
 from headwater.lens.records.record import Axis, Record
 from headwater.lens.records.safetensors_file import DTYPES, RecordFile, read
@@ -238,7 +239,7 @@ def _axis(take: Any, name: str) -> Axis:
         or valid.dtype != torch.bool
     ):
         raise ValueError(f"tokens {list(tokens.shape)} and valid {list(valid.shape)} do not belong together")
-    strings = json.loads(bytes(text.numpy()))
+    strings = parse_json(bytes(text.numpy()).decode(), "the token strings", RecordError)
     if [len(row) for row in strings] != [tokens.shape[1]] * len(tokens):
         raise ValueError("as many token strings as tokens are needed")
     return Axis(tokens, valid, [[str(word) for word in row] for row in strings])

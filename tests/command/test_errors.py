@@ -23,6 +23,11 @@ PROMPT = "the cat sat"
         (["record", "--file", "absent.txt", "-m", "TINY"], ["absent.txt", "No such file"]),
         (["record", "--file", ".", "-m", "TINY"], ["not a plain file"]),
         (["record", PROMPT, "-m", "TINY", "--out", "absent/run.safetensors"], ["absent"]),
+        (["record", PROMPT, "-m", "tasks-4", "--out", "absent/x"], ["the folder absent does not exist"]),
+        (
+            ["analyze", "rollout", PROMPT, "-m", "tasks-4", "--html", "absent/x"],
+            ["the folder absent does not"],
+        ),
         (["analyze", "rolout", PROMPT, "-m", "TINY"], ["rolout", "rollout"]),
         (["analyze", "rollout", PROMPT, "-m", "TINY", "--set", "residul=1"], ["residul", "residual"]),
         (["analyze", "rollout", PROMPT, "-m", "TINY", "--set", "residual=much"], ["much", "a number"]),

@@ -91,6 +91,6 @@ def test_ctrl_c_leaves_what_is_done_and_the_next_run_goes_on(tmp_path) -> None:
         running.kill()
         running.communicate()
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert [line["prompt"] for line in lines[1:]] == list(range(len(lines) - 1))
+    assert [json.loads(line["piece"])[0] for line in lines] == ["run", *map(str, range(len(lines) - 1))]
     assert len(lines) > 2
     assert not (tmp_path / "run.results.json").exists()

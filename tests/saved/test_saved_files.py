@@ -15,6 +15,7 @@ import pytest
 
 import headwater as hw
 from headwater import analyses
+from headwater.lens.experiments.run_file import run_file
 
 HERE = Path(__file__).parent
 NUMBERS = json.loads((HERE / "numbers.json").read_text(encoding="utf-8"))
@@ -39,6 +40,16 @@ def test_an_experiment_is_verified(tmp_path: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "verified: 128 values agree" in run.stdout, run.stdout
+
+
+def test_an_experiment_goes_on_from_its_journal(tmp_path: Path) -> None:
+    for name in ("experiment.json", "experiment.partial.jsonl"):
+        shutil.copy(HERE / name, tmp_path)
+    told: list[tuple[int, int]] = []
+    found = run_file(tmp_path / "experiment.json", None, lambda done, of: told.append((done, of)))
+    assert told == [(2, 2)]
+    earlier = json.loads((HERE / "experiment.partial.jsonl").read_text().splitlines()[1])
+    assert found.results.results[0] == earlier["result"]
 
 
 @pytest.mark.parametrize("form", ["graphml", "json"])

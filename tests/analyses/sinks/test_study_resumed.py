@@ -20,10 +20,10 @@ import torch
 import xarray as xr
 
 import headwater as hw
-from headwater.analyses._measures.journal import Journal
 from headwater.analyses.sinks import _redistributed_runs
 from headwater.analyses.sinks.redistribution_study import redistribution_study
 from headwater.lens.errors import AnalysisError
+from headwater.lens.journal import Journal
 
 SETTINGS: dict[str, Any] = {
     "keep": "0 0.5", "heads": "0.1 1.0 2.2", "threshold": 0.2, "controls": 2, "draws": 20, "batch_size": 3,
@@ -83,7 +83,7 @@ def test_stopped_by_an_error_at_any_place(pairs: Callable, tmp_path: Path, passe
 SCRIPT = """
 import os, signal, sys
 import headwater as hw
-from headwater.analyses._measures.journal import Journal
+from headwater.lens.journal import Journal
 put, seen = Journal.put, []
 def killed(self, name, value):
     put(self, name, value)
@@ -178,12 +178,12 @@ def test_what_is_of_another_study_or_was_changed_is_refused(
 
 def test_numbers_come_back_as_the_same_bits(tmp_path: Path) -> None:
     numbers = [0.1, -0.0, 5e-324, 1.7976931348623157e308, float("nan"), float("inf"), 1 / 3]
-    with Journal.open(tmp_path / "file", {"a": 1}) as journal:
+    with Journal.open(tmp_path / "file", {"a": 1}, AnalysisError) as journal:
         journal.put("x", numbers)
-    with Journal.open(tmp_path / "file", {"a": 1}) as journal:
+    with Journal.open(tmp_path / "file", {"a": 1}, AnalysisError) as journal:
         assert np.array(journal.get("x")).tobytes() == np.array(numbers).tobytes()
         assert journal.get("y") is None
     assert all(json.loads(line)["sha256"] for line in (tmp_path / "file").read_text().splitlines())
     (tmp_path / "empty").touch()
-    with Journal.open(tmp_path / "empty", {"a": 1}) as journal:
+    with Journal.open(tmp_path / "empty", {"a": 1}, AnalysisError) as journal:
         assert journal.get("x") is None

@@ -16,8 +16,9 @@ import torch
 
 import headwater as hw
 from headwater.lens.errors import ExperimentError, HeadwaterError
-from headwater.lens.experiments.experiment import within
-from headwater.lens.experiments.results import Results, run_file
+from headwater.lens.experiments.results import Results
+from headwater.lens.experiments.run_file import run_file
+from headwater.lens.files import within
 
 PROMPT = "When Mary and John went to the store , John gave a drink to"
 EDITS = [hw.Redistribute([0], 0.2), hw.ScaleHeads({"1.1": 0.5}), hw.Knockout(slice(-2, None), [1])]
@@ -143,6 +144,15 @@ def test_an_interrupted_run_goes_on_where_it_was(model, tmp_path):
     assert not journal.exists()
     (tmp_path / "run.results.json").unlink()
     assert run_file(file, model).results.results == outcome.results.results
+    # a changed digit is measured again, and so are the lines behind it
+    (tmp_path / "run.results.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run_file(file, model, stop)
+    text = journal.read_text()
+    value = outcome.results.results[0]["after"]["loss"]
+    journal.write_text(text.replace(str(value), str(value + 1)))
+    assert journal.read_text() != text
+    assert run_file(file, model).results.results == outcome.results.results
     # a journal of another experiment is not taken up
     (tmp_path / "run.results.json").unlink()
     journal.write_text('{"inputs": "other"}\n{"prompt": 0, "result": {"before": {"loss": 0.0}}}\n')
@@ -227,6 +237,44 @@ def test_other_weights_and_answers_that_are_no_token_are_refused(model):
         asked(prompts=[PROMPT], measures=["probability"]).run(model)
     with pytest.raises(ExperimentError, match="prompt 0: token id 99999"):
         asked(prompts=[{"tokens": [99999]}]).run(model)
+
+
+def test_two_runs_of_one_file_do_not_meet(model, tmp_path):
+    file = asked(prompts=[PROMPT, "the store"], measures=["loss"]).save(tmp_path / "run.json")
+
+    def again(done, of):
+        with pytest.raises(ExperimentError, match="in use by another run"):
+            run_file(file, model)
+
+    first = run_file(file, model, again)
+    assert (first.verified, sorted(p.name for p in tmp_path.iterdir())) == (
+        None,
+        ["run.json", "run.results.json"],
+    )
+
+
+def test_results_of_any_size_are_read_by_the_version_that_wrote_them(model, tmp_path):
+    file = asked(measures=["loss"]).save(tmp_path / "run.json")
+    target = run_file(file, model).path
+    target.write_text(target.read_text() + " " * (17 * 2**20))
+    assert run_file(file, model).verified is True
+
+
+@pytest.mark.parametrize("held", ["[5]", "[]", "5", '[{"after": {}}]', '[{"before": 3}]'])
+def test_results_of_odd_types_are_refused_in_one_line(held, model, tmp_path):
+    file = asked(measures=["loss"]).save(tmp_path / "run.json")
+    target = run_file(file, model).path
+    data = json.loads(target.read_text()) | {"results": json.loads(held)}
+    target.write_text(Results(**{n: data[n] for n in Results.__dataclass_fields__}).to_json())
+    with pytest.raises(ExperimentError, match="holds no results of an experiment"):
+        run_file(file, model)
+
+
+def test_a_loss_that_is_no_number_is_refused_in_one_line(model, tmp_path, monkeypatch):
+    file = asked(measures=["loss"]).save(tmp_path / "run.json")
+    monkeypatch.setattr(type(model), "loss", lambda self, found: torch.tensor([float("nan")]))
+    with pytest.raises(ExperimentError, match=r"^prompt 0.before.loss is nan, which results can not hold"):
+        run_file(file, model)
 
 
 def test_a_full_disk_leaves_the_old_results(model, tmp_path, monkeypatch):
