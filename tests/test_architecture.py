@@ -31,7 +31,7 @@ HOMES = {  # library: the folders or files that may import it
     "streamlit": ("dashboard/",),
 }
 CLEAN = ("analyses", "dashboard")
-MIRRORED = ("analyses",)
+MIRRORED = ("analyses", "kernels")
 LONGEST = 400  # lines of a file
 FULLEST = 25  # files of a room
 

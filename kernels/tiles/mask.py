@@ -203,9 +203,9 @@ class Mask:
         column = torch.arange(self.queries) + self.shift
         shown = (self.left is None or self.left >= 0) and (self.right is None or self.right >= 0)
         inside = ((column >= 0) & (column < self.keys) & shown)[None]
-        if self.valid_keys is None:
+        if self.valid_keys is None or not self.keys:
             return inside
-        return inside & self.valid_keys.cpu()[:, column.clamp(0, max(self.keys - 1, 0))]
+        return inside & self.valid_keys.cpu()[:, column.clamp(0, self.keys - 1)]
 
     def trimmed(self, first: int, last: int) -> Mask:
         """The same mask over the columns `first:last` alone."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headwater.kernels.edits import BlockScores, MixIdentity, Rescale, ScaleScores
+from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 
@@ -107,16 +108,17 @@ def cases(draw, edited: bool | None = None, plain: bool = False, wide: bool = Fa
     return Case(q, k, normal(batch, kv_heads, keys, value_width), rule, tuple(edits), groups)
 
 
-def near(found: Tensor, expected: Tensor, error: float, what: str) -> None:
-    """Equal to `error`, absolute and relative, in float64; NaN where NaN is expected."""
-    torch.testing.assert_close(
-        found.double(),
-        expected.double(),
-        atol=error,
-        rtol=error,
-        equal_nan=True,
-        msg=lambda m: f"{what}: {m}",
-    )
+def wanted(case: Case) -> reference.Dense:
+    """The reference, its rows of padding emptied."""
+    dense = reference.attend(case.q, case.k, case.v, case.rule, case.edits)
+    valid = case.rule.mask.valid_queries
+    return dense if valid is None else dense._replace(weights=dense.weights * valid[:, None, :, None])
+
+
+def sees_something(case: Case) -> reference.Dense:
+    """The reference; rows that see no key have no weights, whatever an edit would keep there."""
+    dense = reference.attend(case.q, case.k, case.v, case.rule, case.edits)
+    return dense._replace(weights=torch.where(torch.isinf(dense.lse)[..., None], 0.0, dense.weights))
 
 
 def rich(kind: str, device: str) -> Case:

@@ -30,10 +30,6 @@ def fitting(kind: Normaliser) -> Mask:
     return FULL if kind.name == "sinkhorn" else CAUSAL
 
 
-def near(found, expected, error=1e-9):
-    torch.testing.assert_close(found.double(), expected.double(), atol=error, rtol=error)
-
-
 def dense(map: AttentionMap) -> torch.Tensor:
     batch, heads, queries, keys = map.shape
     return map.block(Block(slice(0, batch), torch.arange(heads), slice(0, queries), slice(0, keys)))

@@ -1,8 +1,4 @@
-"""Every backend against the dense float64 reference: outputs, lse, maps, products and statistics.
-
-Mutations seen to fail here: window off by one, lower-right instead of upper-left alignment, sink left out of lse, mean
-over the query group instead of per query head, key offset ignored, gain computed after the keys were scaled.
-"""
+"""What holds for every backend alike: rows do not mix, extreme scores stay finite, gradients are the reference's."""
 
 from __future__ import annotations
 
@@ -10,120 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import Case, cases
-from hypothesis import HealthCheck, given, settings, strategies as st
+from attention_cases import cases
+from comparison import close
+from hypothesis import HealthCheck, given, settings
 
-from headwater.kernels.attend import attend, choose
-from headwater.kernels.backends import blocked, flash
-from headwater.kernels.maps import statistics
-from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.attend import attend
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 
 PROFILE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-def close(actual, expected, scale=1.0, message=""):
-    """float32 arithmetic against float64: rounding of the scores (up to about 100 here) enters the exponential."""
-    torch.testing.assert_close(
-        actual.double(),
-        expected.double(),
-        atol=3e-5 * scale,
-        rtol=3e-5,
-        equal_nan=True,
-        msg=lambda m: f"{message}: {m}",
-    )
-
-
-def expected_map(case: Case) -> reference.Dense:
-    dense = reference.attend(case.q, case.k, case.v, case.rule, case.edits)
-    valid = case.rule.mask.valid_queries
-    return dense if valid is None else dense._replace(weights=dense.weights * valid[:, None, :, None])
-
-
-@PROFILE
-@given(cases(), st.sampled_from([1, 40, 2**19]))
-def test_blocked_agrees_with_the_reference(case, elements):
-    before = blocked.BLOCK_ELEMENTS
-    blocked.BLOCK_ELEMENTS = elements
-    try:
-        z, map = attend(case.q, case.k, case.v, case.rule, case.edits, "blocked")
-        dense = expected_map(case)
-        close(z, reference.attend(case.q, case.k, case.v, case.rule, case.edits).z, 5, "z")
-        close(map.dense(), dense.weights, 1, "map")
-        expected = reference.statistics(dense, case.rule, case.groups)
-        found = map.statistics(statistics.NAMES, case.groups)
-        assert set(found) == set(expected)
-        for name in found:
-            if name != "argmax":
-                close(
-                    found[name],
-                    expected[name],
-                    {
-                        "distance": 40,
-                        "distance_squared": 2000,
-                        "windowed_distance": 10,
-                        "lse": 10,
-                        "entropy": 10,
-                        "received": 33,
-                    }.get(name, 1),
-                    name,
-                )
-        places = found["argmax"]
-        assert ((places >= 0) == (expected["argmax"] >= 0)).all()
-        top = dense.weights.gather(-1, places.clamp_min(0)[..., None])[..., 0]
-        close(top[places >= 0], expected["max"][places >= 0], 1, "argmax")
-    finally:
-        blocked.BLOCK_ELEMENTS = before
-
-
-@PROFILE
-@given(cases(plain=True))
-def test_flash_agrees_with_the_reference(case):
-    reason = flash.refuses(case.rule, case.q)
-    assert reason is None
-    z, map = attend(case.q, case.k, case.v, case.rule, (), "flash")
-    dense = reference.attend(case.q, case.k, case.v, case.rule)
-    close(z, dense.z, 5, "z")
-    silent = torch.isinf(map.lse)
-    close(map.lse[~silent], dense.lse[~silent], 10, "lse")
-    close(map.dense(), expected_map(case).weights, 1, "map")
-
-
-@PROFILE
-@given(cases(), st.sampled_from([1, 3, 20]), st.booleans())
-def test_products_agree_with_the_dense_map(case, columns, per_head):
-    _, map = attend(case.q, case.k, case.v, case.rule, case.edits)
-    weights = expected_map(case).weights
-    batch, heads, queries, keys = map.shape
-    x = torch.randn(batch, heads, keys, columns) if per_head else torch.randn(keys, columns)
-    y = torch.randn(batch, heads, queries, columns) if per_head else torch.randn(batch, queries, columns)
-    close(map @ x, weights @ x.double(), 5, "P @ x")
-    close(map.T @ y, weights.mT @ (y if per_head else y[:, None]).double(), 30, "P^T @ y")
-
-
-@PROFILE
-@given(cases(plain=True))
-def test_three_routes_to_received_mass_agree(case):
-    """Column sums by streaming, by the transposed fused call, and from the map."""
-    _, map = attend(case.q, case.k, case.v, case.rule)
-    ones = torch.ones(map.shape[2], 1)
-    streamed = map.statistic("received")
-    close((map.T @ ones)[..., 0], streamed, 33, "transposed")
-    close(map.dense().sum(-2), streamed, 33, "dense")
-
-
-@PROFILE
-@given(cases(edited=True))
-def test_edited_rows_keep_their_mass(case):
-    plain = reference.attend(case.q, case.k, case.v, case.rule).weights.sum(-1)
-    _, map = attend(
-        case.q, case.k, case.v, case.rule, tuple(e for e in case.edits if hasattr(e, "keep")), "blocked"
-    )
-    mass = map.statistic("row_mass")
-    kept = ~mass.isnan()
-    close(mass[kept], plain[kept], 1, "row mass")
 
 
 @PROFILE
@@ -171,23 +63,3 @@ def test_gradients_equal_the_dense_ones_in_float64(backend):
     actual = torch.autograd.grad((attend(q, k, v, rule, (), backend)[0] * weight).sum(), (q, k, v))
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, atol=1e-10, rtol=1e-8)
-
-
-def test_a_backend_asked_for_by_name_refuses_by_name():
-    q = torch.randn(1, 1, 9, 4)
-    rule = ScoreRule(1.0, Mask(9, 9, left=2, right=0))
-    with pytest.raises(ValueError, match="sliding window"):
-        attend(q, q, q, rule, (), "flash")
-    name, reason = choose(rule, q)
-    assert name == "blocked"
-    assert "sliding window" in reason
-    with pytest.raises(ValueError, match="unknown backend 'fast'"):
-        attend(q, q, q, rule, (), "fast")
-
-
-def test_a_wrong_operand_is_refused_with_the_shapes():
-    q = torch.randn(1, 1, 9, 4)
-    _, map = attend(q, q, q, ScoreRule(1.0, Mask(9, 9)))
-    assert isinstance(map, AttentionMap)
-    with pytest.raises(ValueError, match=r"key=9; got \(8, 2\)"):
-        map @ torch.randn(8, 2)

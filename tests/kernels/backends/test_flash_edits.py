@@ -1,5 +1,7 @@
 """Edits through the fused kernel against the dense float64 reference: outputs, lse, factors, maps and products.
 
+The classes of keys that such edits need (`key_classes.py`) are tested here with them.
+
 Mutations seen to fail here: the few keys counted in a large class too, sinks left out of the joint log-sum-exp, a
 temperature left off the biases before it, hidden rows at lse 0, the own position one column off, rows of a second call
 chosen the wrong way round, per-key bias left out of the transpose. Found here: features that are
@@ -12,15 +14,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import cases
+from attention_cases import cases, wanted
+from comparison import close
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from limits import most_calls
 
-from headwater.kernels.attend import attend, choose
+from headwater.kernels.attend import attend
 from headwater.kernels.backends import blocked, flash_edits
 from headwater.kernels.edits import (
     BiasKeys,
     BlockScores,
-    EmphasiseScores,
     MixIdentity,
     Rescale,
     RowCondition,
@@ -35,15 +38,9 @@ PROFILE = settings(max_examples=40, deadline=None, suppress_health_check=[Health
 
 
 @pytest.fixture(autouse=True)
-def _every_case_runs(monkeypatch):
-    monkeypatch.setattr(flash_edits, "MOST_CALLS", 99)
-
-
-def close(actual, expected, scale=1.0, message=""):
-    torch.testing.assert_close(
-        actual.double(), expected.double(), atol=3e-5 * scale, rtol=3e-5, equal_nan=True,
-        msg=lambda m: f"{message}: {m}",
-    )  # fmt: skip
+def _every_case_runs():
+    with most_calls(99):
+        yield
 
 
 @st.composite
@@ -101,9 +98,7 @@ def test_outputs_factors_and_maps_agree_with_the_reference(case):
     close(z, dense.z, 5, "z")
     silent = torch.isinf(map.lse)
     close(map.lse[~silent], dense.lse[~silent], 10, "lse")
-    valid = case.rule.mask.valid_queries
-    weights = dense.weights if valid is None else dense.weights * valid[:, None, :, None]
-    close(map.dense(), weights, 1, "map")
+    close(map.dense(), wanted(case).weights, 1, "map")
     _, _, steps = blocked.attend(case.q, case.k, case.v, case.rule, case.edits)
     for mine, theirs in zip(map.steps, steps, strict=True):
         assert mine.edit is theirs.edit
@@ -116,9 +111,7 @@ def test_outputs_factors_and_maps_agree_with_the_reference(case):
 @given(edited(), st.sampled_from([1, 3, 20]), st.booleans())
 def test_products_of_edited_maps_agree_with_the_reference(case, columns, per_head):
     _, map = attend(case.q, case.k, case.v, case.rule, case.edits, "flash")
-    dense = reference.attend(case.q, case.k, case.v, case.rule, case.edits).weights
-    if (valid := case.rule.mask.valid_queries) is not None:
-        dense = dense * valid[:, None, :, None]
+    dense = wanted(case).weights
     batch, heads, queries, keys = map.shape
     x = torch.randn(batch, heads, keys, columns) if per_head else torch.randn(keys, columns)
     y = torch.randn(batch, heads, queries, columns)
@@ -164,24 +157,6 @@ def test_statistics_of_edited_maps_are_those_of_the_reference():
     found = statistics.compute(map, ("entropy", "received", "first", "max"))
     for name, values in found.items():
         close(values, expected[name], 10, name)
-
-
-def test_auto_takes_few_calls_and_leaves_many_to_blocks(monkeypatch):
-    monkeypatch.setattr(flash_edits, "MOST_CALLS", 6)
-    q = torch.randn(1, 2, 600, 8)
-    rule, heads = ScoreRule(0.3, Mask(600, 600, right=0)), torch.tensor([True, False])
-    positions = torch.arange(600)[None]
-    one = Rescale(heads, positions < 4, positions >= 4, 0.5)
-    many = [Rescale(heads, positions % n == 0, positions % n != 0, 0.5) for n in (2, 3, 5)]
-    assert choose(rule, q, (one,))[0] == "flash"
-    name, reason = choose(rule, q, many)
-    assert name == "blocked"
-    assert "8 calls" in reason
-    with pytest.raises(ValueError, match="flash can not compute edits that take 8 calls"):
-        choose(rule, q, many, "flash")
-    emphasis = EmphasiseScores(heads, positions < 9, positions < 9, 0.5)
-    with pytest.raises(ValueError, match="the score edit EmphasiseScores"):
-        choose(replace(rule, edits=(emphasis,)), q, (), "flash")
 
 
 @pytest.mark.parametrize("kind", ["bias", "full bias"])

@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import Case, cases, near
+from attention_cases import Case, cases
+from comparison import near
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from wide_cases import Drawn, Shape, pattern, weight_edit
 
-from headwater.kernels.attend import attend, choose
+from headwater.kernels.attend import attend
 from headwater.kernels.backends import blocked, flash_edits, pattern_products
-from headwater.kernels.edits import MixPattern, Rescale
+from headwater.kernels.edits import MixPattern
 from headwater.kernels.edits.patterns import Matching, Offset, OnKeys, Uniform
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
@@ -148,12 +149,3 @@ def test_a_pattern_takes_linear_memory(kind, monkeypatch):
     wanted = (given @ v[0, 0]) / given.sum(-1, keepdim=True)
     near(z[0, 0, some], wanted[some], 1e-5, "z")
     assert torch.equal(z[0, 1], attend(q, k, v, rule)[0][0, 1]), "the other head"
-
-
-def test_auto_takes_the_fused_kernel_for_what_a_pattern_leaves_to_it():
-    q = torch.randn(1, 2, 40, 8)
-    heads, first = torch.tensor([True, False]), (torch.arange(40) < 2)[None]
-    edits = (MixPattern(heads, 0.5, Uniform()), Rescale(heads, first, ~first, 0.5))
-    assert choose(ScoreRule(0.3, Mask(40, 40, right=0)), q, edits)[0] == "flash"
-    name, reason = choose(ScoreRule(0.3, Mask(40, 40, left=7, right=0)), q, edits)
-    assert (name, "sliding window" in reason) == ("blocked", True)

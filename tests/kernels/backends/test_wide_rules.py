@@ -13,8 +13,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import Case, cases, near
+from attention_cases import Case, cases, wanted
+from comparison import near
 from hypothesis import given, settings, strategies as st
+from limits import block_elements
 from wide_cases import NORMALISERS, of_rows
 
 from headwater.kernels.attend import attend
@@ -47,19 +49,9 @@ def in_dtype(case: Case, dtype: torch.dtype) -> Case:
 
 
 def run(case: Case, elements: int = 2**19) -> tuple[torch.Tensor, AttentionMap]:
-    before, blocked.BLOCK_ELEMENTS = blocked.BLOCK_ELEMENTS, elements
-    try:
+    with block_elements(elements):
         z, map = attend(case.q, case.k, case.v, case.rule, case.edits, "blocked")
         return z, replace(map, backend="blocked")
-    finally:
-        blocked.BLOCK_ELEMENTS = before
-
-
-def wanted(case: Case) -> reference.Dense:
-    """The reference, its rows of padding emptied."""
-    dense = reference.attend(case.q, case.k, case.v, case.rule, case.edits)
-    valid = case.rule.mask.valid_queries
-    return dense if valid is None else dense._replace(weights=dense.weights * valid[:, None, :, None])
 
 
 def names_for(map: AttentionMap) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comparison import within
+from limits import block_elements
 
 from headwater.kernels.attend import attend
-from headwater.kernels.backends import blocked
 from headwater.kernels.maps import softmax_statistics, statistics
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
@@ -57,10 +58,7 @@ def check(q, k, v, rule, exact=3e-5):
             )
             assert ((found[name] < 0) == (expected[name] < 0)).all()
             continue
-        torch.testing.assert_close(
-            found[name].double(), expected[name], atol=exact * scale, rtol=3e-5, equal_nan=True,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )  # fmt: skip
+        within(found[name], expected[name], exact * scale, 3e-5, name)
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -71,9 +69,9 @@ def test_every_statistic_under_every_band(kind, length):
 
 
 @pytest.mark.parametrize("elements", [1, 3000, 2**16])
-def test_blocks_of_any_size_give_the_same(monkeypatch, elements):
-    monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", elements)
-    check(*build(MASKS["causal"](300), batch=3))
+def test_blocks_of_any_size_give_the_same(elements):
+    with block_elements(elements):
+        check(*build(MASKS["causal"](300), batch=3))
 
 
 def test_padding_documents_and_functions_hide_per_batch_row():

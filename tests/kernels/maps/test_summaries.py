@@ -6,9 +6,11 @@ import pytest
 import torch
 from attention_cases import cases
 from hypothesis import given, settings, strategies as st
+from limits import block_elements
 
 from headwater.kernels.attend import attend
-from headwater.kernels.backends import blocked
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
 
 PROFILE = settings(max_examples=40, deadline=None)
 
@@ -16,13 +18,10 @@ PROFILE = settings(max_examples=40, deadline=None)
 @PROFILE
 @given(cases(), st.integers(1, 5), st.sampled_from([1, 40, 2**19]))
 def test_the_strongest_keys_are_those_of_the_dense_map(case, k, elements):
-    before, blocked.BLOCK_ELEMENTS = blocked.BLOCK_ELEMENTS, elements
-    try:
+    with block_elements(elements):
         _, map = attend(case.q, case.k, case.v, case.rule, case.edits)
         k = min(k, map.shape[3])
         weights, columns = map.topk(k)
-    finally:
-        blocked.BLOCK_ELEMENTS = before
     dense = map.dense()
     torch.testing.assert_close(weights, dense.topk(k, -1).values, atol=1e-6, rtol=1e-5)
     assert ((columns >= 0) == (weights > 0)).all()
@@ -38,12 +37,9 @@ def test_the_strongest_keys_are_those_of_the_dense_map(case, k, elements):
     st.sampled_from([1, 40, 2**19]),
 )
 def test_cells_are_pooled_from_the_dense_map(case, block, how, elements):
-    before, blocked.BLOCK_ELEMENTS = blocked.BLOCK_ELEMENTS, elements
-    try:
+    with block_elements(elements):
         _, map = attend(case.q, case.k, case.v, case.rule, case.edits)
         cells = map.pooled(block, how)
-    finally:
-        blocked.BLOCK_ELEMENTS = before
     dense = map.dense()
     assert cells.shape[2:] == (-(-dense.shape[2] // block), -(-dense.shape[3] // block))
     for i in range(cells.shape[2]):
@@ -55,9 +51,6 @@ def test_cells_are_pooled_from_the_dense_map(case, block, how, elements):
 
 def test_settings_out_of_range_are_refused():
     q = torch.randn(1, 1, 4, 4)
-    from headwater.kernels.rules.rule import ScoreRule
-    from headwater.kernels.tiles.mask import Mask
-
     _, map = attend(q, q, q, ScoreRule(1.0, Mask(4, 4)))
     with pytest.raises(ValueError, match="between 1 and the 4 keys; got 5"):
         map.topk(5)

@@ -2,8 +2,7 @@
 
 Mutations seen to fail here: Cog without its sign, no lower bound on Z under identity features, softplus replaced by its
 argument, elu without its 1, a sink not put through f, softmax1 in the place of a learned sink, LSSA that counts hidden
-keys, Sinkhorn with padding in its columns, without v in its rows or a round short, ALiBi without the cache's offset,
-documents forgotten where the band hides nothing, documents by column and not by position.
+keys.
 """
 
 from __future__ import annotations
@@ -13,16 +12,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_maps import CAUSAL, FULL, HEADS, WIDTH, N, dense, fitting, map_of, near, problem
+from comparison import near
+from small_maps import CAUSAL, FULL, HEADS, WIDTH, N, dense, fitting, map_of, problem
 from wide_cases import NORMALISERS
 
-from headwater.kernels.attend import attend, choose
-from headwater.kernels.backends import flash
-from headwater.kernels.backends.triton import backend as triton_backend
+from headwater.kernels.attend import attend
 from headwater.kernels.edits import BiasKeys, BlockScores, MixIdentity
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.normaliser import Normaliser
-from headwater.kernels.rules.prepare import prepare
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask, document_ids
 
@@ -54,37 +51,6 @@ def test_each_is_what_the_dense_formulas_say(kind, mask):
     real = real if made.valid_queries is None else real & made.valid_queries[:, None]
     near(map.lse[real], expected.lse[real], 1e-9)
     near(dense(map), expected.weights * real[..., None], 1e-9)
-
-
-def test_one_sinkhorn_iteration_is_the_softmax():
-    near(dense(map_of(FULL, Normaliser("sinkhorn", iterations=1))), dense(map_of(FULL, None)), 1e-15)
-
-
-@pytest.mark.parametrize("mask", [FULL, Mask(N, 5)], ids=["square", "cross"])
-def test_sinkhorn_makes_rows_and_columns_sum_to_constants(mask):
-    """Also where padding hides keys and queries: they have no part in the marginals."""
-    valid = torch.arange(N)[None] >= torch.tensor([[0], [3]])
-    q, k, v = problem()
-    k, v = k[:, :, : mask.keys], v[:, :, : mask.keys]
-    keys = valid[:, : mask.keys] if mask.keys == N else None
-    mask = replace(mask, valid_queries=valid, valid_keys=keys)
-    weights = dense(map_of(mask, Normaliser("sinkhorn", iterations=201), (q, k, v)))
-    rows, columns = weights.sum(-1), weights.sum(-2)
-    near(rows, valid[:, None].expand_as(rows), 1e-12)
-    share = valid.sum(-1) / (mask.keys if keys is None else keys.sum(-1))
-    expected = share[:, None, None].expand_as(columns).double()
-    near(columns, expected if keys is None else expected * keys[:, None], 1e-6)
-
-
-def test_sinkhorn_scales_rows_and_columns_in_turn():
-    """The textbook iteration on exp(scores), without logarithms."""
-    q, k, _ = problem()
-    scores = torch.exp(0.4 * q @ k.repeat_interleave(2, 1).mT)
-    for _ in range(2):
-        scores = scores / scores.sum(-1, keepdim=True)
-        scores = scores / scores.sum(-2, keepdim=True)
-    scores = scores / scores.sum(-1, keepdim=True)
-    near(dense(map_of(FULL, Normaliser("sinkhorn", iterations=5))), scores, 1e-12)
 
 
 def test_cog_weights_have_size_one_and_the_sign_of_their_scores():
@@ -231,34 +197,6 @@ def test_gradients_of_every_normaliser(kind):
     assert torch.autograd.gradcheck(output, leaves, eps=1e-6, atol=1e-5, fast_mode=True)
 
 
-@EVERY
-def test_what_is_prepared_needs_no_more_preparation(kind):
-    q, k, _ = problem()
-    once = prepare(q, k, ScoreRule(0.4, fitting(kind), normaliser=kind))
-    again = prepare(*once)
-    assert all(a is b for a, b in zip(once, again, strict=True))
-
-
-def test_fused_kernels_refuse_by_name_and_auto_takes_blocks():
-    q, k, v = (x.float() for x in problem())
-    for kind in NORMALISERS:
-        rule = ScoreRule(0.4, fitting(kind), normaliser=kind)
-        prepared = prepare(q, k, rule)[2]
-        if prepared.normaliser is None:
-            continue
-        name, reason = choose(prepared, q)
-        if kind.name == "linear":
-            assert (name, reason) == ("running", "linear attention as running sums")
-        else:
-            assert (name, reason) == ("blocked", f"flash can not compute {prepared.normaliser.name} weights")
-        with pytest.raises(ValueError, match=f"can not compute {prepared.normaliser.name} weights"):
-            attend(q, k, v, rule, (), "flash")
-    documents = replace(CAUSAL, documents=torch.zeros(1, N, dtype=torch.long))
-    assert flash.refuses(ScoreRule(0.4, documents), q) == "document blocks"
-    if triton_backend.installed():
-        assert triton_backend.refuses(ScoreRule(0.4, CAUSAL), q.to(torch.float64)) is not None
-
-
 def test_names_and_parameters_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match=r"unknown normaliser 'sparsemax'; there are softmax, softmax1"):
         Normaliser("sparsemax")
@@ -275,18 +213,3 @@ def test_names_and_parameters_that_do_not_exist_are_refused():
     ):
         with pytest.raises(ValueError, match=f"sinkhorn can not compute {reason}"):
             map_of(mask, Normaliser("sinkhorn"), sinks=sinks)
-
-
-def test_the_entropy_of_signed_weights_is_refused_and_that_of_shares_is_not():
-    map = map_of(CAUSAL, Normaliser("cog"))
-    with pytest.raises(ValueError, match=r"entropy of weights that may be negative.*of='shares'"):
-        map.statistic("entropy")
-    weights = dense(map).abs()
-    near(map.statistic("entropy", of="shares"), torch.special.entr(weights).sum(-1), 1e-6)
-    near(map.statistic("row_mass"), dense(map).sum(-1), 1e-6)
-    with pytest.raises(ValueError, match="'weights' or of 'shares'; got of='sizes'"):
-        map.statistic("max", of="sizes")
-    # a sink stays what it is under weights, and is left out of shares
-    sunk = map_of(CAUSAL, None, sinks=torch.full((HEADS,), 2.0))
-    assert (sunk.statistic("row_mass") < 0.9).any()
-    near(sunk.statistic("row_mass", of="shares"), torch.ones(2, HEADS, N), 1e-5)

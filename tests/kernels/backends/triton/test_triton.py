@@ -1,5 +1,7 @@
 """Runs the cases of the Triton kernels in processes of their own: natively on a GPU, else in Triton's interpreter.
 
+The cases try what a caller sees of `backend.py`, `launch.py`, `rows.py`, `columns.py` and `shared.py`.
+
 The interpreter is chosen when the kernels are first imported, by an environment variable; hence the child process.
 Mutations seen to fail there: entropy state not rescaled, window off by one, offset of the cache ignored, natural
 log-sum-exp in a base-2 pass, key head taken modulo the group, sink left out of the output, end of a range included,

@@ -1,7 +1,7 @@
 """What ships is compiled for Hopper here, without a GPU: tensor cores used, no spill in a loop, shared memory fits.
 
-Tile sizes that failed here and were replaced: 64 x 128 for K2 with values at d=128 (100 spills in its loops), 64 x 32
-for float32 rows at d=128 (53). Speed is not tested: these are compiled figures.
+Tile sizes (`tile_sizes.py`) that failed here and were replaced: 64 x 128 for K2 with values at d=128 (100 spills in its
+loops), 64 x 32 for float32 rows at d=128 (53). Speed is not tested: these are compiled figures.
 
 Some representatives are compiled by default, 3 s each where nothing is cached; HEADWATER_COMPILE=all compiles every
 entry of the tables. Mutation seen to fail: an index multiplied by a stride in 32 bits.

@@ -1,0 +1,32 @@
+"""A block picks out of tensors for the whole map what belongs to its rows, heads, keys and batch.
+
+Mutation seen to fail here: batch rows picked by the number of the head.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from headwater.kernels.tiles.block import Block
+
+BLOCK = Block(slice(1, 3), torch.tensor([2, 0]), slice(3, 5), slice(1, 4))
+ROW = torch.tensor([[0], [10], [20]])  # of each batch row
+
+
+def test_heads_come_in_the_order_of_the_block():
+    per_head = torch.tensor([5, 6, 7])
+    assert BLOCK.of_heads(per_head).tolist() == [[7, 5]]
+    assert BLOCK.of_heads(ROW + per_head).tolist() == [[17, 15], [27, 25]]
+
+
+def test_queries_keys_and_batch_rows():
+    columns = torch.arange(6)
+    assert BLOCK.of_queries(ROW + columns).tolist() == [[13, 14], [23, 24]]
+    assert BLOCK.of_keys(ROW + columns).tolist() == [[11, 12, 13], [21, 22, 23]]
+    assert BLOCK.of_keys(columns[None]).tolist() == [[1, 2, 3]]
+    assert BLOCK.of_batch(ROW).tolist() == [[10], [20]]
+
+
+def test_positions_are_row_and_column_numbers():
+    rows, columns = BLOCK.positions(torch.device("cpu"))
+    assert (rows + 100 * columns).tolist() == [[103, 203, 303], [104, 204, 304]]
