@@ -12,42 +12,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._streams.frozen_norm import Norm
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks as anatomy
+from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.weights import head_weights
 from headwater.lens.running.watching import Call, Heads, watching
 
 FEW = 64  # asked rows that are read one by one; beyond, all rows are walked over in blocks
-
-
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """The linear part of a norm on given inputs, `gain ⊙ (x, less its mean if centred) / deviation`.
-
-    `gain` [d_model], `deviation` [batch, position].
-    """
-
-    gain: Tensor
-    centred: bool
-    deviation: Tensor
-
-    @classmethod
-    def of(cls, norm: nn.Module, given: Tensor) -> Norm:
-        given = given.double()
-        centred = anatomy.takes_mean_out(norm, given.shape[-1])
-        spread = given.var(-1, correction=0) if centred else given.square().mean(-1)
-        gain = anatomy.norm_gain(norm, given.shape[-1]).to(given)
-        return cls(gain, centred, (spread + anatomy.epsilon(norm)).sqrt())
-
-    def linear(self, x: Tensor) -> Tensor:
-        """Without the division, which differs by position."""
-        return self.gain * (x - x.mean(-1, keepdim=True) if self.centred else x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,23 +164,18 @@ def _mixing(
         attended, mixed = behind.given, x + behind.output
     else:
         attended, mixed = attention.output, x + attention.output
-    _adds_up(model, layer, written, attended.double())
+    close_or_refuse(
+        written, attended.double(),
+        f"the heads of {model.name} do not add up to the attention's output in layer {layer}",
+        "; blocks of this architecture can not be taken apart",
+        allowed=1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2,
+    )  # fmt: skip
     value = value.repeat_interleave(map.shape[1] // value.shape[1], 1)
     return Mixing(map, value, z, output, x, mixed.double(), scale, first, second)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
-
-
-def _adds_up(model: HookedModel, layer: int, written: Tensor, given: Tensor) -> None:
-    """The heads' outputs through W_O are what the attention gave, within rounding."""
-    allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2
-    if not torch.allclose(written, given, rtol=0, atol=allowed * max(float(given.abs().max()), 1e-6)):
-        raise AnalysisError(
-            f"the heads of {model.name} do not add up to the attention's output in layer {layer}; "
-            "blocks of this architecture can not be taken apart"
-        )
 
 
 def _refuse_output_edits(model: HookedModel, layer: int, map: AttentionMap) -> None:

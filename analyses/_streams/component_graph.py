@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from headwater.analyses._streams.frozen_norm import NormForm
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
@@ -50,27 +51,10 @@ Sends = Callable[[int, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
-class _Norm:
-    """The norm behind the heads of a layer, whose scale all of them make together."""
-
-    gain: Tensor
-    centred: bool
-    epsilon: float
-
-    def shares(self, parts: Tensor, bias: Tensor) -> Tensor:
-        """What each head adds to the stream, of outputs [head, batch, position, d_model]; biases in equal shares."""
-        parts = parts + bias / len(parts)
-        if self.centred:
-            parts = parts - parts.mean(-1, keepdim=True)
-        scale = (parts.sum(0).square().mean(-1, keepdim=True) + self.epsilon).sqrt()
-        return parts / scale * self.gain.to(parts)
-
-
-@dataclass(frozen=True, eq=False)
 class _Layer:
     weights: HeadWeights
     block: blocks.Block
-    behind: _Norm | None
+    behind: NormForm | None
     parallel: bool
 
 
@@ -129,11 +113,8 @@ class Wiring:
                 f"{model.name} makes queries and keys in one module, so that query heads can not be given keys of "
                 'their own; give key_values="kv"'
             )
-        behind = None
-        if (norm := block.attention_out) is not block.attention:
-            width = model.d_model
-            gain, centred = blocks.norm_gain(norm, width), blocks.takes_mean_out(norm, width)
-            behind = _Norm(gain, centred, blocks.epsilon(norm))
+        norm = block.attention_out
+        behind = None if norm is block.attention else NormForm.of(norm, model.d_model)
         parallel = block.mlp_out is not None and f"{start}hook_resid_mid" not in known
         if block.mlp_out is not None and block.norm2 is None and block.norm1 is not None and not parallel:
             raise AnalysisError(f"what the MLP of layer {layer} of {model.name} reads is not known")
@@ -246,8 +227,10 @@ class Passage(Run):
 
         def function(z: Tensor, hook: Any) -> None:
             parts = torch.einsum("bshe,hed->hbsd", z, weights.W_O.to(z))
-            if layer.behind is not None:
-                parts = layer.behind.shares(parts, weights.b_O.to(z))
+            if layer.behind is not None:  # all heads make its scale; the bias goes to them in equal shares
+                parts = parts + weights.b_O.to(z) / len(parts)
+                norm = layer.behind.at(parts.sum(0))
+                parts = norm.linear(parts) / norm.deviation[..., None]
             said = self._said(parts)
             self._missing = (said - parts).sum(0) if said is not parts else None
 

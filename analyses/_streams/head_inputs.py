@@ -14,11 +14,11 @@ from torch import Tensor
 
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._runs.replace_activations import Swap
-from headwater.analyses._streams.attention_terms import Norm
+from headwater.analyses._streams.frozen_norm import Norm
 from headwater.analyses._streams.writers import Writers
-from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
+from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.naming.heads import Head, named
 from headwater.lens.transformer_lens.run import Function
 
@@ -45,8 +45,7 @@ class Reading:
         stacked = torch.stack(list(named.values()), 2)
         constant = torch.zeros_like(stacked[:, :, :1])
         if norm is not None:
-            found = Norm.of(norm, run.layers[layer].entering)
-            stacked = found.linear(stacked) / found.deviation[..., None, None]
+            stacked = Norm.of(norm, run.layers[layer].entering).divided(stacked)
             constant = constant + blocks.norm_bias(norm, stacked.shape[-1]).to(stacked)
         return cls([*named, BIAS], torch.cat([stacked, constant], 2))
 
@@ -73,13 +72,12 @@ def rotations(model: HookedModel, batch: Batch, head: Head, places: tuple[int, i
     return q[:, head.head, places[0]], k[:, head.head // group, places[1]]
 
 
-def check_sum(found: Tensor, expected: Tensor, what: str) -> None:
-    """Refuse parts that do not add up to what the model computed."""
-    if (found - expected).norm() > 1e-3 * expected.norm() + 1e-5:
-        raise AnalysisError(
-            f"{what} does not add up from its parts: something between the stream and it is not linear (a norm on "
-            "queries and keys), or an edit is on"
-        )
+def refuse_other_sum(found: Tensor, expected: Tensor, what: str) -> None:
+    """AnalysisError where parts do not add up to what the model computed."""
+    then = (
+        ": something between the stream and it is not linear (a norm on queries and keys), or an edit is on"
+    )
+    close_or_refuse(found, expected, f"{what} does not add up from its parts", then, least=1e-2)
 
 
 def _units(place: int, index: int) -> Function:

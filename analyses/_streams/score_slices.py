@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._streams.component_graph import Wiring
-from headwater.analyses._streams.rounding import in_half
-from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
+from headwater.lens.models.closeness import close_or_refuse, rounding_mend
 from headwater.lens.models.weights import head_weights
 from headwater.lens.transformer_lens import names as transformer_lens_names
 
@@ -151,11 +150,9 @@ class Forms:
             plain, turned = (cache[f"blocks.{layer}.attn.hook_{kind}{letter}"] for kind in ("", "rot_"))
             assert turns is not None
             expected = torch.einsum("she,sef->shf", plain, turns[: len(plain)])
-            if (expected - turned).norm() > 1e-3 * turned.norm():
-                raise AnalysisError(
-                    f"layer {layer} of {self.model.name} does more to its queries and keys than rotate them (a norm?), "
-                    f"so its scores are no form of the stream{in_half(self.model)}"
-                )
+            what = f"layer {layer} of {self.model.name} does more to its queries and keys than rotate them (a norm?)"
+            then = f", so its scores are no form of the stream{rounding_mend(self.model)}"
+            close_or_refuse(expected, turned, what, then)
 
 
 def _turns(model: HookedModel, ids: Tensor) -> dict[int, Tensor]:

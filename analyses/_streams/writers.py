@@ -1,4 +1,4 @@
-"""Everything that writes to the residual stream, as vectors, and what reads a number off its end.
+"""Everything that writes to the residual stream, as vectors.
 
 The stream at a layer is the embedding plus what every head, attention bias and MLP before it added; a norm on the
 attention's output (Gemma 2) is taken as the division it was in the run. The sums are held to what the model computed,
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._prompts.examples import Batch
-from headwater.analyses._streams.attention_terms import Norm
-from headwater.analyses._streams.rounding import in_half
+from headwater.analyses._streams.frozen_norm import Norm
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
+from headwater.lens.models.closeness import close_or_refuse, rounding_mend
 from headwater.lens.models.weights import head_weights
 from headwater.lens.running.watching import Heads
 from headwater.lens.transformer_lens import names as transformer_lens_names
@@ -46,12 +46,9 @@ class Layer:
     mlp: Tensor
     behind: Norm | None
 
-    def written(self, vectors: Tensor) -> Tensor:
-        """What vectors [batch, position, …, d_model] behind W_O come to in the stream."""
-        if self.behind is None:
-            return vectors
-        deviation = self.behind.deviation
-        return self.behind.linear(vectors) / deviation.reshape(*deviation.shape, *[1] * (vectors.dim() - 2))
+    def written(self, vectors: Tensor, position: int) -> Tensor:
+        """What vectors [batch, …, d_model] behind W_O come to in the stream at a position."""
+        return vectors if self.behind is None else self.behind.at(position).divided(vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,73 +106,9 @@ def _layer(model: HookedModel, number: int, kept: dict[str, Tensor], heads: Head
     if block.attention_out is not block.attention:
         behind = Norm.of(block.attention_out, raw)
         constant = blocks.norm_bias(block.attention_out, raw.shape[-1]).to(raw)
-        result = behind.linear(result) / behind.deviation[..., None, None]
-        bias = behind.linear(bias) / behind.deviation[..., None] + constant
-    rest = added - result.sum(2) - bias
-    if rest.norm() > 1e-3 * added.norm() + 1e-6:
-        raise AnalysisError(
-            f"what the heads of layer {number} of {model.name} write does not add up to its attention's output"
-            f"{in_half(model)}"
-        )
+        result, bias = behind.divided(result), behind.divided(bias) + constant
+    what = f"what the heads of layer {number} of {model.name} write does not add up to its attention's output"
+    close_or_refuse(result.sum(2) + bias, added, what, rounding_mend(model))
     return Layer(
         map, value.double(), output, kept[f"{start}hook_resid_pre"], result, bias, kept[f"{start}hook_mlp_out"], behind
     )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Readout:
-    """The final norm, its scale frozen, and the unembedding of an answer less that of a wrong one, at one position.
-
-    `total` [batch] is the difference of the logits before a soft cap, `bias` [batch] the share of biases in it.
-    """
-
-    norm: Norm
-    direction: Tensor
-    total: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, run: Writers, position: int, answer: Tensor, wrong: Tensor | None) -> Readout:
-        model, head = run.model, run.model.hf.get_output_embeddings()
-        norm = blocks.final_norm(model.hf)
-        if head is None or norm is None:
-            raise AnalysisError(f"{model.name} has no final norm and unembedding that are known")
-        stream = run.last[:, position]
-        found = Norm.of(norm, stream)
-        constant = blocks.norm_bias(norm, stream.shape[-1]).to(stream)
-        weight, own = head.weight.detach().double(), getattr(head, "bias", None)
-
-        def read(tokens: Tensor) -> tuple[Tensor, Tensor]:
-            bias = (weight[tokens] * constant).sum(-1)
-            bias = bias if own is None else bias + own.detach().double()[tokens]
-            raw = (found.linear(stream) * weight[tokens]).sum(-1) / found.deviation + bias
-            _check(run, position, tokens, raw)
-            return raw, bias
-
-        (total, bias), direction = read(answer), weight[answer]
-        if wrong is not None:
-            (less, other), direction = read(wrong), direction - weight[wrong]
-            total, bias = total - less, bias - other
-        return cls(found, direction, total, bias)
-
-    def shares(self, vectors: Tensor) -> Tensor:
-        """What vectors [batch, …, d_model] at the position give to the difference, [batch, …]."""
-        middle = [1] * (vectors.dim() - 2)
-        direction = self.direction.reshape(len(vectors), *middle, -1)
-        return (self.norm.linear(vectors) * direction).sum(-1) / self.norm.deviation.reshape(-1, *middle)
-
-
-def soft_cap(model: HookedModel) -> float | None:
-    """What bounds the model's logits (Gemma 2), None where nothing does."""
-    return getattr(model.hf.config.get_text_config(), "final_logit_softcapping", None)
-
-
-def _check(run: Writers, position: int, tokens: Tensor, raw: Tensor) -> None:
-    cap = soft_cap(run.model)
-    expected = raw if cap is None else cap * torch.tanh(raw / cap)
-    seen = run.logits[:, position].gather(1, tokens[:, None])[:, 0]
-    if not torch.allclose(expected, seen, atol=2e-3, rtol=2e-3):
-        raise AnalysisError(
-            f"the logits of {run.model.name} are not its final norm and unembedding of the stream (a scale or a "
-            "transform is between), so they do not fall apart into parts"
-        )

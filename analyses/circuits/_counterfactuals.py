@@ -16,13 +16,10 @@ from torch import Tensor
 from headwater.analyses._measures.pair_scores import Asked, Told
 from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._streams.component_graph import EMBED, Inputs, Wiring
-from headwater.analyses._streams.rounding import in_half
 from headwater.lens.errors import AnalysisError
+from headwater.lens.models.closeness import close_or_refuse, rounding_mend
 
 Counterfactual = Literal["resample", "mean", "zero"]
-CLOSE = (
-    1e-3  # what may be missing when nodes are added up, of the length of the difference between two streams
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +70,10 @@ def _streams(wiring: Wiring, ids: Tensor) -> tuple[tuple[Tensor, Tensor], list[T
 
 def _check_sums(wiring: Wiring, clean: list[Tensor], other: list[Tensor], nodes: Tensor) -> None:
     for group, x, y in zip(wiring.groups, clean, other, strict=True):
-        gone = (x - y) - nodes[: group.senders].sum(0)
-        if gone.norm() > CLOSE * max(float((x - y).norm()), float(nodes[: group.senders].norm())):
-            raise AnalysisError(
-                f"what {group.names[0]} of {wiring.model.name} reads is not the sum of the embedding, heads and MLPs "
-                f"before it, so its edges are not known{in_half(wiring.model)}"
-            )
+        reads = f"what {group.names[0]} of {wiring.model.name} reads"
+        what = f"{reads} is not the sum of the embedding, heads and MLPs before it"
+        then = f", so its edges are not known{rounding_mend(wiring.model)}"
+        close_or_refuse(nodes[: group.senders].sum(0), x - y, what, then)
 
 
 def changed(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from headwater.analyses._measures.measure import Answer, Explained, token_id
 from headwater.analyses._prompts.examples import Batch
-from headwater.analyses._streams.writers import Readout, Writers
+from headwater.analyses._streams.readout import Readout, unembedding
+from headwater.analyses._streams.writers import Writers
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
@@ -65,9 +66,7 @@ def readouts(run: Writers, position: int, answer: Tensor, wrong: Tensor | None) 
 
 def less_the_mean(run: Writers, position: int, single: Readout) -> Readout:
     """A readout of one token's logit, less the mean of all logits before a soft cap, which no softmax sees."""
-    head, norm = run.model.hf.get_output_embeddings(), blocks.final_norm(run.model.hf)
-    assert head is not None  # Readout.of has refused models without the two
-    assert norm is not None
+    norm, head = unembedding(run.model)
     mean, own = head.weight.detach().double().mean(0), getattr(head, "bias", None)
     bias = mean @ blocks.norm_bias(norm, len(mean)).to(mean)
     bias = bias if own is None else bias + own.detach().double().mean()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.analyses._streams.writers import Readout
+from headwater.analyses._streams.readout import Readout
 from headwater.lens.errors import AnalysisError
 
 POINTS = 32

@@ -17,13 +17,16 @@ from torch import Tensor
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
-from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.writers import EMBED, Layer, Readout, Writers, soft_cap
+from headwater.analyses._streams.readout import Readout, soft_cap, unembedding
+from headwater.analyses._streams.writers import EMBED, Layer, Writers
+from headwater.analyses.logits._answer_position import answers_of
 from headwater.analyses.logits._final_norm import PathReadout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
+from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.records.record import provenance
 
 ABOUT = About(
@@ -78,7 +81,7 @@ def direct_logit_attribution(
     for batch in texts.batches:
         explained.of(batch)  # refuses a position that is not there
         run = Writers.of(model, batch)
-        readout = _readout(explained, run, batch, position)
+        readout = Readout.of(run, position, *answers_of(explained, run, batch))
         totals[batch.places] = readout.total.cpu()
         path = _path(run, readout, norm, position)
         if unit == "component":
@@ -94,19 +97,11 @@ def direct_logit_attribution(
     return _labelled(model, texts, rows, (unit, norm), names, totals, explained)
 
 
-def _readout(explained: Explained, run: Writers, batch: Batch, position: int) -> Readout:
-    right, other = (explained.ids_of(what, batch) for what in ("answer", "wrong"))
-    device = run.logits.device
-    asked = run.logits[:, position].argmax(-1) if right is None else torch.tensor(right, device=device)
-    return Readout.of(run, position, asked, None if other is None else torch.tensor(other, device=device))
-
-
 def _path(run: Writers, readout: Readout, norm: FinalNorm, position: int) -> Readout | PathReadout:
     """What gives parts their shares."""
     if norm == "frozen":
         return readout
-    module = blocks.final_norm(run.model.hf)
-    assert module is not None  # or there would be no readout
+    module, _ = unembedding(run.model)
     end = run.last[:, position]
     embedded = run.layers[run.model.layers[0]].entering[:, position]
     begin = torch.zeros_like(end) if norm == "path_from_zero" else embedded
@@ -124,16 +119,14 @@ def _by_source(layer: Layer, readout: Readout | PathReadout, position: int) -> T
 
 def moved(layer: Layer, position: int) -> Tensor:
     """`A_ij v_j W_O^h` as it stands in the stream at query `position`, [batch, head, key, d_model]."""
-    count, heads, queries, _ = layer.map.shape
+    _, heads, queries, _ = layer.map.shape
     at = position % queries
     weights = layer.map.tile(slice(at, at + 1), slice(None))[:, :, 0].double()
     values = layer.value.repeat_interleave(heads // layer.value.shape[1], 1)
     terms = torch.einsum("bhk,bhke,hed->bhkd", weights, values, layer.output)
-    if layer.behind is not None:
-        terms = layer.behind.linear(terms) / layer.behind.deviation[:, at].reshape(count, 1, 1, 1)
-    seen = layer.result[:, at]
-    if (terms.sum(2) - seen).norm() > 1e-3 * seen.norm() + 1e-6:
-        raise AnalysisError("head outputs are edited, so they are not what the weights make of the values")
+    terms = layer.written(terms, at)
+    what = "head outputs are edited, so they are not what the weights make of the values"
+    close_or_refuse(terms.sum(2), layer.result[:, at], what)
     return terms
 
 

@@ -23,7 +23,8 @@ from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.writers import Readout, Writers, soft_cap
+from headwater.analyses._streams.readout import Readout, soft_cap
+from headwater.analyses._streams.writers import Writers
 from headwater.analyses.logits._answer_position import (
     MEAN,
     WRONG,

@@ -19,10 +19,9 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.writers import soft_cap
-from headwater.lens.errors import AnalysisError
+from headwater.analyses._streams.readout import capped, refuse_other_logits, soft_cap, unembedding
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks, residual_stream
+from headwater.lens.models import residual_stream
 from headwater.lens.records.record import provenance
 
 ABOUT = About(
@@ -77,9 +76,7 @@ def logit_lens(
 
 def _lensed(model: HookedModel, batch: Batch, position: int) -> Tensor:
     """Logits [batch, layer and final, vocab] in float64."""
-    norm, head = blocks.final_norm(model.hf), model.hf.get_output_embeddings()
-    if norm is None or head is None:
-        raise AnalysisError(f"{model.name} has no final norm and unembedding that are known")
+    norm, head = unembedding(model)
     streams: dict[int | str, Tensor] = {}
     with residual_stream.listening(
         model, lambda place, stream: streams.update({place: stream[:, position].detach()})
@@ -87,13 +84,8 @@ def _lensed(model: HookedModel, batch: Batch, position: int) -> Tensor:
         own = model(batch.ids)[:, position]
     with torch.no_grad():
         found = head(norm(torch.stack([streams[place] for place in (*model.layers, "final")], 1)))
-    cap = soft_cap(model)
-    found = found if cap is None else cap * torch.tanh(found / cap)
-    if not torch.allclose(found[:, -1], own, atol=2e-3, rtol=2e-3):
-        raise AnalysisError(
-            f"the logits of {model.name} are not its final norm and unembedding of the stream (a scale or a transform "
-            "is between), so its layers can not be read so"
-        )
+    found = capped(model, found)
+    refuse_other_logits(model, found[:, -1], own)
     return found.double()
 
 

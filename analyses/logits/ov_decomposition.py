@@ -20,8 +20,10 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.head_inputs import Reading, check_sum, one_head
-from headwater.analyses._streams.writers import Readout, Writers, soft_cap
+from headwater.analyses._streams.head_inputs import Reading, one_head, refuse_other_sum
+from headwater.analyses._streams.readout import Readout, soft_cap
+from headwater.analyses._streams.writers import Writers
+from headwater.analyses.logits._answer_position import answers_of
 from headwater.analyses.logits._directions import Direction, direction_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -118,10 +120,7 @@ def _readout(
     """What u reads: a logit through the final norm, or the direction, through it or not."""
     if along is not None and not behind_norm:
         return _Along(along)
-    device = run.logits.device
-    right, other = (explained.ids_of(what, batch) for what in ("answer", "wrong"))
-    asked = run.logits[:, position].argmax(-1) if right is None else torch.tensor(right, device=device)
-    found = Readout.of(run, position, asked, None if other is None else torch.tensor(other, device=device))
+    found = Readout.of(run, position, *answers_of(explained, run, batch))
     return (
         found
         if along is None
@@ -137,13 +136,11 @@ def _terms(
     weights = head_weights(model, head.layer)
     shared = head.head // (model.n_heads // model.n_kv_heads)
     at = position % layer.map.shape[2]
-    written = layer.output[head.head].expand(layer.map.shape[0], -1, -1)
-    if layer.behind is not None:
-        written = layer.behind.linear(written) / layer.behind.deviation[:, at, None, None]
+    written = layer.written(layer.output[head.head].expand(layer.map.shape[0], -1, -1), at)
     values = reading.through(weights.W_V[shared], weights.b_V[shared])
     given = torch.einsum("bkce,be->bkc", values, readout.shares(written))
     looked = layer.map.tile(slice(at, at + 1), slice(None))[:, head.head, 0].double()
     terms = looked[..., None] * given
     total = readout.shares(layer.result[:, at, head.head])
-    check_sum(terms.sum((1, 2)), total, f"what head {head} of {model.name} moves")
+    refuse_other_sum(terms.sum((1, 2)), total, f"what head {head} of {model.name} moves")
     return terms, total

@@ -18,7 +18,7 @@ from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.head_inputs import Reading, check_sum, one_head, rotations
+from headwater.analyses._streams.head_inputs import Reading, one_head, refuse_other_sum, rotations
 from headwater.analyses._streams.writers import Writers
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -122,6 +122,6 @@ def _terms(
     terms = map.rule.scale * queries @ keys.T
     seen = map.q[row, head.head, places[0]].double(), map.k[row, shared, places[1]].double()
     what = f"the score of head {head} of {model.name}"
-    check_sum(queries.sum(0), seen[0], what)
-    check_sum(keys.sum(0), seen[1], what)
+    refuse_other_sum(queries.sum(0), seen[0], what)
+    refuse_other_sum(keys.sum(0), seen[1], what)
     return terms, (map.rule.scale * seen[0] @ seen[1]).cpu()

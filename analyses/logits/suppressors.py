@@ -24,14 +24,14 @@ from headwater.analyses._measures.bootstrap import corrected_p, interval
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.writers import Readout, Writers, soft_cap
+from headwater.analyses._streams.readout import Readout, soft_cap, unembedding
+from headwater.analyses._streams.writers import Writers
 from headwater.analyses.logits._answer_position import answers_of, halves, less_the_mean, once, tokens_of
 from headwater.lens.edits.base import Edit
 from headwater.lens.edits.heads import ScaleHeads
 from headwater.lens.edits.residual import EditMLP
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks
 from headwater.lens.records.record import provenance
 
 ABOUT = About(
@@ -167,9 +167,7 @@ def _edits(members: Sequence[str], factor: float) -> list[Edit]:
 def _shares(run: Writers, position: int, against: Against) -> tuple[list[str], Tensor, Tensor]:
     """Names of the last layer's parts, their shares [batch, component], and the likeliest token before the layer."""
     number, layer = list(run.layers.items())[-1]
-    norm, head = blocks.final_norm(run.model.hf), run.model.hf.get_output_embeddings()
-    if norm is None or head is None:
-        raise AnalysisError(f"{run.model.name} has no final norm and unembedding that are known")
+    norm, head = unembedding(run.model)
     stream = layer.entering[:, position].to(head.weight.dtype)
     with torch.no_grad():
         token = head(norm(stream)).argmax(-1)

@@ -18,7 +18,8 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.positions import Positions, position_coordinates
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.attention_terms import Mixing, Norm, mixings, norm_blocks, rows_of
+from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_blocks, rows_of
+from headwater.analyses._streams.frozen_norm import Norm
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.records.record import provenance

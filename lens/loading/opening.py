@@ -15,6 +15,7 @@ from headwater.lens.attention import context
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import parts, read_only
+from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.inputs import image_token, image_tokens, names
 
 LENGTH, SAMPLES = 24, 4000  # tokens, and samples of sound, of the short run
@@ -155,14 +156,11 @@ def _silent(hf: Any, called: set[nn.Module]) -> tuple[str, ...]:
 def _compare(before: Tensor, after: Tensor, sample: dict[str, Tensor], hf: Any) -> None:
     """The self-check. Rows of padding differ by convention and do not count."""
     before, after = _of_real(before, sample), _of_real(after, sample)
-    size = before.float().abs().max().clamp_min(1.0)
-    worst = float((before.float() - after.float()).abs().max() / size)
-    allowed = {torch.float64: 1e-5, torch.float32: 1e-3}.get(before.dtype, 5e-2)
-    if not worst <= allowed:
-        raise ModelError(
-            f"{type(hf).__name__} gives other outputs when Headwater computes its attention (relative difference "
-            f"{worst:.1e}, allowed {allowed:.0e}); this architecture can not be read"
-        )
+    close_or_refuse(
+        before, after, f"{type(hf).__name__} gives other outputs when Headwater computes its attention",
+        "; this architecture can not be read",
+        allowed={torch.float64: 1e-5, torch.float32: 1e-3}.get(before.dtype, 5e-2), least=1.0, error=ModelError,
+    )  # fmt: skip
 
 
 def _of_real(output: Tensor, sample: dict[str, Tensor]) -> Tensor:

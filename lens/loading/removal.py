@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.closeness import relative_difference
 from headwater.lens.models.projections import attention_with_projections, matrix, projections
 from headwater.lens.naming.heads import Heads, chosen
 
@@ -130,8 +131,7 @@ def _held(model: HookedModel, smaller: Any, gates: Tensor) -> Any:
         except (RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
             continue
-        scale = float(wanted.abs().max()) + 1e-6
-        if found.shape == wanted.shape and float((found - wanted).abs().max()) < 2e-3 * scale:
+        if found.shape == wanted.shape and relative_difference(found, wanted) < 2e-3:
             return smaller
     raise ModelError(f"heads can not be removed from the weights of {type(model.hf).__name__}: {reason}")
 

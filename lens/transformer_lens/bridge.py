@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
+from headwater.lens.models.closeness import close_or_refuse
 
 PACKAGE = "transformer_lens"
 WRAPPED = "_original_component"
@@ -126,12 +127,11 @@ def _compare(hf: PreTrainedModel, found: PreTrainedModel) -> None:
     weight = next(table.parameters())
     ids = (torch.arange(24).view(2, -1) * 7919 + 5).to(weight.device) % len(weight)
     with torch.no_grad():
-        theirs, ours = (model(input_ids=ids, use_cache=False)[0].float() for model in (hf, found))
-    worst = float((theirs - ours).abs().max() / theirs.abs().max().clamp_min(1.0))
-    allowed = ALLOWED if weight.dtype in (torch.float32, torch.float64) else 50 * ALLOWED
-    if not worst <= allowed:
-        raise ModelError(
-            f"the {type(hf).__name__} inside of the bridge says something else than the bridge (relative difference "
-            f"{worst:.1e}): its weights were rewritten or hooks are on it; load() it before "
-            "enable_compatibility_mode() and after reset_hooks()"
-        )
+        theirs, ours = (model(input_ids=ids, use_cache=False)[0] for model in (hf, found))
+    close_or_refuse(
+        theirs, ours, f"the {type(hf).__name__} inside of the bridge says something else than the bridge",
+        ": its weights were rewritten or hooks are on it; load() it before enable_compatibility_mode() and after "
+        "reset_hooks()",
+        allowed=ALLOWED if weight.dtype in (torch.float32, torch.float64) else 50 * ALLOWED, least=1.0,
+        error=ModelError,
+    )  # fmt: skip

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._streams.attention_terms import Norm
-from headwater.analyses._streams.writers import Readout
+from headwater.analyses._streams.frozen_norm import Norm
+from headwater.analyses._streams.readout import Readout
 from headwater.analyses.logits import _final_norm
 from headwater.lens.errors import AnalysisError
 
