@@ -1,6 +1,6 @@
 """`HookedModel`: a transformers model whose attention Headwater reads and edits, without touching its weights.
 
-The model runs through its own code; attention alone goes through `lens/attention/context.py`. Logits, records and
+The model runs through its own code; attention alone goes through `lens/attention/function.py`. Logits, records and
 generation see whatever edits are on in the caller's context, and in no other.
 """
 
@@ -11,22 +11,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
-from headwater.lens.edits.base import Edit, Prepared, applied, check_prompt
-from headwater.lens.errors import EditError, ModelError, PromptError, nearest
-from headwater.lens.models import inputs, read_only as dense
-from headwater.lens.models.parts import Part, Patches, axis, embedding, first_position
-from headwater.lens.naming import tokens
+from headwater.lens.edits.base import Edit, Prepared, applied
+from headwater.lens.errors import EditError, ModelError, PromptError
+from headwater.lens.models import inputs
+from headwater.lens.models.token_groups import token_groups
 from headwater.lens.naming.heads import Layers
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records import destination, plan
-from headwater.lens.records.memory import Estimate
+from headwater.lens.records.memory import Estimate, total
 from headwater.lens.records.record import DEFAULT_STATISTICS, Record
 from headwater.lens.running import generation
+from headwater.lens.running.forward import forward, head_outputs, next_token_loss, record
 from headwater.lens.transformer_lens.face import TransformerLens
 
 LOGITS = ("logits", "logits_per_image")
@@ -41,108 +39,6 @@ class HookedModel(TransformerLens):
     `read_only` is the reason where attention can be read but not edited, `unread` the stacks that were not read at all.
     """
 
-    def __init__(
-        self, hf: Any, tokenizer: Any, parts: Mapping[str, Part], name: str, revision: str, *,
-        unread: tuple[str, ...] = (), read_only: str = "",
-    ) -> None:  # fmt: skip
-        text = hf.config.get_text_config()
-        table = embedding(hf)
-        self.hf = hf
-        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds one
-        self.name = name
-        self.revision = revision
-        self.parts = dict(parts)
-        self.unread = unread
-        self.read_only = read_only
-        self.is_encoder_decoder = bool(getattr(hf.config, "is_encoder_decoder", False))
-        self.vocab = int(table.num_embeddings) if table is not None else 0
-        self.source_context: int | None = getattr(text, "max_position_embeddings", None)
-        self.context: int | None = getattr(text, "max_target_positions", self.source_context)
-        if self.context is not None:
-            self.context -= first_position(hf)  # these rows of the table stand for no token
-        self.has_lm_head = self.vocab > 0 and hf.get_output_embeddings() is not None
-        self.image_token = inputs.image_token(hf)
-        self.image_tokens = inputs.image_tokens(hf) if "vision" in self.parts else 0
-        self._claim()
-        self._stand_on(next(iter(self.parts)))
-
-    def _claim(self) -> None:
-        """Register the attention modules of every part; cross-attention takes its rows from the decoder's own."""
-        tells = next(iter(self.parts)) if any(part.crosses for part in self.parts.values()) else None
-        self._keys: dict[str, object] = {}
-        for name, part in self.parts.items():
-            rows = self._keys.get(tells or "") if part.crosses else None
-            self._keys[name] = context.claim(part.modules, rows, name == tells)
-
-    def _stand_on(self, name: str) -> None:
-        part = self.parts[name]
-        self.part_name = name
-        self.causal = part.causal
-        self.layers = sorted(part.modules.values())
-        self.n_layers = len(self.layers)
-        self.n_heads = part.n_heads
-        self.n_kv_heads = part.n_kv_heads
-        self.d_head = part.d_head
-        self.d_model = part.d_model
-        self.key = self._keys[name]
-        self._modules = {layer: module for module, layer in part.modules.items()}
-
-    def part(self, name: str) -> HookedModel:
-        """The same model seen from another of its parts (`model.parts` names them): its layers, heads, edits, records.
-
-        `with model.part("cross").edit(…):` edits cross-attention; `model.part("vision").record(…)` is of the images.
-        """
-        if name not in self.parts:
-            raise ModelError(f"{self.name} has no part {name!r}: {nearest(name, self.parts)}")
-        found = object.__new__(type(self))
-        vars(found).update(vars(self))
-        found._stand_on(name)
-        return found
-
-    def __repr__(self) -> str:
-        return (
-            f"HookedModel({self.name!r}, {type(self.hf).__name__}, {self.n_layers} layers × {self.n_heads} heads, "
-            f"d_model {self.d_model})"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: they carry no edits, and register their own modules."""
-        return {name: value for name, value in vars(self).items() if name not in ("key", "_keys")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._claim()
-        self.key = self._keys[self.part_name]
-
-    @property
-    def device(self) -> torch.device:
-        return self._first_weight().device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._first_weight().dtype
-
-    def _first_weight(self) -> Tensor:
-        table = embedding(self.hf)
-        return next(self.hf.parameters()) if table is None else table.weight
-
-    @property
-    def start(self) -> int:
-        """The token that an encoder–decoder model's decoder begins with."""
-        known = (getattr(self.hf.config, f"{n}_token_id", None) for n in ("decoder_start", "bos", "pad"))
-        return next((n for n in known if isinstance(n, int)), 0)
-
-    @property
-    def patches(self) -> Patches | None:
-        """How images become tokens: `patches.grid` (rows, columns) behind `patches.prefix` tokens. None without."""
-        return next((part.patches for part in self.parts.values() if part.patches is not None), None)
-
-    def attention_module(self, layer: int) -> nn.Module:
-        """The transformers module of one layer's attention."""
-        if layer not in self._modules:
-            raise ModelError(f"no attention in layer {layer}; the model has layers {self.layers}")
-        return self._modules[layer]
-
     # --- prompts
 
     def to_tokens(
@@ -153,30 +49,7 @@ class HookedModel(TransformerLens):
         `given` is texts or ids, or a floating-point tensor of images or audio features; `more` goes by transformers'
         names (inputs.py).
         """
-        found = inputs.read(self, given, attention_mask, side, more)
-        if self.vocab:
-            tokens.check(found, self.vocab, self.context)
-        return found
-
-    def to_strings(self, ids: Tensor | Iterable[int]) -> list[str]:
-        """One string per token id; `#id` where there is no tokenizer."""
-        numbers = [int(i) for i in ids]
-        if self.tokenizer is None:
-            return [f"#{i}" for i in numbers]
-        return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in numbers]
-
-    def unknown_words(self, texts: str | Iterable[str]) -> list[str]:
-        """The pieces of the texts that the tokenizer reads as its unknown token, each once, in their order."""
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
-        if unknown is None or not getattr(self.tokenizer, "is_fast", False):
-            return []
-        found: dict[str, None] = {}
-        for text in [texts] if isinstance(texts, str) else texts:
-            read = self.tokenizer(text, return_offsets_mapping=True)
-            for token, (begin, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
-                if token == unknown and end > begin:
-                    found[text[begin:end]] = None
-        return list(found)
+        return inputs.read(self, given, attention_mask, side, more)
 
     # --- running
 
@@ -187,7 +60,7 @@ class HookedModel(TransformerLens):
 
         A model with a head of another kind gives what that gives: classes, or the likeness [image, text] of pairs.
         """
-        out = self._forward(self.to_tokens(given, attention_mask, **more), grad)
+        out = forward(self, self.to_tokens(given, attention_mask, **more), grad)
         found = next((x for x in (getattr(out, n, None) for n in LOGITS) if x is not None), None)
         if found is None:
             raise ModelError(
@@ -200,7 +73,7 @@ class HookedModel(TransformerLens):
     ) -> Tensor:
         """Last hidden state [batch, position, d_model] of this part, also of models without a language head."""
         found = self.to_tokens(given, attention_mask, **more)
-        out = self._forward(found, grad, output_hidden_states=True)
+        out = forward(self, found, grad, output_hidden_states=True)
         return inputs.last_hidden(out, self.part_name)
 
     def loss(
@@ -215,25 +88,6 @@ class HookedModel(TransformerLens):
         if int(found.mask.sum(-1).min()) < 2:
             raise PromptError("a next-token loss needs at least two tokens in every example")
         return next_token_loss(self(found, grad=grad), found)
-
-    def _forward(self, given: Tokens, grad: bool = False, **more: Any) -> Any:
-        self.check_ready(given)
-        gates = context.current_gates(self.key)
-        wants_grad = grad or (gates is not None and gates.requires_grad)
-        if self.read_only and context.heard(self.key):
-            return dense.run(self, given, more)
-        with torch.enable_grad() if wants_grad else torch.no_grad():
-            return self.hf(**inputs.arguments(self, given), **more)
-
-    def _check_edits(self, given: Tokens, more: int = 0) -> None:
-        """Refuse an edit that names a position which no row of the prompt has."""
-        for name, part in self.parts.items():
-            prepared = [p for p in context.active(self._keys[name]) if isinstance(p, Prepared)]
-            sides = [axis(part, side, given) for side in (part.queries, part.keys)] if prepared else []
-            longest = max((int(side.mask.sum(-1).max()) for side in sides if side is not None), default=0)
-            longest += more if name == next(iter(self.parts)) or part.crosses else 0
-            if longest:
-                check_prompt(prepared, given, longest, more)
 
     def generate(
         self, given: Any = None, max_new_tokens: int = 20, attention_mask: Any = None, *, record: bool = False,
@@ -250,19 +104,6 @@ class HookedModel(TransformerLens):
         """
         wanted = generation.Wanted(statistics, layers, keep, groups, keep_on, path) if record else None
         return generation.generate(self, given, attention_mask, max_new_tokens, wanted, on_token, options)
-
-    def check_ready(self, given: Tokens, more: int = 0) -> None:
-        """Refuse a model that can not run as it is, and edits that name positions beyond `given` and `more` tokens."""
-        if self.hf.training:
-            raise ModelError(
-                f"{self.name} is in training mode, where dropout makes attention random; call model.hf.eval()"
-            )
-        if any(getattr(module, "_compiled_call_impl", None) is not None for module in self.hf.modules()):
-            raise ModelError(
-                f"{self.name} was compiled in place, and torch.compile can not trace a model that Headwater reads; "
-                "load it again and leave it uncompiled"
-            )
-        self._check_edits(given, more)
 
     # --- looking inside
 
@@ -283,11 +124,7 @@ class HookedModel(TransformerLens):
         """
         found = self.to_tokens(given, attention_mask, **more)
         recorders = plan.recorders(self, found, statistics, layers, keep, groups)
-        cost = plan.total(self, found, recorders)
-        with destination.keeping(recorders, keep_on, path, cost) as kept:
-            with destination.listening(recorders):
-                self._forward(found)
-            return kept.finish(plan.finish(self, found, recorders), self.part_name)
+        return record(self, found, recorders, keep_on, path)
 
     def estimate(
         self, given: Any = None, attention_mask: Any = None, *, statistics: Iterable[str] = DEFAULT_STATISTICS,
@@ -295,7 +132,7 @@ class HookedModel(TransformerLens):
     ) -> Estimate:  # fmt: skip
         """Bytes that `record` with the same settings would keep, without running the model."""
         found = self.to_tokens(given, attention_mask, **more)
-        return plan.total(self, found, plan.recorders(self, found, statistics, layers, keep, groups))
+        return total(plan.recorders(self, found, statistics, layers, keep, groups).values())
 
     def token_groups(self, given: Tokens, prompt: int | None = None) -> dict[str, Tensor]:
         """The keys of this part by kind, bool [batch, position], of `to_tokens(…)`.
@@ -304,7 +141,7 @@ class HookedModel(TransformerLens):
         places in a text that stand for them), "generated" (from position `prompt` on), "text" (every other). Padding is
         in none.
         """
-        return plan.token_groups(self, given, prompt)
+        return token_groups(self, given, prompt)
 
     def head_outputs(
         self, given: Any = None, attention_mask: Any = None, *, edited: bool = True, **more: Any
@@ -313,12 +150,7 @@ class HookedModel(TransformerLens):
 
         `edited=False` runs the model as it is, whatever edits are on.
         """
-        self._refuse_read_only("give no head outputs")
-        found = self.to_tokens(given, attention_mask, **more)
-        outputs = _Outputs(self.key)
-        with context.listening(outputs), contextlib.nullcontext() if edited else context.unedited(self.key):
-            self._forward(found)
-        return torch.stack([outputs.by_layer[layer] for layer in self.layers], 1)
+        return head_outputs(self, self.to_tokens(given, attention_mask, **more), edited)
 
     # --- changing
 
@@ -329,7 +161,7 @@ class HookedModel(TransformerLens):
 
         `groups` names positions, as in {"subject": [3, 4]}, so that the edits can say keys="subject".
         """
-        self._refuse_read_only("can not be edited")
+        self.refuse_read_only("can not be edited")
         for given in edits:
             if not isinstance(given, Edit):
                 raise EditError(
@@ -351,7 +183,7 @@ class HookedModel(TransformerLens):
 
         Gates [batch|1, layer, head, position] act at each position by itself.
         """
-        self._refuse_read_only("can not be edited")
+        self.refuse_read_only("can not be edited")
         if gates.dim() not in (3, 4) or gates.shape[1:3] != (self.n_layers, self.n_heads):
             raise EditError(
                 f"gates must be [batch or 1, {self.n_layers} layers, {self.n_heads} heads], and may have one more "
@@ -359,30 +191,6 @@ class HookedModel(TransformerLens):
             )
         return context.gated(self.key, gates)
 
-    def _refuse_read_only(self, what: str) -> None:
-        if self.read_only:
-            raise EditError(f"the heads of {self.name} {what}: {self.read_only}")
-
     def using(self, backend: str) -> contextlib.AbstractContextManager[None]:
         """`with model.using("blocked"):` — run attention on the backend of that name, never on another."""
         return context.using(backend)
-
-
-class _Outputs:
-    """Listener that keeps z of every layer."""
-
-    def __init__(self, model: object) -> None:
-        self.model = model
-        self.statistics: tuple[str, ...] = ()
-        self.by_layer: dict[int, Tensor] = {}
-
-    def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
-        self.by_layer[layer] = output.detach()
-
-
-def next_token_loss(logits: Tensor, found: Tokens) -> Tensor:
-    """Mean cross-entropy of each next real token, [batch], in nats."""
-    mask = (found.mask[:, 1:] & found.mask[:, :-1]).to(logits.device)
-    targets = found.ids[:, 1:].to(logits.device)
-    losses = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
-    return (losses * mask).sum(-1) / mask.sum(-1)

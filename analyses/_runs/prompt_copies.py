@@ -24,6 +24,7 @@ from headwater.lens.attention.standing_in import runs_itself
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import prefix_cache
+from headwater.lens.running.forward import check_ready
 
 ROWS = 1024  # tokens of all copies that run together
 KEYS = 16_384  # keys that they attend to
@@ -56,7 +57,7 @@ class Copies:
         base, other = (pairs.corrupt, pairs.clean) if how == "denoise" else (pairs.clean, pairs.corrupt)
         plainly = model.causal and not context.active(model.key) and context.current_gates(model.key) is None
         for side in (base, other):
-            model.check_ready(model.to_tokens(side))
+            check_ready(model, model.to_tokens(side))
         place, count = asked.place(pairs), len(base)
         seen = Swap(model, 2 * count, keep=keep, parts=parts)
         cache = prefix_cache.empty(model) if plainly else None

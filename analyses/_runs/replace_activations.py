@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from headwater.lens.attention.standing_in import standing_in
 from headwater.lens.errors import AnalysisError
-from headwater.lens.model import HookedModel
 from headwater.lens.models import prefix_cache
+from headwater.lens.models.opened import Opened
 from headwater.lens.transformer_lens import names
 from headwater.lens.transformer_lens.run import Function, Run
 
@@ -33,7 +33,7 @@ class Swap(Run):
     """
 
     def __init__(
-        self, model: HookedModel, batch: int, *, forward: Mapping[str, Function] | None = None,
+        self, model: Opened, batch: int, *, forward: Mapping[str, Function] | None = None,
         attention: Mapping[int, Callable[[Parts], Parts]] | None = None, keep: Collection[str] = (),
         parts: Collection[int] = (),
     ) -> None:  # fmt: skip
@@ -76,7 +76,7 @@ class Swap(Run):
         return found if position is None or found.shape[1] == 1 else found[:, position, None]
 
 
-def per_head(model: HookedModel, part: str, per: Per | None) -> bool:
+def per_head(model: Opened, part: str, per: Per | None) -> bool:
     """Whether keys or values of a query head are meant, and not those that a group of them shares."""
     if per not in (None, "query_head", "kv_head"):
         raise AnalysisError(f"per={per!r} is unknown; give query_head or kv_head")
@@ -100,14 +100,14 @@ def expanded(tensor: Tensor, heads: int) -> Tensor:
     return tensor.repeat_interleave(heads // tensor.shape[1], 1)
 
 
-def narrow_head(model: HookedModel) -> nn.Linear | None:
+def narrow_head(model: Opened) -> nn.Linear | None:
     """The language head, where its logits of a few tokens can be had without all others."""
     head = model.hf.get_output_embeddings()
     return head if type(head) is nn.Linear and "forward" not in vars(head) else None
 
 
 @contextlib.contextmanager
-def _narrowed(model: HookedModel, tokens: Tensor | None) -> Iterator[None]:
+def _narrowed(model: Opened, tokens: Tensor | None) -> Iterator[None]:
     head = None if tokens is None else narrow_head(model)
     if head is None:
         yield

@@ -22,8 +22,7 @@ from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
 from headwater.lens.models.weights import HeadWeights, head_weights
 from headwater.lens.transformer_lens import names as transformer_lens_names
-from headwater.lens.transformer_lens.names import Place
-from headwater.lens.transformer_lens.run import Run
+from headwater.lens.transformer_lens.run import Activation, Run
 
 KeyValues = Literal["head", "kv"]
 EMBED, LOGITS = "embed", "logits"
@@ -154,11 +153,11 @@ class Passage(Run):
         self.sent: list[Tensor] = []
         self.stream = torch.empty(0)
         self._missing: Tensor | None = None
-        places: list[Place] = []
+        places: list[Activation] = []
         forward: dict[str, list[Callable[..., Tensor | None]]] = {}
         known = transformer_lens_names.places(wiring.model)
 
-        def add(place: Place, function: Callable[..., Tensor | None]) -> None:
+        def add(place: Activation, function: Callable[..., Tensor | None]) -> None:
             places.append(place)
             forward[place.name] = [function]
 
@@ -173,15 +172,15 @@ class Passage(Run):
                 add(known[start + "hook_attn_out"], self._completing)
             if found.block.mlp_out is not None:
                 reader = found.block.norm2 if found.block.norm2 is not None else found.block.mlp
-                place = Place(start + "hook_resid_mid", "input", reader)
+                place = Activation(start + "hook_resid_mid", "input", reader)
                 add(place, self._reading(groups[layer, "mlp"], found))
                 add(known[start + "hook_mlp_out"], self._mlp)
         last = blocks.final_norm(wiring.model.hf) or wiring.model.hf.get_output_embeddings()
         logits = wiring.groups[-1]
-        add(Place("hook_resid_final", "input", last), self._reading(logits, None))
+        add(Activation("hook_resid_final", "input", last), self._reading(logits, None))
         super().__init__(wiring.model, places, batch, forward=forward)
 
-    def _after(self, place: Place, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _after(self, place: Activation, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Keys and values of every query head are more features than the module gave."""
         if not self.wiring.wide or not place.name.endswith(("hook_k", "hook_v")):
             return super()._after(place, module, args, output)

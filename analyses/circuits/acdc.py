@@ -30,7 +30,7 @@ from headwater.analyses.circuits._counterfactuals import (
 from headwater.analyses.circuits._graphs import graph_of, pruned
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which connections are left when every one that is not missed is taken out?",

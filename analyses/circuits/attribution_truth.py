@@ -26,7 +26,7 @@ from headwater.analyses._prompts.pairs import PairExamples, pairs_of
 from headwater.analyses.circuits.edge_attribution import edge_attribution
 from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Do attributions foretell what changing each edge, or removing each head, does to the measure?",

@@ -34,7 +34,7 @@ from headwater.analyses.circuits._graphs import edges_of, mask_of, pruned, selec
 from headwater.analyses.circuits.edge_attribution import edge_attribution
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How much of what the model does is left when only this circuit carries the prompt?",

@@ -34,7 +34,7 @@ from headwater.analyses.circuits._counterfactuals import (
 from headwater.analyses.circuits._graphs import graph_of, select_circuit as select_circuit
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which connections between heads and MLPs carry what makes the difference?",

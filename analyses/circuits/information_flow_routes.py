@@ -19,7 +19,7 @@ from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.analyses._streams.component_graph import Inputs, KeyValues, Wiring
 from headwater.analyses.circuits._graphs import graph_of
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How much of what each head and MLP reads comes from each one before it?",

@@ -27,7 +27,7 @@ from headwater.analyses.circuits._patch_cells import Cells, Index, Instead, What
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Layers, chosen_layers
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which activations carry what makes two prompts differ?",

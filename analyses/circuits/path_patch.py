@@ -28,7 +28,7 @@ from headwater.analyses.circuits._patch_cells import Instead, put_instead
 from headwater.analyses.circuits._receivers import Receivers
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 from headwater.lens.transformer_lens import names
 from headwater.lens.transformer_lens.run import Function
 

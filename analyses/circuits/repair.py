@@ -36,7 +36,7 @@ from headwater.lens.edits import InjectPattern
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, named
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Does the model err less when these heads are made to look at the wrong answers?",

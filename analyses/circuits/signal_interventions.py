@@ -30,7 +30,7 @@ from headwater.analyses.circuits._signal_tracing import Source, heads_of, place_
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="What does one head's signal to another head do?",

@@ -36,7 +36,7 @@ from headwater.analyses.circuits._signal_tracing import (
 )
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which earlier heads made a head look where it looks?",

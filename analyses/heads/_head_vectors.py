@@ -13,7 +13,8 @@ from tqdm import tqdm
 from headwater.analyses._measures.measure import Answer, Explained
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, batches_of
 from headwater.lens.errors import AnalysisError
-from headwater.lens.model import HookedModel, next_token_loss
+from headwater.lens.model import HookedModel
+from headwater.lens.running.forward import next_token_loss
 
 START = 1e-3  # standard deviation of the vectors before the first step
 Change = Callable[[Tensor, Tensor], Tensor]  # (z of a layer [batch, position, head, d_head], its vectors) → z

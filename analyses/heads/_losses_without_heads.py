@@ -19,7 +19,7 @@ from headwater.analyses._runs.resume_at_layer import Resuming
 from headwater.kernels.edits import Gate, ReplaceOutput
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
-from headwater.lens.attention.context import Lowered
+from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -28,7 +28,7 @@ TOKENS = 1024  # tokens of all copies that run together: their logits are the me
 
 
 @dataclass(frozen=True, eq=False)
-class _Ablated:
+class _Ablated(ActiveEdit):
     """An edit of one layer: `heads` bool [row, head] give way to `values` [text, head, position|1, d], or to nothing.
 
     Copy c of text b is row c·texts + b, so that the kernels' rule (row r takes sample r modulo their number) holds.

@@ -18,7 +18,7 @@ from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, loss_of
 from headwater.analyses.heads._losses_without_heads import Ablation, check_ablation, losses_without
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How much is lost when one head alone stays in a layer?",

@@ -17,7 +17,7 @@ from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import layer_weights, triangle
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How many directions do the QK and OV circuits of each head use?",

@@ -18,7 +18,7 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import layer_weights, triangle
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which later heads read what each head writes, as query, key or value?",

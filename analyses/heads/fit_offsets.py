@@ -25,7 +25,7 @@ from headwater.lens.edits.heads import OffsetHeads
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, chosen, named
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How much of a task do offsets on a few heads teach?",

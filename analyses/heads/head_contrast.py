@@ -22,7 +22,7 @@ from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.lens.edits import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which heads give something else when a group of tokens is taken away?",

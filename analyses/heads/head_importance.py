@@ -21,7 +21,7 @@ from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, b
 from headwater.analyses.heads._losses_without_heads import Ablation, check_ablation, losses_without
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which heads does the loss depend on?",

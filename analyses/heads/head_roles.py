@@ -23,7 +23,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import LayerWeights, circuit_ends, layer_weights
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which simple jobs does each head do?",

@@ -19,7 +19,7 @@ from headwater.analyses.heads._losses_without_heads import Ablation
 from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which heads change the loss by more than chance when they are removed?",

@@ -19,7 +19,7 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, loss_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How few heads does the loss need when the gates of all are trained together?",

@@ -22,7 +22,7 @@ from headwater.analyses.heads._head_vectors import Objective, trained
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which heads does learning a task change most?",

@@ -26,7 +26,7 @@ from headwater.lens.errors import AnalysisError, ModelError
 from headwater.lens.loading.removal import remove_heads
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How many heads can be removed before the model notices?",

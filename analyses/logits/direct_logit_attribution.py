@@ -27,7 +27,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
 from headwater.lens.models.closeness import close_or_refuse
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="What does each part write directly into the logit of an answer?",

@@ -40,7 +40,7 @@ from headwater.analyses.logits._least_squares import ScalarFit
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, named
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which heads write an answer, and what does an MLP make of what they wrote?",

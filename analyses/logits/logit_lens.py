@@ -22,7 +22,7 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.readout import capped, refuse_other_logits, soft_cap, unembedding
 from headwater.lens.model import HookedModel
 from headwater.lens.models import residual_stream
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="What would the model predict before each layer?",

@@ -29,7 +29,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import head_weights
 from headwater.lens.naming.heads import Head
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="What does a head move into a logit or a direction: from which token, and written there by whom?",

@@ -24,7 +24,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import head_weights
 from headwater.lens.naming.heads import Head
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Why does a head look at this token: which parts of the model made the score?",

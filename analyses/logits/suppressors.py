@@ -32,7 +32,7 @@ from headwater.lens.edits.heads import ScaleHeads
 from headwater.lens.edits.residual import EditMLP
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which parts of the last layer lower the logit of what the model was about to say?",

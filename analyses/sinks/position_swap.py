@@ -25,7 +25,7 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.sinks._received_share import received_share
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Does the sink follow the first position's embedding when it is swapped with another's?",

@@ -35,10 +35,12 @@ from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, Thresh
 from headwater.lens.errors import AnalysisError
 from headwater.lens.files import digest_of
 from headwater.lens.journal import Journal
-from headwater.lens.model import HookedModel, next_token_loss
+from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, chosen, named
 from headwater.lens.naming.tokens import Tokens
-from headwater.lens.records.record import Record, provenance
+from headwater.lens.records.provenance import provenance
+from headwater.lens.records.record import Record
+from headwater.lens.running.forward import next_token_loss
 
 ABOUT = About(
     question="Does taking attention off sinks change what the model does, more than taking it off anything else?",

@@ -28,10 +28,11 @@ from headwater.analyses.sinks._uniform_map import even_map
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
-from headwater.lens.attention.context import Lowered
+from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import Record, provenance
+from headwater.lens.records.provenance import provenance
+from headwater.lens.records.record import Record
 
 ABOUT = About(
     question="What does a sink carry: how much of the heads' outputs, and of the prediction?",
@@ -121,7 +122,7 @@ class _WithoutValues:
 
 
 @dataclass(frozen=True, eq=False)
-class _InEveryLayer:
+class _InEveryLayer(ActiveEdit):
     keys: dict[int, Tensor]
 
     def lower(self, layer: int, mask: Mask, batch: int) -> Lowered:

@@ -21,7 +21,7 @@ from headwater.analyses._prompts.examples import Examples, repeated_tokens
 from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Does the sink stay when the text is random tokens, or one token repeated?",

@@ -26,7 +26,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models import parts
+from headwater.lens.models.axes import axis
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.running.watching import Heads
 
@@ -64,7 +64,7 @@ class Pairs:
             decoder = [decoder] * len(examples)
         tokens = model.to_tokens(examples, decoder_input_ids=decoder)
         cross = model.parts["cross"]
-        source = parts.axis(cross, cross.keys, tokens)
+        source = axis(cross, cross.keys, tokens)
         if source is None:
             raise AnalysisError(
                 f"{model.name}: how many tokens its encoder makes of these examples is not known"

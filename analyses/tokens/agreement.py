@@ -30,7 +30,7 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._attributions import Given, Methods, weights_by_method
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Do attribution methods agree on which tokens matter?",

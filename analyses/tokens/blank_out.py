@@ -27,7 +27,7 @@ from headwater.analyses._measures.measure import (
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How much does the prediction change without one of the input tokens?",

@@ -19,7 +19,7 @@ from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Texts, indicators
 from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_blocks
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How much of each input token is in a position, by norms through the layers?",

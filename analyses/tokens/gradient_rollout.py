@@ -29,7 +29,7 @@ from headwater.analyses._prompts.texts import Texts, indicators
 from headwater.analyses.tokens._gradients import WeightSlopes, weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="From which input tokens does a position draw, counting only attention that raises the prediction?",

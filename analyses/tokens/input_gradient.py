@@ -27,7 +27,7 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="To which input token does the prediction react most, for small changes?",

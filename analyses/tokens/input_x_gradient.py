@@ -25,7 +25,7 @@ from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How much of the prediction is each input token's, to first order?",

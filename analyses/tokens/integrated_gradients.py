@@ -32,7 +32,7 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How do the input tokens share the change of the prediction from a baseline text?",

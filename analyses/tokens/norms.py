@@ -22,7 +22,7 @@ from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_bl
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How much does each token contribute to a position, by the length of what attention carries?",

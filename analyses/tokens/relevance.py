@@ -31,7 +31,7 @@ from headwater.analyses.tokens._encoder_decoder import Pairs, relevance_of_pairs
 from headwater.analyses.tokens._gradients import weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="Which input tokens does attention carry into this prediction?",

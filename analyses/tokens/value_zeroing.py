@@ -22,11 +22,11 @@ from headwater.analyses._prompts.texts import Texts, indicators
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
-from headwater.lens.attention.context import Lowered
+from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks as anatomy
-from headwater.lens.records.record import provenance
+from headwater.lens.records.provenance import provenance
 from headwater.lens.running.watching import Call, Heads, watching
 
 ABOUT = About(
@@ -78,7 +78,7 @@ def value_zeroing(
 
 
 @dataclass(frozen=True, eq=False)
-class _Without:
+class _Without(ActiveEdit):
     """An edit of one layer for the copies of a text: what token t adds to the heads' outputs is taken off copy t."""
 
     layer: int

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -23,16 +23,15 @@ from torch import Tensor
 
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
-from headwater.lens.attention.context import Lowered
+from headwater.lens.attention.context import ActiveEdit, Lowered
+from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
+from headwater.lens.models.opened import Opened
 from headwater.lens.naming import heads as naming, positions
-from headwater.lens.naming.heads import Head
+from headwater.lens.naming.heads import Head, Heads, Layers
 from headwater.lens.naming.positions import Positions
 from headwater.lens.naming.tokens import Tokens
-from headwater.lens.running.ids import NO_GROUPS, Names, begin, enter, watching
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
+from headwater.lens.running.ids import enter, reading
 
 Rows = str | int | Iterable[int]
 LIMITS = ("queries", "where", "rows")
@@ -44,9 +43,13 @@ class Edit:
 
     own_position: ClassVar[bool] = False  # whether it means a query's own position among the keys
 
-    def prepare(self, model: HookedModel, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         """Check the edit against a model and fetch what it needs from it; `groups` are names of positions."""
         raise TypeError(f"{type(self).__name__} is not an edit that can be applied")
+
+    def _lower(self, call: LayerCall) -> Lowered:
+        """What the edit comes to in one layer's call."""
+        return Lowered()
 
     def named_positions(self) -> list[Positions]:
         """The positions the edit names, so that a prompt which lacks them is refused."""
@@ -84,7 +87,7 @@ class Edit:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class LayerCall:
     """One layer's call as an edit sees it: which heads it is to act on, bool [batch|1, head], and where rows stand."""
 
     layer: int
@@ -115,7 +118,7 @@ class ModuleHook(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class Prepared(ActiveEdit):
     """An edit made ready for one model: its head masks by layer, bool [head], and what it lowers to there."""
 
     edit: Edit
@@ -125,9 +128,12 @@ class Prepared:
     rows: tuple[int, ...] | None = None
     hooks: tuple[ModuleHook, ...] = ()
 
+    @property
+    def user_edit(self) -> Edit:
+        return self.edit
+
     @cached_property
     def reads_tokens(self) -> bool:
-        """Whether the ids of the running prompt are needed."""
         named = [
             n for p in self.edit.named_positions() for n in positions.named(positions.check(p, "positions"))
         ]
@@ -139,10 +145,10 @@ class Prepared:
         if layer not in self.heads:
             return Lowered()
         heads = self.of_rows(self.heads[layer], batch)
-        place = Place(layer, heads, mask, batch, self.values.get(layer), self.names)
+        call = LayerCall(layer, heads, mask, batch, self.values.get(layer), self.names)
         rules = self.sink_rules()
         if not rules:
-            return self.edit._lower(place)  # type: ignore[attr-defined]
+            return self.edit._lower(call)
         # sinks differ from head to head: heads that share them are edited together
         found = torch.stack([self.names.sinks_of(rule, mask, layer) for rule in rules])
         alike: dict[bytes, list[int]] = {}
@@ -152,12 +158,11 @@ class Prepared:
         for members in alike.values():
             some = torch.zeros_like(heads)
             some[:, members] = heads[:, members]
-            at = dataclasses.replace(place, heads=some, sink_head=members[0])
-            parts.append(self.edit._lower(at))  # type: ignore[attr-defined]
+            at = dataclasses.replace(call, heads=some, sink_head=members[0])
+            parts.append(self.edit._lower(at))
         return joined(parts)
 
     def sink_rules(self) -> list[str]:
-        """The rules by which the edit names sinks."""
         plain_forms = [positions.check(p, "positions") for p in self.edit.named_positions()]
         return list(dict.fromkeys(name for p in plain_forms for name in self.names.sink_names(p)))
 
@@ -176,7 +181,6 @@ class Prepared:
         return acts & heads[None]
 
     def check_prompt(self, tokens: Tokens, longest: int, more: int) -> None:
-        """Refuse a prompt without the positions, tokens or groups that the edit names; `more` tokens will follow."""
         for named in self.edit.named_positions():
             plain_form = positions.check(named, "positions")
             if wrong := positions.beyond(plain_form, longest):
@@ -191,17 +195,23 @@ class Prepared:
                 )
 
 
-@dataclass(frozen=True, eq=False)
 class HeadWise(Edit, ABC):
-    """What the edits that take `heads`, `layers` and `rows` share; at its neutral value an edit touches nothing."""
+    """What the edits that take `heads`, `layers` and `rows` share; at its neutral value an edit touches nothing.
 
-    def prepare(self, model: HookedModel, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    It is no dataclass, so that each edit has these fields in an order of its own.
+    """
+
+    heads: Heads
+    layers: Layers
+    rows: Rows
+
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         self._check()
         names = Names(model, groups)
         for given in self.named_positions():
             names.check(given, f"{type(self).__name__}: positions")
-        heads = naming.chosen(self.heads, self.layers, model.layers, model.n_heads)  # type: ignore[attr-defined]
-        rows = batch_rows(getattr(self, "rows", "all"), type(self).__name__)
+        heads = naming.chosen(self.heads, self.layers, model.layers, model.n_heads)
+        rows = batch_rows(self.rows, type(self).__name__)
         return Prepared(self, {} if self._is_neutral() else heads, names, rows=rows)
 
     def _check(self) -> None: ...
@@ -210,31 +220,20 @@ class HeadWise(Edit, ABC):
         return False
 
     @abstractmethod
-    def _lower(self, place: Place) -> Lowered: ...
+    def _lower(self, call: LayerCall) -> Lowered: ...
 
 
 @contextlib.contextmanager
-def applied(model: HookedModel, prepared: Sequence[Prepared]) -> Iterator[None]:
+def applied(model: Opened, prepared: Sequence[Prepared]) -> Iterator[None]:
     """The edits on, in this context alone; hooks on modules are taken off at the end."""
     with contextlib.ExitStack() as stack:
         if any(p.reads_tokens for p in prepared):
-            stack.enter_context(watching(model))
+            stack.enter_context(reading(model))
         stack.enter_context(context.editing(model.key, prepared))
         for one in prepared:
             for hook in one.hooks:
                 stack.callback(hook.attach(one, model.key).remove)
         yield
-
-
-def check_prompt(prepared: Sequence[Prepared], tokens: Tokens, longest: int, more: int = 0) -> None:
-    """Refuse a prompt that edits can not act on, and find the sinks they name.
-
-    Its longest row will have `longest` tokens, `more` of them still to come.
-    """
-    for one in prepared:
-        one.check_prompt(tokens, longest, more)
-    if rules := [rule for one in prepared for rule in one.sink_rules()]:
-        begin(prepared[0].names.model, rules, tokens)
 
 
 def joined(parts: Sequence[Lowered]) -> Lowered:

@@ -17,7 +17,7 @@ from headwater.kernels.edits import WeightEdit
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import HeadWise, Place, Rows
+from headwater.lens.edits.base import HeadWise, LayerCall, Rows
 from headwater.lens.errors import EditError
 from headwater.lens.naming.heads import Heads, Layers
 from headwater.lens.running import ids
@@ -44,29 +44,29 @@ class HeavyHitters(HeadWise):
     def _is_neutral(self) -> bool:
         return self.heavy is None
 
-    def _lower(self, place: Place) -> Lowered:
+    def _lower(self, call: LayerCall) -> Lowered:
         def adapt(
             q: Tensor, k: Tensor, rule: ScoreRule, weights: tuple[WeightEdit, ...]
         ) -> tuple[ScoreRule, tuple[WeightEdit, ...]]:
-            kept = self._kept(place, q.detach(), k.detach(), rule)
+            kept = self._kept(call, q.detach(), k.detach(), rule)
 
             def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 there = query - rule.mask.query_offset, key - rule.mask.key_offset
                 return kept.to(key.device)[batch, head, *there]
 
-            return replace(rule, edits=(*rule.edits, kernel.MaskScores(place.heads, visible))), weights
+            return replace(rule, edits=(*rule.edits, kernel.MaskScores(call.heads, visible))), weights
 
         return Lowered(adapters=(adapt,))
 
-    def _kept(self, place: Place, q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
+    def _kept(self, call: LayerCall, q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
         """What each query still sees, bool [batch, head, query, key]."""
         if rule.normaliser is not None:
             raise EditError(
                 f"HeavyHitters adds up softmax weights; take the normaliser {rule.normaliser.name!r} off"
             )
         mask, heads = rule.mask, torch.arange(q.shape[1])
-        memory = ids.current(place.names.model.key).memory
-        slot = ("heavy", id(self), place.layer)
+        memory = ids.current(call.names.model.key).memory
+        slot = ("heavy", id(self), call.layer)
         # memory is of absolute positions: a cache with a window drops its oldest keys
         first, last = mask.key_offset, mask.key_offset + k.shape[2]
         shape = (q.shape[0], q.shape[1], last)

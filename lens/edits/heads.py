@@ -13,10 +13,13 @@ from torch import Tensor
 from headwater.kernels import edits as kernel
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import Edit, HeadWise, Place, Prepared, Rows, batch_rows, number
+from headwater.lens.edits.base import Edit, HeadWise, LayerCall, Prepared, Rows, batch_rows, number
+from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
+from headwater.lens.models import inputs
+from headwater.lens.models.opened import Opened
 from headwater.lens.naming.heads import Head, Heads, Layers, chosen
-from headwater.lens.running.ids import NO_GROUPS, Names
+from headwater.lens.running.forward import head_outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class ScaleHeads(Edit):
     factors: Mapping[str | Head, float]
     rows: Rows = "all"
 
-    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         if not isinstance(self.factors, Mapping):
             raise EditError(f"ScaleHeads takes a mapping such as {{'2.3': 0.0}}; got {self.factors!r}")
         for factor in self.factors.values():
@@ -40,8 +43,8 @@ class ScaleHeads(Edit):
             gates[layer][0, index] *= factor
         return Prepared(self, masks, Names(model, groups), gates, batch_rows(self.rows, "ScaleHeads"))
 
-    def _lower(self, place: Place) -> Lowered:
-        return Lowered(outputs=(kernel.Gate(torch.where(place.heads, place.values, 1.0)),))
+    def _lower(self, call: LayerCall) -> Lowered:
+        return Lowered(outputs=(kernel.Gate(torch.where(call.heads, call.values, 1.0)),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ class OffsetHeads(Edit):
     offsets: Mapping[str | Head, Any]
     rows: Rows = "all"
 
-    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         if not isinstance(self.offsets, Mapping):
             raise EditError(f"OffsetHeads takes a mapping such as {{'5.1': vector}}; got {self.offsets!r}")
         chosen(list(self.offsets), "all", model.layers, model.n_heads)
@@ -65,15 +68,15 @@ class OffsetHeads(Edit):
         values = {layer: {h.head: v for h, v in moved.items() if h.layer == layer} for layer in masks}
         return Prepared(self, masks, Names(model, groups), values, batch_rows(self.rows, "OffsetHeads"))
 
-    def _lower(self, place: Place) -> Lowered:
-        start, stop = place.mask.real("query")
-        length = int((stop - start).max()) if any(v.dim() == 2 for v in place.values.values()) else 1
-        width = next(iter(place.values.values())).shape[-1]
-        values = torch.zeros(1, place.heads.shape[1], length, width)
-        for head, vector in place.values.items():
+    def _lower(self, call: LayerCall) -> Lowered:
+        start, stop = call.mask.real("query")
+        length = int((stop - start).max()) if any(v.dim() == 2 for v in call.values.values()) else 1
+        width = next(iter(call.values.values())).shape[-1]
+        values = torch.zeros(1, call.heads.shape[1], length, width)
+        for head, vector in call.values.items():
             vector = vector if vector.dim() == 1 else vector[:length]
             values[0, head, : len(vector) if vector.dim() == 2 else length] = vector
-        return Lowered(outputs=(kernel.OffsetOutput(place.heads, values),))
+        return Lowered(outputs=(kernel.OffsetOutput(call.heads, values),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +102,12 @@ class AblateHeads(HeadWise):
                 f"AblateHeads(how={self.how!r}) needs examples=, texts or token ids to take the outputs from"
             )
 
-    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         prepared = super().prepare(model, groups)
         if self.how == "zero" or not prepared.heads:
             return prepared
-        tokens = model.to_tokens(self.examples)
-        outputs = model.head_outputs(tokens, edited=False)  # [example, layer, head, position, d_head]
+        tokens = inputs.read(model, self.examples)
+        outputs = head_outputs(model, tokens, edited=False)  # [example, layer, head, position, d_head]
         values = {}
         for layer in prepared.heads:
             z = outputs[:, model.layers.index(layer)]
@@ -115,11 +118,11 @@ class AblateHeads(HeadWise):
                 values[layer] = z.masked_fill(~tokens.mask[:, None, :, None].to(z.device), torch.nan)
         return replace(prepared, values=values)
 
-    def _lower(self, place: Place) -> Lowered:
+    def _lower(self, call: LayerCall) -> Lowered:
         if self.how == "zero":
-            return Lowered(outputs=(kernel.Gate((~place.heads).float()),))
-        values = self._drawn(place.values, place.mask) if self.how == "resample" else place.values
-        return Lowered(outputs=(kernel.ReplaceOutput(place.heads, values),))
+            return Lowered(outputs=(kernel.Gate((~call.heads).float()),))
+        values = self._drawn(call.values, call.mask) if self.how == "resample" else call.values
+        return Lowered(outputs=(kernel.ReplaceOutput(call.heads, values),))
 
     def _drawn(self, values: Tensor, mask: Mask) -> Tensor:
         start, stop = mask.real("query")

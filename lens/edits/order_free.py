@@ -23,11 +23,14 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.lens.attention import context
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import Edit, Place, Prepared
+from headwater.lens.edits.base import Edit, LayerCall, Prepared
+from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
+from headwater.lens.models import inputs
+from headwater.lens.models.opened import Opened
 from headwater.lens.naming.positions import Positions
 from headwater.lens.running import ids
-from headwater.lens.running.ids import NO_GROUPS, Names
+from headwater.lens.running.forward import forward
 
 PROBE = 6  # equal tokens that the model is tried on
 _angles: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("headwater_angles", default=None)
@@ -66,7 +69,7 @@ class PositionInvariant(Edit):
     def named_positions(self) -> list[Positions]:
         return [self._spans()[-1][1] - 1]
 
-    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         self._spans()
         _check_rotary(model)
         heads = {layer: torch.ones(model.n_heads, dtype=torch.bool) for layer in model.layers}
@@ -89,23 +92,23 @@ class PositionInvariant(Edit):
             raise EditError(f"PositionInvariant: documents stand one right behind the other; got {given!r}")
         return spans
 
-    def _lower(self, place: Place) -> Lowered:
+    def _lower(self, call: LayerCall) -> Lowered:
         def adapt(
             q: Tensor, k: Tensor, rule: ScoreRule, weights: tuple[WeightEdit, ...]
         ) -> tuple[ScoreRule, tuple[WeightEdit, ...]]:
-            if place.batch != 1 or rule.mask.valid_keys is not None:
+            if call.batch != 1 or rule.mask.valid_keys is not None:
                 raise EditError(
                     "PositionInvariant reads one text at a time, without padding; run the texts one by one"
                 )
-            return self._rule(place, q.detach(), k.detach(), rule), weights
+            return self._rule(call, q.detach(), k.detach(), rule), weights
 
         return Lowered(adapters=(adapt,))
 
-    def _rule(self, place: Place, q: Tensor, k: Tensor, rule: ScoreRule) -> ScoreRule:
+    def _rule(self, call: LayerCall, q: Tensor, k: Tensor, rule: ScoreRule) -> ScoreRule:
         """The rule with these scores as its bias, and documents open to each other."""
         mask = rule.mask
-        memory = ids.current(place.names.model.key).memory
-        slot = ("rotary", place.layer)
+        memory = ids.current(call.names.model.key).memory
+        slot = ("rotary", call.layer)
         if mask.query_offset == 0:
             angles = _angles.get()
             assert angles is not None
@@ -204,7 +207,7 @@ def _behind(bare: Tensor, asked: Tensor, lengths: Tensor) -> Tensor:
     return (before * lengths).sum(-1)
 
 
-def _check_rotary(model: Any) -> None:
+def _check_rotary(model: Opened) -> None:
     """Refuse a model whose positions can not be taken out of its queries and keys."""
     refused = f"PositionInvariant: {model.name} can not be read so: "
     if not model.causal:
@@ -214,7 +217,7 @@ def _check_rotary(model: Any) -> None:
     taps = [_Tap(model.attention_module(layer)).attach(None, None) for layer in model.layers]  # type: ignore[arg-type]
     try:
         with context.alone(model.key), context.listening(listener):
-            model(torch.full((1, PROBE), min(5, model.vocab - 1)))
+            forward(model, inputs.read(model, torch.full((1, PROBE), min(5, model.vocab - 1))))
     finally:
         for tap in taps:
             tap.remove()

@@ -18,15 +18,16 @@ from headwater.kernels import edits as kernel
 from headwater.kernels.edits import patterns
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import HeadWise, Place, Prepared, Rows, number
+from headwater.lens.edits.base import HeadWise, LayerCall, Prepared, Rows, number
+from headwater.lens.edits.named_positions import NO_GROUPS
 from headwater.lens.edits.weights import Toward
 from headwater.lens.errors import EditError, nearest
+from headwater.lens.models.opened import Opened
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Heads, Layers
 from headwater.lens.naming.positions import Positions
 from headwater.lens.records.record import Record
 from headwater.lens.running import ids as running
-from headwater.lens.running.ids import NO_GROUPS
 
 OFFSETS = {"identity": 0, "previous": 1}
 NAMES = (*OFFSETS, "uniform", "first", "matching")
@@ -36,8 +37,8 @@ NAMES = (*OFFSETS, "uniform", "first", "matching")
 class TowardUniform(Toward):
     """P → (1-amount)·P + amount/n over the n keys that each query sees; 0 changes nothing."""
 
-    def _lower(self, place: Place) -> Lowered:
-        return _mixed(place, self.amount, patterns.Uniform(), self.queries)
+    def _lower(self, call: LayerCall) -> Lowered:
+        return _mixed(call, self.amount, patterns.Uniform(), self.queries)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ class InjectPattern(HeadWise):
                 f"InjectPattern: unknown pattern {self.pattern!r}: {nearest(self.pattern, NAMES)}"
             )
 
-    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         prepared = super().prepare(model, groups)
         if isinstance(self.pattern, Record) or _is_path(self.pattern):
             return _with_record(prepared, self.pattern, model)
@@ -109,26 +110,26 @@ class InjectPattern(HeadWise):
         weights = _matrix(self.pattern, model.n_heads)
         return replace(prepared, values=dict.fromkeys(prepared.heads, weights))
 
-    def _lower(self, place: Place) -> Lowered:
-        if isinstance(place.values, Record):
-            found: patterns.Pattern = _of_record(place, "InjectPattern")
-        elif isinstance(place.values, Tensor):
-            found = patterns.Fixed(_from_first(place.values, place.mask))
+    def _lower(self, call: LayerCall) -> Lowered:
+        if isinstance(call.values, Record):
+            found: patterns.Pattern = _of_record(call, "InjectPattern")
+        elif isinstance(call.values, Tensor):
+            found = patterns.Fixed(_from_first(call.values, call.mask))
         elif self.pattern == "first":
-            found = patterns.OnKeys(place.keys(0))
+            found = patterns.OnKeys(call.keys(0))
         elif isinstance(self.pattern, Mapping) and self._on_keys:
-            found = patterns.OnKeys(place.keys(self.pattern["keys"]))
+            found = patterns.OnKeys(call.keys(self.pattern["keys"]))
         elif self.pattern == "uniform":
             found = patterns.Uniform()
         elif self.pattern == "matching":
-            ids = running.current(place.names.model.key).ids
+            ids = running.current(call.names.model.key).ids
             if ids is None:
                 raise EditError("InjectPattern('matching'): the token ids of this call are not known")
             found = patterns.Matching(ids)
         else:
             offset = self.pattern["offset"] if isinstance(self.pattern, Mapping) else OFFSETS[self.pattern]
             found = patterns.Offset(offset)
-        return _mixed(place, self.amount, found, self.queries)
+        return _mixed(call, self.amount, found, self.queries)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,22 +163,22 @@ class FreezeAttention(HeadWise):
     def _is_neutral(self) -> bool:
         return self.amount == 0 or positions.check(self.queries, "queries") == ()
 
-    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         return _with_record(super().prepare(model, groups), self.record, model)
 
-    def _lower(self, place: Place) -> Lowered:
-        return _mixed(place, self.amount, _of_record(place, "FreezeAttention"), self.queries)
+    def _lower(self, call: LayerCall) -> Lowered:
+        return _mixed(call, self.amount, _of_record(call, "FreezeAttention"), self.queries)
 
 
-def _mixed(place: Place, amount: float, pattern: patterns.Pattern, queries: Positions) -> Lowered:
-    return Lowered(weights=(kernel.MixPattern(place.heads, float(amount), pattern, place.rows(queries)),))
+def _mixed(call: LayerCall, amount: float, pattern: patterns.Pattern, queries: Positions) -> Lowered:
+    return Lowered(weights=(kernel.MixPattern(call.heads, float(amount), pattern, call.rows(queries)),))
 
 
 def _is_path(given: Any) -> bool:
     return isinstance(given, str) and given.endswith(".safetensors")
 
 
-def _with_record(prepared: Prepared, given: Record | str, model: Any) -> Prepared:
+def _with_record(prepared: Prepared, given: Record | str, model: Opened) -> Prepared:
     """The record opened and held against the model, layer by layer."""
     record = given if isinstance(given, Record) else Record.open(given)
     if record.n_heads != model.n_heads:
@@ -190,12 +191,12 @@ def _with_record(prepared: Prepared, given: Record | str, model: Any) -> Prepare
     return replace(prepared, values=dict.fromkeys(prepared.heads, record))
 
 
-def _of_record(place: Place, where: str) -> patterns.OfMap:
-    map, mask = place.values.map(place.layer), place.mask
+def _of_record(call: LayerCall, where: str) -> patterns.OfMap:
+    map, mask = call.values.map(call.layer), call.mask
     other = map.rule.mask
-    if map.shape[0] != place.batch:
+    if map.shape[0] != call.batch:
         raise EditError(
-            f"{where}: the record has {map.shape[0]} batch rows and this run {place.batch}; record as many"
+            f"{where}: the record has {map.shape[0]} batch rows and this run {call.batch}; record as many"
         )
     if mask.query_offset == 0 and map.shape[2] > mask.queries:
         raise EditError(
@@ -205,7 +206,7 @@ def _of_record(place: Place, where: str) -> patterns.OfMap:
     banded = mask.queries > 1 and map.shape[2] > 1
     if banded and (other.left, other.right) != (mask.left, mask.right):
         raise EditError(
-            f"{where}: the record's mask sees another window than this model's layer {place.layer}"
+            f"{where}: the record's mask sees another window than this model's layer {call.layer}"
         )
     begins, ends = (
         torch.broadcast_tensors(a, b) for a, b in zip(other.real("query"), mask.real("query"), strict=True)

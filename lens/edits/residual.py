@@ -23,12 +23,14 @@ from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.attention.masks import LazyMask
 from headwater.lens.edits.base import Edit, Prepared, Rows, batch_rows
+from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
-from headwater.lens.models import blocks
+from headwater.lens.models import blocks, inputs
+from headwater.lens.models.opened import Opened
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import chosen_layers
 from headwater.lens.naming.positions import Positions
-from headwater.lens.running.ids import NO_GROUPS, Names
+from headwater.lens.running.forward import forward
 
 How = Literal["add", "replace", "project_out", "scale"]
 # what the layer that runs now was given: its mask, and the stream where the attention's norm reads it
@@ -36,15 +38,19 @@ _mask: ContextVar[Mask | None] = ContextVar("headwater_block_mask", default=None
 _stream: ContextVar[Tensor | None] = ContextVar("headwater_stream", default=None)
 
 
-@dataclass(frozen=True, eq=False)
 class _Stream(Edit, ABC):
-    """What both edits share: one layer, what is done, a vector, and at which positions."""
+    """What both edits share: one layer, what is done, a vector, and at which positions of which rows.
+
+    It is no dataclass, so that each edit has these fields in an order of its own.
+    """
 
     layer: int
     how: How
     vector: Any
+    positions: Positions
+    rows: Rows
 
-    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         where = type(self).__name__
         chosen_layers(self.layer, model.layers)
         if self.how not in get_args(How):
@@ -58,20 +64,20 @@ class _Stream(Edit, ABC):
                 f"{where}: project_out takes one direction of {model.d_model} numbers, not all zero"
             )
         names = Names(model, groups)
-        names.check(self.positions, f"{where}: positions")  # type: ignore[attr-defined]
-        if names.sink_names(positions.check(self.positions, where)):  # type: ignore[attr-defined]
+        names.check(self.positions, f"{where}: positions")
+        if names.sink_names(positions.check(self.positions, where)):
             raise EditError(f"{where}: sinks belong to heads and can not be named here; give their positions")
-        rows = batch_rows(self.rows, where)  # type: ignore[attr-defined]
+        rows = batch_rows(self.rows, where)
         nothing = not vector.any() if self.how == "add" else self.how == "scale" and bool((vector == 1).all())
-        nothing = nothing or positions.check(self.positions, where) == ()  # type: ignore[attr-defined]
+        nothing = nothing or positions.check(self.positions, where) == ()
         prepared = Prepared(self, {}, names, {self.layer: vector}, rows)
         return prepared if nothing else replace(prepared, hooks=self._hooks(model))
 
     def named_positions(self) -> list[Positions]:
-        return [self.positions]  # type: ignore[attr-defined]
+        return [self.positions]
 
     @abstractmethod
-    def _hooks(self, model: Any) -> tuple[Hook, ...]: ...
+    def _hooks(self, model: Opened) -> tuple[Hook, ...]: ...
 
     def changed(self, prepared: Prepared, x: Tensor) -> Tensor:
         """x [batch, position, d_model] with the edit on the chosen rows and positions."""
@@ -83,7 +89,7 @@ class _Stream(Edit, ABC):
             )
         start, _ = mask.real("query")
         place = torch.arange(mask.queries)[None] + mask.query_offset - start[:, None]
-        acts = prepared.names.select(self.positions, mask, "query", self.layer)  # type: ignore[attr-defined]
+        acts = prepared.names.select(self.positions, mask, "query", self.layer)
         acts = acts & (place >= 0)
         if vector.dim() == 2:
             acts = acts & (place < len(vector))
@@ -113,11 +119,14 @@ class EditResidual(_Stream):
     Adding zeros and scaling by 1 change nothing.
     """
 
+    layer: int
+    how: How
+    vector: Any
     place: Literal["pre", "mid", "post"] = "pre"
     positions: Positions = "all"
     rows: Rows = "all"
 
-    def _hooks(self, model: Any) -> tuple[Hook, ...]:
+    def _hooks(self, model: Opened) -> tuple[Hook, ...]:
         if self.place not in ("pre", "mid", "post"):
             raise EditError(f"EditResidual: place must be 'pre', 'mid' or 'post'; got {self.place!r}")
         block = blocks.block(model, self.layer)
@@ -141,10 +150,13 @@ class EditResidual(_Stream):
 class EditMLP(_Stream):
     """Change what one layer's MLP adds to the residual stream, as `EditResidual` does with the stream itself."""
 
+    layer: int
+    how: How
+    vector: Any
     positions: Positions = "all"
     rows: Rows = "all"
 
-    def _hooks(self, model: Any) -> tuple[Hook, ...]:
+    def _hooks(self, model: Opened) -> tuple[Hook, ...]:
         block = blocks.block(model, self.layer)
         if block.mlp_out is None or not _facts(model, self.layer).mlp:
             raise EditError(
@@ -222,7 +234,7 @@ class _Facts:
 _known: WeakKeyDictionary[nn.Module, _Facts] = WeakKeyDictionary()
 
 
-def _facts(model: Any, layer: int) -> _Facts:
+def _facts(model: Opened, layer: int) -> _Facts:
     """Whether attention and MLP add up to what a block does, seen on three tokens."""
     block = blocks.block(model, layer)
     if block.module in _known:
@@ -247,7 +259,7 @@ def _facts(model: Any, layer: int) -> _Facts:
         note(name, module, before)
     try:
         with context.alone(model.key):
-            model.embeddings(torch.arange(3)[None] % model.vocab)
+            forward(model, inputs.read(model, torch.arange(3)[None] % model.vocab))
     finally:
         for handle in handles:
             handle.remove()

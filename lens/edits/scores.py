@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headwater.kernels import edits as kernel
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import HeadWise, Place, Rows, number
+from headwater.lens.edits.base import HeadWise, LayerCall, Rows, number
 from headwater.lens.errors import EditError
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Heads, Layers
@@ -34,8 +34,8 @@ class Temperature(HeadWise):
     def _is_neutral(self) -> bool:
         return self.tau == 1
 
-    def _lower(self, place: Place) -> Lowered:
-        return Lowered(scores=(kernel.ScaleScores(place.heads, float(self.tau)),))
+    def _lower(self, call: LayerCall) -> Lowered:
+        return Lowered(scores=(kernel.ScaleScores(call.heads, float(self.tau)),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +61,8 @@ class Knockout(HeadWise):
     def _is_neutral(self) -> bool:
         return () in (positions.check(p, "positions") for p in self.named_positions())
 
-    def _lower(self, place: Place) -> Lowered:
-        block = kernel.BlockScores(place.heads, place.queries(self.queries), place.keys(self.keys))
+    def _lower(self, call: LayerCall) -> Lowered:
+        block = kernel.BlockScores(call.heads, call.queries(self.queries), call.keys(self.keys))
         return Lowered(scores=(block,))
 
 
@@ -86,9 +86,9 @@ class BiasKeys(HeadWise):
     def _is_neutral(self) -> bool:
         return self.bias == 0 or positions.check(self.keys, "keys") == ()
 
-    def _lower(self, place: Place) -> Lowered:
-        bias = place.keys(self.keys).double() * float(self.bias)
-        return Lowered(scores=(kernel.BiasKeys(place.heads, bias),))
+    def _lower(self, call: LayerCall) -> Lowered:
+        bias = call.keys(self.keys).double() * float(self.bias)
+        return Lowered(scores=(kernel.BiasKeys(call.heads, bias),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +113,9 @@ class Emphasise(HeadWise):
     def _is_neutral(self) -> bool:
         return self.amount == 0 or () in (positions.check(p, "positions") for p in self.named_positions())
 
-    def _lower(self, place: Place) -> Lowered:
-        queries, keys = place.queries(self.queries), place.keys(self.keys)
-        return Lowered(scores=(kernel.EmphasiseScores(place.heads, queries, keys, float(self.amount)),))
+    def _lower(self, call: LayerCall) -> Lowered:
+        queries, keys = call.queries(self.queries), call.keys(self.keys)
+        return Lowered(scores=(kernel.EmphasiseScores(call.heads, queries, keys, float(self.amount)),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +139,14 @@ class StreamingWindow(HeadWise):
     def _is_neutral(self) -> bool:
         return self.window is None
 
-    def _lower(self, place: Place) -> Lowered:
-        start, sinks, window = _starts(place), self.sinks, self.window
+    def _lower(self, call: LayerCall) -> Lowered:
+        start, sinks, window = _starts(call), self.sinks, self.window
         assert window is not None
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (key - _at(start, batch) < sinks) | (query - key < window)
 
-        return Lowered(scores=(kernel.MaskScores(place.heads, visible),))
+        return Lowered(scores=(kernel.MaskScores(call.heads, visible),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +174,8 @@ class GroupedAttention(HeadWise):
     def _is_neutral(self) -> bool:
         return self.size is None
 
-    def _lower(self, place: Place) -> Lowered:
-        start, size, shift, sinks = _starts(place), self.size, self.shift, self.sinks
+    def _lower(self, call: LayerCall) -> Lowered:
+        start, size, shift, sinks = _starts(call), self.size, self.shift, self.sinks
         assert size is not None
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -184,12 +184,12 @@ class GroupedAttention(HeadWise):
             together = (own + shift) // size == (other + shift) // size
             return together | (other < sinks) | (own < sinks)
 
-        return Lowered(scores=(kernel.MaskScores(place.heads, visible),))
+        return Lowered(scores=(kernel.MaskScores(call.heads, visible),))
 
 
-def _starts(place: Place) -> Tensor:
+def _starts(call: LayerCall) -> Tensor:
     """The absolute position of the first real token of each batch row."""
-    return place.mask.real("query")[0]
+    return call.mask.real("query")[0]
 
 
 def _at(start: Tensor, batch: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 from headwater.kernels import edits as kernel
 from headwater.kernels.rules import normaliser as normaliser_kernel
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import Edit, HeadWise, Place, Prepared, Rows, number, overlap
+from headwater.lens.edits.base import Edit, HeadWise, LayerCall, Prepared, Rows, number, overlap
+from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
+from headwater.lens.models.opened import Opened
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Heads, Layers, chosen
 from headwater.lens.naming.positions import Positions
-from headwater.lens.running.ids import NO_GROUPS, Names
 
 WHERE = ("of", "within", "most", "least")
 
@@ -68,16 +69,16 @@ class Redistribute(HeadWise):
     def _is_neutral(self) -> bool:
         return self.keep == 1 or () in (positions.check(p, "positions") for p in (self.keys, self.queries))
 
-    def _lower(self, place: Place) -> Lowered:
-        keys = place.keys(self.keys)
-        to = ~keys if self._to_others else place.keys(self.to) & ~keys
+    def _lower(self, call: LayerCall) -> Lowered:
+        keys = call.keys(self.keys)
+        to = ~keys if self._to_others else call.keys(self.to) & ~keys
         condition = None
         if self.where is not None:
-            of, within = (place.keys(self.where[name]) for name in ("of", "within"))
+            of, within = (call.keys(self.where[name]) for name in ("of", "within"))
             most, least = (float(self.where[name]) for name in ("most", "least"))
             condition = kernel.RowCondition(of, within, most, least)
-        rows = place.rows(self.queries)
-        return Lowered(weights=(kernel.Rescale(place.heads, keys, to, float(self.keep), rows, condition),))
+        rows = call.rows(self.queries)
+        return Lowered(weights=(kernel.Rescale(call.heads, keys, to, float(self.keep), rows, condition),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,16 +110,16 @@ class MoveAttention(HeadWise):
     def _is_neutral(self) -> bool:
         return self.amount == 0 or () in (positions.check(p, "positions") for p in self.named_positions())
 
-    def _lower(self, place: Place) -> Lowered:
+    def _lower(self, call: LayerCall) -> Lowered:
         if isinstance(self.source, str) and self.source == "others":
-            to = place.keys(self.to)
+            to = call.keys(self.to)
             source = ~to
         else:
-            source = place.keys(self.source)
+            source = call.keys(self.source)
             others = isinstance(self.to, str) and self.to == "others"
-            to = ~source if others else place.keys(self.to) & ~source
+            to = ~source if others else call.keys(self.to) & ~source
         keep = 1 - float(self.amount)
-        return Lowered(weights=(kernel.Rescale(place.heads, source, to, keep, place.rows(self.queries)),))
+        return Lowered(weights=(kernel.Rescale(call.heads, source, to, keep, call.rows(self.queries)),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +149,8 @@ class TowardIdentity(Toward):
 
     own_position: ClassVar[bool] = True
 
-    def _lower(self, place: Place) -> Lowered:
-        mix = kernel.MixIdentity(place.heads, float(self.amount), place.rows(self.queries))
+    def _lower(self, call: LayerCall) -> Lowered:
+        mix = kernel.MixIdentity(call.heads, float(self.amount), call.rows(self.queries))
         return Lowered(weights=(mix,))
 
 
@@ -170,7 +171,7 @@ class Normaliser(Edit):
     normalise: bool | None = None
     layers: Layers = "all"
 
-    def prepare(self, model: Any, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
+    def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         try:
             made = normaliser_kernel.Normaliser(
                 self.name, self.bias, self.iterations, self.features, self.normalise
@@ -180,8 +181,8 @@ class Normaliser(Edit):
         heads = chosen("all", self.layers, model.layers, model.n_heads)
         return Prepared(self, heads, Names(model, groups), dict.fromkeys(heads, made))
 
-    def _lower(self, place: Place) -> Lowered:
-        return Lowered(normaliser=place.values)
+    def _lower(self, call: LayerCall) -> Lowered:
+        return Lowered(normaliser=call.values)
 
 
 def _check_target(keys: Any, to: Positions, where: str) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from headwater.lens.errors import HeadwaterError, ModelError, nearest
-from headwater.lens.loading.opening import hook
+from headwater.lens.loading.opening import open_model
 from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules
 from headwater.lens.models.embedded import embedded
@@ -51,9 +51,9 @@ def load(
     if is_bridged(source):
         hf = unbridged(source)
         known_tokenizer = tokenizer_of(source) if tokenizer is None else tokenizer
-        return hook(hf, known_tokenizer, type(hf).__name__, _weights_digest(hf))
+        return open_model(hf, known_tokenizer, type(hf).__name__, _weights_digest(hf))
     if isinstance(source, PreTrainedModel):
-        return hook(source, tokenizer, type(source).__name__, _weights_digest(source))
+        return open_model(source, tokenizer, type(source).__name__, _weights_digest(source))
     if isinstance(getattr(source, "_orig_mod", None), PreTrainedModel):
         raise ModelError(
             f"{type(source._orig_mod).__name__} is wrapped by torch.compile; load() the model itself"  # type: ignore[union-attr]
@@ -140,7 +140,7 @@ def _from_folder(folder: Path, tokenizer: Any, name: str, dtype: Any) -> HookedM
     _refuse_incomplete(folder, hf, report)
     if tokenizer is None:
         tokenizer = _tokenizer(folder)
-    model = hook(hf, tokenizer, name, _files_digest(weights))
+    model = open_model(hf, tokenizer, name, _files_digest(weights))
     declared_rules.attach(
         model, folder
     )  # after the comparison with the untouched model, which does not know them

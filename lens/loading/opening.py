@@ -12,28 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from headwater.lens.attention import context
+from headwater.lens.attention.function import NAME
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import parts, read_only
 from headwater.lens.models.closeness import close_or_refuse
-from headwater.lens.models.inputs import image_token, image_tokens, names
+from headwater.lens.models.signature import embedding, image_token, image_tokens, names, pair, vision_config
 
 LENGTH, SAMPLES = 24, 4000  # tokens, and samples of sound, of the short run
 
 
-def hook(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
+def open_model(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
     """The model, opened; `hf` runs its attention through Headwater from now on, or is left as it was on an error."""
     _refuse_nonfinite(hf, name)
     hf.eval()
     if not hf._can_set_attn_implementation():
-        model = read_only.open_model(hf, tokenizer, name, revision, _sample(hf))
+        part = read_only.read_part(hf, _sample(hf))
+        model = HookedModel(hf, tokenizer, {"text": part}, name, revision, read_only=read_only.READ_ONLY)
         _check_tokenizer(model)
         return model
     original = hf.config._attn_implementation
     before = None
     sample = _sample(hf)
     try:
-        if original != context.NAME:
+        if original != NAME:
             try:
                 before = _run(hf, sample, name)
             except ModelError:
@@ -45,7 +47,7 @@ def hook(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
                 # transformers' eager attention gives NaN where a window hides all keys of padding, in float64
                 sample = {name: given for name, given in sample.items() if "attention_mask" not in name}
                 before = _run(hf, sample, name)
-        hf.set_attn_implementation(context.NAME)
+        hf.set_attn_implementation(NAME)
         with context.discovering() as calls:
             after = _run(hf, sample, name)
         if not calls:
@@ -89,11 +91,11 @@ def _refuse_nonfinite(hf: Any, name: str) -> None:
 def _sample(hf: Any, images: bool = True) -> dict[str, Tensor]:
     """Two rows of arbitrary inputs; of text the second has padding to its right."""
     found: dict[str, Tensor] = {}
-    known, table = names(hf), parts.embedding(hf)
+    known, table = names(hf), embedding(hf)
     weight = next(hf.parameters())
     seeded = torch.Generator().manual_seed(0)
-    vision = parts.vision_config(hf)
-    side = parts.pair(getattr(vision, "image_size", None))
+    vision = vision_config(hf)
+    side = pair(getattr(vision, "image_size", None))
     if images and "pixel_values" in known and side:
         shape = (2, getattr(vision, "num_channels", 3), *side)
         found["pixel_values"] = torch.randn(shape, generator=seeded)

@@ -8,15 +8,12 @@ facts: what attention and MLP add must be the difference between the stream befo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from headwater.lens.errors import ModelError
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
+from headwater.lens.models.opened import Opened
 
 NORM_BEFORE_ATTENTION = (
     "ln_1", "input_layernorm", "self_attn_layer_norm", "layernorm_before", "layer_norm1", "attn_norm", "sa_layer_norm",
@@ -54,7 +51,7 @@ class Block:
     mlp_last: nn.Module | None
 
 
-def block(model: HookedModel, layer: int) -> Block:
+def block(model: Opened, layer: int) -> Block:
     """The block around one layer's attention: what stands in a list of blocks and has that attention inside."""
     inner = model.attention_module(layer)
     path = next(name for name, module in model.hf.named_modules() if module is inner)

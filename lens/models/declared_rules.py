@@ -2,64 +2,26 @@
 
 A folder declares them in config.json, `"headwater_attention": {"normaliser": "sigmoid", "kv_bias": true}`, with the
 learned keys and values in `attention.safetensors` as `model.layers.L.self_attn.bias_key` and `bias_value`, each
-[head, d_head]. A learned key is one more key that every query sees. Its value is not the text's, so it is no column of
-a map: it is a sink whose logit depends on the query (rows sum to less than 1), and its value is added to the output.
-The rule stays on the module, as weights do; transformers alone would run the model without it.
+[head, d_head]. The rule (`attention/own_rule.py`) stays on the module, as weights do; transformers alone would run the
+model without it.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.normaliser import Normaliser
-from headwater.kernels.rules.rule import ScoreRule
+from headwater.lens.attention.own_rule import ATTRIBUTE, OwnRule, own_rule
 from headwater.lens.errors import ModelError
+from headwater.lens.models.opened import Opened
 
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
-
-FIELD, FILE, ATTRIBUTE = "headwater_attention", "attention.safetensors", "headwater_rule"
+FIELD, FILE = "headwater_attention", "attention.safetensors"
 MOST_BYTES = 2**26
-
-
-@dataclass(frozen=True, eq=False)
-class OwnRule:
-    """`key` and `value` are [head, d_head]; None where nothing is learned."""
-
-    normaliser: Normaliser | None = None
-    key: Tensor | None = None
-    value: Tensor | None = None
-
-    def applied(self, q: Tensor, rule: ScoreRule) -> ScoreRule:
-        """The rule with this normaliser, unless an edit brought its own, and with the learned key as a sink."""
-        if rule.normaliser is None:
-            rule = replace(rule, normaliser=self.normaliser)
-        if self.key is None:
-            return rule
-        logits = rule.scale * torch.einsum("bhqd,hd->bhq", q, self.key.to(q))
-        if rule.sinks is not None:
-            raise ModelError("a learned key beside learned sinks is not known")
-        return replace(rule, sinks=logits)
-
-    def added(self, z: Tensor, map: AttentionMap, rule: ScoreRule) -> Tensor:
-        """z with the learned value's part, `exp(sink - L) * value`; rows without weights get nothing."""
-        if self.value is None or rule.sinks is None:
-            return z
-        share = torch.exp(rule.sinks.to(map.lse) - map.lse)
-        return z + (share[..., None] * self.value.to(share)[:, None]).to(z)
-
-
-def of(module: nn.Module) -> OwnRule | None:
-    """The rule that a module carries."""
-    return getattr(module, ATTRIBUTE, None)
 
 
 def declared(folder: Path) -> dict[str, Any]:
@@ -68,26 +30,26 @@ def declared(folder: Path) -> dict[str, Any]:
     return {} if found == {"normaliser": "softmax"} else found
 
 
-def described(model: HookedModel) -> str:
+def described(model: Opened) -> str:
     """The rule in words, empty where the architecture's own is used."""
-    rule = of(model.attention_module(model.layers[0]))
+    rule = own_rule(model.attention_module(model.layers[0]))
     if rule is None:
         return ""
     name = "softmax" if rule.normaliser is None else rule.normaliser.name
     return name if rule.key is None else f"{name}, a learned key and value per head"
 
 
-def attach(model: HookedModel, folder: Path) -> None:
+def attach(model: Opened, folder: Path) -> None:
     """Read what a folder declares and put it on the attention modules; ModelError names what is wrong."""
-    declared = getattr(model.hf.config, FIELD, None)
-    if declared is None:
+    found = getattr(model.hf.config, FIELD, None)
+    if found is None:
         return
-    if not isinstance(declared, dict) or not set(declared) <= {"normaliser", "kv_bias"}:
-        raise ModelError(f"{folder}: {FIELD} takes normaliser and kv_bias; got {declared!r}")
-    normaliser = _normaliser(declared.get("normaliser", "softmax"), folder)
-    learned = declared.get("kv_bias", False)
+    if not isinstance(found, dict) or not set(found) <= {"normaliser", "kv_bias"}:
+        raise ModelError(f"{folder}: {FIELD} takes normaliser and kv_bias; got {found!r}")
+    normaliser = _normaliser(found.get("normaliser", "softmax"), folder)
+    learned = found.get("kv_bias", False)
     if learned not in (True, False) or (learned and normaliser is not None and normaliser.name != "softmax1"):
-        raise ModelError(f"{folder}: kv_bias is true or false, and goes with a softmax; got {declared!r}")
+        raise ModelError(f"{folder}: kv_bias is true or false, and goes with a softmax; got {found!r}")
     for layer in model.layers:
         key, value = _learned(folder, layer, model.n_heads, model.d_head) if learned else (None, None)
         setattr(model.attention_module(layer), ATTRIBUTE, OwnRule(normaliser, key, value))

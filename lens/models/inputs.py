@@ -9,45 +9,44 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from headwater.lens.errors import ModelError, PromptError, nearest
-from headwater.lens.models import parts
+from headwater.lens.models.axes import axis
+from headwater.lens.models.opened import Opened
+from headwater.lens.models.signature import first_position, float_input, names
 from headwater.lens.naming import tokens
 from headwater.lens.naming.tokens import Tokens
 
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
-
-# what steers a run and is not read by it, or is said in another way
-NOT_READ = {
-    "self", "kwargs", "args", "labels", "past_key_values", "use_cache", "output_attentions", "output_hidden_states",
-    "return_dict", "return_loss", "encoder_outputs", "attention_mask", "cache_position", "logits_to_keep",
-}  # fmt: skip
 DECODER = ("decoder_input_ids", "decoder_attention_mask")
 
 
-def names(hf: Any) -> list[str]:
-    """The inputs of a transformers model, by name."""
-    return [name for name in inspect.signature(hf.forward).parameters if name not in NOT_READ]
-
-
 def read(
-    model: HookedModel, given: Any, attention_mask: Any = None, side: Literal["left", "right"] = "right",
-    more: Mapping[str, Any] | None = None,
+    model: Opened, given: Any, attention_mask: Any = None, side: Literal["left", "right"] = "right",
+    more: Mapping[str, Any] | None = None, following: int = 0,
 ) -> Tokens:  # fmt: skip
-    """Everything one call was given, checked; PromptError says what is missing, unknown or out of range."""
+    """Everything one call was given, checked; PromptError says what is missing, unknown or out of range.
+
+    `following` tokens will be added to it.
+    """
+    found = _read(model, given, attention_mask, side, more or {})
+    if model.vocab:
+        tokens.check(found, model.vocab, model.context, following)
+    return found
+
+
+def _read(model: Opened, given: Any, attention_mask: Any, side: Any, more: Mapping[str, Any]) -> Tokens:
     if isinstance(given, Tokens) and given.more:
         return given
-    extra = {name: value for name, value in (more or {}).items() if value is not None}
+    extra = {name: value for name, value in more.items() if value is not None}
     known = names(model.hf)
     unknown = [name for name in extra if name not in known]
     if unknown:
         raise PromptError(f"{type(model.hf).__name__} reads no {unknown[0]!r}: {nearest(unknown[0], known)}")
-    floats = parts.float_input(model.hf)
+    floats = float_input(model.hf)
     if isinstance(given, Tensor) and given.is_floating_point() and given.dim() > 2 and floats:
         extra, given = {floats: given} | extra, None
     if given is None:
@@ -62,7 +61,7 @@ def read(
     return _with_images(model, found, extra)
 
 
-def _tensor(model: HookedModel, name: str, value: Any) -> Tensor:
+def _tensor(model: Opened, name: str, value: Any) -> Tensor:
     try:
         found = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
@@ -74,30 +73,30 @@ def _tensor(model: HookedModel, name: str, value: Any) -> Tensor:
     return found
 
 
-def _text(model: HookedModel, given: Any, attention_mask: Any, side: Any) -> Tokens:
+def _text(model: Opened, given: Any, attention_mask: Any, side: Any) -> Tokens:
     found = tokens.to_tokens(given, model.tokenizer, attention_mask, side)
     tokens.check(found, model.vocab, None)
     outside = (found.ids < 0) | (found.ids >= model.vocab)
     return Tokens(found.ids.masked_fill(~found.mask & outside, 0), found.mask)
 
 
-def _without_text(model: HookedModel, given: Any, extra: dict[str, Tensor]) -> Tokens:
-    name = parts.float_input(model.hf)
+def _without_text(model: Opened, given: Any, extra: dict[str, Tensor]) -> Tokens:
+    name = float_input(model.hf)
     if name not in extra:
         kind = "images [image, channel, height, width]" if name == "pixel_values" else "audio features"
         got = "nothing" if given is None else f"{type(given).__name__}"
         raise PromptError(f"{model.name} reads {kind} as a floating-point tensor, {name}; got {got}")
     main = next(iter(model.parts.values()))
-    found = parts.axis(main, main.queries, Tokens(torch.empty(0), torch.empty(0), extra))
+    found = axis(main, main.queries, Tokens(torch.empty(0), torch.empty(0), extra))
     if found is None:
         raise PromptError(f"{model.name}: the number of tokens that {name} makes is not known")
     return Tokens(found.ids, found.mask, extra)
 
 
-def _pair(model: HookedModel, given: Any, attention_mask: Any, side: Any, extra: dict[str, Any]) -> Tokens:
+def _pair(model: Opened, given: Any, attention_mask: Any, side: Any, extra: dict[str, Any]) -> Tokens:
     """Encoder and decoder tokens; without the latter the decoder reads its start token alone."""
     target, target_mask = (extra.pop(name, None) for name in DECODER)
-    floats = parts.float_input(model.hf)
+    floats = float_input(model.hf)
     more: dict[str, Tensor] = dict(extra)
     if floats is None:
         source = _text(model, given, attention_mask, side)
@@ -119,7 +118,7 @@ def _pair(model: HookedModel, given: Any, attention_mask: Any, side: Any, extra:
     return Tokens(decoder.ids, decoder.mask, more)
 
 
-def _target(model: HookedModel, given: Any, mask: Any) -> Tokens:
+def _target(model: Opened, given: Any, mask: Any) -> Tokens:
     """Decoder tokens; a text is read as what the decoder is to write, behind its start token and without the end."""
     text = isinstance(given, str) or (isinstance(given, list | tuple) and given and isinstance(given[0], str))
     found = _text(model, given, mask, "right")
@@ -137,7 +136,7 @@ def _target(model: HookedModel, given: Any, mask: Any) -> Tokens:
     return Tokens(ids[:, :longest], real[:, :longest])
 
 
-def _with_images(model: HookedModel, found: Tokens, extra: dict[str, Tensor]) -> Tokens:
+def _with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Tokens:
     """A text and what goes with it; a lone image token that stands for an image is repeated for each of its tokens."""
     per_image, marker = model.image_tokens, model.image_token
     if "pixel_values" not in extra or marker is None or per_image == 0:
@@ -172,7 +171,7 @@ def _fits(length: int, context: int | None, what: str) -> None:
         )
 
 
-def arguments(model: HookedModel, given: Tokens, generating: bool = False) -> dict[str, Any]:
+def arguments(model: Opened, given: Tokens, generating: bool = False) -> dict[str, Any]:
     """Keyword arguments of the transformers model; positions are given where padding stands to the left."""
     known = inspect.signature(model.hf.forward).parameters
     found: dict[str, Any] = {
@@ -187,7 +186,7 @@ def arguments(model: HookedModel, given: Tokens, generating: bool = False) -> di
             found[f"{prefix}attention_mask"] = given.mask.long().to(model.device)
         left = not given.mask[:, 0].all() and not places_images(model.hf, given)
         if left and not generating and f"{prefix}position_ids" in known:
-            positions = (given.mask.long().cumsum(-1) - 1).clamp_min(0) + parts.first_position(model.hf)
+            positions = (given.mask.long().cumsum(-1) - 1).clamp_min(0) + first_position(model.hf)
             found[f"{prefix}position_ids"] = positions.to(model.device)
     if "use_cache" in known and not generating:
         found["use_cache"] = False
@@ -197,33 +196,6 @@ def arguments(model: HookedModel, given: Tokens, generating: bool = False) -> di
 def places_images(hf: Any, given: Tokens) -> bool:
     """Whether a model gives image tokens positions of its own, by row and column (Qwen-VL), and was given some."""
     return hasattr(hf.base_model, "get_rope_index") and any(name.endswith("grid_thw") for name in given.more)
-
-
-def image_token(hf: Any) -> int | None:
-    """The token that stands for images in a text, if there is one."""
-    found = (getattr(hf.config, field, None) for field in ("image_token_id", "image_token_index"))
-    return next((n for n in found if isinstance(n, int)), None)
-
-
-def image_tokens(hf: Any, pixels: Tensor | None = None) -> int:
-    """How many positions of the text one image takes; 0 where the model does not say."""
-    if image_token(hf) is None:
-        return 0
-    if pixels is None:
-        side = parts.pair(getattr(parts.vision_config(hf), "image_size", None))
-        if side is None:
-            return 0
-        weight = next(hf.parameters())
-        channels = getattr(parts.vision_config(hf), "num_channels", 3)
-        pixels = torch.zeros(1, channels, *side, device=weight.device, dtype=weight.dtype)
-    try:
-        with torch.no_grad():
-            features = hf.get_image_features(pixel_values=pixels)
-        features = getattr(features, "pooler_output", features)
-        first = features[0] if isinstance(features, list | tuple) or features.dim() == 3 else features
-        return int(first.shape[0])
-    except Exception:  # models of other families want more than pixels; these are then read as text alone
-        return 0
 
 
 def last_hidden(out: Any, part: str) -> Tensor:

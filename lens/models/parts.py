@@ -12,17 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import ModelError
-from headwater.lens.naming.tokens import Tokens
+from headwater.lens.models.signature import FLOATS, embedding, float_input, pair, vision_config
 
 CROSS = re.compile(r"cross|encoder_attn|encdec|encoder_decoder", re.IGNORECASE)
 VISION = re.compile(r"vision|visual|image|pixel", re.IGNORECASE)
 AUDIO = re.compile(r"audio|speech|feature_encoder", re.IGNORECASE)
-FLOATS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}  # input → its axis
 PROBE = 24  # rows and columns of the first map that are looked at to see whether it is causal
 
 
@@ -173,86 +171,3 @@ def _patches(hf: Any, length: int) -> Patches | None:
         return None
     prefix = length - (image[0] // size[0]) * (image[1] // size[1])
     return Patches(size, image, prefix) if prefix >= 0 else None
-
-
-def pair(value: Any) -> tuple[int, int] | None:
-    if isinstance(value, int):
-        return value, value
-    if isinstance(value, list | tuple) and len(value) == 2:
-        return int(value[0]), int(value[1])
-    return None
-
-
-# --- what a model reads
-
-
-def vision_config(hf: Any) -> Any:
-    return getattr(hf.config, "vision_config", hf.config)
-
-
-def embedding(hf: Any) -> Any:
-    """The table of token embeddings; None where the model reads no text."""
-    try:
-        found = hf.get_input_embeddings()
-    except NotImplementedError:
-        found = None
-    if hasattr(found, "num_embeddings"):
-        return found
-    words = getattr(hf.config.get_text_config(), "vocab_size", None)
-    tables = (m for m in hf.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == words)
-    return next(tables, None)
-
-
-def embeddings(hf: Any) -> list[Any]:
-    """Every table that token ids go through: an encoder and a decoder have each their own, sharing weights or not."""
-    found = [embedding(hf)]
-    if hf.config.is_encoder_decoder:
-        found += [getattr(stack, "embed_tokens", None) for stack in (hf.get_encoder(), hf.get_decoder())]
-    return list(dict.fromkeys(table for table in found if table is not None))
-
-
-def first_position(hf: Any) -> int:
-    """The number of a text's first position: RoBERTa and its kin count from behind the padding's."""
-    for module in hf.modules():
-        table = getattr(module, "position_embeddings", None)
-        skipped = getattr(module, "padding_idx", None)
-        if isinstance(table, nn.Embedding) and isinstance(skipped, int) and table.padding_idx == skipped:
-            return skipped + 1
-    return 0
-
-
-def float_input(hf: Any) -> str | None:
-    """The name of the images or audio features the model reads, if it does."""
-    from headwater.lens.models.inputs import names
-
-    return next((name for name in FLOATS if name in names(hf)), None)
-
-
-def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
-    """The tokens of one axis; None where this prompt does not have it, as in text given to a model of images too."""
-    if name in ("text", "decoder"):
-        return tokens
-    if name == "encoder":
-        ids = tokens.more.get("input_ids")
-        if ids is None:
-            return None
-        mask = tokens.more.get("attention_mask")
-        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
-    given = next((t for n, t in tokens.more.items() if FLOATS.get(n) == name), None)
-    if given is None:
-        return None
-    batch, count = len(given), round(given.shape[-1] / part.stride)
-    if part.lengths is not None:
-        count = int(part.lengths(given.shape[-1]))
-    if name == "image":
-        if part.patches is None:
-            return None
-        rows, columns = part.patches.grid_of(given)
-        batch, count = given[..., 0, 0, 0].numel(), part.patches.prefix + rows * columns
-    return counted(batch, count)
-
-
-def counted(batch: int, count: int) -> Tokens:
-    """Tokens that are no text: numbered from 0, all real."""
-    ids = torch.arange(count).expand(batch, -1).contiguous()
-    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))

@@ -7,15 +7,14 @@ nothing of a run is added to it, so that many runs can begin at the same place, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
+from headwater.lens.models.opened import Opened
 
 KeysValues = Sequence[tuple[Tensor, Tensor]]  # by layer, [prompt, head, position, d]
 Cache = DynamicCache
@@ -40,7 +39,7 @@ def _behind(held: Tensor, new: Tensor) -> Tensor:
     return torch.cat([copies, new], 2)
 
 
-def empty(model: HookedModel) -> Cache | None:
+def empty(model: Opened) -> Cache | None:
     """A cache for a run to fill; None where more than keys and values goes from position to position."""
     if not model.causal or getattr(model.hf, "_is_stateful", False):
         return None

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from headwater.lens.errors import ModelError
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
+from headwater.lens.models.opened import Opened
 
 
 class Projection(NamedTuple):
@@ -66,17 +64,17 @@ def matrix(module: nn.Module) -> Tensor:
     return weight if isinstance(module, Conv1D) else weight.T
 
 
-def projections(model: HookedModel, layer: int) -> Projections:
+def projections(model: Opened, layer: int) -> Projections:
     """The projections of one layer's attention. ModelError where the layout is not known."""
     return _found(model, layer)[1]
 
 
-def attention_with_projections(model: HookedModel, layer: int) -> nn.Module:
+def attention_with_projections(model: Opened, layer: int) -> nn.Module:
     """The attention module that holds all four; for BERT that is the one around the module which attends."""
     return _found(model, layer)[0]
 
 
-def _found(model: HookedModel, layer: int) -> tuple[nn.Module, Projections]:
+def _found(model: Opened, layer: int) -> tuple[nn.Module, Projections]:
     inner = model.attention_module(layer)
     shape = Shape(model.n_heads, model.n_kv_heads, model.d_head)
     names = {module: name for name, module in model.hf.named_modules()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +20,17 @@ from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
-from headwater.lens.models import parts
 from headwater.lens.models.closeness import close_or_refuse
+from headwater.lens.models.inputs import arguments
+from headwater.lens.models.opened import Opened
+from headwater.lens.models.parts import Part, number, width
 from headwater.lens.naming.tokens import Tokens
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
 
 READ_ONLY = "its own code computes its attention, so it is read-only (dense weights from output_attentions)"
 
 
-def open_model(
-    hf: Any, tokenizer: Any, name: str, revision: str, sample: Mapping[str, Tensor]
-) -> HookedModel:
-    """The model for reading; ModelError where its weights are not given, or are not those of a softmax."""
-    from headwater.lens.model import HookedModel
-
+def read_part(hf: Any, sample: Mapping[str, Tensor]) -> Part:
+    """The stack of such a model; ModelError where its weights are not given, or are not those of a softmax."""
     refusal = ModelError(
         f"{type(hf).__name__} computes its attention by itself and not through transformers' attention interface, and "
         "does not give its weights; Headwater can not read it"
@@ -56,19 +51,17 @@ def open_model(
     close_or_refuse(
         _first(plain)[mask], _first(told)[mask], what, "; it can not be read", least=0.1, error=ModelError
     )
-    layers = parts.number(found)
+    layers = number(found)
     _, weights = found[0]
-    part = parts.Part(
+    d_model = width(hf, found[0][0])
+    return Part(
         "text", layers, "text", "text", not bool(weights[0].triu(1).any()), weights.shape[1], weights.shape[1],
-        parts.width(hf, found[0][0]) // weights.shape[1], parts.width(hf, found[0][0]),
+        d_model // weights.shape[1], d_model,
     )  # fmt: skip
-    return HookedModel(hf, tokenizer, {"text": part}, name, revision, read_only=READ_ONLY)
 
 
-def run(model: HookedModel, given: Tokens, more: Mapping[str, Any]) -> Any:
+def run(model: Opened, given: Tokens, more: Mapping[str, Any]) -> Any:
     """One run that hands every layer's weights to the listeners of this context, and then lets them go."""
-    from headwater.lens.models.inputs import arguments
-
     part = model.parts[model.part_name]
 
     def tell(module: nn.Module, weights: Tensor) -> None:

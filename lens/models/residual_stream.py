@@ -10,15 +10,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from headwater.lens.models import blocks
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
+from headwater.lens.models.opened import Opened
 
 Take = Callable[[int | str, Tensor], None]
 
@@ -28,7 +26,7 @@ _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def listening(model: HookedModel, take: Take) -> Iterator[None]:
+def listening(model: Opened, take: Take) -> Iterator[None]:
     """Hand `take` the stream entering each layer, and behind the last as "final", [batch, position, d_model]."""
     _install(model)
     token = _listeners.set((*_listeners.get(), (model.key, take)))
@@ -38,7 +36,7 @@ def listening(model: HookedModel, take: Take) -> Iterator[None]:
         _listeners.reset(token)
 
 
-def _install(model: HookedModel) -> None:
+def _install(model: Opened) -> None:
     with _lock:
         for layer in model.layers:
             block = blocks.block(model, layer).module

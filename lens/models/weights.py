@@ -9,7 +9,6 @@ error that names it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,8 @@ from torch import Tensor, nn
 from headwater.lens.errors import ModelError
 from headwater.lens.models import blocks
 from headwater.lens.models.blocks import norm_bias, norm_gain, output_norm
+from headwater.lens.models.opened import Opened
 from headwater.lens.models.projections import attention_with_projections, matrix, projections
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +54,7 @@ class LayerWeights:
 
 
 def head_weights(
-    model: HookedModel, layer: int, *, fold: bool = False, centre: bool = False, expand: bool = False
+    model: Opened, layer: int, *, fold: bool = False, centre: bool = False, expand: bool = False
 ) -> HeadWeights:
     """The weights of attention layer `layer`.
 
@@ -96,7 +93,7 @@ def head_weights(
     return HeadWeights(q, k, v, write, bias["Q"], bias["K"], bias["V"], write_bias)
 
 
-def layer_weights(model: HookedModel, layer: int) -> LayerWeights:
+def layer_weights(model: Opened, layer: int) -> LayerWeights:
     """The weights of attention layer `layer`, one matrix per query head, as circuits are read off."""
     found = head_weights(model, layer, expand=True)
     before, after = _norms(model, layer)
@@ -110,7 +107,7 @@ def triangle(thin: Tensor) -> Tensor:
     return torch.linalg.qr(thin, mode="r").R
 
 
-def circuit_ends(model: HookedModel) -> tuple[Tensor, Tensor]:
+def circuit_ends(model: Opened) -> tuple[Tensor, Tensor]:
     """Token embedding [vocab, d_model] and unembedding [d_model, vocab] with the last norm's gain folded
     in."""
     embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
@@ -130,7 +127,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.dtype == torch.float64 else tensor.float().clone()
 
 
-def _norms(model: HookedModel, layer: int) -> tuple[nn.Module | None, nn.Module | None]:
+def _norms(model: Opened, layer: int) -> tuple[nn.Module | None, nn.Module | None]:
     """The norms in front of and behind a layer's attention."""
     attention = attention_with_projections(model, layer)
     names = {module: name for name, module in model.hf.named_modules()}
@@ -138,7 +135,7 @@ def _norms(model: HookedModel, layer: int) -> tuple[nn.Module | None, nn.Module 
     return blocks.first(around, blocks.NORM_BEFORE_ATTENTION), output_norm(around)
 
 
-def _refuse_rms(model: HookedModel, norm: nn.Module | None) -> None:
+def _refuse_rms(model: Opened, norm: nn.Module | None) -> None:
     if norm is None or not blocks.takes_mean_out(norm, model.d_model):
         what = "has no norm in front of its attention" if norm is None else f"has {type(norm).__name__}"
         raise ModelError(

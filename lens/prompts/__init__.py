@@ -9,13 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headwater.data.prompts import tasks, texts
 from headwater.lens.errors import PromptError, nearest
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
+from headwater.lens.models.opened import Opened
 
 CONTEXT = "the"  # words are tried behind another one, as they stand in the prompts
 TRIES = 50  # draws for each example before a set is given up
@@ -34,7 +32,7 @@ def prompt_set(
     n: int = 64,
     seed: int = 0,
     *,
-    model: HookedModel | None = None,
+    model: Opened | None = None,
     tokenizer: Any = None,
     **words: Sequence[str] | Mapping[str, str],
 ) -> list[tasks.Example]:

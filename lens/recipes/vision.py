@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headwater.lens.edits import Emphasise, Redistribute, ScaleHeads
 from headwater.lens.edits.base import Edit
+from headwater.lens.edits.named_positions import Names
 from headwater.lens.errors import EditError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming import positions
@@ -20,7 +21,7 @@ from headwater.lens.naming.heads import Head, Heads, Layers, chosen_layers
 from headwater.lens.naming.positions import Positions
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records import sinks
-from headwater.lens.running.ids import Names
+from headwater.lens.running.forward import forward
 
 
 def visual_redistribution(
@@ -191,7 +192,7 @@ def _image(model: HookedModel, tokens: Tokens, image: Positions) -> Tensor:
 
 def _states(model: HookedModel, tokens: Tokens) -> Sequence[Tensor]:
     """The residual stream entering each layer, [batch, position, d_model] each, float32."""
-    found = model._forward(tokens, output_hidden_states=True).hidden_states
+    found = forward(model, tokens, output_hidden_states=True).hidden_states
     return [x.float() for x in found[: model.n_layers]]
 
 

@@ -13,6 +13,7 @@ import torch
 
 from headwater.lens.attention import context
 from headwater.lens.errors import RecordError
+from headwater.lens.models import residual_stream
 from headwater.lens.records.memory import Estimate, header_size
 from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
@@ -36,7 +37,7 @@ class Keeping:
             return record
         parts = {name: self.writers[name].about(part) for name, part in record.parts.items()}
         path = self.file.finish(joined(self.writers[main].about(record), parts))
-        opened = open_record(path)
+        opened = open_record(path, Record)
         if self.passing:
             path.unlink()
         return opened
@@ -76,8 +77,6 @@ def keeping(
 @contextlib.contextmanager
 def listening(recorders: Mapping[str, Recorder]) -> Iterator[None]:
     """Hand every layer's attention to its recorder, and the residual stream where it is kept."""
-    from headwater.lens.models import residual_stream
-
     with contextlib.ExitStack() as stack:
         for recorder in recorders.values():
             stack.enter_context(context.listening(recorder))

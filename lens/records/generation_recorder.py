@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -26,9 +27,6 @@ from headwater.lens.attention import context
 from headwater.lens.errors import RecordError
 from headwater.lens.records.record import stack
 from headwater.lens.records.recorder import Recorder, refuse_overflow
-
-if TYPE_CHECKING:
-    from headwater.lens.edits import Prepared
 
 SUMS = ("received", "visible")
 OF_ROWS = ("queries", "rows")
@@ -242,8 +240,7 @@ class Growing:
         valid = self.valid[:, : self.prompt]
         later = torch.ones(len(valid), self._longest - self.prompt, dtype=torch.bool)
         mask = self._mask(map, self._longest, torch.cat([valid, later], 1))
-        prepared: Any = context.active(self.model)
-        parts = [edit.lower(layer, mask, len(valid)) for edit in prepared]
+        parts = [edit.lower(layer, mask, len(valid)) for edit in context.active(self.model)]
         return tuple(e for p in parts for e in p.scores), tuple(e for p in parts for e in p.weights)
 
     def _check_edits(self, layer: int, map: AttentionMap) -> None:
@@ -251,8 +248,8 @@ class Growing:
         now = map.rule.edits, tuple(step.edit for step in map.steps)
         if not any(now):
             return
-        prepared: Any = context.active(self.model)
-        if by_token := [p for p in prepared if p.reads_tokens]:
+        edits = context.active(self.model)
+        if by_token := [edit for edit in edits if edit.reads_tokens]:
             raise RecordError(
                 f"{_names(by_token)}: an edit that goes by the tokens themselves (text, groups, sinks by rule) can not "
                 "be written into one map of a growing text; name positions by number, or use keep=() for statistics"
@@ -262,7 +259,7 @@ class Growing:
         whole = tuple(tuple(_window(e, rows, keys) for e in edits) for edits in self._lowered(layer, map))
         if not _same(whole, now):
             raise RecordError(
-                f"{_names(prepared)}: an edit means something else in each step of the generation (positions from the "
+                f"{_names(edits)}: an edit means something else in each step of the generation (positions from the "
                 "end, or what depends on the text so far), so no one map holds it; use keep=() for statistics alone"
             )
 
@@ -321,5 +318,5 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _names(prepared: list[Prepared]) -> str:
-    return ", ".join(dict.fromkeys(type(p.edit).__name__ for p in prepared))
+def _names(edits: Iterable[context.ActiveEdit]) -> str:
+    return ", ".join(dict.fromkeys(type(edit.user_edit or edit).__name__ for edit in edits))

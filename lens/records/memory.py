@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from torch import Tensor
@@ -18,10 +18,8 @@ from headwater.kernels.maps.statistics import COLUMN
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.errors import EditError, ResourceError
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
-    from headwater.lens.records.recorder import Recorder
+from headwater.lens.models.opened import Opened
+from headwater.lens.records.recorder import Recorder
 
 ENTRY = 210  # bytes of a file's header for one tensor: its name, type, shape, place and digest
 LAYER = 900  # … and for what else it says of one layer
@@ -79,9 +77,18 @@ class Estimate:
         return f"{_size(self.bytes)} ({parts}); the dense maps would take {_size(self.dense)}"
 
 
-def estimate(model: HookedModel, shape: tuple[int, ...], recorder: Recorder) -> Estimate:
-    """What `recorder` would keep for tokens of `shape` (batch, queries, keys), or (batch, positions) of both."""
-    batch, positions, keys = (*shape, shape[-1])[:3]
+def total(recorders: Iterable[Recorder]) -> Estimate:
+    """What all recorders of one run will keep."""
+    return Estimate.together([estimate(recorder) for recorder in recorders])
+
+
+def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
+    """What `recorder` will keep of its tokens, or of a text of `length` tokens in each row."""
+    model = recorder.source
+    batch, positions = recorder.tokens.ids.shape
+    keys = recorder.keys.ids.shape[1]
+    if length is not None:
+        positions = keys = length
     layers, heads = len(recorder.layers), model.n_heads
     rows = layers * batch * heads * positions
     columns = layers * batch * heads * keys
@@ -125,11 +132,13 @@ def header_size(recorders: Mapping[str, Recorder]) -> int:
             ENTRY * (tensors + 4 * edits) + LAYER * (1 + edits) * recorder.keeps_maps
         )
         size += ENTRY * (4 + len(recorder.groups))
-        size += sum(len(json.dumps(edit.to_dict(), default=str)) for edit in recorder.source.edits)
+        size += sum(
+            len(json.dumps(edit.to_dict(), default=str)) for edit in context.user_edits(recorder.model)
+        )
     return size
 
 
-def _rules(model: HookedModel, recorder: Recorder, shape: tuple[int, int, int]) -> tuple[int, int]:
+def _rules(model: Opened, recorder: Recorder, shape: tuple[int, int, int]) -> tuple[int, int]:
     """Bytes of what defines the maps beside queries and keys: (shared by all layers, of every layer together)."""
     batch, queries, keys = shape
     mask = Mask(queries, keys, right=0 if model.causal else None)
@@ -155,7 +164,7 @@ def _rules(model: HookedModel, recorder: Recorder, shape: tuple[int, int, int]) 
     return shared, each
 
 
-def _value_width(model: HookedModel) -> int:
+def _value_width(model: Opened) -> int:
     """Numbers of a head's value; DeepSeek's are narrower than its queries."""
     return int(getattr(model.attention_module(model.layers[0]), "v_head_dim", model.d_head))
 

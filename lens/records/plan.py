@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from headwater.kernels.maps import statistics as kernel
 from headwater.lens.errors import PromptError, RecordError, nearest
-from headwater.lens.models import parts
+from headwater.lens.models.axes import axis
+from headwater.lens.models.opened import Opened
+from headwater.lens.models.parts import Part
+from headwater.lens.models.token_groups import token_groups
 from headwater.lens.naming.heads import Layers, chosen_layers
 from headwater.lens.naming.tokens import Tokens
-from headwater.lens.records.memory import Estimate, estimate
-from headwater.lens.records.record import DEFAULT_STATISTICS, Axis, Record
+from headwater.lens.records.contents import Axis
+from headwater.lens.records.record import DEFAULT_STATISTICS, Record
 from headwater.lens.records.recorder import Recorder, key_positions
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
 
 # statistics of a query's own position among the keys
 RELATIVE = ("self", "previous", "distance", "distance_squared", "windowed_distance")
@@ -31,7 +30,7 @@ Groups = Mapping[str, Any] | Sequence[str] | str | None
 
 
 def recorders(
-    model: HookedModel, found: Tokens, statistics: Iterable[str], layers: Layers, keep: Iterable[str], groups: Groups
+    model: Opened, found: Tokens, statistics: Iterable[str], layers: Layers, keep: Iterable[str], groups: Groups
 ) -> dict[str, Recorder]:  # fmt: skip
     """A listener for each part that this prompt reaches; a part asked for by name is recorded alone."""
     asked = (statistics,) if isinstance(statistics, str) else tuple(statistics)
@@ -40,7 +39,7 @@ def recorders(
     made: dict[str, Recorder] = {}
     for name in model.parts if everything else (first,):
         view, part = (model if name == first else model.part(name)), model.parts[name]
-        queries, keys = parts.axis(part, part.queries, found), parts.axis(part, part.keys, found)
+        queries, keys = axis(part, part.queries, found), axis(part, part.keys, found)
         if queries is None or keys is None:
             if name == first:
                 raise PromptError(
@@ -51,16 +50,16 @@ def recorders(
         chosen = layers if name == first or layers == "all" else _common(layers, model, view)
         wanted = _fitting(view, asked, named, strict=name == first)
         if isinstance(chosen, str | int) or chosen:
-            made[name] = Recorder(view, queries, wanted, chosen, keep, named)
+            made[name] = Recorder(view, queries, keys, wanted, chosen, keep, named)
     return made
 
 
-def _common(layers: Layers, model: HookedModel, view: HookedModel) -> list[int]:
+def _common(layers: Layers, model: Opened, view: Opened) -> list[int]:
     return [n for n in chosen_layers(layers, model.layers) if n in view.layers]
 
 
 def _fitting(
-    view: HookedModel, asked: tuple[str, ...], groups: Mapping[str, Tensor] | None, strict: bool
+    view: Opened, asked: tuple[str, ...], groups: Mapping[str, Tensor] | None, strict: bool
 ) -> tuple[str, ...]:
     """Less what needs a query's own position among the keys, in cross-attention, and mass where no group is known."""
     if view.parts[view.part_name].crosses:
@@ -74,12 +73,12 @@ def _fitting(
 
 
 def _named(
-    view: HookedModel, found: Tokens, keys: Tokens, groups: Groups, strict: bool
+    view: Opened, found: Tokens, keys: Tokens, groups: Groups, strict: bool
 ) -> dict[str, Tensor] | None:
     """Groups of keys as bool [batch, key]. Positions are of the part that was asked; other parts know names alone."""
     if groups is None:
         return None
-    known = view.token_groups(found)
+    known = token_groups(view, found)
     asked = [groups] if isinstance(groups, str) else groups
     items = dict(asked) if isinstance(asked, Mapping) else {str(name): name for name in asked}
     picked = {}
@@ -97,61 +96,26 @@ def _named(
     return picked
 
 
-def token_groups(model: HookedModel, found: Tokens, prompt: int | None = None) -> dict[str, Tensor]:
-    """`HookedModel.token_groups`."""
-    part = model.parts[model.part_name]
-    keys = parts.axis(part, part.keys, found)
-    if keys is None:
-        raise PromptError(f"the prompt has nothing for the part {part.name!r} of {model.name}")
-    if part.keys not in ("text", "encoder", "decoder"):
-        place = torch.arange(keys.ids.shape[1]).expand_as(keys.ids)
-        prefix = part.patches.prefix if part.patches is not None else 0
-        return {"special": place < prefix, part.keys: place >= prefix}
-    ids, real = keys.ids.cpu(), keys.mask.cpu()
-    groups: dict[str, Tensor] = {}
-    if prompt is not None:
-        groups["generated"] = real & (torch.arange(ids.shape[1]) >= prompt)
-    if model.image_token is not None:
-        groups["image"] = real & (ids == model.image_token)
-    groups["special"] = real & torch.isin(ids, torch.tensor(sorted(_special(model)), dtype=torch.long))
-    taken = torch.zeros_like(real)
-    for name in list(groups):  # a generated end of text is generated; an image token is no special one
-        groups[name] = groups[name] & ~taken
-        taken = taken | groups[name]
-    return {**groups, "text": real & ~taken}
-
-
-def _special(model: HookedModel) -> set[int]:
-    known = getattr(model.tokenizer, "all_special_ids", None)
-    if known is not None:
-        return {int(i) for i in known}
-    text = model.hf.config.get_text_config()
-    named = [
-        getattr(text, f"{n}_token_id", None) for n in ("bos", "eos", "pad", "decoder_start", "cls", "sep")
-    ]
-    flat = [i for n in named for i in (n if isinstance(n, list | tuple) else [n])]
-    return {i for i in flat if isinstance(i, int)}
-
-
-def finish(model: HookedModel, found: Tokens, made: Mapping[str, Recorder]) -> Record:
+def finish(model: Opened, found: Tokens, made: Mapping[str, Recorder]) -> Record:
     """The record of the part that was asked, with those of the other parts that the run called."""
     records = {}
     for name, recorder in made.items():
-        if name != model.part_name and not recorder.heard:
+        if name != model.part_name and not recorder.was_called:
             continue
         part = model.parts[name]
         record = recorder.finish()
         strings = _strings(model, part.queries, part, found, record.tokens)
         keys = None
-        if part.crosses and (side := parts.axis(part, part.keys, found)) is not None:
-            keys = Axis(side.ids.cpu(), side.mask.cpu(), _strings(model, part.keys, part, found, side.ids))
+        if part.crosses:
+            ids, mask = recorder.keys.ids, recorder.keys.mask
+            keys = Axis(ids.cpu(), mask.cpu(), _strings(model, part.keys, part, found, ids))
         about = _about(model, part, found)
         records[name] = replace(record, strings=strings, keys=keys, provenance=record.provenance | about)
     main = records.pop(model.part_name)
     return replace(main, parts=records) if records else main
 
 
-def _about(model: HookedModel, part: parts.Part, found: Tokens) -> dict[str, Any]:
+def _about(model: Opened, part: Part, found: Tokens) -> dict[str, Any]:
     """What a record says of its part, beyond where it is from."""
     about: dict[str, Any] = {"part": part.name} if len(model.parts) > 1 or part.queries != "text" else {}
     pixels = found.more.get("pixel_values")
@@ -165,22 +129,10 @@ def _about(model: HookedModel, part: parts.Part, found: Tokens) -> dict[str, Any
     return about
 
 
-def _strings(model: HookedModel, side: str, part: parts.Part, found: Tokens, ids: Tensor) -> list[list[str]]:
+def _strings(model: Opened, side: str, part: Part, found: Tokens, ids: Tensor) -> list[list[str]]:
     if side == "image" and part.patches is not None:
         _, columns = part.patches.grid_of(found.more["pixel_values"])
         return [part.patches.names(columns, ids.shape[1])] * len(ids)
     if side in ("image", "audio"):
         return [[f"#{i}" for i in range(ids.shape[1])]] * len(ids)
     return [model.to_strings(row) for row in ids]
-
-
-def total(model: HookedModel, found: Tokens, made: Mapping[str, Recorder]) -> Estimate:
-    """What all recorders together will keep."""
-    costs = []
-    for name, recorder in made.items():
-        part = model.parts[name]
-        keys = parts.axis(part, part.keys, found)
-        assert keys is not None
-        view = model if name == model.part_name else model.part(name)
-        costs.append(estimate(view, (*recorder.tokens.ids.shape, keys.ids.shape[1]), recorder))
-    return Estimate.together(costs)

@@ -6,63 +6,29 @@ out; heads are query heads.
 
 from __future__ import annotations
 
-import platform
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import transformers
 import xarray as xr
 from torch import Tensor
 
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import HeadError, RecordError, nearest
-from headwater.lens.models import declared_rules
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
+from headwater.lens.records import save_open
+from headwater.lens.records.contents import Contents
 
 DEFAULT_STATISTICS = kernel.DEFAULT
-VERSION = version("headwater")
-
-
-class Axis(NamedTuple):
-    """Tokens int64, which of them are real, and their text: [batch, position]."""
-
-    tokens: Tensor
-    valid: Tensor
-    strings: list[list[str]]
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
-    """`tokens` int64 and `valid` bool are [batch, position]; `strings` are the tokens as text, per batch row.
+class Record(Contents):
+    """One run: `Contents` say what is in it, the methods give it as maps, statistics and windows of weights."""
 
-    `statistics` are tensors with the layer at axis 1; `maps` is empty where only statistics were kept. `keys` are the
-    tokens of the key axis where these are others, as in cross-attention. `parts` are the records of a model's other
-    parts: "encoder" and "cross" beside a decoder, "vision" beside a text. `residuals` are the residual stream
-    [batch, position, d_model] entering each layer, and "final" behind the last; padding holds what the model made.
-    """
-
-    tokens: Tensor
-    valid: Tensor
-    strings: list[list[str]]
-    layers: list[int]
-    n_heads: int
-    causal: bool
-    statistics: MutableMapping[str, Tensor]
-    maps: dict[int, AttentionMap]
-    values: dict[int, Tensor]
-    groups: dict[str, Tensor]
-    provenance: dict[str, Any] = field(default_factory=dict)
-    keys: Axis | None = None
     parts: dict[str, Record] = field(default_factory=dict)
-    residuals: dict[int | str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         batch, length = self.tokens.shape
@@ -141,8 +107,6 @@ class Record:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, beside and renamed, so that a broken write leaves the old file."""
-        from headwater.lens.records import save_open
-
         return save_open.save(self, Path(path))
 
     @staticmethod
@@ -151,9 +115,7 @@ class Record:
 
         `verify` reads every byte and compares it with what was written.
         """
-        from headwater.lens.records import save_open
-
-        return save_open.open_record(Path(path), verify)
+        return save_open.open_record(Path(path), Record, verify)
 
     def _has_layer(self, layer: int) -> None:
         if layer not in self.layers:
@@ -187,20 +149,6 @@ class Record:
             key: value if isinstance(value, str | int | float) else str(value)
             for key, value in self.provenance.items()
         }
-
-
-def provenance(model: HookedModel) -> dict[str, Any]:
-    """Where numbers that come from `model` now are from: the model, the edits that are on, and the versions."""
-    return {
-        "model": model.name,
-        "revision": model.revision,
-        "edits": [edit.to_dict() for edit in model.edits],
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "headwater": VERSION,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-    } | ({"attention": told} if (told := model.read_only or declared_rules.described(model)) else {})
 
 
 def stack(groups: dict[str, Tensor]) -> Tensor | None:

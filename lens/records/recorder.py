@@ -6,7 +6,7 @@ What is kept stays on the model's device, goes to the CPU, or is written to a fi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,29 +14,31 @@ from torch import Tensor
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import RecordError, nearest
+from headwater.lens.models.opened import Opened
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Head, Layers, chosen_layers
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records.pack_maps import on_device
-from headwater.lens.records.record import Record, provenance, stack
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
-    from headwater.lens.records.save_open import RecordWriter
+from headwater.lens.records.provenance import provenance
+from headwater.lens.records.record import Record, stack
+from headwater.lens.records.save_open import RecordWriter
 
 LEVELS = ("qk", "qkv", "residual")
 
 
 class Recorder:
-    """What one part of a model is to leave behind; `device` (None: as it comes) and `writer` say where it is kept."""
+    """What one part of a model is to leave behind of `tokens`, whose queries see `keys` (others in cross-attention).
+
+    `device` (None: as it comes) and `writer` say where it is kept.
+    """
 
     def __init__(
-        self, model: HookedModel, tokens: Tokens, statistics: Iterable[str], layers: Layers, keep: Iterable[str],
-        groups: Mapping[str, Any] | None,
+        self, model: Opened, tokens: Tokens, keys: Tokens, statistics: Iterable[str], layers: Layers,
+        keep: Iterable[str], groups: Mapping[str, Any] | None,
     ) -> None:  # fmt: skip
         self.model = model.key
         self.source = model
-        self.tokens = tokens
+        self.tokens, self.keys = tokens, keys
         self.statistics = (statistics,) if isinstance(statistics, str) else tuple(statistics)
         unknown = [name for name in self.statistics if name not in kernel.NAMES]
         if unknown:
@@ -114,7 +116,7 @@ class Recorder:
         self._residuals[place] = stream if self.device is None else stream.to(self.device)
 
     @property
-    def heard(self) -> bool:
+    def was_called(self) -> bool:
         """Whether any layer called."""
         return bool(self._found)
 

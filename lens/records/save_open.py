@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,11 +22,12 @@ from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import RecordError
 from headwater.lens.files import parse_json
+from headwater.lens.records.contents import Axis, Contents
 from headwater.lens.records.pack_maps import Packer, unpack
-from headwater.lens.records.record import Axis, Record
 from headwater.lens.records.safetensors_file import DTYPES, RecordFile, read
 from headwater.lens.records.stacked import Stacked
 
+R = TypeVar("R", bound=Contents)
 FORMAT = 2
 LIMITS = {"layers": 10_000, "heads": 100_000, "parts": 16}
 WHOLE = ("argmax", "visible")  # statistics that are int64
@@ -80,7 +81,7 @@ class RecordWriter:
         self._residuals.append(str(place))
         self._add(f"residual.{place}", stream)
 
-    def about(self, record: Record) -> dict[str, Any]:
+    def about(self, record: Contents) -> dict[str, Any]:
         """Writes what is left of the record and gives its part of the header."""
         for name, axis in (("", Axis(record.tokens, record.valid, record.strings)), ("key.", record.keys)):
             if axis is not None:
@@ -101,7 +102,7 @@ class RecordWriter:
         self._file.add(self._prefix + name, tensor)
 
 
-def save(record: Record, path: Path) -> Path:
+def save(record: Contents, path: Path) -> Path:
     """Write the record to `path`; an interrupted write leaves what was there."""
     count = Count()
     room = len(json.dumps(_write(record, count))) * 6 // 5 + count.entries + 1000
@@ -114,14 +115,14 @@ def joined(head: dict[str, Any], parts: Mapping[str, dict[str, Any]]) -> dict[st
     return {"format": FORMAT, **head, "parts": [{"name": name, **part} for name, part in parts.items()]}
 
 
-def _write(record: Record, file: File) -> dict[str, Any]:
+def _write(record: Contents, file: File) -> dict[str, Any]:
     parts = {
         name: _write_one(part, file, f"part.{i}.") for i, (name, part) in enumerate(record.parts.items())
     }
     return joined(_write_one(record, file, ""), parts)
 
 
-def _write_one(record: Record, file: File, prefix: str) -> dict[str, Any]:
+def _write_one(record: Contents, file: File, prefix: str) -> dict[str, Any]:
     writer = RecordWriter(file, prefix)
     for i, layer in enumerate(record.layers):
         if isinstance(record.statistics, Stacked):
@@ -137,8 +138,9 @@ def _write_one(record: Record, file: File, prefix: str) -> dict[str, Any]:
 # --- reading
 
 
-def open_record(path: Path, verify: bool = False) -> Record:
-    """Open a record without reading its numbers; with `verify` every byte is compared with its digest.
+def open_record(path: Path, kind: type[R], verify: bool = False) -> R:
+    """Open a record, of the class `kind`, without reading its numbers; with `verify` every byte is compared with its
+    digest.
 
     RecordError with the reason for anything that is not one.
     """
@@ -157,8 +159,8 @@ def open_record(path: Path, verify: bool = False) -> Record:
         for part in header["parts"]:
             if not re.fullmatch(r"part\.\d{1,3}\.", part["prefix"]):
                 raise ValueError(f"tensors of a part named {str(part['prefix'])[:40]!r}")
-            others[str(part["name"])] = _record(part, _taken(left, part["prefix"]), {})
-        return _record(header, left, others)
+            others[str(part["name"])] = _record(part, _taken(left, part["prefix"]), {}, kind)
+        return _record(header, left, others, kind)
     except SafetensorError as error:
         raise RecordError(
             f"{path} is not a readable record, it may be cut short: {str(error).splitlines()[0]}"
@@ -177,7 +179,7 @@ def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name: tensors.pop(name) for name in names}
 
 
-def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, Record]) -> Record:
+def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, R], kind: type[R]) -> R:
     prefix = header["prefix"]
     left = dict(tensors)
 
@@ -224,7 +226,7 @@ def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str,
     unknown = [name for name in left if not name.startswith(f"{prefix}map.")]
     if unknown:
         raise ValueError(f"unknown tensor {unknown[0][:60]!r}")
-    return Record(
+    return kind(
         *axis, layers, heads, bool(header["causal"]), Stacked(statistics), maps, values, groups,
         dict(header["provenance"]), keys=keys, parts=parts, residuals=residuals,
     )  # fmt: skip

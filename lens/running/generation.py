@@ -11,7 +11,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from transformers.generation.streamers import BaseStreamer
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError, PromptError, RecordError
 from headwater.lens.models import inputs, residual_stream
-from headwater.lens.naming import tokens
+from headwater.lens.models.opened import Opened
+from headwater.lens.models.signature import names
 from headwater.lens.naming.heads import Layers
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records import destination, plan
@@ -28,9 +29,7 @@ from headwater.lens.records.generation_recorder import Growing
 from headwater.lens.records.memory import estimate
 from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
+from headwater.lens.running.forward import check_ready
 
 OnToken = Callable[[Any], object]
 
@@ -54,7 +53,7 @@ class Wanted(NamedTuple):
 
 
 def generate(
-    model: HookedModel, given: Any, attention_mask: Any, max_new_tokens: int, wanted: Wanted | None,
+    model: Opened, given: Any, attention_mask: Any, max_new_tokens: int, wanted: Wanted | None,
     on_token: OnToken | None, options: dict[str, Any],
 ) -> Any:  # fmt: skip
     """`HookedModel.generate`."""
@@ -63,11 +62,10 @@ def generate(
         raise ModelError(f"{model.name} is not a causal language model and can not continue a text")
     if max_new_tokens < 1:
         raise PromptError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
-    known = inputs.names(model.hf)
+    known = names(model.hf)
     read = {name: options.pop(name) for name in list(options) if name in known}
-    found = inputs.read(model, given, attention_mask, "left", read)
-    tokens.check(found, model.vocab, model.context, max_new_tokens)
-    model.check_ready(found, max_new_tokens)
+    found = inputs.read(model, given, attention_mask, "left", read, max_new_tokens)
+    check_ready(model, found, max_new_tokens)
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
     if getattr(model.hf.generation_config, "pad_token_id", None) is None:
         settings.setdefault("pad_token_id", _pad_id(model.tokenizer))
@@ -85,7 +83,7 @@ def generate(
 
 
 def _recorded(
-    model: HookedModel, found: Tokens, settings: dict[str, Any], more: int, wanted: Wanted, listener: _Tokens
+    model: Opened, found: Tokens, settings: dict[str, Any], more: int, wanted: Wanted, listener: _Tokens
 ) -> tuple[Tensor, Record]:  # fmt: skip
     _refuse_unrecordable(model, settings)
     groups: Any = [wanted.groups] if isinstance(wanted.groups, str) else wanted.groups
@@ -96,7 +94,7 @@ def _recorded(
     recorders = plan.recorders(model, found, wanted.statistics, wanted.layers, wanted.keep, groups)
     recorder: Recorder = recorders[main]
     longest = found.ids.shape[1] + more
-    cost = estimate(model, (len(found.ids), longest), recorder)
+    cost = estimate(recorder, longest)
     folder = None
     if wanted.keep_on == "disk":
         folder = (
@@ -118,7 +116,7 @@ def _recorded(
 
 
 @torch.no_grad()
-def _run(model: HookedModel, found: Tokens, settings: dict[str, Any]) -> Tensor:
+def _run(model: Opened, found: Tokens, settings: dict[str, Any]) -> Tensor:
     """Generate, then read the last token too."""
     out = model.hf.generate(
         **inputs.arguments(model, found, generating=True), **settings, return_dict_in_generate=True
@@ -143,7 +141,7 @@ class _Tokens(BaseStreamer):
     growing: Growing | None = None
 
     def __init__(
-        self, model: HookedModel, settings: dict[str, Any], tell: OnToken | None, text: bool, single: bool
+        self, model: Opened, settings: dict[str, Any], tell: OnToken | None, text: bool, single: bool
     ) -> None:
         ends = settings.get("eos_token_id", getattr(model.hf.generation_config, "eos_token_id", None))
         self._ends = torch.tensor([ends] if isinstance(ends, int) else list(ends or []), dtype=torch.long)
@@ -182,7 +180,7 @@ class _Tokens(BaseStreamer):
         """Nothing is held back that would have to be told now."""
 
 
-def _refuse_beams(model: HookedModel, settings: dict[str, Any]) -> None:
+def _refuse_beams(model: Opened, settings: dict[str, Any]) -> None:
     for name in ("num_beams", "num_return_sequences"):
         count = settings.get(name, getattr(model.hf.generation_config, name, None)) or 1
         if count > 1:
@@ -191,7 +189,7 @@ def _refuse_beams(model: HookedModel, settings: dict[str, Any]) -> None:
             )
 
 
-def _refuse_unrecordable(model: HookedModel, settings: dict[str, Any]) -> None:
+def _refuse_unrecordable(model: Opened, settings: dict[str, Any]) -> None:
     if model.is_encoder_decoder or model.read_only:
         kind = "an encoder–decoder model" if model.is_encoder_decoder else "read-only"
         raise RecordError(
@@ -204,7 +202,7 @@ def _refuse_unrecordable(model: HookedModel, settings: dict[str, Any]) -> None:
         )
 
 
-def _written(model: HookedModel, given: Any, ids: Tensor) -> Any:
+def _written(model: Opened, given: Any, ids: Tensor) -> Any:
     if not _is_text(given):
         return ids
     texts = model.tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError
-from headwater.lens.model import HookedModel
+from headwater.lens.models.opened import Opened
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Call:
 class Heads:
     """Listener that keeps each layer's map, values [batch, kv head, key, d] and head outputs, with their gradients."""
 
-    def __init__(self, model: HookedModel) -> None:
+    def __init__(self, model: Opened) -> None:
         if model.read_only:
             raise AnalysisError(f"{model.name} shows neither values nor head outputs: {model.read_only}")
         self.model = model.key

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headwater.lens.attention import context
+from headwater.lens.attention.function import NAME
 from headwater.lens.errors import ModelError
 from headwater.lens.models.closeness import close_or_refuse
 
@@ -40,7 +40,7 @@ def unbridged(source: Any) -> PreTrainedModel:
     hf = _inside(source)
     if hf.training:
         raise ModelError(f"{type(source).__name__} is in training mode; call its eval() before load()")
-    if hf.config._attn_implementation == context.NAME:
+    if hf.config._attn_implementation == NAME:
         raise ModelError(
             f"the bridge was put into a {type(hf).__name__} that Headwater had opened, which breaks both; make "
             "the bridge of the model first and give load() the bridge"

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from headwater.lens.errors import ModelError
-from headwater.lens.models import blocks
+from headwater.lens.models import blocks, inputs
+from headwater.lens.models.opened import Opened
 from headwater.lens.models.weights import HeadWeights, head_weights
+from headwater.lens.naming.tokens import Tokens
+from headwater.lens.running.forward import forward, next_token_losses
 from headwater.lens.transformer_lens import names as transformer_lens_names
 from headwater.lens.transformer_lens.run import Function, Run, Stop
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
-    from headwater.lens.naming.tokens import Tokens
 
 Hooks = Iterable[tuple[str | Callable[[str], bool], Function]]
 UNLIMITED = 2**31 - 1  # the context of a model that states none
@@ -57,30 +56,29 @@ class Config:
     default_prepend_bos: bool = False
 
 
-class TransformerLens:
+class TransformerLens(Opened):
     """What `HookedModel` offers to code written for TransformerLens."""
 
     @property
     def cfg(self) -> Config:
-        model = cast("HookedModel", self)
-        text = model.hf.config.get_text_config()
-        norm = blocks.final_norm(model.hf)
-        centred = norm is not None and blocks.takes_mean_out(norm, model.d_model)
+        text = self.hf.config.get_text_config()
+        norm = blocks.final_norm(self.hf)
+        centred = norm is not None and blocks.takes_mean_out(norm, self.d_model)
         return Config(
-            model_name=model.name, n_layers=max(model.layers) + 1, n_heads=model.n_heads,
-            n_key_value_heads=None if model.n_kv_heads == model.n_heads else model.n_kv_heads,
-            n_ctx=model.context or UNLIMITED, d_model=model.d_model, d_head=model.d_head, d_mlp=_width(text),
-            d_vocab=model.vocab, device=str(model.device), dtype=model.dtype,
+            model_name=self.name, n_layers=max(self.layers) + 1, n_heads=self.n_heads,
+            n_key_value_heads=None if self.n_kv_heads == self.n_heads else self.n_kv_heads,
+            n_ctx=self.context or UNLIMITED, d_model=self.d_model, d_head=self.d_head, d_mlp=_width(text),
+            d_vocab=self.vocab, device=str(self.device), dtype=self.dtype,
             act_fn=next((v for n in ("activation_function", "hidden_act", "hidden_activation")
                          if isinstance(v := getattr(text, n, None), str)), None),
             normalization_type="LN" if centred else "RMS", eps=0.0 if norm is None else blocks.epsilon(norm),
-            positional_embedding_type="rotary" if transformer_lens_names.is_rotary(model) else "standard",
+            positional_embedding_type="rotary" if transformer_lens_names.is_rotary(self) else "standard",
             final_rms=not centred,
         )  # fmt: skip
 
     def hook_names(self) -> list[str]:
         """Every name that `run_with_cache` can keep and `run_with_hooks` can change, in the order of a run."""
-        return list(transformer_lens_names.places(cast("HookedModel", self)))
+        return list(transformer_lens_names.places(self))
 
     def weights(
         self, layer: int, *, fold: bool = False, centre: bool = False, expand: bool = False
@@ -89,7 +87,7 @@ class TransformerLens:
 
         lens/models/weights.py says what `fold`, `centre` and `expand` do.
         """
-        return head_weights(cast("HookedModel", self), layer, fold=fold, centre=centre, expand=expand)
+        return head_weights(self, layer, fold=fold, centre=centre, expand=expand)
 
     def run_with_hooks(
         self, given: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *, return_type: str | None = "logits",
@@ -101,13 +99,12 @@ class TransformerLens:
         Gradients flow with `grad` or with `bwd_hooks`, whose functions get gradients. `reset_hooks_end` and
         `clear_contexts` are taken and mean nothing: no function outlives its run.
         """
-        model = cast("HookedModel", self)
         _refuse(ignored)
-        forward, backward = _by_name(model, fwd_hooks), _by_name(model, bwd_hooks)
-        places = [transformer_lens_names.check(model, n) for n in {**forward, **backward}]
-        tokens = model.to_tokens(given, attention_mask)
-        run = Run(model, places, len(tokens), forward=forward, backward=backward)
-        return _run(model, run, tokens, return_type, grad or bool(backward))
+        forward, backward = _by_name(self, fwd_hooks), _by_name(self, bwd_hooks)
+        places = [transformer_lens_names.check(self, n) for n in {**forward, **backward}]
+        tokens = inputs.read(self, given, attention_mask)
+        run = Run(self, places, len(tokens), forward=forward, backward=backward)
+        return _run(self, run, tokens, return_type, grad or bool(backward))
 
     def run_with_cache(
         self, given: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, *,
@@ -121,38 +118,37 @@ class TransformerLens:
         or `grad` no gradient is tracked, unlike in TransformerLens. `stop_at_layer` ends the run before that layer and
         gives the residual stream in the place of logits.
         """
-        model = cast("HookedModel", self)
         _refuse(ignored)
-        kept = transformer_lens_names.chosen(model, names_filter)
+        kept = transformer_lens_names.chosen(self, names_filter)
         stop = None
         if stop_at_layer is not None:
-            layers = max(model.layers) + 1
+            layers = max(self.layers) + 1
             at = stop_at_layer + layers if stop_at_layer < 0 else stop_at_layer
             kept = [n for n in kept if not n.startswith("ln_final") and (_layer(n) is None or _layer(n) < at)]  # type: ignore[operator]
             stop = f"blocks.{at}.hook_resid_pre" if at < layers else None
-        known = transformer_lens_names.places(model)
+        known = transformer_lens_names.places(self)
         places = [known[n] for n in known if n in kept or n == stop]
-        tokens = model.to_tokens(given, attention_mask)
+        tokens = inputs.read(self, given, attention_mask)
         run = Run(
-            model, places, len(tokens), keep=kept, gradients=incl_bwd, stop=stop,
+            self, places, len(tokens), keep=kept, gradients=incl_bwd, stop=stop,
             stored=lambda name, tensor: _positions(name, tensor, pos_slice).to(device or tensor.device),
         )  # fmt: skip
         kind = "loss" if incl_bwd else return_type
-        output = _run(model, run, tokens, kind, grad or incl_bwd)
+        output = _run(self, run, tokens, kind, grad or incl_bwd)
         if incl_bwd:
             output.backward()
         cache = run.cache | run.grads
         if remove_batch_dim:
             cache = {name: _only(tensor) for name, tensor in cache.items()}
-        return output, _cache_object(cache, model, not remove_batch_dim) if return_cache_object else cache
+        return output, _cache_object(cache, self, not remove_batch_dim) if return_cache_object else cache
 
 
-def _run(model: HookedModel, run: Run, tokens: Tokens, kind: str | None, grad: bool) -> Any:
+def _run(model: TransformerLens, run: Run, tokens: Tokens, kind: str | None, grad: bool) -> Any:
     if kind not in ("logits", "loss", "both", None):
         raise ModelError(f"return_type is 'logits', 'loss', 'both' or None; got {kind!r}")
     try:
         with run.on():
-            output = model._forward(tokens, grad)
+            output = forward(model, tokens, grad)
     except Stop as stopped:
         return stopped.stream
     if run.missed:
@@ -165,16 +161,12 @@ def _run(model: HookedModel, run: Run, tokens: Tokens, kind: str | None, grad: b
         raise ModelError(f"{model.name} has no language head, so it gives no logits; use return_type=None")
     if kind == "logits":
         return output.logits
-    real = (tokens.mask[:, 1:] & tokens.mask[:, :-1]).to(output.logits.device)
-    targets = tokens.ids[:, 1:].to(output.logits.device)
-    losses = torch.nn.functional.cross_entropy(
-        output.logits[:, :-1].float().transpose(1, 2), targets, reduction="none"
-    )
+    losses, real = next_token_losses(output.logits, tokens)
     loss = losses[real].mean()
     return loss if kind == "loss" else (output.logits, loss)
 
 
-def _by_name(model: HookedModel, given: Hooks) -> dict[str, list[Function]]:
+def _by_name(model: TransformerLens, given: Hooks) -> dict[str, list[Function]]:
     found: dict[str, list[Function]] = {}
     for wanted, function in given:
         names = (
@@ -215,7 +207,7 @@ def _width(text: Any) -> int | None:
     return wide if wide is not None or not hasattr(text, "n_inner") else 4 * text.hidden_size
 
 
-def _cache_object(cache: dict[str, Tensor], model: HookedModel, batched: bool) -> Any:
+def _cache_object(cache: dict[str, Tensor], model: TransformerLens, batched: bool) -> Any:
     try:
         from transformer_lens import ActivationCache
     except ImportError:

@@ -9,9 +9,8 @@ kept only when it is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,33 +19,18 @@ from torch import Tensor, nn
 from headwater.lens.errors import ModelError, nearest
 from headwater.lens.models import blocks
 from headwater.lens.models.blocks import Block
+from headwater.lens.models.opened import Opened
 from headwater.lens.models.projections import Projections, matrix, projections
+from headwater.lens.transformer_lens.run import Activation, Run
 
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
-
-Kind = Literal["attention", "input", "output", "scale", "normalized", "features", "result"]
-_known: WeakKeyDictionary[HookedModel, dict[str, Place]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Opened, dict[str, Activation]] = WeakKeyDictionary()
 ATTENTION = ("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z")
 ROTARY = ("attn.hook_rot_q", "attn.hook_rot_k")
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 SUMS = ("hook_attn_out", "hook_resid_mid", "hook_mlp_out")
 
 
-@dataclass(frozen=True, eq=False)
-class Place:
-    """One name. "attention" places are inside of the attention function; the others belong to a module: its input, its
-    output, the two steps of a norm, a view of its features by heads, or what each head gives through it (`weight`).
-    """
-
-    name: str
-    kind: Kind
-    module: nn.Module | None = None
-    heads: Callable[[Tensor], Tensor] | None = None
-    weight: Callable[[], Tensor] | None = None
-
-
-def places(model: HookedModel) -> dict[str, Place]:
+def places(model: Opened) -> dict[str, Activation]:
     """Every name the model has, in the order of a run; found out once per model."""
     if model not in _known:
         _refuse(model)
@@ -56,7 +40,7 @@ def places(model: HookedModel) -> dict[str, Place]:
     return _known[model]
 
 
-def _refuse(model: HookedModel) -> None:
+def _refuse(model: Opened) -> None:
     if model.is_encoder_decoder or model.vocab == 0:
         raise ModelError(
             f"{model.name} is not one stack that reads text; TransformerLens' names are of such models alone"
@@ -67,7 +51,7 @@ def _refuse(model: HookedModel) -> None:
         )
 
 
-def chosen(model: HookedModel, wanted: Any) -> list[str]:
+def chosen(model: Opened, wanted: Any) -> list[str]:
     """The names that a filter means: None for all but `hook_result`, a name, a list of names or a test of a name."""
     known = places(model)
     if wanted is None:
@@ -80,7 +64,7 @@ def chosen(model: HookedModel, wanted: Any) -> list[str]:
     return [name for name in known if name in named]
 
 
-def check(model: HookedModel, name: str) -> Place:
+def check(model: Opened, name: str) -> Activation:
     """The place of that name; ModelError offers the nearest."""
     known = places(model)
     if name not in known:
@@ -88,24 +72,24 @@ def check(model: HookedModel, name: str) -> Place:
     return known[name]
 
 
-def is_rotary(model: HookedModel) -> bool:
+def is_rotary(model: Opened) -> bool:
     """Whether queries and keys are rotated by their positions."""
     return any("rotary" in type(module).__name__.lower() for module in model.hf.modules())
 
 
-def _all(model: HookedModel) -> Iterator[Place]:
-    yield Place("hook_embed", "output", model.hf.get_input_embeddings())
+def _all(model: Opened) -> Iterator[Activation]:
+    yield Activation("hook_embed", "output", model.hf.get_input_embeddings())
     if (positions := _position_table(model.hf)) is not None:
-        yield Place("hook_pos_embed", "output", positions)
+        yield Activation("hook_pos_embed", "output", positions)
     rotary = is_rotary(model)
     for layer in model.layers:
         yield from _of_block(model, layer, rotary)
     if (last := blocks.final_norm(model.hf)) is not None:
-        yield Place("ln_final.hook_scale", "scale", last)
-        yield Place("ln_final.hook_normalized", "normalized", last)
+        yield Activation("ln_final.hook_scale", "scale", last)
+        yield Activation("ln_final.hook_normalized", "normalized", last)
 
 
-def _of_block(model: HookedModel, layer: int, rotary: bool) -> Iterator[Place]:
+def _of_block(model: Opened, layer: int, rotary: bool) -> Iterator[Activation]:
     block, start = blocks.block(model, layer), f"blocks.{layer}."
     try:
         found = projections(model, layer)
@@ -113,30 +97,30 @@ def _of_block(model: HookedModel, layer: int, rotary: bool) -> Iterator[Place]:
         ModelError
     ):  # then the names of q, k, v and the results are not there, and say so when they are asked for
         found = None
-    yield Place(start + "hook_resid_pre", "input", block.module)
+    yield Activation(start + "hook_resid_pre", "input", block.module)
     yield from _of_norm(start + "ln1.", block.norm1)
     if found is not None:
         for letter, part in (("q", found.query), ("k", found.key), ("v", found.value)):
-            yield Place(f"{start}attn.hook_{letter}", "features", part.module, part.heads)
+            yield Activation(f"{start}attn.hook_{letter}", "features", part.module, part.heads)
     for name in (*(ROTARY if rotary else ()), *ATTENTION):
-        yield Place(start + name, "attention")
+        yield Activation(start + name, "attention")
     if found is not None:
         yield _result(found, model.n_heads, start)
-    yield Place(start + "hook_attn_out", "output", block.attention_out)
+    yield Activation(start + "hook_attn_out", "output", block.attention_out)
     yield from _of_mlp(start, block)
-    yield Place(start + "hook_resid_post", "output", block.module)
+    yield Activation(start + "hook_resid_post", "output", block.module)
 
 
-def _of_norm(start: str, norm: nn.Module | None) -> Iterator[Place]:
+def _of_norm(start: str, norm: nn.Module | None) -> Iterator[Activation]:
     if norm is not None:
-        yield Place(start + "hook_scale", "scale", norm)
-        yield Place(start + "hook_normalized", "normalized", norm)
+        yield Activation(start + "hook_scale", "scale", norm)
+        yield Activation(start + "hook_normalized", "normalized", norm)
 
 
-def _of_mlp(start: str, block: Block) -> Iterator[Place]:
+def _of_mlp(start: str, block: Block) -> Iterator[Activation]:
     reads = block.norm2 if block.norm2 is not None else block.mlp
     if reads is not None:
-        yield Place(start + "hook_resid_mid", "input", reads)
+        yield Activation(start + "hook_resid_mid", "input", reads)
     yield from _of_norm(start + "ln2.", block.norm2)
     for name, module, kind in (
         ("mlp.hook_pre", block.mlp_first, "output"),
@@ -145,11 +129,11 @@ def _of_mlp(start: str, block: Block) -> Iterator[Place]:
         ("hook_mlp_out", block.mlp_out, "output"),
     ):
         if module is not None:
-            yield Place(start + name, kind, module)  # type: ignore[arg-type]
+            yield Activation(start + name, kind, module)  # type: ignore[arg-type]
 
 
-def _result(found: Projections, heads: int, start: str) -> Place:
-    return Place(
+def _result(found: Projections, heads: int, start: str) -> Activation:
+    return Activation(
         start + "attn.hook_result", "result", found.output, lambda x: x.unflatten(-1, (heads, -1)),
         lambda: matrix(found.output).unflatten(0, (heads, -1)),
     )  # fmt: skip
@@ -162,10 +146,8 @@ def _position_table(hf: Any) -> nn.Module | None:
     return next((module for module in named if isinstance(module, nn.Embedding)), None)
 
 
-def _not_adding_up(model: HookedModel, known: Mapping[str, Place]) -> set[str]:
+def _not_adding_up(model: Opened, known: Mapping[str, Activation]) -> set[str]:
     """Names of sums that are not sums in this model, from one short run."""
-    from headwater.lens.transformer_lens.run import Run
-
     wanted = [n for n in known if n.endswith(("hook_resid_pre", "hook_resid_post", *EMBEDDINGS, *SUMS))]
     length = min(model.context or 16, 16)
     ids = (torch.arange(length)[None] * 7919 + 5) % model.vocab

@@ -11,7 +11,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,23 @@ from headwater.kernels.rules.rule import ScoreRule
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
 from headwater.lens.models import blocks
+from headwater.lens.models.opened import Opened
 
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
-    from headwater.lens.transformer_lens.names import Place
-
+Kind = Literal["attention", "input", "output", "scale", "normalized", "features", "result"]
 _running: ContextVar[object] = ContextVar("headwater_transformer_lens_run", default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """One name. "attention" places are inside of the attention function; the others belong to a module: its input, its
+    output, the two steps of a norm, a view of its features by heads, or what each head gives through it (`weight`).
+    """
+
+    name: str
+    kind: Kind
+    module: nn.Module | None = None
+    heads: Callable[[Tensor], Tensor] | None = None
+    weight: Callable[[], Tensor] | None = None
 
 
 class Point:
@@ -62,7 +74,7 @@ class Run(context.Tap):
     """
 
     def __init__(
-        self, model: HookedModel, places: Sequence[Place], batch: int, *,
+        self, model: Opened, places: Sequence[Activation], batch: int, *,
         forward: dict[str, list[Function]] | None = None, backward: dict[str, list[Function]] | None = None,
         keep: Collection[str] = (), stored: Callable[[str, Tensor], Tensor] | None = None, gradients: bool = False,
         stop: str | None = None,
@@ -173,7 +185,7 @@ class Run(context.Tap):
 
     # --- at modules
 
-    def _attach(self, place: Place, module: nn.Module) -> Any:
+    def _attach(self, place: Activation, module: nn.Module) -> Any:
         if place.kind == "input":
 
             def before(_: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> Any:
@@ -200,7 +212,7 @@ class Run(context.Tap):
 
         return module.register_forward_hook(after)
 
-    def _after(self, place: Place, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _after(self, place: Activation, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if place.kind == "output":
             if place.name == "hook_pos_embed":  # one table serves every prompt
                 output = output.expand(self.batch, -1, -1)
@@ -230,7 +242,7 @@ class Run(context.Tap):
         found = self.passing(name, rows)
         return given if found is rows else found.flatten(0, 1)
 
-    def _in_norm(self, place: Place, norm: nn.Module, given: Tensor, output: Tensor) -> Tensor:
+    def _in_norm(self, place: Activation, norm: nn.Module, given: Tensor, output: Tensor) -> Tensor:
         width = given.shape[-1]
         high = given if given.dtype == torch.float64 else given.float()
         with _quiet():  # what is asked of the norm itself is no part of the run

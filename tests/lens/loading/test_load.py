@@ -145,10 +145,12 @@ def test_offline_nothing_is_looked_up(monkeypatch):
 
 def test_the_self_check_catches_attention_that_is_read_wrongly(monkeypatch):
     """A wrong scale, as a model with an unknown convention would have it, must not load."""
-    from headwater.lens.attention import context
+    from headwater.lens.attention import function
 
-    honest = context.ScoreRule
-    monkeypatch.setattr(context, "ScoreRule", lambda scale, *rest, **more: honest(scale * 1.5, *rest, **more))
+    honest = function.ScoreRule
+    monkeypatch.setattr(
+        function, "ScoreRule", lambda scale, *rest, **more: honest(scale * 1.5, *rest, **more)
+    )
     with pytest.raises(ModelError, match="gives other outputs"):
         hw.load(tiny_models.tiny("llama"))
 

@@ -15,7 +15,7 @@ from transformers import FNetConfig, FNetForMaskedLM
 
 import headwater as hw
 from headwater.kernels.maps import statistics as kernel
-from headwater.lens.attention import context
+from headwater.lens.attention.function import NAME
 from headwater.lens.errors import EditError, ModelError
 from headwater.lens.loading import zoo
 from headwater.lens.models import read_only
@@ -102,7 +102,7 @@ def test_layers_that_share_a_module_and_folded_windows_are_refused():
     before = shared.config._attn_implementation
     with pytest.raises(ModelError, match="serves several layers"):
         hw.load(shared)
-    assert shared.config._attn_implementation == before != context.NAME
+    assert shared.config._attn_implementation == before != NAME
     windows = {
         "image_size": 32,
         "patch_size": 4,

@@ -1,0 +1,165 @@
+"""The two functions that transformers calls instead of its own attention and mask, under the name "headwater".
+
+The mask function returns a description (`LazyMask`), so no queries × keys mask is built. The attention function looks
+up which layer of which model the module is, and applies what is on in the caller's context (`context.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from headwater.kernels.attend import attend
+from headwater.kernels.edits import Gate, OutputEdit
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.attention import context
+from headwater.lens.attention.masks import LazyMask, crossing, lazy_mask
+from headwater.lens.attention.own_rule import own_rule
+from headwater.lens.errors import ModelError
+
+NAME = "headwater"  # transformers reads meaning into names with "sdpa", "flash" or "flex" in them
+
+
+class Site(NamedTuple):
+    """Where an attention module stands: its part of a model, its layer, and which of the part's layers that is.
+
+    `rows` is the part whose own attention says where the queries stand, itself included; cross-attention needs that.
+    """
+
+    model: object
+    layer: int
+    place: int
+    rows: object = None
+
+
+_sites: WeakKeyDictionary[nn.Module, Site] = WeakKeyDictionary()
+_decoder: ContextVar[tuple[object, Mask | None]] = ContextVar("headwater_decoder", default=(None, None))
+
+
+@torch.compiler.disable  # a traced call would keep the edits of its first run
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: LazyMask | Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' contract: q, k, v [batch, head, position, d_head] → output [batch, query, head, d_head]."""
+    if dropout:
+        raise ModelError(
+            f"the model is in training mode with attention dropout {dropout}, so attention is random; call model.eval()"
+        )
+    mask, bias = _mask_of(module, query, key, attention_mask, is_causal)
+    if position_bias is not None:
+        bias = position_bias if bias is None else bias + position_bias
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    site = _sites.get(module)
+    layer, tap = (-1, context.NO_TAP) if site is None else (site.layer, context.current_tap(site.model))
+    query, key, value = tap.entering(layer, query, key, value)
+    mask = mask if site is None or site.rows is None else _placed(site, mask)
+    edits_on = () if site is None else context.active(site.model)
+    lowered = [edit.lower(site.layer, mask, len(query)) for edit in edits_on] if site is not None else []
+    scores = tuple(e for part in lowered for e in part.scores)
+    weights = tuple(e for part in lowered for e in part.weights)
+    normaliser = next((part.normaliser for part in reversed(lowered) if part.normaliser is not None), None)
+    if normaliser is not None and normaliser.name == "softmax":
+        normaliser = None
+    rule = ScoreRule(float(scale), mask, softcap, s_aux, bias, scores, normaliser=normaliser)
+    own = own_rule(module)
+    rule = rule if own is None else own.applied(query, rule)
+    for adapter in (a for part in lowered for a in part.adapters):
+        rule, weights = adapter(query, key, rule, weights)
+    rule = tap.scoring(layer, query, key, rule)
+    listeners = [] if site is None else context.listeners(site.model)
+    wanted = tuple(dict.fromkeys(name for listener in listeners for name in listener.statistics))
+    z, map = attend(query, key, value, rule, weights, context.current_backend(), wanted)
+    z = tap.weighing(layer, z if own is None else own.added(z, map, rule), map, value)
+    z = tap.leaving(layer, _outputs(z, site, rule.mask, [e for part in lowered for e in part.outputs]))
+    context.discover(module, map)
+    for listener in listeners:
+        listener.take(layer, map, value, z)
+    return z.transpose(1, 2).contiguous(), None
+
+
+def _placed(site: Site, mask: Mask) -> Mask:
+    """Cross-attention's mask, with the rows' positions and padding; the decoder's own attention came just before."""
+    if site.rows is site.model:
+        _decoder.set((site.model, mask))
+        return mask
+    key, own = _decoder.get()
+    if key is not site.rows or own is None or own.queries != mask.queries:
+        own = Mask(mask.queries, mask.queries)
+    return crossing(mask, own)
+
+
+def _outputs(z: Tensor, site: Site | None, mask: Mask, edits: Sequence[OutputEdit]) -> Tensor:
+    """Edits of the heads' outputs in their order, then the differentiable gate."""
+    if edits:
+        start, _ = mask.real("query")
+        positions = torch.arange(mask.queries)[None] + mask.query_offset - start[:, None]
+        for edit in edits:
+            z = edit.apply(z, positions)
+    if site is not None and (gates := context.current_gates(site.model)) is not None:
+        z = Gate(gates[:, site.place]).apply(z, torch.empty(0))
+    return z
+
+
+def _mask_of(
+    module: nn.Module, q: Tensor, k: Tensor, given: LazyMask | Tensor | None, is_causal: bool | None
+) -> tuple[Mask, Tensor | None]:
+    """The mask of this call, and an additive bias where a tensor mask came that the interface did not make."""
+    queries, keys = q.shape[2], k.shape[2]
+    if isinstance(given, LazyMask):
+        mask = given.mask
+        if (mask.queries, mask.keys) == (queries, keys):
+            return mask, None
+        if mask.queries == queries and mask.keys > keys:
+            return mask.trimmed(0, keys), None
+        raise ModelError(
+            f"{type(module).__name__} was given a mask for {mask.queries}×{mask.keys} positions but attends over "
+            f"{queries}×{keys}; this architecture can not be read"
+        )
+    if given is None:
+        causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+        return Mask(queries, keys, right=0 if causal and queries > 1 else None), None
+    if given.dtype == torch.bool:
+        bias = torch.zeros_like(given, dtype=q.dtype).masked_fill(~given, float("-inf"))
+    else:
+        bias = given.masked_fill(given <= torch.finfo(given.dtype).min / 2, float("-inf"))
+    return Mask(queries, keys), bias[..., :keys]
+
+
+def register() -> None:
+    """Enter the attention function and the mask function in transformers; done once, on import of this module."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, lazy_mask)
+
+
+register()
+
+
+def register_layers(modules: Mapping[nn.Module, int], rows: object = None, tells: bool = False) -> object:
+    """Say which modules are which layers of a part; one registered before keeps its key, so edits reach it still.
+
+    `rows` is the key of the part that says where this one's queries stand; `tells` that this is such a part.
+    """
+    known = [_sites[m] for m in modules if m in _sites]
+    key = known[0].model if known else object()
+    order = sorted(modules.values())
+    for module, layer in modules.items():
+        _sites[module] = Site(key, layer, order.index(layer), key if tells else rows)
+    return key

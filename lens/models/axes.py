@@ -1,0 +1,41 @@
+"""The tokens that the queries or keys of a part stand on, in one call of the model."""
+
+from __future__ import annotations
+
+import torch
+
+from headwater.lens.models.parts import Part
+from headwater.lens.models.signature import FLOATS
+from headwater.lens.naming.tokens import Tokens
+
+TEXTS = ("text", "encoder", "decoder")  # axes of tokens with ids
+
+
+def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
+    """The tokens of one axis; None where this prompt does not have it, as in text given to a model of images too."""
+    if name in ("text", "decoder"):
+        return tokens
+    if name == "encoder":
+        ids = tokens.more.get("input_ids")
+        if ids is None:
+            return None
+        mask = tokens.more.get("attention_mask")
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
+    given = next((t for n, t in tokens.more.items() if FLOATS.get(n) == name), None)
+    if given is None:
+        return None
+    batch, count = len(given), round(given.shape[-1] / part.stride)
+    if part.lengths is not None:
+        count = int(part.lengths(given.shape[-1]))
+    if name == "image":
+        if part.patches is None:
+            return None
+        rows, columns = part.patches.grid_of(given)
+        batch, count = given[..., 0, 0, 0].numel(), part.patches.prefix + rows * columns
+    return counted(batch, count)
+
+
+def counted(batch: int, count: int) -> Tokens:
+    """Tokens that are no text: numbered from 0, all real."""
+    ids = torch.arange(count).expand(batch, -1).contiguous()
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))

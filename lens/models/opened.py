@@ -1,0 +1,144 @@
+"""`Opened`: the facts of a transformers model whose attention runs through Headwater. It runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.attention.function import register_layers
+from headwater.lens.errors import EditError, ModelError, nearest
+from headwater.lens.models.parts import Part, Patches
+from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
+
+
+class Opened:
+    """A model that is open, seen from one of its parts; `HookedModel` says what its attributes mean."""
+
+    def __init__(
+        self, hf: Any, tokenizer: Any, parts: Mapping[str, Part], name: str, revision: str, *,
+        unread: tuple[str, ...] = (), read_only: str = "",
+    ) -> None:  # fmt: skip
+        text = hf.config.get_text_config()
+        table = embedding(hf)
+        self.hf = hf
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds one
+        self.name = name
+        self.revision = revision
+        self.parts = dict(parts)
+        self.unread = unread
+        self.read_only = read_only
+        self.is_encoder_decoder = bool(getattr(hf.config, "is_encoder_decoder", False))
+        self.vocab = int(table.num_embeddings) if table is not None else 0
+        self.source_context: int | None = getattr(text, "max_position_embeddings", None)
+        self.context: int | None = getattr(text, "max_target_positions", self.source_context)
+        if self.context is not None:
+            self.context -= first_position(hf)  # these rows of the table stand for no token
+        self.has_lm_head = self.vocab > 0 and hf.get_output_embeddings() is not None
+        self.image_token = image_token(hf)
+        self.image_tokens = image_tokens(hf) if "vision" in self.parts else 0
+        self._register_layers()
+        self._stand_on(next(iter(self.parts)))
+
+    def _register_layers(self) -> None:
+        """Register the attention modules of every part; cross-attention takes its rows from the decoder's own."""
+        tells = next(iter(self.parts)) if any(part.crosses for part in self.parts.values()) else None
+        self.part_keys: dict[str, object] = {}
+        for name, part in self.parts.items():
+            rows = self.part_keys.get(tells or "") if part.crosses else None
+            self.part_keys[name] = register_layers(part.modules, rows, name == tells)
+
+    def _stand_on(self, name: str) -> None:
+        part = self.parts[name]
+        self.part_name = name
+        self.causal = part.causal
+        self.layers = sorted(part.modules.values())
+        self.n_layers = len(self.layers)
+        self.n_heads = part.n_heads
+        self.n_kv_heads = part.n_kv_heads
+        self.d_head = part.d_head
+        self.d_model = part.d_model
+        self.key = self.part_keys[name]
+        self._modules = {layer: module for module, layer in part.modules.items()}
+
+    def part(self, name: str) -> Self:
+        """The same model seen from another of its parts (`model.parts` names them): its layers, heads, edits, records.
+
+        `with model.part("cross").edit(…):` edits cross-attention; `model.part("vision").record(…)` is of the images.
+        """
+        if name not in self.parts:
+            raise ModelError(f"{self.name} has no part {name!r}: {nearest(name, self.parts)}")
+        found = object.__new__(type(self))
+        vars(found).update(vars(self))
+        found._stand_on(name)
+        return found
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.name!r}, {type(self.hf).__name__}, {self.n_layers} layers × "
+            f"{self.n_heads} heads, d_model {self.d_model})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: they carry no edits, and register their own modules."""
+        return {name: value for name, value in vars(self).items() if name not in ("key", "part_keys")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._register_layers()
+        self.key = self.part_keys[self.part_name]
+
+    @property
+    def device(self) -> torch.device:
+        return self._first_weight().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._first_weight().dtype
+
+    def _first_weight(self) -> Tensor:
+        table = embedding(self.hf)
+        return next(self.hf.parameters()) if table is None else table.weight
+
+    @property
+    def start(self) -> int:
+        """The token that an encoder–decoder model's decoder begins with."""
+        known = (getattr(self.hf.config, f"{n}_token_id", None) for n in ("decoder_start", "bos", "pad"))
+        return next((n for n in known if isinstance(n, int)), 0)
+
+    @property
+    def patches(self) -> Patches | None:
+        """How images become tokens: `patches.grid` (rows, columns) behind `patches.prefix` tokens. None without."""
+        return next((part.patches for part in self.parts.values() if part.patches is not None), None)
+
+    def attention_module(self, layer: int) -> nn.Module:
+        """The transformers module of one layer's attention."""
+        if layer not in self._modules:
+            raise ModelError(f"no attention in layer {layer}; the model has layers {self.layers}")
+        return self._modules[layer]
+
+    def to_strings(self, ids: Tensor | Iterable[int]) -> list[str]:
+        """One string per token id; `#id` where there is no tokenizer."""
+        numbers = [int(i) for i in ids]
+        if self.tokenizer is None:
+            return [f"#{i}" for i in numbers]
+        return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in numbers]
+
+    def unknown_words(self, texts: str | Iterable[str]) -> list[str]:
+        """The pieces of the texts that the tokenizer reads as its unknown token, each once, in their order."""
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if unknown is None or not getattr(self.tokenizer, "is_fast", False):
+            return []
+        found: dict[str, None] = {}
+        for text in [texts] if isinstance(texts, str) else texts:
+            read = self.tokenizer(text, return_offsets_mapping=True)
+            for token, (begin, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+                if token == unknown and end > begin:
+                    found[text[begin:end]] = None
+        return list(found)
+
+    def refuse_read_only(self, what: str) -> None:
+        if self.read_only:
+            raise EditError(f"the heads of {self.name} {what}: {self.read_only}")

@@ -1,0 +1,47 @@
+"""The tokens of a prompt by kind: special, image, generated, text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from headwater.lens.errors import PromptError
+from headwater.lens.models.axes import TEXTS, axis
+from headwater.lens.models.opened import Opened
+from headwater.lens.naming.tokens import Tokens
+
+
+def token_groups(model: Opened, found: Tokens, prompt: int | None = None) -> dict[str, Tensor]:
+    """`HookedModel.token_groups`."""
+    part = model.parts[model.part_name]
+    keys = axis(part, part.keys, found)
+    if keys is None:
+        raise PromptError(f"the prompt has nothing for the part {part.name!r} of {model.name}")
+    if part.keys not in TEXTS:
+        place = torch.arange(keys.ids.shape[1]).expand_as(keys.ids)
+        prefix = part.patches.prefix if part.patches is not None else 0
+        return {"special": place < prefix, part.keys: place >= prefix}
+    ids, real = keys.ids.cpu(), keys.mask.cpu()
+    groups: dict[str, Tensor] = {}
+    if prompt is not None:
+        groups["generated"] = real & (torch.arange(ids.shape[1]) >= prompt)
+    if model.image_token is not None:
+        groups["image"] = real & (ids == model.image_token)
+    groups["special"] = real & torch.isin(ids, torch.tensor(sorted(_special(model)), dtype=torch.long))
+    taken = torch.zeros_like(real)
+    for name in list(groups):  # a generated end of text is generated; an image token is no special one
+        groups[name] = groups[name] & ~taken
+        taken = taken | groups[name]
+    return {**groups, "text": real & ~taken}
+
+
+def _special(model: Opened) -> set[int]:
+    known = getattr(model.tokenizer, "all_special_ids", None)
+    if known is not None:
+        return {int(i) for i in known}
+    text = model.hf.config.get_text_config()
+    named = [
+        getattr(text, f"{n}_token_id", None) for n in ("bos", "eos", "pad", "decoder_start", "cls", "sep")
+    ]
+    flat = [i for n in named for i in (n if isinstance(n, list | tuple) else [n])]
+    return {i for i in flat if isinstance(i, int)}

@@ -1,0 +1,30 @@
+"""Where numbers are from: the model, the edits that were on, and the versions of what computed them."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import transformers
+
+from headwater.lens.attention import context
+from headwater.lens.models import declared_rules
+from headwater.lens.models.opened import Opened
+
+VERSION = version("headwater")
+
+
+def provenance(model: Opened) -> dict[str, Any]:
+    """Where numbers that come from `model` now are from: the model, the edits that are on, and the versions."""
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "edits": [edit.to_dict() for edit in context.user_edits(model.key)],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "headwater": VERSION,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+    } | ({"attention": told} if (told := model.read_only or declared_rules.described(model)) else {})

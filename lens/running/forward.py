@@ -1,0 +1,119 @@
+"""One forward pass of a model with the edits that are on, and what is taken from it: a record, head outputs, a loss."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.attention import context
+from headwater.lens.errors import ModelError
+from headwater.lens.models import inputs, read_only
+from headwater.lens.models.axes import TEXTS, axis
+from headwater.lens.models.opened import Opened
+from headwater.lens.naming.tokens import Tokens
+from headwater.lens.records import destination, plan, sinks
+from headwater.lens.records.memory import total
+from headwater.lens.records.record import Record
+from headwater.lens.records.recorder import Recorder
+from headwater.lens.running import ids
+
+
+def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> Any:
+    """What the transformers model gives for these tokens; `more` are options of its call."""
+    check_ready(model, given)
+    gates = context.current_gates(model.key)
+    wants_grad = grad or (gates is not None and gates.requires_grad)
+    if model.read_only and context.listeners(model.key):
+        return read_only.run(model, given, more)
+    with torch.enable_grad() if wants_grad else torch.no_grad():
+        return model.hf(**inputs.arguments(model, given), **more)
+
+
+def check_ready(model: Opened, given: Tokens, following: int = 0) -> None:
+    """Refuse a model that can not run as it is, and edits of positions beyond `given` and the `following` tokens."""
+    if model.hf.training:
+        raise ModelError(
+            f"{model.name} is in training mode, where dropout makes attention random; call model.hf.eval()"
+        )
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.hf.modules()):
+        raise ModelError(
+            f"{model.name} was compiled in place, and torch.compile can not trace a model that Headwater reads; "
+            "load it again and leave it uncompiled"
+        )
+    for name, part in model.parts.items():
+        edits = context.active(model.part_keys[name])
+        sides = [axis(part, side, given) for side in (part.queries, part.keys)] if edits else []
+        longest = max((int(side.mask.sum(-1).max()) for side in sides if side is not None), default=0)
+        longest += following if name == next(iter(model.parts)) or part.crosses else 0
+        if not longest:
+            continue
+        for edit in edits:
+            edit.check_prompt(given, longest, following)
+        if rules := [rule for edit in edits for rule in edit.sink_rules()]:
+            _find_sinks(model.part(name), rules, given)
+
+
+def _find_sinks(model: Opened, rules: Iterable[str], given: Tokens) -> None:
+    """Find the sinks that edits name on a prompt about to run, from one unedited run of it."""
+    rules = list(dict.fromkeys(rules))
+    part = model.parts[model.part_name]
+    side = axis(part, part.queries, given) if part.queries in TEXTS else None
+    statistics, keep = sinks.needs(rules)
+    with context.alone(model.key):
+        found = record(model, given, plan.recorders(model, given, statistics, "all", keep, None))
+    ids.know_sinks(model.key, {rule: sinks.find(found, rule) for rule in rules}, side)
+
+
+def record(
+    model: Opened, given: Tokens, recorders: Mapping[str, Recorder],
+    keep_on: destination.KeepOn = "device", path: str | Path | None = None,
+) -> Record:  # fmt: skip
+    """What the recorders, those of `plan.recorders`, keep of one run."""
+    cost = total(recorders.values())
+    with destination.keeping(recorders, keep_on, path, cost) as kept:
+        with destination.listening(recorders):
+            forward(model, given)
+        return kept.finish(plan.finish(model, given, recorders), model.part_name)
+
+
+def head_outputs(model: Opened, given: Tokens, edited: bool = True) -> Tensor:
+    """`HookedModel.head_outputs`."""
+    model.refuse_read_only("give no head outputs")
+    outputs = _Outputs(model.key)
+    with context.listening(outputs), contextlib.nullcontext() if edited else context.unedited(model.key):
+        forward(model, given)
+    return torch.stack([outputs.by_layer[layer] for layer in model.layers], 1)
+
+
+class _Outputs:
+    """Listener that keeps z of every layer."""
+
+    def __init__(self, model: object) -> None:
+        self.model = model
+        self.statistics: tuple[str, ...] = ()
+        self.by_layer: dict[int, Tensor] = {}
+
+    def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
+        self.by_layer[layer] = output.detach()
+
+
+def next_token_losses(logits: Tensor, given: Tokens) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each next token in nats, and whether it is a real one behind a real one: [batch, position-1]."""
+    real = (given.mask[:, 1:] & given.mask[:, :-1]).to(logits.device)
+    targets = given.ids[:, 1:].to(logits.device)
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), targets, reduction="none"
+    )
+    return losses, real
+
+
+def next_token_loss(logits: Tensor, given: Tokens) -> Tensor:
+    """Mean cross-entropy of each next real token, [batch], in nats."""
+    losses, real = next_token_losses(logits, given)
+    return (losses * real).sum(-1) / real.sum(-1)
