@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from headwater.lens.errors import AnalysisError, HeadwaterError
-
-if TYPE_CHECKING:
-    from headwater.lens.model import HookedModel
+from headwater.lens.models.opened import Opened
 
 COARSE = 1e-4  # spacing of numbers near 1 above which sums of a model's parts are seen not to add up
 
@@ -34,7 +30,7 @@ def close_or_refuse(
         raise error(f"{what} {sizes}{then}")
 
 
-def rounding_mend(model: HookedModel) -> str:
+def rounding_mend(model: Opened) -> str:
     """The end of such a line: the mend where the precision that the model runs in may be to blame."""
     if torch.finfo(model.dtype).eps < COARSE:
         return ""
