@@ -35,7 +35,7 @@ class HookedModel(TransformerLens):
 
     `hf` is the transformers model, `layers` the layers that have attention; `n_heads` counts query heads. `context` is
     the longest prompt it can run (None: no limit known). `has_lm_head` says whether there are logits over a vocabulary.
-    All of these are of the main part where the model has several (parts.py); `part(name)` gives the others.
+    All of these are of the main part where the model has several (models/parts.py); `part(name)` gives the others.
     `read_only` is the reason where attention can be read but not edited, `unread` the stacks that were not read at all.
     """
 
@@ -47,7 +47,7 @@ class HookedModel(TransformerLens):
         """All that a call is given as checked `Tokens` (ids int64 and mask bool, both [batch, position], and the rest).
 
         `given` is texts or ids, or a floating-point tensor of images or audio features; `more` goes by transformers'
-        names (inputs.py).
+        names (models/inputs.py).
         """
         return inputs.read(self, given, attention_mask, side, more)
 

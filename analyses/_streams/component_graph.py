@@ -52,7 +52,7 @@ Sends = Callable[[int, Tensor], Tensor | None]
 @dataclass(frozen=True, eq=False)
 class _Layer:
     weights: HeadWeights
-    block: blocks.Block
+    block: blocks.TransformerBlock
     behind: NormForm | None
     parallel: bool
 

@@ -1,10 +1,10 @@
 """Edits of attention, of heads and of the residual stream, as a user writes them: small frozen dataclasses, pure data.
 
 An edit acts at one of three places of a layer, in this order whatever order the edits are given in: scores
-(`edits_scores.py`), weights (`edits_weights.py`, `edits_patterns.py`), a head's output before the output projection
-(`edits_heads.py`); edits of the same place act in the order given. The residual stream and the MLP are edited where
-they stand (`edits_residual.py`). Every edit at its neutral value leaves the run as it is, bit for bit. Heads are named
-as `heads.py` says, positions as `positions.py` says; `rows` limits an edit to some rows of the batch.
+(`scores.py`), weights (`weights.py`, `patterns.py`), a head's output before the output projection (`heads.py`); edits
+of the same place act in the order given. The residual stream and the MLP are edited where they stand (`residual.py`).
+Every edit at its neutral value leaves the run as it is, bit for bit. `naming/heads.py` says how heads are named,
+`naming/positions.py` how positions are; `rows` limits an edit to some rows of the batch.
 """
 
 from __future__ import annotations
@@ -13,36 +13,42 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from headwater.lens.edits.base import Edit, Prepared, read
-from headwater.lens.edits.eviction import HeavyHitters
-from headwater.lens.edits.heads import AblateHeads, OffsetHeads, ScaleHeads
-from headwater.lens.edits.order_free import PositionInvariant
-from headwater.lens.edits.patterns import FreezeAttention, InjectPattern, TowardUniform
-from headwater.lens.edits.residual import EditMLP, EditResidual
-from headwater.lens.edits.scores import (
-    BiasKeys,
-    Emphasise,
-    GroupedAttention,
-    Knockout,
-    StreamingWindow,
-    Temperature,
+from headwater.lens.edits.base import Edit as Edit, read
+from headwater.lens.edits.eviction import HeavyHitters as HeavyHitters
+from headwater.lens.edits.heads import (
+    AblateHeads as AblateHeads,
+    OffsetHeads as OffsetHeads,
+    ScaleHeads as ScaleHeads,
 )
-from headwater.lens.edits.weights import MoveAttention, Normaliser, Redistribute, TowardIdentity
+from headwater.lens.edits.order_free import PositionInvariant as PositionInvariant
+from headwater.lens.edits.patterns import (
+    FreezeAttention as FreezeAttention,
+    InjectPattern as InjectPattern,
+    TowardUniform as TowardUniform,
+)
+from headwater.lens.edits.residual import EditMLP as EditMLP, EditResidual as EditResidual
+from headwater.lens.edits.scores import (
+    BiasKeys as BiasKeys,
+    Emphasise as Emphasise,
+    GroupedAttention as GroupedAttention,
+    Knockout as Knockout,
+    StreamingWindow as StreamingWindow,
+    Temperature as Temperature,
+)
+from headwater.lens.edits.weights import (
+    MoveAttention as MoveAttention,
+    Normaliser as Normaliser,
+    Redistribute as Redistribute,
+    TowardIdentity as TowardIdentity,
+)
 from headwater.lens.errors import EditError, nearest
 
-_ALL: tuple[type[Edit], ...] = (
-    Temperature, Knockout, BiasKeys, Emphasise, StreamingWindow, GroupedAttention, HeavyHitters,
-    Redistribute, MoveAttention, TowardIdentity, TowardUniform, InjectPattern, FreezeAttention, Normaliser,
-    PositionInvariant, ScaleHeads, OffsetHeads, AblateHeads, EditResidual, EditMLP,
-)  # fmt: skip
-EDITS: dict[str, type[Edit]] = {kind.__name__: kind for kind in _ALL}
-
-__all__ = [
-    "EDITS", "AblateHeads", "BiasKeys", "Edit", "EditMLP", "EditResidual", "Emphasise", "FreezeAttention",
-    "GroupedAttention", "HeavyHitters", "InjectPattern", "Knockout", "MoveAttention", "Normaliser", "OffsetHeads",
-    "PositionInvariant", "Prepared", "Redistribute", "ScaleHeads", "StreamingWindow", "Temperature", "TowardIdentity",
-    "TowardUniform", "edit_from_dict",
-]  # fmt: skip
+# every edit that is imported here; a user meets it under `headwater` by its line in headwater/__init__.pyi
+EDITS: dict[str, type[Edit]] = {
+    name: kind
+    for name, kind in dict(globals()).items()
+    if isinstance(kind, type) and issubclass(kind, Edit) and kind is not Edit
+}
 
 
 def edit_from_dict(data: Mapping[str, Any]) -> Edit:

@@ -1,7 +1,7 @@
 """What every edit is: a small frozen dataclass, data and never a callback, that says how it lowers in one layer.
 
 `Edit` gives JSON, Python source and equality; `HeadWise` what edits with `heads`, `layers` and `rows` share;
-`Prepared` is an edit made ready for one model. A new edit is a subclass with `_lower`, entered in `edits.py`.
+`Prepared` is an edit made ready for one model. A new edit is a subclass with `_lower`, imported in `edits/__init__.py`.
 """
 
 from __future__ import annotations

@@ -210,18 +210,23 @@ def _note_stream(prepared: Prepared, given: Any, x: Tensor) -> None:
     _stream.set(x)
 
 
+def _edit(prepared: Prepared) -> _Stream:
+    assert isinstance(prepared.edit, _Stream)
+    return prepared.edit
+
+
 def _at_stream(prepared: Prepared, given: Any, x: Tensor) -> Tensor:
-    return prepared.edit.changed(prepared, x)  # type: ignore[attr-defined]
+    return _edit(prepared).changed(prepared, x)
 
 
 def _at_mid(prepared: Prepared, given: Any, x: Tensor) -> Tensor:
     stream = _stream.get()
     assert stream is not None
-    edit = prepared.edit
-    if edit.how == "add":  # type: ignore[attr-defined]
-        return edit.changed(prepared, x)  # type: ignore[attr-defined]
+    edit = _edit(prepared)
+    if edit.how == "add":
+        return edit.changed(prepared, x)
     # what attention must add for the stream to be as the edit wants it
-    moved = edit.changed(prepared, stream + x)  # type: ignore[attr-defined]
+    moved = edit.changed(prepared, stream + x)
     return torch.where(moved == stream + x, x, moved - stream)
 
 

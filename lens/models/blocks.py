@@ -33,7 +33,7 @@ FINAL = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "final_norm")
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class TransformerBlock:
     """Modules of one block, None where there is none or its name is not known.
 
     `attention_out` and `mlp_out` give what is added to the residual stream: the norm behind them where there is one.
@@ -51,7 +51,7 @@ class Block:
     mlp_last: nn.Module | None
 
 
-def block(model: Opened, layer: int) -> Block:
+def block(model: Opened, layer: int) -> TransformerBlock:
     """The block around one layer's attention: what stands in a list of blocks and has that attention inside."""
     inner = model.attention_module(layer)
     path = next(name for name, module in model.hf.named_modules() if module is inner)
@@ -69,7 +69,7 @@ def block(model: Opened, layer: int) -> Block:
     holder = around if first(around, ("fc1",)) is not None else mlp
     gated = first(holder, ("gate_proj", "w1")) is not None
     last = first(holder, MLP_OUT)
-    return Block(
+    return TransformerBlock(
         around, attention, norm1, norm2, attention if after is None else after,
         mlp=mlp if mlp is not None else last,
         mlp_out=first(around, NORM_AFTER_MLP) or (last if holder is around else mlp),

@@ -7,8 +7,8 @@ the token being read. By what stands there (`Names` finds out while the model ru
 - "token:Mary": every token that reads " Mary" or "Mary";
 - "image", "special", "generated", "text": a token group; special are the tokenizer's special tokens of the prompt,
   generated what stands behind the prompt, text all the rest. `model.edit(..., groups={"subject": [3, 4]})` adds groups;
-- "sinks:act", "sinks:share:0.5", "sinks:massive": the sinks of each head by a rule (`sinks.py`; massive: of a layer),
-  found on the prompt before it runs.
+- "sinks:act", "sinks:share:0.5", "sinks:massive": the sinks of each head by a rule (`records/sinks.py`; massive: of a
+  layer), found on the prompt before it runs.
 
 All are plain data and go through JSON; lists may mix them.
 """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headwater.data.prompts.texts import YearExample
 from headwater.lens.errors import PromptError
-from headwater.lens.prompts import year_tokens
+from headwater.lens.prompts.prompt_sets import year_tokens
 
 Kind = Literal["probability", "logit"]
 

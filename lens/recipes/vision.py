@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwater.lens.edits import Emphasise, Redistribute, ScaleHeads
 from headwater.lens.edits.base import Edit
+from headwater.lens.edits.heads import ScaleHeads
 from headwater.lens.edits.named_positions import Names
+from headwater.lens.edits.scores import Emphasise
+from headwater.lens.edits.weights import Redistribute
 from headwater.lens.errors import EditError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming import positions

@@ -3,7 +3,7 @@
 `HookedModel` has these methods, so TransformerLens' own `patching` and `head_detector` take it as they take a bridge.
 Shapes are TransformerLens': q and z [batch, position, head, d_head], k and v per key–value head, scores and patterns
 [batch, head, query, key], the stream [batch, position, d_model]. A cache of everything holds every pattern; a filter
-without them builds none. The names stand in transformer_lens_names.py. Nothing here needs TransformerLens installed but
+without them builds none. The names stand in `names.py`. Nothing here needs TransformerLens installed but
 the `ActivationCache` that `run_with_cache` gives back unless `return_cache_object=False`.
 """
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from headwater.lens.errors import ModelError, nearest
 from headwater.lens.models import blocks
-from headwater.lens.models.blocks import Block
+from headwater.lens.models.blocks import TransformerBlock
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.projections import Projections, matrix, projections
 from headwater.lens.transformer_lens.run import Activation, Run
@@ -117,7 +117,7 @@ def _of_norm(start: str, norm: nn.Module | None) -> Iterator[Activation]:
         yield Activation(start + "hook_normalized", "normalized", norm)
 
 
-def _of_mlp(start: str, block: Block) -> Iterator[Activation]:
+def _of_mlp(start: str, block: TransformerBlock) -> Iterator[Activation]:
     reads = block.norm2 if block.norm2 is not None else block.mlp
     if reads is not None:
         yield Activation(start + "hook_resid_mid", "input", reads)

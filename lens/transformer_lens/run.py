@@ -2,7 +2,7 @@
 
 The functions live in this run's context and nowhere else. Module hooks are put on when the run begins and taken off
 when it ends, also by an exception, and stay silent in every other thread or task; attention is reached through
-`hooks.tapping`. Scores and patterns are built, queries × keys, in the layers where their names are asked for alone.
+`context.tapping`. Scores and patterns are built, queries × keys, in the layers where their names are asked for alone.
 """
 
 from __future__ import annotations

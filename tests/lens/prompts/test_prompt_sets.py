@@ -24,7 +24,7 @@ from headwater import analyses
 from headwater.data.prompts import tasks, texts
 from headwater.data.prompts.words import ARGUMENTS, CAPITALS, COLORS, EVENTS, NAMES, OBJECTS
 from headwater.lens.errors import HeadwaterError, PromptError
-from headwater.lens.prompts import prompt_set, prompt_sets, token_of, year_tokens
+from headwater.lens.prompts.prompt_sets import prompt_set, prompt_sets, token_of, year_tokens
 from headwater.lens.prompts.token_sets import sets_measure, years_measure
 
 RARE = {"Isabel", "Quinn", "Fiona", "Copenhagen", "keychain", "dynasty", "parent"}

@@ -1,0 +1,169 @@
+"""Recipes for models of any kind: sinks calmed, groups that do not see each other, caches, forced heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from headwater.lens.edits.base import Edit
+from headwater.lens.edits.eviction import HeavyHitters
+from headwater.lens.edits.order_free import PositionInvariant
+from headwater.lens.edits.patterns import InjectPattern
+from headwater.lens.edits.scores import GroupedAttention, Knockout, StreamingWindow
+from headwater.lens.edits.weights import Normaliser, Redistribute, TowardIdentity
+from headwater.lens.errors import EditError
+from headwater.lens.model import HookedModel
+from headwater.lens.naming.heads import Head, Heads, Layers, chosen
+from headwater.lens.naming.positions import Positions
+from headwater.lens.naming.tokens import Tokens
+
+Measure = Callable[[Tensor, Tokens], Tensor]
+
+
+def attention_calibration(
+    model: HookedModel, heads: Heads = "all", *, keep: float = 0.4, alpha: float = 5.0, layers: Layers | None = None
+) -> list[Edit]:  # fmt: skip
+    """ACT (Yu et al., ICML 2024, arXiv:2406.15765): calm a head's sinks, other than the initial one.
+
+    Sinks are the tokens j with α_j = Σ_i A_ij / (N - j) > alpha / N, less the first; A_ij ← keep·A_ij there, and what
+    is freed goes to the row's other tokens in proportion to their weights. Detected on the prompt, before the run; acts
+    on generated rows too (the code calibrates the prompt alone). Layers 2 to the last but one unless `layers` says
+    others. Checked against the authors' code; the threshold against the text. `calibration_heads` is their head filter.
+    """
+    if layers is None:
+        layers = model.layers[2:-1]
+        if not layers:
+            raise EditError(
+                f"attention_calibration leaves the first two layers and the last alone, and {model.name} has "
+                f"{model.n_layers}; give layers="
+            )
+    return [Redistribute(keys=f"sinks:act:{alpha:g}", keep=keep, heads=heads, layers=layers)]
+
+
+def calibration_heads(
+    model: HookedModel, examples: Any, measure: Measure | None = None, *, heads: Heads = "all", keep: float = 0.4,
+    alpha: float = 5.0, layers: Layers | None = None,
+) -> list[Head]:  # fmt: skip
+    """ACT's head filter: the heads whose calibration alone does not lower the mean of `measure` over the examples.
+
+    `measure(logits, tokens)` gives [batch], higher is better; without one it is minus the next-token loss. Costs one
+    pass of the examples, and one to find the sinks, per head. The paper's measure is accuracy on 900 samples of nine
+    data sets.
+    """
+    tokens = model.to_tokens(examples)
+
+    def score() -> float:
+        found = -model.loss(tokens) if measure is None else measure(model(tokens), tokens)
+        return float(found.double().mean())
+
+    layers = model.layers[2:-1] if layers is None else layers
+    masks = chosen(heads, layers, model.layers, model.n_heads)
+    plain, kept = score(), []
+    for layer, mask in masks.items():
+        for head in mask.nonzero()[:, 0].tolist():
+            with model.edit(
+                *attention_calibration(model, Head(layer, head), keep=keep, alpha=alpha, layers=layers)
+            ):
+                if score() >= plain:
+                    kept.append(Head(layer, head))
+    return kept
+
+
+def soft_perturbation(heads: Heads, amount: float = 1.0, *, layers: Layers = "all") -> list[Edit]:
+    """SoftPAG (Ahn et al. 2025): A' = (1-u)·A + u·I in the chosen heads; u = 1 is PAG. Checked against the text.
+
+    The perturbed run then guides the plain one, as `guided` writes it.
+    """
+    return [TowardIdentity(amount, heads=heads, layers=layers)]
+
+
+def guided(plain: Tensor, perturbed: Tensor, weight: float) -> Tensor:
+    """Guidance away from a perturbed run: (1+w)·plain - w·perturbed (Ahn et al. 2025; w = 0 is the plain run)."""
+    return plain + weight * (plain - perturbed)
+
+
+def block_groups(
+    source: Positions = "image",
+    target: Positions = "generated",
+    *,
+    layers: Layers = "all",
+    heads: Heads = "all",
+) -> list[Edit]:
+    """Knockout between token groups (Kaduri, Bagon & Dekel, CVPR 2025): `target` may not read `source`.
+
+    S_ij = -inf for i in target and j in source, in the layers given, before the softmax. Variants of the paper: image →
+    generated, image → text, text → generated, in all layers or a window. Formula from the abstract and a summary.
+    """
+    return [Knockout(queries=target, keys=source, heads=heads, layers=layers)]
+
+
+def order_free(model: HookedModel, documents: Any) -> list[Edit]:
+    """PINE (Wang et al. 2024): read documents, pairs [first, end) of positions, as if they had no order.
+
+    Documents see each other both ways; each reader has them sorted by its attention to them without positions, the most
+    important nearest. Permuting them leaves what follows unchanged, up to rounding. Checked against the authors' code.
+    Rotary models without windows alone: others are refused here, by name.
+    """
+    edit = PositionInvariant(documents)
+    edit.prepare(model)
+    return [edit]
+
+
+def streaming(sinks: int = 4, window: int = 1020) -> list[Edit]:
+    """StreamingLLM (Xiao et al., ICLR 2024, memory): a query sees the first `sinks` tokens and the `window` last.
+
+    Positions stay those of the text; the published cache numbers the kept keys anew.
+    """
+    return [StreamingWindow(sinks, window)]
+
+
+def heavy_hitters(heavy: int, recent: int) -> list[Edit]:
+    """H2O (Zhang et al. 2023, from memory): a cache of the `recent` latest keys and the `heavy` most attended others.
+
+    acc_j = Σ_i A_ij over the queries so far, per head, over the keys still kept; the lowest goes first and for good.
+    """
+    return [HeavyHitters(heavy, recent)]
+
+
+def shifted_groups(model: HookedModel, size: int) -> list[Edit]:
+    """S²-Attn (LongLoRA): attention in groups of `size` tokens, in half of the heads shifted by half a group.
+
+    Checked against the code, but for one thing: there the first tokens see the last ones of the text, here none sees
+    ahead. The paper takes a quarter of the text for `size`, in training alone.
+    """
+    first, second = _split(model, model.n_heads // 2)
+    return [GroupedAttention(size, heads=first), GroupedAttention(size, shift=size // 2, heads=second)]
+
+
+def sink_fixed_groups(model: HookedModel, size: int, *, sinks: int = 4) -> list[Edit]:
+    """SF-Attn (SinkLoRA, checked against notes of it): groups as in S²-Attn, shifted in the last quarter of the heads.
+
+    The first `sinks` tokens see all and are seen by all; the model's own mask stays on.
+    """
+    first, second = _split(model, model.n_heads - model.n_heads // 4)
+    plain = GroupedAttention(size, sinks=sinks, heads=first)
+    return [plain, GroupedAttention(size, shift=size // 2, sinks=sinks, heads=second)]
+
+
+def force_attention(
+    heads: Heads, keys: Positions, *, queries: Positions = -1, amount: float = 1.0
+) -> list[Edit]:
+    """Attention forcing (Merullo, Eickhoff & Pavlick, ICLR 2024): these heads attend to `keys`, evenly, at `queries`.
+
+    Repaired GPT-2 Medium on coloured objects when the inhibition and negative-mover heads were sent to the wrong
+    colours, 49.6 → 93.7 % (text, not code; that the weight is even among the keys is our reading).
+    """
+    return [InjectPattern({"keys": keys}, amount, heads=heads, queries=queries)]
+
+
+def off_by_one(*, layers: Layers = "all") -> list[Edit]:
+    """Softmax-off-by-one: A_ij = exp(s_ij) / (1 + Σ_j exp(s_ij)), a sink logit of 0 (as in Gu et al., ICLR 2025)."""
+    return [Normaliser("softmax1", layers=layers)]
+
+
+def _split(model: HookedModel, count: int) -> tuple[list[Head], list[Head]]:
+    """The first `count` heads of every layer, and the others."""
+    every = [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
+    return [h for h in every if h.head < count], [h for h in every if h.head >= count]
