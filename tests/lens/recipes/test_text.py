@@ -15,6 +15,7 @@ from dense_oracle import Oracle, run
 import headwater as hw
 from headwater.lens.errors import EditError
 from headwater.lens.recipes import vision
+from headwater.lens.running.forward import forward
 
 
 def close(actual, expected):
@@ -110,7 +111,7 @@ def test_visual_redistribution_is_the_papers_formula():
     assert hw.recipes.massive_dimensions(model, ids, tau=tau) == [3]
     edits = hw.recipes.visual_redistribution(model, ids, rho=rho, least=least, tau=tau, image=image)
     assert [edit.layers for edit in edits] == [2, 3]
-    states = model._forward(model.to_tokens(ids), output_hidden_states=True).hidden_states
+    states = forward(model, model.to_tokens(ids), output_hidden_states=True).hidden_states
     acted = 0
 
     def redistributed(layer, w):
