@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 import headwater as hw
 from headwater.lens.errors import ModelError
-from headwater.lens.models.embedded import embedded
 
 
 @pytest.fixture
@@ -41,13 +40,6 @@ def test_a_folder_is_the_model_it_was_saved_from(folder):
     assert model.name == "small"
     assert model.revision.startswith("sha256:")
     torch.testing.assert_close(model(ids), hw.load(tiny_models.tiny("gpt2"))(ids))
-
-
-@pytest.mark.parametrize("name", sorted(embedded()))
-def test_embedded_models_open_by_name(name):
-    model = hw.load(name)
-    assert model.tokenizer is not None
-    assert model(model.tokenizer.bos_token or "a").isfinite().all()
 
 
 def test_a_path_object_and_a_second_load_of_one_model(folder):
@@ -141,37 +133,6 @@ def test_offline_nothing_is_looked_up(monkeypatch):
     hub(monkeypatch, offline=True)
     with pytest.raises(ModelError, match=r"'someone/model' .HF_HUB_OFFLINE is set.; without a network"):
         hw.load("someone/model")
-
-
-def test_the_self_check_catches_attention_that_is_read_wrongly(monkeypatch):
-    """A wrong scale, as a model with an unknown convention would have it, must not load."""
-    from headwater.lens.attention import function
-
-    honest = function.ScoreRule
-    monkeypatch.setattr(
-        function, "ScoreRule", lambda scale, *rest, **more: honest(scale * 1.5, *rest, **more)
-    )
-    with pytest.raises(ModelError, match="gives other outputs"):
-        hw.load(tiny_models.tiny("llama"))
-
-
-def test_models_in_float64_load_where_eager_gives_nan_under_padding():
-    plain = tiny_models.tiny("gemma2").double()
-    ids, mask = tiny_models.batch()
-    with torch.no_grad():
-        expected = plain(ids).logits
-    model = hw.load(plain)
-    torch.testing.assert_close(model(ids), expected, atol=1e-6, rtol=0)  # eager takes its softmax in float32
-    assert model(ids, mask)[mask.bool()].isfinite().all()
-
-
-def test_a_model_in_training_mode_is_refused_when_it_runs():
-    model = hw.load(tiny_models.tiny("gpt2").train())
-    ids, _ = tiny_models.batch()
-    model(ids)  # load() puts it into eval mode
-    model.hf.train()
-    with pytest.raises(ModelError, match="in training mode"):
-        model(ids)
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder):

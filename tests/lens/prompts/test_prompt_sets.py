@@ -1,94 +1,39 @@
-"""Prompt sets for any tokenizer: equal lengths, one-token answers, what differs, refusals by name; measures of sets.
+"""Prompt sets for any tokenizer: equal lengths, one-token answers, what differs, refusals by name.
 
 Real tokenizers of three kinds, of which two are trained here on texts in which some names are frequent and others never
 occur, so that some are one token and some split; years fall into pairs of digits. Mutations seen to fail: words that
-split taken along, a year equal to the start counted as larger, all pairs measured by the first one's sets, clean and
-corrupted exchanged, another argument asked for.
+split taken along, clean and corrupted exchanged, another argument asked for.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from functools import cache
 from typing import Any
 
 import pytest
-import tokenizers
-import torch
-import transformers as hf
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from trained_tokenizers import made, pieces
 
 import headwater as hw
-from headwater import analyses
 from headwater.data.prompts import tasks, texts
-from headwater.data.prompts.words import ARGUMENTS, CAPITALS, COLORS, EVENTS, NAMES, OBJECTS
+from headwater.data.prompts.words import CAPITALS, NAMES
 from headwater.lens.errors import HeadwaterError, PromptError
 from headwater.lens.prompts.prompt_sets import prompt_set, prompt_sets, token_of, year_tokens
-from headwater.lens.prompts.token_sets import sets_measure, years_measure
 
-RARE = {"Isabel", "Quinn", "Fiona", "Copenhagen", "keychain", "dynasty", "parent"}
 FIRST = (  # of the held-out draws that the embedded model's published accuracies were measured on
     "Q : On the desk , I see a brown stick , a green jug , and a white lighter . What color is the stick ? A : brown "
     "Q : On the floor , I see a white necklace , a silver keychain , and a red sheet . What color is the necklace ? A :"
 )
+
+
 SETS = tuple(texts.texts())
+
+
 KINDS = ("bpe", "metaspace", "wordpiece")
-PAIRS = [f"{n:02}" for n in range(100)]
-WORDS = [*NAMES, *CAPITALS, *CAPITALS.values(), *COLORS, *OBJECTS, *EVENTS, *ARGUMENTS, *tasks.vocabulary()]
-
-
-def corpus() -> list[str]:
-    """Every word but the rare ones often behind another, and every pair of digits."""
-    lines = [f"the {word} and the {word}, {word}." for word in WORDS if word.isalpha() and word not in RARE]
-    return lines * 3 + [f"the {pair}{pair}" for pair in PAIRS] * 30
-
-
-@cache
-def made(kind: str) -> Any:
-    options: dict[str, Any] = {"special_tokens": ["<unk>", "<bos>"], "show_progress": False}
-    if kind == "bpe":  # as GPT-2 has it
-        inner = tokenizers.Tokenizer(models.BPE())
-        twos = pre_tokenizers.Split(tokenizers.Regex(r" ?\d\d"), "isolated")
-        inner.pre_tokenizer = pre_tokenizers.Sequence(
-            [twos, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        inner.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer: Any = trainers.BpeTrainer(vocab_size=1700, initial_alphabet=alphabet, **options)
-    elif kind == "wordpiece":  # as BERT has it, in lower case
-        inner = tokenizers.Tokenizer(models.WordPiece(unk_token="<unk>"))
-        inner.normalizer = normalizers.Lowercase()
-        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=1400, **options)
-    else:  # as SentencePiece has it, whole words likelier than their letters
-        known = sorted({word for word in WORDS if word not in RARE})
-        letters = sorted({letter for word in WORDS for letter in word} | set('▁0123456789()":_\n'))
-        parts = [f"▁{c}" for c in texts.CENTURIES] + PAIRS
-        pieces = [("<unk>", 0.0), ("<bos>", 0.0)] + [(f"▁{word}", -5.0) for word in known if len(word) > 1]
-        pieces += [(part, -6.0) for part in parts] + [(letter, -9.0) for letter in letters]
-        inner = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
-        inner.pre_tokenizer = pre_tokenizers.Metaspace()
-        inner.decoder = decoders.Metaspace()
-        trainer = None
-    if trainer is not None:
-        inner.train_from_iterator(corpus(), trainer)
-    if kind == "wordpiece":  # with years as "17" and "##32"
-        vocabulary = [word for word in inner.get_vocab() if not any(sign.isdigit() for sign in word)]
-        vocabulary += [*texts.CENTURIES, *(f"##{pair}" for pair in PAIRS)]
-        inner.model = models.WordPiece({word: n for n, word in enumerate(vocabulary)}, unk_token="<unk>")
-    inner.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", inner.token_to_id("<bos>"))]
-    )
-    return hf.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<bos>")
 
 
 def ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text)["input_ids"]
-
-
-def pieces(tokenizer: Any, text: str) -> list[str]:
-    return tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,52 +128,6 @@ def test_years(kind: str) -> None:
         assert read == {end for end in example.ends if int(end) > int(start)}
         assert len(right) + len(wrong) == len(example.ends) > 90
         assert token_of_answer(tokenizer, example.answer) in right
-
-
-def test_measures_of_sets_in_closed_form() -> None:
-    logits = torch.randn(2, 3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    p = logits[:, -1].exp() / logits[:, -1].exp().sum(-1, keepdim=True)
-    found = sets_measure([[1, 2], [3]], [[0], [4, 5]])(logits)
-    expected = torch.stack([p[0, 1] + p[0, 2] - p[0, 0], p[1, 3] - p[1, 4] - p[1, 5]])
-    torch.testing.assert_close(found, expected)
-    row = logits[:, 0]
-    shared = sets_measure([[1, 2]], [[0]], kind="logit", position=0)(logits)
-    torch.testing.assert_close(shared, (row[:, 1] + row[:, 2]) / 2 - row[:, 0])
-    for bad, message in (
-        (([[1]], []), "1 right and 0 wrong"), (([[]], [[1]]), "set 0 holds no token"),
-    ):  # fmt: skip
-        with pytest.raises(PromptError, match=message):
-            sets_measure(*bad)
-    with pytest.raises(PromptError, match="kind='nats'"):
-        sets_measure([[1]], [[2]], "nats")  # type: ignore[arg-type]
-    with pytest.raises(PromptError, match=r"sets for 3 pairs and got 2; .* batch_size=3"):
-        sets_measure([[1]] * 3, [[2]] * 3)(logits)
-    with pytest.raises(PromptError, match="greater_than"):
-        years_measure(prompt_set("capital", 2), None)
-
-
-def test_a_measure_of_years_is_patched_and_attributed() -> None:
-    """On a random model: the measure reaches every analysis of pairs, and patching everything moves it all the way."""
-    tokenizer = made("bpe")
-    torch.manual_seed(0)
-    config = hf.GPT2Config(
-        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5,
-        bos_token_id=1, eos_token_id=1,
-    )  # fmt: skip
-    model = hw.load(hf.GPT2LMHeadModel(config).eval(), tokenizer=tokenizer)
-    drawn = prompt_set("greater_than", 4, model=model)
-    measure = years_measure(drawn, tokenizer)
-    value = measure(model([e.prompt for e in drawn]))
-    for n, example in enumerate(drawn):
-        right, wrong = year_tokens(tokenizer, example)
-        p = model([example.prompt])[0, -1].double().softmax(-1)
-        assert float(value[n]) == pytest.approx(float(p[right].sum() - p[wrong].sum()), abs=1e-6)
-    clean, corrupted = [e.prompt for e in drawn], [e.corrupted for e in drawn]
-    found = analyses.patch(model, clean, corrupted, measure, what="residual", layers=[0])
-    assert found.sizes["batch"] == 4
-    torch.testing.assert_close(torch.tensor(found.clean.values), value.double(), atol=1e-6, rtol=1e-4)
-    graph = analyses.edge_attribution(model, drawn, measure, steps=1)
-    assert any(score for *_, score in graph.edges(data="score"))
 
 
 @pytest.mark.parametrize(

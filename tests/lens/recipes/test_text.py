@@ -10,16 +10,13 @@ import copy
 import pytest
 import tiny_models
 import torch
+from comparison import close_run
 from dense_oracle import Oracle, run
 
 import headwater as hw
 from headwater.lens.errors import EditError
 from headwater.lens.recipes import vision
 from headwater.lens.running.forward import forward
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual.double(), expected.double(), atol=3e-4, rtol=1e-4)
 
 
 def test_attention_calibration_is_the_papers_formula():
@@ -55,7 +52,7 @@ def test_attention_calibration_is_the_papers_formula():
         expected = run(tiny_models.tiny(name), ids, None, Oracle(weights=calibrated))
         model = hw.load(tiny_models.tiny(name))
         with model.edit(*hw.recipes.attention_calibration(model, ["1.0", "1.2"], alpha=alpha, layers=[1])):
-            close(model(ids), expected)
+            close_run(model(ids), expected, 3e-4)
             record = model.record(ids)
             torch.testing.assert_close(record.pattern(1).sum(-1), torch.ones(2, 4, 17))
         assert count > 4, "there must be sinks to calm"
@@ -137,7 +134,7 @@ def test_visual_redistribution_is_the_papers_formula():
     expected = run(copy.deepcopy(hf), ids, None, Oracle(weights=redistributed))
     assert 0 < acted < 32, acted
     with model.edit(*edits):
-        close(model(ids), expected)
+        close_run(model(ids), expected, 3e-4)
 
 
 def test_models_without_images_are_refused_by_name():
@@ -210,13 +207,13 @@ def test_recipes_of_masks_and_patterns_say_what_they_mean():
             return torch.stack([s[:, h].masked_fill(~seen(h), -torch.inf) for h in range(4)], 1)
 
         with model.edit(*edits):
-            close(model(ids), run(tiny_models.tiny("gpt2"), ids, None, Oracle(scores=masked)))
+            close_run(model(ids), run(tiny_models.tiny("gpt2"), ids, None, Oracle(scores=masked)), 3e-4)
         model = hw.load(tiny_models.tiny("gpt2"))
     with model.edit(*hw.recipes.force_attention(["1.2"], [3, 5])):
         row = model.record(ids).pattern(1, 2)[0]
     assert row[-1].tolist() == [0.5 if j in (3, 5) else 0.0 for j in range(12)]
     with model.edit(*hw.recipes.force_attention(["1.2"], [3, 5], amount=0.0)):
-        close(model.record(ids).pattern(1, 2)[0, -2], row[-2])
+        close_run(model.record(ids).pattern(1, 2)[0, -2], row[-2], 3e-4)
 
 
 def test_soft_perturbation_heavy_hitters_and_off_by_one_are_their_edits():
@@ -235,4 +232,4 @@ def test_order_free_reading_is_a_recipe():
     with model.edit(edit):
         first = model(one)[0, -1]
     with model.edit(*hw.recipes.order_free(model, [[1, 4], [4, 6]])):
-        close(model(two)[0, -1], first)
+        close_run(model(two)[0, -1], first, 3e-4)

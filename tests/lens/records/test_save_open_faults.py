@@ -1,7 +1,6 @@
-"""Records on disk: killed writers, failing disks, and files that are broken, tampered with or foreign.
+"""Records on disk: killed writers, and files that are broken, tampered with or foreign.
 
-Seen to fail with shapes of edits not checked, with unknown tensors let
-through, and with tensors not aligned.
+Seen to fail with shapes of edits not checked, and with unknown tensors let through.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from safetensors.torch import save_file
 
 import headwater as hw
 from headwater.lens.errors import RecordError
-from headwater.lens.records import safetensors_file
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
@@ -145,62 +143,3 @@ def test_a_broken_file_is_refused_in_one_line(kind, tmp_path):
         hw.Record.open(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
-
-
-def test_a_changed_number_is_found_when_asked_for(tmp_path):
-    path = recorded("gpt2").save(tmp_path / "run.safetensors")
-    text = bytearray(path.read_bytes())
-    text[-300] ^= 1
-    path.write_bytes(text)
-    hw.Record.open(path)
-    with pytest.raises(RecordError, match="is not the one that was written"):
-        hw.Record.open(path, verify=True)
-
-
-@pytest.mark.parametrize("call", ["fsync", "link", "replace"])
-def test_a_disk_that_fails_leaves_the_old_file(call, tmp_path, monkeypatch):
-    path = recorded("gpt2").save(tmp_path / "run.safetensors")
-    before = path.read_bytes()
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, call, full)
-    with pytest.raises(RecordError, match="No space left"):
-        recorded("llama").save(path)
-    monkeypatch.undo()
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_file_systems_without_nameless_files_and_headers_without_room(tmp_path, monkeypatch):
-    monkeypatch.delattr(os, "O_TMPFILE")
-    path, tensor = tmp_path / "x.safetensors", torch.arange(5)
-    with safetensors_file.RecordFile(path, room=8) as file:
-        file.add("a", tensor)
-        file.add("odd", torch.arange(3, dtype=torch.uint8))
-        file.add("behind", tensor)
-        assert len(list(tmp_path.iterdir())) == 1
-        file.finish({"x": 1})
-    assert list(tmp_path.iterdir()) == [path]
-    header, tensors = safetensors_file.read(path, verify=True)
-    assert header["x"] == 1
-    assert tensors["a"].equal(tensor)
-    assert tensors["behind"].equal(tensor)
-    assert tensors["behind"].data_ptr() % 8 == 0, "numbers are mapped where a machine can read them"
-    with safetensors_file.RecordFile(path) as file:
-        file.add("a", tensor)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_paths_that_are_no_files(tmp_path):
-    with pytest.raises(RecordError, match="there is no file"):
-        hw.Record.open(tmp_path / "none.safetensors")
-    with pytest.raises(RecordError, match="is not a file"):
-        hw.Record.open(tmp_path)
-    record = recorded("gpt2")
-    with pytest.raises(RecordError, match="does not exist"):
-        record.save(tmp_path / "no" / "run.safetensors")
-    with pytest.raises(RecordError, match="is a folder"):
-        record.save(tmp_path)
-    assert list(tmp_path.iterdir()) == []

@@ -193,3 +193,18 @@ def test_a_caller_that_raises_leaves_no_file(tmp_path):
         model.generate(ids, 3, record=True, keep_on="disk", path=tmp_path / "x.safetensors", on_token=stop)
     assert list(tmp_path.iterdir()) == []
     assert model.record(ids).layers == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", tiny_models.CAUSAL)
+@pytest.mark.parametrize("padded", [False, True])
+def test_greedy_generation_is_transformers_own(name, padded):
+    reference = tiny_models.tiny(name)
+    model = hw.load(tiny_models.tiny(name))
+    ids, _ = tiny_models.batch(4)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :5] = 0
+    expected = reference.generate(
+        ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0
+    )
+    assert model.generate(ids, 12, attention_mask=mask).equal(expected)

@@ -1,0 +1,45 @@
+"""Mean and resample ablation against outputs replaced on the dense oracle.
+
+Scaling, zeroing and offsets are in `test_dense_meaning.py`, beside the other edits.
+"""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+from comparison import close_run
+from dense_oracle import Oracle, run
+
+import headwater as hw
+from headwater.lens.naming.tokens import Tokens
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert"])
+def test_mean_and_resample_ablation_take_their_values_from_the_examples(architecture):
+    model = hw.load(tiny_models.tiny(architecture))
+    ids, mask = tiny_models.batch(7)
+    examples, lengths = tiny_models.batch(8, (17, 9))
+    source = Oracle()
+    run(tiny_models.tiny(architecture), examples, lengths, source)
+    real = lengths.bool()
+    mean = source.z[1].transpose(1, 2)[real].mean(0)[2]  # head 2 of layer 1 over the real positions
+
+    def to_mean(layer, z):
+        z = z.clone()
+        if layer == 1:
+            z[:, 2] = mean
+        return z
+
+    expected = run(tiny_models.tiny(architecture), ids, mask, Oracle(outputs=to_mean))
+    with model.edit(hw.AblateHeads("1.2", how="mean", examples=Tokens(examples, real))):
+        close_run(model(ids, mask)[mask.bool()], expected[mask.bool()], 2e-4)
+
+    def to_sample(layer, z):
+        z = z.clone()
+        if layer == 1:
+            z[:, 2] = source.z[1][:1, 2]  # the only example that is long enough
+        return z
+
+    expected = run(tiny_models.tiny(architecture), ids, mask, Oracle(outputs=to_sample))
+    with model.edit(hw.AblateHeads("1.2", how="resample", examples=Tokens(examples, real))):
+        close_run(model(ids, mask)[mask.bool()], expected[mask.bool()], 2e-4)

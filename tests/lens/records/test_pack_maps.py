@@ -1,0 +1,64 @@
+"""Score rules, masks, normalisers and edits of every kind, packed as data and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from record_files import recorded
+
+from headwater.kernels import edits
+from headwater.kernels.attend import attend
+from headwater.kernels.edits import patterns
+from headwater.kernels.rules.normaliser import Normaliser
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.errors import RecordError
+from headwater.lens.records.pack_maps import Packer, unpack
+
+
+def test_rules_and_edits_of_every_kind_come_back(tmp_path):
+    """Normalisers, slopes, documents and every edit that is no function, in one map each."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 9, 8, generator=generator) for _ in range(3))
+    heads = torch.tensor([True, False, True, True])
+    keys, rows = torch.arange(9)[None] < 2, torch.arange(9)[None] > 3
+    weights: tuple = (
+        edits.Rescale(heads, keys, ~keys, 0.3, rows[:, None], edits.RowCondition(keys, ~keys, 5.0, 0.01)),
+        edits.MixIdentity(heads, 0.1),
+        edits.MixPattern(heads, 0.2, patterns.Fixed(torch.rand(1, 1, 9, 9, generator=generator))),
+        edits.MixPattern(heads, 0.2, patterns.Matching(torch.tensor([[1, 2, 1, 2, 3, 1, 2, 1, 1]]))),
+        edits.MixPattern(heads, 0.1, patterns.Offset(1), rows[:, None]),
+        edits.MixPattern(heads, 0.1, patterns.Uniform()),
+    )
+    scores: tuple = (
+        edits.ScaleScores(heads, 1.5),
+        edits.BlockScores(heads, rows, keys),
+        edits.BiasKeys(heads, torch.randn(1, 9, generator=generator)),
+        edits.EmphasiseScores(heads, rows, keys, 0.5),
+    )
+    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    mask = Mask(9, 9, right=0, left=6, documents=documents)
+    rules = [
+        ScoreRule(0.3, mask, softcap=3.0, sinks=torch.randn(4), bias=torch.randn(1, 4, 9, 9), edits=scores)
+    ]
+    rules += [ScoreRule(0.3, Mask(9, 9, right=0), alibi=torch.rand(4))]
+    rules += [
+        ScoreRule(0.3, Mask(9, 9, right=0), normaliser=Normaliser(name))
+        for name in ("softmax1", "sigmoid", "cog", "softplus", "lssa", "elu1", "linear")
+    ]
+    rules += [ScoreRule(0.3, Mask(9, 9), normaliser=Normaliser("sinkhorn"))]
+    record = recorded("gpt2")
+    for rule in rules:
+        map = attend(q, k, v, rule, weights if rule.normaliser is None else ())[1]
+        other = edits.MixPattern(heads, 0.5, patterns.OfMap(map))
+        for found in (map, attend(q, k, v, ScoreRule(0.3, Mask(9, 9, right=0)), (other,))[1]):
+            tensors: dict[str, torch.Tensor] = {}
+            packed = json.loads(json.dumps(Packer(tensors.__setitem__).pack(found, "m")))
+            assert unpack(packed, tensors).dense().equal(found.dense())
+    seen = edits.MaskScores(heads, lambda b, h, i, j: (i - j) % 2 == 0)
+    record.maps[0] = attend(q, k, v, ScoreRule(0.3, Mask(9, 9, right=0), edits=(seen,)))[1]
+    with pytest.raises(RecordError, match=r"keep=\(\)"):
+        record.save(tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
