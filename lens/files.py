@@ -55,10 +55,11 @@ def as_text(content: bytes, name: str, fault: Fault) -> str:
         raise fault(f"{name} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
 
 
-def parse_json(text: str, name: str, fault: Fault) -> Any:
-    """Strict JSON: no key twice in one object, no NaN or Infinity, no number too large for a float."""
+def parse_json(text: str, name: str, fault: Fault, finite: bool = True) -> Any:
+    """Strict JSON: no key twice in one object; with `finite` no NaN, no Infinity, no number too large for a float."""
+    only_finite: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(text, object_pairs_hook=_once, **only_finite)
     except json.JSONDecodeError as error:
         raise fault(f"{name}, line {error.lineno}, column {error.colno}: {error.msg}; give JSON") from None
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,201 @@
+"""A model's folder, checked before transformers sees it.
+
+A folder is data from strangers. Its weights are the safetensors files that lie in it: no pickle by whatever name, no
+file from elsewhere, no adapter that would change them. Its config.json is strict JSON with bounded numbers; it can not
+name other files, nor whose code computes the attention. The model is built without memory first, and held to the size
+of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.files import parse_json, read_text
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG_BYTES, INDEX_BYTES = 2**20, 2**26
+BUFFER_BYTES = 2**28  # tables that a model computes for itself, where its weights are small
+REFUSED_FILES = {
+    "adapter_config.json": "an adapter, which changes the weights; merge it with peft (merge_and_unload) and save that",
+    "spk_dict.pt": "a pickle, which can run code; move it elsewhere",
+}
+REFUSED_FIELDS = ("configuration_files", "checkpoint_path")  # further files, by any path
+# Transformers fetches native code for an attention that is named like a hub id.
+DROPPED_FIELDS = re.compile(r"_?(attn|experts)_implementation(_internal|_autoset)?")
+LIMITS = {
+    "num_hidden_layers": 2048, "encoder_layers": 2048, "decoder_layers": 2048, "num_decoder_layers": 2048,
+    "num_attention_heads": 4096, "hidden_size": 2**18, "vocab_size": 2**24,
+}  # fmt: skip
+# Transformers makes lists as long as these before anything else can be checked.
+COUNTS, MOST_COUNT = re.compile(r"label|layer|depth|block|head|expert|stage"), 2**18
+UNBOUNDED = re.compile(r"theta|base|seed|length|rate|scale")  # numbers that take no memory
+MOST = 2**25
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that was checked: its configuration, the class it is of, and its weight files."""
+
+    path: Path
+    config: Any
+    kind: Any
+    weights: list[Path]
+
+
+def check(path: Path) -> Folder:
+    """What a folder holds; ModelError with the reason for one that can not be trusted or read."""
+    if not path.is_dir():
+        raise ModelError(f"{path} is not a folder; a model is a folder with {CONFIG} and {WEIGHTS}")
+    for name, what in REFUSED_FILES.items():
+        if (path / name).exists():
+            raise ModelError(f"{path} holds {name}: {what}")
+    config = _config(path)
+    weights = _weights(path)
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    kind = named if isinstance(named, type) and issubclass(named, PreTrainedModel) else AutoModel
+    _check_size(config, kind, sum(file.stat().st_size for file in weights))
+    return Folder(path, config, kind, weights)
+
+
+@contextlib.contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Whatever a broken file makes the loaders raise, the user gets one line."""
+    try:
+        yield
+    except HeadwaterError:
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ModelError(f"{what}: {type(error).__name__}: {first}") from None
+
+
+def _config(folder: Path) -> Any:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {CONFIG}, so it is not a model folder")
+    text = read_text(path, CONFIG_BYTES, ModelError, "a model's config is smaller")
+    raw = parse_json(
+        text, str(path), ModelError, finite=False
+    )  # limits of state space models can be Infinity
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} must hold a JSON object; got {type(raw).__name__}")
+    architectures = raw.get("architectures")
+    if not isinstance(raw.get("model_type", ""), str) or not (
+        architectures is None
+        or (isinstance(architectures, list) and all(isinstance(name, str) for name in architectures))
+    ):
+        raise ModelError(
+            f"{path}: model_type is a text and architectures a list of texts; got {architectures!r:.80}"
+        )
+    if "auto_map" in raw and raw.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise ModelError(f"{folder} needs code of its own (auto_map in {CONFIG}), which Headwater never runs")
+    # transformers reads a copy, which holds nothing but what was checked
+    with one_line(f"{path} can not be read"), tempfile.TemporaryDirectory(prefix="headwater-") as copy:
+        (Path(copy) / CONFIG).write_text(json.dumps(_checked(raw, path)), encoding="utf-8")
+        config = AutoConfig.from_pretrained(
+            copy, trust_remote_code=False, local_files_only=True, attn_implementation="eager"
+        )
+        config.name_or_path = str(folder)
+        _check_numbers(config, path)
+    return config
+
+
+def _checked(value: Any, path: Path, name: str = "") -> Any:
+    """The same data without the fields that are dropped; files and numbers that are refused raise."""
+    if isinstance(value, dict):
+        for field in REFUSED_FIELDS:
+            if field in value:
+                raise ModelError(f"{path}: {field} names further files, which are not read; leave it out")
+        if value.get("transformers_weights") not in (None, WEIGHTS, INDEX):
+            raise ModelError(f"{path}: transformers_weights is not {WEIGHTS}; give the weights that name")
+        return {k: _checked(v, path, k) for k, v in value.items() if not DROPPED_FIELDS.fullmatch(k)}
+    if isinstance(value, list):
+        return [_checked(item, path, name) for item in value]
+    if isinstance(value, int) and not UNBOUNDED.search(name):
+        most = MOST_COUNT if COUNTS.search(name) and "vocab" not in name else MOST
+        if abs(value) > most:
+            raise ModelError(f"{path}: {name} is {value}; it may be at most {most}")
+    return value
+
+
+def _check_numbers(config: Any, path: Path) -> None:
+    text = config.get_text_config()
+    towers = [config, text, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+    for tower in towers:
+        for field, most in LIMITS.items():
+            value = getattr(tower, field, 1)
+            if not isinstance(value, int) or not 0 < value <= most:
+                raise ModelError(f"{path}: {field} is {value!r}; it must be a whole number from 1 to {most}")
+    heads = getattr(text, "num_attention_heads", 1)
+    kv = getattr(text, "num_key_value_heads", None)
+    if kv is not None and (not isinstance(kv, int) or kv < 1 or heads % kv):
+        raise ModelError(
+            f"{path}: num_key_value_heads is {kv!r}, which does not divide num_attention_heads {heads}"
+        )
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ModelError(f"{path}: max_position_embeddings is {limit!r}; it must be at least 1")
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The weight files; those that an index names must be among them."""
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        if file.is_symlink() and not _in_hub_cache(file) and folder.resolve() not in file.resolve().parents:
+            raise ModelError(f"{file} is a link to a file outside of the model folder; copy the file")
+        if not file.is_file():
+            raise ModelError(f"{file} is not a plain file; weights are safetensors files")
+    if not files:
+        pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern)]
+        if pickles:
+            raise ModelError(
+                f"{folder} has only pickled weights ({pickles[0]}), which can run code; convert them to safetensors "
+                "with model.save_pretrained(folder)"
+            )
+        raise ModelError(f"{folder} has no *.safetensors weights")
+    index = folder / INDEX
+    if index.exists():
+        content = parse_json(read_text(index, INDEX_BYTES, ModelError), str(index), ModelError)
+        named = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(named, dict):
+            raise ModelError(f"{index} has no weight_map, which says where each weight lies")
+        for name in named.values():
+            if name not in [file.name for file in files]:
+                raise ModelError(f"{index} names {name!r:.80}, which is no *.safetensors file of the folder")
+    return files
+
+
+def _in_hub_cache(file: Path) -> bool:
+    """The hub's cache keeps the files of a snapshot as links into a folder `blobs` beside it."""
+    return file.resolve().parent.name == "blobs" and file.resolve().parent.parent in file.absolute().parents
+
+
+def _check_size(config: Any, kind: Any, stored: int) -> None:
+    """Build the shapes alone and compare them with what the files can hold, before any memory is taken."""
+    with one_line("the config describes no model that can be built"), torch.device("meta"), no_init_weights():
+        shapes = kind._from_config(config) if kind is not AutoModel else AutoModel.from_config(config)
+    numbers = sum(p.numel() for p in shapes.parameters())
+    # one bit a number is less than any format in use; a config that claims more than that lies
+    if numbers > stored * 8:
+        raise ModelError(
+            f"the config describes {numbers:,} numbers but the weight files have only {stored:,} bytes"
+        )
+    computed = sum(b.numel() * b.element_size() for b in shapes.buffers())
+    if computed > stored * 8 + BUFFER_BYTES:
+        raise ModelError(
+            f"the config describes tables of {computed:,} bytes for weight files of {stored:,} bytes; is its number "
+            "of positions right?"
+        )
