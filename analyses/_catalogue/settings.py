@@ -1,38 +1,48 @@
-"""The settings of an analysis, read from its typed keyword parameters, with the text a user types turned into
-values.
+"""The settings of an analysis, read from its typed keyword parameters, and their limits.
 
-A `Setting` says what kind of input it needs (number, integer, flag, choice, positions, text), its default,
-its limits and its help line; `parse` reads it from text and `check` holds a value to the limits, each with a
-one-line error.
+A `Setting` says what kind of input it needs (number, integer, flag, choice, positions, text), its default, its limits
+and its help line. `parse` reads it from text; `check` refuses a value of another type or outside of the limits, in one
+line. The command line and the dashboard read settings; `checked` makes a function refuse the same from Python.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from headwater.lens.errors import AnalysisError
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 Kind = Literal["number", "integer", "flag", "choice", "positions", "text"]
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of a numeric setting, both included; None leaves a side open."""
+    """Limits of a numeric setting, both included unless `above`: then `low` itself is outside. None is no limit."""
 
     low: float | None = None
     high: float | None = None
+    above: bool = False
 
     def hold(self, value: Any) -> bool:
         """Whether `value` is within the limits; NaN never is."""
-        at_least = self.low is None or value >= self.low
+        at_least = self.low is None or (value > self.low if self.above else value >= self.low)
         at_most = self.high is None or value <= self.high
-        return at_least and at_most and value == value
+        return bool(at_least and at_most and value == value)
+
+    def __str__(self) -> str:
+        low = "" if self.low is None else f" {'above' if self.above else 'from'} {self.low:g}"
+        return (
+            low if self.high is None else f"{low} {'to' if low and not self.above else 'up to'} {self.high:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,25 +57,29 @@ class Setting:
     bounds: Bounds = Bounds()
     optional: bool = False
     all: bool = True  # whether positions may be "all"
+    hint: Any = Any  # the type that values have in Python
 
     def parse(self, text: str) -> Any:
         """The value that `text` stands for; "none" (or nothing) is None where the setting may be left out."""
-        text = text.strip()
-        if self.optional and text.lower() in ("", "none"):
+        if self.optional and text.strip().lower() in ("", "none"):
             return None
+        if self.kind == "text":
+            return text  # " Mary" is another token than "Mary"
+        text = text.strip()
         try:
             return self.check(self._read(text))
         except ValueError:
             raise AnalysisError(f"{self.name}={text!r} is not {self._wanted()}") from None
 
     def check(self, value: Any) -> Any:
-        """`value`, or an error that names the limits it is outside of."""
+        """`value`, or an error that names the setting, the value and the limits."""
         if value is None and self.optional:
             return value
+        if not _fits(value, self.hint):
+            rule = "unknown; give" if self.kind == "choice" else "not"
+            raise AnalysisError(f"{self.name}={_shown(value)} is {rule} {self._wanted()}")
         if self.kind in ("number", "integer") and not self.bounds.hold(value):
             raise AnalysisError(f"{self.name}={value} is outside its limits; give {self._wanted()}")
-        if self.kind == "choice" and value not in self.choices:
-            raise AnalysisError(f"{self.name}={value!r} is unknown; give {self._wanted()}")
         return value
 
     def _read(self, text: str) -> Any:
@@ -78,37 +92,55 @@ class Setting:
                 raise ValueError(text)
             return text.lower() in TRUE
         if self.kind == "positions":
-            return (
-                "all"
-                if text == "all" and self.all
-                else [int(part) for part in text.replace(",", " ").split()]
-            )
+            if text == "all" and self.all:
+                return text
+            return [int(part) for part in text.replace(",", " ").split()]
         return text
 
     def _wanted(self) -> str:
-        low, high = self.bounds.low, self.bounds.high
-        limits = "".join(
-            f" {word} {limit:g}" for word, limit in (("from", low), ("up to", high)) if limit is not None
-        )
         none = " (or none)" if self.optional else ""
-        if self.kind == "choice":
-            return f"one of {', '.join(self.choices)}{none}"
+        parts = [
+            typing.get_args(each)[0] for each in _members(self.hint) if typing.get_origin(each) is Sequence
+        ]
+        listed = " or ".join({float: "numbers", int: "whole numbers"}.get(part, "texts") for part in parts)
         return {
-            "number": f"a number{limits}",
-            "integer": f"a whole number{limits}",
+            "number": f"a number{self.bounds}",
+            "integer": f"a whole number{self.bounds}",
             "flag": "yes or no",
+            "choice": f"one of {', '.join(self.choices)}",
             "positions": 'whole numbers such as "0,-1"' + ', or "all"' * self.all,
-            "text": "text",
+            "text": f"text or a list of {listed}" if listed else "text",
         }[self.kind] + none
 
 
+def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """`function`, which now refuses settings outside of what its annotations say before anything runs."""
+    names = tuple(inspect.signature(function).parameters)
+    # annotations are read at the first call, when every module is there
+    known = functools.cache(lambda: {setting.name: setting for setting in settings_of(function)})
+
+    @functools.wraps(function)
+    def held(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in known():
+                known()[name].check(value)
+        return function(*args, **kwargs)
+
+    return held
+
+
 def settings_of(function: Callable[..., Any]) -> tuple[Setting, ...]:
-    """Settings of `function`: its parameters with a default that are not callables, in their order."""
-    hints = typing.get_type_hints(function, include_extras=True)
+    """Settings of `function`, in their order: its parameters with a default or an annotation, but for callables."""
+    bare = inspect.unwrap(function)
+    # what it returns may be of a library that is imported when it runs
+    told = {name: hint for name, hint in bare.__annotations__.items() if name != "return"}
+    hints = typing.get_type_hints(
+        types.SimpleNamespace(__annotations__=told), bare.__globals__, include_extras=True
+    )
     found = (
         _setting(name, hints[name], parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
+        if parameter.default is not parameter.empty or typing.get_origin(hints[name]) is typing.Annotated
     )
     return tuple(setting for setting in found if setting is not None)
 
@@ -120,12 +152,10 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
         notes = tuple(rest)
     help_line = next((note for note in notes if isinstance(note, str)), "")
     bounds = next((note for note in notes if isinstance(note, Bounds)), Bounds())
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    members = typing.get_args(hint) if union else (hint,)
-    origins = {typing.get_origin(member) or member for member in members}
+    origins = _origins(hint)
     choices = tuple(
         choice
-        for member in members
+        for member in _members(hint)
         if typing.get_origin(member) is Literal
         for choice in typing.get_args(member)
     )
@@ -149,4 +179,42 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
         bounds,
         optional,
         "all" in choices or str in origins,
+        hint,
     )
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _origins(hint: Any) -> set[Any]:
+    return {typing.get_origin(member) or member for member in _members(hint)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of type `hint`. Numbers and lists may be numpy's or torch's; True and False are no numbers."""
+    return any(
+        _is(value, typing.get_origin(member) or member, typing.get_args(member)) for member in _members(hint)
+    )
+
+
+def _is(value: Any, kind: Any, parts: tuple[Any, ...]) -> bool:
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if kind is Any:
+        return True
+    if kind is Literal:
+        return plain in parts
+    if kind in (int, float):
+        return isinstance(plain, Integral if kind is int else Real) and not isinstance(plain, bool)
+    if kind is bool:
+        return isinstance(plain, bool)
+    if kind in (Sequence, Iterable):
+        listed = isinstance(plain, Collection) and not isinstance(plain, str | bytes | Mapping)
+        return listed and all(_fits(each, parts[0]) for each in plain)
+    return isinstance(value, kind)
+
+
+def _shown(value: Any) -> str:
+    text = str(value) if isinstance(value, Real) else repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"an object of {type(value).__name__}"

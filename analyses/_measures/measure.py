@@ -45,10 +45,6 @@ class Explained:
     kind: Kind
 
     def __post_init__(self) -> None:
-        if self.kind not in ("log_probability", "probability", "logit"):
-            raise AnalysisError(
-                f"kind={self.kind!r} is unknown; give one of log_probability, probability, logit"
-            )
         if self.measure is not None and (self.answer is not None or self.wrong is not None):
             raise AnalysisError("measure and answer ask for different things; give one of them")
         if self.measure is None and not self.model.has_lm_head:

@@ -33,8 +33,6 @@ Value = Callable[[Batch], Tensor]  # batch -> finite loss per example [batch]
 
 def batches_of(model: HookedModel, examples: Examples, size: int) -> list[Batch]:
     """All examples in batches of at most `size`, shorter texts first; padding is cut off."""
-    if size < 1:
-        raise AnalysisError(f"batch_size={size} is too small; give 1 or more")
     if not isinstance(examples, str) and len(examples) == 0:
         raise AnalysisError("examples is empty; give at least one text or row of tokens")
     tokens = model.to_tokens(examples)

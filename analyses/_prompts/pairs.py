@@ -69,8 +69,6 @@ def pairs_of(model: HookedModel, given: PairExamples, size: int | None = None) -
         )
     if not model.has_lm_head:
         raise AnalysisError(f"{model.name} has no language head, so there are no logits to measure")
-    if size is not None and size < 1:
-        raise AnalysisError(f"batch_size={size} is too small; give 1 or more")
     if len(given) == 0:
         raise AnalysisError("pairs is empty; give at least one pair of a clean and a corrupt prompt")
     rows = [_ids(model, place, pair) for place, pair in enumerate(given)]

@@ -35,16 +35,11 @@ def columns_of(positions: Positions, valid: Tensor, what: str) -> Tensor:
     an error.
     """
     rows, length = valid.shape
-    if isinstance(positions, str):
-        if positions != "all":
-            raise AnalysisError(f'{what}={positions!r} is not a position; give token positions or "all"')
+    if positions == "all":
         return torch.arange(length).expand(rows, length)
-    asked = [positions] if isinstance(positions, int) else list(positions)
+    asked = np.atleast_1d(positions).tolist()
     if not asked:
         raise AnalysisError(f"{what} is empty; give at least one token position, e.g. {what}=[-1]")
-    wrong = [p for p in asked if isinstance(p, bool) or not isinstance(p, int)]
-    if wrong:
-        raise AnalysisError(f"{what} holds {wrong[0]!r}, which is not a whole number; give token positions")
     counts = valid.sum(1)
     for row, count in enumerate(counts.tolist()):
         far = [p for p in asked if not -count <= p < count]

@@ -78,8 +78,6 @@ class Swap(Run):
 
 def per_head(model: Opened, part: str, per: Per | None) -> bool:
     """Whether keys or values of a query head are meant, and not those that a group of them shares."""
-    if per not in (None, "query_head", "kv_head"):
-        raise AnalysisError(f"per={per!r} is unknown; give query_head or kv_head")
     if part == "q":
         if per == "kv_head" and model.n_kv_heads != model.n_heads:
             raise AnalysisError(

@@ -65,8 +65,6 @@ class Wiring:
     """
 
     def __init__(self, model: HookedModel, key_values: KeyValues = "head") -> None:
-        if key_values not in ("head", "kv"):
-            raise AnalysisError(f"key_values={key_values!r} is unknown; give head or kv")
         _refuse(model)
         self.model = model
         self.grouped = model.n_kv_heads != model.n_heads

@@ -15,6 +15,7 @@ from xml.etree.ElementTree import ParseError
 
 import networkx as nx
 
+from headwater.analyses._catalogue.settings import checked
 from headwater.lens.errors import AnalysisError
 from headwater.lens.files import as_text, parse_json, read_bytes, write_text
 
@@ -32,6 +33,7 @@ NODE_TYPES = {
 EDGE_TYPES = ("edge", "inside")
 
 
+@checked
 def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None) -> Path:
     """Write a graph to `path`; the form goes by the ending (.graphml or .json) unless it is said."""
     path = Path(path)
@@ -40,10 +42,8 @@ def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None)
         text = "\n".join(nx.generate_graphml(graph))
     elif form == "json":
         text = json.dumps(nx.node_link_data(graph, edges="links"), indent=1)
-    elif form == "neuronpedia":
-        text = json.dumps(as_neuronpedia(graph), indent=1)
     else:
-        raise AnalysisError(f"form={form!r} is unknown; give graphml, json or neuronpedia")
+        text = json.dumps(as_neuronpedia(graph), indent=1)
     return write_text(path, text, AnalysisError)
 
 

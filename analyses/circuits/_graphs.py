@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import networkx as nx
 from torch import Tensor
 
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._streams.component_graph import EMBED, LOGITS, KeyValues, Wiring
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -92,8 +93,13 @@ def pruned(graph: nx.DiGraph) -> nx.DiGraph:
         graph.remove_nodes_from(gone)
 
 
+@checked
 def select_circuit(
-    graph: nx.DiGraph, n: int, how: Literal["top", "greedy"] = "top", *, signed: bool = False
+    graph: nx.DiGraph,
+    n: Annotated[int, Bounds(0)],
+    how: Literal["top", "greedy"] = "top",
+    *,
+    signed: bool = False,
 ) -> nx.DiGraph:
     """The circuit of the `n` best edges: "top" by score alone, "greedy" from the logits down.
 
@@ -103,10 +109,6 @@ def select_circuit(
     (`level="node"`) gives the best `n` nodes and every edge between them.
     Source: Hanna, Pezzelle & Belinkov 2024 (arXiv 2403.17806) and their code, checked.
     """
-    if how not in ("top", "greedy"):
-        raise AnalysisError(f"how={how!r} is unknown; give top or greedy")
-    if n < 0:
-        raise AnalysisError(f"n={n} is too small; give 0 or more")
 
     def worth(score: float) -> float:
         return score if signed else abs(score)

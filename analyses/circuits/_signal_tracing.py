@@ -20,7 +20,7 @@ from headwater.analyses._prompts.examples import Examples, batches_of
 from headwater.analyses._streams.score_slices import Forms, Prompt, leading, used
 from headwater.lens.errors import AnalysisError, HeadError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, named
+from headwater.lens.naming.heads import Head, HeadNames, named
 
 LEAST = 1e-4  # of what a side reads in all: heads that together say less are rounding
 Upstream = Literal["heads", "all"]
@@ -135,7 +135,7 @@ def prompts_of(model: HookedModel, examples: Examples) -> list[Tensor]:
     return [rows[place] for place in sorted(rows)]
 
 
-def heads_of(model: HookedModel, given: str | Sequence[str] | None) -> list[Head]:
+def heads_of(model: HookedModel, given: HeadNames | None) -> list[Head]:
     """The heads that are named, or all of them."""
     if given is None:
         return [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
@@ -28,7 +28,6 @@ from headwater.analyses.circuits._counterfactuals import (
     changed_logits,
 )
 from headwater.analyses.circuits._graphs import graph_of, pruned
-from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
 
@@ -44,6 +43,7 @@ ABOUT = About(
 ROWS = 64  # copies of pairs that run together
 
 
+@checked
 def acdc(
     model: HookedModel,
     pairs: PairExamples,
@@ -65,10 +65,6 @@ def acdc(
     into a node that leads nowhere any more are taken out untried.
     Unit: nats, or that of the measure. Source: the authors' code, checked.
     """
-    if metric not in ("kl", "measure"):
-        raise AnalysisError(f"metric={metric!r} is unknown; give kl or measure")
-    if not tau >= 0:
-        raise AnalysisError(f"tau={tau} is below 0; give 0 or more")
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
     cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)

@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import Answer, AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
@@ -46,6 +46,7 @@ HEADS = "gate_slope"
 STATISTICS = ("spearman", "spearman_size", "pearson")
 
 
+@checked
 def attribution_truth(
     model: HookedModel,
     pairs: PairExamples,

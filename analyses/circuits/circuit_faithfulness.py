@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
@@ -48,6 +48,7 @@ SMALLEST = 1e-6  # difference between clean and changed run below which a share 
 SCORES = ("faithfulness", "completeness")
 
 
+@checked
 def circuit_faithfulness(
     model: HookedModel,
     graph: nx.DiGraph | str | Path | None,
@@ -80,8 +81,6 @@ def circuit_faithfulness(
     Unit: share of the difference. Source: the authors' code, checked.
     """
     listed = _listed(sizes)
-    if draws < 1:
-        raise AnalysisError(f"draws={draws} is too small; give 1 or more")
     if graph is None:
         graph = edge_attribution(model, pairs, measure, answer=answer, wrong=wrong, position=position)
         count = len(edges_of(graph))
@@ -106,14 +105,9 @@ def circuit_faithfulness(
 
 def _listed(sizes: int | Sequence[int] | Literal["all"]) -> list[int] | None:
     """The sizes one by one; None for the graph as it is."""
-    if isinstance(sizes, str):
-        found = None if sizes == "all" else []
-    else:
-        found = [sizes] if isinstance(sizes, int) else list(sizes)
-    if found is not None and (not found or not all(isinstance(size, int | np.integer) for size in found)):
-        raise AnalysisError(
-            f"sizes={sizes!r} can not be read; give a number of edges, a list of them, or 'all'"
-        )
+    found = None if sizes == "all" else np.atleast_1d(sizes).tolist()
+    if found == []:
+        raise AnalysisError("sizes is empty; give a number of edges, a list of them, or 'all'")
     return found
 
 

@@ -15,6 +15,7 @@ import xarray as xr
 from scipy.stats import hypergeom
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import checked
 from headwater.analyses.circuits._graph_files import read_circuit
 from headwater.lens.errors import AnalysisError
 
@@ -28,6 +29,7 @@ ABOUT = About(
 )
 
 
+@checked
 def circuit_overlap(
     graph_a: nx.DiGraph | str | Path,
     graph_b: nx.DiGraph | str | Path,

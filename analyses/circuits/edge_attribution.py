@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
@@ -51,6 +51,7 @@ ROWS = 64  # that run together
 TOGETHER = 4096  # edges whose means are redrawn at once, for memory
 
 
+@checked
 def edge_attribution(
     model: HookedModel,
     pairs: PairExamples,
@@ -87,14 +88,6 @@ def edge_attribution(
     all edges; they say nothing of the slope's own error. `per_pair` adds `scores`, one per pair, as JSON.
     Unit: that of the measure. Source: the authors' code, checked; averaging of "activations" over layers, from memory.
     """
-    for name, value, known in (
-        ("how", how, ("inputs", "activations", "clean_corrupted", "exact")),
-        ("level", level, ("edge", "node")),
-    ):
-        if value not in known:
-            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(known)}")
-    if steps < 1:
-        raise AnalysisError(f"steps={steps} is too small; give 1 or more")
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
     cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Examples, batches_of
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.analyses._streams.component_graph import Inputs, KeyValues, Wiring
@@ -31,6 +31,7 @@ ABOUT = About(
 )
 
 
+@checked
 def information_flow_routes(
     model: HookedModel,
     examples: Examples,

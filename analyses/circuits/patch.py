@@ -17,16 +17,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import checked
 from headwater.analyses._measures.measure import PositionSetting
 from headwater.analyses._measures.pair_scores import AnswerOfPairs, Asked, How, PairMeasure, WrongOfPairs
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of, side_by_side
+from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.analyses._runs.replace_activations import Per
 from headwater.analyses.circuits._patch_cells import Cells, Index, Instead, What
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Layers, chosen_layers
+from headwater.lens.naming.heads import chosen_layers
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -39,6 +41,7 @@ ABOUT = About(
 )
 
 
+@checked
 def patch(
     model: HookedModel,
     clean: Examples | PairExamples,
@@ -54,7 +57,7 @@ def patch(
     per: Annotated[
         Per | None, "k and v under grouped queries: the shared head, or one query head's view"
     ] = None,
-    layers: Annotated[Layers, 'layers to patch, or "all"'] = "all",
+    layers: Annotated[Positions, 'layers to patch, or "all"'] = "all",
     answer: AnswerOfPairs = None,
     wrong: WrongOfPairs = None,
     position: PositionSetting = -1,
@@ -80,7 +83,6 @@ def patch(
     Unit: share of the way. Source: the formulas, checked against TransformerLens 4.3 and dense runs; papers from
     memory.
     """
-    _check(what, how, instead)
     asked = Asked(measure, answer, wrong, position)
     groups = pairs_of(model, side_by_side(model, clean, corrupt))
     if instead == "mean" and any(len(pairs.places) < 2 for pairs in groups):
@@ -106,14 +108,6 @@ def patch(
             provenance(model), what=what, how=how, instead=instead, per=per, undefined=undefined, **asked.settings
         ),
     )  # fmt: skip
-
-
-def _check(what: str, how: str, instead: str) -> None:
-    for name, value, known in (
-        ("what", what, What.__args__), ("how", how, How.__args__), ("instead", instead, Instead.__args__),
-    ):  # fmt: skip
-        if value not in known:
-            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(known)}")
 
 
 def _swept(

@@ -9,7 +9,7 @@ sender at a time: what two of them do together is not seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import checked
 from headwater.analyses._measures.measure import PositionSetting
 from headwater.analyses._measures.pair_scores import AnswerOfPairs, Asked, How, PairMeasure, WrongOfPairs
 from headwater.analyses._prompts.examples import Examples
@@ -43,6 +44,7 @@ ABOUT = About(
 EMBED = "embed"
 
 
+@checked
 def path_patch(
     model: HookedModel,
     clean: Examples | PairExamples,
@@ -75,11 +77,6 @@ def path_patch(
     Unit: share of the way. Source: the released code of Merullo et al., with all positions in the place of the last
     alone; checked against three dense runs written by hand, and on a circuit built by hand.
     """
-    for name, value, known in (
-        ("mlps", mlps, ("free", "frozen")), ("how", how, get_args(How)), ("instead", instead, get_args(Instead)),
-    ):  # fmt: skip
-        if value not in known:
-            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(known)}")
     into = Receivers.of(model, receivers, per)
     asked = Asked(measure, answer, wrong, position)
     groups = pairs_of(model, side_by_side(model, clean, corrupt))

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import finite_mean, interval
 from headwater.analyses._measures.measure import (
     Answer,
@@ -35,7 +35,7 @@ from headwater.analyses.circuits.path_patch import path_patch
 from headwater.lens.edits import InjectPattern
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, named
+from headwater.lens.naming.heads import Head, HeadNames, named
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -49,12 +49,13 @@ ABOUT = About(
 TREATMENTS = ("none", "forced", "onto_answer", "random_heads", "random_keys")
 
 
+@checked
 def repair(
     model: HookedModel,
     pairs: PairExamples,
-    heads: Annotated[str | Sequence[str], "heads that are forced, as 5.1 5.4; none: found"] = "",
+    heads: Annotated[HeadNames, "heads that are forced, as 5.1 5.4; none: found"] = "",
     position: PositionSetting = -1,
-    movers: Annotated[str | Sequence[str], "heads whose attention is watched, as 6.0 6.2"] = "",
+    movers: Annotated[HeadNames, "heads whose attention is watched, as 6.0 6.2"] = "",
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     count: Annotated[int, "how many heads are found where none is named", Bounds(1)] = 2,
@@ -92,8 +93,6 @@ def repair(
         for h in range(model.n_heads)
         if Head(layer, h) not in {*forced, *watched}
     ]
-    if controls < 1:
-        raise AnalysisError(f"controls={controls} leaves nothing to compare with; give 1 or more")
     batches = _cases(model, pairs, position, answer, wrong, batch_size)
     cases = sorted((case for batch in batches for case in batch), key=lambda case: case.place)
     runs = _runs(cases, forced, others, position, controls, seed)
@@ -120,8 +119,12 @@ def repair(
     )  # fmt: skip
 
 
+@checked
 def inhibition_like(
-    model: HookedModel, pairs: PairExamples, count: int = 2, movers: int = 3
+    model: HookedModel,
+    pairs: PairExamples,
+    count: Annotated[int, Bounds(1)] = 2,
+    movers: Annotated[int, Bounds(1)] = 3,
 ) -> tuple[list[Head], list[Head]]:
     """Heads that act on the answer through the queries of movers, and these: by two sweeps of `path_patch`.
 

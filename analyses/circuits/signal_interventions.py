@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -42,6 +42,7 @@ ABOUT = About(
 )
 
 
+@checked
 def signal_interventions(
     model: HookedModel,
     examples: Examples,
@@ -74,11 +75,6 @@ def signal_interventions(
     sender's output after to before; `weight`, the reader's attention on the pair; `key`; `slices`, how many are used.
     "local" with "k" is refused where heads share keys. Unit: that of ABOUT. Source: the authors' code, checked.
     """
-    for name, value, known in (
-        ("side", side, ("q", "k")), ("how", how, ("ablate", "boost")), ("where", where, ("global", "local")),
-    ):  # fmt: skip
-        if value not in known:
-            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(known)}")
     if where == "local" and side == "k" and model.n_kv_heads != model.n_heads:
         raise AnalysisError(
             f'heads of {model.name} share keys, so that one reader\'s can not be changed; give where="global"'

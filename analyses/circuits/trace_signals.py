@@ -9,7 +9,6 @@ to be tried with `signal_interventions`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import networkx as nx
@@ -17,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._streams.score_slices import Forms
 from headwater.analyses.circuits._signal_tracing import (
@@ -34,8 +33,8 @@ from headwater.analyses.circuits._signal_tracing import (
     statistics,
     trace,
 )
-from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.naming.heads import HeadNames
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -48,10 +47,11 @@ ABOUT = About(
 )
 
 
+@checked
 def trace_signals(
     model: HookedModel,
     examples: Examples,
-    roots: Annotated[str | Sequence[str] | None, 'heads, as "9.6 9.9"; none: all that fire'] = None,
+    roots: Annotated[HeadNames | None, 'heads, as "9.6 9.9"; none: all that fire'] = None,
     position: Annotated[int, "query position from which roots look"] = -1,
     source: Source = None,
     firing: Annotated[float, "least weight of a pair on which a head fires", Bounds(0.0, 1.0)] = 0.5,
@@ -91,8 +91,6 @@ def trace_signals(
     the relative variant treats the key's side, are ours.
     """
     rules = Rules(firing, slices, share, constant, upstream, relative)
-    if upstream not in ("heads", "all"):
-        raise AnalysisError(f"upstream={upstream!r} is unknown; give heads or all")
     heads = heads_of(model, roots)
     prompts = prompts_of(model, examples)
     sources = sources_of(source, len(prompts))

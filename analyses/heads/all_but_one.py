@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, loss_of
 from headwater.analyses.heads._losses_without_heads import Ablation, check_ablation, losses_without
@@ -30,6 +30,7 @@ ABOUT = About(
 )
 
 
+@checked
 def all_but_one(
     model: HookedModel,
     examples: Examples,

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import layer_weights, triangle
 from headwater.lens.records.provenance import provenance
@@ -31,6 +31,7 @@ ABOUT = About(
 CIRCUITS = ("qk", "ov")
 
 
+@checked
 def circuit_rank(
     model: HookedModel,
     tolerance: Annotated[

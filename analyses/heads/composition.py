@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import layer_weights, triangle
@@ -32,6 +32,7 @@ ABOUT = About(
 KINDS = ("q", "k", "v")
 
 
+@checked
 def composition(
     model: HookedModel,
     draws: Annotated[int, "pairs of random heads for the baseline", Bounds(2)] = 200,

@@ -7,7 +7,7 @@ the weights stay as they are. `offset_controls` asks whether the choice of the h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import Answer, AnswerSetting, PositionSetting
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads._head_vectors import Objective, trained
@@ -24,7 +24,7 @@ from headwater.analyses.heads.localize_heads import localize_heads, most_moved
 from headwater.lens.edits.heads import OffsetHeads
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, chosen, named
+from headwater.lens.naming.heads import Head, HeadNames, chosen, named
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -37,12 +37,11 @@ ABOUT = About(
 )
 
 
+@checked
 def fit_offsets(
     model: HookedModel,
     examples: Examples,
-    heads: Annotated[
-        str | Sequence[str] | None, 'heads, as "5.1 7.0", or "random"; none: the localised'
-    ] = None,
+    heads: Annotated[HeadNames | None, 'heads, as "5.1 7.0", or "random"; none: the localised'] = None,
     count: Annotated[int, "how many heads, where they are not named", Bounds(1)] = 2,
     loss: Loss | None = None,
     answer: AnswerSetting = None,
@@ -97,7 +96,7 @@ def moved(z: Tensor, vectors: Tensor) -> Tensor:
 def random_heads(model: HookedModel, count: int, seed: int) -> list[Head]:
     """`count` different heads."""
     every = [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
-    if not 0 < count <= len(every):
+    if count > len(every):
         raise AnalysisError(f"count={count}, but there are {len(every)} heads; give 1 to {len(every)}")
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:count]
     return [every[n] for n in order.tolist()]
@@ -111,6 +110,7 @@ def offsets_edit(found: xr.Dataset) -> OffsetHeads:
     return OffsetHeads({str(Head(int(layers[n]), h)): offset.values[n, h].tolist() for n, h in places})
 
 
+@checked
 def offset_controls(
     model: HookedModel,
     examples: Examples,
@@ -118,8 +118,8 @@ def offset_controls(
     other: Examples,
     *,
     answers: Mapping[str, Answer],
-    count: int = 2,
-    draws: int = 3,
+    count: Annotated[int, Bounds(1)] = 2,
+    draws: Annotated[int, Bounds(1)] = 3,
     **settings: Any,
 ) -> xr.DataArray:
     """Loss of `test` [heads, draw] under offsets trained on `examples`, by where the heads come from.

@@ -17,7 +17,7 @@ from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import pdist, squareform
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses.heads._head_names import head_names
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
@@ -34,6 +34,7 @@ ABOUT = About(
 STATISTICS = ("self", "previous", "first", "max", "entropy", "distance")
 
 
+@checked
 def head_clusters(
     record: Record,
     clusters: Annotated[int, "how many kinds", Bounds(1)] = 4,
@@ -59,19 +60,11 @@ def head_clusters(
     Statistics: mean weight on the own, the previous and the first token and of the largest weight; entropy over the log
     of the number of tokens seen; distance over that number. Unit: weight. Source: ours.
     """
-    for name, value, known in (
-        ("features", features, ("cells", "statistics")),
-        ("method", method, ("ward", "average", "complete", "kmeans")),
-    ):
-        if value not in known:
-            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(known)}")
     count = len(record.layers) * record.n_heads
-    if not 1 <= clusters <= count:
+    if clusters > count:
         raise AnalysisError(
             f"clusters={clusters} does not fit {count} heads; give a number from 1 to {count}"
         )
-    if cells < 1:
-        raise AnalysisError(f"cells={cells} is too few; give 1 or more")
     pooled = pooled_maps(record, cells) if features == "cells" else None
     table = statistics_of(record) if pooled is None else pooled.reshape(count, -1)
     apart = pdist(table)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.blanks import blank_id
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.lens.edits import Knockout
@@ -35,6 +35,7 @@ ABOUT = About(
 )
 
 
+@checked
 def head_contrast(
     model: HookedModel,
     examples: Any,
@@ -44,7 +45,9 @@ def head_contrast(
         "leave them out, put a blank there, or hide them from every other token",
     ] = "remove",
     without: Any = None,
-    position: Annotated[int, "token at whose position heads are compared, counted from the end: -1"] = -1,
+    position: Annotated[
+        int, "token whose heads are compared, counted from the end, as runs differ in length", Bounds(high=-1)
+    ] = -1,
     strongest: Annotated[int, "heads of each layer in the score of a text", Bounds(1)] = 1,
     blank: Annotated[str | None, "token put in the place; none: [MASK] or unknown"] = None,
 ) -> xr.Dataset:
@@ -59,12 +62,6 @@ def head_contrast(
     Deviations are those of a population. Unit: as the head's output. Source: the paper's text, checked; groups other
     than an image, and `blank` and `hide`, ours.
     """
-    if how not in ("remove", "blank", "hide"):
-        raise AnalysisError(f"how={how!r} is unknown; give one of remove, blank, hide")
-    if position >= 0:
-        raise AnalysisError(
-            f"position={position} has another token in each run; count from the end: -1, -2 …"
-        )
     runs = _pairs(model, examples, without, group, how, blank)
     found = [
         _outputs(model, *run, position) for run in tqdm(runs, desc="head contrast", unit="text", disable=None)

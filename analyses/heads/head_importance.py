@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, lengths_of, loss_of
 from headwater.analyses.heads._losses_without_heads import Ablation, check_ablation, losses_without
 from headwater.lens.errors import AnalysisError
@@ -33,6 +33,7 @@ ABOUT = About(
 )
 
 
+@checked
 def head_importance(
     model: HookedModel,
     examples: Examples,
@@ -64,7 +65,10 @@ def head_importance(
     by length, so that no padding is ever seen. Unit: that of the loss.
     Source: the paper's formulas, checked; the token form is from memory.
     """
-    _check(how, granularity, normalise, ablation, per_example)
+    if per_example and how == "gradient" and granularity == "batch":
+        raise AnalysisError(
+            'granularity="batch" has no value per example; use "example" or per_example=False'
+        )
     batches = batches_of(model, examples, batch_size)
     if how == "ablation":
         check_ablation(ablation, batches)
@@ -90,21 +94,6 @@ def head_importance(
     settings = {"how": how, "normalise": normalise, "examples": sum(len(batch.places) for batch in batches)}
     settings |= {"granularity": granularity} if how == "gradient" else {"ablation": ablation, "seed": seed}
     return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
-
-
-def _check(how: str, granularity: str, normalise: str | None, ablation: str, per_example: bool) -> None:
-    for name, value, known in (
-        ("how", how, ("gradient", "ablation")),
-        ("granularity", granularity, ("token", "example", "batch")),
-        ("normalise", normalise, ("layer", None)),
-        ("ablation", ablation, ("zero", "mean", "resample")),
-    ):
-        if value not in known:
-            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(map(str, known))}")
-    if per_example and how == "gradient" and granularity == "batch":
-        raise AnalysisError(
-            'granularity="batch" has no value per example; use "example" or per_example=False'
-        )
 
 
 def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granularity: str) -> Tensor:

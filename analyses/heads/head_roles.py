@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import repeated_tokens
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, ModelError
@@ -44,6 +44,7 @@ SHARED = 4  # sequences recorded together
 ELEMENTS = 2**21  # weights of all sequences and heads that are looked at together
 
 
+@checked
 def head_roles(
     model: HookedModel,
     length: Annotated[
@@ -85,8 +86,6 @@ def head_roles(
         )
     bos = bos_token(model)
     length = _length(model, length, bos)
-    if sequences < 1:
-        raise AnalysisError(f"sequences={sequences} is too few; give 1 or more")
     tokens = repeated_tokens(model, length, sequences, seed, bos)
     scores = []
     with torch.no_grad():

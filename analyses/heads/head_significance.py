@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import corrected_p, interval
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads._losses_without_heads import Ablation
@@ -33,6 +33,7 @@ ABOUT = About(
 SLICE = 2000  # redrawings held at once
 
 
+@checked
 def head_significance(
     model: HookedModel,
     examples: Examples,
@@ -56,10 +57,6 @@ def head_significance(
     n / level draws, and fewer are refused. Unit: that of the loss; probability.
     Source: the corrections from their papers' formulas, from memory; the shape of the test (shifted to no effect) ours.
     """
-    if correction not in ("holm", "benjamini_hochberg", None):
-        raise AnalysisError(
-            f"correction={correction!r} is unknown; give one of holm, benjamini_hochberg, None"
-        )
     tests = model.n_layers * model.n_heads
     if correction == "holm" and (draws + 1) * level < tests:
         raise AnalysisError(

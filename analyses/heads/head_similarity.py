@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import checked
 from headwater.analyses.heads._head_names import head_names
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
@@ -31,6 +32,7 @@ ELEMENTS = 2**22  # weights of all heads that are held at once
 FLOOR = 1e-30
 
 
+@checked
 def head_similarity(
     record: Record,
     by: Annotated[
@@ -46,8 +48,6 @@ def head_similarity(
     `layer` and `index` say which head stands where.
     Unit: similarity. Source: the definitions, from memory.
     """
-    if by not in ("cosine", "jensen_shannon"):
-        raise AnalysisError(f"by={by!r} is unknown; give cosine or jensen_shannon")
     if by == "jensen_shannon" and any(record.map(layer).signed for layer in record.layers):
         raise AnalysisError("the weights are signed, so rows are no shares; take by='cosine'")
     found = _cosine(record) if by == "cosine" else _jensen_shannon(record)

@@ -15,9 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, loss_of
-from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
 
@@ -35,6 +34,7 @@ TEMPERATURE = 2 / 3
 OPEN = 2.0  # where the gates' parameters begin: a sigmoid of 0.88
 
 
+@checked
 def learn_gates(
     model: HookedModel,
     examples: Examples,
@@ -57,8 +57,6 @@ def learn_gates(
     `expected_open` (mean of `open`) [step]; `loss_whole` and `loss_gated`, over all examples, without gates and with
     those reported. Unit: gate; that of the loss. Source: from memory; the constants are those of the first paper.
     """
-    if kind not in ("hard_concrete", "sigmoid"):
-        raise AnalysisError(f"kind={kind!r} is unknown; give hard_concrete or sigmoid")
     batches = batches_of(model, examples, batch_size)
     value = loss_of(model, loss)
     generator = torch.Generator().manual_seed(seed)

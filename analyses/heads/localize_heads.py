@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads._head_vectors import Objective, trained
@@ -34,6 +34,7 @@ ABOUT = About(
 )
 
 
+@checked
 def localize_heads(
     model: HookedModel,
     examples: Examples,
@@ -80,7 +81,7 @@ def scaled(z: Tensor, vectors: Tensor) -> Tensor:
 def most_moved(found: xr.Dataset, count: int) -> list[Head]:
     """The `count` heads of the largest scores, largest first."""
     scores = found["score"]
-    if not 0 < count <= scores.size:
+    if count > scores.size:
         raise AnalysisError(f"count={count}, but there are {scores.size} heads; give 1 to {scores.size}")
     order = np.argsort(-scores.values.ravel(), kind="stable")[:count]
     layers = found["layer"].values

@@ -16,13 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._measures.measure import Measure
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, loss_of
 from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.edits import ScaleHeads
-from headwater.lens.errors import AnalysisError, ModelError
+from headwater.lens.errors import ModelError
 from headwater.lens.loading.removal import remove_heads
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
@@ -40,11 +40,14 @@ ABOUT = About(
 REPEATS = 5
 
 
+@checked
 def prune_heads(
     model: HookedModel,
     examples: Examples,
     measure: Measure | None = None,
-    step: Annotated[float, "fraction of all heads that goes at each step", Bounds(0.0, 1.0)] = 0.1,
+    step: Annotated[
+        float, "fraction of all heads that goes at each step", Bounds(0.0, 1.0, above=True)
+    ] = 0.1,
     loss: Loss | None = None,
     importance: Annotated[Literal["gradient", "ablation"], "how heads are ranked"] = "gradient",
     recompute: Annotated[bool, "rank the heads that are left again after each step"] = False,
@@ -66,8 +69,6 @@ def prune_heads(
     batch with the most tokens; NaN where the architecture, or a group of heads cut in part, does not allow it.
     Unit: that of the measure. Source: the paper's schedule, checked; random orders ours.
     """
-    if not 0 < step <= 1:
-        raise AnalysisError(f"step={step} is outside its limits; give a fraction above 0 and up to 1")
     batches = batches_of(model, examples, batch_size)
     ask: Loss | None = None if measure is None else lambda logits, tokens: measure(logits)
     value = loss_of(model, loss if measure is None else ask)

@@ -7,7 +7,7 @@ difference exactly. One run. What a part does by way of later layers is not seen
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
@@ -23,7 +23,6 @@ from headwater.analyses._streams.readout import Readout, soft_cap, unembedding
 from headwater.analyses._streams.writers import EMBED, Layer, Writers
 from headwater.analyses.logits._answer_position import answers_of
 from headwater.analyses.logits._final_norm import PathReadout
-from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
 from headwater.lens.models.closeness import close_or_refuse
@@ -42,6 +41,7 @@ Unit = Literal["component", "head", "source"]
 FinalNorm = Literal["frozen", "path_from_zero", "path_from_embedding"]
 
 
+@checked
 def direct_logit_attribution(
     model: HookedModel,
     examples: Examples,
@@ -70,9 +70,6 @@ def direct_logit_attribution(
     behind an attention (Gemma 2) stays the division that it was.
     Unit: logit. Source: formulas checked; the closed form is ours; papers from memory.
     """
-    for name, value, known in (("unit", unit, get_args(Unit)), ("norm", norm, get_args(FinalNorm))):
-        if value not in known:
-            raise AnalysisError(f"{name}={value!r} is unknown; give one of {', '.join(known)}")
     explained = Explained(model, None, answer, wrong, position, "logit")
     texts = Texts.of(model, examples, batch_size)
     rows: dict[int, Tensor] = {}

@@ -7,9 +7,8 @@ own. The fit is linear and describes; it says nothing of what would happen witho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
@@ -39,7 +38,7 @@ from headwater.analyses.logits._answer_position import (
 from headwater.analyses.logits._least_squares import ScalarFit
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, named
+from headwater.lens.naming.heads import Head, HeadNames, named
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -59,6 +58,7 @@ CONTROLS = 10  # fits with the terms of other texts
 ERASED = 0.25  # how far from -1 the whole interval of an erased head's weight may lie; ours
 
 
+@checked
 def factual_recall(
     model: HookedModel,
     examples: Examples,
@@ -66,7 +66,7 @@ def factual_recall(
     wrong: WrongSetting = None,
     layer: Annotated[int | None, "layer whose MLP is fitted; none: the heads' shares alone"] = None,
     heads: Annotated[
-        str | Sequence[str],
+        HeadNames,
         "heads with a weight: upstream (all the MLP reads), layer (its own), or 1.5, 2.3 …",
     ] = UPSTREAM,
     apart: Annotated[
@@ -100,8 +100,6 @@ def factual_recall(
     Unit: logit. Source: the decomposition as its abstract tells it, the rest from memory; r less the heads, halves,
     intervals and verdicts ours.
     """
-    if apart not in get_args(Apart):
-        raise AnalysisError(f"apart={apart!r} is unknown; give one of {', '.join(get_args(Apart))}")
     named = [] if layer is None else _named(model, layer, heads)
     asked_of = tokens_of(model, answer, "answer"), tokens_of(model, wrong, "wrong")
     explained = Explained(model, None, *asked_of, position, "logit")
@@ -177,7 +175,7 @@ def _read(
     return shares, totals, readings, torch.cat([each, rest[:, None]], 1), at.mlp[:, position]
 
 
-def _named(model: HookedModel, layer: int, heads: str | Sequence[str]) -> list[Head]:
+def _named(model: HookedModel, layer: int, heads: HeadNames) -> list[Head]:
     """The heads that get a weight, each one that the MLP of the layer reads."""
     if layer not in model.layers:
         raise AnalysisError(

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
@@ -34,6 +34,7 @@ ABOUT = About(
 )
 
 
+@checked
 def logit_lens(
     model: HookedModel,
     examples: Examples,

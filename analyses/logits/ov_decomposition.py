@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
@@ -41,10 +41,11 @@ ABOUT = About(
 )
 
 
+@checked
 def ov_decomposition(
     model: HookedModel,
     examples: Examples,
-    head: Annotated[str, "the head, as 5.1"] = "0.0",
+    head: Annotated[str | Head, "the head, as 5.1"] = "0.0",
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     direction: Annotated[

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.head_inputs import Reading, one_head, refuse_other_sum, rotations
@@ -36,10 +36,11 @@ ABOUT = About(
 )
 
 
+@checked
 def qk_decomposition(
     model: HookedModel,
     examples: Examples,
-    head: Annotated[str, "the head, as 5.1"] = "0.0",
+    head: Annotated[str | Head, "the head, as 5.1"] = "0.0",
     query: Annotated[int, "token position that looks"] = -1,
     key: Annotated[int | None, "token position looked at; none: where its weight is largest"] = None,
     batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,

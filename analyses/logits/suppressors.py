@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import corrected_p, interval
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
@@ -49,6 +49,7 @@ TOGETHER = "together"
 Against = Literal["mean", "nothing"]
 
 
+@checked
 def suppressors(
     model: HookedModel,
     examples: Examples,
@@ -86,8 +87,6 @@ def suppressors(
     and tests ours. Must not be used to say that a part is there in order to suppress. Models whose norms stand behind
     the sum are refused (BERT).
     """
-    if against not in get_args(Against):
-        raise AnalysisError(f"against={against!r} is unknown; give one of {', '.join(get_args(Against))}")
     scales = _numbers(factors)
     explained = Explained(model, None, tokens_of(model, answer, "answer"), None, position, "logit")
     texts = Texts.of(model, examples, batch_size)
@@ -136,6 +135,7 @@ def suppressors(
     return result.assign_attrs(ABOUT.attrs(provenance(model), soft_cap=soft_cap(model), **told))
 
 
+@checked
 def mitigation(found: xr.Dataset, scaled: str = TOGETHER, factor: float = 0.5) -> list[Edit]:
     """The edits that multiply the parts of one set: `with model.edit(*mitigation(result, "3.5")):`; `to_dict()` of each
     writes it down."""

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses.sinks._received_share import received_share
 from headwater.analyses.sinks._singular_vector import leading_shares
 from headwater.lens.errors import AnalysisError
@@ -41,6 +41,7 @@ Rule = Literal["share", "gu", "act", "massive", "spectral"]
 DIRECTION = 0.5  # more than half of a direction: one token of a head at most
 
 
+@checked
 def find_sinks(
     record: Record,
     rule: Annotated[
@@ -88,7 +89,10 @@ def find_sinks(
     Unit: weight; massive: root mean squares; spectral: share of a direction. Source: the authors' code, checked (the
     threshold alpha/N: paper text); `min_queries`, `spectral` and where D is looked for in other records are ours.
     """
-    _check(rule, threshold, min_queries, unit_rows, dimensions)
+    if unit_rows and rule in ("massive", "spectral"):
+        raise AnalysisError(f"unit_rows divides the rows of received shares; rule={rule!r} has none")
+    if dimensions is not None and rule != "massive":
+        raise AnalysisError(f"dimensions={dimensions!r} belong to rule='massive'; got rule={rule!r}")
     counts = xr.DataArray(record.valid.sum(1).numpy(), dims="batch")
     default = {"act": alpha / counts, "massive": sinks.TAU, "spectral": DIRECTION}.get(rule, sinks.SHARE)
     limit = xr.DataArray(default if threshold is None else threshold)
@@ -115,21 +119,6 @@ def find_sinks(
     settings |= {"unit_rows": unit_rows, **more}
     settings |= {"gu": {"length": length}, "act": {"alpha": alpha, "drop_first": drop_first}}.get(rule, {})
     return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
-
-
-def _check(
-    rule: str, threshold: float | None, min_queries: int, unit_rows: bool, dimensions: int | Sequence[int] | None
-) -> None:  # fmt: skip
-    if min_queries < 1:
-        raise AnalysisError(f"min_queries={min_queries} is too few; give 1 or more")
-    if rule not in ("share", "gu", "act", "massive", "spectral"):
-        raise AnalysisError(f"rule={rule!r} is unknown; give share, gu, act, massive or spectral")
-    if threshold is not None and threshold < 0:
-        raise AnalysisError(f"threshold={threshold} is negative; give a share of 0 or more")
-    if unit_rows and rule in ("massive", "spectral"):
-        raise AnalysisError(f"unit_rows divides the rows of received shares; rule={rule!r} has none")
-    if dimensions is not None and rule != "massive":
-        raise AnalysisError(f"dimensions={dimensions!r} belong to rule='massive'; got rule={rule!r}")
 
 
 def _massive(record: Record, tau: float, given: int | Sequence[int] | None) -> tuple[xr.DataArray, list[int]]:
@@ -162,8 +151,6 @@ def _spectral(record: Record) -> tuple[xr.DataArray, int]:
 def _first_tokens(record: Record, length: int | None, unit_rows: bool) -> xr.DataArray:
     """α of each text cut to its first `length` tokens; for causal maps that is the same as leaving the rest
     out."""
-    if length is not None and length < 1:
-        raise AnalysisError(f"length={length} is too short; give 1 token or more, or None for all")
     longest = int(record.valid.sum(1).max())
     if length is None or longest <= length:
         return received_share(record, unit_rows)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
@@ -39,6 +39,7 @@ TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
 VERSIONS = ("plain", "swapped")
 
 
+@checked
 def position_swap(
     model: HookedModel,
     examples: Examples,
@@ -61,13 +62,11 @@ def position_swap(
     Unit: share. Source: the paper (p1 and p5, counted from 1); the metric from the authors' code, checked; intervals
     are ours.
     """
-    if not 0 <= epsilon <= 1:
-        raise AnalysisError(f"epsilon={epsilon} is outside its limits; give a share from 0 to 1")
     table = _table(model)
     texts = Texts.of(model, examples, batch_size)
     shortest = int(texts.valid.sum(1).min())
     second = min(4, shortest - 1) if second is None else second
-    if first == second or not 0 <= min(first, second) <= max(first, second) < shortest:
+    if first == second or max(first, second) >= shortest:
         raise AnalysisError(
             f"first={first} and second={second} are not two positions of every text; the shortest has {shortest} tokens"
         )

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -36,7 +36,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.files import digest_of
 from headwater.lens.journal import Journal
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, chosen, named
+from headwater.lens.naming.heads import Head, HeadNames, chosen, named
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
@@ -54,6 +54,7 @@ FILTERED = "filtered"
 CALM = 0.4  # ACT's beta
 
 
+@checked
 def redistribution_study(
     model: HookedModel,
     examples: Examples,
@@ -63,7 +64,7 @@ def redistribution_study(
         str | Sequence[float], "parts of the sinks' weights that are kept, each from 0 to 1"
     ] = "0 0.25 0.5 0.75",
     heads: Annotated[
-        str | Sequence[str] | Mapping[str, Any], 'head sets, as "all; 1.0 1.2"; in Python also by name'
+        HeadNames | Mapping[str, Any], 'head sets, as "all; 1.0 1.2"; in Python also by name'
     ] = "all",
     keys: KeysSetting = 0,
     threshold: ThresholdSetting = None,
@@ -113,8 +114,6 @@ def redistribution_study(
     """
     keeps = _keeps(keep)
     sets = _sets(model, heads)
-    if controls < 1:
-        raise AnalysisError(f"controls={controls} leaves nothing to compare with; give 1 or more")
     if model.read_only:
         raise AnalysisError(f"the attention of {model.name} can not be edited: {model.read_only}")
     explained = (
@@ -215,7 +214,7 @@ def _keeps(given: str | Sequence[float]) -> list[float]:
     return found
 
 
-def _sets(model: HookedModel, given: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Tensor]:
+def _sets(model: HookedModel, given: HeadNames | Mapping[str, Any]) -> dict[str, Tensor]:
     """Head sets by name, bool [layer, head]."""
     if isinstance(given, str):
         parts = [part.strip() for part in given.split(";") if part.strip()]

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses.sinks import _graph_measures as graphs
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
@@ -36,6 +36,7 @@ END = 0.25  # share that each end has in a bidirectional frame
 FRAMES = ("none", "centralised", "distributed", "bidirectional")
 
 
+@checked
 def reference_frames(
     record: Record,
     tau: Annotated[float, "weight from which a query counts as looking at a token", Bounds(0.0, 1.0)] = 0.3,
@@ -65,7 +66,7 @@ def reference_frames(
     Weights count as they are. Fewer than 3 tokens: NaN. Unit: as named. Source: frames from the abstract; formulas
     ours, unverified. The thresholds tau, gamma are defaults of ours; see how the verdict moves with them.
     """
-    _check(record, tau, gamma, quantile, spectrum, topology)
+    _check(record, spectrum, topology)
     rows = []
     for layer in record.layers:
         walks = _walk(record, layer, tau)
@@ -91,10 +92,7 @@ def reference_frames(
     return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
 
 
-def _check(record: Record, tau: float, gamma: float, quantile: float, spectrum: bool, topology: bool) -> None:
-    for name, value in (("tau", tau), ("gamma", gamma), ("quantile", quantile)):
-        if not 0 <= value <= 1:
-            raise AnalysisError(f"{name}={value} is outside its limits; give a number from 0 to 1")
+def _check(record: Record, spectrum: bool, topology: bool) -> None:
     longest = int(record.valid.sum(1).max())
     for name, wanted, limit in (
         ("topology", topology, LONGEST_TOPOLOGY),

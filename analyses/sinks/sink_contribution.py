@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
@@ -45,6 +45,7 @@ ABOUT = About(
 OF = ("sinks", "control")
 
 
+@checked
 def sink_contribution(
     model: HookedModel,
     examples: Examples,
@@ -67,8 +68,6 @@ def sink_contribution(
     the bounds; `beyond` [measure, bound] the mean and bounds of the paired difference of sinks from control.
     Unit: share; nats; logits. Source: ours, after the observation of Gu et al. that the values of sinks are short.
     """
-    if controls < 1:
-        raise AnalysisError(f"controls={controls} leaves nothing to compare with; give 1 or more")
     if not model.has_lm_head or model.read_only:
         raise AnalysisError(
             f"{model.name} {model.read_only or 'has no language head'}; its prediction without a value is not known"

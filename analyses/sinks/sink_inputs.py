@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._prompts.examples import Examples, repeated_tokens
 from headwater.analyses.sinks.sink_rate import sink_rate
@@ -34,6 +34,7 @@ ABOUT = About(
 INPUTS = ("natural", "random", "repeated")
 
 
+@checked
 def sink_inputs(
     model: HookedModel,
     examples: Examples,
@@ -61,7 +62,7 @@ def sink_inputs(
     whether a special token stood in front, from memory.
     """
     ids = _natural(model, examples, length)
-    if not 0 <= keep_start < ids.shape[1]:
+    if keep_start >= ids.shape[1]:
         raise AnalysisError(f"keep_start={keep_start} leaves nothing to draw of {ids.shape[1]} tokens")
     count, longest = ids.shape
     random = repeated_tokens(model, longest, count, seed, None)[:, :longest]
@@ -92,8 +93,6 @@ def sink_inputs(
 
 def _natural(model: HookedModel, examples: Examples, length: int) -> Tensor:
     """The first tokens of every text, all as many: int64 [batch, position]."""
-    if length < 2:
-        raise AnalysisError(f"length={length} is too short; give 2 tokens or more")
     if model.part_name != "text" or not model.vocab:
         raise AnalysisError(f"{model.name} is read as its {model.part_name}; this analysis draws words")
     tokens = model.to_tokens(examples)

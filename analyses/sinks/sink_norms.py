@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import checked
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses.sinks._sink_keys import sink_keys
 from headwater.analyses.sinks._uniform_map import even_map
@@ -32,6 +33,7 @@ ABOUT = About(
 OF = ("sinks", "others")
 
 
+@checked
 def sink_norms(
     record: Record,
     keys: Annotated[Positions, "the sinks, counted in real tokens of each text; 0 is the first"] = 0,

@@ -11,7 +11,7 @@ from typing import Annotated
 import xarray as xr
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.positions import columns_of
 from headwater.analyses.sinks._received_share import received_share
 from headwater.lens.errors import AnalysisError
@@ -27,6 +27,7 @@ ABOUT = About(
 )
 
 
+@checked
 def sink_rate(
     record: Record,
     epsilon: Annotated[float, "share above which the token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
@@ -46,10 +47,6 @@ def sink_rate(
     Unit: fraction; shares
     are weights. Source: the authors' code, checked.
     """
-    if not 0 <= epsilon <= 1:
-        raise AnalysisError(f"epsilon={epsilon} is outside its limits; give a share from 0 to 1")
-    if isinstance(key, bool) or not isinstance(key, int):
-        raise AnalysisError(f"key={key!r} is not one token position; give a whole number such as 0")
     column = xr.DataArray(columns_of(key, record.valid, "key")[:, 0].numpy(), dims="batch")
     share = received_share(record, unit_rows).isel(key=column)
     share = share.reset_coords(drop=True).assign_coords({name: share[name] for name in ("layer", "head")})

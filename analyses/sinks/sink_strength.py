@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import checked
 from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
 from headwater.analyses.sinks._uniform_map import even_map
 from headwater.lens.records.record import Record
@@ -26,6 +27,7 @@ ABOUT = About(
 )
 
 
+@checked
 def sink_strength(
     record: Record,
     keys: KeysSetting = 0,

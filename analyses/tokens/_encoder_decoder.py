@@ -54,8 +54,6 @@ class Pairs:
                 f"{model.name} has the parts {', '.join(model.parts)} and is read as its {model.part_name}; relevance "
                 "takes a model of one text, or one of encoder, decoder and cross read as its decoder"
             )
-        if size < 1:
-            raise AnalysisError(f"batch_size={size} is too small; give 1 or more")
         if not isinstance(examples, str) and len(examples) == 0:
             raise AnalysisError("examples is empty; give at least one text or row of tokens")
         if decoder is not None and isinstance(examples, Tokens) and examples.more:

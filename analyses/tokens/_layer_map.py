@@ -24,8 +24,6 @@ EXTREMES: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "min": torch.am
 
 def residual_weight(residual: float, add_residual: bool) -> float:
     """w: the weight of the residual stream, 0 where it is not mixed in."""
-    if not 0 <= residual <= 1:
-        raise AnalysisError(f"residual={residual} is outside its limits; give a weight from 0 to 1")
     return residual if add_residual else 0.0
 
 
@@ -53,8 +51,6 @@ def head_mixing(
 ) -> str | Tensor:
     """The reduction's name, or head weights [layer, head] that sum to 1 in each layer."""
     if isinstance(heads, str):
-        if heads not in ("mean", "max", "min"):
-            raise AnalysisError(f"heads={heads!r} is unknown; give mean, max, min or weights [layer, head]")
         return heads if heads != "mean" else torch.full((len(layers), n_heads), 1 / n_heads)
     weights = torch.as_tensor(np.asarray(heads), dtype=torch.float32)
     if weights.shape != (len(layers), n_heads):

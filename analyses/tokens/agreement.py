@@ -15,7 +15,7 @@ import xarray as xr
 from scipy import stats
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -51,6 +51,7 @@ OF_SCIPY: dict[str, Callable[..., Any]] = {
 }
 
 
+@checked
 def agreement(
     model: HookedModel,
     examples: Examples,
@@ -84,10 +85,6 @@ def agreement(
     mean. `low`, `high` enclose 95 % of the means of redrawn texts.
     Unit: correlation. Source: scipy, and the authors' code for the top-k form, checked.
     """
-    if by not in ("kendall", "spearman", "pearson", "weighted_kendall", "top_k"):
-        raise AnalysisError(
-            f"by={by!r} is unknown; give kendall, spearman, pearson, weighted_kendall or top_k"
-        )
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
     rows = weights_by_method(model, texts, methods, asked)
@@ -121,8 +118,13 @@ def agreement(
     )
 
 
+@checked
 def between(
-    first: Any, second: Any, by: Compared = "kendall", k: float | None = None, alpha: float = 1.0
+    first: Any,
+    second: Any,
+    by: Compared = "kendall",
+    k: Annotated[float | None, Bounds(0)] = None,
+    alpha: Annotated[float, Bounds(0)] = 1.0,
 ) -> float:
     """Agreement of two rows of numbers [token], as `agreement` says; NaN where one of them has no order."""
     x, y = (np.asarray(row, dtype=np.float64).ravel() for row in (first, second))

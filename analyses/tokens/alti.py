@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Texts, indicators
@@ -34,6 +34,7 @@ LONGEST = 4096  # tokens; beyond, a layer of width 1024 takes 10^14 operations
 ELEMENTS = 2**22  # numbers in the vectors of a block of rows
 
 
+@checked
 def alti(
     model: HookedModel,
     examples: Examples,

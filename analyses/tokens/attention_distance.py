@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import checked
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.lens.records.record import Record
 
@@ -26,6 +27,7 @@ ABOUT = About(
 )
 
 
+@checked
 def attention_distance(
     record: Record,
     queries: Annotated[Positions, 'queries to average over (the response, say), or "all"'] = "all",

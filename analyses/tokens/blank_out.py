@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -39,6 +39,7 @@ ABOUT = About(
 )
 
 
+@checked
 def blank_out(
     model: HookedModel,
     examples: Examples,

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._measures.measure import (
@@ -47,6 +47,7 @@ PARTS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of the tokens, for comprehensiveness and 
 CURVES, DROPS = ("deletion", "insertion"), ("comprehensiveness", "sufficiency")
 
 
+@checked
 def faithfulness(
     model: HookedModel,
     examples: Examples,

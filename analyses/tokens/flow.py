@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import (
     Reduction,
@@ -47,6 +47,7 @@ LONGEST = 1024  # tokens; beyond, the graph of a deep model has tens of millions
 UNIT = 2**30  # capacity 1 as an integer: the solver counts in int32, and a position gives out 1 in all
 
 
+@checked
 def flow(
     record: Record,
     queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),
@@ -95,10 +96,11 @@ def flow(
     )
 
 
+@checked
 def flow_graph(
     record: Record,
     row: int = 0,
-    residual: float = 0.5,
+    residual: Annotated[float, Bounds(0, 1)] = 0.5,
     heads: Reduction | Sequence[Sequence[float]] = "mean",
     add_residual: bool = True,
     last_layer: int | None = None,

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses.tokens.attention_distance import attention_distance
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
@@ -31,9 +31,12 @@ ABOUT = About(
 )
 
 
+@checked
 def future_influence(
     record: Record,
-    share: Annotated[float, "fraction of heads that count as local, and as global", Bounds(0.0, 0.5)] = 0.3,
+    share: Annotated[
+        float, "fraction of heads that count as local, and as global", Bounds(0.0, 0.5, above=True)
+    ] = 0.3,
     ahead_from: Annotated[int, "nearest later token that counts (tokens ahead)", Bounds(1)] = 10,
     ahead_to: Annotated[int, "farthest later token that counts", Bounds(1)] = 50,
     window: Annotated[int, "distance at which looking back is clipped", Bounds(1)] = 10,
@@ -59,14 +62,9 @@ def future_influence(
         raise AnalysisError(
             f"{name} is not causal; future influence is for models whose tokens see their past"
         )
-    if not 0 < share <= 0.5:
-        raise AnalysisError(f"share={share} is outside its limits; give a fraction above 0 and up to 0.5")
-    if not 0 <= marked <= 1:
-        raise AnalysisError(f"marked={marked} is outside its limits; give a fraction from 0 to 1")
-    if not 1 <= ahead_from <= ahead_to or window < 1:
+    if ahead_from > ahead_to:
         raise AnalysisError(
-            f"ahead_from={ahead_from}, ahead_to={ahead_to}, window={window} make no band; "
-            "give 1 ≤ ahead_from ≤ ahead_to and window ≥ 1"
+            f"ahead_from={ahead_from} is above ahead_to={ahead_to}; give 1 ≤ ahead_from ≤ ahead_to"
         )
     distance = attention_distance(record)
     chosen = {"local": _extreme(distance, share, 1), "global": _extreme(distance, share, -1)}

@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Texts, indicators
@@ -31,6 +31,7 @@ ABOUT = About(
 )
 
 
+@checked
 def globenc(
     model: HookedModel,
     examples: Examples,

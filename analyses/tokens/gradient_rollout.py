@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -41,6 +41,7 @@ ABOUT = About(
 )
 
 
+@checked
 def gradient_rollout(
     model: HookedModel,
     examples: Examples,

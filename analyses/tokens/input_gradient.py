@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -41,6 +41,7 @@ ABOUT = About(
 ROUNDING = 1e-4  # a sum below this part of its terms is rounding
 
 
+@checked
 def input_gradient(
     model: HookedModel,
     examples: Examples,
@@ -60,8 +61,6 @@ def input_gradient(
     `position`; or `measure(logits) → [batch]` of your own. Positions are embedded apart and stay as they are.
     Unit: that of s per unit of embedding. Source: the code of Abnar & Zuidema, checked; the norm from memory.
     """
-    if reduce not in ("sum", "norm"):
-        raise AnalysisError(f"reduce={reduce!r} is unknown; give sum or norm")
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
     found = texts.empty()

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -37,6 +37,7 @@ ABOUT = About(
 )
 
 
+@checked
 def input_x_gradient(
     model: HookedModel,
     examples: Examples,

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.blanks import BlankSetting, blank_id
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -48,6 +48,7 @@ ROUNDING = 8  # steps of the number explained that a model may be off by
 Baseline = Literal["mean", "blank", "zero"]
 
 
+@checked
 def integrated_gradients(
     model: HookedModel,
     examples: Examples,
@@ -73,8 +74,6 @@ def integrated_gradients(
     so the mean is the baseline unless another is asked for; a mixture of experts jumps where it switches experts.
     Unit: that of s. Source: the paper's formula, from memory; completeness is checked on every result.
     """
-    if baseline not in ("mean", "blank", "zero"):
-        raise AnalysisError(f"baseline={baseline!r} is unknown; give mean, blank or zero")
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
     found = texts.empty()

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.positions import Positions, position_coordinates
 from headwater.analyses._prompts.texts import Texts
@@ -36,6 +36,7 @@ ABOUT = About(
 Stage = Literal["attention", "residual", "norm"]
 
 
+@checked
 def norms(
     model: HookedModel,
     examples: Examples,
@@ -55,8 +56,6 @@ def norms(
     add up to what the model computed; head outputs must not be edited.
     Unit: norm in the residual stream. Source: the authors' code, checked; the ratio of about 0.2 for BERT, from memory.
     """
-    if stage not in ("attention", "residual", "norm"):
-        raise AnalysisError(f"stage={stage!r} is unknown; give attention, residual or norm")
     if per_head and stage != "attention":
         raise AnalysisError(f'stage={stage!r} joins the heads; per_head=True needs stage="attention"')
     texts = Texts.of(model, examples, batch_size)

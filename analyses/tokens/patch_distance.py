@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import checked
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
@@ -27,6 +28,7 @@ ABOUT = About(
 )
 
 
+@checked
 def patch_distance(
     record: Record,
     per_example: Annotated[bool, "keep one value per image instead of their mean"] = False,

@@ -6,7 +6,6 @@ nothing else is stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,11 +14,12 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.settings import checked
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import EXTREMES
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError
-from headwater.lens.naming.heads import named
+from headwater.lens.naming.heads import HeadNames, named
 from headwater.lens.records.record import Record
 
 ABOUT = About(
@@ -34,11 +34,12 @@ ABOUT = About(
 FEW = 256  # queries whose rows are read as one tile each; beyond, all rows are walked over in blocks
 
 
+@checked
 def raw_attention(
     record: Record,
     queries: Annotated[Positions, 'positions that look, e.g. -1; "all" for every one'] = (-1,),
     layers: Annotated[Positions, 'layers to aggregate, -1 is the last recorded; "all" for every one'] = (-1,),
-    heads: Annotated[str | Sequence[str], 'heads such as "2.1 3.0"; "all" for those of the layers'] = "all",
+    heads: Annotated[HeadNames, 'heads such as "2.1 3.0"; "all" for those of the layers'] = "all",
     over: Annotated[Literal["mean", "max", "min"], "how heads and layers become one row"] = "mean",
     keys: Annotated[Positions | None, "tokens that are looked at; none: all"] = None,
 ) -> xr.DataArray:
@@ -49,8 +50,6 @@ def raw_attention(
     Unit: attention weight. Source: the definition.
     """
     chosen = _chosen(record, layers, heads)
-    if over not in ("mean", "max", "min"):
-        raise AnalysisError(f"over={over!r} is unknown; give mean, max or min")
     columns = columns_of(queries, record.valid, "queries")
     count = sum(len(picked) for picked in chosen.values())
     rows: Tensor | None = None
@@ -78,7 +77,7 @@ def raw_attention(
     )
 
 
-def _chosen(record: Record, layers: Positions, heads: str | Sequence[str]) -> dict[int, list[int]]:
+def _chosen(record: Record, layers: Positions, heads: HeadNames) -> dict[int, list[int]]:
     """Heads by layer."""
     if heads != "all":
         found: dict[int, list[int]] = {}
@@ -87,9 +86,7 @@ def _chosen(record: Record, layers: Positions, heads: str | Sequence[str]) -> di
         if not found:
             raise AnalysisError('heads is empty; give heads such as "2.1", or "all"')
         return found
-    if isinstance(layers, str):
-        if layers != "all":
-            raise AnalysisError(f'layers={layers!r} is not a layer; give layer numbers or "all"')
+    if layers == "all":
         return {layer: list(range(record.n_heads)) for layer in record.layers}
     found = {}
     for layer in np.atleast_1d(np.asarray(layers)).tolist():

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -44,6 +44,7 @@ ABOUT = About(
 )
 
 
+@checked
 def relevance(
     model: HookedModel,
     examples: Examples,

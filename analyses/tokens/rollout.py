@@ -17,7 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import (
     EXTREMES,
@@ -42,6 +42,7 @@ ABOUT = About(
 CHUNK = 64  # columns that travel together: as many as one head is wide, so a pass costs one attention call
 
 
+@checked
 def rollout(
     record: Record,
     queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Texts, indicators
@@ -42,6 +42,7 @@ LONGEST = 1024  # tokens; attention alone takes S³ operations per layer and uni
 ELEMENTS = 2**23  # numbers in the heads' outputs of the copies that run together
 
 
+@checked
 def value_zeroing(
     model: HookedModel,
     examples: Examples,

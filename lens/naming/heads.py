@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ class Head(NamedTuple):
 
 Heads = str | Head | Iterable["str | Head | int"] | Tensor | np.ndarray | xr.DataArray
 Layers = str | int | Iterable[int]
+HeadNames = str | Sequence[str | Head]  # "5.1 6.0", or one by one
 
 
 def chosen(heads: Heads, layers: Layers, model_layers: list[int], n_heads: int) -> dict[int, Tensor]:
@@ -63,9 +64,7 @@ def chosen(heads: Heads, layers: Layers, model_layers: list[int], n_heads: int) 
     return masks
 
 
-def named(
-    given: str | Iterable[str | Head], layers: list[int], n_heads: int, of: str = "the model"
-) -> list[Head]:
+def named(given: HeadNames, layers: list[int], n_heads: int, of: str = "the model") -> list[Head]:
     """Heads such as "5.1 5.4" or ["5.1", "5.4"], each once, in their order; HeadError lists those that do not exist."""
     listed = given.replace(",", " ").split() if isinstance(given, str) else given
     found = list(dict.fromkeys(map(Head.parse, listed)))

@@ -229,10 +229,10 @@ def test_a_circuit_with_a_broken_edge_is_not_found() -> None:
 @pytest.mark.parametrize(
     ("message", "asked"),
     [
-        ("sizes='few' can not be read", {"sizes": "few"}),
-        (r"sizes=\[\] can not be read", {"sizes": []}),
-        (r"sizes=\[2\.5\] can not be read", {"sizes": [2.5]}),
-        ("draws=0 is too small", {"draws": 0}),
+        ("sizes='few' is not whole numbers", {"sizes": "few"}),
+        ("sizes is empty", {"sizes": []}),
+        (r"sizes=\[2\.5\] is not whole numbers", {"sizes": [2.5]}),
+        ("draws=0 is outside its limits", {"draws": 0}),
     ],
 )
 def test_sizes_and_draws_that_can_not_be_asked(message: str, asked: dict) -> None:

@@ -79,6 +79,7 @@ def example(
         ("where", "0, -1 4", [0, -1, 4]),
         ("where", "all", "all"),
         ("label", "any thing", "any thing"),
+        ("label", " Mary", " Mary"),
     ],
 )
 def test_parse(name: str, text: str, value: object) -> None:
@@ -89,8 +90,8 @@ def test_parse(name: str, text: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("amount", "half", "amount='half' is not a number from 0 up to 1"),
-        ("amount", "1.5", "amount=1.5 is outside its limits; give a number from 0 up to 1"),
+        ("amount", "half", "amount='half' is not a number from 0 to 1"),
+        ("amount", "1.5", "amount=1.5 is outside its limits; give a number from 0 to 1"),
         ("amount", "nan", "outside its limits"),
         ("count", "0", "a whole number from 1 \\(or none\\)"),
         ("flag", "perhaps", "yes or no"),

@@ -83,7 +83,7 @@ def test_acdc_is_the_walk_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [({"tau": -1.0}, "tau=-1.0 is below 0"), ({"metric": "up"}, "metric='up' is unknown")],
+    [({"tau": -1.0}, "tau=-1.0 is outside its limits"), ({"metric": "up"}, "metric='up' is unknown")],
 )
 def test_acdc_refuses_what_makes_no_sense(asked, message: str) -> None:
     model = hw.load(zoo.build("gpt2"))

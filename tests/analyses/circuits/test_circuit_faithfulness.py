@@ -232,7 +232,7 @@ def test_refuses_what_makes_no_sense(tmp_path: Path) -> None:
     same = [(ids, ids) for ids in prompts()[0]]
     with pytest.raises(HeadwaterError, match="no share of the difference is defined"):
         analyses.circuit_faithfulness(model, attributed("gpt2"), same, measure, draws=2)
-    for bad, message in (({"how": "up"}, "how='up' is unknown"), ({"n": -1}, "n=-1 is too small")):
+    for bad, message in (({"how": "up"}, "how='up' is unknown"), ({"n": -1}, "n=-1 is outside its limits")):
         with pytest.raises(HeadwaterError, match=message):
             select_circuit(**{"graph": attributed("gpt2"), "n": 3} | bad)
     with pytest.raises(HeadwaterError, match="no scores"):

@@ -258,7 +258,7 @@ def test_prompts_of_unequal_length_and_batches_change_nothing() -> None:
         ({"ablation": "up"}, "ablation='up' is unknown"),
         ({"key_values": "up"}, "key_values='up' is unknown"),
         ({"measure": "up"}, "measure='up' is unknown"),
-        ({"steps": 0}, "steps=0 is too small"),
+        ({"steps": 0}, "steps=0 is outside its limits; give a whole number from 1 to 1000"),
         ({"pairs": []}, "pairs is empty"),
         (
             {"pairs": [(torch.tensor([1, 2]), torch.tensor([1, 2, 3]))]},

@@ -4,6 +4,7 @@ eigenvalues."""
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -196,7 +197,7 @@ def test_delimiters(pairs: Callable, monkeypatch) -> None:
     """w5 and w9 taken for delimiters: the weight on them, by dense maps of the very sequences."""
     pair = pairs("llama")
     model = pair.model
-    monkeypatch.setitem(head_roles.__globals__, "DELIMITERS", ["w5", "w9", "no word"])
+    monkeypatch.setitem(inspect.unwrap(head_roles).__globals__, "DELIMITERS", ["w5", "w9", "no word"])
     found = head_roles(model, length=10, sequences=2, seed=1).sel(role="delimiter")
     recorded = []
     whole = type(model).record

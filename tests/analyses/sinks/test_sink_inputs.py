@@ -85,7 +85,7 @@ def test_the_start_may_stay(unplaced: hw.HookedModel) -> None:
 def test_refusals(unplaced: hw.HookedModel) -> None:
     with pytest.raises(AnalysisError, match="one token"):
         sink_inputs(unplaced, torch.tensor([[5]]))
-    with pytest.raises(AnalysisError, match="length=1 is too short"):
+    with pytest.raises(AnalysisError, match="length=1 is outside its limits"):
         sink_inputs(unplaced, texts(), length=1)
     with pytest.raises(AnalysisError, match="keep_start=24 leaves nothing"):
         sink_inputs(unplaced, texts(), keep_start=24)

@@ -39,5 +39,5 @@ def test_input_gradient_of_one_token(one_head: hw.HookedModel) -> None:
 
 def test_input_gradient_knows_sum_and_norm(pairs: Callable) -> None:
     model, ids = pairs("llama").model, torch.arange(5, 11)[None]
-    with pytest.raises(AnalysisError, match="sum or norm"):
+    with pytest.raises(AnalysisError, match="norm, sum"):
         input_gradient(model, ids, reduce="max")  # type: ignore[arg-type]

@@ -101,5 +101,5 @@ def test_shares_that_do_not_add_up_are_refused(pairs: Callable, monkeypatch) -> 
     monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.integrated_gradients"), "MOST", 2)
     with pytest.raises(AnalysisError, match=r"example 0 miss .* at 2 points; give tolerance="):
         integrated_gradients(model, ids, steps=1, baseline="blank", tolerance=1e-6)
-    with pytest.raises(AnalysisError, match="mean, blank or zero"):
+    with pytest.raises(AnalysisError, match="mean, blank, zero"):
         integrated_gradients(model, ids, baseline="none")  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def test_one_token_one_head_and_edits(pairs: Callable, one_head: hw.HookedModel)
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"stage": "mlp"}, "attention, residual or norm"), ({"per_head": True}, 'needs stage="attention"')],
+    [({"stage": "mlp"}, "attention, residual, norm"), ({"per_head": True}, 'needs stage="attention"')],
 )
 def test_refusals(pairs: Callable, settings: dict, message: str) -> None:
     with pytest.raises(AnalysisError, match=message):

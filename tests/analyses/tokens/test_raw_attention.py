@@ -72,11 +72,11 @@ def test_a_record_of_some_layers_and_closed_forms(pairs: Callable, uniform: hw.H
     [
         ({"layers": [3]}, "layer 3 is not in this record"),
         ({"layers": []}, "layers is empty"),
-        ({"layers": "last"}, "not a layer"),
+        ({"layers": "last"}, "not whole numbers"),
         ({"heads": "0.4"}, "no such head: 0.4; the record has layers 0 to 2"),
         ({"heads": "x"}, "layer.head"),
         ({"heads": ""}, "heads is empty"),
-        ({"over": "median"}, "mean, max or min"),
+        ({"over": "median"}, "mean, max, min"),
         ({"queries": [8]}, "has 8 tokens"),
     ],
 )

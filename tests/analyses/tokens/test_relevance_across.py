@@ -204,5 +204,5 @@ def test_refusals_name_value_and_mend(built: Callable[[str], Twins], pairs: Call
     tokens = model.to_tokens(ids, decoder_input_ids=ids)
     with pytest.raises(AnalysisError, match="hold the decoder's tokens already"):
         relevance(model, tokens, decoder=ids)
-    with pytest.raises(AnalysisError, match="batch_size=0 is too small"):
+    with pytest.raises(AnalysisError, match="batch_size=0 is outside its limits"):
         relevance(model, ids, batch_size=0)
