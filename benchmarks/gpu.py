@@ -33,8 +33,9 @@ import torch  # noqa: E402
 from gpu_subjects import CHECKED, Problem, Red, check, ours, peers  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from headwater.kernels.backends.triton import backend  # noqa: E402
+from headwater.kernels.backends.triton.backend import Triton  # noqa: E402
 from headwater.kernels.backends.triton.tile_sizes import Config, config  # noqa: E402
+from headwater.kernels.rules.map_state import MapState  # noqa: E402
 
 DEVICE = "cpu" if DRY else "cuda"
 HEADS = 2 if DRY else 32
@@ -163,10 +164,10 @@ def compare_with_targets(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def tune(p: Problem) -> dict[str, Any]:
     """Milliseconds of the shipped tiles and of others, for the forward and the key-major pass."""
-    lse = backend.attend(p.q, p.k, p.v, p.rule).lse
+    lse = Triton().attend(p.q, p.k, p.v, p.rule).lse
     passes = {
-        "rows": lambda tile: backend.attend(p.q, p.k, p.v, p.rule, tiles=tile),
-        "columns": lambda tile: backend.received(p.q, p.k, p.rule, lse, tiles=tile),
+        "rows": lambda tile: Triton(tile).attend(p.q, p.k, p.v, p.rule),
+        "columns": lambda tile: Triton(tile).received(MapState(p.q, p.k, p.rule, lse)),
     }
     found: dict[str, Any] = {}
     for kernel, run in passes.items():

@@ -17,10 +17,12 @@ import tutorial_attention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headwater.kernels.backends.triton import backend as triton_backend
+from headwater.kernels.backends.triton.backend import Triton
+from headwater.kernels.backends.triton.launch import rows_pass
 from headwater.kernels.edits import Rescale
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 
@@ -64,25 +66,25 @@ class Problem:
 def ours(p: Problem) -> dict[str, Callable[[], Any]]:
     """Our passes: the forward pass bare and measured, the key-major pass after it and alone, both, and an edit."""
     q, k, v, rule = p.q, p.k, p.v, p.rule
-    lse = triton_backend.attend(q, k, v, rule).lse
+    lse = Triton().attend(q, k, v, rule).lse
 
     def record() -> Any:
-        result = triton_backend.attend(q, k, v, rule, (), STATISTICS)
-        return result, triton_backend.received(q, k, rule, result.lse)
+        result = Triton().attend(q, k, v, rule, (), STATISTICS)
+        return result, Triton().received(MapState(q, k, rule, result.lse))
 
     def received_alone() -> Tensor:
         # what a call that is given no log-sum-exp has to do
-        alone = triton_backend.rows_pass(q, k, rule, None, None, None, (), None, None)[1]
-        return triton_backend.received(q, k, rule, alone)
+        alone = rows_pass(q, k, rule, None, None, None, (), None, None)[1]
+        return Triton().received(MapState(q, k, rule, alone))
 
     return {
-        "plain": lambda: triton_backend.attend(q, k, v, rule),
-        "entropy": lambda: triton_backend.attend(q, k, v, rule, (), ("entropy",)),
-        "rows": lambda: triton_backend.attend(q, k, v, rule, (), STATISTICS),
-        "received": lambda: triton_backend.received(q, k, rule, lse),
+        "plain": lambda: Triton().attend(q, k, v, rule),
+        "entropy": lambda: Triton().attend(q, k, v, rule, (), ("entropy",)),
+        "rows": lambda: Triton().attend(q, k, v, rule, (), STATISTICS),
+        "received": lambda: Triton().received(MapState(q, k, rule, lse)),
         "received_alone": received_alone,
         "record": record,
-        "edited": lambda: triton_backend.attend(q, k, v, rule, (p.edit,)),
+        "edited": lambda: Triton().attend(q, k, v, rule, (p.edit,)),
     }
 
 
@@ -188,7 +190,7 @@ def check(width: int, causal: bool, device: str, length: int) -> dict[str, float
             )
 
     for title, edits in (("", ()), ("edited ", (p.edit,))):
-        result = triton_backend.attend(p.q, p.k, p.v, p.rule, edits, STATISTICS)
+        result = Triton().attend(p.q, p.k, p.v, p.rule, edits, STATISTICS)
         dense = reference.attend(host[0], host[1], host[2], p.rule, edits)
         wanted = reference.statistics(dense, p.rule)
         # weights are rounded to bfloat16 before they meet the values, and the output once more

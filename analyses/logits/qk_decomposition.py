@@ -20,6 +20,7 @@ from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.head_inputs import Reading, one_head, refuse_other_sum, rotations
 from headwater.analyses._streams.writers import Writers
+from headwater.kernels.tiles.block import Block
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import head_weights
@@ -92,13 +93,8 @@ def _places(run: Writers, head: Head, batch: Batch, query: int, key: int | None)
     map = run.layers[head.layer].map
     if key is not None:
         j = key % length
-        seen = map.rule.mask.tile(
-            slice(i, i + 1),
-            slice(j, j + 1),
-            slice(0, len(batch.ids)),
-            torch.tensor([head.head]),
-            map.q.device,
-        )
+        pair = Block(slice(0, len(batch.ids)), torch.tensor([head.head]), slice(i, i + 1), slice(j, j + 1))
+        seen = map.mask.tile(pair, map.q.device)
         if seen is not None and not seen.all():
             raise AnalysisError(
                 f"query={query} does not see key={key} in layer {head.layer} of {run.model.name}; give a key that its "

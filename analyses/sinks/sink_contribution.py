@@ -116,8 +116,7 @@ class _WithoutValues:
         return ()
 
     def apply(self, weights: Tensor, factors: tuple[Tensor, ...], block: Block, mask: Mask) -> Tensor:
-        gone = self.keys[block.batch][:, block.heads][..., block.columns].to(weights.device)
-        return weights.masked_fill(gone[:, :, None], 0.0)
+        return weights.masked_fill(block.of_keys(self.keys).to(weights.device), 0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,7 @@ def choices(device: str) -> list[dict[str, Any]]:
     """For each problem the backend of the forward pass on `device`, the reason, and why the others can not do it."""
     import torch
 
-    from headwater.kernels.attend import choose
-    from headwater.kernels.backends import flash_edits
-    from headwater.kernels.backends.triton import backend as triton_backend
+    from headwater.kernels.backends.choose import BACKENDS, choose
     from headwater.kernels.rules.prepare import prepare
 
     seeded = torch.Generator().manual_seed(0)
@@ -28,14 +26,12 @@ def choices(device: str) -> list[dict[str, Any]]:
     found = []
     for name, rule, edits in _problems():
         ready = prepare(q, k, rule)
-        backend, reason = choose(ready[2], ready[0], edits)
+        backend, reason = choose(*ready, edits)
         refusals = {
-            "flash": flash_edits.refuses(ready[2], ready[0], edits),
-            "triton": triton_backend.refuses(ready[2], ready[0], edits, 16),
+            fused: BACKENDS[fused].why_not(*ready, edits, value_width=16) for fused in ("flash", "triton")
         }
-        found.append(
-            {"device": device, "problem": name, "backend": backend, "reason": reason, "refusals": refusals}
-        )
+        entry = {"device": device, "problem": name, "backend": backend.name, "reason": reason}
+        found.append(entry | {"refusals": refusals})
     return found
 
 

@@ -2,7 +2,7 @@
 
 It takes causal masks (inside a cache in two calls) and bidirectional ones, key padding, additive bias, grouped queries
 and learned sinks (a factor on the output), and edits by way of kernels/backends/flash_edits.py; why it refuses anything
-else is said by `refuses`. `P^T @ Y` is attention again: queries and keys change places, one more feature carries -lse,
+else is said by `why_not`. `P^T @ Y` is attention again: queries and keys change places, one more feature carries -lse,
 and both sequences are reversed so that causal stays causal.
 """
 
@@ -15,16 +15,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.rules.rule import ScoreRule, with_sink
+from headwater.kernels.tiles.block import tile_dtype
+from headwater.kernels.tiles.heads import per_query_head
 
 # (output, lse [batch, head, query] in natural log); lse is 0 on a row without keys, which callers mend
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def refuses(rule: ScoreRule, q: Tensor, transposed: bool = False, k: Tensor | None = None) -> str | None:
-    """Why this combination can not be computed here, or None where it can; `k` matters where it learns."""
+def why_not(q: Tensor, k: Tensor, rule: ScoreRule, transposed: bool = False) -> str | None:
+    """What of this combination can not be computed here, or None where it can."""
     mask = rule.mask
-    learns = torch.is_grad_enabled() and (q.requires_grad or (k is not None and k.requires_grad))
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if q.device.type != "cpu":
         return f"the fused kernel used here is for the CPU, the tensors are on {q.device.type}"
     if rule.scale <= 0:
@@ -126,7 +128,7 @@ def _call(
     elif wanted > width:
         q, k = (torch.nn.functional.pad(x, (0, wanted - width)) for x in (q, k))
     if torch.is_grad_enabled() and k.shape[1] != q.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        k, v = (per_query_head(x, q.shape[1]) for x in (k, v))
     if bias is not None and bias.shape[2] == 1 and bias.shape[1] == 1:
         bias = bias.expand(q.shape[0], 1, 1, -1)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
@@ -136,8 +138,6 @@ def _call(
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
     """Output z [batch, head, query, d_value] and lse [batch, head, query]; zero and -inf on a row without keys."""
-    if reason := refuses(rule, q, k=k):
-        raise ValueError(f"flash can not compute {reason}; use backend='blocked'")
     first, last = _span(rule)
     causal = _is_causal(rule, first, last)
     if causal is None:
@@ -151,9 +151,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Te
             lse = lse.masked_fill(empty, float("-inf"))
             z = z.masked_fill(empty[..., None], 0.0)
     if rule.sinks is not None:
-        assert rule.sink_logits is not None
-        merged = torch.logaddexp(lse, rule.sink_logits.to(lse).expand_as(lse))
-        merged = torch.where(lse == float("-inf"), lse, merged)
+        merged = with_sink(lse, rule.sink_logits)
         share = torch.exp(lse - torch.where(merged == float("-inf"), 0.0, merged))
         z, lse = z * share[..., None].to(z), merged
     return z, lse
@@ -183,16 +181,6 @@ def _empty(rule: ScoreRule, bias: Tensor | None, first: int, last: int) -> Tenso
     return ~torch.cat(found, -1)
 
 
-def gather(q: Tensor, k: Tensor, rule: ScoreRule, x: Tensor) -> Tensor:
-    """`P @ x` for x [batch, head|1, key, c]: attention with x in the place of the values, in float32 or float64."""
-    high = torch.float64 if q.dtype == torch.float64 else torch.float32
-    if x.shape[1] == 1:
-        x = x.expand(-1, k.shape[1], -1, -1)
-    elif x.shape[1] != k.shape[1]:
-        k = k.repeat_interleave(x.shape[1] // k.shape[1], 1)
-    return attend(q.to(high), k.to(high), x.to(high), rule)[0]
-
-
 def scatter(
     q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, y: Tensor, key_bias: Tensor | None = None
 ) -> Tensor:
@@ -202,8 +190,6 @@ def scatter(
     Column j of P is `exp(scale*k_j·q_i - lse_i)` over i: a softmax over the queries, times the exponential of its own
     log-sum-exp. A learned sink is inside `lse` already.
     """
-    if reason := refuses(rule, q, transposed=True, k=k):
-        raise ValueError(f"flash can not compute {reason}; use backend='blocked'")
     batch, heads, _, width = q.shape
     first, last = _span(rule)
     causal = _is_causal(rule, first, last)
@@ -213,8 +199,8 @@ def scatter(
             own_bias = None if key_bias is None else key_bias[..., part]
             found.append(scatter(q, k[:, :, part], half, lse, y, own_bias))
         return torch.cat(found, 2)
-    high = torch.float64 if q.dtype == torch.float64 else torch.float32
-    keys = k[:, :, first:last].to(high).repeat_interleave(heads // k.shape[1], 1)
+    high = tile_dtype(q)
+    keys = per_query_head(k[:, :, first:last].to(high), heads)
     silent = torch.isinf(lse)
     feature = torch.where(silent, 0.0, -lse / rule.scale).to(high)[..., None]
     new_q = torch.cat([keys, torch.ones_like(keys[..., :1])], -1).flip(2)

@@ -16,9 +16,21 @@ import torch
 from torch import Tensor
 
 from headwater.kernels.backends import pattern_products
-from headwater.kernels.edits import NOTHING, SMALL, MixIdentity, MixPattern, Rescale, WeightEdit, WeightStep
 from headwater.kernels.edits.patterns import Pattern
+from headwater.kernels.edits.weights import (
+    NOTHING,
+    WITHIN_EPSILON,
+    MixIdentity,
+    MixPattern,
+    Rescale,
+    WeightEdit,
+    WeightStep,
+)
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.block import tile_dtype
+from headwater.kernels.tiles.heads import per_batch_row, per_query_head
+from headwater.kernels.tiles.mask import Mask
 
 MOST_CLASSES = 16
 FEW = 16  # neighbouring keys that are cheaper to treat one by one than in another walk
@@ -74,10 +86,8 @@ class Folded:
         heads, kinds = self.kept.shape[1], self.classes.groups().to(x)
         for part in self.mixed:
             values = x if self.classes.count == 1 else torch.einsum("bhkx,bck->bhkcx", x, kinds).flatten(3)
-            there = pattern_products.gather(part.pattern, rule, heads, values)
-            there = there.repeat_interleave(heads // there.shape[1], 1).unflatten(
-                -1, (self.classes.count, -1)
-            )
+            there = per_query_head(pattern_products.gather(part.pattern, rule.mask, heads, values), heads)
+            there = there.unflatten(-1, (self.classes.count, -1))
             found = found + torch.einsum("bhqcx,bhcq->bhqx", there, part.factor.to(there))
         return found
 
@@ -87,7 +97,9 @@ class Folded:
         kinds = self.classes.groups().to(y)
         for part in self.mixed:
             sent = (part.factor.mT[..., None].to(y) * y[..., None, :]).flatten(-2)
-            there = pattern_products.scatter(part.pattern, rule, sent).unflatten(-1, (self.classes.count, -1))
+            there = pattern_products.scatter(part.pattern, rule.mask, sent).unflatten(
+                -1, (self.classes.count, -1)
+            )
             found = found + torch.einsum("bhkcx,bck->bhkx", there, kinds)
         return found
 
@@ -110,9 +122,29 @@ def mixes(steps: Sequence[WeightStep]) -> bool:
     return any(isinstance(step.edit, MixPattern) for step in steps)
 
 
-def per_batch_row(heads: Tensor) -> Tensor:
-    """[head] or [batch|1, head] as [batch|1, head]."""
-    return heads if heads.dim() == 2 else heads[None]
+def why_not(edits: Sequence[WeightEdit], keys: int, device: torch.device) -> str | None:
+    """Why these edits are no factors of key classes, or None where they are."""
+    for edit in edits:
+        if not isinstance(edit, Rescale | MixIdentity | MixPattern):
+            return f"the weight edit {type(edit).__name__}"
+    if edits and classify(edits, keys, device).count > MOST_CLASSES:
+        return f"edits of more than {MOST_CLASSES} classes of keys"
+    return None
+
+
+def own_columns(mask: Mask, device: torch.device) -> Tensor:
+    """The column of each query's own position, int64 [query]; any where there is none."""
+    return (torch.arange(mask.queries, device=device) + mask.shift).clamp(0, max(mask.keys - 1, 0))
+
+
+def refold(state: MapState) -> Folded | None:
+    """The edits of a finished forward pass, None where there are none; rows without weights keep nothing."""
+    if not state.steps:
+        return None
+    edits = [step.edit for step in state.steps]
+    classes = classify(edits, state.mask.keys, state.lse.device)
+    factors = [step.factors for step in state.steps]
+    return fold(edits, classes, state.rule, ~torch.isinf(state.lse), factors=factors)[0]
 
 
 def _sets(edits: Sequence[WeightEdit]) -> dict[tuple[int, str], Tensor]:
@@ -141,12 +173,11 @@ def fold(
     """
     (batch, heads, queries), device = live.shape, live.device
     given = mass if mass is not None else next((f for row in factors or () for f in row), None)
-    high = torch.float64 if given is not None and given.dtype == torch.float64 else torch.float32
+    high = torch.float32 if given is None else tile_dtype(given)
     factor = torch.ones(batch, heads, classes.count, queries, device=device, dtype=high)
     kept = torch.zeros(batch, heads, queries, device=device, dtype=high)
     own = rule.mask.own_key().to(device)[:, None]
-    place = (torch.arange(queries, device=device) + rule.mask.shift).clamp(0, max(rule.mask.keys - 1, 0))
-    own_class = classes.of_key[:, place].long()[:, None]
+    own_class = classes.of_key[:, own_columns(rule.mask, device)].long()[:, None]
 
     steps, mixed = [], []
     for e, edit in enumerate(edits):
@@ -163,7 +194,9 @@ def fold(
             on = None
             if saved is None:
                 there = classes.groups().to(high).mT[:, None].expand(batch, -1, -1, -1)
-                on = pattern_products.gather(edit.pattern, rule, heads, there).mT.expand(batch, heads, -1, -1)
+                on = pattern_products.gather(edit.pattern, rule.mask, heads, there).mT.expand(
+                    batch, heads, -1, -1
+                )
                 total = on.sum(2)
                 acts = acts & (total > 0)
                 amount = acts.to(high) * edit.amount
@@ -200,7 +233,7 @@ def _settle(edit: Rescale, on: dict[str, Tensor], acts: Tensor) -> tuple[Tensor,
     them."""
     acts = acts & (on["to"] > NOTHING)
     if edit.condition is not None:
-        share = on["of"] / (on["within"] + SMALL)
+        share = on["of"] / (on["within"] + WITHIN_EPSILON)
         acts = acts & (share <= edit.condition.most) & (on["within"] >= edit.condition.least)
     gain = 1 + (1 - edit.keep) * on["keys"] / torch.where(acts, on["to"], 1.0)
     return torch.where(acts, gain.new_tensor(edit.keep), 1.0), torch.where(acts, gain, 1.0)

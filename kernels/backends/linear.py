@@ -3,7 +3,7 @@
 For the map w_ij = q_i·k_j * exp(-L_i) of `linear` attention, whose feature maps are in q and k already, the product
 with x is `q_i (sum over visible j of k_j x_j^T)`: Katharopoulos et al. 2020. Behind a causal mask the sum runs along
 the sequence, a chunk of rows at a time with the triangle of the chunk itself. It takes causal, cached and bidirectional
-masks with padding; `refuses` names the rest, which blocks of rows compute. The transpose is the same sum run backwards.
+masks with padding; `why_not` names the rest, which blocks of rows compute. The transpose is the same sum run backwards.
 """
 
 from __future__ import annotations
@@ -13,60 +13,67 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headwater.kernels.edits import WeightEdit
+from headwater.kernels.backends.backend import Backend, Pass
+from headwater.kernels.edits.weights import WeightEdit
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.heads import per_query_head
 
 CHUNK = 128  # rows whose own triangle is computed as a tile
 
 
-def refuses(rule: ScoreRule, edits: Sequence[WeightEdit] = ()) -> str | None:
-    """Why this map has no running sum, or None where it has one."""
-    if rule.normaliser is None or rule.normaliser.name != "products":
-        return "weights that are no products of features"
-    if rule.softcap is not None or rule.bias is not None or rule.alibi is not None or rule.edits:
-        return "scores that are no products of features"
-    if edits:
-        return "edited weights"
-    if rule.mask.beyond_band is not None:
-        return rule.mask.beyond_band
-    return None if rule.mask.left is None else "a sliding window"
+class Running(Backend):
+    name = "running"
+    reason = "linear attention as running sums"
 
+    def why_not(
+        self, q: Tensor, k: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        transposed: bool = False, value_width: int = 0,
+    ) -> str | None:  # fmt: skip
+        if rule.normaliser is None or rule.normaliser.name != "products":
+            return "weights that are no products of features"
+        if rule.softcap is not None or rule.bias is not None or rule.alibi is not None or rule.edits:
+            return "scores that are no products of features"
+        if edits:
+            return "edited weights"
+        if rule.mask.beyond_band is not None:
+            return rule.mask.beyond_band
+        return None if rule.mask.left is None else "a sliding window"
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
-    """z [batch, head, query, d_value] and L [batch, head, query], zero and -inf on rows without weights."""
-    kind, mask = rule.normaliser, rule.mask
-    assert kind is not None
-    one = v.new_ones(1, 1, 1, 1).expand(*v.shape[:3], 1)
-    sums = _gather(q, k, rule, torch.cat([v, one], -1))
-    z, total = sums[..., :-1], sums[..., -1]
-    silent = (mask.visible_keys(len(q), 1) == 0).to(q.device).expand_as(total)
-    if kind.unnormalised:
-        total = torch.ones_like(total)
-    elif rule.sink_logits is not None:
-        total = total + rule.sink_logits.to(total)
-    total = total.abs()
-    if kind.features == "identity" and not kind.unnormalised:
-        total = total.clamp(min=1)
-    silent = silent | (total == 0)
-    total = total.masked_fill(silent, 1.0)
-    z = (z / total[..., None]).masked_fill(silent[..., None], 0.0)
-    return z, total.log().masked_fill(silent, float("-inf"))
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        statistics: Sequence[str] = (),
+    ) -> Pass:  # fmt: skip
+        kind, mask = rule.normaliser, rule.mask
+        assert kind is not None
+        one = v.new_ones(1, 1, 1, 1).expand(*v.shape[:3], 1)
+        sums = _gather(q, k, rule, torch.cat([v, one], -1))
+        z, total = sums[..., :-1], sums[..., -1]
+        silent = (mask.visible_keys(len(q), 1) == 0).to(q.device).expand_as(total)
+        if kind.unnormalised:
+            total = torch.ones_like(total)
+        elif rule.sink_logits is not None:
+            total = total + rule.sink_logits.to(total)
+        total = total.abs()
+        if kind.features == "identity" and not kind.unnormalised:
+            total = total.clamp(min=1)
+        silent = silent | (total == 0)
+        total = total.masked_fill(silent, 1.0)
+        z = (z / total[..., None]).masked_fill(silent[..., None], 0.0)
+        return Pass(z, total.log().masked_fill(silent, float("-inf")), (), {})
 
+    def gather(self, state: MapState, x: Tensor) -> Tensor:
+        return _gather(state.q, state.k, state.rule, x) * torch.exp(-state.lse)[..., None].to(state.q)
 
-def gather(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, x: Tensor) -> Tensor:
-    """`P @ x` for x [batch, head|1, key, c]; `lse` is +inf on rows without weights."""
-    return _gather(q, k, rule, x) * torch.exp(-lse)[..., None].to(q)
-
-
-def scatter(q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, y: Tensor) -> Tensor:
-    """`P^T @ y` for y [batch, head|1, query, c] → [batch, head, key, c]."""
-    mask = rule.mask
-    q = (q * rule.scale * torch.exp(-lse)[..., None].to(q)).flip(2)
-    ahead = None if mask.right is None else mask.queries - mask.keys + mask.shift + mask.right
-    found = _running(_per_head(k, q.shape[1]).flip(2), q, y.to(q).flip(2), ahead).flip(2)
-    if mask.valid_keys is not None:
-        found = found.masked_fill(~mask.valid_keys[:, None, :, None].to(found.device), 0.0)
-    return found
+    def scatter(self, state: MapState, y: Tensor) -> Tensor:
+        mask, q = state.mask, state.q
+        sent = (q * state.rule.scale * torch.exp(-state.lse)[..., None].to(q)).flip(2)
+        ahead = None if mask.right is None else mask.queries - mask.keys + mask.shift + mask.right
+        keys = per_query_head(state.k, q.shape[1]).flip(2)
+        found = _running(keys, sent, y.to(q).flip(2), ahead).flip(2)
+        if mask.valid_keys is not None:
+            found = found.masked_fill(~mask.valid_keys[:, None, :, None].to(found.device), 0.0)
+        return found
 
 
 def _gather(q: Tensor, k: Tensor, rule: ScoreRule, x: Tensor) -> Tensor:
@@ -74,13 +81,9 @@ def _gather(q: Tensor, k: Tensor, rule: ScoreRule, x: Tensor) -> Tensor:
     k = k.to(q)
     if mask.valid_keys is not None:
         k = k.masked_fill(~mask.valid_keys[:, None, :, None].to(k.device), 0.0)
-    x = x.to(q) if x.shape[1] == 1 else _per_head(x.to(q), q.shape[1])
+    x = x.to(q) if x.shape[1] == 1 else per_query_head(x.to(q), q.shape[1])
     ahead = None if mask.right is None else mask.shift + mask.right
-    return _running(q * rule.scale, _per_head(k, q.shape[1]), x, ahead)
-
-
-def _per_head(x: Tensor, heads: int) -> Tensor:
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+    return _running(q * rule.scale, per_query_head(k, q.shape[1]), x, ahead)
 
 
 def _running(a: Tensor, b: Tensor, x: Tensor, ahead: int | None) -> Tensor:

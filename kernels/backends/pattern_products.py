@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headwater.kernels.backends import blocked
 from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Pattern
-from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.heads import per_query_head
 from headwater.kernels.tiles.mask import Mask
+from headwater.kernels.tiles.row_blocks import blocks
 
 SUMS = 2**22  # numbers in one piece of prefix sums: 32 MB
 
@@ -31,19 +31,19 @@ class Ranges(NamedTuple):
     order: Tensor
 
 
-def gather(pattern: Pattern, rule: ScoreRule, heads: int, x: Tensor) -> Tensor:
+def gather(pattern: Pattern, mask: Mask, heads: int, x: Tensor) -> Tensor:
     """`T @ x` for x [batch, kv head|head|1, key, c] → [batch, as many heads or `heads`, query, c]; a band's mask."""
-    found = _ranges(pattern, rule.mask, x.device)
+    found = _ranges(pattern, mask, x.device)
     if found is None:
-        x = x.repeat_interleave(heads // x.shape[1], 1)
-        out = x.new_zeros(len(x), heads, rule.mask.queries, x.shape[-1])
-        for block in blocked.blocks(len(x), range(heads), rule):
-            tile = pattern.tile(block, rule.mask, x)
+        x = per_query_head(x, heads)
+        out = x.new_zeros(len(x), heads, mask.queries, x.shape[-1])
+        for block in blocks(len(x), range(heads), mask):
+            tile = pattern.tile(block, mask, x)
             values = x[block.batch][:, block.heads, block.columns]
             out[block.batch, block.heads, block.rows] = tile @ values
         return out
     low, high, weight, order = (place[:, None, :, None] for place in found)
-    out = x.new_empty(len(x), x.shape[1], rule.mask.queries, x.shape[-1])
+    out = x.new_empty(len(x), x.shape[1], mask.queries, x.shape[-1])
     for some in _few_heads(x):
         kept = torch.take_along_dim(x[:, some].double() * weight, order, 2)
         sums = torch.nn.functional.pad(kept.cumsum(2), (0, 0, 1, 0))
@@ -51,14 +51,14 @@ def gather(pattern: Pattern, rule: ScoreRule, heads: int, x: Tensor) -> Tensor:
     return out
 
 
-def scatter(pattern: Pattern, rule: ScoreRule, y: Tensor) -> Tensor:
+def scatter(pattern: Pattern, mask: Mask, y: Tensor) -> Tensor:
     """`T^T @ y` for y [batch, head, query, c] → [batch, head, key, c]; a band's mask."""
-    (batch, heads, _, width), keys = y.shape, rule.mask.keys
-    found = _ranges(pattern, rule.mask, y.device)
+    (batch, heads, _, width), keys = y.shape, mask.keys
+    found = _ranges(pattern, mask, y.device)
     if found is None:
         out = y.new_zeros(batch, heads, keys, width)
-        for block in blocked.blocks(batch, range(heads), rule):
-            tile = pattern.tile(block, rule.mask, y)
+        for block in blocks(batch, range(heads), mask):
+            tile = pattern.tile(block, mask, y)
             values = y[block.batch][:, block.heads, block.rows]
             out[block.batch, block.heads, block.columns] += tile.mT @ values
         return out

@@ -8,8 +8,9 @@ stands at `query_offset + i`. Cost: one tile at a time. Behind a band their prod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +18,14 @@ from torch import Tensor
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask
 
-if TYPE_CHECKING:
-    from headwater.kernels.maps.attention_map import AttentionMap
+
+class BlockReader(Protocol):
+    """A map that gives its weights block by block, [batch, head, row, column]."""
+
+    @property
+    def mask(self) -> Mask: ...
+
+    def block(self, block: Block) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +35,7 @@ class Uniform:
     as_it_is: ClassVar[bool] = False
 
     def tile(self, block: Block, mask: Mask, like: Tensor) -> Tensor:
-        return _visible(torch.ones((), device=like.device, dtype=like.dtype), block, mask)
+        return _visible(like.new_ones(1, 1, 1, 1), block, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +47,7 @@ class Offset:
 
     def tile(self, block: Block, mask: Mask, like: Tensor) -> Tensor:
         rows, columns = block.positions(like.device)
-        return _visible((rows + mask.shift - self.n == columns).to(like)[None, None], block, mask)
+        return _visible((rows + mask.shift - self.n == columns).to(like), block, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +58,7 @@ class OnKeys:
     as_it_is: ClassVar[bool] = False
 
     def tile(self, block: Block, mask: Mask, like: Tensor) -> Tensor:
-        keys = block.of_keys(self.keys).to(like)[:, None, None]
-        return _visible(keys.expand(-1, 1, block.rows.stop - block.rows.start, -1), block, mask)
+        return _visible(block.of_keys(self.keys).to(like), block, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +72,17 @@ class Matching:
     as_it_is: ClassVar[bool] = False
 
     def tile(self, block: Block, mask: Mask, like: Tensor) -> Tensor:
-        rows, columns = (
-            place + offset
-            for place, offset in zip(
-                block.positions(like.device), (mask.query_offset, mask.key_offset), strict=True
-            )
+        ids = self.ids.to(like.device)
+        rows, columns = block.positions(like.device)
+        of_query, of_key = (
+            ids[:, (torch.arange(length, device=ids.device) + offset).clamp(0, ids.shape[1] - 1)]
+            for length, offset in ((mask.queries, mask.query_offset), (mask.keys, mask.key_offset))
         )
-        ids = block.of_batch(self.ids).to(like.device)
-        known = [(place >= 0) & (place < ids.shape[1]) for place in (rows, columns)]
-        query, key = (ids[:, place.clamp(0, ids.shape[1] - 1)] for place in (rows, columns))
-        same = (query == key) & known[0] & known[1] & (columns < rows)
-        return _visible(same[:, None].to(like), block, mask)
+        # an earlier key of a known query is known too
+        known = rows + mask.query_offset < ids.shape[1]
+        earlier = columns + mask.key_offset < rows + mask.query_offset
+        same = block.of_queries(of_query) == block.of_keys(of_key)
+        return _visible((same & known & earlier).to(like), block, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +103,11 @@ class Fixed:
             )
 
     def tile(self, block: Block, mask: Mask, like: Tensor) -> Tensor:
-        given = block.of_batch(self.weights)
-        given = given if given.shape[1] == 1 else given[:, block.heads.to(given.device)]
-        rows = _within(block.rows, mask.query_offset, given.shape[2])
-        columns = _within(block.columns, mask.key_offset, given.shape[3])
-        found = given[:, :, rows.inside, columns.inside].to(like)
-        return _visible(_placed(found, rows, columns), block, mask)
+        def read(there: Block) -> Tensor:
+            return there.of_columns(there.of_maps(self.weights[:, :, there.rows])).to(like)
+
+        offsets = mask.query_offset, mask.key_offset
+        return _visible(_moved(read, block, offsets, self.weights.shape[2:]), block, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,42 +117,49 @@ class OfMap:
     The other map has as many batch rows and heads; rows and keys that it does not have get no weight.
     """
 
-    map: AttentionMap
+    map: BlockReader
     as_it_is: ClassVar[bool] = True
 
     def tile(self, block: Block, mask: Mask, like: Tensor) -> Tensor:
-        other = self.map.rule.mask
-        rows = _within(block.rows, mask.query_offset - other.query_offset, other.queries)
-        columns = _within(block.columns, mask.key_offset - other.key_offset, other.keys)
-        there = self.map.block(Block(block.batch, block.heads, rows.inside, columns.inside))
-        return _visible(_placed(there.to(like), rows, columns), block, mask)
+        other = self.map.mask
+        offsets = mask.query_offset - other.query_offset, mask.key_offset - other.key_offset
+        shape = other.queries, other.keys
+        return _visible(
+            _moved(lambda there: self.map.block(there).to(like), block, offsets, shape), block, mask
+        )
 
 
 Pattern = Uniform | Offset | OnKeys | Matching | Fixed | OfMap
 
 
-@dataclass(frozen=True)
-class _Overlap:
-    """The part of a block's span that another tensor has: `inside` it, with `before` and `after` places missing."""
+def _moved(
+    read: Callable[[Block], Tensor], block: Block, offsets: tuple[int, int], shape: tuple[int, ...]
+) -> Tensor:
+    """Weights of another map of this shape, whose rows and keys of the same position are `offsets` further on.
 
-    inside: slice
-    before: int
-    after: int
+    0 on the rows and keys that it does not have.
+    """
+    rows, above, below = _within(block.rows, offsets[0], shape[0])
+    columns, before, after = _within(block.columns, offsets[1], shape[1])
+    there = Block(block.batch, block.heads, rows, columns)
+    if block.chosen is None:
+        return torch.nn.functional.pad(read(there), (before, after, above, below))
+    chosen = block.chosen + offsets[1]
+    chosen = chosen if chosen.shape[2] == 1 else chosen[:, :, above : chosen.shape[2] - below]
+    inside = (chosen >= 0) & (chosen < shape[1])
+    found = read(there._replace(chosen=chosen.clamp(0, shape[1] - 1)))
+    return torch.nn.functional.pad(found * inside.to(found), (0, 0, above, below))
 
 
-def _within(span: slice, offset: int, length: int) -> _Overlap:
+def _within(span: slice, offset: int, length: int) -> tuple[slice, int, int]:
+    """The part of a span that another tensor has, and how many places before and after it are missing there."""
     first, last = (min(max(place + offset, 0), length) for place in (span.start, span.stop))
     before = min(max(-(span.start + offset), 0), span.stop - span.start)
-    return _Overlap(slice(first, last), before, span.stop - span.start - before - (last - first))
-
-
-def _placed(found: Tensor, rows: _Overlap, columns: _Overlap) -> Tensor:
-    return torch.nn.functional.pad(found, (columns.before, columns.after, rows.before, rows.after))
+    return slice(first, last), before, span.stop - span.start - before - (last - first)
 
 
 def _visible(weights: Tensor, block: Block, mask: Mask) -> Tensor:
     """Weights with 0 where the mask hides, [batch|1, head|1, row, column]."""
-    seen = mask.tile(block.rows, block.columns, block.batch, block.heads, weights.device)
-    shape = (1, 1, block.rows.stop - block.rows.start, block.columns.stop - block.columns.start)
-    weights = weights if weights.dim() == 4 else weights.expand(shape)
+    seen = mask.tile(block, weights.device)
+    weights = weights.expand(*weights.shape[:2], *block.size)
     return weights if seen is None else weights * seen

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from headwater.kernels.tiles.block import Block
-from headwater.kernels.tiles.mask import IndexMask, Mask
-
-HIDDEN = float("-inf")
+from headwater.kernels.tiles.mask import HIDDEN, IndexMask, Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +24,7 @@ class ScaleScores:
 
     def apply(self, scores: Tensor, block: Block, mask: Mask) -> Tensor:
         chosen = block.of_heads(self.heads).to(scores.device)
-        factor = torch.where(chosen, scores.new_tensor(self.tau), 1.0)[:, :, None, None]
+        factor = torch.where(chosen, scores.new_tensor(self.tau), 1.0)
         if self.tau > 0:
             return scores * factor
         # 0 * -inf is NaN
@@ -54,10 +52,8 @@ class BiasKeys:
     bias: Tensor
 
     def apply(self, scores: Tensor, block: Block, mask: Mask) -> Tensor:
-        bias = block.of_batch(self.bias if self.bias.dim() == 3 else self.bias[:, None])
-        bias = (bias if bias.shape[1] == 1 else bias[:, block.heads.to(bias.device)])[..., block.columns]
-        chosen = block.of_heads(self.heads)[..., None].to(scores.device)
-        return scores + torch.where(chosen, bias.to(scores), 0.0)[:, :, None]
+        chosen = block.of_heads(self.heads).to(scores.device)
+        return scores + torch.where(chosen, block.of_keys(self.bias).to(scores), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +82,8 @@ class MaskScores:
         rows, columns = block.positions(scores.device)
         batch = torch.arange(block.batch.start, block.batch.stop, device=scores.device)[:, None, None, None]
         head = block.heads.to(scores.device)[None, :, None, None]
-        seen = self.visible(
-            batch, head, (rows + mask.query_offset)[None, None], (columns + mask.key_offset)[None, None]
-        )
-        chosen = block.of_heads(self.heads)[:, :, None, None].to(scores.device)
+        seen = self.visible(batch, head, rows + mask.query_offset, columns + mask.key_offset)
+        chosen = block.of_heads(self.heads).to(scores.device)
         return scores.masked_fill(chosen & ~seen, HIDDEN)
 
 
@@ -98,6 +92,6 @@ ScoreEdit = ScaleScores | BlockScores | BiasKeys | EmphasiseScores | MaskScores
 
 def _pairs(edit: BlockScores | EmphasiseScores, block: Block) -> Tensor:
     """The chosen pairs of a tile, bool [batch|1, head, row, column]."""
-    queries, keys = block.of_queries(edit.queries), block.of_keys(edit.keys)
-    chosen = block.of_heads(edit.heads).to(queries.device)[:, :, None, None]
-    return chosen & queries[:, None, :, None] & keys[:, None, None, :].to(queries.device)
+    heads, queries = block.of_heads(edit.heads), block.of_queries(edit.queries)
+    keys = block.of_keys(edit.keys)
+    return heads.to(keys.device) & queries.to(keys.device) & keys

@@ -1,8 +1,8 @@
 """Edits of weights: factors on sets of keys, and mixing with the identity or with a given pattern.
 
 Each comes to a few numbers per row (`resolve`, which needs the whole row) and then applies to any tile without looking
-at the rest of the row (`apply`). `heads` is bool [head] or [batch|1, head]; `rows`, bool [batch|1, head|1, query],
-limits an edit to some queries. A row without weights (every key hidden) stays without.
+at the rest of the row (`apply`); `WeightStep` keeps both. `heads` is bool [head] or [batch|1, head]; `rows`, bool
+[batch|1, head|1, query], limits an edit to some queries. A row without weights (every key hidden) stays without.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from headwater.kernels.tiles.mask import Mask
 
 # a row whose target mass is smaller sees nothing of the target: dividing by it would overflow float32
 NOTHING = 1e-30
-# added to the mass that a share is a share of, so that a row without such mass has share 0
-SMALL = 1e-6
-# added to what a row's weights sum up to in size
-SHARE_OF_NOTHING = 1e-8
+# added to the denominator of mass(of) / mass(within), so that a row with no weight in `within` has share 0
+WITHIN_EPSILON = 1e-6
+# added to the sum of a row's absolute weights
+ROW_EPSILON = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class RowCondition:
     def holds(self, weights: Tensor, block: Block) -> Tensor:
         """bool [batch, head, row]."""
         within = _mass(weights, self.within, block)
-        share = _mass(weights, self.of, block) / (within + SMALL)
+        share = _mass(weights, self.of, block) / (within + WITHIN_EPSILON)
         return (share <= self.most) & (within >= self.least)
 
 
@@ -78,8 +78,7 @@ class Rescale:
 
     def apply(self, weights: Tensor, factors: tuple[Tensor, ...], block: Block, mask: Mask) -> Tensor:
         keep, gain = factors
-        keys = block.of_keys(self.keys).to(weights)[:, None, None, :]
-        to = block.of_keys(self.to).to(weights)[:, None, None, :]
+        keys, to = (block.of_keys(some).to(weights) for some in (self.keys, self.to))
         return weights * (1 + keys * (keep - 1)[..., None] + to * (gain - 1)[..., None])
 
 
@@ -92,7 +91,7 @@ class MixIdentity:
     rows: Tensor | None = None
 
     def resolve(self, weights: Tensor, block: Block, mask: Mask, live: Tensor) -> tuple[Tensor, ...]:
-        own = block.of_queries(mask.own_key()).to(weights.device)[:, None]
+        own = block.of_rows(mask.own_key()[:, None]).to(weights.device)
         return ((_acts(self, block, weights) & live & own).to(weights) * self.amount,)
 
     def apply(self, weights: Tensor, factors: tuple[Tensor, ...], block: Block, mask: Mask) -> Tensor:
@@ -134,7 +133,7 @@ class Shares:
 
     def resolve(self, weights: Tensor, block: Block, mask: Mask, live: Tensor) -> tuple[Tensor, ...]:
         """The factor of each row, or -1 where the row keeps its weights."""
-        share = 1 / (weights.abs().sum(-1) + SHARE_OF_NOTHING)
+        share = 1 / (weights.abs().sum(-1) + ROW_EPSILON)
         return (torch.where(_acts(self, block, weights) & live, share, -1.0),)
 
     def apply(self, weights: Tensor, factors: tuple[Tensor, ...], block: Block, mask: Mask) -> Tensor:
@@ -145,17 +144,24 @@ class Shares:
 WeightEdit = Rescale | MixIdentity | MixPattern | Shares
 
 
+@dataclass(frozen=True, eq=False)
+class WeightStep:
+    """A weight edit with the row factors that one forward pass gave it, each [batch, head, query].
+
+    With its factors known, an edit is applied to any tile without looking at the rest of the row.
+    """
+
+    edit: WeightEdit
+    factors: tuple[Tensor, ...]
+
+
 def _acts(edit: WeightEdit, block: Block, weights: Tensor) -> Tensor:
     """Heads and rows that the edit names, bool broadcastable to [batch, head, row]."""
-    acts = block.of_heads(edit.heads).to(weights.device)[..., None]
-    if edit.rows is None:
-        return acts
-    rows = block.of_batch(edit.rows)
-    rows = rows if rows.shape[1] == 1 else rows[:, block.heads.to(rows.device)]
-    return acts & rows[..., block.rows].to(weights.device)
+    acts = block.of_heads(edit.heads)[..., 0].to(weights.device)
+    return acts if edit.rows is None else acts & block.of_rows(edit.rows).to(weights.device)
 
 
 def _mass(weights: Tensor, keys: Tensor, block: Block) -> Tensor:
     """Sum of the weights on a set of keys, [batch, head, row]."""
-    inside = block.of_keys(keys).to(weights).expand(len(weights), -1)
+    inside = block.of_keys(keys)[:, 0, 0].to(weights).expand(len(weights), -1)
     return torch.einsum("bhqk,bk->bhq", weights, inside)

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from headwater.kernels.backends import blocked
-from headwater.kernels.backends.key_classes import mixes
-from headwater.kernels.backends.triton import backend
-
-if TYPE_CHECKING:
-    from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.backends.choose import choose_for
+from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.tiles import row_blocks
+from headwater.kernels.tiles.block import Block
 
 
 def received(
-    map: AttentionMap,
+    map: MapState,
     queries: slice | Tensor | None = None,
     later: tuple[int, int] | None = None,
     heads: list[int] | None = None,
@@ -37,24 +34,20 @@ def received(
     """
     chosen = _chosen(map, queries)
     _ordered(later)
-    if map.engine() == "triton" and not mixes(map.steps):
-        found = _by_kernel(map, chosen, later)
-    elif later is None and map.engine(transposed=True) in ("flash", "triton"):
-        one = torch.ones(map.shape[2], 1) if chosen is None else chosen.float()[..., None]
-        found = (map.T @ one)[..., 0].float().cpu()
-    else:
+    found = choose_for(map, transposed=True).received(map, chosen, later)
+    if found is None:
         return _by_blocks(map, chosen, later, heads)
-    return found if heads is None else found[:, heads]
+    return (found if heads is None else found[:, heads]).float().cpu()
 
 
 def visible(
-    map: AttentionMap, queries: slice | Tensor | None = None, later: tuple[int, int] | None = None
+    map: MapState, queries: slice | Tensor | None = None, later: tuple[int, int] | None = None
 ) -> Tensor:
     """How many of these queries see each key, int64 [batch, head, key]; arguments as in `received`. No pass."""
     chosen = _chosen(map, queries)
     _ordered(later)
     batch, heads, _, keys = map.shape
-    mask = map.rule.mask
+    mask = map.mask
     if chosen is not None and mask.valid_queries is not None:
         chosen = chosen & mask.valid_queries.cpu()
     if chosen is not None:
@@ -68,50 +61,35 @@ def visible(
     return mask.seen_by(batch, heads).expand(batch, heads, keys).clone()
 
 
-def _by_kernel(map: AttentionMap, chosen: Tensor | None, later: tuple[int, int] | None) -> Tensor:
-    lse, span = map.lse, None
-    if chosen is not None:
-        first, last = _span(chosen)
-        span = (first, last)
-        # rows that were not chosen are made rows without weights
-        lse = lse.masked_fill(~chosen[:, None].to(lse.device), torch.inf)
-    return backend.received(map.q, map.k, map.rule, lse, map.steps, span, later).cpu()
-
-
 def _by_blocks(
-    map: AttentionMap, chosen: Tensor | None, later: tuple[int, int] | None, heads: list[int] | None
+    map: MapState, chosen: Tensor | None, later: tuple[int, int] | None, heads: list[int] | None
 ) -> Tensor:
     every = list(range(map.shape[1])) if heads is None else heads
     found = torch.zeros(map.shape[0], len(every), map.shape[3])
     for block, places in _bands(map, every, chosen, later):
         weights = map.block(block)
         if later is not None:
-            rows = (
-                torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.rule.mask.shift
-            )
-            ahead = rows[:, None] - torch.arange(
-                block.columns.start, block.columns.stop, device=weights.device
-            )
+            rows, columns = block.positions(weights.device)
+            ahead = rows + map.mask.shift - columns
             weights = weights * ((ahead >= later[0]) & (ahead <= later[1]))
         if chosen is not None:
-            some = chosen if len(chosen) == 1 else chosen[block.batch]
-            weights = weights * some[:, None, block.rows, None].to(weights.device)
+            weights = weights * block.of_queries(chosen).to(weights.device)
         found[block.batch, places, block.columns] += weights.sum(-2).to(found)
     return found
 
 
 def _bands(
-    map: AttentionMap, heads: list[int], chosen: Tensor | None, later: tuple[int, int] | None
-) -> Iterator[tuple[blocked.Block, slice]]:
+    map: MapState, heads: list[int], chosen: Tensor | None, later: tuple[int, int] | None
+) -> Iterator[tuple[Block, slice]]:
     """Blocks that hold all pairs that count, and the places of their heads in `heads`."""
-    mask, batch = map.rule.mask, map.shape[0]
+    mask, batch = map.mask, map.shape[0]
     first, last = (0, mask.queries) if chosen is None else _span(chosen)
     widest = mask.queries + mask.keys + abs(mask.shift)
     near, far = later or (-widest, widest)
     band = min(far - near + 1, max(mask.keys, 1))
     # as tall as the band is wide, so that little of a tile lies outside of it, and still a cached size
-    tall = min(max(band, 64), max(blocked.BLOCK_ELEMENTS // band, 16))
-    per_tile = max(blocked.BLOCK_ELEMENTS // (tall * min(band + tall, max(mask.keys, 1))), 1)
+    tall = min(max(band, 64), max(row_blocks.BLOCK_ELEMENTS // band, 16))
+    per_tile = max(row_blocks.BLOCK_ELEMENTS // (tall * min(band + tall, max(mask.keys, 1))), 1)
     numbers = torch.tensor(heads, dtype=torch.long)
     for begin in range(first, last, tall):
         rows = slice(begin, min(begin + tall, last))
@@ -126,10 +104,10 @@ def _bands(
             for h in range(0, len(heads), per_tile):
                 places = slice(h, h + per_tile)
                 span = slice(b, min(b + together, batch))
-                yield blocked.Block(span, numbers[places], rows, slice(low, high)), places
+                yield Block(span, numbers[places], rows, slice(low, high)), places
 
 
-def _chosen(map: AttentionMap, queries: slice | Tensor | None) -> Tensor | None:
+def _chosen(map: MapState, queries: slice | Tensor | None) -> Tensor | None:
     """The rows as bool [batch|1, query] on the CPU; None for all."""
     batch, _, length, _ = map.shape
     if queries is None:

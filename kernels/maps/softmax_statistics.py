@@ -11,26 +11,25 @@ and copies of the queries and keys of the heads in hand.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from headwater.kernels.backends import blocked
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles import row_blocks
+from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask
-
-if TYPE_CHECKING:
-    from headwater.kernels.maps.attention_map import AttentionMap
 
 NAMES = (
     "entropy", "max", "argmax", "self", "previous", "first", "distance", "row_mass", "received",
     "distance_squared", "windowed_distance",
 )  # fmt: skip
-BLOCKS = 2  # of those of `blocked` in one: smaller ones are lost in the cost of calling torch, larger ones in the cache
+BLOCKS = 2  # usual ones in one: smaller ones are lost in the cost of calling torch, larger ones in the cache
 MOST_ROWS = 256  # more rows only make the triangle larger that a causal block computes in vain
 LOG2E = math.log2(math.e)
-HIDDEN = -1e30  # logarithm of a hidden weight: finite, so that 0 times it is 0
+HIDDEN_LOG = -1e30  # of a hidden weight: finite, so that 0 times it is 0
 STRIP = 64  # columns whose maximum is looked at together in the search for the largest
 
 
@@ -41,7 +40,7 @@ class Piece(NamedTuple):
     columns: slice
 
 
-def takes(map: AttentionMap) -> bool:
+def takes(map: MapState) -> bool:
     """Whether the weights of this map are a plain softmax of scaled products."""
     rule = map.rule
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (map.q, map.k, map.lse))
@@ -49,17 +48,17 @@ def takes(map: AttentionMap) -> bool:
     return rule.normaliser is None and linear and not rule.edits and not map.steps and not learning
 
 
-def stream(map: AttentionMap, names: list[str], found: dict[str, Tensor], window: int) -> None:
+def stream(map: MapState, names: list[str], found: dict[str, Tensor], window: int) -> None:
     """Fill `found[name]`, which come as zeros; rows without weights are left to the caller.
 
     `window` is where `windowed_distance` clips (tokens).
     """
     batch, heads, queries, keys = map.shape
     rule, width, group = map.rule, map.q.shape[-1], map.q.shape[1] // map.k.shape[1]
-    high = torch.float64 if map.q.dtype == torch.float64 else torch.float32
+    high = map.dtype
     pieces = _pieces(map)
     largest = max((_size(piece) for piece in pieces), default=1)
-    most = BLOCKS * blocked.BLOCK_ELEMENTS
+    most = BLOCKS * row_blocks.BLOCK_ELEMENTS
     some_heads = min(max(most // largest, 1), heads)
     some_rows = min(max(most // (largest * heads), 1), batch)
     scratch = map.q.new_empty(2, some_rows * some_heads * largest, dtype=high)
@@ -72,7 +71,7 @@ def stream(map: AttentionMap, names: list[str], found: dict[str, Tensor], window
             chosen = torch.arange(h.start, h.stop)
             # one more feature carries the row's log-sum-exp; queries are left unscaled, as scaling rounds them
             lse = map.lse[b, h, :, None].to(high)
-            start = torch.where(torch.isinf(lse), HIDDEN, lse / -rule.scale)
+            start = torch.where(torch.isinf(lse), HIDDEN_LOG, lse / -rule.scale)
             q = torch.cat([map.q[b, h].to(high), start], -1)
             k = torch.nn.functional.pad(map.k[b][:, chosen // group].to(high), (0, 1), value=1.0)
             q, k = q.reshape(-1, queries, width + 1), k.reshape(-1, keys, width + 1)
@@ -82,7 +81,7 @@ def stream(map: AttentionMap, names: list[str], found: dict[str, Tensor], window
                 shape = (len(q), rows.stop - rows.start, columns.stop - columns.start)
                 logs, weights = (part[: math.prod(shape)].view(shape) for part in scratch)
                 torch.bmm(q[:, rows], k[:, columns].mT, out=logs)
-                _hide(rule.mask, blocked.Block(b, chosen, rows, columns), logs, rims)
+                _hide(rule.mask, Block(b, chosen, rows, columns), logs, rims)
                 at = {n: x[:, columns if n == "received" else rows] for n, x in results.items()}
                 _measure(logs, weights, at, piece, rule, numbers)
                 if "distance_squared" in at or "windowed_distance" in at:
@@ -94,12 +93,12 @@ def stream(map: AttentionMap, names: list[str], found: dict[str, Tensor], window
                     at["first"].copy_(_one_per_row(weights, place))
 
 
-def _pieces(map: AttentionMap) -> list[Piece]:
-    mask, pieces, begin = map.rule.mask, [], 0
+def _pieces(map: MapState) -> list[Piece]:
+    mask, pieces, begin = map.mask, [], 0
     while begin < mask.queries:
         count = min(MOST_ROWS, mask.queries - begin)
         span = mask.key_span(begin, begin + count)
-        while count > 16 and count * (span[1] - span[0]) > BLOCKS * blocked.BLOCK_ELEMENTS:
+        while count > 16 and count * (span[1] - span[0]) > BLOCKS * row_blocks.BLOCK_ELEMENTS:
             count //= 2
             span = mask.key_span(begin, begin + count)
         if span[0] < span[1]:
@@ -112,9 +111,9 @@ def _size(piece: Piece) -> int:
     return (piece.rows.stop - piece.rows.start) * (piece.columns.stop - piece.columns.start)
 
 
-def _hide(mask: Mask, block: blocked.Block, logs: Tensor, rims: dict[tuple[int, ...], Tensor]) -> None:
+def _hide(mask: Mask, block: Block, logs: Tensor, rims: dict[tuple[int, ...], Tensor]) -> None:
     """Where a band alone hides, its rim is all that is looked at, and `rims` keeps those that come again."""
-    batch, heads, rows, columns = block
+    heads, rows, columns = block.heads, block.rows, block.columns
     begin, end = mask.interior(rows, columns)
     whole = end <= begin
     for part in [columns] if whole else [slice(columns.start, begin), slice(end, columns.stop)]:
@@ -123,10 +122,10 @@ def _hide(mask: Mask, block: blocked.Block, logs: Tensor, rims: dict[tuple[int, 
         key = (rows.stop - rows.start, part.stop - part.start, rows.start - part.start)
         rim = rims.get(key)
         if rim is None:
-            visible = mask.tile(rows, part, batch, heads, logs.device)
+            visible = mask.tile(block._replace(columns=part), logs.device)
             if visible is None:
                 continue
-            rim = torch.zeros_like(visible, dtype=logs.dtype).masked_fill_(~visible, HIDDEN)
+            rim = torch.zeros_like(visible, dtype=logs.dtype).masked_fill_(~visible, HIDDEN_LOG)
             if mask.is_band and mask.valid_keys is None:
                 rims[key] = rim
         inside = logs[..., part.start - columns.start : part.stop - columns.start]

@@ -19,18 +19,15 @@ kernels/maps/pairs.py.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from headwater.kernels.backends import blocked
-from headwater.kernels.backends.key_classes import mixes
-from headwater.kernels.backends.triton import backend
+from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.maps import softmax_statistics
-
-if TYPE_CHECKING:
-    from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.tiles.block import Block
+from headwater.kernels.tiles.row_blocks import blocks
 
 ROW = {
     "lse": "log-sum-exp of the row's scores, with the learned sink (nats)",
@@ -60,7 +57,7 @@ FREE = ("lse", "visible")
 
 
 def compute(
-    map: AttentionMap, names: Iterable[str], groups: Tensor | None = None, window: int = WINDOW
+    map: MapState, names: Iterable[str], groups: Tensor | None = None, window: int = WINDOW
 ) -> dict[str, Tensor]:
     """The named statistics of one layer's maps.
 
@@ -86,17 +83,15 @@ def compute(
     if "sink" in names:
         names = list(dict.fromkeys([*(n for n in names if n != "sink"), "received", "visible"]))
     if "visible" in names:
-        found["visible"] = map.rule.mask.seen_by(batch, heads).expand(batch, heads, keys).clone()
+        found["visible"] = map.mask.seen_by(batch, heads).expand(batch, heads, keys).clone()
     if "lse" in names:
         found["lse"] = torch.where(torch.isinf(map.lse), torch.nan, map.lse).float()
     # the forward pass clips at WINDOW
     usable = map.known.keys() - ({"windowed_distance"} if window != WINDOW else set())
     found |= {name: map.known[name].cpu() for name in names if name in usable}
     streamed = [name for name in names if name not in FREE and name not in found]
-    if streamed and map.engine() == "triton" and not mixes(map.steps):
-        q, k, rule, lse = map.q, map.k, map.rule, map.lse
-        by_kernel = backend.statistics(q, k, rule, lse, map.steps, streamed, groups, window=window)
-        found |= {name: values.cpu() for name, values in by_kernel.items()}
+    if streamed and (there := choose_for(map).statistics(map, streamed, groups, window)) is not None:
+        found |= {name: values.cpu() for name, values in there.items()}
         streamed = []
     for name in streamed:
         shape = {"received": (batch, heads, keys)}.get(name, (batch, heads, queries))
@@ -128,18 +123,18 @@ def compute(
 
 
 def _stream(
-    map: AttentionMap, names: list[str], groups: Tensor | None, found: dict[str, Tensor], window: int
+    map: MapState, names: list[str], groups: Tensor | None, found: dict[str, Tensor], window: int
 ) -> None:
     batch, heads = map.shape[:2]
-    first = map.rule.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
-    for block in blocked.blocks(batch, range(heads), map.rule):
+    first = map.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
+    for block in blocks(batch, range(heads), map.mask):
         weights, entropy = _weights(map, block, "entropy" in names)
         rows = {"entropy": entropy} | _sums(map, block, weights, names, groups)
         rows |= _far(map, block, weights, names, window)
         if ("max" in names or "argmax" in names) and weights.shape[-1]:
             rows["max"], place = weights.max(-1)
             rows["argmax"] = place + block.columns.start
-        own = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.rule.mask.shift
+        own = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.mask.shift
         places = {"self": own, "previous": own - 1}
         if first is not None:
             places["first"] = first[block.batch][:, block.heads, block.rows].to(weights.device)
@@ -156,7 +151,7 @@ def _stream(
             )
 
 
-def _weights(map: AttentionMap, block: blocked.Block, entropy: bool) -> tuple[Tensor, Tensor]:
+def _weights(map: MapState, block: Block, entropy: bool) -> tuple[Tensor, Tensor]:
     """Weights of a block and the entropy of its rows; before they are edited their logarithms are at hand."""
     if map.steps or not entropy:
         weights = map.block(block)
@@ -164,25 +159,25 @@ def _weights(map: AttentionMap, block: blocked.Block, entropy: bool) -> tuple[Te
             return weights, weights.new_zeros(())
         # twice as fast as entr, and its slope is finite where a weight is 0
         return weights, -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(-1)
-    logs = blocked.log_weights(map.q, map.k, map.rule, map.lse, block)
+    logs = map.log_weights(block)
     weights = logs.exp()
     # a hidden pair would be 0 times -inf; where its weight is 0 any finite logarithm serves
     return weights, -torch.einsum("bhqk,bhqk->bhq", weights, logs.clamp(min=-1e4))
 
 
 def _sums(
-    map: AttentionMap, block: blocked.Block, weights: Tensor, names: list[str], groups: Tensor | None
+    map: MapState, block: Block, weights: Tensor, names: list[str], groups: Tensor | None
 ) -> dict[str, Tensor]:
     """The statistics that are sums over a row of weights times a number of the key: one product for all."""
     columns = torch.arange(block.columns.start, block.columns.stop, device=weights.device)
-    anchor = block.rows.start + map.rule.mask.shift
+    anchor = block.rows.start + map.mask.shift
     numbers = [torch.ones_like(columns), anchor - columns]
     table = torch.stack(numbers).to(weights).expand(len(weights), -1, -1)
     if "mass" in names:
         assert groups is not None
         inside = (groups if len(groups) == 1 else groups[block.batch])[:, :, block.columns].to(weights)
         table = torch.cat([table, inside.expand(len(weights), -1, -1)], 1)
-    one_sided = map.rule.mask.right is not None and map.rule.mask.right <= 0
+    one_sided = map.mask.right is not None and map.mask.right <= 0
     if not {"row_mass", "distance", "mass"} & set(names):
         return {}
     sums = torch.einsum("bhqk,bgk->bhgq", weights, table)
@@ -194,13 +189,11 @@ def _sums(
     return {"row_mass": sums[:, :, 0], "distance": distance, "mass": sums[:, :, 2:]}
 
 
-def _far(
-    map: AttentionMap, block: blocked.Block, weights: Tensor, names: list[str], window: int
-) -> dict[str, Tensor]:
+def _far(map: MapState, block: Block, weights: Tensor, names: list[str], window: int) -> dict[str, Tensor]:
     """Sums of weights times a function of |query - key| that is not linear in the key."""
     if not {"distance_squared", "windowed_distance"} & set(names):
         return {}
-    rows = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.rule.mask.shift
+    rows = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.mask.shift
     columns = torch.arange(block.columns.start, block.columns.stop, device=weights.device)
     apart = (rows[:, None] - columns).abs().to(weights)
     found = {}

@@ -8,20 +8,18 @@ sink visible but overstates mass; by the mean it keeps mass and hides what is th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from headwater.kernels.backends import blocked
-
-if TYPE_CHECKING:
-    from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.tiles.block import Block
+from headwater.kernels.tiles.row_blocks import blocks
 
 ON_A_GPU = 2**25  # weights in a block there: 128 MB in float32
 
 
-def topk(map: AttentionMap, k: int) -> tuple[Tensor, Tensor]:
+def topk(map: MapState, k: int) -> tuple[Tensor, Tensor]:
     """Largest weights first, float32, and their columns, int64; both [batch, head, query, k].
 
     Rows with fewer than k positive weights end in weight 0 and column -1. Of equal weights any may be named.
@@ -41,7 +39,7 @@ def topk(map: AttentionMap, k: int) -> tuple[Tensor, Tensor]:
     return weights, columns
 
 
-def pooled(map: AttentionMap, block: int, how: str = "max") -> Tensor:
+def pooled(map: MapState, block: int, how: str = "max") -> Tensor:
     """Cells of `block` × `block` weights, [batch, head, ceil(query/block), ceil(key/block)] in float32.
 
     "max" is the largest weight of a cell, "mean" the mean over the query–key pairs of the cell that the map has,
@@ -77,7 +75,7 @@ def pooled(map: AttentionMap, block: int, how: str = "max") -> Tensor:
     return cells / (tall[:, None] * wide)
 
 
-def _blocks(map: AttentionMap) -> Iterator[blocked.Block]:
+def _blocks(map: MapState) -> Iterator[Block]:
     """All rows; a GPU is kept busy by blocks that a core's cache could not hold."""
     elements = None if map.q.device.type == "cpu" else ON_A_GPU
-    return blocked.blocks(map.shape[0], range(map.shape[1]), map.rule, elements)
+    return blocks(map.shape[0], range(map.shape[1]), map.mask, elements)

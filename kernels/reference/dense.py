@@ -12,23 +12,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headwater.kernels.edits import (
-    NOTHING,
-    SMALL,
+from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Pattern, Uniform
+from headwater.kernels.edits.scores import (
     BiasKeys,
     BlockScores,
     EmphasiseScores,
     MaskScores,
+    ScaleScores,
+    ScoreEdit,
+)
+from headwater.kernels.edits.weights import (
+    NOTHING,
+    WITHIN_EPSILON,
     MixIdentity,
     MixPattern,
     Rescale,
-    ScaleScores,
-    ScoreEdit,
     Shares,
     WeightEdit,
 )
-from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Pattern, Uniform
 from headwater.kernels.reference.normalisers import products, sinkhorn, weights as normalised
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 
@@ -147,7 +150,11 @@ def edited(weights: Tensor, edit: WeightEdit, rule: ScoreRule) -> Tensor:
                 (weights * group[:, None, None, :]).sum(-1, keepdim=True)
                 for group in (edit.condition.of, edit.condition.within)
             )
-            acts = acts & (of / (within + SMALL) <= edit.condition.most) & (within >= edit.condition.least)
+            acts = (
+                acts
+                & (of / (within + WITHIN_EPSILON) <= edit.condition.most)
+                & (within >= edit.condition.least)
+            )
         return torch.where(acts, moved, weights)
     if isinstance(edit, Shares):
         return weights.abs() / (weights.abs().sum(-1, keepdim=True) + 1e-8)
@@ -177,9 +184,7 @@ def pattern(kind: Pattern, rule: ScoreRule, batch: int, heads: int) -> Tensor:
         weights = seen * kind.keys[:, None, None, :]
     elif isinstance(kind, OfMap):
         # as it is: its rows may sum to less than 1
-        return seen * at_positions(
-            of_map(kind), rule, kind.map.rule.mask.query_offset, kind.map.rule.mask.key_offset
-        )
+        return seen * at_positions(of_map(kind), rule, kind.map.mask.query_offset, kind.map.mask.key_offset)
     elif isinstance(kind, Fixed):
         weights = seen * at_positions(kind.weights.double(), rule, 0, 0)
     else:
@@ -193,8 +198,9 @@ def pattern(kind: Pattern, rule: ScoreRule, batch: int, heads: int) -> Tensor:
 def of_map(kind: OfMap) -> Tensor:
     """The whole of another map, zero on its rows of padding."""
     other = kind.map
+    assert isinstance(other, MapState)
     dense = attend(other.q, other.k, other.k, other.rule, [step.edit for step in other.steps]).weights
-    valid = other.rule.mask.valid_queries
+    valid = other.mask.valid_queries
     return dense if valid is None else dense * valid[:, None, :, None]
 
 

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headwater.kernels.tiles.mask import HIDDEN
+
 # what each name takes, at its default
 PARAMETERS: dict[str, dict[str, Any]] = {
     "softmax": {},
@@ -45,8 +47,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "sinkhorn": {"iterations": 3},
 }
 FEATURES = {"elu1": lambda x: functional.elu(x) + 1, "relu": functional.relu, "identity": lambda x: x}
-SMALL = 1e-8  # in the denominators of softplus weights and of shares
-HIDDEN = float("-inf")
+Z_EPSILON = 1e-8  # added to the denominator of softplus weights
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Normaliser:
             return total.masked_fill(silent, 1.0).log().masked_fill(silent, HIDDEN)
         found = self.logs(scores).logsumexp(-1)
         if self.name == "softplus":
-            found = torch.logaddexp(found, torch.full_like(found, math.log(SMALL)))
+            found = torch.logaddexp(found, torch.full_like(found, math.log(Z_EPSILON)))
         if sink is not None:
             found = torch.logaddexp(found, self.logs(sink.to(found)).expand_as(found))
         return found.masked_fill(silent, HIDDEN)

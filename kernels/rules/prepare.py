@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from headwater.kernels.edits import BiasKeys
+from headwater.kernels.edits.scores import BiasKeys
 from headwater.kernels.rules.normaliser import FEATURES, Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.rules.sinkhorn import potentials
+from headwater.kernels.tiles.block import tile_dtype
 
 
 def prepare(q: Tensor, k: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor, ScoreRule]:
@@ -24,7 +25,7 @@ def prepare(q: Tensor, k: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor, Scor
     kind = rule.normaliser
     if kind is None:
         return q, k, rule
-    high = torch.float64 if q.dtype == torch.float64 else torch.float32
+    high = tile_dtype(q)
     if kind.name == "softmax":
         return q, k, replace(rule, normaliser=None)
     if kind.name == "softmax1":

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from headwater.kernels.edits import BiasKeys, ScoreEdit
+from headwater.kernels.edits.scores import BiasKeys, ScoreEdit
 from headwater.kernels.rules.normaliser import Normaliser
-from headwater.kernels.tiles.block import Block
-from headwater.kernels.tiles.mask import Mask
+from headwater.kernels.tiles.block import Block, tile_dtype
+from headwater.kernels.tiles.mask import HIDDEN, Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,55 +53,37 @@ class ScoreRule:
         moved = self.bias is not None or self.alibi is not None or bool(self.edits)
         return kind.name == "cog" or kind.features == "identity" or moved
 
-    def scores(
-        self, q: Tensor, k: Tensor, rows: slice, columns: slice, batch: slice, heads: Tensor
-    ) -> Tensor:
-        """Masked scores of one tile, [batch, head, row, column], in float32 (float64 for float64 queries).
+    def scores(self, q: Tensor, k: Tensor, block: Block) -> Tensor:
+        """Masked scores of one block, [batch, head, row, column], in float32 (float64 for float64 queries).
 
-        `q` is [batch, head, query, d_head], `k` [batch, kv head, key, d_head]; `heads` are query heads.
+        `q` is [batch, head, query, d_head], `k` [batch, kv head, key, d_head].
         """
-        high = torch.float64 if q.dtype == torch.float64 else torch.float32
-        group = q.shape[1] // k.shape[1]
-        every = len(heads) == q.shape[1] and bool((heads == torch.arange(len(heads))).all())
-        queries = (q[batch, :, rows] if every else q[batch][:, heads, rows]).to(high)
-        keys = (k[batch, :, columns] if every and group == 1 else k[batch][:, heads // group, columns]).to(
-            high
-        )
-        scores = torch.matmul(queries * self.scale, keys.transpose(-1, -2))
+        scores = _products(q, k, self.scale, block)
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         if self.bias is not None:
-            scores = scores + self._bias_tile(rows, columns, batch, heads).to(scores)
-        block = Block(batch, heads, rows, columns)
+            scores = scores + block.of_pairs(self.bias).to(scores)
         if self.alibi is not None:
             row, column = block.positions(q.device)
-            slopes = self.alibi[heads].to(scores)[None, :, None, None]
+            slopes = block.of_heads(self.alibi).to(scores)
             scores = scores - slopes * (row + self.mask.shift - column).abs()
         for edit in self.edits:
             scores = edit.apply(scores, block, self.mask)
-        return self._masked(scores, rows, columns, batch, heads)
+        return self._masked(scores, block)
 
-    def _masked(self, scores: Tensor, rows: slice, columns: slice, batch: slice, heads: Tensor) -> Tensor:
+    def _masked(self, scores: Tensor, block: Block) -> Tensor:
         """-inf where the mask hides; where a band alone hides, its rim is all that is looked at."""
-        begin, end = self.mask.interior(rows, columns)
-        whole = scores.requires_grad or end <= begin
-        for part in [columns] if whole else [slice(columns.start, begin), slice(end, columns.stop)]:
-            visible = self.mask.tile(rows, part, batch, heads, scores.device)
-            if visible is None:
-                continue
-            if whole:
-                return scores.masked_fill(~visible, float("-inf"))
-            inside = slice(part.start - columns.start, part.stop - columns.start)
-            scores[..., inside].masked_fill_(~visible, float("-inf"))
+        columns = block.columns
+        begin, end = self.mask.interior(block.rows, columns)
+        if scores.requires_grad or block.chosen is not None or end <= begin:
+            visible = self.mask.tile(block, scores.device)
+            return scores if visible is None else scores.masked_fill(~visible, HIDDEN)
+        for part in slice(columns.start, begin), slice(end, columns.stop):
+            visible = self.mask.tile(block._replace(columns=part), scores.device)
+            if visible is not None:
+                inside = slice(part.start - columns.start, part.stop - columns.start)
+                scores[..., inside].masked_fill_(~visible, HIDDEN)
         return scores
-
-    def _bias_tile(self, rows: slice, columns: slice, batch: slice, heads: Tensor) -> Tensor:
-        assert self.bias is not None
-        bias = self.bias
-        bias = bias if bias.shape[0] == 1 else bias[batch]
-        bias = bias if bias.shape[1] == 1 else bias[:, heads]
-        bias = bias if bias.shape[2] == 1 else bias[:, :, rows]
-        return bias if bias.shape[3] == 1 else bias[..., columns]
 
     @property
     def sink_logits(self) -> Tensor | None:
@@ -112,18 +94,41 @@ class ScoreRule:
         """L of whole rows, [batch, head, row], the sink merged: the log-sum-exp; -inf on a row that sees nothing."""
         sink = self.sink_logits
         if sink is not None:
-            sink = sink[:, block.heads] if len(sink) == 1 else sink[block.batch][:, block.heads]
-            sink = (sink if sink.shape[2] == 1 else sink[:, :, block.rows]).to(scores)
+            sink = block.of_maps(sink if sink.shape[2] == 1 else sink[:, :, block.rows]).to(scores)
         if self.normaliser is not None:
             return self.normaliser.row_constant(scores, sink)
         if scores.requires_grad:
             # the slope of the log-sum-exp of nothing is NaN
-            nothing = (scores == float("-inf")).all(-1)
-            lse = (
-                scores.masked_fill(nothing[..., None], 0.0).logsumexp(-1).masked_fill(nothing, float("-inf"))
-            )
+            nothing = (scores == HIDDEN).all(-1)
+            lse = scores.masked_fill(nothing[..., None], 0.0).logsumexp(-1).masked_fill(nothing, HIDDEN)
         else:
             lse = scores.logsumexp(-1)
-        if sink is None:
-            return lse
-        return torch.where(lse == float("-inf"), lse, torch.logaddexp(lse, sink.expand_as(lse)))
+        return with_sink(lse, sink)
+
+
+def with_sink(lse: Tensor, sink: Tensor | None) -> Tensor:
+    """The log-sum-exp with the logit of a learned sink, which broadcasts to it; a row that sees nothing has none."""
+    if sink is None:
+        return lse
+    return torch.where(lse == HIDDEN, lse, torch.logaddexp(lse, sink.to(lse).expand_as(lse)))
+
+
+def _products(q: Tensor, k: Tensor, scale: float, block: Block) -> Tensor:
+    """scale * q·k of the pairs of a block, [batch, head, row, column]."""
+    batch, heads, rows, columns, chosen = block
+    high, group = tile_dtype(q), q.shape[1] // k.shape[1]
+    every = len(heads) == q.shape[1] and bool((heads == torch.arange(len(heads))).all())
+    queries = (q[batch, :, rows] if every else q[batch][:, heads, rows]).to(high) * scale
+    if chosen is None:
+        keys = k[batch, :, columns] if every and group == 1 else k[batch][:, heads // group, columns]
+        return torch.matmul(queries, keys.to(high).transpose(-1, -2))
+    if chosen.shape[:3] == (1, 1, 1):
+        keys = k[batch][:, heads // group][:, :, chosen.flatten()]
+        return torch.matmul(queries, keys.to(high).transpose(-1, -2))
+    shared = every and chosen.shape[1] == 1
+    kv_heads = torch.arange(k.shape[1]) if shared else heads // group
+    samples = torch.arange(batch.start, batch.stop, device=k.device)[:, None, None, None]
+    keys = k[samples, kv_heads.to(k.device)[:, None, None], chosen].to(high)
+    if not shared:
+        return torch.einsum("bhrd,bhrnd->bhrn", queries, keys)
+    return torch.einsum("bhgrd,bhrnd->bhgrn", queries.unflatten(1, (len(kv_heads), -1)), keys).flatten(1, 2)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from headwater.kernels.backends import blocked
 from headwater.kernels.rules.rule import ScoreRule
-from headwater.kernels.tiles.block import Block
-
-HIDDEN = float("-inf")
+from headwater.kernels.tiles.block import Block, tile_dtype
+from headwater.kernels.tiles.mask import HIDDEN
+from headwater.kernels.tiles.row_blocks import blocks
 
 
 def potentials(q: Tensor, k: Tensor, rule: ScoreRule, iterations: int) -> Tensor:
@@ -26,9 +25,8 @@ def potentials(q: Tensor, k: Tensor, rule: ScoreRule, iterations: int) -> Tensor
 
     `rule` is that of the plain softmax; its scores are taken after its edits.
     """
-    high = torch.float64 if q.dtype == torch.float64 else torch.float32
     batch, heads, _, keys = *q.shape[:3], k.shape[2]
-    found = torch.zeros(batch, heads, keys, dtype=high, device=q.device)
+    found = torch.zeros(batch, heads, keys, dtype=tile_dtype(q), device=q.device)
     for _ in range(iterations // 2):
         found = _round(q, k, rule, found)
     return found
@@ -39,7 +37,7 @@ def _round(q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor) -> Tensor:
     batch, heads = q.shape[:2]
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     sums: dict[tuple[int, int], tuple[Block, Tensor]] = {}
-    for block in blocked.blocks(batch, range(heads), rule):
+    for block in blocks(batch, range(heads), rule.mask):
         if needs_grad:
             part = checkpoint(_columns, q, k, rule, v, block, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -62,13 +60,13 @@ def _round(q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor) -> Tensor:
 
 def _columns(q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor, block: Block) -> Tensor:
     """logsumexp_i(s_ij + u_i) over the rows of the block, [batch, head, key]; u follows from v row by row."""
-    scores = rule.scores(q, k, block.rows, block.columns, block.batch, block.heads)
-    rows = (scores + v[block.batch][:, block.heads][:, :, None]).logsumexp(-1)
+    scores = rule.scores(q, k, block)
+    rows = (scores + block.of_maps(v)[:, :, None]).logsumexp(-1)
     silent = rows == HIDDEN
     mask = rule.mask
     real = torch.tensor([mask.queries]) if mask.valid_queries is None else mask.valid_queries.sum(-1)
     log_queries = block.of_batch(real.clamp_min(1).to(rows).log())[:, None, None]
     if mask.valid_queries is not None:
-        silent = silent | ~block.of_queries(mask.valid_queries)[:, None].to(rows.device)
+        silent = silent | ~block.of_rows(mask.valid_queries[:, None]).to(rows.device)
     u = (-log_queries - rows.masked_fill(silent, 0.0)).masked_fill(silent, HIDDEN)
     return (scores + u[..., None]).logsumexp(-2)

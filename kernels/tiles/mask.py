@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_
 
 import torch
 from torch import Tensor
 
+from headwater.kernels.tiles.block import Block
+
+HIDDEN = float("-inf")  # the score of a hidden pair
 # (batch, head, query position, key position) index tensors that broadcast together -> bool, True where visible
 IndexMask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -122,33 +127,27 @@ class Mask:
             end = min(end, rows.start + self.shift + self.right + 1)
         return begin, max(begin, end)
 
-    def tile(
-        self, rows: slice, columns: slice, batch: slice, heads: Tensor, device: torch.device
-    ) -> Tensor | None:
-        """Visible pairs of one tile, bool broadcastable to [batch, head, row, column]; None where all are visible."""
-        query = torch.arange(rows.start, rows.stop, device=device)[:, None] + self.query_offset
-        key = torch.arange(columns.start, columns.stop, device=device)[None, :] + self.key_offset
-        visible = None
-
-        def both(old: Tensor | None, new: Tensor) -> Tensor:
-            return new if old is None else old & new
-
+    def tile(self, block: Block, device: torch.device) -> Tensor | None:
+        """Visible pairs of one block, bool broadcastable to [batch, head, row, column]; None where all are visible."""
+        row, column = block.positions(device)
+        query, key = row + self.query_offset, column + self.key_offset
+        rows, columns = block.rows, block.columns
+        seen = []
         if self.right is not None and columns.stop - 1 - rows.start - self.shift > self.right:
-            visible = both(visible, (key <= query + self.right)[None, None])
+            seen.append(key <= query + self.right)
         if self.left is not None and columns.start - (rows.stop - 1) - self.shift < -self.left:
-            visible = both(visible, (key >= query - self.left)[None, None])
+            seen.append(key >= query - self.left)
         if self.valid_keys is not None:
-            real = self.valid_keys if len(self.valid_keys) == 1 else self.valid_keys[batch]
-            visible = both(visible, real[:, columns].to(device)[:, None, None, :])
+            seen.append(block.of_keys(self.valid_keys).to(device))
         if self.documents is not None:
-            given = self.documents if len(self.documents) == 1 else self.documents[batch]
-            of_query, of_key = (given.to(device)[:, place.flatten()] for place in (query, key))
-            visible = both(visible, (of_query[:, :, None] == of_key[:, None])[:, None])
+            of_query = block.of_queries(self.documents[:, self.query_offset :])
+            of_key = block.of_keys(self.documents[:, self.key_offset :])
+            seen.append((of_query == of_key).to(device))
         if self.extra is not None:
-            index = torch.arange(batch.start, batch.stop, device=device)[:, None, None, None]
-            head = heads.to(device)[None, :, None, None]
-            visible = both(visible, self.extra(index, head, query[None, None], key[None, None]))
-        return visible
+            index = torch.arange(block.batch.start, block.batch.stop, device=device)[:, None, None, None]
+            head = block.heads.to(device)[None, :, None, None]
+            seen.append(self.extra(index, head, query, key))
+        return reduce(and_, seen) if seen else None
 
     def visible_keys(self, batch: int, heads: int) -> Tensor:
         """How many keys each row sees, int64 [batch|1, head|1, query]."""
@@ -216,9 +215,8 @@ class Mask:
         """Visibility of 64 rows at a time over all columns, for masks that are more than a band."""
         for begin in range(0, self.queries, 64):
             rows = slice(begin, min(begin + 64, self.queries))
-            tile = self.tile(
-                rows, slice(0, self.keys), slice(0, batch), torch.arange(heads), torch.device("cpu")
-            )
+            block = Block(slice(0, batch), torch.arange(heads), rows, slice(0, self.keys))
+            tile = self.tile(block, torch.device("cpu"))
             shape = (batch, heads, rows.stop - rows.start, self.keys)
             yield rows, (torch.ones(()) > 0 if tile is None else tile).expand(shape)
 

@@ -84,9 +84,9 @@ class HeavyHitters(HeadWise):
         for row in range(mask.queries):
             seen = found[:, :, row] = kept[..., first:]
             rows, every = slice(row, row + 1), slice(0, k.shape[2])
-            scores = rule.scores(q, k, rows, every, slice(0, shape[0]), heads)[:, :, 0].double()
-            scores = scores.masked_fill(~seen, float("-inf"))
             here = Block(slice(0, shape[0]), heads, rows, every)
+            scores = rule.scores(q, k, here)[:, :, 0].double()
+            scores = scores.masked_fill(~seen, float("-inf"))
             lse = rule.row_constant(scores[:, :, None], here)[:, :, 0, None]
             total[..., first:] += torch.exp(scores - lse).nan_to_num(0.0)
             kept = self._evicted(kept, total, places <= row + mask.query_offset - self.recent)

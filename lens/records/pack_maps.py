@@ -35,6 +35,7 @@ GROUPS = {
         patterns.Fixed,
         patterns.OfMap,
     ),
+    "BlockReader": (AttentionMap,),
 }
 SINGLE = (Mask, Normaliser, AttentionMap, ScoreRule, kernel.RowCondition, kernel.WeightStep)
 KINDS: dict[str, type] = {c.__name__: c for c in (*SINGLE, *(c for group in GROUPS.values() for c in group))}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from headwater.kernels.attend import attend
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.block import Block
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
 from headwater.lens.models import blocks
@@ -273,8 +274,8 @@ def _scores(q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
             f"the {rule.normaliser.name} normaliser makes weights of other products than scaled q·k; it has no "
             "hook_attn_scores"
         )
-    rows, columns, batch = slice(0, q.shape[2]), slice(0, k.shape[2]), slice(0, q.shape[0])
-    return rule.scores(q, k, rows, columns, batch, torch.arange(q.shape[1]))
+    whole = Block(slice(0, q.shape[0]), torch.arange(q.shape[1]), slice(0, q.shape[2]), slice(0, k.shape[2]))
+    return rule.scores(q, k, whole)
 
 
 def _given_scores(rule: ScoreRule, scores: Tensor, before: Tensor) -> ScoreRule:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from unittest import mock
 
-from headwater.kernels.backends import blocked, flash_edits
+from headwater.kernels.backends import flash_edits
+from headwater.kernels.tiles import row_blocks
 
 
 def block_elements(count: int) -> AbstractContextManager[None]:
     """Blocks of rows of at most so many elements of the map."""
-    return mock.patch.object(blocked, "BLOCK_ELEMENTS", count)
+    return mock.patch.object(row_blocks, "BLOCK_ELEMENTS", count)
 
 
 def most_calls(count: int) -> AbstractContextManager[None]:

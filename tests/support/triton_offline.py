@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from headwater.kernels.backends.triton import backend, launch
+from headwater.kernels.backends.triton import launch
 from headwater.kernels.backends.triton.tile_sizes import Config
 
 POINTERS = {
@@ -51,7 +51,6 @@ def captured(monkeypatch: Any, call: Callable[[], object]) -> list[tuple[Any, di
     """The launches that `call` would make on a GPU: kernel, arguments by name, tile configuration."""
     launches = []
     monkeypatch.setattr(launch, "interpreted", lambda: False)
-    monkeypatch.setattr(backend, "refuses", lambda *_: None)
     monkeypatch.setattr(
         launch, "launch", lambda kernel, _, args, chosen, q: launches.append((kernel, args, chosen))
     )

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwater.kernels.backends.key_classes import Folded, per_batch_row
+from headwater.kernels.backends.key_classes import Folded
+from headwater.kernels.backends.score_edits import factor_and_bias
 from headwater.kernels.backends.triton.tile_sizes import (
     ENOUGH_SHARED,
     INTERPRETED,
@@ -23,8 +24,9 @@ from headwater.kernels.backends.triton.tile_sizes import (
     config,
     padded,
 )
-from headwater.kernels.edits import BiasKeys, BlockScores, ScaleScores
+from headwater.kernels.edits.scores import BlockScores, ScaleScores
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.heads import per_batch_row
 
 # order of the planes of K1's statistics, and the flag of each
 PLANES = {
@@ -217,19 +219,10 @@ def _arguments(q: Tensor, k: Tensor, rule: ScoreRule, folded: Folded | None) -> 
 
 def _temperature_and_bias(rule: ScoreRule, q: Tensor) -> tuple[Tensor, Tensor | None]:
     """The score edits as `tau * (cap(s) + bias)`: tau [batch|1, head], and the bias, which broadcasts to the scores."""
-    device = q.device
-    tau = torch.ones(1, q.shape[1], dtype=torch.float32, device=device)
-    more = None
-    for edit in rule.edits:
-        chosen = per_batch_row(edit.heads).to(device)
-        if isinstance(edit, ScaleScores):
-            factor = torch.where(chosen, edit.tau, 1.0)
-            tau, more = tau * factor, None if more is None else more * factor[..., None]
-        if isinstance(edit, BiasKeys):
-            bias = (edit.bias if edit.bias.dim() == 3 else edit.bias[:, None]).to(device, torch.float32)
-            added = torch.where(chosen[..., None], bias, 0.0)
-            more = added if more is None else more + added
-    bias = None if rule.bias is None else rule.bias.to(device)
+    tau = torch.ones(1, q.shape[1], dtype=torch.float32, device=q.device)
+    factor, more = factor_and_bias([e for e in rule.edits if not isinstance(e, BlockScores)], tau)
+    tau = tau if factor is None else factor
+    bias = None if rule.bias is None else rule.bias.to(q.device)
     if more is None:
         return tau, bias
     more = (more / tau[..., None])[:, :, None]

@@ -10,7 +10,7 @@ import torch
 
 import headwater as hw
 from headwater.analyses.tokens.future_influence import future_influence
-from headwater.kernels.backends import blocked
+from headwater.kernels.tiles import row_blocks
 from headwater.lens.errors import AnalysisError
 
 
@@ -60,7 +60,7 @@ def test_matches_the_loops(causal_pair, side: str) -> None:
 def test_bands_join_over_blocks_of_rows(uniform: hw.HookedModel, monkeypatch) -> None:
     """Uniform rows of 1/(t+1): the mean over later tokens and the clipped distance have closed forms."""
     record = uniform.record(torch.randint(3, 61, (1, 64), generator=torch.Generator().manual_seed(0)))
-    monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", 1)
     found = future_influence(record, ahead_from=10, ahead_to=20, window=10)
     for s in range(54):
         expected = np.mean([1 / (t + 1) for t in range(s + 10, min(63, s + 20) + 1)])

@@ -20,7 +20,7 @@ PROFILE = settings(max_examples=60, deadline=None, suppress_health_check=[Health
 @PROFILE
 @given(cases(plain=True))
 def test_flash_agrees_with_the_reference(case):
-    reason = flash.refuses(case.rule, case.q)
+    reason = flash.why_not(case.q, case.k, case.rule)
     assert reason is None
     z, map = attend(case.q, case.k, case.v, case.rule, (), "flash")
     dense = reference.attend(case.q, case.k, case.v, case.rule)

@@ -21,6 +21,7 @@ from limits import most_calls
 
 from headwater.kernels.attend import attend
 from headwater.kernels.backends import blocked, flash_edits
+from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.edits import (
     BiasKeys,
     BlockScores,
@@ -84,7 +85,7 @@ def edited(draw):
         weights.append(Rescale(chosen(), picked, to, keep if keep <= 1 else 0.9, rows, condition))
     size = 1.0 if weights else 4.0
     q = torch.randn(case.q.shape, generator=generator) * size
-    reason = flash_edits.refuses(replace(case.rule, edits=tuple(scores)), q, weights)
+    reason = flash_edits.Flash().why_not(q, case.k, replace(case.rule, edits=tuple(scores)), weights)
     assume(reason != "edits of more than 16 classes of keys")
     return replace(case, q=q, rule=replace(case.rule, edits=tuple(scores)), edits=tuple(weights))
 
@@ -92,14 +93,14 @@ def edited(draw):
 @PROFILE
 @given(edited())
 def test_outputs_factors_and_maps_agree_with_the_reference(case):
-    assert flash_edits.refuses(case.rule, case.q, case.edits) is None
+    assert flash_edits.Flash().why_not(case.q, case.k, case.rule, case.edits) is None
     z, map = attend(case.q, case.k, case.v, case.rule, case.edits, "flash")
     dense = reference.attend(case.q, case.k, case.v, case.rule, case.edits)
     close(z, dense.z, 5, "z")
     silent = torch.isinf(map.lse)
     close(map.lse[~silent], dense.lse[~silent], 10, "lse")
     close(map.dense(), wanted(case).weights, 1, "map")
-    _, _, steps = blocked.attend(case.q, case.k, case.v, case.rule, case.edits)
+    _, _, steps, _ = blocked.attend(case.q, case.k, case.v, case.rule, case.edits)
     for mine, theirs in zip(map.steps, steps, strict=True):
         assert mine.edit is theirs.edit
         for a, b in zip(mine.factors, theirs.factors, strict=True):
@@ -115,9 +116,9 @@ def test_products_of_edited_maps_agree_with_the_reference(case, columns, per_hea
     batch, heads, queries, keys = map.shape
     x = torch.randn(batch, heads, keys, columns) if per_head else torch.randn(keys, columns)
     y = torch.randn(batch, heads, queries, columns)
-    assert map.engine() == "flash"
+    assert choose_for(map).name == "flash"
     close(map @ x, dense @ x.double(), 5, "P @ x")
-    if map.engine(transposed=True) == "flash":
+    if choose_for(map, transposed=True).name == "flash":
         close(map.T @ y, dense.mT @ y.double(), 30, "P^T @ y")
 
 
@@ -225,5 +226,5 @@ def test_queries_that_start_inside_the_cache_see_all_of_it(queries, edits):
     close(map @ x, dense.weights @ x.double(), 5, "P @ x")
     bare = replace(rule, bias=None)
     _, map = attend(q, k, v, bare, weight, "flash")
-    assert map.engine(transposed=True) == "flash"
+    assert choose_for(map, transposed=True).name == "flash"
     close(map.T @ y, reference.attend(q, k, v, bare, weight).weights.mT @ y.double(), 30, "P^T @ y")

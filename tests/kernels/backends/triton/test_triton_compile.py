@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from headwater.kernels.backends.triton import backend
+from headwater.kernels.backends.triton.backend import Triton
 from headwater.kernels.backends.triton.tile_sizes import config
 from headwater.kernels.edits import BiasKeys, Rescale
 from headwater.kernels.maps import statistics
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 
@@ -79,17 +81,17 @@ def call(task: str, width: int, dtype: torch.dtype):
     pairs, whole = torch.zeros(1, 2, LENGTH, LENGTH), Mask(LENGTH, LENGTH)
     groups = torch.ones(4, LENGTH, dtype=torch.bool)
     return {
-        "plain": lambda: backend.attend(q, k, v, rule),
-        "statistics": lambda: backend.attend(q, k, v, rule, (), DEFAULT),
-        "statistics, both ways": lambda: backend.attend(q, k, v, replace(rule, mask=whole), (), DEFAULT),
-        "statistics again": lambda: backend.statistics(q, k, rule, lse, (), DEFAULT),
-        "statistics and masses": lambda: backend.attend(q, k, v, rule, (), (*DEFAULT, "mass"), groups),
-        "every statistic": lambda: backend.attend(q, k, v, rule, (), backend.ROW, groups),
-        "biases": lambda: backend.attend(q, k, v, biased, (), (*DEFAULT, "mass"), groups),
-        "bias of pairs": lambda: backend.attend(q, k, v, replace(rule, bias=pairs)),
-        "edited": lambda: backend.attend(q, k, v, rule, (edit,)),
-        "received": lambda: backend.received(q, k, rule, lse),
-        "P^T @ y": lambda: backend.scatter(q, k, rule, lse, (), torch.zeros(1, 1, LENGTH, 16)),
+        "plain": lambda: Triton().attend(q, k, v, rule),
+        "statistics": lambda: Triton().attend(q, k, v, rule, (), DEFAULT),
+        "statistics, both ways": lambda: Triton().attend(q, k, v, replace(rule, mask=whole), (), DEFAULT),
+        "statistics again": lambda: Triton().statistics(MapState(q, k, rule, lse), DEFAULT),
+        "statistics and masses": lambda: Triton().attend(q, k, v, rule, (), (*DEFAULT, "mass"), groups),
+        "every statistic": lambda: Triton().attend(q, k, v, rule, (), backend.ROW, groups),
+        "biases": lambda: Triton().attend(q, k, v, biased, (), (*DEFAULT, "mass"), groups),
+        "bias of pairs": lambda: Triton().attend(q, k, v, replace(rule, bias=pairs)),
+        "edited": lambda: Triton().attend(q, k, v, rule, (edit,)),
+        "received": lambda: Triton().received(MapState(q, k, rule, lse)),
+        "P^T @ y": lambda: Triton().scatter(MapState(q, k, rule, lse), torch.zeros(1, 1, LENGTH, 16)),
     }[task]
 
 

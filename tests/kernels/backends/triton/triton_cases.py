@@ -17,11 +17,13 @@ from triton_checks import DEVICE, agree, close, expected, on_device, poison, rea
 from headwater.kernels.attend import attend
 from headwater.kernels.backends import blocked
 from headwater.kernels.backends.triton import backend
+from headwater.kernels.backends.triton.backend import Triton
 from headwater.kernels.backends.triton.tile_sizes import Config
 from headwater.kernels.edits import BlockScores, MixIdentity, Rescale
 from headwater.kernels.maps import statistics
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 
@@ -46,13 +48,15 @@ def test_many_tiles_give_what_the_reference_gives(kind, tiles):
     tiles = Config(*tiles, 4, 2)
     case = rich(kind, DEVICE)
     q, k, rule = case.q, case.k, case.rule
-    result = backend.attend(q, k, case.v, rule, case.edits, backend.ROW, case.groups, tiles=tiles)
+    result = Triton(tiles).attend(q, k, case.v, rule, case.edits, backend.ROW, case.groups)
     dense = expected(case)
     close(result.z, dense.z, "z")
     close(result.lse, dense.lse, "lse")
     agree(result.found, dense, case)
     lse = AttentionMap.of(q, k, rule, result.lse).lse
-    again = backend.statistics(q, k, rule, lse, result.steps, ("entropy", "argmax", "received"), tiles=tiles)
+    again = Triton(tiles).statistics(
+        MapState(q, k, rule, lse, result.steps), ("entropy", "argmax", "received")
+    )
     agree(again, dense, case)
 
 
@@ -71,12 +75,12 @@ def test_edits_of_a_few_keys_take_one_pass(kind, monkeypatch):
     launches = []
     launch = backend.rows_pass
     monkeypatch.setattr(backend, "rows_pass", lambda *a, **kw: launches.append(a) or launch(*a, **kw))
-    result = backend.attend(case.q, case.k, case.v, case.rule, edits, tiles=Config(32, 16, 4, 2))
+    result = Triton(Config(32, 16, 4, 2)).attend(case.q, case.k, case.v, case.rule, edits)
     assert len(launches) == 1
     dense = expected(case)
     close(result.z, dense.z, "z")
-    measured = backend.attend(
-        case.q, case.k, case.v, case.rule, edits, ("entropy", "self"), tiles=Config(32, 16, 4, 2)
+    measured = Triton(Config(32, 16, 4, 2)).attend(
+        case.q, case.k, case.v, case.rule, edits, ("entropy", "self")
     )
     assert torch.equal(measured.z, result.z), "measuring changes the output"
     agree(measured.found, dense, case)
@@ -99,7 +103,7 @@ def test_the_first_keys_are_walked_past(mask):
     )
     case = Case(q, k, v, rule, edits, torch.zeros(1, k.shape[2], dtype=torch.bool))
     dense = expected(case)
-    result = backend.attend(q, k, v, rule, edits, ("entropy", "row_mass"), tiles=Config(16, 16, 4, 1))
+    result = Triton(Config(16, 16, 4, 1)).attend(q, k, v, rule, edits, ("entropy", "row_mass"))
     close(result.z, dense.z, "z")
     close(result.lse, dense.lse, "lse")
     agree(result.found, dense, case)
@@ -113,7 +117,7 @@ def test_what_a_sink_leaves_keeps_its_digits_in_half_precision():
     k[:, :, 0] = 18
     sink = (torch.arange(512) == 0)[None]
     edits = (Rescale(torch.tensor([True]), sink, ~sink, 0.0),)
-    z = backend.attend(q, k, v, ScoreRule(1.0, Mask(1, 512)), edits).z
+    z = Triton().attend(q, k, v, ScoreRule(1.0, Mask(1, 512)), edits).z
     torch.testing.assert_close(z[0, 0, 0].float(), v[0, 0, 1:].float().mean(0), atol=2e-3, rtol=0)
 
 
@@ -124,7 +128,7 @@ def test_scales_of_zero_and_below(scale):
     case = Case(
         q, k, v, ScoreRule(scale, Mask(40, 40, right=0)), (), torch.zeros(1, k.shape[2], dtype=torch.bool)
     )
-    result = backend.attend(q, k, v, case.rule, (), ("entropy", "max"), tiles=Config(16, 16, 4, 1))
+    result = Triton(Config(16, 16, 4, 1)).attend(q, k, v, case.rule, (), ("entropy", "max"))
     dense = expected(case)
     close(result.z, dense.z, "z")
     agree(result.found, dense, case)
@@ -141,9 +145,7 @@ def test_the_forward_pass_agrees_with_the_reference(case, tiles, dtype):
     """Output, lse and all row statistics of one pass, edits included, at several tile sizes."""
     assume(taken(case))
     case = on_device(case, dtype)
-    result = backend.attend(
-        case.q, case.k, case.v, case.rule, case.edits, backend.ROW, case.groups, tiles=tiles
-    )
+    result = Triton(tiles).attend(case.q, case.k, case.v, case.rule, case.edits, backend.ROW, case.groups)
     dense = expected(case)
     half = 1 if dtype == torch.float32 else 60  # weights and output are rounded to float16
     close(result.z, dense.z, "z", half)
@@ -158,11 +160,11 @@ def test_the_map_agrees_with_the_reference(case, tiles, columns, per_head):
     assume(taken(case))
     case = on_device(case, torch.float32)
     q, k, rule = case.q, case.k, case.rule
-    _, lse, steps = blocked.attend(q, k, case.v, rule, case.edits)
+    _, lse, steps, _ = blocked.attend(q, k, case.v, rule, case.edits)
     lse = AttentionMap.of(q, k, rule, lse).lse
     dense = expected(case)
     agree(
-        backend.statistics(q, k, rule, lse, steps, (*backend.ROW, "received"), case.groups, tiles),
+        Triton(tiles).statistics(MapState(q, k, rule, lse, steps), (*backend.ROW, "received"), case.groups),
         dense,
         case,
     )
@@ -170,8 +172,10 @@ def test_the_map_agrees_with_the_reference(case, tiles, columns, per_head):
     shape = (batch, heads if per_head else 1)
     x, y = (torch.randn(*shape, length, columns, device=DEVICE) for length in (k.shape[2], queries))
     weights = real_rows(case, dense.weights)
-    close(backend.gather(q, k, rule, lse, steps, x, tiles), weights @ x.double().cpu(), "gather")
-    close(backend.scatter(q, k, rule, lse, steps, y, tiles), weights.mT @ y.double().cpu(), "scatter")
+    close(Triton(tiles).gather(MapState(q, k, rule, lse, steps), x), weights @ x.double().cpu(), "gather")
+    close(
+        Triton(tiles).scatter(MapState(q, k, rule, lse, steps), y), weights.mT @ y.double().cpu(), "scatter"
+    )
 
 
 @FEW
@@ -179,7 +183,7 @@ def test_the_map_agrees_with_the_reference(case, tiles, columns, per_head):
 def test_received_over_a_range_or_a_window_of_later_queries(case, data):
     assume(taken(case))
     case = on_device(case, torch.float32)
-    _, lse, steps = blocked.attend(case.q, case.k, case.v, case.rule, case.edits)
+    _, lse, steps, _ = blocked.attend(case.q, case.k, case.v, case.rule, case.edits)
     lse = AttentionMap.of(case.q, case.k, case.rule, lse).lse
     weights = real_rows(case, expected(case).weights)
     queries, keys = weights.shape[-2:]
@@ -190,13 +194,13 @@ def test_received_over_a_range_or_a_window_of_later_queries(case, data):
     mask = case.rule.mask
     ahead = (torch.arange(queries) + mask.shift)[:, None] - torch.arange(keys)
     chosen = (ahead >= near) & (ahead <= far)
-    found = backend.received(case.q, case.k, case.rule, lse, steps, (first, last), (near, far), TILES[1])
+    state = MapState(case.q, case.k, case.rule, lse, steps)
+    rows = torch.arange(queries)[None]
+    spans = [(rows >= begin) & (rows < end) for begin, end in ((0, first), (first, last), (last, queries))]
+    found = Triton(TILES[1]).received(state, spans[1], (near, far))
     close(found, (weights * chosen)[:, :, first:last].sum(-2), "received")
     # the parts of a partition of the rows add up to the whole
-    parts = [
-        backend.received(case.q, case.k, case.rule, lse, steps, span)
-        for span in ((0, first), (first, last), (last, queries))
-    ]
+    parts = [Triton().received(state, span) for span in spans]
     close(sum(parts), weights.sum(-2), "received")
 
 
@@ -206,7 +210,7 @@ def test_three_routes_to_received_mass(case):
     """The key-major kernel, the map, and the transposed call of the fused CPU kernel (where it takes the case)."""
     assume(taken(case) and not case.edits)
     q, k = case.q.to(DEVICE), case.k.to(DEVICE)
-    result = backend.attend(q, k, case.v.to(DEVICE), case.rule)
+    result = Triton().attend(q, k, case.v.to(DEVICE), case.rule)
     map = AttentionMap.of(q, k, case.rule, result.lse, backend="triton")
     dense = real_rows(case, reference.attend(case.q, case.k, case.v, case.rule).weights)
     by_kernel = map.statistic("received")
@@ -225,11 +229,11 @@ def test_laws_that_need_no_reference(case):
     case = on_device(case, torch.float32)
     rule = replace(case.rule, sinks=None)
     moved = tuple(edit for edit in case.edits if isinstance(edit, Rescale))
-    result = backend.attend(case.q, case.k, case.v, rule, moved, ("row_mass",))
+    result = Triton().attend(case.q, case.k, case.v, rule, moved, ("row_mass",))
     mass = result.found["row_mass"]
     close(mass[~mass.isnan()].cpu(), torch.ones(int((~mass.isnan()).sum())), "row_mass", 3)
 
-    result = backend.attend(case.q, case.k, case.v, rule, (), ("entropy", "max"))
+    result = Triton().attend(case.q, case.k, case.v, rule, (), ("entropy", "max"))
     entropy, top = (result.found[name].cpu() for name in ("entropy", "max"))
     real = ~entropy.isnan()
     seen = rule.mask.visible_keys(len(case.q), 1).expand_as(entropy)[real]
@@ -238,9 +242,9 @@ def test_laws_that_need_no_reference(case):
     assert (top[real] >= 1 / seen - 1e-5).all()
     assert ((-entropy[real]).exp() <= top[real] + 1e-4).all()
     lse = AttentionMap.of(case.q, case.k, rule, result.lse).lse
-    received = backend.received(case.q, case.k, rule, lse)
+    received = Triton().received(MapState(case.q, case.k, rule, lse))
     close(received.sum(-1), real.sum(-1), "received", 10)
-    assert torch.equal(received, backend.received(case.q, case.k, rule, lse))
+    assert torch.equal(received, Triton().received(MapState(case.q, case.k, rule, lse)))
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
@@ -250,7 +254,7 @@ def test_extreme_scores_stay_finite(size):
     q, k, v = (torch.randn(1, 2, 70, 4, device=DEVICE) for _ in range(3))
     valid = (torch.arange(70) >= 40)[None]
     rule = ScoreRule(1.0, Mask(70, 70, right=0, valid_keys=valid, valid_queries=valid))
-    result = backend.attend(q * size, k, v, rule, (), backend.ROW, valid, tiles=Config(16, 16, 4, 1))
+    result = Triton(Config(16, 16, 4, 1)).attend(q * size, k, v, rule, (), backend.ROW, valid)
     assert result.z.isfinite().all()
     assert (result.z[:, :, :40] == 0).all()
     assert (result.lse[:, :, :40] == -torch.inf).all()
@@ -268,9 +272,9 @@ def test_of_equal_weights_the_first_is_the_largest(mask):
     q, k = torch.zeros(1, 2, 70, 4, device=DEVICE), torch.randn(1, 1, 70, 4, device=DEVICE)
     rule = ScoreRule(1.0, mask)
     wanted = mask.first_visible(1, 2).expand(1, 2, -1)
-    result = backend.attend(q, k, k, rule, (), ("argmax",), tiles=Config(16, 16, 4, 1))
+    result = Triton(Config(16, 16, 4, 1)).attend(q, k, k, rule, (), ("argmax",))
     assert torch.equal(result.found["argmax"].cpu(), wanted)
-    again = backend.statistics(q, k, rule, result.lse, (), ("argmax",), tiles=Config(16, 32, 4, 1))
+    again = Triton(Config(16, 32, 4, 1)).statistics(MapState(q, k, rule, result.lse), ("argmax",))
     assert torch.equal(again["argmax"].cpu(), wanted)
 
 
@@ -279,7 +283,7 @@ def test_bfloat16_is_computed_from_its_values():
     torch.manual_seed(2)
     q, k, v = (torch.randn(1, 2, 33, 16, device=DEVICE).bfloat16() for _ in range(3))
     rule = ScoreRule(0.25, Mask(33, 33, right=0))
-    result = backend.attend(q, k, v, rule)
+    result = Triton().attend(q, k, v, rule)
     assert result.z.dtype == torch.bfloat16
     dense = reference.attend(q.cpu().float(), k.cpu().float(), v.cpu().float(), rule)
     torch.testing.assert_close(result.z.double().cpu(), dense.z, atol=2e-2, rtol=2e-2)
@@ -288,10 +292,12 @@ def test_bfloat16_is_computed_from_its_values():
 
 def test_mass_kept_on_the_own_position_is_not_received_later():
     case = rich("window", DEVICE)
-    result = backend.attend(case.q, case.k, case.v, case.rule, case.edits)
+    result = Triton().attend(case.q, case.k, case.v, case.rule, case.edits)
     ahead = torch.arange(40)[:, None] - torch.arange(40)
     for near, far in ((0, 3), (1, 3)):
-        found = backend.received(case.q, case.k, case.rule, result.lse, result.steps, later=(near, far))
+        found = Triton().received(
+            MapState(case.q, case.k, case.rule, result.lse, result.steps), later=(near, far)
+        )
         close(found, (expected(case).weights * ((ahead >= near) & (ahead <= far))).sum(-2), "received")
 
 
@@ -301,7 +307,7 @@ def test_strided_operands_are_read_where_they_lie():
     q, k, v = (torch.randn(2, 19, heads, 8, device=DEVICE).transpose(1, 2) for heads in (4, 2, 2))
     rule = ScoreRule(0.3, Mask(19, 19, left=5, right=0))
     case = Case(q, k, v, rule, (), torch.zeros(0))
-    close(backend.attend(q, k, v, rule).z, expected(case).z, "z")
+    close(Triton().attend(q, k, v, rule).z, expected(case).z, "z")
 
 
 def test_offsets_beyond_32_bits():
@@ -317,11 +323,13 @@ def test_offsets_beyond_32_bits():
     far.copy_(near)
     rule = ScoreRule(0.3, Mask(3, 3, right=0))
     case = Case(q, far, far, rule, (), torch.zeros(0))
-    result = backend.attend(q, far, far, rule)
+    result = Triton().attend(q, far, far, rule)
     close(result.z, expected(case).z, "z", 60)
-    close(backend.received(q, far, rule, result.lse), expected(case).weights.sum(-2), "received")
-    queries = backend.attend(far, near, near, rule)
-    close(backend.received(far, near, rule, queries.lse).sum(-1), torch.full((1, 1), 3.0), "received")
+    close(Triton().received(MapState(q, far, rule, result.lse)), expected(case).weights.sum(-2), "received")
+    queries = Triton().attend(far, near, near, rule)
+    close(
+        Triton().received(MapState(far, near, rule, queries.lse)).sum(-1), torch.full((1, 1), 3.0), "received"
+    )
 
 
 def test_gradients_equal_the_dense_ones():
@@ -366,17 +374,17 @@ def test_what_it_can_not_do_it_refuses_by_name():
         attend(q.double(), q.double(), q.double(), plain, (), "triton")
     every, none = torch.ones(1, dtype=torch.bool), torch.zeros(1, 9, dtype=torch.bool)
     many = replace(plain, edits=(BlockScores(every, none, none),) * 16)
-    assert backend.refuses(many, q) == "more than 15 blocked sets of pairs"
+    assert Triton().why_not(q, q, many) == "more than 15 blocked sets of pairs"
     scattered = [torch.arange(9)[None] >> bit & 1 == 1 for bit in range(4)]
     edits = [Rescale(every, keys, ~keys, 0.5) for keys in scattered]
-    assert backend.refuses(plain, q, edits) is None
+    assert Triton().why_not(q, q, plain, edits) is None
     wide = torch.randn(1, 1, 40, 4, device=DEVICE)
     scattered = [torch.arange(40)[None] >> bit & 1 == 1 for bit in range(5)]
     edits = [Rescale(every, keys, ~keys, 0.5) for keys in scattered]
     assert (
-        backend.refuses(replace(plain, mask=Mask(40, 40)), wide, edits)
+        Triton().why_not(wide, wide, replace(plain, mask=Mask(40, 40)), edits)
         == "edits of more than 16 classes of keys"
     )
-    assert backend.refuses(plain, q, (MixIdentity(every, 0.5),)) is None
+    assert Triton().why_not(q, q, plain, (MixIdentity(every, 0.5),)) is None
     with pytest.raises(ValueError, match="more than 16 groups"):
-        backend.attend(q, q, q, plain, (), ("mass",), torch.ones(17, 9, dtype=torch.bool))
+        Triton().attend(q, q, q, plain, (), ("mass",), torch.ones(17, 9, dtype=torch.bool))

@@ -16,7 +16,9 @@ from attention_cases import Case, rich
 from triton_checks import DEVICE, agree, close, expected, poison  # noqa: F401 - a fixture
 
 from headwater.kernels.attend import attend
+from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.backends.triton import backend
+from headwater.kernels.backends.triton.backend import Triton
 from headwater.kernels.backends.triton.tile_sizes import Config
 from headwater.kernels.edits import (
     BiasKeys,
@@ -34,6 +36,7 @@ from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnK
 from headwater.kernels.maps import pairs, statistics
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
@@ -44,7 +47,7 @@ TILES = Config(16, 16, 4, 1)
 def everything(case: Case, names: tuple[str, ...] = (*backend.ROW, "received")) -> AttentionMap:
     """Output, lse, statistics of the forward pass and of the recorded map, against the reference."""
     row = [name for name in names if name in backend.ROW]
-    result = backend.attend(case.q, case.k, case.v, case.rule, case.edits, row, case.groups, tiles=TILES)
+    result = Triton(TILES).attend(case.q, case.k, case.v, case.rule, case.edits, row, case.groups)
     dense = expected(case)
     close(result.z, dense.z, "z")
     close(result.lse, dense.lse, "lse")
@@ -119,7 +122,7 @@ def test_patterns_are_mixed_in_among_other_edits(few):
     dense = expected(case)
     dense = dense._replace(weights=dense.weights * valid[:, None, :, None])
     z, map = attend(q, k, v, rule, edits, "triton", (*backend.ROW,))
-    assert map.engine() == "triton"
+    assert choose_for(map).name == "triton"
     close(z[valid[:, None].expand(z.shape[:3])], dense.z[valid[:, None].expand(z.shape[:3])], "z")
     agree(map.statistics(statistics.NAMES, case.groups), dense, case)
     x, y = torch.randn(2, 4, 23, 3), torch.randn(2, 4, 23, 3)
@@ -154,21 +157,21 @@ def test_head_widths_and_types(width, dtype):
     torch.manual_seed(width)
     q, k, v = (torch.randn(1, h, 21, width, device=DEVICE).to(dtype) for h in (2, 1, 1))
     rule = ScoreRule(width**-0.5, Mask(21, 21, right=0))
-    result = backend.attend(q, k, v, rule, (), ("entropy", "max"), tiles=TILES)
+    result = Triton(TILES).attend(q, k, v, rule, (), ("entropy", "max"))
     dense = reference.attend(q.cpu().float(), k.cpu().float(), v.cpu().float(), rule)
     close(result.z, dense.z, "z", {torch.float32: 1, torch.float16: 60, torch.bfloat16: 500}[dtype])
     close(result.lse, dense.lse, "lse")
     wanted = reference.statistics(dense, rule)
     for name in ("entropy", "max"):
         close(result.found[name], wanted[name], name)
-    close(backend.received(q, k, rule, result.lse, tiles=TILES), wanted["received"], "received")
+    close(Triton(TILES).received(MapState(q, k, rule, result.lse)), wanted["received"], "received")
 
 
 @pytest.mark.parametrize("kind", ["padded", "cache"])
 def test_some_queries_and_chosen_pairs_of_a_map(kind):
     """The operator on the backend `triton`; strongest keys and cells go through blocks of rows on the same tensors."""
     case = rich(kind, DEVICE)
-    result = backend.attend(case.q, case.k, case.v, case.rule, case.edits)
+    result = Triton().attend(case.q, case.k, case.v, case.rule, case.edits)
     map = AttentionMap.of(case.q, case.k, case.rule, result.lse, result.steps, "triton")
     dense = expected(case)
     scattered = torch.arange(map.shape[2]) % 3 == 1
@@ -191,7 +194,7 @@ def test_some_queries_and_chosen_pairs_of_a_map(kind):
 
 def test_the_window_of_the_clipped_distance():
     case = rich("window", DEVICE)
-    result = backend.attend(case.q, case.k, case.v, case.rule, case.edits, ("windowed_distance",))
+    result = Triton().attend(case.q, case.k, case.v, case.rule, case.edits, ("windowed_distance",))
     map = AttentionMap.of(case.q, case.k, case.rule, result.lse, result.steps, "triton", known=result.found)
     dense = expected(case)
     for window in (0, 3, statistics.WINDOW):
@@ -239,7 +242,7 @@ def test_what_it_leaves_to_other_backends_it_names():
         ),
         ({"edits": (shift,), "bias": full}, "a key bias over a score bias that differs between queries"),
     ):
-        assert backend.refuses(replace(rule, **changes), q) == reason
-    assert backend.refuses(rule, q, (Shares(every),)) == "the weight edit Shares"
+        assert Triton().why_not(q, q, replace(rule, **changes)) == reason
+    assert Triton().why_not(q, q, rule, (Shares(every),)) == "the weight edit Shares"
     learned = replace(rule, alibi=torch.ones(2, requires_grad=True))
-    assert backend.refuses(learned, q) == "gradients of a score bias, of slopes or of learned sinks"
+    assert Triton().why_not(q, q, learned) == "gradients of a score bias, of slopes or of learned sinks"

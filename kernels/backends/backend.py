@@ -1,0 +1,86 @@
+"""What a backend is: a way to compute attention, and the products and statistics of its maps, in linear memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.edits.weights import WeightEdit, WeightStep
+from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.rules.rule import ScoreRule
+
+
+class Pass(NamedTuple):
+    """What a forward pass leaves: z, lse [batch, head, query], the weight edits with their factors, row statistics.
+
+    On a row that sees no key z is zero and lse -inf.
+    """
+
+    z: Tensor
+    lse: Tensor
+    steps: tuple[WeightStep, ...]
+    found: dict[str, Tensor]
+
+
+class Backend(Protocol):
+    """A new backend is a file with a class that inherits from this one, and its line in `choose.BACKENDS`."""
+
+    name: ClassVar[str]
+    # whether "auto" may take it, and what the choice then says
+    automatic: ClassVar[bool] = True
+    reason: ClassVar[str] = ""
+    # whether it takes what `prepare` leaves of queries, keys and rule, or the rule as it was given
+    prepared: ClassVar[bool] = True
+    # the backend of the products and statistics of a map whose forward pass was here
+    of_map: ClassVar[str] = "auto"
+    # row statistics that cost its forward pass little
+    free: ClassVar[Sequence[str]] = ()
+
+    def why_not(
+        self, q: Tensor, k: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        transposed: bool = False, value_width: int = 0,
+    ) -> str | None:  # fmt: skip
+        """What it can not compute here, in words that follow "can not compute"; None where it can.
+
+        The rule is one that `prepare` has left. `transposed` asks for `scatter`.
+        """
+        ...
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        statistics: Sequence[str] = (),
+    ) -> Pass:  # fmt: skip
+        """z [batch, head, query, d_value], and with it those of the `statistics` that are `free`."""
+        ...
+
+    def gather(self, state: MapState, x: Tensor) -> Tensor:
+        """`P @ x` for x [batch, head|1, key, c] → [batch, head, query, c]."""
+        ...
+
+    def scatter(self, state: MapState, y: Tensor) -> Tensor:
+        """`P^T @ y` for y [batch, head|1, query, c] → [batch, head, key, c]."""
+        ...
+
+    def received(
+        self, state: MapState, queries: Tensor | None, later: tuple[int, int] | None
+    ) -> Tensor | None:
+        """Column sums [batch, head, key] of the rows `queries`, bool [batch|1, query]; None where blocks are as good.
+
+        `later=(near, far)` counts the queries that stand near to far positions after the key, both ends included.
+        """
+        return None
+
+    def statistics(
+        self, state: MapState, names: Sequence[str], groups: Tensor | None, window: int
+    ) -> dict[str, Tensor] | None:
+        """The named statistics with the conventions of kernels/maps/statistics.py; None where blocks are as good."""
+        return None
+
+    def _column_sums(self, state: MapState, queries: Tensor | None) -> Tensor:
+        """`received` as a product with one column of ones."""
+        queries = torch.ones(1, state.shape[2]) if queries is None else queries.float()
+        ones = queries[:, None, :, None].to(state.q.device)
+        return self.scatter(state, ones.expand(state.shape[0], -1, -1, -1))[..., 0]

@@ -1,0 +1,30 @@
+"""The dense reference as a backend of forward passes, for small inputs; its maps are read by the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from headwater.kernels.backends.backend import Pass
+from headwater.kernels.backends.blocked import Blocked
+from headwater.kernels.edits.weights import WeightEdit
+from headwater.kernels.reference import dense
+from headwater.kernels.rules.prepare import prepare
+from headwater.kernels.rules.rule import ScoreRule
+
+
+class Reference(Blocked):
+    name = "reference"
+    automatic = False
+    prepared = False
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        statistics: Sequence[str] = (),
+    ) -> Pass:  # fmt: skip
+        z, lse, _ = dense.attend(q, k, v, rule, edits)
+        if not edits:
+            return Pass(z, lse, (), {})
+        q, k, rule = prepare(q, k, rule)
+        return Pass(z, lse, super().attend(q.double(), k.double(), v.double(), rule, edits).steps, {})

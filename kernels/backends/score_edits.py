@@ -1,0 +1,49 @@
+"""Score edits as fused kernels take them: a factor per head and a bias per key, and pairs that are hidden.
+
+The other score edits are refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores, ScoreEdit
+from headwater.kernels.tiles.heads import per_batch_row
+from headwater.kernels.tiles.mask import HIDDEN
+
+
+def why_not(edits: Sequence[ScoreEdit]) -> str | None:
+    """The first edit that is none of the three, or None."""
+    for edit in edits:
+        if not isinstance(edit, ScaleScores | BiasKeys | BlockScores):
+            return f"the score edit {type(edit).__name__}"
+    return None
+
+
+def factor_and_bias(edits: Sequence[ScoreEdit], like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The edits in their order as factor * s + bias: [batch|1, head] and [batch|1, head, key], None where not needed.
+
+    Hidden pairs become a bias of -inf on their keys, for every query.
+    """
+    factor: Tensor | None = None
+    bias: Tensor | None = None
+    for edit in edits:
+        heads = per_batch_row(edit.heads).to(like.device)
+        if isinstance(edit, ScaleScores):
+            tau = torch.where(heads, like.new_tensor(edit.tau), 1.0)
+            factor = tau if factor is None else factor * tau
+            if bias is not None:
+                bias = torch.where(bias == HIDDEN, bias, bias * tau[..., None])
+            continue
+        if isinstance(edit, BiasKeys):
+            given = edit.bias if edit.bias.dim() == 3 else edit.bias[:, None]
+            new = torch.where(heads[..., None], given.to(like), 0.0)
+        else:
+            assert isinstance(edit, BlockScores)
+            hidden = heads[..., None] & edit.keys[:, None].to(like.device)
+            new = torch.zeros_like(hidden, dtype=like.dtype).masked_fill(hidden, HIDDEN)
+        bias = new if bias is None else bias + new
+    return factor, bias

@@ -1,0 +1,102 @@
+"""`MapState`: all that defines a layer's attention maps, O(S·d) numbers, and the exact weights of any block of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.edits.weights import Shares, WeightStep
+from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.block import Block, tile_dtype
+from headwater.kernels.tiles.mask import Mask
+
+
+@dataclass(frozen=True, eq=False)
+class MapState:
+    """Maps of one layer: `q` [batch, head, query, d_head], `k` [batch, kv head, key, d_head], `lse` like q less d_head.
+
+    `lse` is +inf on the rows that have no weights (padding, or every key hidden): `of` marks them. `backend` is the
+    name of the backend that computes products and statistics, or "auto". `known` holds row statistics that came out of
+    the forward pass already, with the conventions of kernels/maps/statistics.py.
+    """
+
+    q: Tensor
+    k: Tensor
+    rule: ScoreRule
+    lse: Tensor
+    steps: tuple[WeightStep, ...] = ()
+    backend: str = "auto"
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        rule: ScoreRule,
+        lse: Tensor,
+        steps: tuple[WeightStep, ...] = (),
+        backend: str = "auto",
+        known: Mapping[str, Tensor] | None = None,
+    ) -> Self:
+        """From a forward pass: rows that are padding or see nothing get lse = +inf, hence no weights."""
+        silent = lse == float("-inf")
+        # scores that overflowed are not a row without weights
+        lse = lse.masked_fill(lse == float("inf"), torch.nan)
+        if rule.mask.valid_queries is not None:
+            silent = silent | ~rule.mask.valid_queries[:, None].to(lse.device)
+        return cls(q, k, rule, lse.masked_fill(silent, float("inf")), steps, backend, known or {})
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, head, query, key)."""
+        return (self.q.shape[0], self.q.shape[1], self.q.shape[2], self.k.shape[2])
+
+    @property
+    def mask(self) -> Mask:
+        return self.rule.mask
+
+    @property
+    def signed(self) -> bool:
+        """Whether weights may be negative."""
+        return self.rule.signed and not any(isinstance(step.edit, Shares) for step in self.steps)
+
+    def log_weights(self, block: Block) -> Tensor:
+        """Logarithms of the unedited weights of a block, -inf where hidden; a new tensor that may be written to.
+
+        Of signed weights it gives the logarithms of their sizes.
+        """
+        scores = self.rule.scores(self.q, self.k, block)
+        row = block.of_rows(self.lse).to(scores)[..., None]
+        kind = self.rule.normaliser
+        if kind is not None:
+            logs = kind.logs(scores) - row
+            return logs.clamp(max=0) if kind.bounded else logs
+        if scores.requires_grad:
+            return (scores - row).clamp(max=0)
+        # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
+        return scores.sub_(row).clamp_(max=0)
+
+    def block(self, block: Block) -> Tensor:
+        """Edited weights of any block [batch, head, row, column], in float32 or float64, from lse and row factors."""
+        if self.rule.normaliser is None:
+            tile = self.log_weights(block).exp_()
+        else:
+            scores = self.rule.scores(self.q, self.k, block)
+            tile = self.rule.normaliser.weights(scores, block.of_rows(self.lse).to(scores)[..., None])
+        for step in self.steps:
+            factors = tuple(block.of_rows(factor).to(tile) for factor in step.factors)
+            tile = step.edit.apply(tile, factors, block, self.mask)
+        if self.steps:
+            # a row of padding has factors, but takes part in nothing
+            tile = tile.masked_fill(torch.isposinf(block.of_rows(self.lse))[..., None], 0.0)
+        return tile
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its blocks."""
+        return tile_dtype(self.q)
