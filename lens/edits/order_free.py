@@ -144,7 +144,7 @@ class _Tap:
         def note(module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
             _angles.set(named.get("position_embeddings"))
 
-        return self.module.register_forward_pre_hook(context.Staying(note), with_kwargs=True)
+        return self.module.register_forward_pre_hook(context.Staying(note, 3), with_kwargs=True)
 
 
 def _last_angles() -> Rotary:

@@ -182,7 +182,7 @@ class Hook:
         if self.side == "output":
             after = context.Staying(lambda m, given, out: self._after(prepared, key, out))
             return self.module.register_forward_hook(after)
-        before = context.Staying(lambda m, given, named: self._before(prepared, key, given, named))
+        before = context.Staying(lambda m, given, named: self._before(prepared, key, given, named), 3)
         return self.module.register_forward_pre_hook(before, with_kwargs=True)
 
     def _before(self, prepared: Prepared, key: object, given: tuple, named: dict) -> Any:
@@ -253,9 +253,9 @@ def _facts(model: Opened, layer: int) -> _Facts:
             seen[name] = (x[0] if isinstance(x, tuple) else x).detach()
 
         if module is not None and before:
-            handles.append(module.register_forward_pre_hook(see, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(context.Staying(see, 3), with_kwargs=True))
         elif module is not None:
-            handles.append(module.register_forward_hook(see, with_kwargs=True))
+            handles.append(module.register_forward_hook(context.Staying(see, 4), with_kwargs=True))
 
     for name, module, before in (
         ("pre", block.module, True), ("norm1", block.norm1, True), ("attention", block.attention_out, False),

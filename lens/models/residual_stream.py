@@ -49,8 +49,9 @@ def _install(model: Opened) -> None:
             _places[block] = model.key, layer, layer == model.layers[-1]
 
 
-def _entering(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    if _listeners.get() and block in _places:
+def _entering(block: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> None:
+    # another thread may call it without keywords while it is put on (see `context.Staying`)
+    if kwargs is not None and _listeners.get() and block in _places:
         key, layer, _ = _places[block]
         _tell(key, layer, args[0] if args else kwargs["hidden_states"])
 

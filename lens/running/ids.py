@@ -69,7 +69,7 @@ def reading(model: Opened) -> Iterator[None]:
     outside = _running.get().get(key)
     _keep(key, outside or Running())
     handles = [
-        table.register_forward_pre_hook(context.Staying(see), with_kwargs=True)
+        table.register_forward_pre_hook(context.Staying(see, 3), with_kwargs=True)
         for table in embeddings(model.hf)
     ]
     try:

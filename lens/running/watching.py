@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
 
@@ -68,7 +69,8 @@ def watching(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
             given = output[0] if isinstance(output, tuple) else output
             found.append(Call(module, args, kwargs, given.detach()))
 
-    handles = [module.register_forward_hook(keep, with_kwargs=True) for module in dict.fromkeys(modules)]
+    hook = context.Staying(keep, 4)
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in dict.fromkeys(modules)]
     token = _kept.set(found)
     try:
         yield found

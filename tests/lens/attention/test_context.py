@@ -7,6 +7,7 @@ with attention traced by torch.compile; without `HookedModel.__setstate__` (copi
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import pickle
 import threading
@@ -17,6 +18,7 @@ import torch
 
 import headwater as hw
 from headwater.lens.errors import ModelError
+from headwater.lens.running.watching import watching
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +280,20 @@ def test_models_split_by_a_device_map(tmp_path):
     offloaded = places | {"model.layers.2": "disk"}
     with pytest.raises(ModelError, match=r"offloaded \(device_map\), first model.layers.2"):
         hw.load(dispatch_model(tiny_models.tiny("llama"), offloaded, main_device="cpu", offload_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [hw.Knockout([-1], "special"), hw.EditResidual(1, "scale", 2.0), hw.PositionInvariant([(1, 3), (3, 6)])],
+    ids=lambda edit: type(edit).__name__,
+)
+def test_hooks_that_are_being_taken_off_do_nothing_in_another_thread(model, edit):
+    """torch looks up whether a hook takes keywords when it calls it; here the answer is no longer there."""
+    ids, _ = tiny_models.batch(1, (12,))
+    plain = model.hf(ids).logits
+    with model.edit(edit), watching(list(model.hf.modules())), torch.no_grad():
+        for module in model.hf.modules():
+            module._forward_pre_hooks_with_kwargs.clear()
+            module._forward_hooks_with_kwargs.clear()
+        other = contextvars.Context().run(lambda: model.hf(ids).logits)
+    torch.testing.assert_close(other, plain)
