@@ -49,6 +49,7 @@ def take(text: str, state: State) -> None:
             f"the experiment is of the model {given.model!r}, which is not offered here; start with it: "
             "headwater dashboard MODEL"
         )
+    edits_of(given.edits)
     first = given.prompts[0]
     if first.text is None:
         raise ExperimentError("the experiment's first prompt is token ids; the dashboard shows texts")

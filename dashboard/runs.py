@@ -20,7 +20,8 @@ import streamlit as st
 import torch
 
 import headwater as hw
-from headwater.lens.errors import ModelError
+from headwater.lens.edits.patterns import named_files
+from headwater.lens.errors import EditError, ModelError
 from headwater.lens.models.embedded import embedded
 
 STATISTICS = ("lse", "entropy", "max", "self", "previous", "first", "distance", "received", "visible")
@@ -90,6 +91,13 @@ def alone(work: Callable[[], Any]) -> Any:
 
 
 def edits_of(edits: Sequence[dict]) -> list:
+    """Edits from data, such as an address, which may not name files: it could open them, or tell which there are."""
+    for edit in edits:
+        if named_files(edit):
+            raise EditError(
+                f"{edit.get('edit')} names the file of a record, which the dashboard does not open; run it with "
+                "headwater record --edits"
+            )
     return [hw.edit_from_dict(edit) for edit in edits]
 
 

@@ -136,12 +136,13 @@ def _whole(name: str, parameters: Mapping[str, str], state: State) -> int:
 def _edits(text: str, state: State) -> list[dict]:
     """Edits as they stand in an address; each is checked as an edit, and none is taken if one is wrong."""
     from headwater.dashboard.runs import edits_of
-    from headwater.lens.errors import HeadwaterError
+    from headwater.lens.errors import EditError, HeadwaterError
+    from headwater.lens.files import parse_json
 
     try:
         if len(text) > 4 * LONGEST_EDITS:
             raise ValueError("too long")
-        edits = json.loads(text)
+        edits = parse_json(text, "the text", EditError)
         if not isinstance(edits, list) or not all(isinstance(edit, dict) for edit in edits):
             raise ValueError("not a list of edits")
         edits_of(edits)

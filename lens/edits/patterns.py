@@ -178,6 +178,15 @@ def _is_path(given: Any) -> bool:
     return isinstance(given, str) and given.endswith(".safetensors")
 
 
+def named_files(edit: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of an edit, as data, that name the file of a record."""
+    return {
+        name: value
+        for name, value in edit.items()
+        if isinstance(value, str) and (name == "record" or _is_path(value))
+    }
+
+
 def _with_record(prepared: Prepared, given: Record | str, model: Opened) -> Prepared:
     """The record opened and held against the model, layer by layer."""
     record = given if isinstance(given, Record) else Record.open(given)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from headwater.lens.attention import context
 from headwater.lens.edits import Edit, edit_from_dict
+from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import ExperimentError, HeadwaterError
 from headwater.lens.experiments import measures
 from headwater.lens.experiments.results import Results, numbers_of, versions_now
@@ -219,14 +220,13 @@ def _finite(result: dict[str, Any], number: int) -> dict[str, Any]:
 def _contained(edit: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """An edit whose record files are named by where they lie in the folder."""
     changed = dict(edit)
-    for name, value in edit.items():
-        if isinstance(value, str) and (value.endswith(".safetensors") or name == "record"):
-            inside = None if folder is None else within(folder, value)
-            if inside is None:
-                raise ExperimentError(
-                    f"{edit['edit']}: the record {value!r} does not lie in the experiment's folder; copy it there"
-                )
-            changed[name] = str(inside)
+    for name, value in named_files(edit).items():
+        inside = None if folder is None else within(folder, value)
+        if inside is None:
+            raise ExperimentError(
+                f"{edit['edit']}: the record {value!r} does not lie in the experiment's folder; copy it there"
+            )
+        changed[name] = str(inside)
     return changed
 
 

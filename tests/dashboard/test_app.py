@@ -103,6 +103,9 @@ def test_session_writes_its_address():
         ({"prompt_id": "00"}, "no longer held"),
         ({"edits": "[1]"}, "edits"),
         ({"edits": '[{"edit": "Nonsense"}]'}, "Nonsense"),
+        ({"edits": '[{"edit": "FreezeAttention", "record": "/etc/passwd"}]'}, "does not open"),
+        ({"edits": '[{"edit": "FreezeAttention", "record": "/absent"}]'}, "does not open"),
+        ({"edits": '[{"edit": "InjectPattern", "pattern": "/etc/x.safetensors"}]'}, "does not open"),
         ({"head": "٣"}, "head"),
     ],
 )

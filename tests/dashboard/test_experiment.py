@@ -63,6 +63,10 @@ def test_what_can_not_be_shown_is_told():
         ("{", "line 1"),
         (hw.Experiment(model="other", prompts=["a"]).to_json(), "'other', which is not offered here"),
         (hw.Experiment(model="small", prompts=[{"tokens": [1]}]).to_json(), "token ids"),
+        (
+            hw.Experiment(model="small", prompts=["a"], edits=[hw.FreezeAttention("x")]).to_json(),
+            "names the file of a record, which the dashboard does not open",
+        ),
     ):
         with pytest.raises(HeadwaterError, match=words):
             experiment.take(text, state)
