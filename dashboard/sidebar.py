@@ -59,9 +59,9 @@ def _examples() -> None:
 
 
 @st.cache_data
-def _held_out(each: int = 2) -> dict[str, str]:
+def _held_out() -> dict[str, str]:
     found = {}
     for name in prompt_sets():
-        for number, example in enumerate(prompt_set(name, each), 1):
+        for number, example in enumerate(prompt_set(name, 2), 1):
             found[f"{name.replace('-', ' ').replace('_', ' ')} {number}"] = example.prompt
     return found

@@ -56,7 +56,7 @@ def composition(
     for low, sender in enumerate(sides):
         for high in range(low + 1, model.n_layers):
             score[:, low, :, high] = _scores(sender, sides[high])
-    chance = _random(model, sides[0], draws, seed)
+    chance = _random(sides[0], draws, seed)
     baseline, spread = chance.mean(1), chance.std(1)
     dims = ("composition", "layer", "head", "to_layer", "to_head")
     heads = np.arange(model.n_heads)
@@ -105,7 +105,7 @@ def _norm(matrices: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(matrices)
 
 
-def _random(model: HookedModel, like: Sides, draws: int, seed: int) -> Tensor:
+def _random(like: Sides, draws: int, seed: int) -> Tensor:
     """Scores of `draws` pairs of heads with normal weights, [kind, draw]."""
     generator = torch.Generator().manual_seed(seed)
 

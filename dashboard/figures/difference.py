@@ -19,8 +19,6 @@ def difference_map(
     key_tokens: Sequence[str],
     title: str,
     *,
-    first_query: int = 0,
-    first_key: int = 0,
     most: int = MOST_CELLS,
 ) -> go.Figure:
     """Change of each weight, red where attention grew, blue where it fell.
@@ -31,9 +29,8 @@ def difference_map(
     pooled = pool(change, most, signed=True)
     known = np.abs(pooled.cells[np.isfinite(pooled.cells)])
     reach = float(known.max()) if known.size and known.max() > 0 else 1.0
-    first = (first_query, first_key)
-    figure = go.Figure(cells(pooled, first, DIVERGING, (-reach, reach), "change"))
-    token_axes(figure, pooled, (query_tokens, key_tokens), first)
+    figure = go.Figure(cells(pooled, (0, 0), DIVERGING, (-reach, reach), "change"))
+    token_axes(figure, pooled, (query_tokens, key_tokens), (0, 0))
     remark = f"colour scale ±{reach:.3g}, red grew, blue fell"
     if pooled.is_pooled:
         remark = f"each cell = largest change of {pooled.block} × {pooled.block} · {remark}"

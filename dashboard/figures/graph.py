@@ -14,13 +14,13 @@ MOST_EDGES = 400  # the strongest; more are a grey cloud
 LAYER = re.compile(r"(\d+)\.|(?:mlp|residual|block)\D*(\d+)")
 
 
-def circuit_graph(graph: nx.DiGraph, title: str, weight: str = "") -> go.Figure:
+def circuit_graph(graph: nx.DiGraph, title: str) -> go.Figure:
     """Edges from low layers to high ones, the widest with the largest |weight|, red where it is negative.
 
-    `weight` is the edge attribute that is drawn: "score", "weight" or the first number an edge has, unless given.
-    ValueError where there is no edge to draw.
+    The edge attribute that is drawn is "score", "weight" or the first number an edge has. ValueError where there is no
+    edge to draw.
     """
-    name = weight or _weight_of(graph)
+    name = _weight_of(graph)
     edges = sorted(graph.edges(data=True), key=lambda edge: -abs(float(edge[2].get(name, 0.0) or 0.0)))[
         :MOST_EDGES
     ]

@@ -15,7 +15,6 @@ def head_grid(
     unit: str = "",
     limits: tuple[float, float] | None = None,
     chosen: tuple[int, int] | None = None,
-    subtitle: str = "",
 ) -> go.Figure:
     """Map of ``values`` [layer, head]; ``limits`` fixes the colour scale, ``chosen`` outlines (layer, head).
 
@@ -72,7 +71,7 @@ def head_grid(
         title="layer", dtick=max(1, len(layers) // 24), showgrid=False, zeroline=False, autorange="reversed"
     )
     height = min(760, 150 + (60 if len(layers) < 7 else 44 if len(layers) < 13 else 26) * len(layers))
-    finish(figure, title, subtitle, height=max(height, 260))
+    finish(figure, title, height=max(height, 260))
     return figure.update_layout(hoverdistance=-1, dragmode=False)
 
 

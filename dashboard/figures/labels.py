@@ -49,12 +49,8 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False).replace("$", "&#36;")
 
 
-def token_label(token: str, position: int, longest: int = LONGEST) -> str:
-    return f"{position} {escaped(cut(visible(token), longest))}"
-
-
-def token_labels(tokens: Sequence[str], first: int = 0) -> list[str]:
-    return [token_label(token, first + index) for index, token in enumerate(tokens)]
+def token_label(token: str, position: int) -> str:
+    return f"{position} {escaped(cut(visible(token)))}"
 
 
 def ticks(

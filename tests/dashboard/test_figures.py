@@ -12,7 +12,7 @@ import xarray as xr
 from headwater.dashboard.figures.choose import figure
 from headwater.dashboard.figures.difference import difference_map
 from headwater.dashboard.figures.heads import head_grid
-from headwater.dashboard.figures.labels import ticks, token_label, token_labels, visible
+from headwater.dashboard.figures.labels import ticks, token_label, visible
 from headwater.dashboard.figures.pattern import pattern_map
 from headwater.dashboard.figures.pooling import pool, pool_blocks
 from headwater.dashboard.figures.tokens import next_token_bars, token_bars, token_strip
@@ -71,7 +71,7 @@ def test_labels_show_hostile_tokens(token, label):
 
 
 def test_labels_of_equal_tokens_differ_and_long_tokens_are_cut():
-    labels = token_labels(["the", "the", "x" * 1_000_000])
+    labels = [token_label(token, place) for place, token in enumerate(["the", "the", "x" * 1_000_000])]
     assert labels[0] != labels[1]
     assert len(labels[2]) < 20
 
