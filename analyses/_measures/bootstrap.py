@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -33,6 +33,17 @@ def interval(values: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.
     empty = ~np.isfinite(means).any(0)
     low, high = bounds(np.where(empty, 0.0, means), np.nanquantile)
     return mean, np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def intervals(
+    values: np.ndarray,
+    dims: Sequence[str],
+    draws: int,
+    seed: int,
+    names: Sequence[str] = ("mean", "low", "high"),
+) -> dict[str, tuple[Sequence[str], np.ndarray]]:
+    """Mean and bounds of `interval` as variables of a result, by name."""
+    return {name: (dims, part) for name, part in zip(names, interval(values, draws, seed), strict=True)}
 
 
 def finite_mean(values: np.ndarray, axis: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._prompts.examples import Batch, one_each, refuse_infinite
+from headwater.analyses._prompts.positions import place_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -73,11 +74,7 @@ class Explained:
         if plain is None:
             plain = self.model(batch.ids) if self.model.has_lm_head else self.model.embeddings(batch.ids)
         count, length = batch.ids.shape
-        if not -length <= self.position < length:
-            raise AnalysisError(
-                f"position={self.position}, but example {batch.places[0]} has {length} tokens; "
-                f"give a position from {-length} to {length - 1}"
-            )
+        place_of(self.position, length, f"example {batch.places[0]}")
         value: Callable[[Tensor, Tensor], Tensor]
         if self.measure is not None:
             measure = self.measure
@@ -88,13 +85,8 @@ class Explained:
                 asked = self._ids(self.answer, "answer", batch)
             against = None if self.wrong is None else self._ids(self.wrong, "wrong", batch)
             value = lambda found, texts: self._read(found, asked, against, texts)  # noqa: E731
-        first = value(plain, torch.arange(count))
-        if not isinstance(first, Tensor) or first.shape != (count,):
-            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-            raise AnalysisError(f"measure must return one value per row, shape ({count},), got {got}")
-        if not first.isfinite().all():
-            bad = batch.places[int((~first.isfinite()).nonzero()[0])]
-            raise AnalysisError(f"the measure of example {bad} is not finite; give one that is")
+        first = one_each(value(plain, torch.arange(count)), count, "measure", "row")
+        refuse_infinite(first, "the measure of example", batch.places)
         return value
 
     def _read(self, logits: Tensor, asked: Tensor, against: Tensor | None, texts: Tensor) -> Tensor:

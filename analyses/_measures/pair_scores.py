@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._measures.measure import Answer, Explained, Measure
-from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._prompts.examples import Batch, one_each, refuse_infinite
 from headwater.analyses._prompts.pairs import Pairs
+from headwater.analyses._prompts.positions import place_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -86,12 +87,7 @@ class Asked:
         """The one position that is read, from the left; None where the user's measure may read all."""
         if callable(self.measure):
             return None
-        if not -pairs.length <= self.position < pairs.length:
-            raise AnalysisError(
-                f"position={self.position}, but pair {pairs.places[0]} has {pairs.length} tokens; "
-                f"give a position from {-pairs.length} to {pairs.length - 1}"
-            )
-        return self.position % pairs.length
+        return place_of(self.position, pairs.length, f"pair {pairs.places[0]}")
 
     def told(self, model: HookedModel, pairs: Pairs, clean: Tensor, corrupt: Tensor) -> Told:
         """Fix what is asked, by the logits [pair, position (all, or the one that is read), vocab] of both sides."""
@@ -112,9 +108,7 @@ class Asked:
         with torch.no_grad():
             ends = [value(logits).double().cpu() for logits in (clean, corrupt)]
         for name, numbers in zip(("clean", "corrupt"), ends, strict=True):
-            if not numbers.isfinite().all():
-                bad = pairs.places[int((~numbers.isfinite()).nonzero()[0])]
-                raise AnalysisError(f"the measure of the {name} prompt of pair {bad} is not finite")
+            refuse_infinite(numbers, f"the measure of the {name} prompt of pair", pairs.places)
         return Told(ends[0], ends[1], place, tokens, value)
 
     def _answers(
@@ -144,15 +138,9 @@ def _at(logits: Tensor, place: int) -> Tensor:
 
 def _of_each(measure: Measure, count: int) -> Callable[[Tensor], Tensor]:
     """The user's measure, called with one copy of the pairs at a time."""
-
-    def of_one(logits: Tensor) -> Tensor:
-        found = measure(logits)
-        if not isinstance(found, Tensor) or found.shape != (count,):
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise AnalysisError(f"measure must return one value per pair, shape ({count},), got {got}")
-        return found
-
-    return lambda logits: torch.cat([of_one(copy) for copy in logits.split(count)])
+    return lambda logits: torch.cat(
+        [one_each(measure(copy), count, "measure", "pair") for copy in logits.split(count)]
+    )
 
 
 def _difference(place: int, right: Tensor, other: Tensor, tokens: Tensor) -> Callable[[Tensor], Tensor]:

@@ -7,11 +7,12 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -41,14 +42,35 @@ def batches_of(model: HookedModel, examples: Examples, size: int) -> list[Batch]
             f"examples hold {next(iter(tokens.more))} beside text; this analysis reads text alone"
         )
     rows = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-    by_length: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        by_length.setdefault(len(row), []).append(place)
+    groups = of_equal_length(list(map(len, rows)), size)
+    return [Batch(torch.stack([rows[place] for place in places]), places) for places in groups]
+
+
+def of_equal_length(lengths: Sequence[int], size: int | None) -> list[list[int]]:
+    """Places of equal length in groups of at most `size` (None: all), shorter ones first."""
+    found: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        found.setdefault(length, []).append(place)
     return [
-        Batch(torch.stack([rows[place] for place in places[i : i + size]]), places[i : i + size])
-        for _, places in sorted(by_length.items())
-        for i in range(0, len(places), size)
+        places[start : start + (size or len(places))]
+        for _, places in sorted(found.items())
+        for start in range(0, len(places), size or len(places))
     ]
+
+
+def one_by_one(model: HookedModel, examples: Examples) -> list[Tensor]:
+    """Ids [position] of every example, in their order."""
+    rows = {batch.places[0]: batch.ids[0] for batch in batches_of(model, examples, 1)}
+    return [rows[place] for place in sorted(rows)]
+
+
+def drawn_in_turn(batches: list[Batch], steps: int, generator: torch.Generator, what: str) -> Iterator[Batch]:
+    """A batch for each step of a training, in an order that is drawn anew whenever all had their turn."""
+    order = torch.arange(0)
+    for step in tqdm(range(steps), desc=what, unit="step", disable=None):
+        if step % len(batches) == 0:
+            order = torch.randperm(len(batches), generator=generator)
+        yield batches[int(order[step % len(batches)])]
 
 
 def lengths_of(batches: list[Batch]) -> list[int]:
@@ -84,19 +106,23 @@ def loss_of(model: HookedModel, loss: Loss | None) -> Value:
                 f"example {batch.places[0]} has one token; the next-token loss needs two or more"
             )
         found = model.loss(batch.ids) if loss is None else loss(outputs(batch.ids), batch.ids)
-        if not isinstance(found, Tensor) or found.shape != (len(batch.ids),):
-            raise AnalysisError(
-                f"loss must return one value per example, shape ({len(batch.ids)},), got {_kind(found)}"
-            )
-        if not found.isfinite().all():
-            bad = batch.places[int((~found.isfinite()).nonzero()[0])]
-            raise AnalysisError(
-                f"the loss of example {bad} is {found[~found.isfinite()][0]}; give a loss that is finite"
-            )
+        found = one_each(found, len(batch.ids), "loss", "example")
+        refuse_infinite(found, "the loss of example", batch.places)
         return found
 
     return value
 
 
-def _kind(found: object) -> str:
-    return f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+def one_each(found: object, count: int, what: str, of: str) -> Tensor:
+    """What a function of the user's gave, where it is one number for each of so many."""
+    if not isinstance(found, Tensor) or found.shape != (count,):
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise AnalysisError(f"{what} must return one value per {of}, shape ({count},), got {got}")
+    return found
+
+
+def refuse_infinite(numbers: Tensor, what: str, places: Sequence[int]) -> None:
+    """AnalysisError that names the first place whose number is NaN or infinite."""
+    if not numbers.isfinite().all():
+        bad = int((~numbers.isfinite()).nonzero()[0])
+        raise AnalysisError(f"{what} {places[bad]} is not finite ({numbers[bad]}); give one that is")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompts.examples import Examples, batches_of
+from headwater.analyses._prompts.examples import Examples, of_equal_length, one_by_one
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -50,10 +50,7 @@ def side_by_side(model: HookedModel, clean: Any, corrupt: Examples | None) -> Pa
                 "corrupt is missing; give corrupt prompts, or a list of (clean, corrupt) pairs in the place of clean"
             )
         return clean
-    sides = []
-    for given in (clean, corrupt):
-        rows = {batch.places[0]: batch.ids[0] for batch in batches_of(model, given, 1)}
-        sides.append([rows[place] for place in sorted(rows)])
+    sides = [one_by_one(model, given) for given in (clean, corrupt)]
     if len(sides[0]) != len(sides[1]):
         raise AnalysisError(
             f"there are {len(sides[0])} clean and {len(sides[1])} corrupt prompts; give pairs"
@@ -72,20 +69,14 @@ def pairs_of(model: HookedModel, given: PairExamples, size: int | None = None) -
     if len(given) == 0:
         raise AnalysisError("pairs is empty; give at least one pair of a clean and a corrupt prompt")
     rows = [_ids(model, place, pair) for place, pair in enumerate(given)]
-    by_length: dict[int, list[int]] = {}
-    for place, (clean, _) in enumerate(rows):
-        by_length.setdefault(len(clean), []).append(place)
     found = []
-    for _, places in sorted(by_length.items()):
-        step = size or len(places)
-        for mine in (places[start : start + step] for start in range(0, len(places), step)):
-            examples = [given[place] for place in mine]
-            known = all(hasattr(each, "answer") and hasattr(each, "wrong") for each in examples)
-            clean, corrupt = (torch.stack([rows[place][side] for place in mine]) for side in (0, 1))
-            answers, wrongs = (
-                ([e.answer for e in examples], [e.wrong[0] for e in examples]) if known else (None, None)
-            )
-            found.append(Pairs(clean, corrupt, mine, answers, wrongs))
+    for places in of_equal_length([len(clean) for clean, _ in rows], size):
+        examples = [given[place] for place in places]
+        known = all(hasattr(each, "answer") and hasattr(each, "wrong") for each in examples)
+        clean, corrupt = (torch.stack([rows[place][side] for place in places]) for side in (0, 1))
+        answers = [each.answer for each in examples] if known else None
+        wrongs = [each.wrong[0] for each in examples] if known else None
+        found.append(Pairs(clean, corrupt, places, answers, wrongs))
     return found
 
 

@@ -28,6 +28,15 @@ class Labelled(Protocol):
     def valid(self) -> Tensor: ...
 
 
+def place_of(position: int, length: int, of: str, what: str = "position") -> int:
+    """The position counted from the left; AnalysisError where `of`, a text of so many tokens, has none such."""
+    if not -length <= position < length:
+        raise AnalysisError(
+            f"{what}={position}, but {of} has {length} tokens; give a position from {-length} to {length - 1}"
+        )
+    return position % length
+
+
 def columns_of(positions: Positions, valid: Tensor, what: str) -> Tensor:
     """Column of each asked position in each row of `valid` [batch, position]: int64 [batch, asked].
 

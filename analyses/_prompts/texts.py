@@ -6,7 +6,7 @@ of the same texts would have, and `spread` writes the values of a batch into the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from headwater.analyses._prompts.examples import Batch, Examples, batches_of
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+
+Pull = Callable[[Tensor], Tensor]  # rows [text, asked, token] of what a layer gives → of what it reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,23 @@ class Texts:
         coordinates = position_coordinates(self, queries, columns)
         dims = ("batch", "query", "key")
         return xr.DataArray(values.numpy(), dims=dims, coords=coordinates, name=name, attrs=dict(attrs))
+
+    def rows_down(
+        self,
+        queries: Positions,
+        layers: Callable[[Batch], Iterable[Pull]],
+        name: str,
+        attrs: Mapping[str, Any],
+    ) -> xr.DataArray:
+        """Rows of a product of maps [batch, query, key]: `layers(batch)` pull the asked rows, the last layer first."""
+        columns = self.columns(queries)
+        found = self.empty(columns.shape[1])
+        for batch in self.batches:
+            rows = indicators(*self.rows(batch, columns), batch.ids.shape[1])
+            for pull in layers(batch):
+                rows = pull(rows)
+            self.spread(batch, rows, found)
+        return self.by_query(found, queries, columns, name, attrs)
 
     def by_key(self, values: Tensor, name: str, attrs: Mapping[str, Any]) -> xr.DataArray:
         """Values [batch, key] with the tokens."""

@@ -47,6 +47,11 @@ def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None)
     return write_text(path, text, AnalysisError)
 
 
+def circuit_of(given: nx.DiGraph | str | Path) -> nx.DiGraph:
+    """A circuit that is a graph already, or the file of one."""
+    return given if isinstance(given, nx.DiGraph) else read_circuit(given)
+
+
 def read_circuit(path: str | Path) -> nx.DiGraph:
     """The graph of a file that `write_circuit` wrote, in any of its forms, or of a result printed as JSON.
 

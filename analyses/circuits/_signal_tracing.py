@@ -16,11 +16,10 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompts.examples import Examples, batches_of
 from headwater.analyses._streams.score_slices import Forms, Prompt, leading, used
 from headwater.lens.errors import AnalysisError, HeadError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, HeadNames, named
+from headwater.lens.naming.heads import Head, HeadNames, every_head, named
 
 LEAST = 1e-4  # of what a side reads in all: heads that together say less are rounding
 Upstream = Literal["heads", "all"]
@@ -129,16 +128,10 @@ class Walk:
         return total, {names[nodes[n]]: float(given[n]) for n in leading(given, total, rules.share).tolist()}
 
 
-def prompts_of(model: HookedModel, examples: Examples) -> list[Tensor]:
-    """Ids [position] of every prompt, in their order."""
-    rows = {batch.places[0]: batch.ids[0] for batch in batches_of(model, examples, 1)}
-    return [rows[place] for place in sorted(rows)]
-
-
 def heads_of(model: HookedModel, given: HeadNames | None) -> list[Head]:
     """The heads that are named, or all of them."""
     if given is None:
-        return [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
+        return every_head(model.layers, model.n_heads)
     heads = named(given, model.layers, model.n_heads)
     if not heads:
         raise HeadError(f'no head is named; give heads of {model!r}, such as "5.1"')
@@ -152,17 +145,6 @@ def sources_of(given: int | Sequence[int] | None, count: int) -> Sequence[int | 
     if len(given) not in (1, count):
         raise AnalysisError(f"source holds {len(given)} positions for {count} prompts; give one or one each")
     return list(given) * (count if len(given) == 1 else 1)
-
-
-def place_of(position: int | None, ids: Tensor, prompt: int) -> int:
-    """A position counted from the front; AnalysisError for one that the prompt does not have."""
-    assert position is not None
-    if not -len(ids) <= position < len(ids):
-        raise AnalysisError(
-            f"prompt {prompt} has {len(ids)} tokens and no position {position}; "
-            f"give one from {-len(ids)} to {len(ids) - 1}"
-        )
-    return position % len(ids)
 
 
 def trace(walk: Walk, roots: list[Head], query: int, key: int | None) -> Seen:

@@ -27,6 +27,7 @@ from headwater.analyses._prompts.pairs import PairExamples, pairs_of
 from headwater.analyses._streams.component_graph import Wiring
 from headwater.analyses.circuits._counterfactuals import Counterfactual, cases_of, changed
 from headwater.analyses.circuits._graph_files import (
+    circuit_of,
     read_circuit as read_circuit,
     write_circuit as write_circuit,
 )
@@ -85,7 +86,7 @@ def circuit_faithfulness(
         graph = edge_attribution(model, pairs, measure, answer=answer, wrong=wrong, position=position)
         count = len(edges_of(graph))
         listed = [count // 10, count // 4, count // 2] if listed is None else listed
-    graph = graph if isinstance(graph, nx.DiGraph) else read_circuit(graph)
+    graph = circuit_of(graph)
     wiring = wiring_of(model, graph)
     mask_of(wiring, graph)  # an edge that the model does not have is named, also where pruning would hide it
     circuits = [pruned(graph)] if listed is None else [select_circuit(graph, n, how) for n in listed]

@@ -16,7 +16,7 @@ from scipy.stats import hypergeom
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import checked
-from headwater.analyses.circuits._graph_files import read_circuit
+from headwater.analyses.circuits._graph_files import circuit_of
 from headwater.lens.errors import AnalysisError
 
 ABOUT = About(
@@ -47,8 +47,8 @@ def circuit_overlap(
     be a file of `write_circuit`. AnalysisError where a circuit holds what `whole` lacks.
     Unit: share of what is in either (counts are counts). Source: the paper's text; `chance` and `p` are ours.
     """
-    graph_a, graph_b = (_graph(given) for given in (graph_a, graph_b))
-    whole = None if whole is None else _graph(whole)
+    graph_a, graph_b = (circuit_of(given) for given in (graph_a, graph_b))
+    whole = None if whole is None else circuit_of(whole)
     rows = []
     for what, members in (("heads", _heads), ("nodes", _nodes), ("edges", _edges)):
         a, b = members(graph_a), members(graph_b)
@@ -69,14 +69,6 @@ def circuit_overlap(
         coords={"what": ["heads", "nodes", "edges"]},
         attrs=ABOUT.attrs({"model": " and ".join(models)}, against_whole=whole is not None),
     )
-
-
-def _graph(given: nx.DiGraph | str | Path) -> nx.DiGraph:
-    if isinstance(given, str | Path):
-        return read_circuit(given)
-    if not isinstance(given, nx.DiGraph):
-        raise AnalysisError(f"a circuit is a networkx.DiGraph or its file, not {type(given).__name__}")
-    return given
 
 
 def _heads(graph: nx.DiGraph) -> set[tuple[int, int]]:

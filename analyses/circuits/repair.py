@@ -35,7 +35,7 @@ from headwater.analyses.circuits.path_patch import path_patch
 from headwater.lens.edits import InjectPattern
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, HeadNames, named
+from headwater.lens.naming.heads import Head, HeadNames, every_head, named
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -87,12 +87,7 @@ def repair(
     if not forced:
         forced, found_movers = inhibition_like(model, pairs, count)
         watched = watched or found_movers
-    others = [
-        Head(layer, h)
-        for layer in model.layers
-        for h in range(model.n_heads)
-        if Head(layer, h) not in {*forced, *watched}
-    ]
+    others = [h for h in every_head(model.layers, model.n_heads) if h not in {*forced, *watched}]
     batches = _cases(model, pairs, position, answer, wrong, batch_size)
     cases = sorted((case for batch in batches for case in batch), key=lambda case: case.place)
     runs = _runs(cases, forced, others, position, controls, seed)

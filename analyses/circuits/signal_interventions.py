@@ -24,9 +24,10 @@ from headwater.analyses._measures.measure import (
     PositionSetting,
     WrongSetting,
 )
-from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.examples import Batch, Examples, one_by_one
+from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._streams.score_slices import Form, Forms, Prompt, used
-from headwater.analyses.circuits._signal_tracing import Source, heads_of, place_of, prompts_of, sources_of
+from headwater.analyses.circuits._signal_tracing import Source, heads_of, sources_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
@@ -79,7 +80,7 @@ def signal_interventions(
         raise AnalysisError(
             f'heads of {model.name} share keys, so that one reader\'s can not be changed; give where="global"'
         )
-    prompts = prompts_of(model, examples)
+    prompts = one_by_one(model, examples)
     sources = sources_of(source, len(prompts))
     forms = Forms(model, prompts)
     explained = Explained(model, measure, answer, wrong, position, "logit")
@@ -125,7 +126,7 @@ class _Pair:
         key: int | None, share: float, constant: bool,
     ) -> _Pair:  # fmt: skip
         model = forms.model
-        query = place_of(query, prompt.ids, number)
+        query = place_of(query, len(prompt.ids), f"prompt {number}")
         if len(prompt.ids) < 2 or query == 0:
             raise AnalysisError(f"prompt {number} has no key but the first token at position {query}")
         last = prompt.pattern[max(model.layers)][:, query, 1:]
@@ -133,7 +134,7 @@ class _Pair:
         reader = surest if named[0] is None else heads_of(model, named[0])[0]
         if key is None:
             key = int(prompt.pattern[reader.layer][reader.head, query, 1:].argmax()) + 1
-        key = place_of(key, prompt.ids, number)
+        key = place_of(key, len(prompt.ids), f"prompt {number}", "source")
         form = forms.layers[reader.layer]
         parts = form.slices(reader.head, query, key)
         x = prompt.x[reader.layer]

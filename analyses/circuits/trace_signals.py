@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.examples import Examples, one_by_one
+from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._streams.score_slices import Forms
 from headwater.analyses.circuits._signal_tracing import (
     Names,
@@ -27,8 +28,6 @@ from headwater.analyses.circuits._signal_tracing import (
     Upstream,
     Walk,
     heads_of,
-    place_of,
-    prompts_of,
     sources_of,
     statistics,
     trace,
@@ -92,20 +91,21 @@ def trace_signals(
     """
     rules = Rules(firing, slices, share, constant, upstream, relative)
     heads = heads_of(model, roots)
-    prompts = prompts_of(model, examples)
+    prompts = one_by_one(model, examples)
     sources = sources_of(source, len(prompts))
     forms = Forms(model, prompts)
     found: list[Seen] = []
     counts: Counter[str] = Counter()
     for place, ids in enumerate(tqdm(prompts, desc="tracing", unit="prompt", disable=None)):
-        begin = place_of(position, ids, place)
-        end = None if sources[place] is None else place_of(sources[place], ids, place)
+        begin = place_of(position, len(ids), f"prompt {place}")
+        key = sources[place]
+        end = None if key is None else place_of(key, len(ids), f"prompt {place}", "source")
         walk = Walk(forms, forms.run(ids), rules, place, names or _number)
         found.append(trace(walk, heads, begin, end))
         counts.update(walk.firings(begin))
     told: dict[str, Any] = {"firings": _fired(counts)}
     if control is not None:
-        texts = [ids[: max(map(len, prompts))] for ids in prompts_of(model, control)]
+        texts = [ids[: max(map(len, prompts))] for ids in one_by_one(model, control)]
         others: Counter[str] = Counter()
         for ids in tqdm(texts, desc="control texts", unit="text", disable=None):
             others.update(Walk(forms, forms.run(ids), rules, 0, _number).firings(len(ids) - 1))

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._measures.measure import Answer, Explained
-from headwater.analyses._prompts.examples import Batch, Examples, Loss, batches_of
+from headwater.analyses._prompts.examples import Batch, Examples, Loss, batches_of, drawn_in_turn, one_each
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.running.forward import next_token_loss
@@ -70,10 +69,7 @@ class Objective:
 
 def _mean_loss(model: HookedModel, loss: Loss | None, batch: Batch, logits: Tensor) -> Tensor:
     found = next_token_loss(logits, model.to_tokens(batch.ids)) if loss is None else loss(logits, batch.ids)
-    if not isinstance(found, Tensor) or found.shape != (len(batch.ids),):
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise AnalysisError(f"loss must return one value per example, shape ({len(batch.ids)},), got {got}")
-    return found.mean()
+    return one_each(found, len(batch.ids), "loss", "example").mean()
 
 
 def trained(
@@ -88,11 +84,8 @@ def trained(
     mask = chosen[..., None].float()
     vectors = (START * torch.randn(shape, generator=generator) * mask).requires_grad_()
     adam = torch.optim.Adam([vectors], lr=rate)
-    history, order = [], torch.arange(0)
-    for step in tqdm(range(steps), desc="training", unit="step", disable=None):
-        if step % len(objective.batches) == 0:
-            order = torch.randperm(len(objective.batches), generator=generator)
-        batch = objective.batches[int(order[step % len(objective.batches)])]
+    history = []
+    for batch in drawn_in_turn(objective.batches, steps, generator, "training"):
         with torch.enable_grad():
             loss = objective.of_batch(batch, vectors * mask, change, grad=True)
             (slope,) = torch.autograd.grad(loss + penalty * vectors.abs().sum().to(loss), vectors)

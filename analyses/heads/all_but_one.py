@@ -14,7 +14,7 @@ import xarray as xr
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, loss_of
 from headwater.analyses.heads._losses_without_heads import Ablation, check_ablation, losses_without
 from headwater.lens.model import HookedModel
@@ -58,15 +58,12 @@ def all_but_one(
     choosing[np.random.default_rng(seed).permutation(len(rows))[: (len(rows) + 1) // 2]] = True
     best = rows[choosing].mean(0).argmin(-1)
     judged = np.take_along_axis(rows[~choosing], best[None, :, None], 2)[..., 0]
-    held = interval(judged, draws, seed) if len(judged) else [np.full(len(best), np.nan)] * 3
-    mean, low, high = interval(rows, draws, seed)
-    layered = dict(zip(("best_change", "best_low", "best_high"), held, strict=True))
     result = xr.Dataset(
         {
-            **{name: (("layer", "head"), v) for name, v in (("change", mean), ("low", low), ("high", high))},
+            **intervals(rows, ("layer", "head"), draws, seed, ("change", "low", "high")),
             "per_example": (("batch", "layer", "head"), rows),
             "best": ("layer", best),
-            **{name: ("layer", values) for name, values in layered.items()},
+            **intervals(judged, ["layer"], draws, seed, ("best_change", "best_low", "best_high")),
             "choosing": ("batch", choosing),
         },
         coords={"batch": np.arange(len(rows)), "layer": model.layers, "head": np.arange(model.n_heads)},

@@ -24,7 +24,7 @@ from headwater.analyses.heads.localize_heads import localize_heads, most_moved
 from headwater.lens.edits.heads import OffsetHeads
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, HeadNames, chosen, named
+from headwater.lens.naming.heads import Head, HeadNames, chosen, every_head, named
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -95,7 +95,7 @@ def moved(z: Tensor, vectors: Tensor) -> Tensor:
 
 def random_heads(model: HookedModel, count: int, seed: int) -> list[Head]:
     """`count` different heads."""
-    every = [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
+    every = every_head(model.layers, model.n_heads)
     if count > len(every):
         raise AnalysisError(f"count={count}, but there are {len(every)} heads; give 1 to {len(every)}")
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:count]

@@ -13,7 +13,7 @@ import xarray as xr
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._measures.bootstrap import corrected_p, interval
+from headwater.analyses._measures.bootstrap import corrected_p, intervals
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads._losses_without_heads import Ablation
 from headwater.analyses.heads.head_importance import head_importance
@@ -72,14 +72,13 @@ def head_significance(
         raise AnalysisError("one example has no chance to compare with; give two or more, better 20")
     p = paired_bootstrap(rows, draws, seed)
     corrected = corrected_p(p, correction)
-    mean, low, high = interval(rises.values, min(draws, SLICE), seed)
-    shape = mean.shape
-    found = {
-        "effect": mean, "low": low, "high": high, "p": p.reshape(shape), "p_corrected": corrected.reshape(shape),
-        "significant": (corrected < level).reshape(shape),
-    }  # fmt: skip
+    dims, shape = ("layer", "head"), rises.shape[1:]
+    tested = {"p": p, "p_corrected": corrected, "significant": corrected < level}
     result = xr.Dataset(
-        {name: (("layer", "head"), values) for name, values in found.items()},
+        {
+            **intervals(rises.values, dims, min(draws, SLICE), seed, ("effect", "low", "high")),
+            **{name: (dims, values.reshape(shape)) for name, values in tested.items()},
+        },
         coords={"layer": model.layers, "head": np.arange(model.n_heads), "batch": np.arange(len(rows))},
     ).assign(per_example=(("batch", "layer", "head"), rises.values))
     settings = {"ablation": ablation, "correction": correction, "level": level, "draws": draws, "seed": seed}

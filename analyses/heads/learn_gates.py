@@ -12,11 +12,10 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._prompts.examples import Examples, Loss, batches_of, loss_of
+from headwater.analyses._prompts.examples import Examples, Loss, batches_of, drawn_in_turn, loss_of
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
 
@@ -63,11 +62,7 @@ def learn_gates(
     opening = torch.full((1, model.n_layers, model.n_heads), OPEN, requires_grad=True)
     adam = torch.optim.Adam([opening], lr=rate)
     history: list[tuple[float, float]] = []
-    order = torch.arange(len(batches))
-    for step in tqdm(range(steps), desc="learn gates", unit="step", disable=None):
-        if step % len(batches) == 0:
-            order = torch.randperm(len(batches), generator=generator)
-        batch = batches[int(order[step % len(batches)])]
+    for batch in drawn_in_turn(batches, steps, generator, "learn gates"):
         with torch.enable_grad():
             gates = _gates(opening, kind, torch.rand(opening.shape, generator=generator))
             with model.gated(gates):

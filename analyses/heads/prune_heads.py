@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import Measure
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, loss_of
 from headwater.analyses.heads.head_importance import head_importance
@@ -95,11 +95,10 @@ def prune_heads(
         _curve(model, batches, value, way, counts)
         for way in tqdm([order, *random], desc="prune heads", unit="order", disable=None)
     ]
-    mean, low, high = interval(curves[0], draws, seed)
     removed = np.stack([np.isin(np.arange(total), order[:n]) for n in counts])
     names = [str(Head(model.layers[n // model.n_heads], n % model.n_heads)) for n in order]
     found = {
-        "measure": ("fraction", mean), "low": ("fraction", low), "high": ("fraction", high),
+        **intervals(curves[0], ["fraction"], draws, seed, ("measure", "low", "high")),
         "per_example": (("batch", "fraction"), curves[0]),
         "random": (("control", "fraction"), np.array([c.mean(0) for c in curves[1:]]).reshape(-1, len(counts))),
         "heads_left": ("fraction", total - counts), "order": ("rank", np.array(names, dtype=str)),

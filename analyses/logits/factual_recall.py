@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
@@ -38,7 +38,7 @@ from headwater.analyses.logits._answer_position import (
 from headwater.analyses.logits._least_squares import ScalarFit
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, HeadNames, named
+from headwater.lens.naming.heads import Head, HeadNames, every_head, named
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -185,11 +185,7 @@ def _named(model: HookedModel, layer: int, heads: HeadNames) -> list[Head]:
     read = [number for number in model.layers if number < layer or (own and number == layer)]
     side = "" if own else f", since attention and MLP of {model.name} read the same stream side by side"
     if isinstance(heads, str) and heads in (UPSTREAM, LAYER):
-        found = [
-            Head(number, head)
-            for number in (read if heads == UPSTREAM else [layer])
-            for head in range(model.n_heads)
-        ]
+        found = every_head(read if heads == UPSTREAM else [layer], model.n_heads)
     else:
         found = named(heads, model.layers, model.n_heads)
     if late := [str(head) for head in found if head.layer not in read]:
@@ -205,11 +201,8 @@ def _with_interval(
     name: str, dims: tuple[str, ...], values: np.ndarray, draws: int, seed: int
 ) -> dict[str, Any]:
     """Values of every text, and their mean over texts with its bounds."""
-    mean, low, high = interval(values, draws, seed)
-    return {
-        f"{name}_share": (("batch", *dims), values),
-        f"{name}_mean": (dims, mean), f"{name}_low": (dims, low), f"{name}_high": (dims, high),
-    }  # fmt: skip
+    names = [f"{name}_{bound}" for bound in ("mean", "low", "high")]
+    return {f"{name}_share": (("batch", *dims), values), **intervals(values, dims, draws, seed, names)}
 
 
 def _fitted(rows: list[_Text], named: list[Head], out: np.ndarray, draws: int, seed: int) -> xr.Dataset:

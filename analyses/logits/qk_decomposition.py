@@ -17,6 +17,7 @@ from torch import Tensor
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.head_inputs import Reading, one_head, refuse_other_sum, rotations
 from headwater.analyses._streams.writers import Writers
@@ -83,16 +84,11 @@ def qk_decomposition(
 def _places(run: Writers, head: Head, batch: Batch, query: int, key: int | None) -> tuple[int, Tensor]:
     """The query's position, and the key's in each text."""
     length = batch.ids.shape[1]
-    for name, place in (("query", query), ("key", key)):
-        if place is not None and not -length <= place < length:
-            raise AnalysisError(
-                f"{name}={place}, but example {batch.places[0]} has {length} tokens; "
-                f"give a position from {-length} to {length - 1}"
-            )
-    i = query % length
+    of = f"example {batch.places[0]}"
+    i = place_of(query, length, of, "query")
     map = run.layers[head.layer].map
     if key is not None:
-        j = key % length
+        j = place_of(key, length, of, "key")
         pair = Block(slice(0, len(batch.ids)), torch.tensor([head.head]), slice(i, i + 1), slice(j, j + 1))
         seen = map.mask.tile(pair, map.q.device)
         if seen is not None and not seen.all():

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.sinks._received_share import received_share
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models import blocks
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -35,7 +36,6 @@ ABOUT = About(
     cost="two recordings of each text with two statistics, memory O(S)",
     not_for="models with rotary, relative or no positions (refused); sinks that the first token's content makes",
 )
-TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
 VERSIONS = ("plain", "swapped")
 
 
@@ -91,18 +91,15 @@ def position_swap(
         coords=coords,
     )
     rate = (result.share > epsilon).where(result.share.notnull()).mean(("layer", "head"))
-    bounds = interval(rate.transpose("batch", "version", "key").values, draws, seed)
-    result = result.assign(rate=rate)
-    for name, values in zip(("mean", "low", "high"), bounds, strict=True):
-        result[name] = (("version", "key"), values)
+    by_text = rate.transpose("batch", "version", "key").values
+    result = result.assign({"rate": rate, **intervals(by_text, ("version", "key"), draws, seed)})
     settings = {"first": first, "second": second, "epsilon": epsilon, "draws": draws, "seed": seed}
     return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
 
 
 def _table(model: HookedModel) -> nn.Module:
     """The model's table of learned absolute positions, or an error that says what it has in its place."""
-    named = [m for path, m in model.hf.named_modules() if path.rpartition(".")[2] in TABLES]
-    tables = [m for m in named if isinstance(m, nn.Embedding)]
+    tables = blocks.position_tables(model.hf)
     if len(tables) == 1 and model.part_name == "text":
         return tables[0]
     rotary = any("rotary" in path for path, _ in model.hf.named_modules())

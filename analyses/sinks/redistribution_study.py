@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -36,7 +36,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.files import digest_of
 from headwater.lens.journal import Journal
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, HeadNames, chosen, named
+from headwater.lens.naming.heads import Head, HeadNames, chosen, every_head, named
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
@@ -170,8 +170,7 @@ def _dataset(effect: np.ndarray, freed: np.ndarray, draws: int, seed: int) -> xr
     dims = ("heads", "keep", "treatment", "batch")
     result = xr.Dataset({"effect": (dims, effect), "freed": (dims, freed)})
     by_text = np.moveaxis(effect, -1, 0)
-    for name, values in zip(("mean", "low", "high"), interval(by_text, draws, seed), strict=True):
-        result[name] = (dims[:-1], values)
+    result = result.assign(intervals(by_text, dims[:-1], draws, seed))
     beyond = np.stack(interval(by_text[..., :1] - by_text[..., 1:], draws, seed), -1)
     result["beyond"] = (("heads", "keep", "control", "bound"), beyond)
     return result.assign_coords(control=list(TREATMENTS[1:]), bound=["mean", "low", "high"])
@@ -181,7 +180,7 @@ def _filter(
     model: HookedModel, texts: Texts, find: Find, value_of: Any, rows: int, journal: Journal
 ) -> list[str]:
     """The heads whose redistribution alone does not lower the mean of the measure."""
-    every = [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
+    every = every_head(model.layers, model.n_heads)
     alone = Redistributions(model, [_mask(model, [str(h)]) for h in every], [CALM], ("sinks",), 1, 0)
     values, _, plain, _ = alone.run(texts.batches, find, value_of, rows, journal, "filter")
     return [

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.sinks._control_keys import control_keys
@@ -94,9 +94,7 @@ def sink_contribution(
         },
         coords={"of": list(OF), "layer": model.layers, "head": np.arange(model.n_heads), "measure": measures},
     )
-    bounds = interval(change.transpose(1, 2, 0), draws, seed)
-    for name, values in zip(("mean", "low", "high"), bounds, strict=True):
-        result[name] = (("measure", "of"), values)
+    result = result.assign(intervals(change.transpose(1, 2, 0), ("measure", "of"), draws, seed))
     beyond = np.stack(interval(change[0] - change[1], draws, seed), -1)
     result["beyond"] = xr.DataArray(
         beyond, dims=("measure", "bound"), coords={"bound": ["mean", "low", "high"]}

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._prompts.examples import Examples, repeated_tokens
 from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
@@ -79,9 +79,8 @@ def sink_inputs(
     share = xr.concat(shares, "input").assign_coords(input=list(INPUTS))
     rate = (share > epsilon).where(share.notnull()).mean(("layer", "head"))
     columns = rate.transpose("batch", "input").values
-    mean, low, high = interval(columns, draws, seed)
-    result = xr.Dataset({"rate": rate, "received_share": share})
-    result = result.assign(mean=("input", mean), low=("input", low), high=("input", high))
+    spread = intervals(columns, ["input"], draws, seed)
+    result = xr.Dataset({"rate": rate, "received_share": share, **spread})
     for place, name in enumerate(INPUTS[1:], 1):
         bounds = interval(columns[:, :1] - columns[:, place : place + 1], draws, seed)
         result[f"above_{name}"] = ("bound", np.array(bounds)[:, 0])

@@ -16,7 +16,7 @@ from scipy import stats
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -96,7 +96,6 @@ def agreement(
             for other in range(one, len(names)):
                 value = between(weights[one], weights[other], by, k, alpha)
                 found[text, one, other] = found[text, other, one] = value
-    mean, low, high = interval(found, draws, seed)
     pair = ("attribution", "other")
     settings: dict[str, Any] = {
         "by": by,
@@ -107,12 +106,7 @@ def agreement(
         "seed": seed,
     }
     return xr.Dataset(
-        {
-            "agreement": (("batch", *pair), found),
-            "mean": (pair, mean),
-            "low": (pair, low),
-            "high": (pair, high),
-        },
+        {"agreement": (("batch", *pair), found), **intervals(found, pair, draws, seed)},
         coords={"batch": np.arange(len(found)), "attribution": names, "other": names},
         attrs=ABOUT.attrs(provenance(model), **settings, **asked.settings),
     )

@@ -6,6 +6,8 @@ pair of tokens: they are made for a few rows at a time, so memory is linear in t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -14,9 +16,9 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
-from headwater.analyses._prompts.texts import Texts, indicators
+from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.attention_terms import Mixing, mixings
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
@@ -49,19 +51,18 @@ def alti(
     tokens are refused for their time.
     Unit: share, rows sum to 1. Source: the authors' code, checked; of its four scalings this is the one it defaults to.
     """
-    texts = Texts.of(model, examples, batch_size, LONGEST)
-    columns = texts.columns(queries)
-    found = texts.empty(columns.shape[1])
-    for batch in texts.batches:
-        rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
+
+    def layers(batch: Batch) -> Iterator[Pull]:
         for mixing in reversed(mixings(model, batch).values()):
-            rows = _pulled(mixing, rows.to(mixing.value.device))
-        texts.spread(batch, rows, found)
-    return texts.by_query(found, queries, columns, "alti", ABOUT.attrs(provenance(model)))
+            yield partial(_pulled, mixing)
+
+    texts = Texts.of(model, examples, batch_size, LONGEST)
+    return texts.rows_down(queries, layers, "alti", ABOUT.attrs(provenance(model)))
 
 
 def _pulled(mixing: Mixing, rows: Tensor) -> Tensor:
     """`rows @ C` of one layer, a few rows of C at a time: [batch, asked, key]."""
+    rows = rows.to(mixing.value.device)
     norms = () if mixing.first is None else (mixing.first,)
     terms = mixing.terms(norms).permute(0, 2, 1, 3)  # [batch, key, head, d_model]
     own, divisor = mixing.own(norms), mixing.divisor(norms)

@@ -18,7 +18,7 @@ from torch import Tensor
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
-from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -139,13 +139,12 @@ def _dataset(
 ) -> xr.Dataset:
     scores = {f"{name}_area": np.trapezoid(found[name], fractions, axis=-1) for name in CURVES}
     scores |= {name: found[name] for name in DROPS}
-    mean, low, high = interval(np.stack(list(scores.values()), axis=1), draws, seed)
     each, over = ("batch", "attribution"), ("score", "attribution")
     return xr.Dataset(
         {
             **{name: ((*each, "fraction"), found[name]) for name in CURVES},
             **{name: (each, values) for name, values in scores.items()},
-            **{name: (over, values) for name, values in (("mean", mean), ("low", low), ("high", high))},
+            **intervals(np.stack(list(scores.values()), axis=1), over, draws, seed),
         },
         coords={
             "batch": np.arange(len(scores["sufficiency"])),

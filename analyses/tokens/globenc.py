@@ -6,6 +6,8 @@ in the length. The MLP's own output is left out, except where it widens what the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -14,9 +16,9 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
-from headwater.analyses._prompts.texts import Texts, indicators
+from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_blocks
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
@@ -47,20 +49,18 @@ def globenc(
     with norms in front (GPT-2, Llama) has none behind the sums, so both steps fall away there: the method is for BERT.
     Unit: norm, or share. Source: the authors' code, checked.
     """
-    texts = Texts.of(model, examples, batch_size)
-    columns = texts.columns(queries)
-    found = texts.empty(columns.shape[1])
-    for batch in texts.batches:
-        rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
+
+    def layers(batch: Batch) -> Iterator[Pull]:
         for mixing in reversed(mixings(model, batch).values()):
-            rows = _pulled(mixing, rows.to(mixing.value.device), normalise)
-        texts.spread(batch, rows, found)
+            yield partial(_pulled, mixing, normalise)
+
     attrs = ABOUT.attrs(provenance(model), normalise=normalise)
-    return texts.by_query(found, queries, columns, "globenc", attrs)
+    return Texts.of(model, examples, batch_size).rows_down(queries, layers, "globenc", attrs)
 
 
-def _pulled(mixing: Mixing, rows: Tensor, normalise: bool) -> Tensor:
+def _pulled(mixing: Mixing, normalise: bool, rows: Tensor) -> Tensor:
     """`rows @ N` of one layer, block by block: [batch, asked, key]."""
+    rows = rows.to(mixing.value.device)
     both = tuple(norm for norm in (mixing.first, mixing.second) if norm is not None)
     out = torch.zeros_like(rows)
     for span, lengths in norm_blocks(mixing, residual=True, norms=both):

@@ -7,6 +7,8 @@ length.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -23,9 +25,9 @@ from headwater.analyses._measures.measure import (
     PositionSetting,
     WrongSetting,
 )
-from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
-from headwater.analyses._prompts.texts import Texts, indicators
+from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses.tokens._gradients import WeightSlopes, weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -68,23 +70,20 @@ def gradient_rollout(
             f"first_layer={first_layer} has no attention; the model has layers {model.layers}"
         )
     asked = Explained(model, measure, answer, wrong, position, kind)
-    texts = Texts.of(model, examples, batch_size)
-    columns = texts.columns(queries)
-    found = texts.empty(columns.shape[1])
     layers = [layer for layer in model.layers if first_layer is None or layer >= first_layer]
-    for batch in texts.batches:
+
+    def pulls(batch: Batch) -> Iterator[Pull]:
         slopes = weight_slopes(model, batch, asked.of(batch))
-        rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
         for layer in reversed(layers):
-            own = slopes.pop(layer)
-            rows = _pulled(own, rows.to(own.slope.device))
-        texts.spread(batch, rows, found)
+            yield partial(_pulled, slopes.pop(layer))
+
     attrs = ABOUT.attrs(provenance(model), layers=layers, **asked.settings)
-    return texts.by_query(found, queries, columns, "gradient_rollout", attrs)
+    return Texts.of(model, examples, batch_size).rows_down(queries, pulls, "gradient_rollout", attrs)
 
 
 def _pulled(slopes: WeightSlopes, rows: Tensor) -> Tensor:
     """`rows @ rownorm(Ā + I)` of one layer for rows [batch, asked, query], block by block."""
+    rows = rows.to(slopes.slope.device)
     out = torch.zeros_like(rows)
     for span, block in slopes.relevant_blocks():
         shares = rows[..., span] / (block.sum(-1) + 1)[:, None]

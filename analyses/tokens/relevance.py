@@ -8,7 +8,8 @@ gradient alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated
 
 import xarray as xr
@@ -24,11 +25,11 @@ from headwater.analyses._measures.measure import (
     PositionSetting,
     WrongSetting,
 )
-from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
-from headwater.analyses._prompts.texts import Texts, indicators
+from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses.tokens._encoder_decoder import Pairs, relevance_of_pairs
-from headwater.analyses.tokens._gradients import weight_slopes
+from headwater.analyses.tokens._gradients import WeightSlopes, weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
@@ -88,16 +89,17 @@ def relevance(
         return relevance_of_pairs(asked, pairs, queries, ABOUT.attrs(provenance(model), **asked.settings))
     if decoder is not None:
         raise AnalysisError(f"{model.name} has no decoder beside an encoder; leave decoder= out")
-    texts = Texts.of(model, examples, batch_size)
-    columns = texts.columns(queries)
-    found = texts.empty(columns.shape[1])
-    for batch in texts.batches:
+
+    def layers(batch: Batch) -> Iterator[Pull]:
         slopes = weight_slopes(model, batch, asked.of(batch))
-        rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
         for layer in reversed(model.layers):
-            own = slopes.pop(layer)
-            rows = rows.to(own.slope.device)
-            rows = rows + own.pulled(rows)
-        texts.spread(batch, rows, found)
+            yield partial(_pulled, slopes.pop(layer))
+
     attrs = ABOUT.attrs(provenance(model), **asked.settings)
-    return texts.by_query(found, queries, columns, "relevance", attrs)
+    return Texts.of(model, examples, batch_size).rows_down(queries, layers, "relevance", attrs)
+
+
+def _pulled(slopes: WeightSlopes, rows: Tensor) -> Tensor:
+    """`rows @ (Ā + I)` of one layer."""
+    rows = rows.to(slopes.slope.device)
+    return rows + slopes.pulled(rows)

@@ -29,6 +29,7 @@ MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "output")
 MLP_IN = ("gate_proj", "c_fc", "fc1", "dense_h_to_4h", "up_proj", "w1", "lin1")
 MLP_LINEAR = ("up_proj", "w3")
 MLP_OUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "lin2")
+POSITIONS = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
 FINAL = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "final_norm")
 
 
@@ -93,6 +94,12 @@ def final_norm(hf: nn.Module) -> nn.Module | None:
     base = getattr(hf, "base_model", hf)
     trunks = (hf, base, getattr(base, "decoder", None))
     return next((n for t in trunks if isinstance(t, nn.Module) if (n := first(t, FINAL)) is not None), None)
+
+
+def position_tables(hf: nn.Module) -> list[nn.Module]:
+    """The tables of learned absolute positions."""
+    named = [m for path, m in hf.named_modules() if path.rpartition(".")[2] in POSITIONS]
+    return [module for module in named if isinstance(module, nn.Embedding)]
 
 
 def first(module: nn.Module | None, names: tuple[str, ...]) -> nn.Module | None:

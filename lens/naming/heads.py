@@ -72,6 +72,10 @@ def named(given: HeadNames, layers: list[int], n_heads: int, of: str = "the mode
     return found
 
 
+def every_head(layers: list[int], n_heads: int) -> list[Head]:
+    return [Head(layer, head) for layer in layers for head in range(n_heads)]
+
+
 def _refuse_missing(heads: list[Head], layers: list[int], n_heads: int, of: str) -> None:
     if wrong := [str(h) for h in heads if h.layer not in layers or h.head >= n_heads]:
         raise HeadError(

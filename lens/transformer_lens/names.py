@@ -141,9 +141,7 @@ def _result(found: Projections, heads: int, start: str) -> Activation:
 
 def _position_table(hf: Any) -> nn.Module | None:
     """The table of learned positions."""
-    names = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
-    named = (m for path, m in hf.named_modules() if path.rpartition(".")[2] in names)
-    return next((module for module in named if isinstance(module, nn.Embedding)), None)
+    return next(iter(blocks.position_tables(hf)), None)
 
 
 def _not_adding_up(model: Opened, known: Mapping[str, Activation]) -> set[str]:

@@ -281,7 +281,7 @@ def test_edges_add_up_over_prompts(induction) -> None:
 def test_prompts_that_are_wrong_and_models_that_can_not_be_read(pairs, induction) -> None:
     with pytest.raises(HeadError, match=r"no such head: 7\.9"):
         analyses.trace_signals(induction, repeated(), roots="1.2 7.9")
-    with pytest.raises(AnalysisError, match="prompt 0 has 15 tokens and no position 15"):
+    with pytest.raises(AnalysisError, match="position=15, but prompt 0 has 15 tokens"):
         analyses.trace_signals(induction, repeated(), position=15)
     with pytest.raises(AnalysisError, match="source holds 2 positions for 1 prompts"):
         analyses.trace_signals(induction, repeated(), source=[1, 2])

@@ -82,7 +82,7 @@ def test_one_head(one_head: hw.HookedModel) -> None:
         ({"answer": ["w3", "w4"]}, "2 tokens for 3 or more texts"),
         ({"position": 12}, "example 0 has 6 tokens; give a position from -6 to 5"),
         ({"kind": "rank"}, "give one of log_probability"),
-        ({"measure": lambda logits: logits.sum()}, r"shape \(3,\), got \(\)"),
+        ({"measure": lambda logits: logits.sum()}, r"shape \(3,\), got shape \(\)"),
         ({"measure": lambda logits: logits[:, 0, 0] * torch.nan}, "example 0 is not finite"),
         ({"measure": lambda logits: logits[:, 0, 0], "answer": "w3"}, "give one of them"),
         ({"queries": [9]}, "has 6 tokens"),
