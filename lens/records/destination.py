@@ -24,7 +24,7 @@ KeepOn = Literal["device", "cpu", "disk"]
 
 
 @dataclass
-class Keeping:
+class Destination:
     """The recorders of one run; `finish` gives the record as it is to be used, from its file where there is one."""
 
     file: RecordFile | None = None
@@ -46,9 +46,9 @@ class Keeping:
 @contextlib.contextmanager
 def keeping(
     recorders: Mapping[str, Recorder], keep_on: KeepOn, path: str | Path | None, cost: Estimate
-) -> Iterator[Keeping]:
+) -> Iterator[Destination]:
     """Prepare the recorders, refuse what there is no room for, and listen to the residual stream where it is kept."""
-    kept = Keeping()
+    kept = Destination()
     check(keep_on, path)
     with contextlib.ExitStack() as stack:
         if keep_on == "disk":

@@ -1,4 +1,4 @@
-"""`Growing`: the listener that makes one record of a whole text out of the steps in which it is generated.
+"""`GenerationRecorder`: the listener that makes one record of a whole text out of the steps in which it is generated.
 
 Each step hands over a few new rows. Their statistics are taken at once, sums over queries are added up, and queries,
 keys and row constants are appended, in memory or in files without a name. What comes out is the record of one run over
@@ -93,7 +93,7 @@ class _Layer:
     length: int = 0
 
 
-class Growing:
+class GenerationRecorder:
     """Listens to one model while it generates `longest` tokens at most, the prompt included."""
 
     def __init__(self, recorder: Recorder, longest: int, folder: Path | None) -> None:

@@ -25,7 +25,7 @@ from headwater.lens.models.signature import names
 from headwater.lens.naming.heads import Layers
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records import destination, plan
-from headwater.lens.records.generation_recorder import Growing
+from headwater.lens.records.generation_recorder import GenerationRecorder
 from headwater.lens.records.memory import estimate
 from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
@@ -103,7 +103,7 @@ def _recorded(
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(destination.keeping({main: recorder}, wanted.keep_on, wanted.path, cost))
         growing = listener.growing = stack.enter_context(
-            contextlib.closing(Growing(recorder, longest, folder))
+            contextlib.closing(GenerationRecorder(recorder, longest, folder))
         )
         with contextlib.ExitStack() as running:
             running.enter_context(context.listening(growing))
@@ -138,7 +138,7 @@ def _run(model: Opened, found: Tokens, settings: dict[str, Any]) -> Tensor:
 class _Tokens(BaseStreamer):
     """Hears of each token: which rows have ended, what to tell the caller."""
 
-    growing: Growing | None = None
+    growing: GenerationRecorder | None = None
 
     def __init__(
         self, model: Opened, settings: dict[str, Any], tell: OnToken | None, text: bool, single: bool

@@ -60,7 +60,7 @@ def test_a_killed_run_leaves_nothing(tmp_path):
         "        if layer == 1: print('ready', flush=True); time.sleep(60)\n"
         "    return taken\n"
         "recorder.Recorder.take = slow(recorder.Recorder.take)\n"
-        "growing.Growing.take = slow(growing.Growing.take)\n"
+        "growing.GenerationRecorder.take = slow(growing.GenerationRecorder.take)\n"
         "how = {'keep_on': 'disk', 'path': sys.argv[1]}\n"
         "model.record(ids, **how) if sys.argv[2] == 'record' else model.generate(ids, 5, record=True, **how)\n"
     )
