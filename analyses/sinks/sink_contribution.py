@@ -108,13 +108,13 @@ def sink_contribution(
 class _WithoutValues:
     """A weight edit that takes the weights on chosen keys out and leaves the others as they are."""
 
-    keys: Tensor  # [text, head, key]
+    head_keys: Tensor  # [text, head, key]
 
     def resolve(self, weights: Tensor, block: Block, mask: Mask, live: Tensor) -> tuple[Tensor, ...]:
         return ()
 
     def apply(self, weights: Tensor, factors: tuple[Tensor, ...], block: Block, mask: Mask) -> Tensor:
-        return weights.masked_fill(block.of_keys(self.keys).to(weights.device), 0.0)
+        return weights.masked_fill(block.of_keys(self.head_keys).to(weights.device), 0.0)
 
 
 @dataclass(frozen=True, eq=False)

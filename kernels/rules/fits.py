@@ -18,6 +18,7 @@ SHAPES = {
     "heads": ("head", "batch|1, head"),
     "queries": ("batch|1, query",),
     "keys": ("batch|1, key",),
+    "head_keys": ("batch|1, head, key",),
     "to": ("batch|1, key",),
     "of": ("batch|1, key",),
     "within": ("batch|1, key",),
