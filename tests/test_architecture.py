@@ -31,7 +31,7 @@ HOMES = {  # library: the folders or files that may import it
     "streamlit": ("dashboard/",),
 }
 CLEAN = ("lens", "analyses", "dashboard")
-MIRRORED = ("analyses", "kernels")
+MIRRORED = ("analyses", "kernels", "lens")
 LONGEST = 400  # lines of a file
 FULLEST = 25  # files of a room
 

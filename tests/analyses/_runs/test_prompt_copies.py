@@ -2,20 +2,18 @@
 
 Models are in float64, so that both ways agree to what is left of rounding. Mutations seen to fail: a run begun one
 position late, the position that is read not moved with the window, logits of the window alone given to a measure of all
-positions, a cell's place not moved, a function left on a module, what was tried taken for good.
+positions, a cell's place not moved, what was tried taken for good.
 """
 
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from patch_pairs import ANSWER, CLEAN, WRONG
 from torch import Tensor
 
@@ -25,7 +23,6 @@ from headwater.analyses._measures.pair_scores import Asked
 from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._runs import prompt_copies
 from headwater.analyses._runs.prompt_copies import Copies
-from headwater.lens.attention.standing_in import runs_itself, standing_in
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models import prefix_cache
 
@@ -213,41 +210,6 @@ def test_what_does_not_hold_is_not_used(exact: Callable, monkeypatch, edited: bo
         assert not found.past
         assert found.window(3) == slice(0, 6)
         near(analyses.patch(model, CLEAN, corrupt, **given), expected)
-
-
-def test_functions_stand_in_for_modules_in_their_own_context() -> None:
-    module = torch.nn.Linear(2, 2)
-    x = torch.ones(1, 2)
-    plain = module(x)
-    begun, done = threading.Event(), threading.Event()
-    found: dict[str, Tensor] = {}
-
-    def other() -> None:
-        with standing_in({module: lambda given: given - 7}):
-            begun.set()
-            done.wait(10)
-            found["theirs"] = module(x)
-        found["after"] = module(x)
-
-    thread = threading.Thread(target=other)
-    with standing_in({module: lambda given: given * 3}):
-        thread.start()
-        begun.wait(10)
-        assert module(x).equal(x * 3)
-        with standing_in({module: lambda given: None}):
-            assert module(x).equal(plain)
-        assert runs_itself(module)
-    assert module(x).equal(plain)  # the other's is still on
-    done.set()
-    thread.join()
-    assert found["theirs"].equal(x - 7)
-    assert found["after"].equal(plain)
-    assert "forward" not in vars(module)
-    vars(module)["forward"] = lambda given: given  # somebody else's
-    assert not runs_itself(module)
-    with standing_in({module: lambda given: given + 1}):
-        assert not runs_itself(module)
-    assert module(x) is x
 
 
 def test_examples_and_pairs_in_the_place_of_two_lists(pairs: Callable) -> None:

@@ -1,8 +1,8 @@
 """Masks of every kind against dense attention: windows, chunks, padding on either side, growing and static caches.
 
-Seen to fail: `key_offset` of a mask ignored, a window wider by one (the guard in masks.band off), the padding of
-`valid_keys` left out, what a mask function adds to its band (Llama 4's chunks) left out, a mask that static caches can
-not carry.
+They reach attention by the functions that transformers calls (`function.py`). Seen to fail: `key_offset` of a mask
+ignored, a window wider by one (the guard in masks.band off), the padding of `valid_keys` left out, what a mask function
+adds to its band (Llama 4's chunks) left out, a mask that static caches can not carry.
 """
 
 from __future__ import annotations

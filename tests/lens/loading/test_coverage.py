@@ -1,7 +1,8 @@
 """The table in docs/models.md is what the command measures, and no architecture does worse than it says there.
 
-Seen to fail: generation with a static cache refused (a mask that is no tensor), the padding of the encoder left out of
-cross-attention, edits that prepare to nothing, a page whose numbers are a tenth of what they are.
+Its models are those of `zoo.py`. Seen to fail: generation with a static cache refused (a mask that is no tensor), the
+padding of the encoder left out of cross-attention, edits that prepare to nothing, a page whose numbers are a tenth of
+what they are.
 """
 
 from __future__ import annotations

@@ -29,12 +29,3 @@ def test_models_in_float64_load_where_eager_gives_nan_under_padding():
     model = hw.load(plain)
     torch.testing.assert_close(model(ids), expected, atol=1e-6, rtol=0)  # eager takes its softmax in float32
     assert model(ids, mask)[mask.bool()].isfinite().all()
-
-
-def test_a_model_in_training_mode_is_refused_when_it_runs():
-    model = hw.load(tiny_models.tiny("gpt2").train())
-    ids, _ = tiny_models.batch()
-    model(ids)  # load() puts it into eval mode
-    model.hf.train()
-    with pytest.raises(ModelError, match="in training mode"):
-        model(ids)

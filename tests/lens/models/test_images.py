@@ -1,5 +1,6 @@
 """Image towers, pairs of towers, images inside of a text: patch grids, prefix tokens, token groups, edits of one tower.
 
+The inputs of such models are those of `inputs.py` and `signature.py`, their kinds of tokens those of `token_groups.py`.
 Seen to fail: an image token counted as text, a prefix token counted as a patch, the grid's columns taken for its rows,
 an edit of one tower that reaches the other.
 """

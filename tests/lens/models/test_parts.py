@@ -1,8 +1,9 @@
 """Models of several parts: encoder, decoder and cross maps, image towers, token groups, and edits of one part alone.
 
-Seen to fail: the rows of cross-attention placed by the encoder's padding (of equal length here), the query offset of a
-decoding step left at 0, query positions counted by the encoder's padding, rows of decoder padding kept, frames of sound
-taken for keys one by one.
+Which tokens stand on which side of a map is said by `axes.py`, and what the parts share by `opened.py`. Seen to fail:
+the rows of cross-attention placed by the encoder's padding (of equal length here), the query offset of a decoding step
+left at 0, query positions counted by the encoder's padding, rows of decoder padding kept, frames of sound taken for
+keys one by one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Per-head weights put together again: the heads' sum must be what the attention module gives."""
+"""Per-head weights put together again: the heads' sum must be what the attention module gives.
+
+They are cut out of the projections that `projections.py` finds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records written and opened again: an exact round trip, read by this program and by others."""
+"""Records (`contents.py`) written and opened again: an exact round trip, read by this program and by others."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Names of activations without TransformerLens: against what transformers itself gives out, and by their definitions.
 
-Seen to fail when: what functions at `hook_pattern` give does not reach the values; a hook stays on a module after its
-run; another thread's run calls this thread's functions; the mask is not lifted for a pair that a function made visible;
-functions get the model's own tensor; ids taken from tokens still carry the mask.
+Runs with such names are made by `face.py` and `run.py`. Seen to fail when: what functions at `hook_pattern` give does
+not reach the values; a hook stays on a module after its run; another thread's run calls this thread's functions; the
+mask is not lifted for a pair that a function made visible; functions get the model's own tensor; ids taken from tokens
+still carry the mask.
 """
 
 from __future__ import annotations

@@ -1,0 +1,22 @@
+"""Every error of Headwater is one that the command line prints, and a slip is answered with what is near.
+
+Mutation seen to fail: all names listed where some are near.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from headwater.lens import errors
+
+
+def test_what_is_near_is_named_and_all_where_nothing_is():
+    known = ["entropy", "received", "distance"]
+    assert errors.nearest("recieved", known) == "did you mean 'received'?"
+    assert errors.nearest("zzz", known) == "there are entropy, received, distance"
+    assert errors.nearest("zzz", []) == "there are none"
+
+
+@pytest.mark.parametrize("name", [name for name in vars(errors) if name.endswith("Error")])
+def test_every_error_is_the_users_to_mend(name):
+    assert issubclass(getattr(errors, name), errors.HeadwaterError)
