@@ -1,8 +1,8 @@
 """Gradients of attention, its edits, its statistics and products, against finite differences and transformers' eager.
 
-Mutations seen to fail here: weights of a block detached before the edits, the factor of an edit detached, the row's
-log-sum-exp detached when a map is made with `differentiable=True`, the gate applied to a detached output, keys that
-learn alone left to the fused kernel, the log-sum-exp of nothing.
+They are taken through `attend.py`. Mutations seen to fail here: weights of a block detached before the edits, the
+factor of an edit detached, the row's log-sum-exp detached when a map is made with `differentiable=True`, the gate
+applied to a detached output, keys that learn alone left to the fused kernel, the log-sum-exp of nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What holds for every backend alike: rows do not mix, extreme scores stay finite, gradients are the reference's."""
+"""What holds for every backend alike: rows do not mix, extreme scores stay finite, gradients are the reference's.
+
+What a backend is says `backend.py`; the reference takes part as the one in `reference.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Edits through the fused kernel against the dense float64 reference: outputs, lse, factors, maps and products.
 
-The classes of keys that such edits need (`key_classes.py`) are tested here with them.
+What such edits need is tested here with them: classes of keys (`key_classes.py`), a few keys one by one (`few_keys.py`)
+and score edits as factors and biases (`score_edits.py`).
 
 Mutations seen to fail here: the few keys counted in a large class too, sinks left out of the joint log-sum-exp, a
 temperature left off the biases before it, hidden rows at lse 0, the own position one column off, rows of a second call

@@ -1,6 +1,7 @@
 """A block picks out of tensors for the whole map what belongs to its rows, heads, keys and batch.
 
-Mutations seen to fail here: batch rows picked by the number of the head, chosen columns of the first row for all rows.
+Layouts over heads (`heads.py`) are tested beside it. Mutations seen to fail here: batch rows picked by the number of
+the head, chosen columns of the first row for all rows.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from headwater.kernels.tiles.block import Block
+from headwater.kernels.tiles.heads import per_batch_row, per_query_head
 
 BLOCK = Block(slice(1, 3), torch.tensor([2, 0]), slice(3, 5), slice(1, 4))
 ROW = torch.tensor([[0], [10], [20]])  # of each batch row
@@ -31,6 +33,14 @@ def test_queries_keys_and_batch_rows():
 def test_positions_are_row_and_column_numbers():
     rows, columns = BLOCK.positions(torch.device("cpu"))
     assert (rows + 100 * columns).tolist() == [[[[103, 203, 303], [104, 204, 304]]]]
+
+
+def test_layouts_over_heads():
+    of_keys = torch.tensor([[[1], [2]]])  # two key heads
+    assert per_query_head(of_keys, 4)[0, :, 0].tolist() == [1, 1, 2, 2]
+    assert per_query_head(of_keys, 2) is of_keys
+    assert per_batch_row(torch.tensor([1, 2])).tolist() == [[1, 2]]
+    assert per_batch_row(ROW) is ROW
 
 
 def test_chosen_columns_are_read_row_by_row():
