@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.analysis import About, unlabelled
 from headwater.analyses._catalogue.settings import Setting, settings_of
 from headwater.lens.errors import AnalysisError, nearest
 
@@ -31,8 +31,8 @@ class Entry(About):
 
     @property
     def description(self) -> str:
-        """The whole docstring of the function: formula, unit, source."""
-        return inspect.getdoc(self.function) or ""
+        """What the docstring of the function says beside its labels: formula, axes, conventions."""
+        return unlabelled(inspect.getdoc(self.function) or "")
 
     def setting(self, name: str) -> Setting:
         """The setting called `name`, or an error that lists those there are."""
@@ -51,8 +51,9 @@ def catalogue() -> dict[str, Entry]:
     for file in sorted(files, key=lambda file: file.stem):
         module = importlib.import_module(f"{PACKAGE}.{file.parent.name}.{file.stem}")
         function = getattr(module, file.stem)
+        about = getattr(function, "about", None) or module.ABOUT
         entries[file.stem] = Entry(
-            **vars(module.ABOUT), name=file.stem, settings=settings_of(function), function=function
+            **vars(about), name=file.stem, settings=settings_of(function), function=function
         )
     return entries
 

@@ -16,8 +16,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import (
     EXTREMES,
@@ -30,19 +30,10 @@ from headwater.analyses.tokens._layer_map import (
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="From which input tokens does a position draw, if attention alone carried information?",
-    unit="share of the position, each row sums to 1",
-    paper="Abnar & Zuidema 2020, arXiv:2005.00928",
-    inputs="record",
-    cost="one attention pass per layer and 64 queries (or 64 keys), memory O(S·those); max, min: all rows once",
-    not_for="what the model uses: it knows neither values nor MLPs, and favours early tokens in causal models",
-)
-
 CHUNK = 64  # columns that travel together: as many as one head is wide, so a pass costs one attention call
 
 
-@checked
+@analysis
 def rollout(
     record: Record,
     queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),
@@ -64,12 +55,18 @@ def rollout(
     weights [layer, head], which are divided by their sum). `w` is `residual`; `add_residual=False` takes
     `rownorm(Ā_l)`. With rows that sum to 1 and w = 0.5 this is the paper's `0.5·Ā + 0.5·I`. A row without
     weight (every key blocked) stays where it is if there is a residual; otherwise what passes through it is
-    undefined and its result is NaN. Unit: share, rows sum to 1. Source: the authors' code and paper, checked.
+    undefined and its result is NaN.
 
     With `keys`, columns `R[:, j]` of those input tokens are pushed upward, so that every query costs no more than one;
     the result holds the keys asked for alone, and its rows sum to the share that comes from them.
 
     A record that does not begin at layer 0 gives shares of the residual stream that enters its first layer.
+
+    Question: From which input tokens does a position draw, if attention alone carried information?
+    Unit: share of the position, each row sums to 1.
+    Source: Abnar & Zuidema 2020, arXiv:2005.00928; held to the authors' code.
+    Cost: one attention pass per layer and 64 queries (or 64 keys), memory O(S·those); max, min: all rows once.
+    Not for: what the model uses: it knows neither values nor MLPs, and favours early tokens in causal models.
     """
     layers = consecutive_layers(record, last_layer)
     weight = residual_weight(residual, add_residual)
@@ -83,13 +80,12 @@ def rollout(
         shares = shares.gather(1, columns[..., None].expand(-1, -1, followed.shape[1]))
         shares = shares.masked_fill(~record.valid.gather(1, followed)[:, None], torch.nan)
     shares = shares.masked_fill(~record.valid.gather(1, columns)[..., None], torch.nan)
-    settings = {"residual": residual, "heads": heads, "add_residual": add_residual, "layers": layers}
     return xr.DataArray(
         shares.numpy(),
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, followed),
         name="rollout",
-        attrs=ABOUT.attrs(record.provenance, **settings),
+        attrs={"layers": layers},
     )
 
 

@@ -29,8 +29,8 @@ def test_every_file_is_listed_and_says_what_it_is() -> None:
         assert found.cost
         assert found.not_for
         assert found.inputs in ("record", "model", "model+examples", "model+pairs", "circuits")
-        assert "Unit: " in found.description
-        assert "Source: " in found.description
+        assert "Unit: " in (found.function.__doc__ or "")
+        assert "Source: " in (found.function.__doc__ or "")
 
 
 def test_settings_of_the_analyses() -> None:

@@ -1,0 +1,136 @@
+"""`@analysis` makes a function an analysis: its settings are held to their limits, its results say what they are.
+
+What an analysis is stands once, in its docstring, in paragraphs that begin with a label: `Question:`, `Unit:`,
+`Source:`, `Cost:` and `Not for:`. The catalogue, the command line and the attributes of every result read them there.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+import networkx as nx
+import xarray as xr
+
+from headwater.analyses._catalogue.settings import settings_of
+from headwater.lens.models.opened import Opened
+from headwater.lens.records.provenance import provenance
+from headwater.lens.records.record import Record
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+Inputs = Literal["record", "model", "model+examples", "model+pairs", "circuits"]
+LABELS = {"question": "Question", "unit": "Unit", "paper": "Source", "cost": "Cost", "not_for": "Not for"}
+LABELLED = re.compile(
+    rf"^({'|'.join(LABELS.values())}): (.+?)(?=\n\n|\n(?:{'|'.join(LABELS.values())}): |\Z)", re.S | re.M
+)
+LONGEST = 200  # characters of a setting that a result keeps
+
+
+@dataclass(frozen=True)
+class About:
+    """Question, unit, source, cost and limits of one analysis; `keep` is what a record made for it holds."""
+
+    question: str
+    unit: str
+    paper: str
+    cost: str
+    not_for: str
+    inputs: Inputs
+    keep: tuple[str, ...] = ("qk",)
+
+
+@overload
+def analysis(function: Callable[Given, Result]) -> Callable[Given, Result]: ...
+@overload
+def analysis(*, keep: tuple[str, ...]) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]: ...
+def analysis(function: Any = None, *, keep: tuple[str, ...] = ("qk",)) -> Any:
+    """`function`, which refuses settings outside of their limits and describes what it returns."""
+    if function is None:
+        return functools.partial(analysis, keep=keep)
+    about = about_of(function, keep)
+    signature = inspect.signature(function)
+    # annotations are read at the first call, when every module is there
+    settings = functools.cache(lambda: {setting.name: setting for setting in settings_of(function)})
+
+    @functools.wraps(function)
+    def held(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        for name in given.keys() & settings().keys():
+            settings()[name].check(given[name])
+        result = function(*args, **kwargs)
+        if isinstance(result, xr.DataArray | xr.Dataset | nx.DiGraph):
+            attrs = result.graph if isinstance(result, nx.DiGraph) else result.attrs
+            told = {name: given.get(name, setting.default) for name, setting in settings().items()}
+            attrs.update(_described(about, next(iter(given.values()), None), told, attrs))
+        return result
+
+    held.about = about  # type: ignore[attr-defined]
+    return held
+
+
+def about_of(function: Callable[..., Any], keep: tuple[str, ...]) -> About:
+    """What the docstring says. ValueError where a label is missing."""
+    text = inspect.getdoc(function) or ""
+    found = {label: " ".join(words.split()) for label, words in LABELLED.findall(text)}
+    missing = [label for label in LABELS.values() if label not in found]
+    if missing:
+        raise ValueError(f"the docstring of {function.__name__} says nothing under {', '.join(missing)}")
+    return About(
+        **{name: found[label].rstrip(".") for name, label in LABELS.items()},
+        inputs=_inputs(function),
+        keep=keep,
+    )
+
+
+def unlabelled(text: str) -> str:
+    """A docstring without its labelled paragraphs and without its examples."""
+    text = LABELLED.sub("", text.partition("\n>>> ")[0])
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _inputs(function: Callable[..., Any]) -> Inputs:
+    """What an analysis reads, by the names of its first parameters."""
+    names, (first, *others) = [*(found := inspect.signature(function).parameters)], found.values()
+    if first.name == "record":
+        return "record"
+    if first.name != "model":
+        return "circuits"
+    if {"pairs", "clean"} & set(names):
+        return "model+pairs"
+    return "model+examples" if others and others[0].default is inspect.Parameter.empty else "model"
+
+
+def _described(
+    about: About, source: Any, settings: Mapping[str, Any], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Attributes of a result: of which model under which edits, with which settings, and what was asked.
+
+    What the analysis itself wrote stands above the settings as they were given: heads that a name stands for, say.
+    """
+    origin: Mapping[str, Any] = {}
+    if isinstance(source, Record):
+        origin = source.provenance
+    elif isinstance(source, Opened):
+        origin = provenance(source)
+    short = {name: x for name, x in settings.items() if len(repr(x)) <= LONGEST}
+    asked = {name: getattr(about, name) for name in ("question", "unit", "paper", "not_for")}
+    return {key: _storable(value) for key, value in {**short, **origin, **own, **asked}.items()}
+
+
+def _storable(value: Any) -> Any:
+    """Values that netCDF can not hold as JSON text."""
+    if isinstance(value, bool):
+        return int(value)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return str(value)  # torch's version is text of a kind of its own, which no graph file takes
+    if isinstance(value, int | float):
+        return value
+    return json.dumps(value, default=str)

@@ -1,0 +1,80 @@
+"""`@analysis` reads what an analysis is from its docstring, and writes it on what the analysis returns.
+
+Seen to fail with settings above what the analysis itself wrote, and with the edits left out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import networkx as nx
+import pytest
+import xarray as xr
+
+import headwater as hw
+from headwater.analyses._catalogue.analysis import analysis, unlabelled
+from headwater.analyses._catalogue.settings import Bounds
+from headwater.lens.errors import AnalysisError
+
+LABELS = """
+
+    Question: How much of {} is there,
+    and where?
+    Unit: share.
+    Source: ours; https://example.org: held to nothing.
+    Cost: nothing.
+    Not for: anything.
+
+    >>> 1 + 1
+    2
+    """
+
+
+def made(result: Any) -> Any:
+    def example(model: hw.HookedModel, amount: Annotated[float, "how much", Bounds(0, 1)] = 0.5) -> Any:
+        return result
+
+    example.__doc__ = "A sum." + LABELS
+    return analysis(example)
+
+
+def test_what_the_docstring_says() -> None:
+    example = made(None)
+    about = example.about
+    assert about.question == "How much of {} is there, and where?"
+    assert (about.unit, about.paper) == ("share", "ours; https://example.org: held to nothing")
+    assert (about.cost, about.not_for, about.inputs) == ("nothing", "anything", "model")
+    assert unlabelled(inspect.getdoc(example) or "") == "A sum."
+
+
+def test_a_label_that_is_missing_is_named() -> None:
+    def example(record: hw.Record) -> None:
+        """A sum.
+
+        Question: What?
+        Unit: share.
+        """
+
+    with pytest.raises(ValueError, match="the docstring of example says nothing under Source, Cost, Not for"):
+        analysis(example)
+
+
+def test_results_say_what_they_are() -> None:
+    model = hw.load("tasks-4l")
+    edit = hw.Temperature(0.5)
+    own = xr.DataArray([1.0], attrs={"amount": "as resolved"})
+    with model.edit(edit):
+        found = made(own)(model, amount=0.25)
+    assert found.attrs["amount"] == "as resolved"
+    assert found.attrs["model"] == "tasks-4l"
+    assert "Temperature" in found.attrs["edits"]
+    assert found.attrs["not_for"] == "anything"
+    graph = made(nx.DiGraph())(model)
+    assert (graph.graph["amount"], graph.graph["unit"]) == (0.5, "share")
+    assert made(3)(model) == 3
+
+
+def test_settings_are_held_to_their_limits() -> None:
+    with pytest.raises(AnalysisError, match="amount=2 is outside its limits; give a number from 0 to 1"):
+        made(None)(hw.load("tasks-4l"), 2)
