@@ -1,4 +1,6 @@
-"""Gradients of attention, its edits, its statistics and products, against finite differences and transformers' eager.
+"""Gradients of attention (`attend.py`), its edits, its statistics and products.
+
+Held against finite differences and transformers' eager attention.
 
 They are taken through `attend.py`. Mutations seen to fail here: weights of a block detached before the edits, the
 factor of an edit detached, the row's log-sum-exp detached when a map is made with `differentiable=True`, the gate

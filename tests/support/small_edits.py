@@ -9,7 +9,7 @@ import torch
 
 from headwater.kernels.attend import attend
 from headwater.kernels.edits import ScoreEdit, WeightEdit
-from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask
@@ -36,7 +36,7 @@ def run(
     return z, dense(map)
 
 
-def dense(map: AttentionMap) -> torch.Tensor:
+def dense(map: MapState) -> torch.Tensor:
     return map.block(Block(slice(0, 2), torch.arange(HEADS), slice(0, map.shape[2]), slice(0, map.shape[3])))
 
 

@@ -14,7 +14,9 @@ from comparison import close
 from hypothesis import HealthCheck, given, settings
 
 from headwater.kernels.attend import attend
+from headwater.kernels.edits import Rescale
 from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 
@@ -66,3 +68,19 @@ def test_gradients_equal_the_dense_ones_in_float64(backend):
     actual = torch.autograd.grad((attend(q, k, v, rule, (), backend)[0] * weight).sum(), (q, k, v))
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, atol=1e-10, rtol=1e-8)
+
+
+def test_a_map_after_the_reference_is_read_by_the_others():
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(2, h, 7, 4) for h in (4, 2, 2))
+    rule, first = (
+        ScoreRule(0.5, Mask(7, 7, right=0), normaliser=Normaliser("softmax1")),
+        torch.arange(7)[None] < 2,
+    )
+    edit = Rescale(torch.arange(4) < 2, first, ~first, 0.3)
+    z, map = attend(q, k, v, rule, (edit,), "reference")
+    assert map.backend == "auto"
+    expected = reference.attend(q, k, v, rule, (edit,))
+    torch.testing.assert_close(z, expected.z.float())
+    torch.testing.assert_close(map.dense(), expected.weights.float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close((map @ v.repeat_interleave(2, 1)).float(), z, atol=1e-6, rtol=0)
