@@ -29,16 +29,29 @@ def run(
 
     names = runs.allow(model)
     runs.resident(names[0])
-    free = free_port(host, FIRST_PORT if port is None else port)
-    if port is not None and free != port:
-        print(f"Port {port} is taken; using {free}.", flush=True)
     if not is_loopback(host):
         print(
             f"Warning: {host} lets everyone who reaches this machine read prompts and run the model.",
             file=sys.stderr,
         )
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{free}"
-    _application(host, url, open_browser).run(config=configuration(host, free))
+    free = FIRST_PORT if port is None else port
+    while True:
+        free = free_port(host, free)
+        if port is not None and free != port:
+            print(f"Port {port} is taken; using {free}.", flush=True)
+        try:
+            _application(host, address(host, free), open_browser).run(config=configuration(host, free))
+            return
+        except SystemExit:
+            if free_port(host, free) == free:
+                raise
+            free += 1  # another dashboard took it after we had looked
+
+
+def address(host: str, port: int) -> str:
+    """Where a browser finds the dashboard."""
+    name = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -73,7 +86,7 @@ def served_names(host: str) -> list[str]:
     """Host names a browser may use. Any other is refused, which stops pages of other sites reaching the server."""
     names = ["127.0.0.1", "localhost"]
     if host not in ("0.0.0.0", "::"):
-        return list(dict.fromkeys([*names, host]))
+        return list(dict.fromkeys([*names, host, *([f"[{host}]"] if ":" in host else [])]))
     import psutil
 
     own = [

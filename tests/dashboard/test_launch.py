@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from headwater.dashboard import launch
+from headwater.dashboard import launch, runs
 from headwater.lens.errors import HeadwaterError
 
 
@@ -55,3 +55,35 @@ def test_every_setting_is_known_to_streamlit():
 def test_all_interfaces_still_refuse_foreign_names():
     assert "*" not in launch.served_names("0.0.0.0")
     assert "127.0.0.1" in launch.served_names("0.0.0.0")
+
+
+def test_an_address_of_six_has_brackets_and_its_name_is_served():
+    assert launch.address("::1", 8501) == "http://[::1]:8501"
+    assert launch.address("::", 8501) == launch.address("0.0.0.0", 8501) == "http://127.0.0.1:8501"
+    assert {"::1", "[::1]"} <= set(launch.served_names("::1"))
+    assert "[127.0.0.1]" not in launch.served_names("127.0.0.1")
+
+
+def test_a_port_that_another_takes_meanwhile_gives_way_to_the_next(monkeypatch):
+    served, busy = [], socket.socket()
+
+    class Application:
+        def run(self, config):
+            served.append(config["server.port"])
+            if len(served) == 1:
+                busy.bind(("127.0.0.1", served[0]))
+                busy.listen()
+                raise SystemExit(1)
+
+    monkeypatch.setattr(runs, "resident", lambda name: None)
+    monkeypatch.setattr(launch, "_application", lambda *given: Application())
+    with busy:
+        launch.run(port=launch.free_port("127.0.0.1", 9200))
+    assert served[1] > served[0]
+
+    def broken(self, config):
+        raise SystemExit(3)
+
+    monkeypatch.setattr(Application, "run", broken)
+    with pytest.raises(SystemExit, match="3"):
+        launch.run()
