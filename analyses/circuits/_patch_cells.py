@@ -12,8 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of, side_by_side
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.analyses._runs.replace_activations import Parts, Per, Swap, expanded, per_head
+from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
 What = Literal[
@@ -26,6 +29,16 @@ NAMES = {
     "pattern": "attn.hook_pattern", "destination_source": "attn.hook_pattern",
 }  # fmt: skip
 ALL = slice(None)
+
+
+def groups_of(
+    model: HookedModel, clean: Examples | PairExamples, corrupt: Examples | None, instead: Instead
+) -> list[Pairs]:
+    """The pairs in groups of one length, each of which has a mean where that is asked for."""
+    groups = pairs_of(model, side_by_side(model, clean, corrupt))
+    if instead == "mean" and any(len(pairs.places) < 2 for pairs in groups):
+        raise AnalysisError("instead='mean' needs two or more pairs of each length")
+    return groups
 
 
 def put_instead(other: Tensor, instead: Instead) -> Tensor:

@@ -21,12 +21,11 @@ from headwater.analyses._catalogue.settings import checked
 from headwater.analyses._measures.measure import PositionSetting
 from headwater.analyses._measures.pair_scores import AnswerOfPairs, Asked, How, PairMeasure, WrongOfPairs
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of, side_by_side
+from headwater.analyses._prompts.pairs import PairExamples, Pairs
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.analyses._runs.replace_activations import Per
-from headwater.analyses.circuits._patch_cells import Cells, Index, Instead, What
-from headwater.lens.errors import AnalysisError
+from headwater.analyses.circuits._patch_cells import Cells, Index, Instead, What, groups_of
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import chosen_layers
 from headwater.lens.records.provenance import provenance
@@ -84,9 +83,7 @@ def patch(
     memory.
     """
     asked = Asked(measure, answer, wrong, position)
-    groups = pairs_of(model, side_by_side(model, clean, corrupt))
-    if instead == "mean" and any(len(pairs.places) < 2 for pairs in groups):
-        raise AnalysisError("instead='mean' needs two or more pairs of each length")
+    groups = groups_of(model, clean, corrupt, instead)
     cells = Cells.of(model, what, per)
     chosen = chosen_layers(layers, model.layers)
     count = sum(len(pairs.places) for pairs in groups)

@@ -22,10 +22,10 @@ from headwater.analyses._catalogue.settings import checked
 from headwater.analyses._measures.measure import PositionSetting
 from headwater.analyses._measures.pair_scores import AnswerOfPairs, Asked, How, PairMeasure, WrongOfPairs
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of, side_by_side
+from headwater.analyses._prompts.pairs import PairExamples, Pairs
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.analyses._runs.replace_activations import Parts, Per, Swap
-from headwater.analyses.circuits._patch_cells import Instead, put_instead
+from headwater.analyses.circuits._patch_cells import Instead, groups_of, put_instead
 from headwater.analyses.circuits._receivers import Receivers
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -79,9 +79,7 @@ def path_patch(
     """
     into = Receivers.of(model, receivers, per)
     asked = Asked(measure, answer, wrong, position)
-    groups = pairs_of(model, side_by_side(model, clean, corrupt))
-    if instead == "mean" and any(len(pairs.places) < 2 for pairs in groups):
-        raise AnalysisError("instead='mean' needs two or more pairs of each length")
+    groups = groups_of(model, clean, corrupt, instead)
     senders = _senders(model, into)
     count = sum(len(pairs.places) for pairs in groups)
     found = torch.full((count, len(senders)), torch.nan, dtype=torch.float64)

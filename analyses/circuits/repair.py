@@ -31,6 +31,7 @@ from headwater.analyses._measures.measure import (
 )
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
+from headwater.analyses._prompts.positions import place_of
 from headwater.analyses.circuits.path_patch import path_patch
 from headwater.lens.edits import InjectPattern
 from headwater.lens.errors import AnalysisError
@@ -153,9 +154,7 @@ class _Case:
 
     def __init__(self, place: int, ids: Tensor, answer: int, wrong: list[int], position: int) -> None:
         self.place, self.ids, self.answer, self.wrong = place, ids, answer, wrong
-        if not -len(ids) <= position < len(ids):
-            raise AnalysisError(f"position={position}, but pair {place} has {len(ids)} tokens")
-        seen = ids[: position % len(ids) + 1]
+        seen = ids[: place_of(position, len(ids), f"pair {place}") + 1]
         self.answers = (seen == answer).nonzero()[:, 0].tolist()
         self.wrongs = torch.isin(seen, torch.tensor(wrong)).nonzero()[:, 0].tolist()
 

@@ -25,7 +25,7 @@ from headwater.lens.edits import ScaleHeads
 from headwater.lens.errors import ModelError
 from headwater.lens.loading.removal import remove_heads
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head
+from headwater.lens.naming.heads import every_head
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
@@ -73,14 +73,12 @@ def prune_heads(
     ask: Loss | None = None if measure is None else lambda logits, tokens: measure(logits)
     value = loss_of(model, loss if measure is None else ask)
     fractions = np.append(np.arange(0, 1 - 1e-9, step), 1.0)
-    total = model.n_layers * model.n_heads
+    names = [str(head) for head in every_head(model.layers, model.n_heads)]
+    total = len(names)
     counts = np.round(fractions * total).astype(int)
 
     def ranked(gone: list[int]) -> np.ndarray:
-        heads: dict[str | Head, float] = {
-            str(Head(model.layers[n // model.n_heads], n % model.n_heads)): 0.0 for n in gone
-        }
-        with model.edit(ScaleHeads(heads)):
+        with model.edit(ScaleHeads({names[n]: 0.0 for n in gone})):
             found = head_importance(
                 model, examples, how=importance, loss=loss or ask, normalise=normalise, batch_size=batch_size
             )
@@ -95,19 +93,19 @@ def prune_heads(
         _curve(model, batches, value, way, counts)
         for way in tqdm([order, *random], desc="prune heads", unit="order", disable=None)
     ]
+    ordered = [names[n] for n in order]
     removed = np.stack([np.isin(np.arange(total), order[:n]) for n in counts])
-    names = [str(Head(model.layers[n // model.n_heads], n % model.n_heads)) for n in order]
     found = {
         **intervals(curves[0], ["fraction"], draws, seed, ("measure", "low", "high")),
         "per_example": (("batch", "fraction"), curves[0]),
         "random": (("control", "fraction"), np.array([c.mean(0) for c in curves[1:]]).reshape(-1, len(counts))),
-        "heads_left": ("fraction", total - counts), "order": ("rank", np.array(names, dtype=str)),
+        "heads_left": ("fraction", total - counts), "order": ("rank", np.array(ordered, dtype=str)),
         "removed": (("fraction", "layer", "head"), removed.reshape(-1, model.n_layers, model.n_heads)),
         "importance": (("layer", "head"), first),
     }  # fmt: skip
     if speed:
         largest = max(batches, key=lambda batch: batch.ids.numel())
-        found["speed"] = ("fraction", np.array([speed_without(model, names[:n], largest) for n in counts]))
+        found["speed"] = ("fraction", np.array([speed_without(model, ordered[:n], largest) for n in counts]))
     result = xr.Dataset(
         found,
         coords={"fraction": fractions, "layer": model.layers, "head": np.arange(model.n_heads)},

@@ -18,6 +18,7 @@ from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.readout import Readout, soft_cap, unembedding
 from headwater.analyses._streams.writers import EMBED, Layer, Writers
@@ -76,7 +77,7 @@ def direct_logit_attribution(
     totals = torch.zeros(len(texts.valid), dtype=torch.float64)
     names: list[str] = []
     for batch in texts.batches:
-        explained.of(batch)  # refuses a position that is not there
+        place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
         run = Writers.of(model, batch)
         readout = Readout.of(run, position, *answers_of(explained, run, batch))
         totals[batch.places] = readout.total.cpu()

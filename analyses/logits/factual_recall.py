@@ -21,6 +21,7 @@ from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.readout import Readout, soft_cap
 from headwater.analyses._streams.writers import Writers
@@ -106,7 +107,7 @@ def factual_recall(
     texts = Texts.of(model, examples, batch_size)
     found: dict[int, _Text] = {}
     for batch in tqdm(once(texts.batches), desc="factual recall", unit="batch", disable=None):
-        explained.of(batch)  # refuses a position that is not there
+        place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
         run = Writers.of(model, batch)
         asked, other = answers_of(explained, run, batch)
         values = _read(run, list(readouts(run, position, asked, other)), layer, named, position)

@@ -18,6 +18,7 @@ from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.readout import capped, refuse_other_logits, soft_cap, unembedding
 from headwater.lens.model import HookedModel
@@ -55,7 +56,7 @@ def logit_lens(
     top = min(top, model.vocab)
     rows: dict[int, dict[str, Tensor]] = {}
     for batch in texts.batches:
-        explained.of(batch)  # refuses a position that is not there
+        place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
         logits = _lensed(model, batch, position)
         given = explained.ids_of("answer", batch)
         asked = logits[:, -1].argmax(-1) if given is None else torch.tensor(given, device=logits.device)

@@ -19,6 +19,7 @@ from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.head_inputs import Reading, one_head, refuse_other_sum
 from headwater.analyses._streams.readout import Readout, soft_cap
@@ -79,7 +80,7 @@ def ov_decomposition(
     totals = torch.zeros(len(texts.valid), dtype=torch.float64)
     names: list[str] = []
     for batch in texts.batches:
-        explained.of(batch)  # refuses a position that is not there
+        place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
         run = Writers.of(model, batch)
         readout = _readout(explained, run, batch, position, along, behind_norm)
         reading = Reading.of(run, wanted.layer)

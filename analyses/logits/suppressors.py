@@ -23,6 +23,7 @@ from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import corrected_p, interval
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.readout import Readout, soft_cap, unembedding
 from headwater.analyses._streams.writers import Writers
@@ -94,7 +95,7 @@ def suppressors(
     rows: dict[int, tuple[Tensor, int, int]] = {}
     names: list[str] = []
     for batch in tqdm(batches, desc="suppressors", unit="batch", disable=None):
-        explained.of(batch)  # refuses a position that is not there
+        place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
         run = Writers.of(model, batch)
         names, shares, before = _shares(run, position, against)
         asked, _ = answers_of(explained, run, batch)

@@ -116,12 +116,10 @@ def redistribution_study(
     sets = _sets(model, heads)
     if model.read_only:
         raise AnalysisError(f"the attention of {model.name} can not be edited: {model.read_only}")
-    explained = (
-        None
-        if measure is None and answer is None
-        else Explained(model, measure, answer, wrong, position, kind)
-    )
-    if explained is None and not (model.causal and model.has_lm_head):
+    explained = None
+    if measure is not None or answer is not None:
+        explained = Explained(model, measure, answer, wrong, position, kind)
+    elif not (model.causal and model.has_lm_head):
         raise AnalysisError(
             f"{model.name} has no next-token loss; give measure(logits) → [batch], or answer="
         )
