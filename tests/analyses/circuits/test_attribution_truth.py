@@ -87,6 +87,7 @@ def test_one_pair_one_head_and_refusals(one_head: hw.HookedModel) -> None:
         analyses.attribution_truth(one_head, [(torch.tensor([1, 2, 3]), torch.tensor([1, 2]))])
 
 
+@pytest.mark.slow
 def test_attributions_foretell_the_effects_of_edges_in_the_trained_model() -> None:
     """On one short pair; docs/analyses.md has the numbers of more."""
     model = hw.load("tasks-4l")

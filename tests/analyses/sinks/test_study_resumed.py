@@ -59,6 +59,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[int]]
     return begin
 
 
+@pytest.mark.slow
 def test_stopped_by_an_error_at_any_place(pairs: Callable, tmp_path: Path, passes: Callable) -> None:
     model = pairs("gpt2").model
     seen = passes(None)
@@ -100,6 +101,7 @@ hw.analyses.redistribution_study(
 """
 
 
+@pytest.mark.slow
 def test_killed(tmp_path: Path, passes: Callable) -> None:
     file = tmp_path / "killed.study"
     ended = subprocess.run([sys.executable, "-c", SCRIPT, str(file)], capture_output=True, timeout=120)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from limits import block_elements
 
 import headwater as hw
 from headwater.analyses.tokens.future_influence import future_influence
-from headwater.kernels.tiles import row_blocks
 from headwater.lens.errors import AnalysisError
 
 
@@ -57,11 +57,11 @@ def test_matches_the_loops(causal_pair, side: str) -> None:
         assert np.isnan(found.windowed_distance.values[row, ~real[row]]).all()
 
 
-def test_bands_join_over_blocks_of_rows(uniform: hw.HookedModel, monkeypatch) -> None:
+def test_bands_join_over_blocks_of_rows(uniform: hw.HookedModel) -> None:
     """Uniform rows of 1/(t+1): the mean over later tokens and the clipped distance have closed forms."""
     record = uniform.record(torch.randint(3, 61, (1, 64), generator=torch.Generator().manual_seed(0)))
-    monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", 1)
-    found = future_influence(record, ahead_from=10, ahead_to=20, window=10)
+    with block_elements(1):
+        found = future_influence(record, ahead_from=10, ahead_to=20, window=10)
     for s in range(54):
         expected = np.mean([1 / (t + 1) for t in range(s + 10, min(63, s + 20) + 1)])
         assert float(found.future_influence[0, s]) == pytest.approx(expected, rel=1e-5)

@@ -28,20 +28,9 @@ from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask
 
+pytestmark = pytest.mark.usefixtures("poison")
 PROFILE = settings(max_examples=60, deadline=None)
 WIDE = cases(wide=True)
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Every uninitialised tensor begins as NaN, or as the smallest integer."""
-    allocate = torch.empty
-
-    def empty(*size, **options):
-        made = allocate(*size, **options)
-        return made.fill_(torch.nan if made.is_floating_point() else 0)
-
-    monkeypatch.setattr(torch, "empty", empty)
 
 
 def in_dtype(case: Case, dtype: torch.dtype) -> Case:

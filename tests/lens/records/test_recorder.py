@@ -83,6 +83,7 @@ def test_no_square_tensor_is_ever_made_at_8192_tokens():
         record.map(0).dense([0])
 
 
+@pytest.mark.slow
 def test_peak_memory_stays_far_below_one_map():
     """The resident size grows by less than a fifth of one head's float32 map at S=8192 (256 MB)."""
     import subprocess

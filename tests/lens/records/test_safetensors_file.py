@@ -19,6 +19,7 @@ from headwater.lens.errors import RecordError
 from headwater.lens.records import safetensors_file
 
 
+@pytest.mark.slow
 def test_ten_gigabytes_are_opened_in_megabytes(tmp_path):
     """A sparse file: its header says that a layer's values are 10.9 GB, of which a page is read."""
     path = recorded("gpt2", keep=("qkv",)).save(tmp_path / "big.safetensors")

@@ -20,6 +20,7 @@ import headwater as hw
 from headwater.lens.errors import RecordError
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "run.safetensors"
     record = recorded("gpt2")
@@ -46,6 +47,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing(tmp_path):
     """Streaming to disk, killed between two layers and in the middle of a generation."""
     code = (

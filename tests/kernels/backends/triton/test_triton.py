@@ -35,6 +35,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("file", ["triton_cases.py", "triton_rule_cases.py"])
 def test_the_kernels_agree_with_the_reference(file):

@@ -25,6 +25,7 @@ from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not backend.installed(), reason="triton is not installed: it comes for Linux alone"),
     pytest.mark.skipif(
         os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on, which compiles nothing"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from attention_cases import Case, cases, rich
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
-from triton_checks import DEVICE, agree, close, expected, on_device, poison, real_rows  # noqa: F401 - a fixture
+from triton_checks import DEVICE, agree, close, expected, on_device, real_rows
 
 from headwater.kernels.attend import attend
 from headwater.kernels.backends import blocked
@@ -26,6 +26,8 @@ from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
+
+pytestmark = pytest.mark.usefixtures("poison")
 
 TILES = [None, Config(32, 16, 4, 2), Config(16, 64, 4, 2)]
 FEW = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from attention_cases import Case, rich
-from triton_checks import DEVICE, agree, close, expected, poison  # noqa: F401 - a fixture
+from triton_checks import DEVICE, agree, close, expected
 
 from headwater.kernels.attend import attend
 from headwater.kernels.backends.choose import choose_for
@@ -40,6 +40,8 @@ from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
+
+pytestmark = pytest.mark.usefixtures("poison")
 
 TILES = Config(16, 16, 4, 1)
 
