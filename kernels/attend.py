@@ -31,6 +31,15 @@ def attend(
     `statistics` are names that will be asked of the map: a backend that has them from the same pass leaves them there.
     z always carries gradients. The map does if `differentiable`: its products and statistics then hold a graph of the
     size of the whole map, and come from blocks of rows, as fused kernels have no gradient of their log-sum-exp.
+
+    >>> import torch
+    >>> from headwater.kernels.attend import attend
+    >>> from headwater.kernels.rules.rule import ScoreRule
+    >>> from headwater.kernels.tiles.mask import Mask
+    >>> q, k, v = torch.randn(3, 1, 2, 5, 4)  # batch 1, 2 heads, 5 positions, d_head 4
+    >>> z, map = attend(q, k, v, ScoreRule(scale=0.5, mask=Mask(5, 5, right=0)))
+    >>> z.shape, map.shape
+    (torch.Size([1, 2, 5, 4]), (1, 2, 5, 5))
     """
     check_fit(q, k, v, rule, edits)
     given = q, k, rule

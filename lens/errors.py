@@ -7,7 +7,15 @@ from collections.abc import Iterable
 
 
 class HeadwaterError(Exception):
-    """Base of every error that is the user's to mend; the command line prints it and exits with 2."""
+    """Base of every error that is the user's to mend; the command line prints it and exits with 2.
+
+    >>> import headwater as hw
+    >>> try:
+    ...     hw.load("tasks-4l").record("Mary").map(9)
+    ... except hw.HeadwaterError as error:
+    ...     print(error)
+    layer 9 is not in the record; it has layers 0, 1, 2, 3
+    """
 
 
 class ModelError(HeadwaterError):

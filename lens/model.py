@@ -37,6 +37,18 @@ class HookedModel(TransformerLens):
     the longest prompt it can run (None: no limit known). `has_lm_head` says whether there are logits over a vocabulary.
     All of these are of the main part where the model has several (models/parts.py); `part(name)` gives the others.
     `read_only` is the reason where attention can be read but not edited, `unread` the stacks that were not read at all.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+
+    >>> model(prompt).shape  # logits [batch, position, vocab]
+    torch.Size([1, 15, 368])
+    >>> model.record(prompt).pattern(layer=2, head=0).shape
+    torch.Size([1, 15, 15])
+    >>> with model.edit(hw.ScaleHeads({"2.0": 0.0})):
+    ...     print(model.generate(prompt, max_new_tokens=1))
+    When Mary and John went to the store , John gave a drink to Mary
     """
 
     # --- prompts

@@ -23,7 +23,18 @@ from headwater.kernels.tiles.block import Block
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap(MapState):
-    """A layer's maps and all that can be asked of them. Build it with `AttentionMap.of`."""
+    """A layer's maps and all that can be asked of them. Build it with `AttentionMap.of`.
+
+    >>> import torch
+    >>> import headwater as hw
+    >>> map = hw.load("tasks-4l").record("When Mary and John went to the store").map(0)
+    >>> map.shape  # (batch, head, query, key)
+    (1, 8, 9, 9)
+    >>> map.tile(slice(0, 2), slice(0, 9), heads=[3]).shape
+    torch.Size([1, 1, 2, 9])
+    >>> (map @ torch.ones(9, 1)).shape  # every query gathers one number over the keys
+    torch.Size([1, 8, 9, 1])
+    """
 
     @property
     def T(self) -> TransposedMap:

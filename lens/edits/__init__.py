@@ -52,7 +52,13 @@ EDITS: dict[str, type[Edit]] = {
 
 
 def edit_from_dict(data: Mapping[str, Any]) -> Edit:
-    """Read back what `Edit.to_dict` gave; every unknown name is an EditError that offers the nearest."""
+    """Read back what `Edit.to_dict` gave; every unknown name is an EditError that offers the nearest.
+
+    >>> import headwater as hw
+    >>> edit = hw.Knockout(queries=-1, keys="token:Mary", layers=2)
+    >>> hw.edit_from_dict(edit.to_dict()) == edit
+    True
+    """
     if not isinstance(data, Mapping) or not isinstance(data.get("edit"), str):
         raise EditError(
             f"an edit is an object with the field 'edit', one of {', '.join(EDITS)}; got {data!r}"

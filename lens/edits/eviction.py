@@ -25,7 +25,15 @@ from headwater.lens.running import ids
 
 @dataclass(frozen=True, eq=False)
 class HeavyHitters(HeadWise):
-    """Keys are evicted as in a cache of `heavy` heavy hitters and the `recent` latest tokens; None evicts none."""
+    """Keys are evicted as in a cache of `heavy` heavy hitters and the `recent` latest tokens; None evicts none.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.HeavyHitters(heavy=1, recent=2)):
+    ...     weights = model.record("Mary gave John a drink").pattern(2, 0)[0, -1]
+    >>> int((weights > 0).sum())  # 1 heavy hitter, 2 recent keys, and the query's own
+    4
+    """
 
     heavy: int | None
     recent: int

@@ -24,7 +24,15 @@ from headwater.lens.running.forward import head_outputs
 
 @dataclass(frozen=True, eq=False)
 class ScaleHeads(Edit):
-    """z → factor·z per head, before the output projection; `{"2.3": 0.0}` switches head 2.3 off."""
+    """z → factor·z per head, before the output projection; `{"2.3": 0.0}` switches head 2.3 off.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.ScaleHeads({"2.0": 0.0, "2.6": 0.0})):
+    ...     z = model.head_outputs("Mary gave John a drink")  # [batch, layer, head, position, d_head]
+    >>> [head for head in range(8) if not z[0, 2, head].any()]
+    [0, 6]
+    """
 
     factors: Mapping[str | Head, float]
     rows: Rows = "all"
@@ -53,6 +61,13 @@ class OffsetHeads(Edit):
 
     Offsets by position count from the first real token; where they end nothing is added. Zeros change nothing. (The
     offsets of LoFiT, Yin et al. 2024, are of the first kind.)
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> plain = model.head_outputs("Mary gave John a drink")
+    >>> with model.edit(hw.OffsetHeads({"2.0": [1.0] * model.d_head})):
+    ...     (model.head_outputs("Mary gave John a drink") - plain)[0, 2, 0].mean().round(decimals=2)
+    tensor(1.)
     """
 
     offsets: Mapping[str | Head, Any]
@@ -85,6 +100,13 @@ class AblateHeads(HeadWise):
 
     "mean" takes each head's mean of z over the real positions and the batch of `examples` (texts or token ids).
     "resample" takes z at the same position of an example, drawn per batch row with `seed`. Both run the unedited model.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.AblateHeads("2.0", "mean", examples=["Mary gave John a drink", "John went to the store"])):
+    ...     z = model.head_outputs("Mary gave John a drink")[0, 2, 0]
+    >>> bool((z == z[0]).all())  # the same mean at every position
+    True
     """
 
     heads: Heads

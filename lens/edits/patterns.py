@@ -35,7 +35,14 @@ NAMES = (*OFFSETS, "uniform", "first", "matching")
 
 @dataclass(frozen=True, eq=False)
 class TowardUniform(Toward):
-    """P → (1-amount)·P + amount/n over the n keys that each query sees; 0 changes nothing."""
+    """P → (1-amount)·P + amount/n over the n keys that each query sees; 0 changes nothing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.TowardUniform(0.6, heads="1.3")):
+    ...     model.record("Mary gave John a drink").pattern(1, 3)[0, -1].round(decimals=2)
+    tensor([0.1000, 0.1000, 0.1000, 0.5000, 0.1000, 0.1000])
+    """
 
     def _lower(self, call: LayerCall) -> Lowered:
         return _mixed(call, self.amount, patterns.Uniform(), self.queries)
@@ -49,6 +56,12 @@ class InjectPattern(HeadWise):
     query's own, evenly); {"offset": n}, the key n before; {"keys": positions}, these keys evenly; weights
     [query, key] or [head, query, key] for the real tokens from the first; or a record, in memory or by its path, of
     which the same layer and head is taken (as `FreezeAttention` does). `amount` 0 changes nothing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.InjectPattern("previous", heads="1.3")):
+    ...     model.record("Mary gave John a drink").pattern(1, 3)[0, -1].round(decimals=2)
+    tensor([0., 0., 0., 0., 1., 0.])
     """
 
     pattern: Any
@@ -139,6 +152,14 @@ class FreezeAttention(HeadWise):
     `record` is a `Record` with its maps, or the path of one; its batch, number of heads and window must be this run's,
     and it has no more tokens than this run's prompt. Rows behind its last token are left as they are. `amount` mixes;
     0 changes nothing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> other = model.record("John gave Mary a drink")
+    >>> with model.edit(hw.FreezeAttention(other)):
+    ...     frozen = model.record("Mary gave John a drink")
+    >>> bool((frozen.pattern(2) - other.pattern(2)).abs().max() < 1e-5)
+    True
     """
 
     record: Record | str = field(repr=False)

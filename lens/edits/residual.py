@@ -117,6 +117,14 @@ class EditResidual(_Stream):
     `place` is "pre", "mid" or "post" (TransformerLens' resid_pre, resid_mid, resid_post). `vector` has d_model
     numbers, or is [position, d_model], counted from the first real token and ending where it ends.
     Adding zeros and scaling by 1 change nothing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> plain = model.record("Mary gave John a drink", keep=["residual"]).residual(2)
+    >>> with model.edit(hw.EditResidual(1, "scale", 2.0, place="post", positions=-1)):
+    ...     edited = model.record("Mary gave John a drink", keep=["residual"]).residual(2)
+    >>> edited[0, -1].equal(2 * plain[0, -1]), edited[0, :-1].equal(plain[0, :-1])
+    (True, True)
     """
 
     layer: int
@@ -148,7 +156,16 @@ class EditResidual(_Stream):
 
 @dataclass(frozen=True, eq=False)
 class EditMLP(_Stream):
-    """Change what one layer's MLP adds to the residual stream, as `EditResidual` does with the stream itself."""
+    """Change what one layer's MLP adds to the residual stream, as `EditResidual` does with the stream itself.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> plain = model.record("Mary gave John a drink", keep=["residual"]).residual("final")
+    >>> with model.edit(hw.EditMLP(3, "scale", 0.0)):
+    ...     edited = model.record("Mary gave John a drink", keep=["residual"]).residual("final")
+    >>> edited.equal(plain)
+    False
+    """
 
     layer: int
     how: How

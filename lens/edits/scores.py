@@ -21,6 +21,12 @@ class Temperature(HeadWise):
     """Scores times `tau` before the softmax: above 1 sharpens, below 1 flattens, 0 makes the row uniform.
 
     `tau` is the factor itself (an inverse temperature), not a divisor. A learned sink's logit is not touched.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.Temperature(0.0)):
+    ...     model.record("Mary gave John a drink").pattern(1, 3)[0, -1].round(decimals=2)  # 6 keys
+    tensor([0.1700, 0.1700, 0.1700, 0.1700, 0.1700, 0.1700])
     """
 
     tau: float
@@ -43,6 +49,13 @@ class Knockout(HeadWise):
     """`queries` may not look at `keys`: scores to -inf, the rest of the row renormalised.
 
     A row left with nothing gives zero output.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.Knockout(queries=-1, keys="token:John", heads="1.3")):
+    ...     weights = model.record("Mary gave John a drink").pattern(1, 3)[0, -1]
+    >>> float(weights[3]), round(float(weights.sum()), 2)  # "John" is token 3
+    (0.0, 1.0)
     """
 
     queries: Positions
@@ -68,7 +81,14 @@ class Knockout(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class BiasKeys(HeadWise):
-    """s → s + bias on `keys`, so that they weigh e^bias times as much beside the others; 0 changes nothing."""
+    """s → s + bias on `keys`, so that they weigh e^bias times as much beside the others; 0 changes nothing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.BiasKeys("token:John", -50.0, heads="1.3")):
+    ...     model.record("Mary gave John a drink").pattern(1, 3)[0, -1, 3].round(decimals=2)  # 1.00 without the edit
+    tensor(0.)
+    """
 
     keys: Positions
     bias: float
@@ -93,7 +113,14 @@ class BiasKeys(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class Emphasise(HeadWise):
-    """s → s + amount·|s| on `keys` on the rows `queries` (PAINT, Arif et al. 2025, its code); 0 changes nothing."""
+    """s → s + amount·|s| on `keys` on the rows `queries` (PAINT, Arif et al. 2025, its code); 0 changes nothing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.Emphasise("token:gave", 50.0, queries=-1, heads="1.3")):
+    ...     model.record("Mary gave John a drink").pattern(1, 3)[0, -1].round(decimals=2)
+    tensor([0., 0., 1., 0., 0., 0.])
+    """
 
     keys: Positions
     amount: float
@@ -123,6 +150,12 @@ class StreamingWindow(HeadWise):
     """A query sees the first `sinks` tokens and the `window` latest, its own among them (StreamingLLM, from memory).
 
     Positions stay those of the text; the published cache numbers the kept keys anew. `window=None` hides nothing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.Temperature(0.0), hw.StreamingWindow(sinks=1, window=2)):  # uniform over what is visible
+    ...     model.record("Mary gave John a drink").pattern(1, 3)[0, -1].round(decimals=2)
+    tensor([0.3300, 0.0000, 0.0000, 0.0000, 0.3300, 0.3300])
     """
 
     sinks: int = 4
@@ -156,6 +189,12 @@ class GroupedAttention(HeadWise):
     S²-Attn (LongLoRA) has half of its heads shifted by half a group; SinkLoRA adds the sinks. The model's mask stays
     on: the published code rolls the text, so that its first tokens see its last ones; here no query sees ahead.
     `size=None` hides nothing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.Temperature(0.0), hw.GroupedAttention(4)):  # uniform over what is visible
+    ...     model.record("Mary gave John a drink").pattern(1, 3)[0, -1].round(decimals=2)
+    tensor([0.0000, 0.0000, 0.0000, 0.0000, 0.5000, 0.5000])
     """
 
     size: int | None

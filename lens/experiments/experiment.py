@@ -78,6 +78,13 @@ class Experiment(BaseModel):
     Every measure is taken without the edits ("before") and, where there are edits, with them ("after"). `revision` says
     which weights (None: any), `tolerance` how far a second run's numbers may lie from the first's: absolutely, and
     relative to their size.
+
+    >>> import headwater as hw
+    >>> experiment = hw.Experiment(
+    ...     model="tasks-4l", prompts=["Mary gave John a drink"], edits=[hw.ScaleHeads({"2.0": 0.0})], measures=["loss"]
+    ... )
+    >>> hw.Experiment.from_json(experiment.to_json()) == experiment
+    True
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -41,6 +41,10 @@ def load(
     a TransformerBridge, which stays as it is: the model inside is opened beside it, on the same weights.
     `tokenizer` may be left out; then prompts are token ids. `dtype` is float32 unless given, for models read from disk.
     Raises ModelError with the reason for anything that can not be found, trusted, or read exactly.
+
+    >>> import headwater as hw
+    >>> hw.load("tasks-4l")
+    HookedModel('tasks-4l', LlamaForCausalLM, 4 layers × 8 heads, d_model 256)
     """
     if is_bridged(source):
         hf = unbridged(source)

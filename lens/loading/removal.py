@@ -36,6 +36,12 @@ def remove_heads(model: HookedModel, heads: Heads) -> Any:
     A layer that loses every head keeps one whose output weights are 0, so that caches find its keys. The copy runs on
     sdpa or eager attention; its configuration still counts all heads, so keep it by `torch.save` and not by
     `save_pretrained`. ModelError where an architecture or a choice does not allow it.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> smaller = hw.remove_heads(model, ["2.0", "2.1"])
+    >>> smaller.model.layers[2].self_attn.q_proj.weight.shape  # 6 heads of 32 features are left
+    torch.Size([192, 256])
     """
     if model.part_name != "text" or model.read_only:
         why = model.read_only or f"it is read as its {model.part_name}"

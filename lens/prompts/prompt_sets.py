@@ -47,6 +47,11 @@ def prompt_set(
     (indirect_object), `colors=` and `objects=` (coloured objects), `capitals={"France": "Paris", …}` (capital),
     `words=` (repeated_tokens, greater_than, docstring), `years=["1732", …]` (greater_than). Of words that are given
     none may split. PromptError names those that do.
+
+    >>> import headwater as hw
+    >>> example = hw.prompt_set("capital", n=1)[0]
+    >>> example.prompt, example.answer
+    ('The capital city of Russia is', 'Moscow')
     """
     if n < 1:
         raise PromptError(f"a prompt set needs at least one example; got n={n}")

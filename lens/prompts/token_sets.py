@@ -23,9 +23,20 @@ Kind = Literal["probability", "logit"]
 def years_measure(
     examples: Sequence[Any], tokenizer: Any, kind: Kind = "probability"
 ) -> Callable[[Tensor], Tensor]:
-    """Greater-than: probability of all years above the start less that of all up to it (Hanna et al. 2023, memory).
+    r"""Greater-than: probability of all years above the start less that of all up to it (Hanna et al. 2023, memory).
 
     `kind="logit"`, ours: the mean logit of the ones less that of the others.
+
+    >>> import re, torch
+    >>> import headwater as hw
+    >>> ids = {}
+    >>> def tokenizer(text, **options):  # one token for each word and each two digits
+    ...     words = re.findall(r"\d\d|[a-z]+", text.lower())
+    ...     return {"input_ids": [ids.setdefault(word, len(ids)) for word in words]}
+    >>> examples = hw.prompt_set("greater_than", n=2, tokenizer=tokenizer)
+    >>> measure = hw.years_measure(examples, tokenizer)
+    >>> measure(torch.zeros(2, 9, len(ids))).shape  # one number for each example
+    torch.Size([2])
     """
     wrong = [place for place, example in enumerate(examples) if not isinstance(example, YearExample)]
     if wrong or not examples:
@@ -44,6 +55,13 @@ def sets_measure(
 
     Sets of tokens are given for each pair, or one for all. The measure has gradients, and refuses logits of another
     number of pairs than it has sets.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> mary, john = (int(model.to_tokens(name)[0, -1]) for name in ("Mary", "John"))
+    >>> measure = hw.sets_measure(right=[[mary]], wrong=[[john]])
+    >>> measure(model("When Mary and John went to the store , John gave a drink to")).round(decimals=1)
+    tensor([1.])
     """
     if kind not in ("probability", "logit"):
         raise PromptError(f"kind={kind!r} is unknown; give probability or logit")

@@ -31,6 +31,11 @@ def attention_calibration(
     is freed goes to the row's other tokens in proportion to their weights. Detected on the prompt, before the run; acts
     on generated rows too (the code calibrates the prompt alone). Layers 2 to the last but one unless `layers` says
     others. Checked against the authors' code; the threshold against the text. `calibration_heads` is their head filter.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> hw.recipes.attention_calibration(model, heads="2.0")[0].to_python()
+    "hw.Redistribute(keys='sinks:act:5', heads='2.0', layers=[2])"
     """
     if layers is None:
         layers = model.layers[2:-1]
@@ -51,6 +56,13 @@ def calibration_heads(
     `measure(logits, tokens)` gives [batch], higher is better; without one it is minus the next-token loss. Costs one
     pass of the examples, and one to find the sinks, per head. The paper's measure is accuracy on 900 samples of nine
     data sets.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> text = "When Mary and John went to the store , John gave a drink to Mary"
+    >>> kept = hw.recipes.calibration_heads(model, text, heads=["2.0", "2.6"], layers=2)
+    >>> set(kept) <= {hw.Head(2, 0), hw.Head(2, 6)}
+    True
     """
     tokens = model.to_tokens(examples)
 
@@ -75,12 +87,25 @@ def soft_perturbation(heads: Heads, amount: float = 1.0, *, layers: Layers = "al
     """SoftPAG (Ahn et al. 2025): A' = (1-u)·A + u·I in the chosen heads; u = 1 is PAG. Checked against the text.
 
     The perturbed run then guides the plain one, as `guided` writes it.
+
+    >>> import headwater as hw
+    >>> hw.recipes.soft_perturbation("2.0", 0.5)[0].to_python()
+    "hw.TowardIdentity(amount=0.5, heads='2.0')"
     """
     return [TowardIdentity(amount, heads=heads, layers=layers)]
 
 
 def guided(plain: Tensor, perturbed: Tensor, weight: float) -> Tensor:
-    """Guidance away from a perturbed run: (1+w)·plain - w·perturbed (Ahn et al. 2025; w = 0 is the plain run)."""
+    """Guidance away from a perturbed run: (1+w)·plain - w·perturbed (Ahn et al. 2025; w = 0 is the plain run).
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> plain = model("Mary gave John a drink")
+    >>> with model.edit(*hw.recipes.soft_perturbation("all")):
+    ...     perturbed = model("Mary gave John a drink")
+    >>> hw.recipes.guided(plain, perturbed, weight=0.5).shape
+    torch.Size([1, 6, 368])
+    """
     return plain + weight * (plain - perturbed)
 
 
@@ -95,6 +120,10 @@ def block_groups(
 
     S_ij = -inf for i in target and j in source, in the layers given, before the softmax. Variants of the paper: image →
     generated, image → text, text → generated, in all layers or a window. Formula from the abstract and a summary.
+
+    >>> import headwater as hw
+    >>> hw.recipes.block_groups("image", "text", layers=[2, 3])[0].to_python()
+    "hw.Knockout(queries='text', keys='image', layers=[2, 3])"
     """
     return [Knockout(queries=target, keys=source, heads=heads, layers=layers)]
 
@@ -105,6 +134,11 @@ def order_free(model: HookedModel, documents: Any) -> list[Edit]:
     Documents see each other both ways; each reader has them sorted by its attention to them without positions, the most
     important nearest. Permuting them leaves what follows unchanged, up to rounding. Checked against the authors' code.
     Rotary models without windows alone: others are refused here, by name.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> hw.recipes.order_free(model, [(1, 3), (3, 5)])[0].to_python()
+    'hw.PositionInvariant(documents=[[1, 3], [3, 5]])'
     """
     edit = PositionInvariant(documents)
     edit.prepare(model)
@@ -115,6 +149,10 @@ def streaming(sinks: int = 4, window: int = 1020) -> list[Edit]:
     """StreamingLLM (Xiao et al., ICLR 2024, memory): a query sees the first `sinks` tokens and the `window` last.
 
     Positions stay those of the text; the published cache numbers the kept keys anew.
+
+    >>> import headwater as hw
+    >>> hw.recipes.streaming(sinks=1, window=64)[0].to_python()
+    'hw.StreamingWindow(sinks=1, window=64)'
     """
     return [StreamingWindow(sinks, window)]
 
@@ -123,6 +161,10 @@ def heavy_hitters(heavy: int, recent: int) -> list[Edit]:
     """H2O (Zhang et al. 2023, from memory): a cache of the `recent` latest keys and the `heavy` most attended others.
 
     acc_j = Σ_i A_ij over the queries so far, per head, over the keys still kept; the lowest goes first and for good.
+
+    >>> import headwater as hw
+    >>> hw.recipes.heavy_hitters(heavy=8, recent=16)[0].to_python()
+    'hw.HeavyHitters(heavy=8, recent=16)'
     """
     return [HeavyHitters(heavy, recent)]
 
@@ -132,6 +174,11 @@ def shifted_groups(model: HookedModel, size: int) -> list[Edit]:
 
     Checked against the code, but for one thing: there the first tokens see the last ones of the text, here none sees
     ahead. The paper takes a quarter of the text for `size`, in training alone.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> [(edit.size, edit.shift, len(edit.heads)) for edit in hw.recipes.shifted_groups(model, size=4)]
+    [(4, 0, 16), (4, 2, 16)]
     """
     first, second = _split(model, model.n_heads // 2)
     return [GroupedAttention(size, heads=first), GroupedAttention(size, shift=size // 2, heads=second)]
@@ -141,6 +188,12 @@ def sink_fixed_groups(model: HookedModel, size: int, *, sinks: int = 4) -> list[
     """SF-Attn (SinkLoRA, checked against notes of it): groups as in S²-Attn, shifted in the last quarter of the heads.
 
     The first `sinks` tokens see all and are seen by all; the model's own mask stays on.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> edits = hw.recipes.sink_fixed_groups(model, size=4)
+    >>> [(edit.shift, edit.sinks, len(edit.heads)) for edit in edits]
+    [(0, 4, 24), (2, 4, 8)]
     """
     first, second = _split(model, model.n_heads - model.n_heads // 4)
     plain = GroupedAttention(size, sinks=sinks, heads=first)
@@ -154,12 +207,21 @@ def force_attention(
 
     Repaired GPT-2 Medium on coloured objects when the inhibition and negative-mover heads were sent to the wrong
     colours, 49.6 → 93.7 % (text, not code; that the weight is even among the keys is our reading).
+
+    >>> import headwater as hw
+    >>> hw.recipes.force_attention("2.0", "token:Mary")[0].to_python()
+    "hw.InjectPattern(pattern={'keys': 'token:Mary'}, heads='2.0', queries=-1)"
     """
     return [InjectPattern({"keys": keys}, amount, heads=heads, queries=queries)]
 
 
 def off_by_one(*, layers: Layers = "all") -> list[Edit]:
-    """Softmax-off-by-one: A_ij = exp(s_ij) / (1 + Σ_j exp(s_ij)), a sink logit of 0 (as in Gu et al., ICLR 2025)."""
+    """Softmax-off-by-one: A_ij = exp(s_ij) / (1 + Σ_j exp(s_ij)), a sink logit of 0 (as in Gu et al., ICLR 2025).
+
+    >>> import headwater as hw
+    >>> hw.recipes.off_by_one()[0].to_python()
+    "hw.Normaliser(name='softmax1')"
+    """
     return [Normaliser("softmax1", layers=layers)]
 
 

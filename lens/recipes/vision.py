@@ -38,6 +38,19 @@ def visual_redistribution(
     to the last but one that have a visual sink. Sinks are found on this prompt, for which the edits are made. Checked
     against the authors' code, which adds 1e-6 to every image weight where this adds it once. `dimensions` are the
     model's massive activations ({1415, 2533} in LLaMA-2-7B); without, `massive_dimensions` looks for them.
+
+    >>> import torch, transformers
+    >>> import headwater as hw
+    >>> from headwater.lens.loading import zoo
+    >>> config = zoo.FAMILIES["llava"].config
+    >>> config = config | {"text_config": config["text_config"] | {"num_hidden_layers": 4}}
+    >>> _ = torch.manual_seed(0)
+    >>> model = hw.load(transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**config)).eval())
+    >>> prompt = zoo.inputs("llava", lengths=(11,))  # input_ids, attention_mask, pixel_values
+    >>> ids, pixels = prompt["input_ids"], prompt["pixel_values"]
+    >>> edits = hw.recipes.visual_redistribution(model, ids, pixel_values=pixels, dimensions=[0], tau=0.5)
+    >>> [edit.layers for edit in edits]  # layers 2 to the last but one
+    [2]
     """
     tokens = model.to_tokens(prompt, **more)
     picked = _image(model, tokens, image)
@@ -73,6 +86,11 @@ def massive_dimensions(model: HookedModel, prompt: Any, *, tau: float = 20.0) ->
     """Residual dimensions massive on the first token, |x_d| / rms(x) > tau in some middle layer; at most eight.
 
     The first token is read alone, without an image, as in VAR's code (Kang et al., ICLR 2025).
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> hw.recipes.massive_dimensions(model, "Mary", tau=3.0)
+    [166, 209]
     """
     tokens = model.to_tokens(prompt)
     first = int(tokens.mask[0].long().argmax())
@@ -97,6 +115,14 @@ def visual_emphasis(
     vision encoder's first layer, + beta·|s_j| on summary tokens, as many as there are outliers above Q3 + 1.5·IQR of
     that attention in the last layer but one; a local token is no summary token. Attention is summed over heads. Checked
     against the code (beta is 0.3 to 0.4 there).
+
+    >>> import headwater as hw
+    >>> from headwater.lens.loading import zoo
+    >>> model = hw.load(zoo.build("llava"))  # random weights
+    >>> prompt = zoo.inputs("llava", lengths=(11,))  # input_ids, attention_mask, pixel_values
+    >>> edits = hw.recipes.visual_emphasis(model, prompt["input_ids"], pixel_values=prompt["pixel_values"])
+    >>> [(edit.amount, edit.queries) for edit in edits]  # local tokens, then summary tokens
+    [(0.7, -1), (0.35, -1)]
     """
     tokens = model.to_tokens(prompt, **more)
     picked = _image(model, tokens, "image")
@@ -150,6 +176,15 @@ def head_reinforcement(
     and |z(without)|² is one too; heads above the median of their layer are chosen. `more` (the image) goes to `prompt`
     alone. Layers: the second and the last 14 of 32, in proportion, unless given. Checked against the text; std is over
     the heads as a population. Chosen once, at the prompt's end, then fixed.
+
+    >>> import headwater as hw
+    >>> from headwater.lens.loading import zoo
+    >>> model = hw.load(zoo.build("llava"))  # random weights
+    >>> prompt = zoo.inputs("llava", lengths=(11,))  # input_ids, attention_mask, pixel_values
+    >>> ids, text = prompt["input_ids"], prompt["input_ids"][:, 11:]  # with the image tokens, and behind them
+    >>> (edit,) = hw.recipes.head_reinforcement(model, ids, text, pixel_values=prompt["pixel_values"])
+    >>> len(edit.factors)  # half of the 4 heads of layer 1
+    2
     """
     if layers is None:
         layers = sorted({*model.layers[1:2], *model.layers[-max(round(model.n_layers * 14 / 32), 1) :]})

@@ -26,7 +26,17 @@ DEFAULT_STATISTICS = kernel.DEFAULT
 
 @dataclass(frozen=True, eq=False)
 class Record(Contents):
-    """One run: `Contents` say what is in it, the methods give it as maps, statistics and windows of weights."""
+    """One run: `Contents` say what is in it, the methods give it as maps, statistics and windows of weights.
+
+    >>> import headwater as hw
+    >>> record = hw.load("tasks-4l").record("When Mary and John went to the store")
+    >>> record.strings[0][:3], record.layers, record.n_heads
+    (['<bos>', 'When', 'Mary'], [0, 1, 2, 3], 8)
+    >>> record.statistic("entropy").dims
+    ('batch', 'layer', 'head', 'query')
+    >>> record.map(0).shape, record.pattern(0, head=3, queries=-1).shape
+    ((1, 8, 9, 9), torch.Size([1, 1, 9]))
+    """
 
     parts: dict[str, Record] = field(default_factory=dict)
 
