@@ -53,7 +53,7 @@ def scale(model: hw.HookedModel, run: Run) -> hw.ScaleHeads | None:
 
 def ablate(model: hw.HookedModel, run: Run) -> hw.AblateHeads | None:
     heads = heads_input(model, "ablate-heads", needed=True)
-    return hw.AblateHeads(heads, how="zero") if heads else None
+    return hw.AblateHeads(heads, ablation="zero") if heads else None
 
 
 def toward_identity(model: hw.HookedModel, run: Run) -> hw.TowardIdentity:

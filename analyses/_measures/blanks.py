@@ -8,10 +8,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from headwater.analyses._measures.measure import token_id
 from headwater.analyses._prompts.examples import Batch
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.token_ids import token_id
 
 BlankSetting = Annotated[str | None, "token that takes a token's place; none: the mask or the unknown token"]
 
@@ -19,12 +19,7 @@ BlankSetting = Annotated[str | None, "token that takes a token's place; none: th
 def blank_id(model: HookedModel, blank: str | None) -> int:
     """The blank's id: the one named, else [MASK] of a model that reads both ways, else unknown, pad, end of text."""
     if blank is not None:
-        found = token_id(model, blank, "blank")
-        if not 0 <= found < model.vocab:
-            raise AnalysisError(
-                f"blank={blank!r} is token {found}; {model.name} knows 0 to {model.vocab - 1}"
-            )
-        return found
+        return token_id(model, blank, "blank")
     names = ("unk_token_id", "pad_token_id", "eos_token_id")
     names = names if model.causal else ("mask_token_id", *names)
     known = (getattr(model.tokenizer, name, None) for name in names)

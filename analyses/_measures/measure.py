@@ -18,6 +18,7 @@ from headwater.analyses._prompts.examples import Batch, one_each, refuse_infinit
 from headwater.analyses._prompts.positions import place_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.token_ids import token_id
 
 Measure = Callable[
     [Tensor], Tensor
@@ -105,12 +106,7 @@ class Explained:
     def _ids(self, given: Answer, what: str, batch: Batch) -> Tensor:
         """The token of each text of the batch, [text]."""
         each = [given] if isinstance(given, str) else list(given)
-        ids = [one if isinstance(one, int) else self._id(one, what) for one in each]
-        wrong = [one for one in ids if not 0 <= one < self.model.vocab]
-        if wrong:
-            raise AnalysisError(
-                f"{what} holds token {wrong[0]}; {self.model.name} knows 0 to {self.model.vocab - 1}"
-            )
+        ids = [token_id(self.model, one, what) for one in each]
         if len(ids) == 1:
             return torch.tensor(ids * len(batch.places))
         if len(ids) <= max(batch.places):
@@ -118,26 +114,6 @@ class Explained:
                 f"{what} holds {len(ids)} tokens for {max(batch.places) + 1} or more texts; give one per text"
             )
         return torch.tensor([ids[place] for place in batch.places])
-
-    def _id(self, word: str, what: str) -> int:
-        return token_id(self.model, word, what)
-
-
-def token_id(model: HookedModel, word: str, what: str) -> int:
-    """The one token that `word` is; "#17" is token 17."""
-    if word.startswith("#") and word[1:].isdigit():
-        return int(word[1:])
-    if model.tokenizer is None:
-        raise AnalysisError(
-            f"{what}={word!r} needs a tokenizer, which {model.name} lacks; write a token as #17"
-        )
-    ids = model.tokenizer(word, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        pieces = ", ".join(map(repr, model.to_strings(ids)))
-        raise AnalysisError(
-            f"{what}={word!r} is {len(ids)} tokens ({pieces}); give one token, often with a space in front"
-        )
-    return int(ids[0])
 
 
 def run_embedded(model: HookedModel, embedded: Tensor) -> Tensor:

@@ -81,8 +81,8 @@ def pairs_of(model: HookedModel, given: PairExamples, size: int | None = None) -
 
 
 def _ids(model: HookedModel, place: int, pair: Any) -> tuple[Tensor, Tensor]:
-    if hasattr(pair, "prompt") and hasattr(pair, "corrupted"):
-        pair = (pair.prompt, pair.corrupted)
+    if hasattr(pair, "prompt") and hasattr(pair, "corrupt"):
+        pair = (pair.prompt, pair.corrupt)
     if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
         raise AnalysisError(f"pair {place} is not (clean, corrupt); give two prompts for each")
     both = []

@@ -80,8 +80,8 @@ class Wiring:
             self.senders += [f"{layer}.{head}" for head in range(model.n_heads)]
             if found.block.mlp_out is not None:
                 seen = before if found.parallel else len(self.senders)
-                self._add(layer, "mlp", [f"mlp {layer}"], seen)
-                self.senders.append(f"mlp {layer}")
+                self._add(layer, "mlp", [f"mlp.{layer}"], seen)
+                self.senders.append(f"mlp.{layer}")
         self._add(max(model.layers) + 1, "logits", [LOGITS], len(self.senders))
         self.receivers = [name for group in self.groups for name in group.names]
         self.number = {name: place for place, name in enumerate(self.senders)}

@@ -1,14 +1,13 @@
 """What edges carry when they are changed, and runs in which chosen edges carry it.
 
-A changed edge hands the counterfactual output of its node to one input: that of the corrupted prompt ("resample"), its
-mean over positions and corrupted prompts ("mean"), or nothing ("zero"). All nodes are computed anew on the way, so a
-run with every edge changed is the corrupted run, and one with none the clean run.
+A changed edge hands the counterfactual output of its node to one input: that of the corrupt prompt ("resample"), its
+mean over positions and corrupt prompts ("mean"), or nothing ("zero"). All nodes are computed anew on the way, so a
+run with every edge changed is the corrupt run, and one with none the clean run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +15,8 @@ from torch import Tensor
 from headwater.analyses._measures.pair_scores import Asked, Told
 from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._streams.component_graph import EMBED, Inputs, Wiring
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.models.closeness import close_or_refuse, rounding_mend
-
-Counterfactual = Literal["resample", "mean", "zero"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +35,8 @@ class Case:
         return self.clean - self.other
 
 
-def cases_of(wiring: Wiring, batches: list[Pairs], asked: Asked, how: Counterfactual) -> list[Case]:
-    """Run every pair clean and corrupted once. AnalysisError where the stream is not the sum of the nodes."""
+def cases_of(wiring: Wiring, batches: list[Pairs], asked: Asked, ablation: Ablation) -> list[Case]:
+    """Run every pair clean and corrupt once. AnalysisError where the stream is not the sum of the nodes."""
     found = []
     with torch.no_grad():
         for pairs in batches:
@@ -47,11 +45,11 @@ def cases_of(wiring: Wiring, batches: list[Pairs], asked: Asked, how: Counterfac
             _check_sums(wiring, streams, other, clean[1] - corrupt[1])
             told = asked.told(wiring.model, pairs, clean[0], corrupt[0])
             found.append(Case(pairs, told, clean[1], corrupt[1]))
-        if how == "resample":
+        if ablation == "resample":
             return found
         count = sum(case.other[0, :, :, 0].numel() for case in found)
         mean = torch.stack([case.other.sum((1, 2), keepdim=True) for case in found]).sum(0) / count
-        said = torch.zeros_like(mean) if how == "zero" else mean
+        said = torch.zeros_like(mean) if ablation == "zero" else mean
         return [replace(case, other=said.expand_as(case.clean)) for case in found]
 
 

@@ -71,6 +71,8 @@ def read_circuit(path: str | Path) -> nx.DiGraph:
         if not isinstance(found, nx.DiGraph) or found.is_multigraph():
             raise _Strange("it has no directions")
         _hold(found)
+        # files of older versions write "mlp 3"
+        found = nx.relabel_nodes(found, {name: name.replace("mlp ", "mlp.", 1) for name in found})
     except _Strange as fault:
         raise AnalysisError(f"{path} is not a graph that write_circuit wrote: {fault}") from None
     except (

@@ -1,6 +1,6 @@
 """Circuits as graphs: from scores to a `networkx.DiGraph`, from a graph to the edges that are in it, and choosing some.
 
-Nodes are "embed", "5.1", "mlp 3" and "logits", and the inputs of heads: "5.1.q", "5.1.k", "5.1.v", or "5.kv0.k" where
+Nodes are "embed", "5.1", "mlp.3" and "logits", and the inputs of heads: "5.1.q", "5.1.k", "5.1.v", or "5.kv0.k" where
 heads share it. An edge goes from a node to an input and carries `score` and `input`; from each input an edge of kind
 "inside" leads on to its head. Everything on a graph is text or a number, so files keep it whole.
 """
@@ -19,6 +19,7 @@ from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._streams.component_graph import EMBED, LOGITS, KeyValues, Wiring
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.naming.heads import Head
 
 HEAD_INPUTS = ("q", "k", "v")
 
@@ -30,7 +31,7 @@ def graph_of(
     graph = nx.DiGraph(**attrs)
     for place, name in enumerate(wiring.senders):
         more = {} if nodes is None else {"score": float(nodes[place])}
-        graph.add_node(name, **_about(name), **more)
+        graph.add_node(name, **told_by_name(name), **more)
     graph.add_node(LOGITS, kind="logits")
     for group in wiring.groups:
         for number, receiver in enumerate(group.names, group.first):
@@ -44,13 +45,13 @@ def graph_of(
     return graph
 
 
-def _about(name: str) -> dict[str, Any]:
+def told_by_name(name: str) -> dict[str, Any]:
+    """What a node is, and its layer and head, from its name: "embed", "mlp.3" or "5.1"."""
     if name == EMBED:
         return {"kind": "embed"}
-    if name.startswith("mlp"):
-        return {"kind": "mlp", "layer": int(name.split()[1])}
-    layer, head = name.split(".")
-    return {"kind": "head", "layer": int(layer), "head": int(head)}
+    if name.startswith("mlp."):
+        return {"kind": "mlp", "layer": int(name.removeprefix("mlp."))}
+    return {"kind": "head", **Head.parse(name)._asdict()}
 
 
 def edges_of(graph: nx.DiGraph) -> list[tuple[str, str]]:
@@ -97,7 +98,7 @@ def pruned(graph: nx.DiGraph) -> nx.DiGraph:
 def select_circuit(
     graph: nx.DiGraph,
     n: Annotated[int, Bounds(0)],
-    how: Literal["top", "greedy"] = "top",
+    selection: Literal["top", "greedy"] = "top",
     *,
     signed: bool = False,
 ) -> nx.DiGraph:
@@ -128,7 +129,7 @@ def select_circuit(
     if not scores:
         raise AnalysisError("the graph has no scores to choose by; give one of edge_attribution")
     best = sorted(scores, key=lambda edge: -scores[edge])[:n]
-    kept = best if how == "top" else _greedy(graph, scores, n)
+    kept = best if selection == "top" else _greedy(graph, scores, n)
     return pruned(_only(graph, set(kept)))
 
 

@@ -16,13 +16,13 @@ from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of, side_by_side
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.analyses._runs.replace_activations import Parts, Per, Swap, expanded, per_head
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
 What = Literal[
     "head", "head_position", "residual", "mlp", "q", "k", "v", "pattern", "destination_source"
 ]  # fmt: skip
-Instead = Literal["resample", "zero", "mean"]
 Index = tuple[int, ...]
 NAMES = {
     "head": "attn.hook_z", "head_position": "attn.hook_z", "residual": "hook_resid_pre", "mlp": "hook_mlp_out",
@@ -32,20 +32,20 @@ ALL = slice(None)
 
 
 def groups_of(
-    model: HookedModel, clean: Examples | PairExamples, corrupt: Examples | None, instead: Instead
+    model: HookedModel, clean: Examples | PairExamples, corrupt: Examples | None, ablation: Ablation
 ) -> list[Pairs]:
     """The pairs in groups of one length, each of which has a mean where that is asked for."""
     groups = pairs_of(model, side_by_side(model, clean, corrupt))
-    if instead == "mean" and any(len(pairs.places) < 2 for pairs in groups):
-        raise AnalysisError("instead='mean' needs two or more pairs of each length")
+    if ablation == "mean" and any(len(pairs.places) < 2 for pairs in groups):
+        raise AnalysisError("ablation='mean' needs two or more pairs of each length")
     return groups
 
 
-def put_instead(other: Tensor, instead: Instead) -> Tensor:
+def replacement(other: Tensor, ablation: Ablation) -> Tensor:
     """What takes a place [pair, …], by what the other side has there."""
-    if instead == "zero":
+    if ablation == "zero":
         return torch.zeros_like(other)
-    return other.mean(0, keepdim=True).expand_as(other) if instead == "mean" else other
+    return other.mean(0, keepdim=True).expand_as(other) if ablation == "mean" else other
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,21 +76,21 @@ class Cells:
         """The size of each of `dims` for prompts of this length."""
         return tuple(self.heads if "head" in dim else length for dim in self.dims)
 
-    def indices(self, copies: Copies, instead: Instead) -> tuple[list[Index], list[Index]]:
+    def indices(self, copies: Copies, ablation: Ablation) -> tuple[list[Index], list[Index]]:
         """Cells to run, those of early positions first, and cells where nothing can change that is read; keys behind
         the query of a causal model are neither."""
         all_of = itertools.product(*(range(size) for size in self.shape(copies.ids.shape[1])))
         real = [c for c in all_of if not (self.causal and self.what == "destination_source" and c[2] > c[1])]
-        run = [c for c in real if self.start(c, copies, instead) < copies.stop]
-        run.sort(key=lambda cell: self.start(cell, copies, instead))
+        run = [c for c in real if self.start(c, copies, ablation) < copies.stop]
+        run.sort(key=lambda cell: self.start(cell, copies, ablation))
         return run, sorted(set(real).difference(run))
 
-    def start(self, cell: Index, copies: Copies, instead: Instead) -> int:
+    def start(self, cell: Index, copies: Copies, ablation: Ablation) -> int:
         """The first position of a run that this cell changes; `copies.stop` where it changes nothing.
 
         Before the first token that differs, both sides of a causal model hold the same numbers.
         """
-        first = copies.first if instead == "resample" else 0
+        first = copies.first if ablation == "resample" else 0
         if self._at is None:
             return first
         return copies.stop if cell[self._at] < first else cell[self._at]
@@ -104,12 +104,12 @@ class Cells:
         """What a run is to keep for `source`."""
         return {"parts": layers} if self.what in ("q", "k", "v") else {"keep": [self.name(n) for n in layers]}
 
-    def source(self, seen: Swap, layer: int, instead: Instead) -> Tensor:
+    def source(self, seen: Swap, layer: int, ablation: Ablation) -> Tensor:
         """What takes the cells' place: the other side's activations, in the second half of the rows that were seen,
         their mean over pairs, or nothing."""
         both = seen.seen[layer][self.what] if self.what in ("q", "k", "v") else seen.cache[self.name(layer)]
         found = both[len(both) // 2 :]
-        return put_instead(expanded(found, self.heads) if self.expand else found, instead)
+        return replacement(expanded(found, self.heads) if self.expand else found, ablation)
 
     def name(self, layer: int) -> str:
         return f"blocks.{layer}.{NAMES[self.what]}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._streams.score_slices import Forms, Prompt, leading, used
+from headwater.analyses.circuits._graphs import told_by_name
 from headwater.lens.errors import AnalysisError, HeadError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, HeadNames, every_head, named
@@ -114,7 +115,11 @@ class Walk:
         rules, form, x = self.rules, self.forms.layers[head.layer], self.prompt.x[head.layer]
         group = next(g for g in self.forms.wiring.groups if g.layer == head.layer and g.kind == "q")
         names = self.forms.wiring.senders[: group.senders]
-        nodes = [n for n, name in enumerate(names) if rules.upstream == "all" or "." in name]
+        nodes = [
+            n
+            for n, name in enumerate(names)
+            if rules.upstream == "all" or told_by_name(name)["kind"] == "head"
+        ]
         if not nodes:
             return 0.0, {}
         given = torch.zeros(len(nodes), dtype=torch.float64)
@@ -164,11 +169,10 @@ def trace(walk: Walk, roots: list[Head], query: int, key: int | None) -> Seen:
             for sender, given in senders.items():
                 said = walk.name(sender, position)
                 seen.edges.setdefault((said, reader), []).append(given)
-                if "." not in sender:
-                    seen.nodes.setdefault(said, {"kind": sender.split()[0]})
+                about = seen.nodes.setdefault(said, told_by_name(sender))
+                if about["kind"] != "head":
                     continue
                 earlier = Head.parse(sender)
-                seen.nodes.setdefault(said, {"kind": "head", "layer": earlier.layer, "head": earlier.head})
                 more = [(earlier, position, k) for k in walk.fires_on(earlier, position)]
                 todo += [pair for pair in more if pair not in met]
                 met.update(more)

@@ -22,12 +22,12 @@ from headwater.analyses._prompts.pairs import PairExamples, pairs_of
 from headwater.analyses._streams.component_graph import EMBED, KeyValues, Wiring
 from headwater.analyses.circuits._counterfactuals import (
     Case,
-    Counterfactual,
     cases_of,
     changed,
     changed_logits,
 )
 from headwater.analyses.circuits._graphs import graph_of, pruned
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
 
@@ -50,7 +50,7 @@ def acdc(
     measure: PairMeasure = "logit_difference",
     tau: Annotated[float, "an edge that costs less is taken out", Bounds(0)] = 0.01,
     metric: Annotated[Literal["kl", "measure"], "what counts as a cost"] = "kl",
-    ablation: Annotated[Counterfactual, "what an edge that is out carries"] = "resample",
+    ablation: Annotated[Ablation, "what an edge that is out carries"] = "resample",
     key_values: Annotated[KeyValues, "grouped queries: keys per query head or per KV head"] = "head",
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,

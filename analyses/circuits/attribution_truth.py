@@ -1,6 +1,6 @@
 """Whether attributions foretell what the change they stand for does, by making that change: of every edge and head.
 
-The attribution of an edge is a first-order guess of how far the measure falls when the edge carries the corrupted
+The attribution of an edge is a first-order guess of how far the measure falls when the edge carries the corrupt
 prompt; here each edge is changed by itself and the guesses are held to what happens (EAP of Syed et al. 2023, EAP-IG of
 Hanna et al. 2024; the study is ours). The same for heads: the slope at a head's gate (Michel et al. 2019) beside its
 removal. What it leaves out: changes of several edges together, for which `circuit_faithfulness` is.
@@ -40,7 +40,7 @@ EDGES: dict[str, dict[str, Any]] = {
     "eap": {"how": "inputs", "steps": 1},
     "eap_ig_inputs": {"how": "inputs"},
     "eap_ig_activations": {"how": "activations"},
-    "clean_corrupted": {"how": "clean_corrupted"},
+    "clean_corrupt": {"how": "clean_corrupt"},
 }
 HEADS = "gate_slope"
 STATISTICS = ("spearman", "spearman_size", "pearson")
@@ -51,7 +51,7 @@ def attribution_truth(
     model: HookedModel,
     pairs: PairExamples,
     measure: PairMeasure = "logit_difference",
-    steps: Annotated[int, "points between corrupted and clean of EAP-IG", Bounds(2, 1000)] = 5,
+    steps: Annotated[int, "points between corrupt and clean of EAP-IG", Bounds(2, 1000)] = 5,
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
@@ -60,8 +60,8 @@ def attribution_truth(
 ) -> xr.Dataset:
     """`correlation` [statistic, attribution, bound] between predicted and real effects, both means over pairs.
 
-    Methods of edges: "eap", "eap_ig_inputs", "eap_ig_activations", "clean_corrupted", each against the exact drop
-    `m(clean) - m(clean with the edge carrying the corrupted prompt)`, as in `edge_attribution`. Of heads: "gate_slope",
+    Methods of edges: "eap", "eap_ig_inputs", "eap_ig_activations", "clean_corrupt", each against the exact drop
+    `m(clean) - m(clean with the edge carrying the corrupt prompt)`, as in `edge_attribution`. Of heads: "gate_slope",
     |∂m/∂ξ| at the gates of the clean prompt, against the drop when the head's output is zero (`head_importance`).
     Statistics: Spearman's ρ of the values, of their sizes (absolute values), and Pearson's r. Bounds: "mean", and "low"
     and "high", between which 95 % of the values of redrawn pairs lie (NaN for one pair).

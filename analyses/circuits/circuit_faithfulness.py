@@ -1,6 +1,6 @@
 """Faithfulness of a circuit: how much of what a model does is left when only the circuit's edges carry the prompt.
 
-Every edge outside of the circuit carries its corrupted value and all nodes are computed anew (Hanna, Pezzelle &
+Every edge outside of the circuit carries its corrupt value and all nodes are computed anew (Hanna, Pezzelle &
 Belinkov 2024, arXiv 2403.17806); completeness is the same of all other edges. Values depend strongly on what
 the changed edges carry, so that stands in the attributes. One pass per batch and circuit.
 """
@@ -25,7 +25,7 @@ from headwater.analyses._measures.measure import AnswerSetting, PositionSetting,
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
 from headwater.analyses._streams.component_graph import Wiring
-from headwater.analyses.circuits._counterfactuals import Counterfactual, cases_of, changed
+from headwater.analyses.circuits._counterfactuals import cases_of, changed
 from headwater.analyses.circuits._graph_files import (
     circuit_of,
     read_circuit as read_circuit,
@@ -33,13 +33,14 @@ from headwater.analyses.circuits._graph_files import (
 )
 from headwater.analyses.circuits._graphs import edges_of, mask_of, pruned, select_circuit, wiring_of
 from headwater.analyses.circuits.edge_attribution import edge_attribution
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
 
 ABOUT = About(
     question="How much of what the model does is left when only this circuit carries the prompt?",
-    unit="share of the measure's difference between clean and corrupted (1: all of it, 0: nothing; may leave 0 to 1)",
+    unit="share of the measure's difference between clean and corrupt (1: all of it, 0: nothing; may leave 0 to 1)",
     paper="Hanna et al. 2024, arXiv:2403.17806; Wang et al. 2023, arXiv:2211.00593",
     inputs="model+pairs",
     cost="two passes per batch, and two for each size of circuit",
@@ -55,11 +56,11 @@ def circuit_faithfulness(
     graph: nx.DiGraph | str | Path | None,
     pairs: PairExamples,
     measure: PairMeasure = "logit_difference",
-    ablation: Annotated[Counterfactual, "what edges outside of the circuit carry"] = "resample",
+    ablation: Annotated[Ablation, "what edges outside of the circuit carry"] = "resample",
     sizes: Annotated[
         int | Sequence[int] | Literal["all"], "numbers of edges to select first; all: the graph as it is"
     ] = "all",
-    how: Annotated[Literal["top", "greedy"], "how edges are selected"] = "top",
+    selection: Annotated[Literal["top", "greedy"], "how edges are selected"] = "top",
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
@@ -70,7 +71,7 @@ def circuit_faithfulness(
     """`mean`, `low` and `high` [score, size] of faithfulness and completeness, with the measures they come from.
 
     `faithfulness = (m(circuit) - m(none)) / (m(all) - m(none))` with m(none) the measure when every edge is changed
-    (the corrupted run for "resample") and m(all) that of the clean run, each a mean over pairs; `completeness` is the
+    (the corrupt run for "resample") and m(all) that of the clean run, each a mean over pairs; `completeness` is the
     same of the edges that are not in the circuit: near 0 where nothing else does the work. Intervals (95 %) redraw the
     pairs. Per pair: `measure` [edges, size, pair] of the circuit and of its complement, `whole` and `nothing` [pair],
     and `share` [score, size, pair], NaN where whole and nothing differ by less than 1e-6 (counted in `undefined`).
@@ -89,7 +90,7 @@ def circuit_faithfulness(
     graph = circuit_of(graph)
     wiring = wiring_of(model, graph)
     mask_of(wiring, graph)  # an edge that the model does not have is named, also where pruning would hide it
-    circuits = [pruned(graph)] if listed is None else [select_circuit(graph, n, how) for n in listed]
+    circuits = [pruned(graph)] if listed is None else [select_circuit(graph, n, selection) for n in listed]
     masks = torch.stack([mask_of(wiring, circuit) for circuit in circuits])
     asked = Asked(measure, answer, wrong, position)
     found = _measures(wiring, pairs, asked, ablation, masks, batch_size)
@@ -98,7 +99,7 @@ def circuit_faithfulness(
     counts = masks.sum((1, 2)).tolist()
     result = result.assign_coords(size=listed or counts, edges=("size", counts))
     attrs = ABOUT.attrs(
-        provenance(model), ablation=ablation, how=how, pairs=len(pairs), draws=draws, seed=seed,
+        provenance(model), ablation=ablation, selection=selection, pairs=len(pairs), draws=draws, seed=seed,
         edges_of_model=int(wiring.edges().sum()), level=LEVEL, **asked.settings,
     )  # fmt: skip
     return result.assign_attrs(attrs)
@@ -116,7 +117,7 @@ def _measures(
     wiring: Wiring,
     pairs: PairExamples,
     asked: Asked,
-    ablation: Counterfactual,
+    ablation: Ablation,
     masks: Tensor,
     batch_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

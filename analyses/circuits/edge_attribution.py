@@ -25,13 +25,13 @@ from headwater.analyses._prompts.pairs import PairExamples, pairs_of
 from headwater.analyses._streams.component_graph import KeyValues, Wiring
 from headwater.analyses.circuits._counterfactuals import (
     Case,
-    Counterfactual,
     cases_of,
     changed,
     nodes_of_layers,
     slopes,
 )
 from headwater.analyses.circuits._graphs import graph_of, select_circuit as select_circuit
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
@@ -45,7 +45,7 @@ ABOUT = About(
     not_for="edges that back each other up, of which each looks needless; saturated attention (gradients alone)",
 )
 
-How = Literal["inputs", "activations", "clean_corrupted", "exact"]
+How = Literal["inputs", "activations", "clean_corrupt", "exact"]
 MOST_EDGES = 20_000  # of the exact method, where each is a forward pass
 ROWS = 64  # that run together
 TOGETHER = 4096  # edges whose means are redrawn at once, for memory
@@ -56,10 +56,10 @@ def edge_attribution(
     model: HookedModel,
     pairs: PairExamples,
     measure: PairMeasure = "logit_difference",
-    steps: Annotated[int, "points between corrupted and clean; 1 is EAP", Bounds(1, 1000)] = 5,
+    steps: Annotated[int, "points between corrupt and clean; 1 is EAP", Bounds(1, 1000)] = 5,
     how: Annotated[How, "where the gradient is taken, or the effect of every edge itself"] = "inputs",
     level: Annotated[Literal["edge", "node"], "what gets a score"] = "edge",
-    ablation: Annotated[Counterfactual, "what a changed edge carries"] = "resample",
+    ablation: Annotated[Ablation, "what a changed edge carries"] = "resample",
     key_values: Annotated[KeyValues, "grouped queries: keys per query head or per KV head"] = "head",
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
@@ -69,18 +69,18 @@ def edge_attribution(
     per_pair: Annotated[bool, "keep the score of every pair too"] = False,
     batch_size: Annotated[int, "pairs of equal length that run together", Bounds(1)] = 16,
 ) -> nx.DiGraph:
-    """Every edge u → v with `score` = mean over pairs of `Σ_{position,d} (a_u(clean) - a_u(corrupted)) · ∂m/∂in_v`.
+    """Every edge u → v with `score` = mean over pairs of `Σ_{position,d} (a_u(clean) - a_u(corrupt)) · ∂m/∂in_v`.
 
     `a_u` is what node u adds to the residual stream, `in_v` the stream as input v reads it, before its norm, which is
     differentiated. The score is the drop of m when the edge is changed, to first order: positive edges help.
     `steps=1`: the gradient on the clean prompt (EAP). `how="inputs"`: its mean at the embeddings
-    `e_corrupted + k/steps·(e_clean - e_corrupted)`, k = 0 … steps - 1 (EAP-IG). "activations": the same with what u
-    and the nodes beside it say in the place of the embeddings. "clean_corrupted": the mean of both ends. "exact": the
+    `e_corrupt + k/steps·(e_clean - e_corrupt)`, k = 0 … steps - 1 (EAP-IG). "activations": the same with what u
+    and the nodes beside it say in the place of the embeddings. "clean_corrupt": the mean of both ends. "exact": the
     drop itself, `m(clean) - m(clean with the edge changed)`. `level="node"` scores nodes, with what they say to all.
 
-    `pairs` are (clean, corrupted) texts or ids of equal length, or examples of a prompt set. m is the logit of
+    `pairs` are (clean, corrupt) texts or ids of equal length, or examples of a prompt set. m is the logit of
     `answer` less that of `wrong` at `position` (of the examples, or what the model predicts on each prompt), or
-    `measure(logits) → [pair]`. Nodes "embed", "5.1", "mlp 3", "logits"; inputs "5.1.q", or "5.kv0.k" where
+    `measure(logits) → [pair]`. Nodes "embed", "5.1", "mlp.3", "logits"; inputs "5.1.q", or "5.kv0.k" where
     `key_values="kv"`; edges of kind "inside" join inputs to heads. AnalysisError for a model whose stream is not the
     sum of its nodes.
 
@@ -139,7 +139,7 @@ def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Ten
     """Each edge's score [pair, node, input], or each node's [pair, node]."""
     parts: list[tuple[slice, list[tuple[Tensor, Tensor]]]] = []
     everyone = slice(0, len(wiring.senders))
-    if how == "clean_corrupted":
+    if how == "clean_corrupt":
         parts.append((everyone, [slopes(wiring, case), slopes(wiring, case, 0, case.other[:1])]))
     elif steps == 1:
         parts.append((everyone, [slopes(wiring, case)]))

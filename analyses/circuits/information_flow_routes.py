@@ -1,6 +1,6 @@
 """Information flow routes: how much of what each part of a model reads comes from each part before it.
 
-Ferrando & Voita 2024 (arXiv 2403.00824): one forward pass, no corrupted prompt and no gradient. Nearness to a sum says
+Ferrando & Voita 2024 (arXiv 2403.00824): one forward pass, no corrupt prompt and no gradient. Nearness to a sum says
 what is large in it, not what is used of it.
 """
 

@@ -25,7 +25,8 @@ from headwater.analyses._prompts.pairs import PairExamples, Pairs
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.analyses._runs.replace_activations import Per
-from headwater.analyses.circuits._patch_cells import Cells, Index, Instead, What, groups_of
+from headwater.analyses.circuits._patch_cells import Cells, Index, What, groups_of
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import chosen_layers
 from headwater.lens.records.provenance import provenance
@@ -50,8 +51,8 @@ def patch(
     how: Annotated[
         How, "restore the clean activation in the corrupt run, or spoil the clean run"
     ] = "denoise",
-    instead: Annotated[
-        Instead, "what takes the cell's place: the other run's, its mean, nothing"
+    ablation: Annotated[
+        Ablation, "what takes the cell's place: the other run's, its mean, nothing"
     ] = "resample",
     per: Annotated[
         Per | None, "k and v under grouped queries: the shared head, or one query head's view"
@@ -68,8 +69,8 @@ def patch(
     adds) at one position [batch, layer, position]; "destination_source" (one attention weight)
     [batch, layer, head, query, key].
     `how="denoise"`: the corrupt run with the clean activation, `(m_patched - m_corrupt)/(m_clean - m_corrupt)`;
-    "noise": the clean run with the corrupt one, `(m_patched - m_clean)/(m_corrupt - m_clean)`. With `instead` "zero" or
-    "mean" (over the pairs of one length, at each position) the cell becomes that. Where the denominator is below 1e-6
+    "noise": the clean run with the corrupt one, `(m_patched - m_clean)/(m_corrupt - m_clean)`. `ablation` "zero" or
+    "mean" (over the pairs of one length, at each position): the cell becomes that. Where the denominator is below 1e-6
     the effect is NaN, and the attribute `undefined` counts such pairs.
     k and v of grouped queries: `per="kv_head"` replaces the head that a group shares ([batch, layer, kv_head]),
     "query_head" what one query head sees of it; without `per` a model with grouped queries is refused.
@@ -83,7 +84,7 @@ def patch(
     memory.
     """
     asked = Asked(measure, answer, wrong, position)
-    groups = groups_of(model, clean, corrupt, instead)
+    groups = groups_of(model, clean, corrupt, ablation)
     cells = Cells.of(model, what, per)
     chosen = chosen_layers(layers, model.layers)
     count = sum(len(pairs.places) for pairs in groups)
@@ -92,7 +93,7 @@ def patch(
     ends = torch.zeros(2, count, dtype=torch.float64)
     for pairs in groups:
         window = tuple(slice(0, n) for n in cells.shape(pairs.length))
-        swept = _swept(model, pairs, asked, cells, chosen, how, instead)
+        swept = _swept(model, pairs, asked, cells, chosen, how, ablation)
         ends[:, pairs.places], found[(pairs.places, slice(None), *window)] = swept
     undefined = int(found.flatten(1).isnan().all(1).sum())
     return xr.DataArray(
@@ -102,18 +103,18 @@ def patch(
         | {dim: np.arange(n) for dim, n in zip(cells.dims, size, strict=True)},
         name="patch",
         attrs=ABOUT.attrs(
-            provenance(model), what=what, how=how, instead=instead, per=per, undefined=undefined, **asked.settings
+            provenance(model), what=what, how=how, ablation=ablation, per=per, undefined=undefined, **asked.settings
         ),
     )  # fmt: skip
 
 
 def _swept(
-    model: HookedModel, pairs: Pairs, asked: Asked, cells: Cells, layers: list[int], how: How, instead: Instead
+    model: HookedModel, pairs: Pairs, asked: Asked, cells: Cells, layers: list[int], how: How, ablation: Ablation
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The measures of both sides [2, pair], and effects [pair, layer, …], of the pairs of one length."""
     copies, seen = Copies.of(model, pairs, asked, how, **cells.kept(layers))
     told = copies.told
-    run, idle = cells.indices(copies, instead)
+    run, idle = cells.indices(copies, ablation)
     out = torch.full(
         (len(layers), *cells.shape(pairs.length), len(pairs.places)), torch.nan, dtype=torch.float64
     )
@@ -121,9 +122,9 @@ def _swept(
         out[(slice(None), *torch.tensor(idle).T)] = told.effect(
             told.corrupt if how == "denoise" else told.clean, how
         )
-    together = _together(cells, run, copies, instead)
+    together = _together(cells, run, copies, ablation)
     for place, layer in enumerate(tqdm(layers, desc="patching", unit="layer", disable=None)):
-        source = cells.source(seen, layer, instead)
+        source = cells.source(seen, layer, ablation)
         for start, some in together:
             swap = cells.swap(model, layer, some, source, copies.window(start))
             patched = copies.measure(swap, len(some), layer, start)
@@ -132,12 +133,12 @@ def _swept(
 
 
 def _together(
-    cells: Cells, run: list[Index], copies: Copies, instead: Instead
+    cells: Cells, run: list[Index], copies: Copies, ablation: Ablation
 ) -> list[tuple[int, list[Index]]]:
     """Cells that run at once, with the position at which they begin: that of the first."""
     found, done = [], 0
     while done < len(run):
-        start = cells.start(run[done], copies, instead)
+        start = cells.start(run[done], copies, ablation)
         found.append((start, run[done : done + copies.fitting(start)]))
         done += len(found[-1][1])
     return found

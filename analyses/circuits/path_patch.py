@@ -25,8 +25,9 @@ from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, Pairs
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.analyses._runs.replace_activations import Parts, Per, Swap
-from headwater.analyses.circuits._patch_cells import Instead, groups_of, put_instead
+from headwater.analyses.circuits._patch_cells import groups_of, replacement
 from headwater.analyses.circuits._receivers import Receivers
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
@@ -53,7 +54,9 @@ def path_patch(
     receivers: Annotated[str | Sequence[str], "logits, residual.3, or 5.1.k, 6.0.q …"] = "logits",
     mlps: Annotated[Literal["free", "frozen"], "whether MLPs pass on what the sender says"] = "free",
     how: Annotated[How, "restore the clean output in the corrupt run, or spoil the clean run"] = "noise",
-    instead: Annotated[Instead, "what the sender says: as in the other run, its mean, nothing"] = "resample",
+    ablation: Annotated[
+        Ablation, "what the sender says: as in the other run, its mean, nothing"
+    ] = "resample",
     per: Annotated[
         Per | None, "k and v under grouped queries: the shared head, or one query head's view"
     ] = None,
@@ -72,20 +75,20 @@ def path_patch(
     `how="noise"`: the clean run, `(m_patched - m_clean)/(m_corrupt - m_clean)`; "denoise": the corrupt run,
     `(m_patched - m_corrupt)/(m_clean - m_corrupt)`. Where the denominator is below 1e-6 the effect is NaN, and
     `undefined` counts it. Under grouped queries `per` says whether "5.1.k" is key–value head 1 or what query head 1
-    sees of it. `clean`, `corrupt`, `measure`, `answer`, `wrong`, `position` as in `patch`; `instead` too, of what the
+    sees of it. `clean`, `corrupt`, `measure`, `answer`, `wrong`, `position` as in `patch`; `ablation` too, of what the
     sender says.
     Unit: share of the way. Source: the released code of Merullo et al., with all positions in the place of the last
     alone; checked against three dense runs written by hand, and on a circuit built by hand.
     """
     into = Receivers.of(model, receivers, per)
     asked = Asked(measure, answer, wrong, position)
-    groups = groups_of(model, clean, corrupt, instead)
+    groups = groups_of(model, clean, corrupt, ablation)
     senders = _senders(model, into)
     count = sum(len(pairs.places) for pairs in groups)
     found = torch.full((count, len(senders)), torch.nan, dtype=torch.float64)
     ends = torch.zeros(2, count, dtype=torch.float64)
     for pairs in groups:
-        paths = _Paths(model, pairs, asked, into, mlps == "frozen", how, instead)
+        paths = _Paths(model, pairs, asked, into, mlps == "frozen", how, ablation)
         ends[:, pairs.places] = paths.ends
         found[pairs.places] = paths.effects(senders)
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
@@ -97,7 +100,7 @@ def path_patch(
         },
         name="path_patch",
         attrs=ABOUT.attrs(
-            provenance(model), receivers=told, mlps=mlps, how=how, instead=instead, per=per,
+            provenance(model), receivers=told, mlps=mlps, how=how, ablation=ablation, per=per,
             undefined=int(found.isnan().all(1).sum()), **asked.settings,
         ),
     )  # fmt: skip
@@ -119,7 +122,7 @@ class _Paths:
 
     def __init__(
         self, model: HookedModel, pairs: Pairs, asked: Asked, into: Receivers, frozen: bool, how: How,
-        instead: Instead,
+        ablation: Ablation,
     ) -> None:  # fmt: skip
         self.model, self.into, self.frozen = model, into, frozen
         self.how: How = how
@@ -133,11 +136,11 @@ class _Paths:
         self.embedded = f"blocks.{model.layers[0]}.hook_resid_pre"
         self.copies, seen = Copies.of(model, pairs, asked, how, keep=[*self.heads, *self.mlps, self.embedded])
         self.told = self.copies.told
-        self.start = self.copies.first if instead == "resample" else 0
+        self.start = self.copies.first if ablation == "resample" else 0
         window, count = self.copies.window(self.start), len(pairs.places)
         self.here = {name: tensor[:count, window] for name, tensor in seen.cache.items()}
         self.there = {
-            name: put_instead(tensor[count:, window], instead) for name, tensor in seen.cache.items()
+            name: replacement(tensor[count:, window], ablation) for name, tensor in seen.cache.items()
         }
 
     @property

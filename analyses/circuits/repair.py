@@ -27,7 +27,6 @@ from headwater.analyses._measures.measure import (
     Explained,
     PositionSetting,
     WrongSetting,
-    token_id,
 )
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
@@ -36,6 +35,7 @@ from headwater.analyses.circuits.path_patch import path_patch
 from headwater.lens.edits import InjectPattern
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.token_ids import token_id
 from headwater.lens.naming.heads import Head, HeadNames, every_head, named
 from headwater.lens.records.provenance import provenance
 

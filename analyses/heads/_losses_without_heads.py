@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,10 +19,10 @@ from headwater.kernels.edits import Gate, ReplaceOutput
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.attention.context import ActiveEdit, Lowered
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
-Ablation = Literal["zero", "mean", "resample"]
 TOKENS = 1024  # tokens of all copies that run together: their logits are the memory it takes
 
 
@@ -46,14 +45,20 @@ class _Ablated(ActiveEdit):
 
 
 def losses_without(
-    model: HookedModel, batches: list[Batch], value: Value, heads: Tensor, how: Ablation, seed: int, what: str
+    model: HookedModel,
+    batches: list[Batch],
+    value: Value,
+    heads: Tensor,
+    ablation: Ablation,
+    seed: int,
+    what: str,
 ) -> tuple[Tensor, Tensor]:
     """Loss of the texts as they are [text], and without `heads` (bool [choice, head], tried in every layer by itself)
     [text, layer, choice]; both float64. Edits that are on come first."""
     count = sum(len(batch.places) for batch in batches)
     base = torch.zeros(count, dtype=torch.float64)
     after = torch.zeros(count, model.n_layers, len(heads), dtype=torch.float64)
-    outputs = _Outputs(model, batches, how, seed)
+    outputs = _Outputs(model, batches, ablation, seed)
     steps = tqdm(total=len(batches) * model.n_layers, desc=what, unit="layer", disable=None)
     with torch.no_grad(), steps:
         for batch in batches:
@@ -90,19 +95,19 @@ def _copies(batch: Batch, heads: Tensor) -> Iterator[tuple[Tensor, Batch]]:
 class _Outputs:
     """What takes the place of ablated heads in a batch, [text, layer, head, position|1, d]; None for nothing."""
 
-    def __init__(self, model: HookedModel, batches: list[Batch], how: Ablation, seed: int) -> None:
-        self.model, self.how = model, how
+    def __init__(self, model: HookedModel, batches: list[Batch], ablation: Ablation, seed: int) -> None:
+        self.model, self.ablation = model, ablation
         self.mean: Tensor | None = None
         self.texts = {p: ids for batch in batches for p, ids in zip(batch.places, batch.ids, strict=True)}
-        if how == "mean":
+        if ablation == "mean":
             sums = [model.head_outputs(batch.ids, edited=False).double().sum((0, 3)) for batch in batches]
             tokens = sum(batch.ids.numel() for batch in batches)
             self.mean = (torch.stack(sums).sum(0) / tokens)[None, :, :, None]
-        if how == "resample":
+        if ablation == "resample":
             self.donors = self._drawn(torch.Generator().manual_seed(seed))
 
     def of(self, batch: Batch) -> Tensor | None:
-        if self.how == "zero":
+        if self.ablation == "zero":
             return None
         if self.mean is not None:
             return self.mean

@@ -16,7 +16,8 @@ from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, loss_of
-from headwater.analyses.heads._losses_without_heads import Ablation, check_ablation, losses_without
+from headwater.analyses.heads._losses_without_heads import check_ablation, losses_without
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, lengths_of, loss_of
-from headwater.analyses.heads._losses_without_heads import Ablation, check_ablation, losses_without
+from headwater.analyses.heads._losses_without_heads import check_ablation, losses_without
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance

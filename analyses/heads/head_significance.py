@@ -15,8 +15,8 @@ from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import corrected_p, intervals
 from headwater.analyses._prompts.examples import Examples, Loss
-from headwater.analyses.heads._losses_without_heads import Ablation
 from headwater.analyses.heads.head_importance import head_importance
+from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.records.provenance import provenance

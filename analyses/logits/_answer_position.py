@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.analyses._measures.measure import Answer, Explained, token_id
+from headwater.analyses._measures.measure import Answer, Explained
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._streams.readout import Readout, unembedding
 from headwater.analyses._streams.writers import Writers
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
+from headwater.lens.models.token_ids import token_id
 from headwater.lens.transformer_lens import names
 
 MEAN, WRONG = "ic", "ic-iw"  # the names of the paper: the answer less the mean of all, less the wrong one
@@ -44,7 +45,7 @@ def tokens_of(model: HookedModel, given: Answer | None, what: str) -> Answer | N
     """Answers with every word read once, and not once per batch."""
     if given is None or isinstance(given, str):
         return given
-    return [one if isinstance(one, int) else token_id(model, one, what) for one in given]
+    return [token_id(model, one, what) for one in given]
 
 
 def answers_of(explained: Explained, run: Writers, batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -45,7 +45,7 @@ def position_swap(
     examples: Examples,
     first: Annotated[int, "one of the two positions, from 0", Bounds(0)] = 0,
     second: Annotated[int | None, "the other; none: 4, or the last of the shortest text", Bounds(0)] = None,
-    epsilon: Annotated[float, "share above which a token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
+    threshold: Annotated[float, "share above which a token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
     draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
     seed: Annotated[int, "seed of the draws", Bounds(0)] = 0,
     batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
@@ -54,11 +54,11 @@ def position_swap(
 
     The token at `first` gets `p[second]` and that at `second` `p[first]`; tokens and causal order stay. `share`
     [version, batch, layer, head, key] is α of the two keys (`sink_rate`), `rate` [version, batch, key] the fraction of
-    (layer, head) with α > ε, `mean`, `low`, `high` [version, key] its mean over texts and the bounds of 95 % of the
-    means of redrawn texts. `top` [version, batch] is the position with the largest mean share over layers and heads, of
-    all but the last, which only itself sees. Where the sink belongs to the position, `second` has when swapped what
-    `first` had; where it belongs to the token or to being seen by all, `first` keeps it. In a causal model the key at
-    `second` is never seen by the queries before it.
+    (layer, head) with α > `threshold`, `mean`, `low`, `high` [version, key] its mean over texts and the bounds of 95 %
+    of the means of redrawn texts. `top` [version, batch] is the position with the largest mean share over layers and
+    heads, of all but the last, which only itself sees. Where the sink belongs to the position, `second` has when
+    swapped what `first` had; where it belongs to the token or to being seen by all, `first` keeps it. In a causal model
+    the key at `second` is never seen by the queries before it.
     Unit: share. Source: the paper (p1 and p5, counted from 1); the metric from the authors' code, checked; intervals
     are ours.
     """
@@ -90,10 +90,10 @@ def position_swap(
         {"share": (("version", "batch", "layer", "head", "key"), shares), "top": (("version", "batch"), top)},
         coords=coords,
     )
-    rate = (result.share > epsilon).where(result.share.notnull()).mean(("layer", "head"))
+    rate = (result.share > threshold).where(result.share.notnull()).mean(("layer", "head"))
     by_text = rate.transpose("batch", "version", "key").values
     result = result.assign({"rate": rate, **intervals(by_text, ("version", "key"), draws, seed)})
-    settings = {"first": first, "second": second, "epsilon": epsilon, "draws": draws, "seed": seed}
+    settings = {"first": first, "second": second, "threshold": threshold, "draws": draws, "seed": seed}
     return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
 
 

@@ -39,7 +39,7 @@ def sink_inputs(
     model: HookedModel,
     examples: Examples,
     length: Annotated[int, "tokens of each text that are read; shorter texts set it lower", Bounds(2)] = 64,
-    epsilon: Annotated[float, "share above which the token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
+    threshold: Annotated[float, "share above which the token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
     key: Annotated[int, "the token, counted from the first; 0 is the first"] = 0,
     keep_start: Annotated[
         int, "tokens of the text left as they are in front, such as its special token", Bounds(0)
@@ -48,7 +48,7 @@ def sink_inputs(
     seed: Annotated[int, "seed of the tokens and of the draws", Bounds(0)] = 0,
     batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
 ) -> xr.Dataset:
-    """`rate` [input, batch]: of a text, the fraction of (layer, head) whose share of token `key` exceeds ε.
+    """`rate` [input, batch]: of a text, the fraction of (layer, head) whose share of token `key` exceeds `threshold`.
 
     `input` is "natural" (the text's first tokens), "random" (as many tokens drawn alike from the ordinary ones) and
     "repeated" (one such token, another for each text, over and over). All three have one length, that of the shortest
@@ -72,19 +72,19 @@ def sink_inputs(
     for name in tqdm(INPUTS, desc="sink inputs", unit="input", disable=None):
         given = torch.cat([ids[:, :keep_start], texts[name].expand_as(ids)[:, keep_start:]], 1)
         found = [
-            sink_rate(model.record(part, statistics=("received", "visible"), keep=()), epsilon, key)
+            sink_rate(model.record(part, statistics=("received", "visible"), keep=()), threshold, key)
             for part in given.split(batch_size)
         ]
         shares.append(xr.concat([one.received_share_per_example for one in found], "batch"))
     share = xr.concat(shares, "input").assign_coords(input=list(INPUTS))
-    rate = (share > epsilon).where(share.notnull()).mean(("layer", "head"))
+    rate = (share > threshold).where(share.notnull()).mean(("layer", "head"))
     columns = rate.transpose("batch", "input").values
     spread = intervals(columns, ["input"], draws, seed)
     result = xr.Dataset({"rate": rate, "received_share": share, **spread})
     for place, name in enumerate(INPUTS[1:], 1):
         bounds = interval(columns[:, :1] - columns[:, place : place + 1], draws, seed)
         result[f"above_{name}"] = ("bound", np.array(bounds)[:, 0])
-    settings = {"length": ids.shape[1], "epsilon": epsilon, "key": key, "keep_start": keep_start}
+    settings = {"length": ids.shape[1], "threshold": threshold, "key": key, "keep_start": keep_start}
     settings |= {"draws": draws, "seed": seed, "examples": len(ids)}
     result = result.assign_coords(bound=["mean", "low", "high"])
     return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))

@@ -30,20 +30,20 @@ ABOUT = About(
 @checked
 def sink_rate(
     record: Record,
-    epsilon: Annotated[float, "share above which the token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
+    threshold: Annotated[float, "share above which the token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
     key: Annotated[int, "the token, counted in real tokens of each row; 0 is the first"] = 0,
     unit_rows: Annotated[
         bool, "divide each row by its mass first (learned sinks, other normalisers)"
     ] = False,
 ) -> xr.Dataset:
-    """`sink_rate` = mean over (batch, layer, head) of `1[α > ε]` (strict), with `α = Σ_i A[i, key] / #{i that
+    """`sink_rate` = mean over (batch, layer, head) of `1[α > threshold]`, with `α = Σ_i A[i, key] / #{i that
     see key}`.
 
     Also `received_share` [layer, head], the mean of α over the batch, `rate` [layer, head], the fraction of
-    the batch above ε, and `received_share_per_example` [batch, layer, head]. For a causal map of n tokens `#`
+    the batch above it, and `received_share_per_example` [batch, layer, head]. For a causal map of n tokens `#`
     is n - key, with a window what the window lets through. Weights count as they are; with `unit_rows` as `A
     / Σ_j A`, the paper's proxy for rows that do not sum to 1. Where no query sees the token α is NaN and left
-    out; `undefined` counts them. Published rates are for the first 64 tokens of a text, ε = 0.3, in per cent.
+    out; `undefined` counts them. Published rates are for the first 64 tokens of a text, threshold 0.3, in per cent.
     Unit: fraction; shares
     are weights. Source: the authors' code, checked.
     """
@@ -54,7 +54,7 @@ def sink_rate(
         raise AnalysisError(
             f"no query sees token {key} in any batch row; choose another key or record more tokens"
         )
-    above = (share > epsilon).where(share.notnull())
+    above = (share > threshold).where(share.notnull())
     result = xr.Dataset(
         {
             "sink_rate": above.mean(),
@@ -64,7 +64,7 @@ def sink_rate(
         }
     )
     settings = {
-        "epsilon": epsilon,
+        "threshold": threshold,
         "key": key,
         "unit_rows": unit_rows,
         "undefined": int(share.isnull().sum()),

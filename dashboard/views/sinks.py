@@ -28,8 +28,16 @@ def draw_heads(run: Run, state: State) -> None:
     key = left.selectbox(
         "Token", positions, format_func=lambda p: token_name(run.tokens, p), key="sink-token"
     )
-    epsilon = right.slider("Counts as a sink above a share of", 0.0, 1.0, 0.3, 0.05, key="epsilon")
-    result = entry("sink_rate").function(run.record, epsilon=epsilon, key=key)
+    limit = entry("sink_rate").setting("threshold")
+    threshold = right.slider(
+        "Counts as a sink above a share of",
+        limit.bounds.low,
+        limit.bounds.high,
+        limit.default,
+        0.05,
+        key="threshold",
+    )
+    result = entry("sink_rate").function(run.record, threshold=threshold, key=key)
     name = f"{quoted(run.tokens[key])} (token {key})"
     share = result["received_share"]
     figure, rate = st.columns([4, 1], vertical_alignment="center")

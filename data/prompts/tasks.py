@@ -30,15 +30,15 @@ SHORT_QUESTIONS = ("{object} : {color}", "the {object} is {color}", "What color 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its answer; the corrupted prompt has as many tokens and another answer."""
+    """One prompt with its answer; the corrupt prompt has as many tokens and another answer."""
 
     task: str
     template: str
     prompt: str
     answer: str
     wrong: tuple[str, ...]
-    corrupted: str
-    corrupted_answer: str | None
+    corrupt: str
+    corrupt_answer: str | None
 
 
 @dataclass(frozen=True)

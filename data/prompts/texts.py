@@ -31,7 +31,7 @@ from headwater.data.prompts.words import (
 
 Pools = Mapping[str, Sequence[str]]
 CENTURIES = tuple(str(n) for n in range(11, 18))
-FIRST_YEAR = "01"  # the corrupted start: every year of the century is larger
+FIRST_YEAR = "01"  # the corrupt start: every year of the century is larger
 YEARS = tuple(f"{n:02}" for n in range(100))
 YEAR_PROMPT = "The {event} lasted from the year {century}{start} to the year {century}"
 LONGEST_REPEAT = 20
@@ -52,19 +52,19 @@ def natural(text: str) -> str:
 
 
 def indirect_object(rng: random.Random, pools: Pools) -> Example:
-    """Two names, one of them said again: the other is given something. Corrupted: the other is said again."""
+    """Two names, one of them said again: the other is given something. Corrupt: the other is said again."""
     templates = [t for t in INDIRECT_OBJECT_TEMPLATES if not t.startswith("{a}")]
     template = rng.choice(templates)
     first, second = rng.sample(pools["names"], 2)
     other, subject = (first, second) if rng.random() < 0.5 else (second, first)
     fill = {"a": first, "b": second, "place": rng.choice(PLACES), "thing": rng.choice(THINGS)}
     order = "ABBA" if first == other else "BABA"
-    clean, corrupted = (natural(template.format(s=said, **fill)) for said in (subject, other))
-    return Example("indirect_object", f"{order} {template}", clean, other, (subject,), corrupted, subject)
+    clean, corrupt = (natural(template.format(s=said, **fill)) for said in (subject, other))
+    return Example("indirect_object", f"{order} {template}", clean, other, (subject,), corrupt, subject)
 
 
 def colored_object(rng: random.Random, pools: Pools) -> Example:
-    """The colour of one of three objects, half of the time after another scene. Corrupted: another object is asked."""
+    """The colour of one of three objects, half of the time after another scene. Corrupt: another object is asked."""
     objects = rng.sample(pools["objects"], 6)
     shots = rng.randrange(2)
     before = ""
@@ -75,14 +75,14 @@ def colored_object(rng: random.Random, pools: Pools) -> Example:
         before = f"{scene} {ask.format(object=thing)} {color} "
     scene, pairs = _scene(rng, pools["colors"], objects[:3])
     (color, thing), (other_color, other), (third, _) = rng.sample(pairs, 3)
-    clean, corrupted = (natural(f"{before}{scene} {ask.format(object=name)}") for name in (thing, other))
+    clean, corrupt = (natural(f"{before}{scene} {ask.format(object=name)}") for name in (thing, other))
     return Example(
-        "colored_object", f"{shots}-shot", clean, color, (other_color, third), corrupted, other_color
+        "colored_object", f"{shots}-shot", clean, color, (other_color, third), corrupt, other_color
     )
 
 
 def colored_conflict(rng: random.Random, pools: Pools) -> Example:
-    """The colour an object has now, after a scene in which it had another. Corrupted: the scenes' colours swapped.
+    """The colour an object has now, after a scene in which it had another. Corrupt: the scenes' colours swapped.
 
     A condition in which models err that know coloured objects well; the wrong answer is the object's earlier colour.
     """
@@ -99,8 +99,8 @@ def colored_conflict(rng: random.Random, pools: Pools) -> Example:
         return natural(f"{before} {scenes[1]} {ask.format(object=asked)}"), new[asked], old[asked]
 
     clean, answer, wrong = text(colors[:3], colors[3:])
-    corrupted, _, _ = text(colors[3:], colors[:3])
-    return Example("colored_conflict", "1-shot", clean, answer, (wrong,), corrupted, wrong)
+    corrupt, _, _ = text(colors[3:], colors[:3])
+    return Example("colored_conflict", "1-shot", clean, answer, (wrong,), corrupt, wrong)
 
 
 def _items(opening: str, colors: Mapping[str, str], objects: Sequence[str]) -> str:
@@ -117,29 +117,29 @@ def _scene(
 
 
 def capital(rng: random.Random, pools: Pools) -> Example:
-    """A country's capital, of pools of countries and, in the same order, capitals. Corrupted: another country."""
+    """A country's capital, of pools of countries and, in the same order, capitals. Corrupt: another country."""
     known = dict(zip(pools["countries"], pools["capitals"], strict=True))
     template = rng.choice([t for t in CAPITAL_TEMPLATES if not t.startswith("{country}")])
     country, other = rng.sample(list(known), 2)
     name = rng.choice(NAMES)
-    clean, corrupted = (natural(template.format(country=c, name=name)) for c in (country, other))
-    return Example("capital", template, clean, known[country], (known[other],), corrupted, known[other])
+    clean, corrupt = (natural(template.format(country=c, name=name)) for c in (country, other))
+    return Example("capital", template, clean, known[country], (known[other],), corrupt, known[other])
 
 
 def repeated_tokens(rng: random.Random, pools: Pools) -> Example:
-    """A word, then others that are repeated up to one of them. Corrupted: unrelated words in the first copy."""
+    """A word, then others that are repeated up to one of them. Corrupt: unrelated words in the first copy."""
     words = pools["words"]
     length = rng.randint(3, min(LONGEST_REPEAT, (len(words) - 1) // 2))
     picked = rng.sample(words, 2 * length + 1)
     lead, told, unrelated = picked[0], picked[1 : length + 1], picked[length + 1 :]
     seen = rng.randint(1, length - 1)
-    clean, corrupted = (" ".join([lead, *first, *told[:seen]]) for first in (told, unrelated))
+    clean, corrupt = (" ".join([lead, *first, *told[:seen]]) for first in (told, unrelated))
     wrong = rng.choice([word for word in told if word != told[seen]])
-    return Example("repeated_tokens", f"length {length}", clean, told[seen], (wrong,), corrupted, None)
+    return Example("repeated_tokens", f"length {length}", clean, told[seen], (wrong,), corrupt, None)
 
 
 def greater_than(rng: random.Random, pools: Pools) -> YearExample:
-    """A war that ends in a later year than it began; pools of words, and of years as "1732". Corrupted: begun in 01."""
+    """A war that ends in a later year than it began; pools of words, and of years as "1732". Corrupt: begun in 01."""
     by_century: dict[str, list[str]] = {}
     for year in pools["years"]:
         by_century.setdefault(year[:2], []).append(year[2:])
@@ -147,12 +147,10 @@ def greater_than(rng: random.Random, pools: Pools) -> YearExample:
     ends = sorted(by_century[century])
     start = rng.choice(_starts(ends))
     event = rng.choice(pools["words"])
-    clean, corrupted = (
-        YEAR_PROMPT.format(event=event, century=century, start=s) for s in (start, FIRST_YEAR)
-    )
+    clean, corrupt = (YEAR_PROMPT.format(event=event, century=century, start=s) for s in (start, FIRST_YEAR))
     answer = rng.choice([end for end in ends if end > start])
     return YearExample(
-        "greater_than", century, clean, answer, (start,), corrupted, None, century, start, tuple(ends)
+        "greater_than", century, clean, answer, (start,), corrupt, None, century, start, tuple(ends)
     )
 
 
@@ -162,12 +160,12 @@ def _starts(ends: Sequence[str]) -> list[str]:
 
 
 def docstring(rng: random.Random, pools: Pools) -> Example:
-    """The next argument that a docstring describes, of a method of four. Corrupted: other arguments throughout."""
+    """The next argument that a docstring describes, of a method of four. Corrupt: other arguments throughout."""
     picked = rng.sample(pools["words"], 8)
     name, *said = rng.sample(THINGS + PLACES, 7)
-    clean, corrupted = (_method(name, said, arguments) for arguments in (picked[:4], picked[4:]))
+    clean, corrupt = (_method(name, said, arguments) for arguments in (picked[:4], picked[4:]))
     first, second, answer, last = picked[:4]
-    return Example("docstring", "", clean, answer, (last, first, second), corrupted, picked[6])
+    return Example("docstring", "", clean, answer, (last, first, second), corrupt, picked[6])
 
 
 def _method(name: str, said: Sequence[str], arguments: Sequence[str]) -> str:

@@ -68,6 +68,9 @@ def edit_from_dict(data: Mapping[str, Any]) -> Edit:
         raise EditError(f"unknown edit {name!r}: {nearest(name, EDITS)}")
     kind = EDITS[name]
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    data = {
+        new if (new := kind.renamed.get(key, key)) not in data else key: value for key, value in data.items()
+    }
     unknown = [key for key in data if key != "edit" and key not in fields]
     if unknown:
         raise EditError(f"{name} has no setting {unknown[0]!r}: {nearest(str(unknown[0]), fields)}")

@@ -42,6 +42,7 @@ class Edit:
     """Base of all edits. Two edits are equal when their JSON is."""
 
     own_position: ClassVar[bool] = False  # whether it means a query's own position among the keys
+    renamed: ClassVar[Mapping[str, str]] = {}  # fields by the names that older files call them
 
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         """Check the edit against a model and fetch what it needs from it; `groups` are names of positions."""

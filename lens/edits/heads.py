@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from headwater.lens.models import inputs
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming.heads import Head, Heads, Layers, chosen
 from headwater.lens.running.forward import head_outputs
+
+Ablation = Literal["zero", "mean", "resample"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ class OffsetHeads(Edit):
 
 @dataclass(frozen=True, eq=False)
 class AblateHeads(HeadWise):
-    """Replace the heads' outputs z: `how` is "zero", "mean" or "resample".
+    """Replace the heads' outputs z: `ablation` is "zero", "mean" or "resample".
 
     "mean" takes each head's mean of z over the real positions and the batch of `examples` (texts or token ids).
     "resample" takes z at the same position of an example, drawn per batch row with `seed`. Both run the unedited model.
@@ -109,31 +111,34 @@ class AblateHeads(HeadWise):
     True
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"how": "ablation"}
     heads: Heads
-    how: Literal["zero", "mean", "resample"] = "zero"
+    ablation: Ablation = "zero"
     examples: Any = None
     seed: int = 0
     layers: Layers = "all"
     rows: Rows = "all"
 
     def _check(self) -> None:
-        if self.how not in ("zero", "mean", "resample"):
-            raise EditError(f"AblateHeads: how must be 'zero', 'mean' or 'resample'; got {self.how!r}")
-        if self.how != "zero" and self.examples is None:
+        if self.ablation not in get_args(Ablation):
             raise EditError(
-                f"AblateHeads(how={self.how!r}) needs examples=, texts or token ids to take the outputs from"
+                f"AblateHeads: ablation must be 'zero', 'mean' or 'resample'; got {self.ablation!r}"
+            )
+        if self.ablation != "zero" and self.examples is None:
+            raise EditError(
+                f"AblateHeads(ablation={self.ablation!r}) needs examples=, texts or token ids to take the outputs from"
             )
 
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         prepared = super().prepare(model, groups)
-        if self.how == "zero" or not prepared.heads:
+        if self.ablation == "zero" or not prepared.heads:
             return prepared
         tokens = inputs.read(model, self.examples)
         outputs = head_outputs(model, tokens, edited=False)  # [example, layer, head, position, d_head]
         values = {}
         for layer in prepared.heads:
             z = outputs[:, model.layers.index(layer)]
-            if self.how == "mean":
+            if self.ablation == "mean":
                 real = tokens.mask[:, None, :, None].to(z)
                 values[layer] = ((z * real).sum((0, 2)) / real.sum((0, 2)))[None, :, None]
             else:
@@ -141,9 +146,9 @@ class AblateHeads(HeadWise):
         return replace(prepared, values=values)
 
     def _lower(self, call: LayerCall) -> Lowered:
-        if self.how == "zero":
+        if self.ablation == "zero":
             return Lowered(outputs=(kernel.Gate((~call.heads).float()),))
-        values = self._drawn(call.values, call.mask) if self.how == "resample" else call.values
+        values = self._drawn(call.values, call.mask) if self.ablation == "resample" else call.values
         return Lowered(outputs=(kernel.ReplaceOutput(call.heads, values),))
 
     def _drawn(self, values: Tensor, mask: Mask) -> Tensor:
@@ -153,7 +158,7 @@ class AblateHeads(HeadWise):
         enough = (lengths >= longest).nonzero()[:, 0]
         if not len(enough):
             raise EditError(
-                f"AblateHeads(how='resample'): position {longest - 1} is needed but the longest example has "
+                f"AblateHeads(ablation='resample'): position {longest - 1} is needed but the longest example has "
                 f"{int(lengths.max())} tokens; give longer examples"
             )
         generator = torch.Generator().manual_seed(self.seed)

@@ -23,6 +23,7 @@ from headwater.lens.errors import ExperimentError, HeadwaterError
 from headwater.lens.experiments import measures
 from headwater.lens.experiments.results import Results, numbers_of, versions_now
 from headwater.lens.files import digest_of, parse_json, read_text, within, write_text
+from headwater.lens.models.token_ids import token_id
 from headwater.lens.naming.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -210,8 +211,8 @@ def _read(model: HookedModel, prompt: Prompt, number: int) -> Tokens:
 
 def _answers(model: HookedModel, prompt: Prompt, number: int) -> tuple[int | None, list[int]]:
     where = f"prompt {number}"
-    answer = None if prompt.answer is None else measures.token(model, prompt.answer, where)
-    return answer, [measures.token(model, word, where) for word in prompt.wrong]
+    answer = None if prompt.answer is None else token_id(model, prompt.answer, f"{where}: answer")
+    return answer, [token_id(model, word, f"{where}: wrong") for word in prompt.wrong]
 
 
 def _finite(result: dict[str, Any], number: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from headwater.kernels.maps import statistics as kernel
-from headwater.lens.errors import ExperimentError, PromptError, nearest
+from headwater.lens.errors import ExperimentError, nearest
 from headwater.lens.naming.heads import Head
 from headwater.lens.naming.tokens import Tokens
 
@@ -72,21 +72,6 @@ def measure(
     if wanted or heads:
         values |= _of_record(model, found, wanted, heads)
     return {name: values[name] for name in names}
-
-
-def token(model: HookedModel, given: str | int, what: str) -> int:
-    """A single token id of an answer; a text is tried with and without a space before it."""
-    if isinstance(given, int):
-        if not 0 <= given < model.vocab:
-            raise PromptError(f"{what}: no token {given}; ids go from 0 to {model.vocab - 1}")
-        return given
-    if model.tokenizer is None:
-        raise PromptError(f"{what}: the model has no tokenizer; give the token's id instead of {given!r}")
-    for text in (given, f" {given}"):
-        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1 and ids[0] != getattr(model.tokenizer, "unk_token_id", None):
-            return int(ids[0])
-    raise PromptError(f"{what}: {given!r} is not one token of {model.name}; give a word that is, or an id")
 
 
 def _likeliest(model: HookedModel, logits: Tensor) -> dict[str, list]:

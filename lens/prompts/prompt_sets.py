@@ -1,4 +1,4 @@
-"""Prompt sets: pairs of a clean and a corrupted prompt that have as many tokens, with an answer of one token.
+"""Prompt sets: pairs of a clean and a corrupt prompt that have as many tokens, with an answer of one token.
 
 Without a tokenizer the sets are those the embedded task model was tested on, held out from its training. With one,
 texts are drawn from words that are one token each in the middle of a text, and every pair is held to its promise.
@@ -36,11 +36,11 @@ def prompt_set(
     tokenizer: Any = None,
     **words: Sequence[str] | Mapping[str, str],
 ) -> list[tasks.Example]:
-    """`n` examples of a set, each with `prompt`, `answer`, `wrong` answers and a `corrupted` twin; a seed repeats them.
+    """`n` examples of a set, each with `prompt`, `answer`, `wrong` answers and a `corrupt` twin; a seed repeats them.
 
     `indirect_object`, `colored_object`, `capital` and `repeated_tokens` without a model are held-out draws for the
     embedded task model. With `model` or `tokenizer` (any of transformers'), these and `colored_conflict`,
-    `greater_than` and `docstring` are drawn for it: prompt and corrupted have equally many tokens, and the answer is
+    `greater_than` and `docstring` are drawn for it: prompt and corrupt have equally many tokens, and the answer is
     one token, spelled as the tokenizer alone takes it (often " Mary"; "#17" where only its number will do).
 
     Words that are several tokens, or unknown, are left out. `words` takes the place of a set's own: `names=`
@@ -175,15 +175,15 @@ def _fitting(tokenizer: Any, example: tasks.Example) -> tasks.Example | None:
     """The example with its answers spelled for the tokenizer; None where it does not keep the promise."""
     gap = "" if isinstance(example, texts.YearExample) else " "
     words = [example.answer, *example.wrong]
-    words += [] if example.corrupted_answer is None else [example.corrupted_answer]
+    words += [] if example.corrupt_answer is None else [example.corrupt_answer]
     spelled = [_spelled(tokenizer, example.prompt, gap, word) for word in words]
-    if len(_ids(tokenizer, example.prompt)) != len(_ids(tokenizer, example.corrupted)):
+    if len(_ids(tokenizer, example.prompt)) != len(_ids(tokenizer, example.corrupt)):
         return None
-    if None in spelled or example.prompt == example.corrupted:
+    if None in spelled or example.prompt == example.corrupt:
         return None
     answer, *rest = [word for word in spelled if word is not None]
-    other = None if example.corrupted_answer is None else rest.pop()
-    return replace(example, answer=answer, wrong=tuple(rest), corrupted_answer=other)
+    other = None if example.corrupt_answer is None else rest.pop()
+    return replace(example, answer=answer, wrong=tuple(rest), corrupt_answer=other)
 
 
 def _spelled(tokenizer: Any, text: str, gap: str, word: str) -> str | None:

@@ -3,7 +3,7 @@ others, amid heads and MLPs of small random weights.
 
 An edge is found above a tenth of the largest score (a share of 0.2 in path patching). Mutations seen to fail: ACDC
 keeping what costs little, circuit and complement exchanged, MLPs free where they were to be frozen, every point of
-EAP-IG at the corrupted prompt, the heads of a shared key counted wrongly, and in the models one head that no longer
+EAP-IG at the corrupt prompt, the heads of a shared key counted wrongly, and in the models one head that no longer
 writes (`test_a_circuit_with_a_broken_edge_is_not_found`).
 """
 
@@ -28,7 +28,7 @@ KINDS = ("induction", "chain", "relation")
 
 
 class Case:
-    """A planted model, three pairs of prompts, and what must be answered to the clean and to the corrupted one."""
+    """A planted model, three pairs of prompts, and what must be answered to the clean and to the corrupt one."""
 
     def __init__(self, kind: str) -> None:
         self.planted = getattr(planted_llama, kind)()
@@ -41,7 +41,7 @@ class Case:
 
 
 def repeat(draw: torch.Generator, number: int) -> tuple[Tensor, Tensor, int, int]:
-    """`<bos>`, eight words, and one of the first seven again; the corrupted prompt has eight others."""
+    """`<bos>`, eight words, and one of the first seven again; the corrupt prompt has eight others."""
     one, two = (torch.randperm(23, generator=draw) + 1)[:16].reshape(2, 8)
     here, there, start = number % 7, (5 * number + 3) % 7, torch.zeros(1, dtype=torch.long)
     texts = [torch.cat([start, side, side[at : at + 1]]) for side, at in ((one, here), (two, there))]
@@ -166,11 +166,9 @@ def test_path_patching(given: Case, mlps: str, how: str) -> None:
             per="query_head", **given.asked,
         )  # fmt: skip
         shares = dict(zip(effect.coords["sender"].values.tolist(), effect.mean("batch").values, strict=True))
-        seen |= {
-            (sender.replace("mlp.", "mlp "), receiver) for sender, share in shares.items() if share > 0.2
-        }
+        seen |= {(sender, receiver) for sender, share in shares.items() if share > 0.2}
         assert all(share > 0.2 or abs(share) < 0.02 for share in shares.values())
-    to_mlp = {(u, v) for u, v in given.planted.edges if v == "mlp 1"}
+    to_mlp = {(u, v) for u, v in given.planted.edges if v == "mlp.1"}
     through = {(u, "logits") for u, _ in to_mlp} if mlps == "free" else set()
     assert seen == (given.planted.edges - to_mlp) | through
 

@@ -60,18 +60,18 @@ def test_what_can_not_be_drawn_is_said() -> None:
 def test_a_graph_goes_from_low_layers_to_high_ones_with_its_strongest_edges() -> None:
     graph = nx.DiGraph(question="what talks to what?")
     graph.add_edge("embed", "0.1.q", score=2.0)
-    graph.add_edge("0.1", "mlp 0", score=-1.0)
-    graph.add_edge("mlp 0", "1.2.k", score=0.5)
+    graph.add_edge("0.1", "mlp.0", score=-1.0)
+    graph.add_edge("mlp.0", "1.2.k", score=0.5)
     graph.add_edge("1.2", "logits", score=4.0)
     drawn = circuit_graph(graph, "circuit")
     nodes = drawn.data[-1]
     across = dict(zip(nodes.text, nodes.x, strict=True))
-    order = ["embed", "0.1.q", "mlp 0", "1.2.k", "logits"]
+    order = ["embed", "0.1.q", "mlp.0", "1.2.k", "logits"]
     assert sorted(order, key=across.__getitem__) == order
     widths = {line.text.split("<br>")[0]: line.line.width for line in drawn.data[:-1]}
     assert max(widths, key=widths.__getitem__) == "1.2 → logits"
     colours = {line.text.split("<br>")[0]: line.line.color for line in drawn.data[:-1]}
-    assert colours["0.1 → mlp 0"] != colours["embed → 0.1.q"]
+    assert colours["0.1 → mlp.0"] != colours["embed → 0.1.q"]
     assert len({(x, y) for x, y in zip(nodes.x, nodes.y, strict=True)}) == len(nodes.x)
     for i in range(MOST_EDGES):
         graph.add_edge(f"{i}.0", f"{i + 1}.0", weight=1.0, score=0.01)

@@ -65,14 +65,14 @@ def test_answers_are_the_arg_max(model, tokenizer, task, required):
     assert figures["logit_difference"] == pytest.approx(recorded["logit_difference"], rel=0.15)
 
 
-def test_a_corrupted_prompt_turns_the_answer(model, tokenizer):
+def test_a_corrupt_prompt_turns_the_answer(model, tokenizer):
     for task in ("indirect_object", "capital", "colored_object"):
         pairs = tasks.draw(task, 60, SEED)
-        assert all(len(tokenizer.tokenize(e.prompt)) == len(tokenizer.tokenize(e.corrupted)) for e in pairs)
+        assert all(len(tokenizer.tokenize(e.prompt)) == len(tokenizer.tokenize(e.corrupt)) for e in pairs)
         turned = 0
         for e in pairs:
-            row = torch.tensor([tokenizer(e.corrupted)["input_ids"]])
-            turned += tokenizer.decode(model(row).logits[0, -1].argmax()) == e.corrupted_answer
+            row = torch.tensor([tokenizer(e.corrupt)["input_ids"]])
+            turned += tokenizer.decode(model(row).logits[0, -1].argmax()) == e.corrupt_answer
         assert turned >= 54, task
 
 
@@ -125,7 +125,7 @@ def test_the_named_prompt_and_its_spelling(model, tokenizer):
 def test_every_word_is_one_known_token(tokenizer):
     for task in tasks.TASKS:
         for e in tasks.draw(task, 100, SEED):
-            for text in (e.prompt, e.answer, *e.wrong, e.corrupted):
+            for text in (e.prompt, e.answer, *e.wrong, e.corrupt):
                 ids = tokenizer(text)["input_ids"]
                 assert tokenizer.unk_token_id not in ids
                 assert len(ids) == len(text.split()) + 1

@@ -95,8 +95,8 @@ def run(
                 told.nodes[name] = told.nodes[name] * scale
         seen = before if kind == "gpt_neox" else list(told.nodes)
         norm2 = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm"}.get(kind, "post_attention_layernorm")
-        said = block.mlp(getattr(block, norm2)(reads(f"mlp {layer}", seen)))
-        told.nodes[f"mlp {layer}"] = block.post_feedforward_layernorm(said) if kind == "gemma2" else said
+        said = block.mlp(getattr(block, norm2)(reads(f"mlp.{layer}", seen)))
+        told.nodes[f"mlp.{layer}"] = block.post_feedforward_layernorm(said) if kind == "gemma2" else said
     logits = out(last(reads("logits", list(told.nodes))))
     cap = getattr(config, "final_logit_softcapping", None)
     told.logits = cap * torch.tanh(logits / cap) if cap else logits

@@ -224,8 +224,8 @@ def relation(
     edges = {
         ("embed", "0.3.k"),
         ("embed", "0.3.v"),
-        ("0.3", "mlp 1"),
-        ("embed", "mlp 1"),
-        ("mlp 1", "logits"),
+        ("0.3", "mlp.1"),
+        ("embed", "mlp.1"),
+        ("mlp.1", "logits"),
     }
-    return PlantedLlama(stream.model, frozenset({"embed", "0.3", "mlp 1", "logits"}), frozenset(edges))
+    return PlantedLlama(stream.model, frozenset({"embed", "0.3", "mlp.1", "logits"}), frozenset(edges))

@@ -92,7 +92,7 @@ def test_a_value_too_long_for_one_line_is_named_by_its_type() -> None:
     ("call", "line"),
     [
         (lambda: analyses.select_circuit(None, -1), "n=-1 is outside its limits; give a whole number from 0"),
-        (lambda: analyses.select_circuit(None, 1, "up"), "how='up' is unknown; give one of top, greedy"),
+        (lambda: analyses.select_circuit(None, 1, "up"), "selection='up' is unknown; give one of top, greedy"),
         (lambda: analyses.flow_graph(None, residual=2), "residual=2 is outside its limits; give a number from 0 to 1"),
         (lambda: analyses.between([1], [2], alpha=-1), "alpha=-1 is outside its limits; give a number from 0"),
         (lambda: analyses.inhibition_like(None, [], 0), "count=0 is outside its limits; give a whole number from 1"),

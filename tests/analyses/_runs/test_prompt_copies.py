@@ -49,7 +49,7 @@ def exact(pairs: Callable) -> Callable[[str], hw.HookedModel]:
     return get
 
 
-def corrupted(first: int, rows: tuple[int, ...] = (0, 1)) -> Tensor:
+def corrupt_at(first: int, rows: tuple[int, ...] = (0, 1)) -> Tensor:
     found = CLEAN.clone()
     found[list(rows), first] += 20
     return found
@@ -87,7 +87,7 @@ def near(found: Any, expected: Any) -> None:
 def test_what_is_left_out_changes_nothing(exact: Callable, monkeypatch, name: str, what: str) -> None:
     model = exact(name)
     for first, rows, how in CASES:
-        corrupt = corrupted(first, rows)
+        corrupt = corrupt_at(first, rows)
 
         def ask(corrupt: Tensor = corrupt, how: str = how) -> Any:
             return analyses.patch(
@@ -101,10 +101,10 @@ def test_what_is_left_out_changes_nothing(exact: Callable, monkeypatch, name: st
 @pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma2"])
 def test_other_things_in_the_cells_place(exact: Callable, monkeypatch, name: str) -> None:
     """Nothing and the mean change every position, but a cell of one position none before it."""
-    model, corrupt = exact(name), corrupted(3)
+    model, corrupt = exact(name), corrupt_at(3)
     for what in ("head", "residual", "head_position", "destination_source"):
-        for instead, how in (("zero", "noise"), ("mean", "denoise")):
-            given = {"what": what, "instead": instead, "how": how, "answer": ANSWER, "wrong": WRONG}
+        for ablation, how in (("zero", "noise"), ("mean", "denoise")):
+            given = {"what": what, "ablation": ablation, "how": how, "answer": ANSWER, "wrong": WRONG}
             near(
                 analyses.patch(model, CLEAN, corrupt, **given),
                 whole(monkeypatch, lambda given=given: analyses.patch(model, CLEAN, corrupt, **given)),
@@ -112,7 +112,7 @@ def test_other_things_in_the_cells_place(exact: Callable, monkeypatch, name: str
 
 
 def test_a_measure_may_read_every_position(exact: Callable, monkeypatch) -> None:
-    model, corrupt = exact("gpt2"), corrupted(2)
+    model, corrupt = exact("gpt2"), corrupt_at(2)
 
     def measure(logits: Tensor) -> Tensor:
         assert logits.shape[1:] == (6, model.vocab)
@@ -129,7 +129,7 @@ def test_a_measure_may_read_every_position(exact: Callable, monkeypatch) -> None
 
 @pytest.mark.parametrize("what", ["head", "residual", "pattern", "k"])
 def test_nothing_is_read_behind_the_position(exact: Callable, monkeypatch, what: str) -> None:
-    model, corrupt = exact("gpt2"), corrupted(1)
+    model, corrupt = exact("gpt2"), corrupt_at(1)
     for position in (1, 3):
         given = {"what": what, "position": position, "answer": ANSWER, "wrong": WRONG}
         found = analyses.patch(model, CLEAN, corrupt, **given)
@@ -150,12 +150,12 @@ def test_prompts_that_differ_nowhere(exact: Callable) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2", "gpt_oss"])
 def test_path_patching_that_leaves_out_the_same(exact: Callable, monkeypatch, name: str) -> None:
-    model, corrupt = exact(name), corrupted(3)
-    for receivers, how, mlps, instead in (
+    model, corrupt = exact(name), corrupt_at(3)
+    for receivers, how, mlps, ablation in (
         ("logits", "noise", "free", "resample"), ("2.1.k, 1.0.v", "denoise", "frozen", "resample"),
         ("residual.2", "noise", "free", "mean"), ("2.3.q", "denoise", "free", "resample"),
     ):  # fmt: skip
-        given = {"receivers": receivers, "how": how, "mlps": mlps, "instead": instead, "per": "kv_head"}
+        given = {"receivers": receivers, "how": how, "mlps": mlps, "ablation": ablation, "per": "kv_head"}
         given |= {"answer": ANSWER, "wrong": WRONG}
         near(
             analyses.path_patch(model, CLEAN, corrupt, **given),
@@ -183,18 +183,18 @@ def test_what_is_left_out(exact: Callable, tokens_run: Callable, name: str) -> N
     """Every kind of model here begins in the middle, at a layer and a position, and gives the logits that are read."""
     model = exact(name)
     asked = Asked("logit_difference", ANSWER, WRONG, -1)
-    found, _ = Copies.of(model, together(corrupted(4)), asked, "noise")
+    found, _ = Copies.of(model, together(corrupt_at(4)), asked, "noise")
     assert (len(found.past), len(found.resuming.outputs), len(found.tokens)) == (3, 3, 4)  # type: ignore[arg-type]
     assert (found.first, found.stop, found.window(4)) == (4, 6, slice(4, 6))
     seen = tokens_run(model)
-    analyses.patch(model, CLEAN, corrupted(4), layers=[0], answer=ANSWER, wrong=WRONG)
+    analyses.patch(model, CLEAN, corrupt_at(4), layers=[0], answer=ANSWER, wrong=WRONG)
     sides, tried, cells = 2 * 2 * 6, 2 * (2 * 3), 4 * (2 * 2)  # what is tried begins in the middle
     assert sum(seen) == sides + tried + cells
 
 
 @pytest.mark.parametrize("edited", [False, True])
 def test_what_does_not_hold_is_not_used(exact: Callable, monkeypatch, edited: bool) -> None:
-    model, corrupt = exact("gpt2"), corrupted(3)
+    model, corrupt = exact("gpt2"), corrupt_at(3)
     given = {"what": "head", "answer": ANSWER, "wrong": WRONG}
     with model.edit(*[hw.ScaleHeads({"1.1": 0.5})] * edited):
         expected = whole(monkeypatch, lambda: analyses.patch(model, CLEAN, corrupt, **given))
@@ -215,10 +215,10 @@ def test_what_does_not_hold_is_not_used(exact: Callable, monkeypatch, edited: bo
 def test_examples_and_pairs_in_the_place_of_two_lists(pairs: Callable) -> None:
     model = pairs("gpt2").model
     examples = [
-        SimpleNamespace(prompt="w5 w17 w30", corrupted="w5 w22 w30", answer="w11", wrong=("w20", "w3")),
-        SimpleNamespace(prompt="w5 w9 w3 w8", corrupted="w5 w9 w4 w8", answer="w12", wrong=("w45",)),
+        SimpleNamespace(prompt="w5 w17 w30", corrupt="w5 w22 w30", answer="w11", wrong=("w20", "w3")),
+        SimpleNamespace(prompt="w5 w9 w3 w8", corrupt="w5 w9 w4 w8", answer="w12", wrong=("w45",)),
     ]
-    sides = [[getattr(each, name) for each in examples] for name in ("prompt", "corrupted")]
+    sides = [[getattr(each, name) for each in examples] for name in ("prompt", "corrupt")]
     for analysis in (analyses.patch, analyses.path_patch):
         expected = analysis(model, *sides, answer=["w11", "w12"], wrong=["w20", "w45"])
         np.testing.assert_array_equal(analysis(model, examples, None).values, expected.values)

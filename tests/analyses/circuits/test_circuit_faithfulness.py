@@ -57,10 +57,10 @@ def attributed(name: str, key_values="head") -> nx.DiGraph:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "gpt_neox", "opt"])
 @pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
-def test_all_edges_are_the_clean_run_and_none_the_corrupted(name: str, ablation) -> None:
+def test_all_edges_are_the_clean_run_and_none_the_corrupt(name: str, ablation) -> None:
     model, _ = models(name)
     graph = attributed(name)
-    clean, corrupted = (measure(model(ids)).numpy() for ids in prompts())
+    clean, corrupt = (measure(model(ids)).numpy() for ids in prompts())
     found = analyses.circuit_faithfulness(
         model, graph, pairs(), measure, sizes=[0, 10**6], ablation=ablation, draws=20
     )
@@ -68,7 +68,7 @@ def test_all_edges_are_the_clean_run_and_none_the_corrupted(name: str, ablation)
     np.testing.assert_allclose(found["mean"].sel(score="completeness"), [1, 0], atol=1e-9)
     np.testing.assert_array_equal(found.whole, clean)
     if ablation == "resample":
-        np.testing.assert_allclose(found.nothing, corrupted, atol=1e-12)
+        np.testing.assert_allclose(found.nothing, corrupt, atol=1e-12)
     if ablation == "zero":  # nothing but biases reaches anything, so every prompt is the same
         assert np.ptp(found.nothing.values) < 1e-12
 
@@ -85,9 +85,9 @@ def test_half_a_model_is_the_dense_run(name: str, key_values) -> None:
     circuit = graph.copy()
     circuit.remove_edges_from([edge for edge in edges if edge not in kept])
     kept = set(edges_of(pruned(circuit)))
-    clean, corrupted = prompts()
+    clean, corrupt = prompts()
     with torch.no_grad():
-        other = edge_oracle.run(twin, corrupted).nodes
+        other = edge_oracle.run(twin, corrupt).nodes
         out = [
             measure(edge_oracle.run(twin, clean, other, changed, kv=key_values == "kv").logits)
             for changed in (set(edges) - kept, kept)
@@ -126,13 +126,13 @@ def test_a_file_holds_all_that_faithfulness_needs(file: str, tmp_path: Path) -> 
 
 
 def hand_made() -> nx.DiGraph:
-    """embed → 0.0 → mlp 0 → logits strong at the end; 0.1 with a strong edge that leads nowhere."""
+    """embed → 0.0 → mlp.0 → logits strong at the end; 0.1 with a strong edge that leads nowhere."""
     graph = nx.DiGraph()
     for name, kind in (
         ("embed", "embed"),
         ("0.0", "head"),
         ("0.1", "head"),
-        ("mlp 0", "mlp"),
+        ("mlp.0", "mlp"),
         ("logits", "logits"),
     ):
         graph.add_node(name, kind=kind)
@@ -141,8 +141,8 @@ def hand_made() -> nx.DiGraph:
             graph.add_node(f"{head}.{what}", kind="input")
             graph.add_edge(f"{head}.{what}", head, kind="inside")
     edges = {
-        ("embed", "0.0.v"): -1.0, ("embed", "0.0.q"): 0.1, ("embed", "0.1.k"): 9.0, ("0.0", "mlp 0"): 2.0,
-        ("0.1", "mlp 0"): 0.2, ("mlp 0", "logits"): 5.0, ("embed", "logits"): 0.5, ("0.1", "logits"): -0.3,
+        ("embed", "0.0.v"): -1.0, ("embed", "0.0.q"): 0.1, ("embed", "0.1.k"): 9.0, ("0.0", "mlp.0"): 2.0,
+        ("0.1", "mlp.0"): 0.2, ("mlp.0", "logits"): 5.0, ("embed", "logits"): 0.5, ("0.1", "logits"): -0.3,
     }  # fmt: skip
     for (u, v), score in edges.items():
         graph.add_edge(u, v, kind="edge", score=score)
@@ -153,7 +153,7 @@ def test_selection_by_hand() -> None:
     graph = hand_made()
     top = select_circuit(graph, 4)
     # of 9, 5, 2 and -1 the first leads to a head that says nothing
-    assert set(edges_of(top)) == {("mlp 0", "logits"), ("0.0", "mlp 0"), ("embed", "0.0.v")}
+    assert set(edges_of(top)) == {("mlp.0", "logits"), ("0.0", "mlp.0"), ("embed", "0.0.v")}
     assert "0.1" not in top
     assert "0.0.q" not in top
     greedy = select_circuit(graph, 4, "greedy")
@@ -200,12 +200,14 @@ def test_intervals_are_the_bootstrap_of_the_ratio() -> None:
 
 
 def test_a_fifth_of_the_edges_of_a_trained_model_keeps_its_indirect_objects() -> None:
-    """Edges chosen on other texts than those they are judged on. The corrupted run answers the other way round, so a
+    """Edges chosen on other texts than those they are judged on. The corrupt run answers the other way round, so a
     circuit that keeps 80 % of the logit difference has a faithfulness of 0.90."""
     model = hw.load("tasks-4l")
     examples = prompt_set("indirect_object", n=16, seed=3)
     graph = analyses.edge_attribution(model, examples[:8], steps=3)
-    found = analyses.circuit_faithfulness(model, graph, examples[8:], sizes=[330], how="greedy", draws=50)
+    found = analyses.circuit_faithfulness(
+        model, graph, examples[8:], sizes=[330], selection="greedy", draws=50
+    )
     assert found.edges.item() / found.attrs["edges_of_model"] < 0.22
     assert found["mean"].sel(score="faithfulness").item() > 0.8
     kept = float(found.measure.sel(kept="circuit").mean() / found.whole.mean())
@@ -232,7 +234,10 @@ def test_refuses_what_makes_no_sense(tmp_path: Path) -> None:
     same = [(ids, ids) for ids in prompts()[0]]
     with pytest.raises(HeadwaterError, match="no share of the difference is defined"):
         analyses.circuit_faithfulness(model, attributed("gpt2"), same, measure, draws=2)
-    for bad, message in (({"how": "up"}, "how='up' is unknown"), ({"n": -1}, "n=-1 is outside its limits")):
+    for bad, message in (
+        ({"selection": "up"}, "selection='up' is unknown"),
+        ({"n": -1}, "n=-1 is outside its limits"),
+    ):
         with pytest.raises(HeadwaterError, match=message):
             select_circuit(**{"graph": attributed("gpt2"), "n": 3} | bad)
     with pytest.raises(HeadwaterError, match="no scores"):

@@ -1,6 +1,6 @@
 """Edges against a dense float64 run of every edge by itself, and against circuits whose edges are known.
 
-Mutations seen to fail: the corrupted and the clean value exchanged, the norm in front of an input left out, the MLP of
+Mutations seen to fail: the corrupt and the clean value exchanged, the norm in front of an input left out, the MLP of
 a parallel block reading its own layer's heads, the interpolation turned round, the scale of the norm behind the heads
 forgotten.
 """
@@ -80,15 +80,15 @@ def test_gradients_are_those_of_the_dense_run(name: str, key_values) -> None:
     if key_values == "kv" and name in ("gpt2", "gpt_neox"):
         pytest.skip("every head has keys of its own")
     model, twin = models(name)
-    clean, corrupted = prompts()
+    clean, corrupt = prompts()
     run = functools.partial(edge_oracle.run, twin, clean, kv=key_values == "kv")
-    nodes, other = run().nodes, edge_oracle.run(twin, corrupted).nodes
+    nodes, other = run().nodes, edge_oracle.run(twin, corrupt).nodes
     torch.testing.assert_close(run().logits, twin(clean).logits)  # the oracle is the model
     apart = nodes["embed"] - other["embed"]
     settings = {
         "eap": ({"steps": 1}, [1.0]),
         "inputs": ({"steps": 3}, [0.0, 1 / 3, 2 / 3]),
-        "clean_corrupted": ({"how": "clean_corrupted"}, [0.0, 1.0]),
+        "clean_corrupt": ({"how": "clean_corrupt"}, [0.0, 1.0]),
     }
     for asked, points in settings.values():
         graph = analyses.edge_attribution(model, pairs(), measure, key_values=key_values, **asked)
@@ -99,9 +99,9 @@ def test_gradients_are_those_of_the_dense_run(name: str, key_values) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_edge_patched_is_the_dense_run(name: str) -> None:
     model, twin = models(name)
-    clean, corrupted = prompts()
+    clean, corrupt = prompts()
     with torch.no_grad():
-        plain, other = edge_oracle.run(twin, clean), edge_oracle.run(twin, corrupted).nodes
+        plain, other = edge_oracle.run(twin, clean), edge_oracle.run(twin, corrupt).nodes
         picked = [*plain.edges[:: len(plain.edges) // 15], ("0.1", "logits"), ("0.2", "1.3.v")]
         expected = {}
         for edge in picked:
@@ -114,9 +114,9 @@ def test_every_edge_patched_is_the_dense_run(name: str) -> None:
 @pytest.mark.parametrize("how", ["mean", "zero"])
 def test_what_a_changed_edge_carries(how) -> None:
     model, twin = models("llama")
-    clean, corrupted = prompts()
+    clean, corrupt = prompts()
     with torch.no_grad():
-        plain, other = edge_oracle.run(twin, clean), edge_oracle.run(twin, corrupted).nodes
+        plain, other = edge_oracle.run(twin, clean), edge_oracle.run(twin, corrupt).nodes
         for name, said in other.items():
             other[name] = torch.zeros_like(said) if how == "zero" else said.mean((0, 1)).expand_as(said)
         edge = ("0.1", "1.2.v")
@@ -135,18 +135,18 @@ def test_activations_are_moved_one_place_at_a_time() -> None:
     for edge, score in by_input.items():
         if edge[0] == "embed":
             assert by_activation[edge] == pytest.approx(score, rel=1e-9, abs=1e-12)
-    clean, corrupted = prompts()
-    nodes, other = edge_oracle.run(twin, clean).nodes, edge_oracle.run(twin, corrupted).nodes
-    apart = (nodes["mlp 1"] - other["mlp 1"]).detach()
-    total = sum(value for name, value in nodes.items() if name != "mlp 1").detach()
+    clean, corrupt = prompts()
+    nodes, other = edge_oracle.run(twin, clean).nodes, edge_oracle.run(twin, corrupt).nodes
+    apart = (nodes["mlp.1"] - other["mlp.1"]).detach()
+    total = sum(value for name, value in nodes.items() if name != "mlp.1").detach()
     bias = sum(block.attn.c_proj.bias for block in twin.transformer.h).detach()
     score = 0.0
     for k in (0, 1):
-        said = (other["mlp 1"].detach() + k / 2 * apart).requires_grad_()
+        said = (other["mlp.1"].detach() + k / 2 * apart).requires_grad_()
         logits = twin.lm_head(twin.transformer.ln_f(total + bias + said))
         (slope,) = torch.autograd.grad(measure(logits).sum(), said)
         score += float((apart * slope).sum()) / 2 / 2
-    assert by_activation["mlp 1", "logits"] == pytest.approx(score, rel=1e-6)
+    assert by_activation["mlp.1", "logits"] == pytest.approx(score, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2"])
@@ -155,12 +155,12 @@ def test_a_node_is_worth_what_it_says_to_all(name: str) -> None:
     model, twin = models(name)
     edges = scores_of(analyses.edge_attribution(model, pairs(), measure, steps=1))
     nodes = analyses.edge_attribution(model, pairs(), measure, steps=1, level="node")
-    for node in ("embed", "0.1", "mlp 0", "1.3", "mlp 1"):
+    for node in ("embed", "0.1", "mlp.0", "1.3", "mlp.1"):
         total = sum(score for (u, _), score in edges.items() if u == node)
         assert nodes.nodes[node]["score"] == pytest.approx(total, rel=1e-6, abs=1e-9)
-    clean, corrupted = prompts()
+    clean, corrupt = prompts()
     with torch.no_grad():
-        plain, other = edge_oracle.run(twin, clean), edge_oracle.run(twin, corrupted).nodes
+        plain, other = edge_oracle.run(twin, clean), edge_oracle.run(twin, corrupt).nodes
         out = {edge for edge in plain.edges if edge[0] == "0.1"}
         now = edge_oracle.run(twin, clean, other, out)
     exact = analyses.edge_attribution(model, pairs(), measure, how="exact", level="node")
@@ -190,7 +190,7 @@ def test_in_a_linear_model_a_slope_is_the_effect() -> None:
     given = [(torch.tensor([3, 9, 4, 1]), torch.tensor([3, 2, 8, 1]))]
     exact = scores_of(analyses.edge_attribution(model, given, how="exact"))
     assert max(map(abs, exact.values())) > 0.1
-    for asked in ({"steps": 1}, {"steps": 4}, {"how": "activations"}, {"how": "clean_corrupted"}):
+    for asked in ({"steps": 1}, {"steps": 4}, {"how": "activations"}, {"how": "clean_corrupt"}):
         found = scores_of(analyses.edge_attribution(model, given, **asked))
         for edge, value in exact.items():
             assert found[edge] == pytest.approx(value, abs=1e-9), (asked, edge)
@@ -198,7 +198,7 @@ def test_in_a_linear_model_a_slope_is_the_effect() -> None:
 
 @functools.cache
 def induction() -> tuple[planted_models.Planted, hw.HookedModel, tuple, list[int], list[int]]:
-    """The planted model, texts whose first copy is corrupted, the tokens that follow and one that does not."""
+    """The planted model, texts whose first copy is corrupt, the tokens that follow and one that does not."""
     planted = planted_models.induction(vocabulary=40, positions=24)
     generator = torch.Generator().manual_seed(0)
     found, right, wrong = [], [], []
@@ -224,7 +224,7 @@ def test_the_planted_circuit_is_found_exactly(how, steps: int, least: float) -> 
 
 
 @pytest.mark.parametrize(("how", "steps"), [("exact", 1), ("inputs", 5)])
-def test_corrupted_tokens_show_the_edges_that_carry_tokens(how, steps: int) -> None:
+def test_corrupt_tokens_show_the_edges_that_carry_tokens(how, steps: int) -> None:
     """Prompts of equal length have the same positions, so edges that carry positions or the last token stay unseen.
     Precision and recall are 1.0 for the other four at a tenth of the largest score."""
     _, model, given, right, wrong = induction()

@@ -33,7 +33,7 @@ def pairs() -> list:
 
 
 @pytest.mark.parametrize(
-    ("how", "level"), [("inputs", "edge"), ("inputs", "node"), ("exact", "node"), ("clean_corrupted", "edge")]
+    ("how", "level"), [("inputs", "edge"), ("inputs", "node"), ("exact", "node"), ("clean_corrupt", "edge")]
 )
 def test_each_pair_by_itself_and_the_bootstrap(model, how, level, tmp_path, monkeypatch) -> None:
     import sys

@@ -47,6 +47,15 @@ def test_what_was_written_is_read(tmp_path: Path, name: str, form: Any) -> None:
     assert same(graph, read_circuit(write_circuit(graph, tmp_path / name, form)))
 
 
+def test_files_of_older_versions_name_mlps_with_a_space(tmp_path: Path) -> None:
+    graph = nx.relabel_nodes(circuit(), {"0.1": "mlp 3"})
+    graph.add_edge("mlp 3", "logits", kind="edge", score=2.0)
+    graph.nodes["mlp 3"].update(kind="mlp", layer=3)
+    read = read_circuit(write_circuit(graph, tmp_path / "old.json"))
+    assert same(read, nx.relabel_nodes(graph, {"mlp 3": "mlp.3"}))
+    assert "mlp.3" in read
+
+
 def content(**changes: Any) -> dict[str, Any]:
     return {**nx.node_link_data(circuit(), edges="links"), **changes}
 

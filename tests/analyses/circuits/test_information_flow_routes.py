@@ -27,7 +27,7 @@ def test_routes_are_the_formula(queries) -> None:
     with torch.no_grad():
         nodes = edge_oracle.run(twin, texts).nodes
     graph = analyses.information_flow_routes(model, texts, queries=queries)
-    for receiver in ("0.1.k", "mlp 0", "1.3.v", "logits"):
+    for receiver in ("0.1.k", "mlp.0", "1.3.v", "logits"):
         senders = [u for u, v in edges_of(graph) if v == receiver]
         total = sum(nodes[u] for u in senders)  # Llama has no biases
         near = {u: (total.abs().sum(-1) - (total - nodes[u]).abs().sum(-1)).clamp(min=0) for u in senders}

@@ -37,7 +37,7 @@ def place_of(what: str, cell: tuple[int, ...]) -> tuple:
 
 
 def densely(
-    twin, what: str, shape: tuple[int, ...], how: str = "denoise", instead: str = "resample"
+    twin, what: str, shape: tuple[int, ...], how: str = "denoise", ablation: str = "resample"
 ) -> np.ndarray:
     """Effects [pair, layer, …], one run per cell."""
     base, other = (CORRUPT, CLEAN) if how == "denoise" else (CLEAN, CORRUPT)
@@ -46,9 +46,9 @@ def densely(
     out = np.zeros((2, *shape))
     for layer, *cell in itertools.product(*map(range, shape)):
         value = source[KINDS[what], layer]
-        if instead == "zero":
+        if ablation == "zero":
             value = torch.zeros_like(value)
-        if instead == "mean":
+        if ablation == "mean":
             value = value.mean(0, keepdim=True).expand_as(value)
         found = dense_patching.with_one(twin, base, KINDS[what], layer, place_of(what, tuple(cell)), value)
         out[(ALL, layer, *cell)] = (difference(found) - begin) / (end - begin)
@@ -118,16 +118,16 @@ def test_one_query_heads_view_of_shared_keys_and_values(pairs: Callable, what: s
 
 
 @pytest.mark.parametrize("how", ["denoise", "noise"])
-@pytest.mark.parametrize("instead", ["zero", "mean"])
-def test_nothing_and_the_mean_in_the_cells_place(pairs: Callable, how: str, instead: str) -> None:
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_nothing_and_the_mean_in_the_cells_place(pairs: Callable, how: str, ablation: str) -> None:
     pair = pairs("gpt2")
     for what in ("head", "residual", "k"):
         found = analyses.patch(
-            pair.model, CLEAN, CORRUPT, what=what, how=how, instead=instead, answer=ANSWER, wrong=WRONG
+            pair.model, CLEAN, CORRUPT, what=what, how=how, ablation=ablation, answer=ANSWER, wrong=WRONG
         )
-        check(found, densely(pair.twin, what, found.shape[1:], how, instead))
+        check(found, densely(pair.twin, what, found.shape[1:], how, ablation))
     with pytest.raises(AnalysisError, match="two or more pairs"):
-        analyses.patch(pair.model, CLEAN[:1], CORRUPT[:1], instead="mean")
+        analyses.patch(pair.model, CLEAN[:1], CORRUPT[:1], ablation="mean")
 
 
 def test_all_of_the_stream_is_all_of_the_difference(pairs: Callable) -> None:

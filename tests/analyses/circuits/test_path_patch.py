@@ -142,7 +142,7 @@ def test_the_circuit_of_the_planted_model(mlps: str) -> None:
     clean, corrupt = (torch.cat([bos, side, side[:, :3]], 1) for side in (words[:, :5], words[:, 5:10]))
     of_places = {("embed", "0.1.q"), ("embed", "0.1.k")}
     assert edges(model, clean, corrupt, 1e-3, mlps=mlps) == planted.edges - of_places
-    assert edges(model, clean, corrupt, 0.3, mlps=mlps, instead="zero") == planted.edges
+    assert edges(model, clean, corrupt, 0.3, mlps=mlps, ablation="zero") == planted.edges
 
 
 def test_what_can_not_be_asked(pairs: Callable) -> None:

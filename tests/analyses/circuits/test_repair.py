@@ -17,8 +17,8 @@ from headwater.data.prompts.tasks import Example
 from headwater.lens.errors import AnalysisError, HeadError
 
 
-def example(prompt: str, answer: str, wrong: tuple[str, ...], corrupted: str) -> Example:
-    return Example("made", "", prompt, answer, wrong, corrupted, None)
+def example(prompt: str, answer: str, wrong: tuple[str, ...], corrupt: str) -> Example:
+    return Example("made", "", prompt, answer, wrong, corrupt, None)
 
 
 EXAMPLES = [

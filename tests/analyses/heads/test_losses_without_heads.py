@@ -44,7 +44,9 @@ def one_by_one(model: hw.HookedModel, value: Callable, how: Literal["zero", "mea
             names = [f"{layer}.{head}" for head, gone in enumerate(heads) if gone]
             for text, written in enumerate(WRITTEN):
                 (batch,) = batches_of(model, [written], 1)
-                with model.edit(hw.AblateHeads(names, how=how, examples=WRITTEN if how == "mean" else None)):
+                with model.edit(
+                    hw.AblateHeads(names, ablation=how, examples=WRITTEN if how == "mean" else None)
+                ):
                     found[text, layer, choice] = float(value(batch))
     return found
 

@@ -57,7 +57,7 @@ def test_share_counts_strictly_above(pair, batch) -> None:
     found = find_sinks(record, threshold=0.25)
     for key in (0, 3):
         column = [row.bool().nonzero()[key, 0] for row in mask]
-        one = sink_rate(record, epsilon=0.25, key=key)
+        one = sink_rate(record, threshold=0.25, key=key)
         picked = found.score.values[np.arange(len(ids)), :, :, column]
         np.testing.assert_allclose(picked, one.received_share_per_example, rtol=1e-6)
         heads = found.heads.values[np.arange(len(ids)), column]

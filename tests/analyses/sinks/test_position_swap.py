@@ -24,7 +24,7 @@ def test_it_is_the_model_with_two_rows_exchanged(pairs: Callable, name: str) -> 
     table = other.transformer.wpe if name == "gpt2" else other.bert.embeddings.position_embeddings
     with torch.no_grad():
         table.weight[[0, 4]] = table.weight[[4, 0]]
-    found = position_swap(pair.model, ids, epsilon=0.2)
+    found = position_swap(pair.model, ids, threshold=0.2)
     for version, twin in enumerate((pair.twin, other)):
         with torch.no_grad():
             maps = torch.stack(twin(ids, output_attentions=True).attentions, 1).numpy()

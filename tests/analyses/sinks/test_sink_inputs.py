@@ -37,13 +37,13 @@ def texts(count: int = 3, length: int = 24) -> torch.Tensor:
 
 
 def test_repeated_tokens_without_positions_have_even_rows(unplaced: hw.HookedModel) -> None:
-    found = sink_inputs(unplaced, texts(), epsilon=0.1)
+    found = sink_inputs(unplaced, texts(), threshold=0.1)
     even = found.received_share.sel(input="repeated")
     np.testing.assert_allclose(even, HARMONIC / 24, rtol=1e-5)  # every row is uniform: H_T / T
     for name in ("natural", "random"):
         assert float(abs(found.received_share.sel(input=name) - HARMONIC / 24).max()) > 0.02
     np.testing.assert_array_equal(found.rate.sel(input="repeated"), 1.0)  # 0.157 is above 0.1
-    assert (sink_inputs(unplaced, texts(), epsilon=0.17).rate.sel(input="repeated") == 0).all()
+    assert (sink_inputs(unplaced, texts(), threshold=0.17).rate.sel(input="repeated") == 0).all()
 
 
 def test_a_sink_of_the_position_stays(pure_sink: hw.HookedModel) -> None:
@@ -55,7 +55,7 @@ def test_a_sink_of_the_position_stays(pure_sink: hw.HookedModel) -> None:
 
 def test_natural_text_is_sink_rate_of_it(unplaced: hw.HookedModel) -> None:
     ids = texts(4, 20)
-    found = sink_inputs(unplaced, ids, length=9, epsilon=0.35, draws=50, batch_size=3)
+    found = sink_inputs(unplaced, ids, length=9, threshold=0.35, draws=50, batch_size=3)
     alone = [sink_rate(unplaced.record(row[None, :9]), 0.35) for row in ids]
     rates = np.array([float(one.sink_rate) for one in alone])
     np.testing.assert_allclose(found.rate.sel(input="natural"), rates)
@@ -66,10 +66,10 @@ def test_natural_text_is_sink_rate_of_it(unplaced: hw.HookedModel) -> None:
     assert (found.low <= found["mean"]).all()
     paired = np.array(interval(columns[:, :1] - columns[:, 2:], 50, 0))[:, 0]
     np.testing.assert_allclose(found.above_repeated, paired)
-    again = sink_inputs(unplaced, ids, length=9, epsilon=0.35, draws=50, batch_size=1)
+    again = sink_inputs(unplaced, ids, length=9, threshold=0.35, draws=50, batch_size=1)
     np.testing.assert_allclose(again.rate, found.rate)
     assert found.attrs["length"] == 9
-    other = sink_inputs(unplaced, ids, length=9, epsilon=0.35, seed=1).received_share
+    other = sink_inputs(unplaced, ids, length=9, threshold=0.35, seed=1).received_share
     assert not np.allclose(other.sel(input="random"), found.received_share.sel(input="random"))
 
 

@@ -34,7 +34,7 @@ def test_matches_shares_of_dense_maps(pair, batch, key: int) -> None:
     share = dense_share(maps, mask, key, pair.causal, None)
     for layer, window in windows(pair).items():
         share[:, layer] = dense_share(maps[layer : layer + 1], mask, key, pair.causal, window)[:, 0]
-    found = sink_rate(record, epsilon=0.2, key=key)
+    found = sink_rate(record, threshold=0.2, key=key)
     np.testing.assert_allclose(found.received_share_per_example, share, atol=2e-6)
     np.testing.assert_allclose(found.received_share, share.mean(0), atol=2e-6)
     np.testing.assert_allclose(found.sink_rate, (share > 0.2).mean())
@@ -70,8 +70,8 @@ def test_pure_sink_is_always_one(pure_sink: hw.HookedModel) -> None:
 def test_the_threshold_is_strict(pairs: Callable) -> None:
     """One token gives all its weight to itself: a share of exactly 1 does not exceed 1."""
     record = pairs("gpt2").model.record(torch.tensor([[5]]))
-    assert float(sink_rate(record, epsilon=1.0).sink_rate) == 0
-    assert float(sink_rate(record, epsilon=0.99).sink_rate) == 1
+    assert float(sink_rate(record, threshold=1.0).sink_rate) == 0
+    assert float(sink_rate(record, threshold=0.99).sink_rate) == 1
 
 
 def test_rows_of_unit_mass_for_learned_sinks(pairs: Callable) -> None:
@@ -95,8 +95,8 @@ def test_statistics_alone_are_enough(pairs: Callable, batch) -> None:
 
 def test_refusals(pairs: Callable) -> None:
     record = pairs("gpt2").model.record(torch.arange(3, 8)[None])
-    with pytest.raises(AnalysisError, match="epsilon=2"):
-        sink_rate(record, epsilon=2)
+    with pytest.raises(AnalysisError, match="threshold=2"):
+        sink_rate(record, threshold=2)
     with pytest.raises(AnalysisError, match="batch row 0 has 5 tokens"):
         sink_rate(record, key=5)
     with pytest.raises(AnalysisError, match="whole number"):
@@ -105,7 +105,7 @@ def test_refusals(pairs: Callable) -> None:
 
 def test_cls_is_a_strong_sink_of_the_trained_encoder(minilm) -> None:
     tokens = minilm.model.to_tokens(["The cat sat on the mat near the door .", "Rain fell all night long ."])
-    found = sink_rate(minilm.model.record(tokens), epsilon=0.3)
+    found = sink_rate(minilm.model.record(tokens), threshold=0.3)
     maps = minilm.maps(tokens.ids, tokens.mask)
     share = maps[..., 0].sum(-1).transpose(0, 1) / tokens.mask.sum(1)[:, None, None]
     np.testing.assert_allclose(found.received_share_per_example, share, atol=5e-6)

@@ -13,7 +13,7 @@ import torch
 
 import headwater as hw
 from headwater.analyses.tokens.blank_out import blank_out
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, PromptError
 
 
 @pytest.mark.parametrize("kind", ["log_probability", "probability", "logit"])
@@ -76,8 +76,8 @@ def test_which_blank_is_taken(pairs: Callable, one_head: hw.HookedModel) -> None
     )  # the tokenizer knows a pad token and no unknown
     with pytest.raises(AnalysisError, match="has no token for a blank"):
         blank_out(one_head, ids)
-    with pytest.raises(AnalysisError, match="blank='#99' is token 99"):
+    with pytest.raises(PromptError, match="blank=99 is no token"):
         blank_out(one_head, ids, blank="#99")
-    with pytest.raises(AnalysisError, match="needs a tokenizer"):
+    with pytest.raises(PromptError, match="needs a tokenizer"):
         blank_out(one_head, ids, blank="cat")
     assert blank_out(one_head, torch.tensor([[5]]), blank="#0").shape == (1, 1)

@@ -16,7 +16,7 @@ from attribution_oracle import likely, relevance_matrix
 
 import headwater as hw
 from headwater.analyses.tokens.relevance import relevance
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import HeadwaterError
 
 
 def test_relevance_matches_the_graph_of_eager_attention(pair, batch) -> None:
@@ -77,8 +77,8 @@ def test_one_head(one_head: hw.HookedModel) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"answer": "w3 w4"}, "is 2 tokens"),
-        ({"answer": [99]}, "knows 0 to 60"),
+        ({"answer": "w3 w4"}, "answer='w3 w4' is not one token"),
+        ({"answer": [99]}, "answer=99 is no token"),
         ({"answer": ["w3", "w4"]}, "2 tokens for 3 or more texts"),
         ({"position": 12}, "example 0 has 6 tokens; give a position from -6 to 5"),
         ({"kind": "rank"}, "give one of log_probability"),
@@ -89,5 +89,5 @@ def test_one_head(one_head: hw.HookedModel) -> None:
     ],
 )
 def test_refusals_name_value_and_mend(pairs: Callable, settings: dict, message: str) -> None:
-    with pytest.raises(AnalysisError, match=message):
+    with pytest.raises(HeadwaterError, match=message):
         relevance(pairs("llama").model, torch.arange(3, 21).view(3, 6), **settings)

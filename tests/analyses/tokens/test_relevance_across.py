@@ -21,7 +21,7 @@ from torch import Tensor
 
 import headwater as hw
 from headwater.analyses.tokens.relevance import relevance
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, HeadwaterError
 from headwater.lens.loading import zoo
 
 
@@ -190,12 +190,12 @@ def test_refusals_name_value_and_mend(built: Callable[[str], Twins], pairs: Call
     for given, settings, message in [
         (model, {"position": 3}, "position=3, but example 0 has 1 tokens"),
         (model, {"queries": [4]}, "has 1 tokens"),
-        (model, {"answer": [997]}, "holds token 997"),
+        (model, {"answer": [997]}, "answer=997 is no token"),
         (model.part("encoder"), {}, "read as its encoder; relevance takes"),
         (pairs("gpt2").model, {"decoder": ids}, "has no decoder beside an encoder"),
         (built("clip").model, {"measure": lambda x: x[:, 0, 0]}, "never attend to each other"),
     ]:
-        with pytest.raises(AnalysisError, match=message):
+        with pytest.raises(HeadwaterError, match=message):
             relevance(given, ids, **settings)
     llava = built("llava").model
     images = llava.to_tokens(**zoo.inputs("llava"))

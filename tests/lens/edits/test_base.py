@@ -31,7 +31,7 @@ def edited(model, ids, edit, mask=None, **groups):
 
 SERIAL = [
     hw.ScaleHeads({"2.3": 0.0}),
-    hw.AblateHeads(["1.0", "1.1"], how="mean", examples=["a b", "c"]),
+    hw.AblateHeads(["1.0", "1.1"], ablation="mean", examples=["a b", "c"]),
     hw.Knockout(-1, slice(0, 4), heads="0.1", layers="all"),
     hw.Redistribute(keys=[0], keep=0.25, to=[3, -1], layers=[1, 2]),
     hw.TowardIdentity(0.5),
@@ -59,6 +59,13 @@ def test_every_edit_survives_json_and_python(edit):
     if hasattr(edit, "rows"):
         assert dataclasses.replace(edit, rows=[7]) != edit
         assert "rows=[7]" in dataclasses.replace(edit, rows=[7]).to_python()
+
+
+def test_files_of_older_versions_say_how_heads_are_ablated():
+    old = {"edit": "AblateHeads", "heads": ["0.1"], "how": "mean", "examples": ["a b"]}
+    assert hw.edit_from_dict(old) == hw.AblateHeads(["0.1"], ablation="mean", examples=["a b"])
+    with pytest.raises(EditError, match="AblateHeads has no setting 'how'"):
+        hw.edit_from_dict({**old, "ablation": "zero"})
 
 
 def test_every_edit_is_public_and_has_been_written_down():
@@ -99,8 +106,8 @@ WRONG = [
     (lambda: hw.TowardIdentity(1.5), "between 0 and 1; got 1.5"),
     (lambda: hw.Temperature("hot"), "got 'hot'"),
     (lambda: hw.Knockout([0], [1], layers=7), "no attention in layer 7"),
-    (lambda: hw.AblateHeads("1.1", how="median"), "'zero', 'mean' or 'resample'"),
-    (lambda: hw.AblateHeads("1.1", how="mean"), "needs examples="),
+    (lambda: hw.AblateHeads("1.1", ablation="median"), "'zero', 'mean' or 'resample'"),
+    (lambda: hw.AblateHeads("1.1", ablation="mean"), "needs examples="),
     (lambda: "ScaleHeads", "model.edit takes edits"),
     (lambda: hw.OffsetHeads({"1.1": [1.0] * 7}), "offset of head 1.1 must be 8 finite numbers"),
     (lambda: hw.OffsetHeads({"1.1": [float("nan")] * 8}), "NaN or infinite"),

@@ -31,7 +31,7 @@ def test_mean_and_resample_ablation_take_their_values_from_the_examples(architec
         return z
 
     expected = run(tiny_models.tiny(architecture), ids, mask, Oracle(outputs=to_mean))
-    with model.edit(hw.AblateHeads("1.2", how="mean", examples=Tokens(examples, real))):
+    with model.edit(hw.AblateHeads("1.2", ablation="mean", examples=Tokens(examples, real))):
         close_run(model(ids, mask)[mask.bool()], expected[mask.bool()], 2e-4)
 
     def to_sample(layer, z):
@@ -41,5 +41,5 @@ def test_mean_and_resample_ablation_take_their_values_from_the_examples(architec
         return z
 
     expected = run(tiny_models.tiny(architecture), ids, mask, Oracle(outputs=to_sample))
-    with model.edit(hw.AblateHeads("1.2", how="resample", examples=Tokens(examples, real))):
+    with model.edit(hw.AblateHeads("1.2", ablation="resample", examples=Tokens(examples, real))):
         close_run(model(ids, mask)[mask.bool()], expected[mask.bool()], 2e-4)

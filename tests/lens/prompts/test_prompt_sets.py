@@ -2,7 +2,7 @@
 
 Real tokenizers of three kinds, of which two are trained here on texts in which some names are frequent and others never
 occur, so that some are one token and some split; years fall into pairs of digits. Mutations seen to fail: words that
-split taken along, clean and corrupted exchanged, another argument asked for.
+split taken along, clean and corrupt exchanged, another argument asked for.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def test_pairs_keep_their_promise(kind: str, name: str) -> None:
     drawn = prompt_set(name, 30, 3, tokenizer=tokenizer)
     assert len(drawn) == 30
     for example in drawn:
-        clean, corrupted = ids(tokenizer, example.prompt), ids(tokenizer, example.corrupted)
-        assert len(clean) == len(corrupted)
-        assert clean != corrupted
+        clean, corrupt = ids(tokenizer, example.prompt), ids(tokenizer, example.corrupt)
+        assert len(clean) == len(corrupt)
+        assert clean != corrupt
         token = token_of_answer(tokenizer, example.answer)
         assert tokenizer.unk_token_id not in [token, *clean[1:]] or kind == "wordpiece"
         words = example.answer.strip() if not example.answer.startswith("#") else None
@@ -79,13 +79,13 @@ def test_what_differs_differs_where_it_should() -> None:
     tokenizer = made("bpe")
     orders = []
     for example in prompt_set("indirect_object", 60, tokenizer=tokenizer):
-        clean, corrupted = example.prompt.split(), example.corrupted.split()
-        (place,) = [n for n, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b]
+        clean, corrupt = example.prompt.split(), example.corrupt.split()
+        (place,) = [n for n, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b]
         answer, subject = example.answer.strip(), example.wrong[0].strip()
-        assert (clean[place], corrupted[place]) == (subject, answer)
+        assert (clean[place], corrupt[place]) == (subject, answer)
         assert sum(word.strip(",.") == subject for word in clean) == 2
         assert sum(word.strip(",.") == answer for word in clean) == 1
-        assert example.corrupted_answer == example.wrong[0]
+        assert example.corrupt_answer == example.wrong[0]
         first = min(clean.index(word) for word in clean if word.strip(",.") in (answer, subject))
         order = "ABBA" if clean[first].strip(",.") == answer else "BABA"
         assert example.template.startswith(order)
@@ -93,16 +93,16 @@ def test_what_differs_differs_where_it_should() -> None:
     assert 15 < orders.count("ABBA") < 45
     for example in prompt_set("docstring", 20, tokenizer=tokenizer):
         inside = re.search(r"\(self, (.*)\)", example.prompt)
-        other = re.search(r"\(self, (.*)\)", example.corrupted)
+        other = re.search(r"\(self, (.*)\)", example.corrupt)
         assert inside
         assert other
         mine, theirs = inside[1].split(", "), other[1].split(", ")
         assert not set(mine) & set(theirs)
         assert mine[2] == example.answer.strip()
-        assert theirs[2] == (example.corrupted_answer or "").strip()
+        assert theirs[2] == (example.corrupt_answer or "").strip()
         assert re.findall(r":param (\w+):", example.prompt) == mine[:2]
     for example in prompt_set("repeated_tokens", 20, tokenizer=tokenizer):
-        words, others = example.prompt.split(), example.corrupted.split()
+        words, others = example.prompt.split(), example.corrupt.split()
         first = words.index(words[-1])  # its first copy
         assert words[first + 1] == example.answer.strip()
         assert example.answer.strip() not in others[: first + 2]
@@ -121,7 +121,7 @@ def test_years(kind: str) -> None:
         assert isinstance(example, texts.YearExample)
         c, start = example.century, example.start
         assert re.search(rf"from the year {c}{start} to the year {c}$", example.prompt)
-        assert example.corrupted == example.prompt.replace(f"{c}{start}", f"{c}01")
+        assert example.corrupt == example.prompt.replace(f"{c}{start}", f"{c}01")
         assert start > "01"
         right, wrong = year_tokens(tokenizer, example)
         read = {tokenizer.convert_ids_to_tokens([n])[0].removeprefix("##") for n in right}

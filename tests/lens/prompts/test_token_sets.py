@@ -55,8 +55,8 @@ def test_a_measure_of_years_is_patched_and_attributed() -> None:
         right, wrong = year_tokens(tokenizer, example)
         p = model([example.prompt])[0, -1].double().softmax(-1)
         assert float(value[n]) == pytest.approx(float(p[right].sum() - p[wrong].sum()), abs=1e-6)
-    clean, corrupted = [e.prompt for e in drawn], [e.corrupted for e in drawn]
-    found = analyses.patch(model, clean, corrupted, measure, what="residual", layers=[0])
+    clean, corrupt = [e.prompt for e in drawn], [e.corrupt for e in drawn]
+    found = analyses.patch(model, clean, corrupt, measure, what="residual", layers=[0])
     assert found.sizes["batch"] == 4
     torch.testing.assert_close(torch.tensor(found.clean.values), value.double(), atol=1e-6, rtol=1e-4)
     graph = analyses.edge_attribution(model, drawn, measure, steps=1)

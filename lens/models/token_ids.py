@@ -1,0 +1,34 @@
+"""The token that a user means by a word or a number."""
+
+from __future__ import annotations
+
+from headwater.lens.errors import PromptError
+from headwater.lens.models.opened import Opened
+
+
+def token_id(model: Opened, given: str | int, what: str) -> int:
+    """The token that `given` is: an id, also as "#17", or a word that is one token by itself or behind a space.
+
+    A word that the tokenizer does not know is refused, unless it is the name of the unknown token.
+    """
+    if isinstance(given, str) and given.startswith("#") and given[1:].isdigit():
+        given = int(given[1:])
+    if not isinstance(given, str):
+        if not 0 <= given < model.vocab:
+            raise PromptError(
+                f"{what}={given} is no token of {model.name}; ids go from 0 to {model.vocab - 1}"
+            )
+        return int(given)
+    if model.tokenizer is None:
+        raise PromptError(
+            f"{what}={given!r} needs a tokenizer, which {model.name} lacks; write a token as #17"
+        )
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    tried = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (given, f" {given}")]
+    for ids in tried:
+        if len(ids) == 1 and (ids[0] != unknown or given == model.tokenizer.unk_token):
+            return int(ids[0])
+    pieces = ", ".join(map(repr, model.to_strings(tried[0])))
+    raise PromptError(
+        f"{what}={given!r} is not one token of {model.name} but {pieces}; give a word that is, or an id such as #17"
+    )
