@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import AbstractContextManager
+from typing import Any
 from unittest import mock
+
+import pytest
 
 from headwater.kernels.backends import flash_edits
 from headwater.kernels.tiles import row_blocks
@@ -17,3 +21,10 @@ def block_elements(count: int) -> AbstractContextManager[None]:
 def most_calls(count: int) -> AbstractContextManager[None]:
     """At most so many calls of the fused kernel for an edited map."""
     return mock.patch.object(flash_edits, "MOST_CALLS", count)
+
+
+def lower(monkeypatch: pytest.MonkeyPatch, module: str, **limits: Any) -> None:
+    """Limits of one file, until the test ends: `lower(monkeypatch, "analyses.tokens.alti", LONGEST=5)`."""
+    for name, value in limits.items():
+        # the package may have a function of the module's name, so an attribute of it is not the module
+        monkeypatch.setattr(importlib.import_module(f"headwater.{module}"), name, value)

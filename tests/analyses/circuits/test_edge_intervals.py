@@ -10,6 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from limits import lower
 
 import headwater as hw
 from headwater import analyses
@@ -36,9 +37,8 @@ def pairs() -> list:
     ("how", "level"), [("inputs", "edge"), ("inputs", "node"), ("exact", "node"), ("clean_corrupt", "edge")]
 )
 def test_each_pair_by_itself_and_the_bootstrap(model, how, level, tmp_path, monkeypatch) -> None:
-    import sys
 
-    monkeypatch.setattr(sys.modules["headwater.analyses.circuits.edge_attribution"], "TOGETHER", 7)
+    lower(monkeypatch, "analyses.circuits.edge_attribution", TOGETHER=7)
     given = {"measure": measure, "how": how, "level": level, "steps": 2}
     found = analyses.edge_attribution(model, pairs(), **given, per_pair=True, draws=200, seed=3)
     alone = [analyses.edge_attribution(model, [pair], **given) for pair in pairs()]

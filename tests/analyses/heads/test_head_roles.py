@@ -4,13 +4,13 @@ eigenvalues."""
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
+from limits import lower
 
 import headwater as hw
 from headwater.analyses._prompts.examples import repeated_tokens
@@ -197,7 +197,7 @@ def test_delimiters(pairs: Callable, monkeypatch) -> None:
     """w5 and w9 taken for delimiters: the weight on them, by dense maps of the very sequences."""
     pair = pairs("llama")
     model = pair.model
-    monkeypatch.setitem(inspect.unwrap(head_roles).__globals__, "DELIMITERS", ["w5", "w9", "no word"])
+    lower(monkeypatch, "analyses.heads.head_roles", DELIMITERS=["w5", "w9", "no word"])
     found = head_roles(model, length=10, sequences=2, seed=1).sel(role="delimiter")
     recorded = []
     whole = type(model).record

@@ -5,12 +5,12 @@ Mutation seen to fail: the entropy of one row in the place of that of the mean.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from limits import lower
 from scipy.spatial.distance import jensenshannon
 
 import headwater as hw
@@ -20,7 +20,7 @@ from headwater.lens.errors import AnalysisError
 
 @pytest.mark.parametrize("block", [2**22, 500])
 def test_cosine_of_dense_maps(pair, batch, block: int, monkeypatch) -> None:
-    monkeypatch.setitem(inspect.unwrap(analyses.head_similarity).__globals__, "ELEMENTS", block)
+    lower(monkeypatch, "analyses.heads.head_similarity", ELEMENTS=block)
     found = analyses.head_similarity(pair.model.record(*batch), per_example=True)
     flat = pair.maps_by_head(*batch).reshape(3, 12, -1)
     flat = flat / np.linalg.norm(flat, axis=-1, keepdims=True)
@@ -29,7 +29,7 @@ def test_cosine_of_dense_maps(pair, batch, block: int, monkeypatch) -> None:
 
 
 def test_jensen_shannon_of_dense_rows(pair, batch, monkeypatch) -> None:
-    monkeypatch.setitem(inspect.unwrap(analyses.head_similarity).__globals__, "ELEMENTS", 500)
+    lower(monkeypatch, "analyses.heads.head_similarity", ELEMENTS=500)
     found = analyses.head_similarity(pair.model.record(*batch), by="jensen_shannon", per_example=True)
     maps = pair.maps_by_head(*batch)
     for text, one, other in ((0, 0, 5), (1, 3, 11), (2, 7, 7)):

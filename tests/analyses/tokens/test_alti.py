@@ -5,12 +5,12 @@ Mutations seen to fail: the output without biases in the distance, the 2-norm in
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from limits import lower
 from mixing_oracle import Layer, layers, layers_of_encoder, product
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def test_alti_matches_the_dense_product(pair, batch) -> None:
 def test_alti_in_blocks_of_few_rows(pairs: Callable, monkeypatch) -> None:
     pair = pairs("gemma2")
     ids = torch.randint(3, 61, (2, 11), generator=torch.Generator().manual_seed(4))
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.alti"), "ELEMENTS", 1000)
+    lower(monkeypatch, "analyses.tokens.alti", ELEMENTS=1000)
     found = alti(pair.model, ids, queries="all")
     for row in range(2):
         expected = product([shares(layer) for layer in layers(pair.twin, ids[row])])
@@ -56,7 +56,7 @@ def test_alti_of_attention_that_writes_nothing_leaves_tokens_in_place(uniform: h
 def test_alti_of_one_token_and_of_too_many(pairs: Callable, monkeypatch) -> None:
     model = pairs("bert").model
     np.testing.assert_allclose(alti(model, torch.tensor([[7]])).values, [[[1.0]]])
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.alti"), "LONGEST", 5)
+    lower(monkeypatch, "analyses.tokens.alti", LONGEST=5)
     with pytest.raises(AnalysisError, match="a text has 6 tokens and this takes 5 at most"):
         alti(model, torch.arange(3, 9)[None])
 

@@ -5,13 +5,13 @@ Mutation of the graph seen to fail: edges that lead to the row's own token.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import networkx as nx
 import numpy as np
 import pytest
 import torch
+from limits import lower
 
 import headwater as hw
 from headwater.analyses.tokens.flow import flow, flow_graph
@@ -105,7 +105,7 @@ def test_ugly_cases(pairs: Callable, monkeypatch) -> None:
     np.testing.assert_allclose(flow(blocked).values[0, 0], [0, 0, 0, 0, 0, 1])
     assert np.isnan(flow(blocked, add_residual=False)).all()
     # the name of the module is that of its function
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.flow"), "LONGEST", 5)
+    lower(monkeypatch, "analyses.tokens.flow", LONGEST=5)
     with pytest.raises(AnalysisError, match="a text has 6 tokens and flow takes 5 at most"):
         flow(model.record(ids))
 

@@ -5,12 +5,12 @@ Mutations seen to fail: weights of the integral not halved, the baseline's embed
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from limits import lower
 from torch import Tensor
 
 from headwater.analyses.tokens.integrated_gradients import integrated_gradients
@@ -98,7 +98,7 @@ def test_shares_that_do_not_add_up_are_refused(pairs: Callable, monkeypatch) -> 
     ids = torch.arange(5, 11)[None]
     more = integrated_gradients(model, ids, steps=1, blank="w3", baseline="blank", tolerance=0.01)
     assert more.steps.values[0] > 1
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.integrated_gradients"), "MOST", 2)
+    lower(monkeypatch, "analyses.tokens.integrated_gradients", MOST=2)
     with pytest.raises(AnalysisError, match=r"example 0 miss .* at 2 points; give tolerance="):
         integrated_gradients(model, ids, steps=1, baseline="blank", tolerance=1e-6)
     with pytest.raises(AnalysisError, match="mean, blank, zero"):

@@ -6,12 +6,12 @@ attention halved, the scale of Gemma 2's norm left out of the terms or of their 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from limits import lower
 from mixing_oracle import layers
 
 import headwater as hw
@@ -69,7 +69,7 @@ def test_terms_and_biases_are_what_the_model_has(pair) -> None:
 def test_all_rows_in_blocks(pairs: Callable, monkeypatch) -> None:
     pair = pairs("bert")
     ids = torch.randint(3, 61, (1, 20), generator=torch.Generator().manual_seed(4))
-    monkeypatch.setattr(importlib.import_module("headwater.analyses._streams.attention_terms"), "FEW", 3)
+    lower(monkeypatch, "analyses._streams.attention_terms", FEW=3)
     found = norms(pair.model, ids, queries="all")
     for place, layer in enumerate(layers(pair.twin, ids[0])):
         np.testing.assert_allclose(

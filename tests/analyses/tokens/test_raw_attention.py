@@ -6,12 +6,12 @@ the wrong layer for -1.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from limits import lower
 
 import headwater as hw
 from headwater.analyses.tokens.raw_attention import raw_attention
@@ -51,7 +51,7 @@ def test_columns_and_blocks_of_rows(pairs: Callable, monkeypatch) -> None:
     ids = torch.arange(4, 24)[None]
     record = pair.model.record(ids)
     expected = pair.maps(ids)[2, 0].mean(0)
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.raw_attention"), "FEW", 3)
+    lower(monkeypatch, "analyses.tokens.raw_attention", FEW=3)
     found = raw_attention(record, queries="all", keys=[0, -3])
     np.testing.assert_allclose(found.values[0], expected[:, [0, -3]], atol=1e-6)
     assert list(found.key.values) == [0, -3]

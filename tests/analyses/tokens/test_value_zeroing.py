@@ -7,13 +7,13 @@ before the values are taken off.
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from limits import lower
 from mixing_oracle import blocks_of
 from torch import Tensor
 
@@ -85,9 +85,7 @@ def test_matches_zeroed_projections(pair, batch) -> None:
 def test_one_layer_in_small_groups(pairs: Callable, monkeypatch) -> None:
     pair = pairs("llama")
     ids = torch.randint(3, 61, (1, 7), generator=torch.Generator().manual_seed(2))
-    monkeypatch.setattr(
-        importlib.import_module("headwater.analyses.tokens.value_zeroing"), "ELEMENTS", 4 * 7 * 8 * 2
-    )
+    lower(monkeypatch, "analyses.tokens.value_zeroing", ELEMENTS=4 * 7 * 8 * 2)
     found = value_zeroing(pair.model, ids, queries="all", first_layer=1, last_layer=1)
     np.testing.assert_allclose(found.values[0], dense(pair.twin, ids[0])[1], atol=1e-3)
 
@@ -113,6 +111,6 @@ def test_closed_forms_and_refusals(pairs: Callable, uniform: hw.HookedModel, mon
         value_zeroing(model, ids, last_layer=3)
     with pytest.raises(AnalysisError, match="first_layer=2 is above last_layer=1"):
         value_zeroing(model, ids, first_layer=2, last_layer=1)
-    monkeypatch.setattr(importlib.import_module("headwater.analyses.tokens.value_zeroing"), "LONGEST", 5)
+    lower(monkeypatch, "analyses.tokens.value_zeroing", LONGEST=5)
     with pytest.raises(AnalysisError, match="takes 5 at most"):
         value_zeroing(model, ids)
