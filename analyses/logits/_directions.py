@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headwater.lens.errors import AnalysisError
+from headwater.lens.files import read_bytes
 from headwater.lens.model import HookedModel
 
 Direction = str | Path | Tensor | np.ndarray | Sequence[float]
@@ -41,11 +43,8 @@ def direction_of(model: HookedModel, given: Direction) -> Tensor:
 def _in_file(path: Path) -> np.ndarray:
     if path.suffix != ".npy":
         raise AnalysisError(f"direction={path.name!r} is no .npy file; write one with numpy.save")
+    content = read_bytes(path, MOST_BYTES, AnalysisError, "give one vector")
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise AnalysisError(f"{path} is larger than {MOST_BYTES // 2**20} MiB; give one vector")
-        return np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise AnalysisError(f"{path} can not be read: {error.strerror}; give a file of numpy.save") from None
+        return np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError):
         raise AnalysisError(f"{path} holds no array of numbers; give a file of numpy.save") from None

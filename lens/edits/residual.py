@@ -31,6 +31,7 @@ from headwater.lens.naming import positions
 from headwater.lens.naming.heads import chosen_layers
 from headwater.lens.naming.positions import Positions
 from headwater.lens.running.forward import forward
+from headwater.lens.running.watching import watching
 
 How = Literal["add", "replace", "project_out", "scale"]
 # what the layer that runs now was given: its mask, and the stream where the attention's norm reads it
@@ -261,39 +262,22 @@ def _facts(model: Opened, layer: int) -> _Facts:
     block = blocks.block(model, layer)
     if block.module in _known:
         return _known[block.module]
-    seen: dict[str, Tensor] = {}
-    handles = []
+    modules = block.module, block.norm1, block.attention_out, block.norm2, block.mlp_out
+    with context.alone(model.key), watching(m for m in modules if m is not None) as calls:
+        forward(model, inputs.read(model, torch.arange(3)[None] % model.vocab))
+    seen = {call.module: call for call in calls}
+    pre, post = seen[block.module].given, seen[block.module].output
+    norm1, attention, norm2, mlp = (None if m is None else seen.get(m) for m in modules[1:])
 
-    def note(name: str, module: nn.Module | None, before: bool) -> None:
-        def see(m: nn.Module, given: tuple, named: dict, *out: Any) -> None:
-            x = out[0] if out else given[0] if given else named["hidden_states"]
-            seen[name] = (x[0] if isinstance(x, tuple) else x).detach()
+    def same(total: Tensor, *terms: Tensor) -> bool:
+        return torch.allclose(total, sum(terms[1:], terms[0]), atol=1e-4, rtol=1e-3)
 
-        if module is not None and before:
-            handles.append(module.register_forward_pre_hook(context.Staying(see, 3), with_kwargs=True))
-        elif module is not None:
-            handles.append(module.register_forward_hook(context.Staying(see, 4), with_kwargs=True))
-
-    for name, module, before in (
-        ("pre", block.module, True), ("norm1", block.norm1, True), ("attention", block.attention_out, False),
-        ("norm2", block.norm2, True), ("mlp", block.mlp_out, False), ("post", block.module, False),
-    ):  # fmt: skip
-        note(name, module, before)
-    try:
-        with context.alone(model.key):
-            forward(model, inputs.read(model, torch.arange(3)[None] % model.vocab))
-    finally:
-        for handle in handles:
-            handle.remove()
-
-    def same(a: str, *terms: str) -> bool:
-        if a not in seen or any(t not in seen for t in terms):
-            return False
-        return torch.allclose(seen[a], sum(seen[t] for t in terms), atol=1e-4, rtol=1e-3)  # type: ignore[arg-type]
-
-    found = _Facts(
-        same("norm2", "pre", "attention") and same("norm1", "pre"), same("post", "pre", "attention", "mlp")
-    )
+    mid = mlp_adds = False
+    if attention and norm1 and norm2:
+        mid = same(norm2.given, pre, attention.output) and same(norm1.given, pre)
+    if attention and mlp:
+        mlp_adds = same(post, pre, attention.output, mlp.output)
+    found = _Facts(mid, mlp_adds)
     _known[block.module] = found
     return found
 

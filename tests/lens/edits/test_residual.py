@@ -5,6 +5,7 @@ Seen to fail: the direction not normalised, positions counted from the padding.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ import tiny_models
 import torch
 
 import headwater as hw
+from headwater.lens.edits import residual
 from headwater.lens.errors import EditError
 
 D = 32
@@ -183,3 +185,24 @@ def test_post_norm_blocks_have_no_middle_and_no_mlp_of_their_own():
             bert.embeddings(ids, mask)[1, :11]
             - hw.load(tiny_models.tiny("bert")).embeddings(ids, mask)[1, :11]
         ).abs().max() > 0.1
+
+
+def test_what_a_block_adds_up_to_is_not_read_from_another_threads_run(monkeypatch):
+    """While a block is tried on three tokens, another context runs the same model."""
+    plain = tiny_models.tiny("gpt2")
+    model, ids = hw.load(plain), tiny_models.batch(1)[0]
+    run, close, lengths = residual.forward, torch.allclose, []
+
+    def both(*given):
+        out = run(*given)
+        contextvars.Context().run(lambda: plain(ids))
+        return out
+
+    def noted(a, b, **how):
+        lengths.append(a.shape[1])
+        return close(a, b, **how)
+
+    monkeypatch.setattr(residual, "forward", both)
+    monkeypatch.setattr(torch, "allclose", noted)
+    assert residual._facts(model, 1) == residual._Facts(True, True)
+    assert set(lengths) == {3}
