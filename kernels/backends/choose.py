@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headwater.kernels.backends.backend import Backend
 from headwater.kernels.backends.blocked import Blocked
-from headwater.kernels.backends.flash_edits import Flash
+from headwater.kernels.backends.flash import Flash
 from headwater.kernels.backends.linear import Running
 from headwater.kernels.backends.reference import Reference
 from headwater.kernels.backends.triton.backend import Triton

@@ -1,233 +1,210 @@
-"""Attention through torch's fused CPU kernel, which also gives the row log-sum-exp: fast, linear memory, plain softmax.
+"""Attention through torch's fused CPU kernel, edits included: no weight is formed but those of a few keys.
 
-It takes causal masks (inside a cache in two calls) and bidirectional ones, key padding, additive bias, grouped queries
-and learned sinks (a factor on the output), and edits by way of kernels/backends/flash_edits.py; why it refuses anything
-else is said by `why_not`. `P^T @ Y` is attention again: queries and keys change places, one more feature carries -lse,
-and both sequences are reversed so that causal stays causal.
+Score edits become what the kernel takes: a temperature scales the queries, biases and blocked keys are added to the
+scores of a key, and what acts on some queries alone is a second call whose rows are chosen afterwards. Weight edits are
+a factor per row and class of keys (kernels/backends/key_classes.py). Each class has its own output and log-sum-exp,
+from a call that hides the other keys, or from its columns where they are few; they are joined by their masses. Nothing
+is ever subtracted, so a row that looks at its sink alone keeps all digits. Patterns that are mixed in are added as
+products of their own. Cost: one call per class of more than 16 keys, times the calls that some queries take. `why_not`
+names what is left to `blocked`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from headwater.kernels.rules.rule import ScoreRule, with_sink
+from headwater.kernels.backends import fused_kernel, key_classes, score_edits
+from headwater.kernels.backends.backend import Backend, Pass
+from headwater.kernels.backends.few_keys import Part, joined
+from headwater.kernels.backends.key_classes import KeyClasses, classify, own_columns, refold
+from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores
+from headwater.kernels.edits.weights import WeightEdit
+from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import tile_dtype
 from headwater.kernels.tiles.heads import per_query_head
 
-# (output, lse [batch, head, query] in natural log); lse is 0 on a row without keys, which callers mend
-_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+MOST_COLUMNS = 16
+MOST_CALLS = 6  # beyond that blocks of rows are as fast
 
 
-def why_not(q: Tensor, k: Tensor, rule: ScoreRule, transposed: bool = False) -> str | None:
-    """What of this combination can not be computed here, or None where it can."""
-    mask = rule.mask
-    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
-    if q.device.type != "cpu":
-        return f"the fused kernel used here is for the CPU, the tensors are on {q.device.type}"
-    if rule.scale <= 0:
-        return "scores with a scale of 0 or below, as it hides pairs before it scales them"
-    if rule.softcap is not None:
-        return "soft-capped scores"
-    if rule.normaliser is not None:
-        return f"{rule.normaliser.name} weights"
-    if rule.alibi is not None:
-        return "ALiBi"
-    if rule.edits:
-        return "edited scores"
-    if rule.sinks is not None and (learns or (torch.is_grad_enabled() and rule.sinks.requires_grad)):
-        return "gradients through learned sinks, as its log-sum-exp carries none"
-    if torch.is_grad_enabled() and rule.bias is not None and rule.bias.requires_grad:
-        return "gradients of a score bias"
-    if mask.beyond_band:
-        return mask.beyond_band
-    if mask.queries == 0 or mask.keys == 0:
-        return "an empty cache"
-    first, last = _span(rule)
-    causal = _is_causal(rule, first, last)
-    if causal is None:
-        if not _seen_by_all(rule):
-            return "a sliding window"
-        if learns:
-            return "gradients where queries start inside the cache, as its log-sum-exp carries none"
-        causal, first = True, first + _seen_by_all(rule)
-    if first == last:
-        return "a band that hides every key"
-    if transposed:
-        if learns:
-            return "gradients of the transpose, as its log-sum-exp carries none"
-        if rule.bias is not None:
-            return "the transpose under an additive bias"
-        if causal and last - first != mask.queries:
-            return "the transpose of a causal map that is not square"
-    return None
+class Call(NamedTuple):
+    """One way to score: the rows it is for [batch|1, query], factors on the queries [batch|1, head] and key biases."""
+
+    rows: Tensor | None
+    factor: Tensor | None
+    key_bias: Tensor | None  # [batch|1, head|1, key]
 
 
-def _span(rule: ScoreRule) -> tuple[int, int]:
-    return rule.mask.key_span(0, rule.mask.queries)
+class Flash(Backend):
+    name = "flash"
+    reason = "softmax on the CPU"
+
+    def why_not(
+        self, q: Tensor, k: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        transposed: bool = False, value_width: int = 0,
+    ) -> str | None:  # fmt: skip
+        if reason := fused_kernel.why_not(q, k, replace(rule, edits=()), transposed):
+            return reason
+        if reason := score_edits.why_not(rule.edits):
+            return reason
+        learning = torch.is_grad_enabled()
+        for edit in rule.edits:
+            if isinstance(edit, BiasKeys) and edit.bias.requires_grad and learning:
+                return "gradients of a key bias"
+            if isinstance(edit, ScaleScores) and rule.bias is not None and rule.bias.shape[2] > 1:
+                return "a temperature under a bias of queries and keys"
+        if reason := key_classes.why_not(edits, rule.mask.keys, q.device):
+            return reason
+        calls = len(_patterns(rule))
+        if edits:
+            if learning and (q.requires_grad or k.requires_grad):
+                return "gradients of edited weights, as its log-sum-exp carries none"
+            calls *= len(_large(classify(edits, rule.mask.keys, q.device))[0])
+        return f"edits that take {calls} calls of the kernel" if calls > MOST_CALLS else None
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        statistics: Sequence[str] = (),
+    ) -> Pass:  # fmt: skip
+        if not edits and not rule.edits:
+            return Pass(*fused_kernel.attend(q, k, v, rule), (), {})
+        q, k, v = (_high(x) for x in (q, k, v))
+        calls = _lower(rule, q)
+        if not edits:
+            return Pass(*_attend(calls, q, k, v, rule), (), {})
+        classes = classify(edits, rule.mask.keys, q.device)
+        large, few = _large(classes)
+        parts = []
+        for c in large:
+            hidden = replace(rule, sinks=None, mask=_restricted(rule, (classes.of_key == c) & ~few))
+            parts.append(Part(c, *_attend(calls, q, k, v, hidden)))
+        return joined(q, k, v, rule, edits, classes, parts, few.nonzero()[:, 0])
+
+    def gather(self, state: MapState, x: Tensor) -> Tensor:
+        rule, lse = state.rule, state.lse
+        silent = torch.isinf(lse)[..., None]
+        q, k, x = _high(state.q), _high(state.k), _high(x)
+        heads = q.shape[1]
+        # the kernel wants as many heads of values as of keys
+        if x.shape[1] == 1:
+            x = x.expand(-1, k.shape[1], -1, -1)
+        else:
+            k, x = per_query_head(k, heads), per_query_head(x, heads)
+        calls = _lower(rule, q)
+        folded = refold(state)
+        if folded is None:
+            return _attend(calls, q, k, x, rule)[0].masked_fill(silent, 0.0)
+        kinds = folded.classes.groups().to(x)
+        values = torch.cat([x * one[:, None, :, None] for one in kinds.unbind(1)], -1)
+        parts = _attend(calls, q, k, values, rule)[0].unflatten(-1, (folded.classes.count, -1))
+        found = torch.einsum("bhqcx,bhcq->bhqx", parts, folded.factor.to(parts))
+        own = per_query_head(x[:, :, own_columns(rule.mask, x.device)], heads)
+        found = found + folded.kept[..., None] * own + folded.gather(rule, x)
+        return found.masked_fill(silent, 0.0)
+
+    def scatter(self, state: MapState, y: Tensor) -> Tensor:
+        rule, lse = state.rule, state.lse
+        q, k, y = _high(state.q), _high(state.k), _high(y).expand(-1, state.shape[1], -1, -1)
+        folded = refold(state)
+        sent = y if folded is None else (folded.factor.mT[..., None].to(y) * y[..., None, :]).flatten(-2)
+        found = torch.zeros((), dtype=sent.dtype)
+        for call in _lower(rule, q):
+            heard = (
+                lse if call.rows is None else lse.masked_fill(~call.rows[:, None].to(lse.device), torch.inf)
+            )
+            plain = replace(rule, edits=())
+            found = found + fused_kernel.scatter(_scaled(q, call), k, plain, heard, sent, call.key_bias)
+        if folded is None:
+            return found
+        kinds = folded.classes.groups().to(found)
+        found = torch.einsum("bhkcx,bck->bhkx", found.unflatten(-1, (folded.classes.count, -1)), kinds)
+        place = torch.arange(rule.mask.queries) + rule.mask.shift
+        there = (place >= 0) & (place < rule.mask.keys)
+        own = (folded.kept[..., None] * y)[:, :, there]
+        return found.index_add(2, place[there].to(found.device), own.to(found)) + folded.scatter(rule, y)
+
+    def received(
+        self, state: MapState, queries: Tensor | None, later: tuple[int, int] | None
+    ) -> Tensor | None:
+        return self._column_sums(state, queries) if later is None else None
 
 
-def _is_causal(rule: ScoreRule, first: int, last: int) -> bool | None:
-    """Is the band over the columns `first:last` the kernel's causal mask (True), or all-visible (False), or neither?"""
-    mask = rule.mask
-    shift = mask.shift - first
-    if mask.left is not None and mask.queries - 1 + shift > mask.left:
-        return None
-    if mask.right is None or shift + mask.right >= last - first - 1:
-        return False
-    return True if shift + mask.right == 0 else None
+def _patterns(rule: ScoreRule) -> list[Tensor | None]:
+    """The sets of rows that some blocked pairs are for, and the rest; [None] where all rows are scored alike."""
+    rows: list[Tensor | None] = [None]
+    for edit in rule.edits:
+        if isinstance(edit, BlockScores) and not edit.queries.all():
+            rows = [
+                part if old is None else part & old for old in rows for part in (edit.queries, ~edit.queries)
+            ]
+            rows = [part for part in rows if part is not None and part.any()]
+    return rows
 
 
-def _seen_by_all(rule: ScoreRule) -> int:
-    """Keys before the first query, which a causal mask shows to all; 0 where there are none, or a window hides some."""
-    mask = rule.mask
-    if mask.right is None or (mask.left is not None and mask.queries - 1 + mask.shift > mask.left):
-        return 0
-    return max(mask.shift + mask.right, 0)
+def _lower(rule: ScoreRule, q: Tensor) -> list[Call]:
+    """The score edits in their order, for each set of rows."""
+    calls = []
+    for rows in _patterns(rule):
+        acting = [
+            edit
+            for edit in rule.edits
+            if not isinstance(edit, BlockScores) or rows is None or bool((edit.queries & rows).any())
+        ]
+        calls.append(Call(rows, *score_edits.factor_and_bias(acting, q)))
+    return calls
 
 
-def _halves(rule: ScoreRule) -> tuple[tuple[slice, ScoreRule], ...]:
-    """The cache, which every query sees, and what follows it, which is plainly causal: columns and rule of each."""
-    keys, cached = rule.mask.keys, _seen_by_all(rule)
-    found = []
-    for columns, right in ((slice(0, cached), None), (slice(cached, keys), rule.mask.right)):
-        mask = replace(rule.mask.trimmed(columns.start, columns.stop), left=None, right=right)
-        bias = rule.bias
-        bias = bias if bias is None or bias.shape[-1] == 1 else bias[..., columns]
-        found.append((columns, replace(rule, mask=mask, bias=bias, sinks=None)))
-    return tuple(found)
-
-
-def _additive(rule: ScoreRule, first: int, last: int, like: Tensor) -> Tensor | None:
-    """Bias and key padding as one float mask [batch|1, head|1, query|1, key]; None where there is neither."""
-    bias = None
-    if rule.bias is not None:
-        bias = rule.bias.to(like)
-        bias = bias if bias.shape[-1] == 1 else bias[..., first:last]
-    if rule.mask.valid_keys is not None:
-        hidden = ~rule.mask.valid_keys[:, None, None, first:last]
-        bias = torch.zeros_like(hidden, dtype=like.dtype) if bias is None else bias
-        bias = bias.masked_fill(hidden.to(like.device), float("-inf"))
-    return bias
-
-
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The kernel wants equal widths for q, k and v, and under autograd as many key heads as query heads.
-
-    It takes the features of a position to be neighbours in memory and does not look.
-    """
-    width, wanted = q.shape[-1], v.shape[-1]
-    if wanted < width:
-        v = torch.nn.functional.pad(v, (0, width - wanted))
-    elif wanted > width:
-        q, k = (torch.nn.functional.pad(x, (0, wanted - width)) for x in (q, k))
-    if torch.is_grad_enabled() and k.shape[1] != q.shape[1]:
-        k, v = (per_query_head(x, q.shape[1]) for x in (k, v))
-    if bias is not None and bias.shape[2] == 1 and bias.shape[1] == 1:
-        bias = bias.expand(q.shape[0], 1, 1, -1)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    out, lse = _fused(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
-    return out[..., :wanted], lse
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
-    """Output z [batch, head, query, d_value] and lse [batch, head, query]; zero and -inf on a row without keys."""
-    first, last = _span(rule)
-    causal = _is_causal(rule, first, last)
-    if causal is None:
-        z, lse = _joined([attend(q, k[:, :, part], v[:, :, part], half) for part, half in _halves(rule)])
-    else:
-        k, v = k[:, :, first:last], v[:, :, first:last]
-        bias = _additive(rule, first, last, q)
-        z, lse = _call(q, k, v.to(q.dtype), causal, bias, rule.scale)
-        empty = _empty(rule, bias, first, last).to(q.device)
-        if empty.any():
-            lse = lse.masked_fill(empty, float("-inf"))
-            z = z.masked_fill(empty[..., None], 0.0)
-    if rule.sinks is not None:
-        merged = with_sink(lse, rule.sink_logits)
-        share = torch.exp(lse - torch.where(merged == float("-inf"), 0.0, merged))
-        z, lse = z * share[..., None].to(z), merged
+def _attend(calls: Sequence[Call], q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
+    """z and lse of unedited weights, each row from the call that is for it."""
+    z, lse = _call(calls[0], q, k, v, rule)
+    for call in calls[1:]:
+        assert call.rows is not None
+        rows = call.rows[:, None].to(z.device)
+        other, other_lse = _call(call, q, k, v, rule)
+        z, lse = torch.where(rows[..., None], other, z), torch.where(rows, other_lse, lse)
     return z, lse
 
 
-def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Attention over disjoint keys as attention over all of them: each part by the mass of its own log-sum-exp."""
-    lse = torch.stack([part for _, part in parts]).logsumexp(0)
-    row = torch.where(lse == float("-inf"), math.inf, lse)
-    return sum(torch.exp(part - row)[..., None].to(z) * z for z, part in parts), lse  # pyright: ignore[reportReturnType]
+def _call(call: Call, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
+    """The fused kernel with the scores of the call."""
+    bias = rule.bias
+    if bias is not None and call.factor is not None:
+        # a hidden pair stays hidden: 0 * -inf is NaN
+        bias = torch.where(bias == -torch.inf, -torch.inf, bias.to(q) * call.factor[..., None, None])
+    if call.key_bias is not None:
+        bias = call.key_bias[:, :, None] if bias is None else bias.to(q) + call.key_bias[:, :, None]
+    return fused_kernel.attend(_scaled(q, call), k, v, replace(rule, bias=bias, edits=()))
 
 
-def _empty(rule: ScoreRule, bias: Tensor | None, first: int, last: int) -> Tensor:
-    """Rows from which band, padding or a bias of -inf hide every key, bool [batch|1, head|1, query]."""
-    low, high = (bound.clamp(first, last) - first for bound in (rule.mask.lower(), rule.mask.upper()))
-    if bias is None:
-        return (low >= high)[None, None]
-    if bias.shape[-1] == 1:
-        return (low >= high)[None, None] | (bias[..., 0] == float("-inf")).cpu()
-    if bias.shape[2] == 1:
-        seen = torch.nn.functional.pad((bias[:, :, 0] > float("-inf")).cpu().long().cumsum(-1), (1, 0))
-        return seen[..., high] <= seen[..., low]
-    columns, found = torch.arange(last - first), []
-    for part in torch.arange(rule.mask.queries).split(256):
-        band = (columns >= low[part, None]) & (columns < high[part, None])
-        found.append(((bias[:, :, part] > float("-inf")).cpu() & band).any(-1))
-    return ~torch.cat(found, -1)
+def _scaled(q: Tensor, call: Call) -> Tensor:
+    return q if call.factor is None else q * call.factor[..., None, None]
 
 
-def scatter(
-    q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, y: Tensor, key_bias: Tensor | None = None
-) -> Tensor:
-    """`P^T @ y` for y [batch, head, query, c] → [batch, head, key, c]; rows whose lse is +inf give nothing.
-
-    `key_bias` [batch|1, head|1, key] is added to the scores of a key, and may hide it (-inf).
-    Column j of P is `exp(scale*k_j·q_i - lse_i)` over i: a softmax over the queries, times the exponential of its own
-    log-sum-exp. A learned sink is inside `lse` already.
-    """
-    batch, heads, _, width = q.shape
-    first, last = _span(rule)
-    causal = _is_causal(rule, first, last)
-    if causal is None:
-        found = []
-        for part, half in _halves(rule):
-            own_bias = None if key_bias is None else key_bias[..., part]
-            found.append(scatter(q, k[:, :, part], half, lse, y, own_bias))
-        return torch.cat(found, 2)
-    high = tile_dtype(q)
-    keys = per_query_head(k[:, :, first:last].to(high), heads)
-    silent = torch.isinf(lse)
-    feature = torch.where(silent, 0.0, -lse / rule.scale).to(high)[..., None]
-    new_q = torch.cat([keys, torch.ones_like(keys[..., :1])], -1).flip(2)
-    new_k = torch.cat([q.to(high), feature], -1).flip(2)
-    bias = None
-    if silent.any():
-        bias = torch.zeros_like(lse, dtype=high).masked_fill(silent, float("-inf"))[:, :, None].flip(-1)
-    out = q.new_zeros(batch, heads, rule.mask.keys, y.shape[-1], dtype=high)
-    for begin in range(0, y.shape[-1], width + 1):
-        piece = y[..., begin : begin + width + 1].to(high).flip(2)
-        mean, log_mass = _call(new_q, new_k, piece, causal, bias, rule.scale)
-        seen = _seen(rule, silent, first, last)
-        logs = log_mass.flip(2) if key_bias is None else log_mass.flip(2) + key_bias[..., first:last]
-        scale = torch.exp(torch.where(seen, logs, -math.inf))
-        out[:, :, first:last, begin : begin + width + 1] = mean.flip(2) * scale[..., None]
-    return out
+def _large(classes: KeyClasses) -> tuple[list[int], Tensor]:
+    """The classes that take a call each, and the columns, bool [key], of all others, which together are few."""
+    counts = classes.groups().sum(-1).amax(0)
+    large = [int(c) for c in counts.argsort(descending=True)]
+    few = torch.zeros_like(classes.of_key[0], dtype=torch.bool)
+    while len(large) > 1:
+        more = few | (classes.of_key == large[-1]).any(0)
+        if more.sum() > MOST_COLUMNS:
+            break
+        few = more
+        large.pop()
+    return large, few
 
 
-def _seen(rule: ScoreRule, silent: Tensor, first: int, last: int) -> Tensor:
-    """Keys that are real and seen by some row that has weights, bool [batch, head, key]."""
-    columns = torch.arange(first, last, device=silent.device)
-    some = (~silent).any(-1, keepdim=True).expand(*silent.shape[:2], last - first)
-    if rule.mask.right is not None:
-        # under a causal mask key j is seen by the rows from j on, so the last row with weights decides
-        rows = torch.arange(silent.shape[-1], device=silent.device)
-        latest = torch.where(silent, -1, rows).amax(-1, keepdim=True)
-        some = some & (columns <= latest + rule.mask.shift + rule.mask.right)
-    if rule.mask.valid_keys is not None:
-        some = some & rule.mask.valid_keys[:, None, first:last].to(silent.device)
-    return some
+def _restricted(rule: ScoreRule, keys: Tensor):
+    """The mask of the rule over some keys alone, bool [batch|1, key]."""
+    valid = keys if rule.mask.valid_keys is None else keys & rule.mask.valid_keys.to(keys.device)
+    return replace(rule.mask, valid_keys=valid)
+
+
+def _high(x: Tensor) -> Tensor:
+    return x.to(tile_dtype(x))

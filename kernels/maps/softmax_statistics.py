@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from headwater.kernels.maps.measures import of_rows, one_per_row
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles import row_blocks
@@ -64,7 +65,6 @@ def stream(map: MapState, names: list[str], found: dict[str, Tensor], window: in
     scratch = map.q.new_empty(2, some_rows * some_heads * largest, dtype=high)
     first = rule.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
     only = _only(first, keys)
-    numbers = torch.arange(queries + keys, device=map.q.device, dtype=high)
     rims: dict[tuple[int, ...], Tensor] = {}
     for b in (slice(i, min(i + some_rows, batch)) for i in range(0, batch, some_rows)):
         for h in (slice(i, min(i + some_heads, heads)) for i in range(0, heads, some_heads)):
@@ -83,14 +83,12 @@ def stream(map: MapState, names: list[str], found: dict[str, Tensor], window: in
                 torch.bmm(q[:, rows], k[:, columns].mT, out=logs)
                 _hide(rule.mask, Block(b, chosen, rows, columns), logs, rims)
                 at = {n: x[:, columns if n == "received" else rows] for n, x in results.items()}
-                _measure(logs, weights, at, piece, rule, numbers)
-                if "distance_squared" in at or "windowed_distance" in at:
-                    _measure_far(weights, logs, at, _apart(weights, piece, rule.mask, numbers), window)
+                _measure(logs, weights, at, piece, rule, window)
                 if only is not None and columns.start <= only < columns.stop:
                     at["first"].copy_(weights[..., only - columns.start])
                 elif first is not None:
-                    place = first[b, h, rows].reshape(shape[:2]) - columns.start
-                    at["first"].copy_(_one_per_row(weights, place))
+                    place = first[b, h, rows].reshape(shape[:2]).to(weights.device) - columns.start
+                    at["first"].copy_(one_per_row(weights, place))
 
 
 def _pieces(map: MapState) -> list[Piece]:
@@ -133,7 +131,7 @@ def _hide(mask: Mask, block: Block, logs: Tensor, rims: dict[tuple[int, ...], Te
 
 
 def _measure(
-    logs: Tensor, weights: Tensor, at: dict[str, Tensor], piece: Piece, rule: ScoreRule, numbers: Tensor
+    logs: Tensor, weights: Tensor, at: dict[str, Tensor], piece: Piece, rule: ScoreRule, window: int
 ) -> None:
     """Everything but `first`, from logarithms of the weights over the scale; writes over both scratch tensors."""
     rows, columns = piece
@@ -152,17 +150,10 @@ def _measure(
     torch.exp2(logs.mul_(unit), out=weights)
     if "entropy" in at:
         at["entropy"].copy_(torch.mul(weights, logs, out=logs).sum(-1).mul_(-1 / LOG2E))
-    if "row_mass" in at or "distance" in at:
-        mass = weights.sum(-1)
-        if "row_mass" in at:
-            at["row_mass"].copy_(mass)
-        if "distance" in at:
-            at["distance"].copy_(_distance(weights, mass, logs, piece, mask, numbers))
-    own = rows.start + mask.shift - columns.start
-    for name, offset in (("self", own), ("previous", own - 1)):
-        if name in at and -weights.shape[1] < offset < weights.shape[2]:
-            line = weights.diagonal(offset, -2, -1)
-            at[name][:, max(-offset, 0) :][:, : line.shape[-1]].copy_(line)
+    ahead = rows.start + mask.shift - columns.start
+    one_sided = mask.right is not None and mask.right <= 0
+    for name, values in of_rows(weights, at, ahead, one_sided, window, logs).items():
+        at[name].copy_(values)
     if "received" in at:
         at["received"] += weights.sum(-2)
 
@@ -189,41 +180,9 @@ def _largest(logs: Tensor) -> tuple[Tensor, Tensor]:
     return peak, place.add_(begin[..., 0])
 
 
-def _distance(
-    weights: Tensor, mass: Tensor, scratch: Tensor, piece: Piece, mask: Mask, numbers: Tensor
-) -> Tensor:
-    if mask.right is not None and mask.right <= 0:
-        # no key lies ahead: |query - key| is their difference, which is linear in the key
-        back = (piece.rows.start + mask.shift - piece.columns.start) - numbers[: weights.shape[2]]
-        return weights @ back + numbers[: weights.shape[1]] * mass
-    return torch.mul(weights, _apart(weights, piece, mask, numbers), out=scratch).sum(-1)
-
-
-def _apart(weights: Tensor, piece: Piece, mask: Mask, numbers: Tensor) -> Tensor:
-    """|query - key| of a piece, [row, column]."""
-    begin = piece.rows.start + mask.shift - piece.columns.start
-    return (numbers[: weights.shape[1], None] + begin - numbers[: weights.shape[2]]).abs()
-
-
-def _measure_far(weights: Tensor, scratch: Tensor, at: dict[str, Tensor], apart: Tensor, window: int) -> None:
-    """Sums that are not linear in the key, one sweep each."""
-    if "windowed_distance" in at:
-        at["windowed_distance"].copy_(torch.mul(weights, apart.clamp(max=window), out=scratch).sum(-1))
-    if "distance_squared" in at:
-        # not from sums of key and key²: on a row that looks nearby their difference would lose all digits
-        at["distance_squared"].copy_(torch.mul(weights, apart.square_(), out=scratch).sum(-1))
-
-
 def _only(first: Tensor | None, keys: int) -> int | None:
     """The column that is the first visible key of every row, where there is one such."""
     if first is None or not first.numel():
         return None
     low, high = first.aminmax()
     return int(low) if low == high and low < keys else None
-
-
-def _one_per_row(weights: Tensor, place: Tensor) -> Tensor:
-    """The weight at one column of each row, 0 where that column is outside of the block."""
-    inside = (place >= 0) & (place < weights.shape[-1])
-    place = place.clamp(0, weights.shape[-1] - 1).to(weights.device)
-    return weights.gather(-1, place[..., None])[..., 0] * inside.to(weights)

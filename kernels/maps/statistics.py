@@ -25,6 +25,7 @@ from torch import Tensor
 
 from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.maps import softmax_statistics
+from headwater.kernels.maps.measures import of_rows, one_per_row
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.row_blocks import blocks
@@ -127,19 +128,21 @@ def _stream(
 ) -> None:
     batch, heads = map.shape[:2]
     first = map.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
+    one_sided = map.mask.right is not None and map.mask.right <= 0
     for block in blocks(batch, range(heads), map.mask):
         weights, entropy = _weights(map, block, "entropy" in names)
-        rows = {"entropy": entropy} | _sums(map, block, weights, names, groups)
-        rows |= _far(map, block, weights, names, window)
+        ahead = block.rows.start + map.mask.shift - block.columns.start
+        rows = {"entropy": entropy} | of_rows(weights, names, ahead, one_sided, window)
+        if "mass" in names:
+            assert groups is not None
+            inside = (groups if len(groups) == 1 else groups[block.batch])[:, :, block.columns].to(weights)
+            rows["mass"] = torch.einsum("bhqk,bgk->bhgq", weights, inside.expand(len(weights), -1, -1))
         if ("max" in names or "argmax" in names) and weights.shape[-1]:
             rows["max"], place = weights.max(-1)
             rows["argmax"] = place + block.columns.start
-        own = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.mask.shift
-        places = {"self": own, "previous": own - 1}
         if first is not None:
-            places["first"] = first[block.batch][:, block.heads, block.rows].to(weights.device)
-        for name in set(places) & set(names):
-            rows[name] = _at(weights, (places[name] - block.columns.start).expand(weights.shape[:-1]))
+            place = block.of_rows(first).to(weights.device) - block.columns.start
+            rows["first"] = one_per_row(weights, place)
         for name, values in rows.items():
             if name in names and name == "mass":
                 found[name][block.batch, block.heads, :, block.rows] = values.to(found[name])
@@ -163,52 +166,3 @@ def _weights(map: MapState, block: Block, entropy: bool) -> tuple[Tensor, Tensor
     weights = logs.exp()
     # a hidden pair would be 0 times -inf; where its weight is 0 any finite logarithm serves
     return weights, -torch.einsum("bhqk,bhqk->bhq", weights, logs.clamp(min=-1e4))
-
-
-def _sums(
-    map: MapState, block: Block, weights: Tensor, names: list[str], groups: Tensor | None
-) -> dict[str, Tensor]:
-    """The statistics that are sums over a row of weights times a number of the key: one product for all."""
-    columns = torch.arange(block.columns.start, block.columns.stop, device=weights.device)
-    anchor = block.rows.start + map.mask.shift
-    numbers = [torch.ones_like(columns), anchor - columns]
-    table = torch.stack(numbers).to(weights).expand(len(weights), -1, -1)
-    if "mass" in names:
-        assert groups is not None
-        inside = (groups if len(groups) == 1 else groups[block.batch])[:, :, block.columns].to(weights)
-        table = torch.cat([table, inside.expand(len(weights), -1, -1)], 1)
-    one_sided = map.mask.right is not None and map.mask.right <= 0
-    if not {"row_mass", "distance", "mass"} & set(names):
-        return {}
-    sums = torch.einsum("bhqk,bgk->bhgq", weights, table)
-    rows = torch.arange(block.rows.stop - block.rows.start, device=weights.device)
-    # no key lies ahead: |query - key| is their difference, which is linear in the key
-    distance = sums[:, :, 1] + rows * sums[:, :, 0]
-    if not one_sided and "distance" in names:
-        distance = (weights * (anchor + rows[:, None] - columns).abs()).sum(-1)
-    return {"row_mass": sums[:, :, 0], "distance": distance, "mass": sums[:, :, 2:]}
-
-
-def _far(map: MapState, block: Block, weights: Tensor, names: list[str], window: int) -> dict[str, Tensor]:
-    """Sums of weights times a function of |query - key| that is not linear in the key."""
-    if not {"distance_squared", "windowed_distance"} & set(names):
-        return {}
-    rows = torch.arange(block.rows.start, block.rows.stop, device=weights.device) + map.mask.shift
-    columns = torch.arange(block.columns.start, block.columns.stop, device=weights.device)
-    apart = (rows[:, None] - columns).abs().to(weights)
-    found = {}
-    if "distance_squared" in names:
-        # not from sums of key and key²: on a row that looks nearby their difference would lose all digits
-        found["distance_squared"] = (weights * apart.square()).sum(-1)
-    if "windowed_distance" in names:
-        found["windowed_distance"] = (weights * apart.clamp(max=window)).sum(-1)
-    return found
-
-
-def _at(weights: Tensor, place: Tensor) -> Tensor:
-    """The weight at one column of each row, 0 where that column is outside of the block."""
-    inside = (place >= 0) & (place < weights.shape[-1])
-    if not weights.shape[-1]:
-        return weights.new_zeros(place.shape)
-    picked = weights.gather(-1, place.clamp(0, weights.shape[-1] - 1)[..., None])[..., 0]
-    return torch.where(inside, picked, 0.0)

@@ -125,10 +125,10 @@ def _products(q: Tensor, k: Tensor, scale: float, block: Block) -> Tensor:
     if chosen.shape[:3] == (1, 1, 1):
         keys = k[batch][:, heads // group][:, :, chosen.flatten()]
         return torch.matmul(queries, keys.to(high).transpose(-1, -2))
-    shared = every and chosen.shape[1] == 1
-    kv_heads = torch.arange(k.shape[1]) if shared else heads // group
+    if every and chosen.shape[:2] == (1, 1):
+        keys = k[batch][:, :, chosen[0, 0]].to(high)
+        by_key_head = queries.unflatten(1, (k.shape[1], group))
+        return torch.einsum("bhgrd,bhrnd->bhgrn", by_key_head, keys).flatten(1, 2)
     samples = torch.arange(batch.start, batch.stop, device=k.device)[:, None, None, None]
-    keys = k[samples, kv_heads.to(k.device)[:, None, None], chosen].to(high)
-    if not shared:
-        return torch.einsum("bhrd,bhrnd->bhrn", queries, keys)
-    return torch.einsum("bhgrd,bhrnd->bhgrn", queries.unflatten(1, (len(kv_heads), -1)), keys).flatten(1, 2)
+    keys = k[samples, (heads // group).to(k.device)[:, None, None], chosen].to(high)
+    return torch.einsum("bhrd,bhrnd->bhrn", queries, keys)

@@ -32,8 +32,7 @@ class Mask:
     statistic. `start[batch]` and `stop[batch]` are the absolute positions of the first real token of each batch row and
     of one past its last (None: row 0 of the sequence, and the last query). In cross-attention these are of the keys,
     and `query_start`, `query_stop` the same of the queries. `documents[batch|1, position]` numbers the documents of a
-    packed sequence from position 0 on: a pair of different documents is hidden (`document_ids` makes it from their
-    beginnings).
+    packed sequence from position 0 on: a pair of different documents is hidden.
     """
 
     queries: int
@@ -229,14 +228,3 @@ class Mask:
                 tile = tile & self.valid_queries[:, rows].cpu()[:, None, :, None]
             total += tile.sum(-2)
         return total
-
-
-def document_ids(starts: Tensor, length: int) -> Tensor:
-    """The document of each position, int64 [batch, position], from the positions [batch, document] where each begins.
-
-    Beginnings are in order; position 0 belongs to the first document wherever that begins.
-    """
-    if starts.dim() != 2 or (starts.diff(dim=1) < 0).any():
-        raise ValueError(f"documents begin at positions [batch, document] in order, got {starts.tolist()}")
-    positions = torch.arange(length, device=starts.device).expand(len(starts), -1)
-    return torch.searchsorted(starts.contiguous(), positions.contiguous(), right=True).clamp_min(1) - 1

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from headwater.kernels.backends import flash_edits
+from headwater.kernels.backends import flash
 from headwater.kernels.tiles import row_blocks
 
 
@@ -20,7 +20,7 @@ def block_elements(count: int) -> AbstractContextManager[None]:
 
 def most_calls(count: int) -> AbstractContextManager[None]:
     """At most so many calls of the fused kernel for an edited map."""
-    return mock.patch.object(flash_edits, "MOST_CALLS", count)
+    return mock.patch.object(flash, "MOST_CALLS", count)
 
 
 def lower(monkeypatch: pytest.MonkeyPatch, module: str, **limits: Any) -> None:

@@ -11,7 +11,7 @@ from small_maps import CAUSAL, N, fitting, problem
 from wide_cases import NORMALISERS
 
 from headwater.kernels.attend import attend
-from headwater.kernels.backends import flash
+from headwater.kernels.backends import fused_kernel
 from headwater.kernels.backends.choose import choose
 from headwater.kernels.backends.triton.backend import Triton, installed
 from headwater.kernels.edits import EmphasiseScores, MixPattern, Rescale
@@ -69,7 +69,7 @@ def test_fused_kernels_refuse_by_name_and_auto_takes_blocks():
         with pytest.raises(ValueError, match=f"can not compute {prepared.normaliser.name} weights"):
             attend(q, k, v, rule, (), "flash")
     documents = replace(CAUSAL, documents=torch.zeros(1, N, dtype=torch.long))
-    assert flash.why_not(q, q, ScoreRule(0.4, documents)) == "document blocks"
+    assert fused_kernel.why_not(q, q, ScoreRule(0.4, documents)) == "document blocks"
     if installed():
         assert Triton().why_not(q.double(), k.double(), ScoreRule(0.4, CAUSAL)) is not None
 

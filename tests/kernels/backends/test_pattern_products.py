@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from wide_cases import Drawn, Shape, pattern, weight_edit
 
 from headwater.kernels.attend import attend
-from headwater.kernels.backends import blocked, flash_edits, pattern_products
+from headwater.kernels.backends import blocked, flash, pattern_products
 from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.edits import MixPattern
 from headwater.kernels.edits.patterns import Matching, Offset, OnKeys, Uniform
@@ -30,7 +30,7 @@ PROFILE = settings(max_examples=60, deadline=None, suppress_health_check=[Health
 
 @pytest.fixture(autouse=True)
 def _every_case_runs(monkeypatch):
-    monkeypatch.setattr(flash_edits, "MOST_CALLS", 99)
+    monkeypatch.setattr(flash, "MOST_CALLS", 99)
     # what the tests set themselves ends with them
     monkeypatch.setattr(pattern_products, "SUMS", pattern_products.SUMS)
 
@@ -95,10 +95,10 @@ def test_edited_maps_with_patterns_agree_with_the_reference(case, data):
     )
     # what comes after a pattern moves its mass too
     some += [weight_edit(drawn, case.rule) for _ in range(data.draw(st.integers(0, 2)))]
-    # ordinary scores: what float32 leaves of tiny weights is tests/kernels/test_flash_edits.py's
+    # ordinary scores: what float32 leaves of tiny weights is tests/kernels/backends/test_flash.py's
     q = torch.randn(case.q.shape, generator=drawn.generator)
     case = replace(case, q=q, edits=tuple(some))
-    reason = flash_edits.Flash().why_not(q, case.k, case.rule, some)
+    reason = flash.Flash().why_not(q, case.k, case.rule, some)
     assume(reason != "edits of more than 16 classes of keys")
     assert reason is None
     z, map = attend(q, case.k, case.v, case.rule, case.edits, "flash")

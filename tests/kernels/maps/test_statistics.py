@@ -1,5 +1,7 @@
 """Statistics of rows by independent routes: one pass over the map, the dense definition, products, and laws.
 
+What both walks measure (`measures.py`) is tested here, and in the lean walk's own file.
+
 Mutation seen to fail here: the clip taken of the distance squared.
 """
 
