@@ -7,6 +7,7 @@ no weight at all stays where it is when w > 0 and is undefined (NaN) otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -22,9 +23,26 @@ Reduction = Literal["mean", "max", "min"]
 EXTREMES: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "min": torch.amin}
 
 
-def residual_weight(residual: float, add_residual: bool) -> float:
-    """w: the weight of the residual stream, 0 where it is not mixed in."""
-    return residual if add_residual else 0.0
+@dataclass(frozen=True, eq=False)
+class Joining:
+    """How the heads of `layers` are joined: `weight` w of the residual stream, and `mixing`, the name of a reduction or
+    head weights [layer, head] that sum to 1 in each layer."""
+
+    layers: list[int]
+    weight: float
+    mixing: str | Tensor
+
+    @classmethod
+    def of(
+        cls, record: Record, residual: float, heads: Reduction | Sequence[Sequence[float]], add_residual: bool,
+        last_layer: int | None,
+    ) -> Joining:  # fmt: skip
+        layers = consecutive_layers(record, last_layer)
+        mixing = head_mixing(heads, layers, record.n_heads)
+        return cls(layers, residual if add_residual else 0.0, mixing)
+
+    def of_layer(self, depth: int) -> str | Tensor:
+        return self.mixing if isinstance(self.mixing, str) else self.mixing[depth]
 
 
 def consecutive_layers(record: Record, last: int | None) -> list[int]:

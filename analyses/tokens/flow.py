@@ -21,13 +21,7 @@ from tqdm import tqdm
 from headwater.analyses._catalogue.about import About
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
-from headwater.analyses.tokens._layer_map import (
-    Reduction,
-    consecutive_layers,
-    head_mixing,
-    joined_map,
-    residual_weight,
-)
+from headwater.analyses.tokens._layer_map import Joining, Reduction, joined_map
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
@@ -66,12 +60,9 @@ def flow(
     at most 1 and at most what can enter the token. Capacities are rounded to 2⁻³⁰. Result [batch, query, key]; NaN
     where every path ends in a row without weight. Unit: share. Source: the authors' code and paper, checked.
     """
-    layers = consecutive_layers(record, last_layer)
-    weight = residual_weight(residual, add_residual)
+    joining = Joining.of(record, residual, heads, add_residual, last_layer)
     columns = columns_of(queries, record.valid, "queries")
-    mixing = head_mixing(heads, layers, record.n_heads)
-    _refuse_long(record)
-    capacities = (_capacities(record, layers, weight, mixing) * UNIT).round().to(torch.int32).numpy()
+    capacities = (_capacities(record, joining) * UNIT).round().to(torch.int32).numpy()
     found = np.full((*columns.shape, record.valid.shape[1]), np.nan)
     for row, real in enumerate(record.valid.numpy()):
         place = np.flatnonzero(real)
@@ -86,7 +77,7 @@ def flow(
     if normalise:
         total = found.sum(-1, keepdims=True)
         found = found / np.where(total > 0, total, np.nan)
-    settings = {"residual": residual, "heads": heads, "add_residual": add_residual, "layers": layers}
+    settings = {"residual": residual, "heads": heads, "add_residual": add_residual, "layers": joining.layers}
     return xr.DataArray(
         found,
         dims=("batch", "query", "key"),
@@ -115,19 +106,16 @@ def flow_graph(
 
     if not 0 <= row < len(record.valid):
         raise AnalysisError(f"no batch row {row}; the record has rows 0 to {len(record.valid) - 1}")
-    layers = consecutive_layers(record, last_layer)
-    mixing = head_mixing(heads, layers, record.n_heads)
-    weight = residual_weight(residual, add_residual)
-    _refuse_long(record)
+    joining = Joining.of(record, residual, heads, add_residual, last_layer)
     place = record.valid[row].nonzero()[:, 0]
-    capacities = _capacities(record, layers, weight, mixing)[row][:, place[:, None], place].numpy()
+    capacities = _capacities(record, joining)[row][:, place[:, None], place].numpy()
     words = [record.strings[row][column] for column in place.tolist()]
     attrs = ABOUT.attrs(
-        record.provenance, residual=residual, heads=heads, add_residual=add_residual, layers=layers
+        record.provenance, residual=residual, heads=heads, add_residual=add_residual, layers=joining.layers
     )
     graph = nx.DiGraph(**attrs)
-    for depth in range(len(layers) + 1):
-        wrote = {"layer": layers[depth - 1]} if depth else {}
+    for depth in range(len(joining.layers) + 1):
+        wrote = {"layer": joining.layers[depth - 1]} if depth else {}
         graph.add_nodes_from(((depth, i), {"token": word, **wrote}) for i, word in enumerate(words))
     for depth, i, j in zip(*np.nonzero(capacities), strict=True):
         capacity = float(capacities[depth, i, j])
@@ -143,11 +131,12 @@ def _refuse_long(record: Record) -> None:
         )
 
 
-def _capacities(record: Record, layers: list[int], weight: float, mixing: str | Tensor) -> Tensor:
+def _capacities(record: Record, joining: Joining) -> Tensor:
     """Ã of every layer, float64 [batch, layer, query, key]; 0 in rows that have no weight."""
+    _refuse_long(record)
     maps = [
-        joined_map(record.map(layer), weight, mixing if isinstance(mixing, str) else mixing[depth])
-        for depth, layer in enumerate(layers)
+        joined_map(record.map(layer), joining.weight, joining.of_layer(depth))
+        for depth, layer in enumerate(joining.layers)
     ]
     return torch.stack(maps, 1).nan_to_num()
 

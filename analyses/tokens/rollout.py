@@ -19,14 +19,7 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
-from headwater.analyses.tokens._layer_map import (
-    EXTREMES,
-    Reduction,
-    consecutive_layers,
-    head_mixing,
-    over_row_sums,
-    residual_weight,
-)
+from headwater.analyses.tokens._layer_map import EXTREMES, Joining, Reduction, over_row_sums
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.records.record import Record
 
@@ -68,15 +61,13 @@ def rollout(
     Cost: one attention pass per layer and 64 queries (or 64 keys), memory O(S·those); max, min: all rows once.
     Not for: what the model uses: it knows neither values nor MLPs, and favours early tokens in causal models.
     """
-    layers = consecutive_layers(record, last_layer)
-    weight = residual_weight(residual, add_residual)
+    joining = Joining.of(record, residual, heads, add_residual, last_layer)
     columns = columns_of(queries, record.valid, "queries")
-    mixing = head_mixing(heads, layers, record.n_heads)
     followed = None if keys is None else columns_of(keys, record.valid, "keys")
     if followed is None:
-        shares = _downward(record, layers, weight, mixing, columns)
+        shares = _downward(record, joining, columns)
     else:
-        shares = _upward(record, layers, weight, mixing, followed)
+        shares = _upward(record, joining, followed)
         shares = shares.gather(1, columns[..., None].expand(-1, -1, followed.shape[1]))
         shares = shares.masked_fill(~record.valid.gather(1, followed)[:, None], torch.nan)
     shares = shares.masked_fill(~record.valid.gather(1, columns)[..., None], torch.nan)
@@ -85,39 +76,36 @@ def rollout(
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, followed),
         name="rollout",
-        attrs={"layers": layers},
+        attrs={"layers": joining.layers},
     )
 
 
-def _downward(
-    record: Record, layers: list[int], weight: float, mixing: str | Tensor, columns: Tensor
-) -> Tensor:
+def _downward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
     """Rows of R, [batch, asked, position], from the last layer to the first: one transposed pass per layer."""
     rows = _indicators(columns, record.valid.shape[1])
-    for depth, layer in reversed(list(enumerate(layers))):
-        map = record.map(layer)
+    for depth, layer in reversed(list(enumerate(joining.layers))):
+        map, mixing = record.map(layer), joining.of_layer(depth)
         if isinstance(mixing, str):
-            rows = _pull_extreme(map, rows, weight, EXTREMES[mixing])
+            rows = _pull_extreme(map, rows, joining.weight, EXTREMES[mixing])
         else:
-            rows = _pull(map, _row_mass(record, layer), rows, weight, mixing[depth])
+            rows = _pull(map, _row_mass(record, layer), rows, joining.weight, mixing)
     return rows.mT.masked_fill(rows.isnan().any(1)[..., None], torch.nan)
 
 
-def _upward(
-    record: Record, layers: list[int], weight: float, mixing: str | Tensor, columns: Tensor
-) -> Tensor:
+def _upward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
     """Columns of R, [batch, position, asked], from the first layer to the last: attention to shares, not values.
 
     One column more carries the share that comes from rows without any weight, which makes a result undefined.
     """
     shares = torch.nn.functional.pad(_indicators(columns, record.valid.shape[1]), (0, 1))
-    for depth, layer in enumerate(layers):
-        map = record.map(layer)
+    weight = joining.weight
+    for depth, layer in enumerate(joining.layers):
+        map, mixing = record.map(layer), joining.of_layer(depth)
         if isinstance(mixing, str):
             moved, mass = _push_extreme(map, shares, EXTREMES[mixing])
         else:
-            moved = _push(map, shares, mixing[depth])
-            mass = torch.einsum("h,bhq->bq", mixing[depth], _row_mass(record, layer).nan_to_num())
+            moved = _push(map, shares, mixing)
+            mass = torch.einsum("h,bhq->bq", mixing, _row_mass(record, layer).nan_to_num())
         total = ((1 - weight) * mass + weight)[..., None]
         shares = (weight * shares + (1 - weight) * moved) / torch.where(total > 0, total, 1.0)
         shares[..., -1:].masked_fill_(total == 0, 1.0)

@@ -215,10 +215,20 @@ class HeadWise(Edit, ABC):
         rows = batch_rows(self.rows, type(self).__name__)
         return Prepared(self, {} if self._is_neutral() else heads, names, rows=rows)
 
-    def _check(self) -> None: ...
+    def _places(self) -> dict[str, Positions]:
+        """The queries and keys that the edit acts on, by the name of the field."""
+        names = [field.name for field in dataclasses.fields(self) if field.name in ("queries", "keys")]
+        return {name: getattr(self, name) for name in names}
+
+    def named_positions(self) -> list[Positions]:
+        return list(self._places().values())
+
+    def _check(self) -> None:
+        for name, given in self._places().items():
+            positions.check(given, f"{type(self).__name__}: {name}")
 
     def _is_neutral(self) -> bool:
-        return False
+        return () in (positions.check(given, name) for name, given in self._places().items())
 
     @abstractmethod
     def _lower(self, call: LayerCall) -> Lowered: ...

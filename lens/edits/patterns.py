@@ -88,10 +88,10 @@ class InjectPattern(HeadWise):
         return isinstance(self.pattern, Mapping) and set(self.pattern) == {"keys"}
 
     def _is_neutral(self) -> bool:
-        return self.amount == 0 or positions.check(self.queries, "queries") == ()
+        return self.amount == 0 or super()._is_neutral()
 
     def _check(self) -> None:
-        positions.check(self.queries, "InjectPattern: queries")
+        super()._check()
         number(self.amount, "amount", "InjectPattern", 0, 1)
         if isinstance(self.pattern, Mapping):
             if set(self.pattern) == {"in_memory"}:
@@ -169,11 +169,8 @@ class FreezeAttention(HeadWise):
     queries: Positions = "all"
     rows: Rows = "all"
 
-    def named_positions(self) -> list[Positions]:
-        return [self.queries]
-
     def _check(self) -> None:
-        positions.check(self.queries, "FreezeAttention: queries")
+        super()._check()
         number(self.amount, "amount", "FreezeAttention", 0, 1)
         if not isinstance(self.record, Record) and not isinstance(self.record, str):
             raise EditError(
@@ -182,7 +179,7 @@ class FreezeAttention(HeadWise):
             )
 
     def _is_neutral(self) -> bool:
-        return self.amount == 0 or positions.check(self.queries, "queries") == ()
+        return self.amount == 0 or super()._is_neutral()
 
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         return _with_record(super().prepare(model, groups), self.record, model)

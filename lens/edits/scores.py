@@ -11,7 +11,6 @@ from headwater.kernels import edits as kernel
 from headwater.lens.attention.context import Lowered
 from headwater.lens.edits.base import HeadWise, LayerCall, Rows, number
 from headwater.lens.errors import EditError
-from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Heads, Layers
 from headwater.lens.naming.positions import Positions
 
@@ -64,16 +63,6 @@ class Knockout(HeadWise):
     layers: Layers = "all"
     rows: Rows = "all"
 
-    def named_positions(self) -> list[Positions]:
-        return [self.queries, self.keys]
-
-    def _check(self) -> None:
-        positions.check(self.queries, "Knockout: queries")
-        positions.check(self.keys, "Knockout: keys")
-
-    def _is_neutral(self) -> bool:
-        return () in (positions.check(p, "positions") for p in self.named_positions())
-
     def _lower(self, call: LayerCall) -> Lowered:
         block = kernel.BlockScores(call.heads, call.queries(self.queries), call.keys(self.keys))
         return Lowered(scores=(block,))
@@ -96,15 +85,12 @@ class BiasKeys(HeadWise):
     layers: Layers = "all"
     rows: Rows = "all"
 
-    def named_positions(self) -> list[Positions]:
-        return [self.keys]
-
     def _check(self) -> None:
-        positions.check(self.keys, "BiasKeys: keys")
+        super()._check()
         number(self.bias, "bias", "BiasKeys")
 
     def _is_neutral(self) -> bool:
-        return self.bias == 0 or positions.check(self.keys, "keys") == ()
+        return self.bias == 0 or super()._is_neutral()
 
     def _lower(self, call: LayerCall) -> Lowered:
         bias = call.keys(self.keys).double() * float(self.bias)
@@ -129,16 +115,12 @@ class Emphasise(HeadWise):
     layers: Layers = "all"
     rows: Rows = "all"
 
-    def named_positions(self) -> list[Positions]:
-        return [self.keys, self.queries]
-
     def _check(self) -> None:
-        positions.check(self.keys, "Emphasise: keys")
-        positions.check(self.queries, "Emphasise: queries")
+        super()._check()
         number(self.amount, "amount", "Emphasise")
 
     def _is_neutral(self) -> bool:
-        return self.amount == 0 or () in (positions.check(p, "positions") for p in self.named_positions())
+        return self.amount == 0 or super()._is_neutral()
 
     def _lower(self, call: LayerCall) -> Lowered:
         queries, keys = call.queries(self.queries), call.keys(self.keys)

@@ -73,7 +73,7 @@ class Redistribute(HeadWise):
                 number(self.where[name], name, "Redistribute: where")
 
     def _is_neutral(self) -> bool:
-        return self.keep == 1 or () in (positions.check(p, "positions") for p in (self.keys, self.queries))
+        return self.keep == 1 or super()._is_neutral()
 
     def _lower(self, call: LayerCall) -> Lowered:
         keys = call.keys(self.keys)
@@ -144,15 +144,12 @@ class Toward(HeadWise):
     queries: Positions = "all"
     rows: Rows = "all"
 
-    def named_positions(self) -> list[Positions]:
-        return [self.queries]
-
     def _check(self) -> None:
-        positions.check(self.queries, f"{type(self).__name__}: queries")
+        super()._check()
         number(self.amount, "amount", type(self).__name__, 0, 1)
 
     def _is_neutral(self) -> bool:
-        return self.amount == 0 or positions.check(self.queries, "queries") == ()
+        return self.amount == 0 or super()._is_neutral()
 
 
 @dataclass(frozen=True, eq=False)
