@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headwater.lens.attention import context
@@ -55,7 +56,7 @@ class HookedModel(TransformerLens):
 
     def to_tokens(
         self, given: Any = None, attention_mask: Any = None, side: Literal["left", "right"] = "right", **more: Any
-    ) -> Tokens:  # fmt: skip
+    ) -> Int[Tokens, "batch position"]:  # fmt: skip
         """All that a call is given as checked `Tokens` (ids int64 and mask bool, both [batch, position], and the rest).
 
         `given` is texts or ids, or a floating-point tensor of images or audio features; `more` goes by transformers'
@@ -67,7 +68,7 @@ class HookedModel(TransformerLens):
 
     def __call__(
         self, given: Any = None, attention_mask: Any = None, *, grad: bool = False, **more: Any
-    ) -> Tensor:
+    ) -> Float[Tensor, "batch position vocab"] | Float[Tensor, "batch class"]:
         """Logits [batch, position, vocab]. No gradients unless `grad`, or a gate that carries one, asks for them.
 
         A model with a head of another kind gives what that gives: classes, or the likeness [image, text] of pairs.
@@ -82,7 +83,7 @@ class HookedModel(TransformerLens):
 
     def embeddings(
         self, given: Any = None, attention_mask: Any = None, *, grad: bool = False, **more: Any
-    ) -> Tensor:
+    ) -> Float[Tensor, "batch position d_model"]:
         """Last hidden state [batch, position, d_model] of this part, also of models without a language head."""
         found = self.to_tokens(given, attention_mask, **more)
         out = forward(self, found, grad, output_hidden_states=True)
@@ -90,7 +91,7 @@ class HookedModel(TransformerLens):
 
     def loss(
         self, given: Any = None, attention_mask: Any = None, *, grad: bool = False, **more: Any
-    ) -> Tensor:
+    ) -> Float[Tensor, "batch"]:
         """Mean next-token loss of each example, [batch], in nats, over its real tokens; causal models only."""
         found = self.to_tokens(given, attention_mask, **more)
         if not self.causal:
@@ -146,7 +147,9 @@ class HookedModel(TransformerLens):
         found = self.to_tokens(given, attention_mask, **more)
         return total(plan.recorders(self, found, statistics, layers, keep, groups).values())
 
-    def token_groups(self, given: Tokens, prompt: int | None = None) -> dict[str, Tensor]:
+    def token_groups(
+        self, given: Tokens, prompt: int | None = None
+    ) -> dict[str, Bool[Tensor, "batch position"]]:
         """The keys of this part by kind, bool [batch, position], of `to_tokens(…)`.
 
         "special" (the tokenizer's special tokens; an image's class and register tokens), "image" (patches, or the
@@ -157,7 +160,7 @@ class HookedModel(TransformerLens):
 
     def head_outputs(
         self, given: Any = None, attention_mask: Any = None, *, edited: bool = True, **more: Any
-    ) -> Tensor:
+    ) -> Float[Tensor, "batch layer head position d_value"]:
         """z of every head before the output projection, [batch, layer, head, position, d_value].
 
         `edited=False` runs the model as it is, whatever edits are on.

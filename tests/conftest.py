@@ -9,9 +9,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import jaxtyping
 import torch
 from hypothesis import HealthCheck, settings
 
+# the modules whose signatures state shapes: in the tests every call is held to them
+jaxtyping.install_import_hook(
+    [
+        "headwater.lens.model",
+        "headwater.lens.models.weights",
+        "headwater.lens.prompts.token_sets",
+        "headwater.lens.recipes.text",
+        "headwater.lens.recipes.vision",
+        "headwater.lens.records.contents",
+        "headwater.lens.records.record",
+        "headwater.lens.records.sinks",
+        "headwater.lens.running.forward",
+    ],
+    "shape_checks.shapes",
+)
 torch.set_num_threads(1)
 settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from headwater.lens.errors import ModelError
@@ -28,14 +29,14 @@ class HeadWeights:
     query head when expanded; `W_O` [head, d_head, d_model], `b_O` [d_model].
     """
 
-    W_Q: Tensor
-    W_K: Tensor
-    W_V: Tensor
-    W_O: Tensor
-    b_Q: Tensor
-    b_K: Tensor
-    b_V: Tensor
-    b_O: Tensor
+    W_Q: Float[Tensor, "head d_model d_head"]
+    W_K: Float[Tensor, "kv_head d_model d_head"]
+    W_V: Float[Tensor, "kv_head d_model d_value"]
+    W_O: Float[Tensor, "head d_value d_model"]
+    b_Q: Float[Tensor, "head d_head"]
+    b_K: Float[Tensor, "kv_head d_head"]
+    b_V: Float[Tensor, "kv_head d_value"]
+    b_O: Float[Tensor, "d_model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,11 @@ class LayerWeights:
     on the attention's output (Gemma 2, OLMo 2) has its gain folded into `output`. Biases are left out.
     """
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    output: Tensor
-    gain: Tensor
+    query: Float[Tensor, "head d_model d_head"]
+    key: Float[Tensor, "head d_model d_head"]
+    value: Float[Tensor, "head d_model d_value"]
+    output: Float[Tensor, "head d_value d_model"]
+    gain: Float[Tensor, "d_model"]
 
 
 def head_weights(
@@ -107,7 +108,7 @@ def triangle(thin: Tensor) -> Tensor:
     return torch.linalg.qr(thin, mode="r").R
 
 
-def circuit_ends(model: Opened) -> tuple[Tensor, Tensor]:
+def circuit_ends(model: Opened) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, "d_model vocab"]]:
     """Token embedding [vocab, d_model] and unembedding [d_model, vocab] with the last norm's gain folded
     in."""
     embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()

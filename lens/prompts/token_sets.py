@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from headwater.data.prompts.texts import YearExample
@@ -18,11 +19,10 @@ from headwater.lens.errors import PromptError
 from headwater.lens.prompts.prompt_sets import year_tokens
 
 Kind = Literal["probability", "logit"]
+Measure = Callable[[Float[Tensor, "pair position vocab"]], Float[Tensor, "pair"]]
 
 
-def years_measure(
-    examples: Sequence[Any], tokenizer: Any, kind: Kind = "probability"
-) -> Callable[[Tensor], Tensor]:
+def years_measure(examples: Sequence[Any], tokenizer: Any, kind: Kind = "probability") -> Measure:
     r"""Greater-than: probability of all years above the start less that of all up to it (Hanna et al. 2023, memory).
 
     `kind="logit"`, ours: the mean logit of the ones less that of the others.
@@ -50,7 +50,7 @@ def sets_measure(
     wrong: Sequence[Sequence[int]],
     kind: Kind = "probability",
     position: int = -1,
-) -> Callable[[Tensor], Tensor]:
+) -> Measure:
     """`Σ_right p - Σ_wrong p` at a position, or the difference of mean logits.
 
     Sets of tokens are given for each pair, or one for all. The measure has gradients, and refuses logits of another
@@ -73,7 +73,7 @@ def sets_measure(
     if empty:
         raise PromptError(f"set {empty[0]} holds no token; give one or more right and wrong tokens")
 
-    def over_sets(logits: Tensor) -> Tensor:
+    def over_sets(logits: Float[Tensor, "pair position vocab"]) -> Float[Tensor, "pair"]:
         row = logits[:, position]
         row = row if row.dtype == torch.float64 else row.float()
         if len(right) not in (1, len(row)):

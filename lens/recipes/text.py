@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from headwater.lens.edits.base import Edit
@@ -19,7 +20,7 @@ from headwater.lens.naming.heads import Head, Heads, Layers, chosen
 from headwater.lens.naming.positions import Positions
 from headwater.lens.naming.tokens import Tokens
 
-Measure = Callable[[Tensor, Tokens], Tensor]
+Measure = Callable[[Float[Tensor, "batch position vocab"], Tokens], Float[Tensor, "batch"]]
 
 
 def attention_calibration(
@@ -95,7 +96,9 @@ def soft_perturbation(heads: Heads, amount: float = 1.0, *, layers: Layers = "al
     return [TowardIdentity(amount, heads=heads, layers=layers)]
 
 
-def guided(plain: Tensor, perturbed: Tensor, weight: float) -> Tensor:
+def guided(
+    plain: Float[Tensor, "*shape"], perturbed: Float[Tensor, "*shape"], weight: float
+) -> Float[Tensor, "*shape"]:
     """Guidance away from a perturbed run: (1+w)·plain - w·perturbed (Ahn et al. 2025; w = 0 is the plain run).
 
     >>> import headwater as hw

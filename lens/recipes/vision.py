@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.lens.edits.base import Edit
@@ -153,7 +154,9 @@ def visual_emphasis(
     ]
 
 
-def emphasised_tokens(first: Tensor, last: Tensor, share: float = 0.25) -> tuple[list[int], list[int]]:
+def emphasised_tokens(
+    first: Float[Tensor, "patch"], last: Float[Tensor, "patch"], share: float = 0.25
+) -> tuple[list[int], list[int]]:
     """PAINT's local and summary patches, from the class token's attention [patch] in two layers."""
     local = first.topk(int(len(first) * share)).indices.tolist()
     low, high = torch.quantile(last.double(), torch.tensor([0.25, 0.75], dtype=torch.double)).tolist()
@@ -200,7 +203,7 @@ def head_reinforcement(
     return [ScaleHeads({str(head): alpha for head in found})]
 
 
-def _last(model: HookedModel, tokens: Tokens) -> Tensor:
+def _last(model: HookedModel, tokens: Tokens) -> Float[Tensor, "layer head d_value"]:
     """z of every head at the last token of one prompt, [layer, head, d_value], float64."""
     if len(tokens.ids) != 1:
         raise EditError(f"head_reinforcement compares one prompt with one; got {len(tokens.ids)}")
@@ -212,7 +215,7 @@ def _outlying(x: Tensor) -> Tensor:
     return x > x.mean(-1, keepdim=True) + x.std(-1, keepdim=True, unbiased=False)
 
 
-def _image(model: HookedModel, tokens: Tokens, image: Positions) -> Tensor:
+def _image(model: HookedModel, tokens: Tokens, image: Positions) -> Bool[Tensor, "batch position"]:
     """Where the image stands in each row, bool [batch, position]; EditError where it stands nowhere."""
     Names(model).check(image, "image")
     if isinstance(image, str) and image != "all":
@@ -227,7 +230,7 @@ def _image(model: HookedModel, tokens: Tokens, image: Positions) -> Tensor:
     return picked.cpu()
 
 
-def _states(model: HookedModel, tokens: Tokens) -> Sequence[Tensor]:
+def _states(model: HookedModel, tokens: Tokens) -> Sequence[Float[Tensor, "batch position d_model"]]:
     """The residual stream entering each layer, [batch, position, d_model] each, float32."""
     found = forward(model, tokens, output_hidden_states=True).hidden_states
     return [x.float() for x in found[: model.n_layers]]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headwater.kernels.maps.attention_map import AttentionMap
@@ -14,8 +15,8 @@ from headwater.kernels.maps.attention_map import AttentionMap
 class Axis(NamedTuple):
     """Tokens int64, which of them are real, and their text: [batch, position]."""
 
-    tokens: Tensor
-    valid: Tensor
+    tokens: Int[Tensor, "batch position"]
+    valid: Bool[Tensor, "batch position"]
     strings: list[list[str]]
 
 
@@ -29,17 +30,17 @@ class Contents:
     [batch, position, d_model] entering each layer, and "final" behind the last; padding holds what the model made.
     """
 
-    tokens: Tensor
-    valid: Tensor
+    tokens: Int[Tensor, "batch position"]
+    valid: Bool[Tensor, "batch position"]
     strings: list[list[str]]
     layers: list[int]
     n_heads: int
     causal: bool
     statistics: MutableMapping[str, Tensor]
     maps: dict[int, AttentionMap]
-    values: dict[int, Tensor]
-    groups: dict[str, Tensor]
+    values: dict[int, Float[Tensor, "batch kv_head key d_value"]]
+    groups: dict[str, Bool[Tensor, "batch key"]]
     provenance: dict[str, Any] = field(default_factory=dict)
     keys: Axis | None = None
     parts: Mapping[str, Contents] = field(default_factory=dict)
-    residuals: dict[int | str, Tensor] = field(default_factory=dict)
+    residuals: dict[int | str, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)

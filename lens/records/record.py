@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.kernels.maps import statistics as kernel
@@ -58,7 +59,7 @@ class Record(Contents):
             raise RecordError("the record holds statistics alone; record with keep=('qk',) to have its maps")
         return self.maps[layer]
 
-    def residual(self, layer: int | str) -> Tensor:
+    def residual(self, layer: int | str) -> Float[Tensor, "batch position d_model"]:
         """The residual stream entering a layer, or "final": behind the last block. [batch, position, d_model]."""
         if not self.residuals:
             raise RecordError(
@@ -70,7 +71,9 @@ class Record(Contents):
             )
         return self.residuals[layer]
 
-    def pattern(self, layer: int, head: int | None = None, queries: Any = None, keys: Any = None) -> Tensor:
+    def pattern(
+        self, layer: int, head: int | None = None, queries: Any = None, keys: Any = None
+    ) -> Float[Tensor, "batch query key"] | Float[Tensor, "batch head query key"]:
         """Exact weights of a window, dense float32: [batch, query, key] of one head, [batch, head, query, key] of all.
 
         `queries` and `keys` are slices or positions of the token axis (None: all). Rows of padding are zero.
@@ -161,7 +164,7 @@ class Record(Contents):
         }
 
 
-def stack(groups: dict[str, Tensor]) -> Tensor | None:
+def stack(groups: dict[str, Bool[Tensor, "batch position"]]) -> Bool[Tensor, "batch group position"] | None:
     return torch.stack(list(groups.values()), 1) if groups else None
 
 

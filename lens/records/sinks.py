@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.lens.records.record import Record
@@ -29,7 +30,7 @@ def needs(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ("received", "visible") if rules - {"massive"} else (), ("residual",) if "massive" in rules else ()
 
 
-def find(record: Record, name: str) -> Tensor:
+def find(record: Record, name: str) -> Bool[Tensor, "batch layer head position"]:
     """Sinks of every head, bool [batch, layer, head, position], from what `needs` names."""
     _, rule, *given = name.split(":")
     if rule == "massive":
@@ -44,25 +45,25 @@ def find(record: Record, name: str) -> Tensor:
     return without_first(share > (float(given[0]) if given else ALPHA) / tokens)
 
 
-def without_first(sink: Tensor) -> Tensor:
+def without_first(sink: Bool[Tensor, "*rows position"]) -> Bool[Tensor, "*rows position"]:
     """Sinks [..., position] less the first one of each row."""
     return sink & (sink.long().cumsum(-1) > 1)
 
 
-def relative(x: Tensor) -> Tensor:
+def relative(x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     """`|x_d| / sqrt(mean_d x_d² + 1e-6)` of the last axis, in float32."""
     x = x.float()
     return (x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()).abs()
 
 
-def massive(stream: Tensor, dimensions: Sequence[int]) -> Tensor:
+def massive(stream: Float[Tensor, "*rows d_model"], dimensions: Sequence[int]) -> Float[Tensor, "*rows"]:
     """`max_{d in dimensions} |x_d| / rms(x)` of a stream [..., d_model] → [...]; 0 without a dimension."""
     if not len(dimensions):
         return stream.new_zeros(stream.shape[:-1], dtype=torch.float32)
     return relative(stream)[..., list(dimensions)].amax(-1)
 
 
-def massive_scores(record: Record, dimensions: Sequence[int]) -> Tensor:
+def massive_scores(record: Record, dimensions: Sequence[int]) -> Float[Tensor, "batch layer position"]:
     """`massive` of the stream entering each recorded layer, [batch, layer, position]."""
     return torch.stack([massive(record.residual(layer), dimensions).cpu() for layer in record.layers], 1)
 
@@ -75,14 +76,14 @@ def first_dimensions(record: Record, tau: float = TAU) -> list[int]:
     return massive_dimensions(massive_sizes(torch.stack(tokens)).amax(0), tau)
 
 
-def massive_sizes(first: Tensor) -> Tensor:
+def massive_sizes(first: Float[Tensor, "layer *rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     """The largest |x_d| / rms(x) of a first token in the middle layers, […, d_model]; `first` is
     [layer, …, d_model]."""
     start = len(first) // 4
     return relative(first[start : max(3 * len(first) // 4, start + 1)]).amax(0)
 
 
-def massive_dimensions(sizes: Tensor, tau: float = TAU) -> list[int]:
+def massive_dimensions(sizes: Float[Tensor, "d_model"], tau: float = TAU) -> list[int]:
     """The dimensions above tau of sizes [d_model], eight at most."""
     found = sizes.topk(min(MOST_DIMENSIONS, len(sizes)))
     return sorted(int(d) for d, size in zip(found.indices, found.values, strict=True) if size > tau)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.kernels.maps.attention_map import AttentionMap
@@ -82,7 +83,9 @@ def record(
         return kept.finish(plan.finish(model, given, recorders), model.part_name)
 
 
-def head_outputs(model: Opened, given: Tokens, edited: bool = True) -> Tensor:
+def head_outputs(
+    model: Opened, given: Tokens, edited: bool = True
+) -> Float[Tensor, "batch layer head position d_value"]:
     """`HookedModel.head_outputs`."""
     model.refuse_read_only("give no head outputs")
     outputs = _Outputs(model.key)
@@ -103,7 +106,9 @@ class _Outputs:
         self.by_layer[layer] = output.detach()
 
 
-def next_token_losses(logits: Tensor, given: Tokens) -> tuple[Tensor, Tensor]:
+def next_token_losses(
+    logits: Float[Tensor, "batch position vocab"], given: Tokens
+) -> tuple[Float[Tensor, "batch position-1"], Bool[Tensor, "batch position-1"]]:
     """Cross-entropy of each next token in nats, and whether it is a real one behind a real one: [batch, position-1]."""
     real = (given.mask[:, 1:] & given.mask[:, :-1]).to(logits.device)
     targets = given.ids[:, 1:].to(logits.device)
@@ -113,7 +118,7 @@ def next_token_losses(logits: Tensor, given: Tokens) -> tuple[Tensor, Tensor]:
     return losses, real
 
 
-def next_token_loss(logits: Tensor, given: Tokens) -> Tensor:
+def next_token_loss(logits: Float[Tensor, "batch position vocab"], given: Tokens) -> Float[Tensor, "batch"]:
     """Mean cross-entropy of each next real token, [batch], in nats."""
     losses, real = next_token_losses(logits, given)
     return (losses * real).sum(-1) / real.sum(-1)
