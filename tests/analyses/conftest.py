@@ -6,9 +6,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,12 +121,18 @@ def pairs() -> Callable[[str], Pair]:
     return get
 
 
-@pytest.fixture(params=tuple(CONFIGS))
+def each(names: Iterable[str]) -> list[Any]:
+    """The kinds as parameters; `make quick` leaves out those whose windows and sinks the kernels' tests cover."""
+    more = ("mistral", "gpt_oss")
+    return [pytest.param(name, marks=pytest.mark.slow if name in more else ()) for name in names]
+
+
+@pytest.fixture(params=each(CONFIGS))
 def pair(request: pytest.FixtureRequest, pairs: Callable[[str], Pair]) -> Pair:
     return pairs(request.param)
 
 
-@pytest.fixture(params=CAUSAL)
+@pytest.fixture(params=each(CAUSAL))
 def causal_pair(request: pytest.FixtureRequest, pairs: Callable[[str], Pair]) -> Pair:
     return pairs(request.param)
 

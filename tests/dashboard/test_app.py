@@ -93,6 +93,7 @@ def test_session_writes_its_address():
     assert dict(app.query_params) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "word"),
     [
@@ -132,6 +133,7 @@ def test_held_prompts_are_bounded():
     assert state.recalled(names[-1]) == f"prompt {state.KEPT_PROMPTS}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", VIEWS)
 @pytest.mark.parametrize("prompt", ["   ", " ".join(["When"] * 800)])
 def test_a_bad_prompt_is_one_line_and_stays(page, prompt):
@@ -167,6 +169,7 @@ def test_overview_shows_every_head_and_the_next_tokens(small_model):
     assert figure(app, "next")["data"][0]["text"][0] == f"{likeliest:.3f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["previous", "entropy", "distance", "induction", "importance", "ablation"])
 def test_every_score_of_the_overview_can_be_shown(score):
     app = opened()

@@ -31,6 +31,7 @@ def test_records(name: str) -> None:
         assert float(sum(x.sum() for x in values)) == pytest.approx(wanted, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_an_experiment_is_verified(tmp_path: Path) -> None:
     for name in ("experiment.json", "experiment.results.json"):
         shutil.copy(HERE / name, tmp_path)

@@ -130,6 +130,7 @@ def edges(model, clean: Tensor, corrupt: Tensor, least: float, **more) -> set[tu
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mlps", ["free", "frozen"])
 def test_the_circuit_of_the_planted_model(mlps: str) -> None:
     """Words that differ move the edges that carry words; nothing in a layer's place says where positions are read."""

@@ -169,6 +169,7 @@ def test_neutral_edits_are_exact(model):
         assert hooked(ids, mask).equal(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", tiny_models.CAUSAL)
 @pytest.mark.parametrize("name", [n for n in CASES if n not in ("others to", *AS_COMBINED)])
 def test_decoding_with_a_cache_and_padding_is_the_full_pass(architecture, name):

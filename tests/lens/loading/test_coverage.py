@@ -23,6 +23,7 @@ def as_number(cell: str) -> float | None:
     return None if cell == "–" else float(cell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", coverage.names())
 def test_no_architecture_does_worse_than_the_page_says(name):
     row = coverage.measure(name)

@@ -45,6 +45,7 @@ def test_every_activation_is_a_bridges(name: str) -> None:
     torch.testing.assert_close(cache["pattern", -1], expected["pattern", -1], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_changed_activation_does_what_it_does_in_a_bridge(name: str) -> None:
     plain, bridge = both(name)
@@ -101,6 +102,7 @@ def test_delegating_bridges_discard_what_headwater_does(name: str) -> None:
     assert (model.run_with_hooks(IDS, fwd_hooks=zero) - logits).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILIES, "opt", "gpt_oss", "bert", "llama4", "deepseek_v3"])
 def test_the_model_inside_is_opened_and_the_bridge_stays_as_it_was(name: str) -> None:
     plain = varied(name)

@@ -55,6 +55,7 @@ def test_a_model_is_what_transformer_lens_asks_for() -> None:
     assert pair("gpt2")[0].cfg.n_key_value_heads == pair("gpt2")[1].cfg.n_key_value_heads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_sweep_of_patching(sweep: str) -> None:
     """Grouped queries: k and v are swept per key–value head."""
@@ -64,6 +65,7 @@ def test_every_sweep_of_patching(sweep: str) -> None:
     assert found.std() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma2", "gpt_neox"])
 @pytest.mark.parametrize("sweep", ["get_act_patch_attn_head_all_pos_every", "get_act_patch_block_every"])
 def test_sweeps_on_other_families(name: str, sweep: str) -> None:
