@@ -150,7 +150,7 @@ def entry(found: Entry) -> str:
             [
                 each.name,
                 "none" if default is None else str(default),
-                "|".join(each.choices) or each.kind,
+                "|".join(each.choices) or f"{each.kind}{each.bounds}",
                 each.help,
             ]
         )

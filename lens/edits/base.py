@@ -278,6 +278,19 @@ def number(value: Any, what: str, where: str, low: float = -math.inf, high: floa
     return float(value)
 
 
+def vectors(given: Any, width: int, what: str) -> Tensor:
+    """Finite numbers [width], or [position, width], in float32, or an EditError that names them."""
+    try:
+        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    shaped = array.ndim in (1, 2) and array.size > 0 and array.shape[-1] == width
+    if not shaped or not np.isfinite(array).all():
+        got = "NaN or infinite values" if shaped else list(array.shape)
+        raise EditError(f"{what} must be {width} finite numbers, or [position, {width}]; got {got}")
+    return torch.from_numpy(array.copy())
+
+
 def overlap(a: Positions, b: Positions) -> list[int | str]:
     """Positions written the same way in both; an overlap that the prompt alone shows is taken out later."""
     first, second = ([p for p in positions.parts(x) if not isinstance(p, slice)] for x in (a, b))

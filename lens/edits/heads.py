@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from headwater.kernels import edits as kernel
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import Edit, HeadWise, LayerCall, Prepared, Rows, batch_rows, number
+from headwater.lens.edits.base import Edit, HeadWise, LayerCall, Prepared, Rows, batch_rows, number, vectors
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
 from headwater.lens.models import inputs
@@ -79,8 +78,11 @@ class OffsetHeads(Edit):
         if not isinstance(self.offsets, Mapping):
             raise EditError(f"OffsetHeads takes a mapping such as {{'5.1': vector}}; got {self.offsets!r}")
         chosen(list(self.offsets), "all", model.layers, model.n_heads)
-        vectors = {Head.parse(h): _offset(v, Head.parse(h), model.d_head) for h, v in self.offsets.items()}
-        moved = {head: v for head, v in vectors.items() if v.any()}
+        offsets = {
+            Head.parse(h): vectors(v, model.d_head, f"OffsetHeads: the offset of head {Head.parse(h)}")
+            for h, v in self.offsets.items()
+        }
+        moved = {head: v for head, v in offsets.items() if v.any()}
         masks = chosen(list(moved), "all", model.layers, model.n_heads)
         values = {layer: {h.head: v for h, v in moved.items() if h.layer == layer} for layer in masks}
         return Prepared(self, masks, Names(model, groups), values, batch_rows(self.rows, "OffsetHeads"))
@@ -90,9 +92,9 @@ class OffsetHeads(Edit):
         length = int((stop - start).max()) if any(v.dim() == 2 for v in call.values.values()) else 1
         width = next(iter(call.values.values())).shape[-1]
         values = torch.zeros(1, call.heads.shape[1], length, width)
-        for head, vector in call.values.items():
-            vector = vector if vector.dim() == 1 else vector[:length]
-            values[0, head, : len(vector) if vector.dim() == 2 else length] = vector
+        for head, offset in call.values.items():
+            moved = offset if offset.dim() == 1 else offset[:length]
+            values[0, head, : len(moved) if moved.dim() == 2 else length] = moved
         return Lowered(outputs=(kernel.OffsetOutput(call.heads, values),))
 
 
@@ -163,17 +165,3 @@ class AblateHeads(HeadWise):
             )
         generator = torch.Generator().manual_seed(self.seed)
         return values[enough[torch.randperm(len(enough), generator=generator)]].nan_to_num(0.0)
-
-
-def _offset(given: Any, head: Head, width: int) -> Tensor:
-    """A vector [d_head], or [position, d_head]."""
-    try:
-        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.ndim not in (1, 2) or array.shape[-1] != width or not array.size or not np.isfinite(array).all():
-        raise EditError(
-            f"OffsetHeads: the offset of head {head} must be {width} finite numbers, or [position, {width}]; got "
-            f"{'NaN or infinite values' if array.size and array.shape[-1] == width else list(array.shape)}"
-        )
-    return torch.from_numpy(array.copy())

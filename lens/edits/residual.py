@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.attention.masks import LazyMask
-from headwater.lens.edits.base import Edit, Prepared, Rows, batch_rows
+from headwater.lens.edits.base import Edit, Prepared, Rows, batch_rows, vectors
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
 from headwater.lens.models import blocks, inputs
@@ -59,7 +58,9 @@ class _Stream(Edit, ABC):
                 f"{where}: how must be 'add', 'replace', 'project_out' or 'scale'; got {self.how!r}"
             )
         one = self.how == "scale" and isinstance(self.vector, int | float)
-        vector = _vector([self.vector] * model.d_model if one else self.vector, model.d_model, where)
+        vector = vectors(
+            [self.vector] * model.d_model if one else self.vector, model.d_model, f"{where}: vector"
+        )
         if self.how == "project_out" and (vector.dim() == 2 or not vector.any()):
             raise EditError(
                 f"{where}: project_out takes one direction of {model.d_model} numbers, not all zero"
@@ -280,17 +281,3 @@ def _facts(model: Opened, layer: int) -> _Facts:
     found = _Facts(mid, mlp_adds)
     _known[block.module] = found
     return found
-
-
-def _vector(given: Any, width: int, where: str) -> Tensor:
-    try:
-        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.ndim not in (1, 2) or not array.size or array.shape[-1] != width:
-        raise EditError(
-            f"{where}: vector must be {width} numbers, or [position, {width}]; got {list(array.shape)}"
-        )
-    if not np.isfinite(array).all():
-        raise EditError(f"{where}: vector holds NaN or infinite values")
-    return torch.from_numpy(array.copy())

@@ -155,7 +155,7 @@ def test_scaling_by_one_number_and_by_one(model):
 WRONG = [
     (lambda: hw.EditResidual(9, "add", V), "layer 9"),
     (lambda: hw.EditResidual(1, "twist", V), "'project_out' or 'scale'"),
-    (lambda: hw.EditResidual(1, "add", V[:5]), "vector must be 32 numbers"),
+    (lambda: hw.EditResidual(1, "add", V[:5]), "vector must be 32 finite numbers"),
     (lambda: hw.EditResidual(1, "add", V * torch.inf), "NaN or infinite"),
     (lambda: hw.EditResidual(1, "project_out", 0 * V), "one direction"),
     (lambda: hw.EditResidual(1, "add", V, place="between"), "'pre', 'mid' or 'post'"),
