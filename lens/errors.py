@@ -1,4 +1,4 @@
-"""Errors that bad input gets: one line that names the thing, the value that came and the mend."""
+"""The errors that bad input raises. A message is one line: what is wrong, the value that came, what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class HeadwaterError(Exception):
-    """Base of every error that is the user's to mend; the command line prints it and exits with 2.
+    """Base class of all errors caused by user input; the command line prints the message and exits with 2.
 
     >>> import headwater as hw
     >>> try:
@@ -19,39 +19,39 @@ class HeadwaterError(Exception):
 
 
 class ModelError(HeadwaterError):
-    """A model that can not be found, read, trusted or hooked, or is asked for what it does not have."""
+    """A model that can not be found, read, trusted or hooked, or that lacks what was asked of it."""
 
 
 class PromptError(HeadwaterError):
-    """A prompt that is empty, too long, or holds tokens that the model does not know."""
+    """A prompt that is empty or too long, or holds token ids outside of the vocabulary."""
 
 
 class HeadError(HeadwaterError):
-    """A layer or a head that does not exist, or is written wrongly."""
+    """A layer or head that does not exist, or a name that is no head."""
 
 
 class EditError(HeadwaterError):
-    """An edit whose values make no sense, or that the model or the prompt can not take."""
+    """An edit with invalid values, or one that does not fit the model or the prompt."""
 
 
 class RecordError(HeadwaterError):
-    """A record that lacks what is asked of it, or a file that is not a record."""
+    """A record that lacks what was asked of it, or a file that is not a record."""
 
 
 class ResourceError(HeadwaterError):
-    """More memory than there is, predicted before running."""
+    """A run that would need more memory or disk than there is; predicted before it starts."""
 
 
 class ExperimentError(HeadwaterError):
-    """An experiment file that can not be read or run, or results that are not its own."""
+    """An experiment file that can not be read or run, or results that belong to another experiment."""
 
 
 class AnalysisError(HeadwaterError):
-    """An analysis asked for with settings or inputs it can not take."""
+    """An analysis called with settings or inputs that it does not accept."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`: did you mean 'a' or 'b'?`, or the list of all where nothing is near."""
+    """The end of an error message: "did you mean 'a' or 'b'?", or the list of all names where none is close."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:

@@ -1,1 +1,1 @@
-"""The function that transformers calls for attention, and the context in which a caller is heard."""
+"""The attention function that transformers calls, and the context variables with what a caller has switched on."""

@@ -1,7 +1,8 @@
-"""The two functions that transformers calls instead of its own attention and mask, under the name "headwater".
+"""The attention function and the mask function that transformers calls for `attn_implementation="headwater"`.
 
-The mask function returns a description (`LazyMask`), so no queries × keys mask is built. The attention function looks
-up which layer of which model the module is, and applies what is on in the caller's context (`context.py`).
+The mask function returns a `LazyMask`, which only describes the mask: no queries × keys tensor is built. The attention
+function looks up which layer of which model called it and applies the edits, taps and listeners of the caller's context
+(`context.py`).
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from headwater.lens.attention.masks import LazyMask, crossing, lazy_mask
 from headwater.lens.attention.own_rule import own_rule
 from headwater.lens.errors import ModelError
 
-NAME = "headwater"  # transformers reads meaning into names with "sdpa", "flash" or "flex" in them
+NAME = "headwater"  # transformers treats names that contain "sdpa", "flash" or "flex" specially
 
 
 class Site(NamedTuple):
-    """Where an attention module stands: its part of a model, its layer, and which of the part's layers that is.
+    """Where an attention module stands in a model.
 
-    `rows` is the part whose own attention says where the queries stand, itself included; cross-attention needs that.
+    `model` is the key of its part, `layer` its layer number, `place` its index among the part's layers. `rows` is the
+    key of the part whose self-attention gives the positions of the queries: cross-attention takes these from the
+    decoder. It is None where nobody needs them.
     """
 
     model: object
@@ -43,7 +46,7 @@ _sites: WeakKeyDictionary[nn.Module, Site] = WeakKeyDictionary()
 _decoder: ContextVar[tuple[object, Mask | None]] = ContextVar("headwater_decoder", default=(None, None))
 
 
-@torch.compiler.disable  # a traced call would keep the edits of its first run
+@torch.compiler.disable  # a compiled call would replay the edits of the run that was traced
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -58,7 +61,11 @@ def attention(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' contract: q, k, v [batch, head, position, d_head] → output [batch, query, head, d_head]."""
+    """Attention as transformers calls it: q, k, v [batch, head, position, d_head] → [batch, query, head, d_head].
+
+    In this order: the active edits are lowered for this layer; score edits enter the rule; `attend` computes z with the
+    weight edits; output edits and gates change z; listeners get the map, v and z. Taps are called between these steps.
+    """
     if dropout:
         raise ModelError(
             f"the model is in training mode with attention dropout {dropout}, so attention is random; call model.eval()"
@@ -96,7 +103,10 @@ def attention(
 
 
 def _placed(site: Site, mask: Mask) -> Mask:
-    """Cross-attention's mask, with the rows' positions and padding; the decoder's own attention came just before."""
+    """The mask of cross-attention with the query positions and padding of the decoder's self-attention.
+
+    A decoder block runs self-attention before cross-attention, so `_decoder` holds the mask of the same block.
+    """
     if site.rows is site.model:
         _decoder.set((site.model, mask))
         return mask
@@ -107,7 +117,7 @@ def _placed(site: Site, mask: Mask) -> Mask:
 
 
 def _outputs(z: Tensor, site: Site | None, mask: Mask, edits: Sequence[OutputEdit]) -> Tensor:
-    """Edits of the heads' outputs in their order, then the differentiable gate."""
+    """z after the output edits, in their order, and then the gates."""
     if edits:
         start, _ = mask.real("query")
         positions = torch.arange(mask.queries)[None] + mask.query_offset - start[:, None]
@@ -144,7 +154,7 @@ def _mask_of(
 
 
 def register() -> None:
-    """Enter the attention function and the mask function in transformers; done once, on import of this module."""
+    """Register both functions with transformers; called once, when this module is imported."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, lazy_mask)
 
@@ -153,9 +163,11 @@ register()
 
 
 def register_layers(modules: Mapping[nn.Module, int], rows: object = None, tells: bool = False) -> object:
-    """Say which modules are which layers of a part; one registered before keeps its key, so edits reach it still.
+    """Register the attention modules of one part with their layer numbers, and return the key of the part.
 
-    `rows` is the key of the part that says where this one's queries stand; `tells` that this is such a part.
+    A module registered before keeps its key, so that edits switched on through an earlier `HookedModel` of the same
+    weights still apply. `rows` is the key of the part that gives the query positions; `tells=True` means that this part
+    gives them itself, to its own cross-attention.
     """
     known = [_sites[m] for m in modules if m in _sites]
     key = known[0].model if known else object()

@@ -1,7 +1,8 @@
-"""Masks from transformers, kept as what they mean instead of as tensors.
+"""Masks from transformers, translated into the kernels' `Mask` instead of being built as tensors.
 
-transformers composes a mask out of small functions of indices. The known ones (causal, bidirectional, sliding window)
-are read off as a band, chunks as documents; anything else stays a function that the kernels call tile by tile.
+transformers composes a mask from small functions of (batch, head, query, key) indices. The known ones become numbers:
+causal, bidirectional and sliding window become a band, Llama 4's chunks become documents. Any other function is kept,
+and the kernels call it tile by tile.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers import masking_utils
 from headwater.kernels.tiles.mask import IndexMask, Mask
 from headwater.lens.errors import ModelError
 
-# what may be asked of a mask without computing with it; "__get__" are its shape, device and kind of numbers
+# tensor methods that only inspect a mask; "__get__" is attribute access: shape, device, dtype
 ASKED = (
     "__get__",
     "as_subclass",
@@ -33,10 +34,10 @@ ASKED = (
 
 
 class LazyMask(Tensor):
-    """What travels through a model in the place of a mask: a tensor in name and shape, without numbers.
+    """A stand-in for the 4-D attention mask: shape and type of a tensor, but it stores only the `Mask` description.
 
-    A prepared mask is passed on as it is when it is a tensor of four axes, which generation with a static cache needs.
-    Any computation with it would lose what it means, and is an error.
+    transformers passes a 4-D mask tensor on unchanged, which generation with a static cache relies on. Arithmetic would
+    lose the description, so it raises ModelError.
     """
 
     mask: Mask
@@ -55,14 +56,14 @@ class LazyMask(Tensor):
         if name in ASKED:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        if name == "_is_view":  # Dynamo asks it of every tensor it meets
+        if name == "_is_view":  # torch.compile calls this on every tensor it traces
             raise ModelError("torch.compile can not trace a model that Headwater reads; run it uncompiled")
         raise ModelError(
             f"the model computes with its attention mask ({name}) before attending; this architecture can not be read"
         )
 
 
-@torch.compiler.disable  # it is called anew for every run; a traced mask would be that of the first
+@torch.compiler.disable  # a compiled call would replay the mask of the run that was traced
 def lazy_mask(
     batch_size: int,
     q_length: int,
@@ -74,7 +75,7 @@ def lazy_mask(
     device: Any = None,
     **_: Any,
 ) -> LazyMask:
-    """transformers' mask contract; `attention_mask` is bool [batch, positions seen so far], True on real tokens."""
+    """The mask as transformers asks for it; `attention_mask` is [batch, positions so far], True on real tokens."""
     q_offset, kv_offset = int(q_offset), int(kv_offset)
     longest = max(q_offset + q_length, kv_offset + kv_length)
     left, right, documents, extra = band(mask_function, longest)
@@ -85,7 +86,7 @@ def lazy_mask(
         real = attention_mask.bool().cpu()
         padded = torch.nn.functional.pad(real, (0, max(kv_offset + kv_length - real.shape[1], 0)))
         valid_keys = padded[:, kv_offset : kv_offset + kv_length]
-        # in cross-attention the mask is of the keys alone; then lengths differ and the queries are taken as real
+        # in cross-attention `attention_mask` covers the keys only (lengths differ): then every query counts as real
         if q_offset + q_length <= real.shape[1] and (right is not None or q_length == kv_length):
             valid_queries = real[:, q_offset : q_offset + q_length]
         if not real.all():
@@ -114,9 +115,9 @@ def lazy_mask(
 
 
 def crossing(mask: Mask, own: Mask) -> Mask:
-    """The mask of cross-attention, its rows placed where the decoder's own attention, masked by `own`, has them.
+    """The mask of cross-attention with the query positions and padding of `own`, the decoder's self-attention mask.
 
-    transformers describes the keys alone there: the queries' positions and padding are not in that mask.
+    transformers describes only the keys of cross-attention.
     """
     start, stop = own.real("query")
     return replace(
@@ -129,9 +130,10 @@ def crossing(mask: Mask, own: Mask) -> Mask:
 
 
 def band(function: Callable, length: int) -> tuple[int | None, int | None, Tensor | None, IndexMask | None]:
-    """`left`, `right`, the documents of `length` positions, and what of the function neither of these expresses.
+    """A mask function as (`left`, `right`, documents of `length` positions, the rest as an index function).
 
-    Checked against the function, the band on sampled pairs, the documents on the last position's.
+    The band is compared with the function on sampled pairs, the documents on the row of the last position. Where they
+    disagree the whole function is the rest.
     """
     parts = _parts(function)
     left: int | None = None
@@ -153,7 +155,7 @@ def band(function: Callable, length: int) -> tuple[int | None, int | None, Tenso
 
 
 def _parts(function: Callable) -> list[Callable]:
-    """The functions whose conjunction this is."""
+    """The functions that transformers' `and_masks` joined; the function itself where it is not a conjunction."""
     if getattr(function, "__qualname__", "") == "and_masks.<locals>.and_mask":
         inner = inspect.getclosurevars(function).nonlocals["mask_functions"]
         return [part for one in inner for part in _parts(one)]
@@ -161,7 +163,7 @@ def _parts(function: Callable) -> list[Callable]:
 
 
 def _limits(function: Callable) -> tuple[int | None, int | None] | None:
-    """(left, right) of a known part; None where it is not known."""
+    """(left, right) of a mask function that is known by name; None for any other."""
     if function is masking_utils.causal_mask_function:
         return None, 0
     if function is masking_utils.bidirectional_mask_function:
@@ -176,7 +178,7 @@ def _limits(function: Callable) -> tuple[int | None, int | None] | None:
 
 
 def _documents(function: Callable, length: int) -> Tensor | None:
-    """The chunk of each position, int64 [batch|1, position], of Llama 4's chunks; None where it is another function."""
+    """The chunk number of each position, int64 [batch|1, position], for Llama 4's chunked mask; None for any other."""
     if getattr(function, "__qualname__", "") != "chunked_overlay.<locals>.inner_mask":
         return None
     known = inspect.getclosurevars(function).nonlocals
@@ -195,7 +197,10 @@ def _tighter(a: int | None, b: int | None) -> int | None:
 
 
 def _agrees(function: Callable, left: int | None, right: int | None) -> bool:
-    """Guard against a transformers release that gives an old name a new meaning."""
+    """Whether the band gives what the function gives, around its edges.
+
+    Guards against a transformers release that changes the meaning of a known name.
+    """
     edges = {0, 1, *(abs(n) + d for n in (left or 0, right or 0) for d in (-1, 0, 1))}
     distance = torch.tensor(sorted({s * e for e in edges for s in (-1, 1)}))
     query = torch.full_like(distance, 2 * int(distance.abs().max()) + 2)
@@ -210,7 +215,7 @@ def _agrees(function: Callable, left: int | None, right: int | None) -> bool:
 
 
 def _every(function: Callable) -> IndexMask:
-    """The function over index tensors that broadcast, on the CPU or wherever they are."""
+    """A mask function of transformers as the kernels call it: over index tensors that broadcast."""
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return function(batch, torch.zeros_like(head[:, :1]), query, key)

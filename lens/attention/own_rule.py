@@ -1,7 +1,8 @@
-"""A rule of attention that belongs to a model: another normaliser, a learned key and value. Modules carry it.
+"""`OwnRule`: attention that a trained model defines itself, by another normaliser or a learned key and value.
 
-A learned key is one more key that every query sees. Its value is not the text's, so it is no column of a map: it is a
-sink whose logit depends on the query (rows sum to less than 1), and its value is added to the output.
+Every query sees the learned key. It belongs to no token, so it is not a column of the map. It is a sink whose logit
+depends on the query: the weights of a row sum to less than 1, and the learned value is added to the output with the
+missing share. The rule is an attribute of the attention module.
 """
 
 from __future__ import annotations
@@ -21,25 +22,27 @@ ATTRIBUTE = "headwater_rule"
 
 @dataclass(frozen=True, eq=False)
 class OwnRule:
-    """`key` and `value` are [head, d_head]; None where nothing is learned."""
+    """The normaliser (None: softmax), and the learned `key` and `value`, [head, d_head] each (None: not learned)."""
 
     normaliser: Normaliser | None = None
     key: Tensor | None = None
     value: Tensor | None = None
 
     def applied(self, q: Tensor, rule: ScoreRule) -> ScoreRule:
-        """The rule with this normaliser, unless an edit brought its own, and with the learned key as a sink."""
+        """The rule with the model's normaliser (an edit's goes first) and with the learned key as a sink."""
         if rule.normaliser is None:
             rule = replace(rule, normaliser=self.normaliser)
         if self.key is None:
             return rule
         logits = rule.scale * torch.einsum("bhqd,hd->bhq", q, self.key.to(q))
         if rule.sinks is not None:
-            raise ModelError("a learned key beside learned sinks is not known")
+            raise ModelError(
+                "the model has learned sinks, so it can have no learned key; set kv_bias to false in config.json"
+            )
         return replace(rule, sinks=logits)
 
     def added(self, z: Tensor, map: AttentionMap, rule: ScoreRule) -> Tensor:
-        """z with the learned value's part, `exp(sink - L) * value`; rows without weights get nothing."""
+        """z plus the learned value times its weight, `exp(sink - lse) * value`; rows that see no key get nothing."""
         if self.value is None or rule.sinks is None:
             return z
         share = torch.exp(rule.sinks.to(map.lse) - map.lse)
@@ -47,5 +50,5 @@ class OwnRule:
 
 
 def own_rule(module: nn.Module) -> OwnRule | None:
-    """The rule that a module carries."""
+    """The rule of an attention module; None for the architecture's own."""
     return getattr(module, ATTRIBUTE, None)

@@ -1,6 +1,6 @@
-"""Functions that stand in for a model's modules, in one context alone: other threads run the modules as they are.
+"""Replace the `forward` of modules by functions, for the current context only; other threads run the real modules.
 
-A hook can change what a module gives, but not keep it from running; here its own work is not done.
+A forward hook can change the output of a module but can not skip its computation; a replaced `forward` can.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _acting: ContextVar[Mapping[nn.Module, Function]] = ContextVar(
 
 @dataclass
 class _Place:
-    """The function put on a module for `users` contexts of any thread, and what somebody had put there before."""
+    """The `forward` put on a module, how many `with` blocks of any thread use it, and the `forward` set before it."""
 
     give: Function
     before: Function | None
@@ -36,7 +36,7 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def standing_in(functions: Mapping[nn.Module, Function]) -> Iterator[None]:
-    """Inside, each module gives what its function gives; where that is None, what it gives itself."""
+    """Inside the block each module returns what its function returns; None means: run the module itself."""
     token = _acting.set({**_acting.get(), **functions})
     for module in functions:
         _enter(module)
@@ -49,13 +49,16 @@ def standing_in(functions: Mapping[nn.Module, Function]) -> Iterator[None]:
 
 
 def runs_itself(module: nn.Module) -> bool:
-    """Whether a module's work is that of its class: nobody else has put a function in its place."""
+    """Whether a module runs the `forward` of its class, not one that other code has set on the instance."""
     place = _places.get(module)
     return "forward" not in vars(module) if place is None else place.before is None
 
 
 def _enter(module: nn.Module) -> None:
-    """One function serves all contexts; a module that somebody else replaced goes on with theirs."""
+    """Put one dispatching `forward` on the module; every context shares it.
+
+    Where the context has no function for the module it calls the `forward` found there, also one that other code set.
+    """
     with _lock:
         if module not in _places:
             forward = module.forward

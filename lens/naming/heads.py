@@ -1,4 +1,4 @@
-"""Heads as the field writes them: `5.1` is layer 5, head 1, both from zero; and the ways to name several."""
+"""`Head`, written `5.1` for layer 5, head 1 (both count from 0), and the ways to name several heads or layers."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ HeadNames = str | Sequence[str | Head]  # "5.1 6.0", or one by one
 
 
 def chosen(heads: Heads, layers: Layers, model_layers: list[int], n_heads: int) -> dict[int, Tensor]:
-    """Head masks by layer, bool [head], of the layers in which anything is chosen.
+    """The chosen heads as {layer: bool [head]}; layers without a chosen head are left out.
 
-    `heads` is "all"; one head ("5.1", `Head(5, 1)`); a list of such; a mask, bool [layer, head], over the layers that
-    have attention; flat indices over [layer, head] as `importance.values.ravel().argsort()[:8]` gives them; or a
-    DataArray whose entries carry the coordinates `layer` and `head` (a stacked result, sorted or cut). `layers` limits
-    all of these. Raises HeadError listing every head or layer that does not exist.
+    `heads` is one of: "all"; one head ("5.1" or `Head(5, 1)`); a list of heads; a mask, bool [layer, head], over the
+    layers that have attention; flat indices over [layer, head], as `importance.values.ravel().argsort()[:8]` gives
+    them; a DataArray with the coordinates `layer` and `head`, such as a stacked result that was sorted or cut. `layers`
+    limits all of these. HeadError lists every head or layer that does not exist.
     """
     allowed = set(chosen_layers(layers, model_layers))
     plain = as_data(heads)
@@ -65,7 +65,7 @@ def chosen(heads: Heads, layers: Layers, model_layers: list[int], n_heads: int) 
 
 
 def named(given: HeadNames, layers: list[int], n_heads: int, of: str = "the model") -> list[Head]:
-    """Heads such as "5.1 5.4" or ["5.1", "5.4"], each once, in their order; HeadError lists those that do not exist."""
+    """The heads of "5.1 5.4" or ["5.1", "5.4"], in order, without repeats; HeadError lists those not in the model."""
     listed = given.replace(",", " ").split() if isinstance(given, str) else given
     found = list(dict.fromkeys(map(Head.parse, listed)))
     _refuse_missing(found, layers, n_heads, of)
@@ -84,7 +84,7 @@ def _refuse_missing(heads: list[Head], layers: list[int], n_heads: int, of: str)
 
 
 def as_data(heads: Any) -> Any:
-    """The heads as JSON holds them: "all", or a list of "5.1", of flat indices, or of a mask's rows."""
+    """The heads as JSON data: "all", a list of names such as "5.1", a list of flat indices, or the rows of a mask."""
     if isinstance(heads, str):
         return heads if heads == "all" else [str(Head.parse(heads))]
     if isinstance(heads, Head) or (isinstance(heads, tuple) and _all_ints(heads) and len(heads) == 2):
@@ -96,7 +96,7 @@ def as_data(heads: Any) -> Any:
     if not isinstance(heads, Iterable) or isinstance(heads, dict):
         raise HeadError(f"heads are 'all', '5.1', a list of such, a mask or flat indices; got {heads!r}")
     listed = list(heads)
-    if listed and all(isinstance(h, list) for h in listed):  # a mask that was read from JSON
+    if listed and all(isinstance(h, list) for h in listed):  # a mask read from JSON
         return _of_array(np.asarray(listed))
     if listed and _all_ints(listed):
         return [int(h) for h in listed]
@@ -127,7 +127,7 @@ def _of_array(array: Tensor | np.ndarray) -> list:
 
 
 def _listed(plain: list, model_layers: list[int], n_heads: int) -> list[Head]:
-    """Every head of a plain form, those that do not exist included."""
+    """The heads that `as_data` describes, whether they exist or not."""
     if plain and isinstance(plain[0], list):
         if np.shape(plain) != (len(model_layers), n_heads):
             raise HeadError(
@@ -150,7 +150,7 @@ def _all_ints(values: Iterable) -> bool:
 
 
 def chosen_layers(layers: Layers, model_layers: list[int]) -> list[int]:
-    """The layers named, each known to the model; HeadError lists those that are not."""
+    """The chosen layers; HeadError lists every one that the model does not have."""
     if isinstance(layers, str):
         if layers == "all":
             return model_layers

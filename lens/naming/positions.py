@@ -1,16 +1,18 @@
-"""Positions as a user names them, counted in the real tokens of each row, or by what stands there.
+"""The ways to write positions: by number, or by a name that is looked up while the model runs.
 
-A number, a slice, a range, "all", or a list of these; position 0 is the first real token of a row, also where padding
-stands to its left; negative numbers count from its last real token, so -1 is the prompt's last token, and in generation
-the token being read. By what stands there (`Names` finds out while the model runs):
+Numbers: an int, a slice, a range, "all", or a list of these. Position 0 is the first real token of a row, so padding on
+the left does not shift the count. Negative numbers count from the last real token: -1 is the last token of the prompt
+and, in generation, the token that is being read.
 
-- "token:Mary": every token that reads " Mary" or "Mary";
-- "image", "special", "generated", "text": a token group; special are the tokenizer's special tokens of the prompt,
-  generated what stands behind the prompt, text all the rest. `model.edit(..., groups={"subject": [3, 4]})` adds groups;
-- "sinks:act", "sinks:share:0.5", "sinks:massive": the sinks of each head by a rule (`records/sinks.py`; massive: of a
-  layer), found on the prompt before it runs.
+Names, which `edits/named_positions.py` looks up:
 
-All are plain data and go through JSON; lists may mix them.
+- "token:Mary": every token whose text is " Mary" or "Mary";
+- "special", "image", "generated", "text": a token group: the tokenizer's special tokens in the prompt, image tokens,
+  tokens after the prompt, all others. `model.edit(..., groups={"subject": [3, 4]})` adds groups;
+- "sinks:act", "sinks:share:0.5", "sinks:massive": the sinks of each head (massive: of each layer) by a rule of
+  `records/sinks.py`, found on the prompt in an unedited run before the edited one.
+
+All of these are plain data that JSON can hold, and a list may mix them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from headwater.lens.errors import EditError
 Positions = str | int | slice | Iterable["str | int"]
 GROUPS = ("image", "special", "generated", "text")
 RULES = ("share", "act", "massive")
-UNNAMED = {  # rules of find_sinks that an edit is not worth, and what to do in their place
+UNNAMED = {  # rules of `find_sinks` that edits do not support, with the advice that the error gives
     "gu": "is the rule share on a text's first 64 tokens; write 'sinks:share'",
     "spectral": "takes up to 200 passes over every map before the run; find them once with find_sinks(record, "
     "rule='spectral') and give their positions",
@@ -36,7 +38,7 @@ UNNAMED = {  # rules of find_sinks that an edit is not worth, and what to do in 
 
 
 def check(positions: Positions, what: str) -> str | int | slice | tuple:
-    """A plain form of the positions (int, str, slice or a tuple), or an EditError that names the field."""
+    """The positions as an int, str, slice or tuple; EditError where they are none of these. `what` names the field."""
     if isinstance(positions, str):
         _check_name(positions, what)
         return positions
@@ -66,7 +68,7 @@ def _is_one(given: Any) -> bool:
 
 
 def _check_name(name: str, what: str) -> None:
-    """Refuse what can be no name: an empty one, a rule that is unknown, a threshold that is no number."""
+    """Refuse a malformed name: an empty one, an unknown rule, a threshold that is not a number."""
     kind, colon, rest = name.partition(":")
     if not colon:
         if not name.replace("_", "").replace("-", "").isalnum():
@@ -99,27 +101,27 @@ def _is_number(text: str) -> bool:
 
 
 def parts(positions: Any) -> tuple:
-    """The positions as a tuple of single ones: ints, slices and names."""
+    """Checked positions as a tuple of ints, slices and names."""
     return tuple(positions) if isinstance(positions, tuple | list) else (positions,)
 
 
 def named(positions: Any) -> list[str]:
-    """The names in a plain form, without "all"."""
+    """The names among checked positions, without "all"."""
     return [p for p in parts(positions) if isinstance(p, str) and p != "all"]
 
 
 def beyond(positions: Any, length: int) -> list[int]:
-    """The numbered positions that no prompt of `length` tokens has."""
+    """The numbers that are out of range for a prompt of `length` tokens."""
     return [p for p in parts(positions) if isinstance(p, int) and (p >= length or p < -length)]
 
 
 def of_row(positions: Any, length: int) -> list[int]:
-    """Positions from 0 of a row of `length` real tokens; the named ones that it lacks are left out."""
+    """Checked numeric positions as indices into a row of `length` real tokens; numbers out of range are dropped."""
     found: list[int] = []
     for part in parts(positions):
         if isinstance(part, str):
             if part != "all":
-                raise EditError(f"{part!r} is a name, and here positions are given by number")
+                raise EditError(f"{part!r} is a name; give positions by number here")
             return list(range(length))
         if isinstance(part, slice):
             found += range(*part.indices(length))
@@ -129,7 +131,7 @@ def of_row(positions: Any, length: int) -> list[int]:
 
 
 def select(positions: Any, mask: Mask, axis: str) -> Tensor:
-    """Numbered rows (`axis="query"`) or columns ("key") of a layer's maps, bool [batch|1, query or key]."""
+    """Numeric positions as rows (`axis="query"`) or columns ("key") of a layer's map, bool [batch|1, query or key]."""
     offset, count = (mask.query_offset, mask.queries) if axis == "query" else (mask.key_offset, mask.keys)
     start, stop = mask.real(axis)
     picked = torch.zeros(len(start), count, dtype=torch.bool)

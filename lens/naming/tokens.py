@@ -1,4 +1,4 @@
-"""Prompts as token ids: from text, lists or tensors, padded, checked against the model before anything runs."""
+"""`Tokens`: prompts as padded token ids, made from text, lists or tensors and checked before the model runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from headwater.lens.errors import PromptError
 
 
 class Tokens(Tensor):
-    """Token ids, int64 [batch, position], that know which of them are real: `mask`, bool of the same shape.
+    """Token ids, int64 [batch, position], with `mask`, bool of the same shape: True on real tokens, False on padding.
 
-    A tensor like any other, so that code which knows nothing of Headwater takes it; what is computed from it is a
-    plain tensor without a mask. `ids` is that plain tensor. `more` holds what else the model reads beside the tokens,
-    under transformers' names.
+    A subclass of Tensor, so that other libraries can use it. The result of any computation with it is a plain tensor
+    without a mask; `ids` is the plain tensor itself. `more` holds the model's other inputs under transformers' names.
     """
 
     mask: Tensor
@@ -45,7 +44,7 @@ def to_tokens(
 ) -> Tokens:
     """A string, a list of strings, or integer ids ([position] or [batch, position]) as `Tokens`.
 
-    Texts of unequal length are padded on `side`. Raises PromptError on an empty prompt or an unreadable one.
+    Texts of unequal length are padded on `side`. PromptError for an empty prompt, or one that is none of these.
     """
     if isinstance(given, Tokens):
         return given
@@ -110,7 +109,8 @@ def _encode(texts: list[str], tokenizer: Any, attention_mask: Any, side: str) ->
 
 
 def check(tokens: Tokens, vocab: int, context: int | None, extra: int = 0) -> None:
-    """Refuse ids outside of the vocabulary, rows without a token, gaps, and prompts beyond the context."""
+    """Refuse ids outside of the vocabulary, rows without a real token, padding between real tokens, and rows that are
+    longer than the context with `extra` tokens added."""
     wrong = ((tokens.ids < 0) | (tokens.ids >= vocab)) & tokens.mask
     if wrong.any():
         row, column = wrong.nonzero()[0].tolist()
