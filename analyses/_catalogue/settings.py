@@ -138,9 +138,9 @@ def settings_of(function: Callable[..., Any]) -> tuple[Setting, ...]:
         types.SimpleNamespace(__annotations__=told), bare.__globals__, include_extras=True
     )
     found = (
-        _setting(name, hints[name], parameter.default)
+        _setting(name, hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not parameter.empty or typing.get_origin(hints[name]) is typing.Annotated
+        if parameter.default is not parameter.empty or typing.get_origin(hints.get(name)) is typing.Annotated
     )
     return tuple(setting for setting in found if setting is not None)
 
