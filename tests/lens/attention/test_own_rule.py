@@ -42,5 +42,5 @@ def test_an_edits_normaliser_comes_first_and_learned_sinks_do_not_go_together():
     assert own.applied(q, ScoreRule(0.5, MASK)).normaliser == own.normaliser
     asked = Normaliser("cog")
     assert own.applied(q, ScoreRule(0.5, MASK, normaliser=asked)).normaliser == asked
-    with pytest.raises(ModelError, match="beside learned sinks"):
+    with pytest.raises(ModelError, match="has learned sinks, so it can have no learned key"):
         OwnRule(None, drawn(3, 4), drawn(3, 4)).applied(q, ScoreRule(0.5, MASK, sinks=torch.zeros(3)))
