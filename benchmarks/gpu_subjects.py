@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater.kernels.backends.triton.backend import Triton
 from headwater.kernels.backends.triton.launch import rows_pass
-from headwater.kernels.edits import Rescale
+from headwater.kernels.edits.weights import Rescale
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.map_state import MapState

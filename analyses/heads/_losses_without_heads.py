@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from headwater.analyses._prompts.examples import Batch, Value
 from headwater.analyses._runs.resume_at_layer import Resuming
-from headwater.kernels.edits import Gate, ReplaceOutput
+from headwater.kernels.edits.outputs import Gate, ReplaceOutput
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.attention.context import ActiveEdit, Lowered

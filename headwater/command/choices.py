@@ -39,16 +39,9 @@ def _problems() -> Iterator[tuple[str, ScoreRule, tuple[Any, ...]]]:
     """Names, score rules and weight edits: 33 tokens, four heads over two key heads."""
     import torch
 
-    from headwater.kernels.edits import (
-        BiasKeys,
-        BlockScores,
-        MixIdentity,
-        MixPattern,
-        Rescale,
-        RowCondition,
-        ScaleScores,
-    )
     from headwater.kernels.edits.patterns import Uniform
+    from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores
+    from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, RowCondition
     from headwater.kernels.rules.normaliser import Normaliser
     from headwater.kernels.rules.rule import ScoreRule
     from headwater.kernels.tiles.mask import Mask

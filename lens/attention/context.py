@@ -17,7 +17,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from headwater.kernels.edits import OutputEdit, ScoreEdit, WeightEdit
+from headwater.kernels.edits.outputs import OutputEdit
+from headwater.kernels.edits.scores import ScoreEdit
+from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import Gate, OutputEdit
+from headwater.kernels.edits.outputs import Gate, OutputEdit
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context

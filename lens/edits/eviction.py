@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from headwater.kernels import edits as kernel
-from headwater.kernels.edits import WeightEdit
+from headwater.kernels.edits import scores as kernel
+from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block
 from headwater.lens.attention.context import Lowered

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from headwater.kernels import edits as kernel
+from headwater.kernels.edits import outputs as kernel
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention.context import Lowered
 from headwater.lens.edits.base import Edit, HeadWise, LayerCall, Prepared, Rows, batch_rows, number, vectors

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from headwater.kernels.edits import WeightEdit
+from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.lens.attention import context

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.kernels import edits as kernel
-from headwater.kernels.edits import patterns
+from headwater.kernels.edits import patterns, weights as kernel
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention.context import Lowered
 from headwater.lens.edits.base import HeadWise, LayerCall, Prepared, Rows, number

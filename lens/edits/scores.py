@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwater.kernels import edits as kernel
+from headwater.kernels.edits import scores as kernel
 from headwater.lens.attention.context import Lowered
 from headwater.lens.edits.base import HeadWise, LayerCall, Rows, number
 from headwater.lens.errors import EditError

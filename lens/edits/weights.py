@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from headwater.kernels import edits as kernel
+from headwater.kernels.edits import weights as kernel
 from headwater.kernels.rules import normaliser as normaliser_kernel
 from headwater.lens.attention.context import Lowered
 from headwater.lens.edits.base import Edit, HeadWise, LayerCall, Prepared, Rows, number, overlap

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from headwater.kernels.edits import WeightStep
 from headwater.kernels.edits.patterns import OfMap
+from headwater.kernels.edits.weights import WeightStep
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.tiles.mask import Mask

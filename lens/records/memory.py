@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from torch import Tensor
 
-from headwater.kernels.edits import MixIdentity
+from headwater.kernels.edits.weights import MixIdentity
 from headwater.kernels.maps.statistics import COLUMN
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context

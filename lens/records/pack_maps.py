@@ -11,33 +11,28 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from headwater.kernels import edits as kernel
-from headwater.kernels.edits import patterns
+from headwater.kernels.edits.patterns import Pattern
+from headwater.kernels.edits.scores import MaskScores, ScoreEdit
+from headwater.kernels.edits.weights import RowCondition, WeightEdit, WeightStep
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.errors import RecordError
 
+# an edit that only a function describes is no data
 GROUPS = {
-    "ScoreEdit": (kernel.ScaleScores, kernel.BlockScores, kernel.BiasKeys, kernel.EmphasiseScores),
-    "WeightEdit": (kernel.Rescale, kernel.MixIdentity, kernel.MixPattern, kernel.Shares),
-    "Pattern": (
-        patterns.Uniform,
-        patterns.Offset,
-        patterns.OnKeys,
-        patterns.Matching,
-        patterns.Fixed,
-        patterns.OfMap,
-    ),
+    "ScoreEdit": tuple(kind for kind in get_args(ScoreEdit) if kind is not MaskScores),
+    "WeightEdit": get_args(WeightEdit),
+    "Pattern": get_args(Pattern),
     "BlockReader": (AttentionMap,),
 }
-SINGLE = (Mask, Normaliser, AttentionMap, ScoreRule, kernel.RowCondition, kernel.WeightStep)
+SINGLE = (Mask, Normaliser, AttentionMap, ScoreRule, RowCondition, WeightStep)
 KINDS: dict[str, type] = {c.__name__: c for c in (*SINGLE, *(c for group in GROUPS.values() for c in group))}
 # what a machine chose for itself, and what follows from the rest
 LEFT_OUT = {"AttentionMap": ("backend", "known")}

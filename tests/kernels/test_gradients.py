@@ -17,7 +17,9 @@ import torch
 
 import headwater as hw
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import BiasKeys, BlockScores, Gate, MixIdentity, Rescale, ScaleScores
+from headwater.kernels.edits.outputs import Gate
+from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores
+from headwater.kernels.edits.weights import MixIdentity, Rescale
 from headwater.kernels.maps import statistics
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.rule import ScoreRule

@@ -13,7 +13,8 @@ import wide_cases
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headwater.kernels.edits import BlockScores, MixIdentity, Rescale, ScaleScores
+from headwater.kernels.edits.scores import BlockScores, ScaleScores
+from headwater.kernels.edits.weights import MixIdentity, Rescale
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask

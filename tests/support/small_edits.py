@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import ScoreEdit, WeightEdit
+from headwater.kernels.edits.scores import ScoreEdit
+from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block

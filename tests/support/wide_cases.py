@@ -11,9 +11,17 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headwater.kernels import edits
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import ScoreEdit, WeightEdit, patterns
+from headwater.kernels.edits import patterns
+from headwater.kernels.edits.scores import (
+    BiasKeys,
+    BlockScores,
+    EmphasiseScores,
+    MaskScores,
+    ScaleScores,
+    ScoreEdit,
+)
+from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, RowCondition, WeightEdit
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
@@ -108,15 +116,15 @@ def score_edit(drawn: Drawn) -> ScoreEdit:
     kind = drawn.among("scale", "block", "bias", "emphasise", "mask")
     heads, batch = drawn.heads(), drawn.batches()
     if kind == "scale":
-        return edits.ScaleScores(heads, drawn.among(0.5, 2.0, 0.0))
+        return ScaleScores(heads, drawn.among(0.5, 2.0, 0.0))
     if kind == "block":
-        return edits.BlockScores(heads, drawn.queries(), drawn.keys())
+        return BlockScores(heads, drawn.queries(), drawn.keys())
     if kind == "emphasise":
-        return edits.EmphasiseScores(heads, drawn.queries(), drawn.keys(), drawn.among(0.7, -0.3))
+        return EmphasiseScores(heads, drawn.queries(), drawn.keys(), drawn.among(0.7, -0.3))
     if kind == "mask":
-        return edits.MaskScores(heads, lambda b, h, i, j: (i + 2 * j + b + h) % 4 != 1)
+        return MaskScores(heads, lambda b, h, i, j: (i + 2 * j + b + h) % 4 != 1)
     shape = (batch, drawn.shape.keys)
-    return edits.BiasKeys(
+    return BiasKeys(
         heads, drawn.normal(*(shape if drawn.among(False, True) else (batch, drawn.shape.heads, shape[1])))
     )
 
@@ -125,17 +133,17 @@ def weight_edit(drawn: Drawn, rule: ScoreRule) -> WeightEdit:
     kind = drawn.among("rescale", "identity", "pattern", "pattern")
     heads, rows = drawn.heads(), drawn.rows()
     if kind == "identity":
-        return edits.MixIdentity(heads, drawn.among(0.3, 1.0), rows)
+        return MixIdentity(heads, drawn.among(0.3, 1.0), rows)
     if kind == "pattern":
-        return edits.MixPattern(heads, drawn.among(0.3, 1.0), pattern(drawn, rule.mask), rows)
+        return MixPattern(heads, drawn.among(0.3, 1.0), pattern(drawn, rule.mask), rows)
     keys = drawn.keys()
     condition = None
     if drawn.among(False, True):
         # bounds that no count of keys over another hits exactly
-        condition = edits.RowCondition(
+        condition = RowCondition(
             drawn.keys(), drawn.keys(0.7), drawn.among(0.37, 0.83), drawn.among(0.0, 0.23)
         )
-    return edits.Rescale(heads, keys, drawn.keys() & ~keys, drawn.among(0.0, 0.4, 0.9), rows, condition)
+    return Rescale(heads, keys, drawn.keys() & ~keys, drawn.among(0.0, 0.4, 0.9), rows, condition)
 
 
 def pattern(drawn: Drawn, mask: Mask) -> patterns.Pattern:

@@ -14,7 +14,7 @@ from comparison import close
 from hypothesis import HealthCheck, given, settings
 
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import Rescale
+from headwater.kernels.edits.weights import Rescale
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule

@@ -14,8 +14,9 @@ from headwater.kernels.attend import attend
 from headwater.kernels.backends import fused_kernel
 from headwater.kernels.backends.choose import choose
 from headwater.kernels.backends.triton.backend import Triton, installed
-from headwater.kernels.edits import EmphasiseScores, MixPattern, Rescale
 from headwater.kernels.edits.patterns import Uniform
+from headwater.kernels.edits.scores import EmphasiseScores
+from headwater.kernels.edits.weights import MixPattern, Rescale
 from headwater.kernels.rules.prepare import prepare
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask

@@ -24,14 +24,8 @@ from headwater.kernels.attend import attend
 from headwater.kernels.backends import blocked
 from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.backends.flash import Flash
-from headwater.kernels.edits import (
-    BiasKeys,
-    BlockScores,
-    MixIdentity,
-    Rescale,
-    RowCondition,
-    ScaleScores,
-)
+from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores
+from headwater.kernels.edits.weights import MixIdentity, Rescale, RowCondition
 from headwater.kernels.maps import statistics
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule

@@ -19,8 +19,8 @@ from wide_cases import Drawn, Shape, pattern, weight_edit
 from headwater.kernels.attend import attend
 from headwater.kernels.backends import blocked, flash, pattern_products
 from headwater.kernels.backends.choose import choose_for
-from headwater.kernels.edits import MixPattern
 from headwater.kernels.edits.patterns import Matching, Offset, OnKeys, Uniform
+from headwater.kernels.edits.weights import MixPattern
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask

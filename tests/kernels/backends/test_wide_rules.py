@@ -20,7 +20,7 @@ from limits import block_elements
 from wide_cases import NORMALISERS, of_rows
 
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import MixIdentity, Rescale
+from headwater.kernels.edits.weights import MixIdentity, Rescale
 from headwater.kernels.maps import statistics
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.reference import dense as reference

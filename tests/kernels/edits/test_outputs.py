@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from small_edits import EVERY, HEADS, PER_ROW, N, run
 
-from headwater.kernels.edits import (
-    OffsetOutput,
-    ReplaceOutput,
-)
+from headwater.kernels.edits.outputs import OffsetOutput, ReplaceOutput
 
 
 def test_outputs_are_replaced_or_moved_on_the_heads_of_each_row():

@@ -12,11 +12,8 @@ from comparison import near
 from small_edits import CAUSAL, EVERY, HEADS, PER_ROW, N, dense, operands, run
 
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import (
-    MixIdentity,
-    MixPattern,
-)
 from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, Uniform
+from headwater.kernels.edits.weights import MixIdentity, MixPattern
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 

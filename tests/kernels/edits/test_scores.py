@@ -28,16 +28,9 @@ from small_edits import (
 )
 
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import (
-    BiasKeys,
-    BlockScores,
-    EmphasiseScores,
-    MaskScores,
-    MixIdentity,
-    MixPattern,
-    ScaleScores,
-)
 from headwater.kernels.edits.patterns import Uniform
+from headwater.kernels.edits.scores import BiasKeys, BlockScores, EmphasiseScores, MaskScores, ScaleScores
+from headwater.kernels.edits.weights import MixIdentity, MixPattern
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 

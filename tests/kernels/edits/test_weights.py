@@ -14,13 +14,8 @@ from comparison import near
 from limits import block_elements
 from small_edits import ALL, EVERY, FIRST, HEADS, ODD, PER_ROW, N, each_row_alone, operands, run
 
-from headwater.kernels.edits import (
-    MixIdentity,
-    MixPattern,
-    Rescale,
-    RowCondition,
-)
 from headwater.kernels.edits.patterns import Fixed, Offset, Uniform
+from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, RowCondition
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask

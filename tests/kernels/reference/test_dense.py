@@ -12,7 +12,7 @@ import pytest
 import torch
 from comparison import near
 
-from headwater.kernels.edits import Rescale
+from headwater.kernels.edits.weights import Rescale
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask

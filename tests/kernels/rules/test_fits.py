@@ -13,17 +13,10 @@ import torch
 
 from headwater.kernels.attend import attend
 from headwater.kernels.backends.choose import NAMES
-from headwater.kernels.edits import (
-    BiasKeys,
-    BlockScores,
-    MixIdentity,
-    MixPattern,
-    Rescale,
-    RowCondition,
-    scores,
-    weights,
-)
+from headwater.kernels.edits import scores, weights
 from headwater.kernels.edits.patterns import Fixed, Matching, OnKeys
+from headwater.kernels.edits.scores import BiasKeys, BlockScores
+from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, RowCondition
 from headwater.kernels.rules.fits import SHAPES
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask

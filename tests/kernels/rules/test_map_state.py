@@ -18,18 +18,9 @@ from hypothesis import given, settings, strategies as st
 from small_edits import ALL, CAUSAL, EVERY, FIRST, HEADS, ODD, PER_ROW, SOME, N, dense, operands
 
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import (
-    BiasKeys,
-    BlockScores,
-    EmphasiseScores,
-    MaskScores,
-    MixIdentity,
-    MixPattern,
-    Rescale,
-    ScaleScores,
-    Shares,
-)
 from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Uniform
+from headwater.kernels.edits.scores import BiasKeys, BlockScores, EmphasiseScores, MaskScores, ScaleScores
+from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, Shares
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block

@@ -17,7 +17,8 @@ from small_maps import CAUSAL, FULL, HEADS, WIDTH, N, dense, fitting, map_of, pr
 from wide_cases import NORMALISERS
 
 from headwater.kernels.attend import attend
-from headwater.kernels.edits import BiasKeys, BlockScores, MixIdentity
+from headwater.kernels.edits.scores import BiasKeys, BlockScores
+from headwater.kernels.edits.weights import MixIdentity
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule

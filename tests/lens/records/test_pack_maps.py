@@ -8,9 +8,10 @@ import pytest
 import torch
 from record_files import recorded
 
-from headwater.kernels import edits
 from headwater.kernels.attend import attend
 from headwater.kernels.edits import patterns
+from headwater.kernels.edits.scores import BiasKeys, BlockScores, EmphasiseScores, MaskScores, ScaleScores
+from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, RowCondition
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
@@ -25,18 +26,18 @@ def test_rules_and_edits_of_every_kind_come_back(tmp_path):
     heads = torch.tensor([True, False, True, True])
     keys, rows = torch.arange(9)[None] < 2, torch.arange(9)[None] > 3
     weights: tuple = (
-        edits.Rescale(heads, keys, ~keys, 0.3, rows[:, None], edits.RowCondition(keys, ~keys, 5.0, 0.01)),
-        edits.MixIdentity(heads, 0.1),
-        edits.MixPattern(heads, 0.2, patterns.Fixed(torch.rand(1, 1, 9, 9, generator=generator))),
-        edits.MixPattern(heads, 0.2, patterns.Matching(torch.tensor([[1, 2, 1, 2, 3, 1, 2, 1, 1]]))),
-        edits.MixPattern(heads, 0.1, patterns.Offset(1), rows[:, None]),
-        edits.MixPattern(heads, 0.1, patterns.Uniform()),
+        Rescale(heads, keys, ~keys, 0.3, rows[:, None], RowCondition(keys, ~keys, 5.0, 0.01)),
+        MixIdentity(heads, 0.1),
+        MixPattern(heads, 0.2, patterns.Fixed(torch.rand(1, 1, 9, 9, generator=generator))),
+        MixPattern(heads, 0.2, patterns.Matching(torch.tensor([[1, 2, 1, 2, 3, 1, 2, 1, 1]]))),
+        MixPattern(heads, 0.1, patterns.Offset(1), rows[:, None]),
+        MixPattern(heads, 0.1, patterns.Uniform()),
     )
     scores: tuple = (
-        edits.ScaleScores(heads, 1.5),
-        edits.BlockScores(heads, rows, keys),
-        edits.BiasKeys(heads, torch.randn(1, 9, generator=generator)),
-        edits.EmphasiseScores(heads, rows, keys, 0.5),
+        ScaleScores(heads, 1.5),
+        BlockScores(heads, rows, keys),
+        BiasKeys(heads, torch.randn(1, 9, generator=generator)),
+        EmphasiseScores(heads, rows, keys, 0.5),
     )
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
     mask = Mask(9, 9, right=0, left=6, documents=documents)
@@ -52,12 +53,12 @@ def test_rules_and_edits_of_every_kind_come_back(tmp_path):
     record = recorded("gpt2")
     for rule in rules:
         map = attend(q, k, v, rule, weights if rule.normaliser is None else ())[1]
-        other = edits.MixPattern(heads, 0.5, patterns.OfMap(map))
+        other = MixPattern(heads, 0.5, patterns.OfMap(map))
         for found in (map, attend(q, k, v, ScoreRule(0.3, Mask(9, 9, right=0)), (other,))[1]):
             tensors: dict[str, torch.Tensor] = {}
             packed = json.loads(json.dumps(Packer(tensors.__setitem__).pack(found, "m")))
             assert unpack(packed, tensors).dense().equal(found.dense())
-    seen = edits.MaskScores(heads, lambda b, h, i, j: (i - j) % 2 == 0)
+    seen = MaskScores(heads, lambda b, h, i, j: (i - j) % 2 == 0)
     record.maps[0] = attend(q, k, v, ScoreRule(0.3, Mask(9, 9, right=0), edits=(seen,)))[1]
     with pytest.raises(RecordError, match=r"keep=\(\)"):
         record.save(tmp_path / "x.safetensors")

@@ -18,7 +18,8 @@ import torch
 from headwater.kernels.backends.triton import backend
 from headwater.kernels.backends.triton.backend import Triton
 from headwater.kernels.backends.triton.tile_sizes import config
-from headwater.kernels.edits import BiasKeys, Rescale
+from headwater.kernels.edits.scores import BiasKeys
+from headwater.kernels.edits.weights import Rescale
 from headwater.kernels.maps import statistics
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule

@@ -19,7 +19,8 @@ from headwater.kernels.backends import blocked
 from headwater.kernels.backends.triton import backend
 from headwater.kernels.backends.triton.backend import Triton
 from headwater.kernels.backends.triton.tile_sizes import Config
-from headwater.kernels.edits import BlockScores, MixIdentity, Rescale
+from headwater.kernels.edits.scores import BlockScores
+from headwater.kernels.edits.weights import MixIdentity, Rescale
 from headwater.kernels.maps import statistics
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.reference import dense as reference

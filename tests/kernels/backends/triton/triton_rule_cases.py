@@ -20,19 +20,9 @@ from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.backends.triton import backend
 from headwater.kernels.backends.triton.backend import Triton
 from headwater.kernels.backends.triton.tile_sizes import Config
-from headwater.kernels.edits import (
-    BiasKeys,
-    BlockScores,
-    EmphasiseScores,
-    MaskScores,
-    MixIdentity,
-    MixPattern,
-    Rescale,
-    RowCondition,
-    ScaleScores,
-    Shares,
-)
 from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Uniform
+from headwater.kernels.edits.scores import BiasKeys, BlockScores, EmphasiseScores, MaskScores, ScaleScores
+from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, RowCondition, Shares
 from headwater.kernels.maps import pairs, statistics
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.reference import dense as reference
