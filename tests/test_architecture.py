@@ -177,6 +177,11 @@ def test_heavy_libraries_stay_at_home() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_module_hooks_are_put_on_in_one_place() -> None:
+    users = [name_of(path) for path in FILES if "register_forward" in path.read_text(encoding="utf-8")]
+    assert users == ["lens/attention/module_hooks.py"]
+
+
 def test_figures_know_no_streamlit_and_views_no_mathematics() -> None:
     for path in (ROOT / "dashboard" / "figures").rglob("*.py"):
         assert not any(module.startswith("streamlit") for module in imports_of(path)), path

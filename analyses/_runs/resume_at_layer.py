@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 
 from headwater.analyses._prompts.examples import Batch, Value
 from headwater.lens.attention import context
+from headwater.lens.attention.module_hooks import on
 from headwater.lens.attention.standing_in import standing_in
 from headwater.lens.errors import ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks as anatomy
-
-_listening: ContextVar[object] = ContextVar("headwater_resuming", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,23 +88,16 @@ def _blocks(model: HookedModel) -> list[nn.Module]:
 @contextlib.contextmanager
 def listened(model: HookedModel) -> Iterator[dict[nn.Module, Any]]:
     """What each block of the model gives in a run inside; empty behind it where a run can not be resumed."""
-    blocks, mine = _blocks(model), object()
+    blocks = _blocks(model)
     into: dict[nn.Module, Any] = {}
-    token = _listening.set(mine)  # tells this caller's run from those of other threads
 
-    def keep(module: nn.Module, _: Any, output: Any) -> None:
-        if _listening.get() is mine:
-            into[module] = output
+    def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        into[block] = output
 
-    handles = [block.register_forward_hook(keep) for block in blocks]
-    try:
+    with on(blocks, after=keep):
         yield into
-    finally:
-        _listening.reset(token)
-        for handle in handles:
-            handle.remove()
-        if len(into) < len(blocks):
-            into.clear()
+    if len(into) < len(blocks):
+        into.clear()
 
 
 def _repeated(output: Any, copies: int, positions: slice | None) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.sinks._received_share import received_share
+from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
@@ -109,26 +109,14 @@ def _table(model: HookedModel) -> nn.Module:
     )
 
 
-_swapping: ContextVar[object] = ContextVar("headwater_position_swap", default=None)
-
-
 @contextlib.contextmanager
 def _swapped(table: nn.Module, first: int, second: int) -> Iterator[None]:
     """Texts without padding get the table's rows for these positions in each other's place, in this context alone."""
 
-    mine = object()  # other contexts may be swapping other positions of the same table
-
-    def swap(module: nn.Module, given: Any, output: Tensor) -> Tensor | None:
-        if _swapping.get() is not mine:
-            return None
+    def swap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         order = torch.arange(output.shape[-2], device=output.device)
         order[[first, second]] = order[[second, first]]
         return output.index_select(-2, order)
 
-    handle = table.register_forward_hook(swap)
-    token = _swapping.set(mine)
-    try:
+    with on(table, after=swap):
         yield
-    finally:
-        _swapping.reset(token)
-        handle.remove()

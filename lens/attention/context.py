@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,25 +115,6 @@ class Tap:
 
     def leaving(self, layer: int, z: Tensor) -> Tensor:
         return z
-
-
-class Staying:
-    """A function put on a module that stays behind when the module is copied or pickled: the copy's does nothing.
-
-    `takes` is how many arguments a hook with keyword arguments is given. torch looks up whether a hook takes keywords
-    when it calls it, so while one thread puts a hook on or takes it off, another can call it without them. That other
-    thread runs the model in a context that the hook is not for, so it does nothing there.
-    """
-
-    def __init__(self, act: Callable[..., Any] | None = None, takes: int = 0) -> None:
-        self._act = act
-        self._takes = takes
-
-    def __call__(self, *given: Any) -> Any:
-        return None if self._act is None or len(given) < self._takes else self._act(*given)
-
-    def __reduce__(self) -> tuple[type[Staying], tuple[()]]:
-        return Staying, ()
 
 
 _edits: ContextVar[Mapping[object, tuple[_Scope, ...]]] = ContextVar(

@@ -11,19 +11,20 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.attention.context import ActiveEdit, Lowered
+from headwater.lens.attention.module_hooks import After, Before, on
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
 from headwater.lens.models.opened import Opened
@@ -112,10 +113,12 @@ class LayerCall:
         return None if isinstance(given, str) and given == "all" else self.queries(given)[:, None]
 
 
-class ModuleHook(Protocol):
-    """Something an edit puts on a module of the model while it is on; what it gives back takes it off."""
+class ModuleHook(NamedTuple):
+    """What an edit does at a module of the model while it is on, as `module_hooks.on` takes it."""
 
-    def attach(self, prepared: Prepared, key: object) -> Any: ...
+    module: nn.Module
+    before: Before | None = None
+    after: After | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,9 +245,14 @@ def applied(model: Opened, prepared: Sequence[Prepared]) -> Iterator[None]:
             stack.enter_context(reading(model))
         stack.enter_context(context.editing(model.key, prepared))
         for one in prepared:
-            for hook in one.hooks:
-                stack.callback(hook.attach(one, model.key).remove)
+            for module, *acts in one.hooks:
+                stack.enter_context(on(module, *(_where_on(act, one, model.key) for act in acts)))
         yield
+
+
+def _where_on(act: Callable[..., Any] | None, prepared: Prepared, key: object) -> Any:
+    """The function of a hook, which does nothing in runs that are to be unedited."""
+    return act and (lambda *given: act(*given) if prepared in context.active(key) else None)
 
 
 def joined(parts: Sequence[Lowered]) -> Lowered:

@@ -23,7 +23,8 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.lens.attention import context
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import Edit, LayerCall, Prepared
+from headwater.lens.attention.module_hooks import on
+from headwater.lens.edits.base import Edit, LayerCall, ModuleHook, Prepared
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
 from headwater.lens.models import inputs
@@ -82,8 +83,8 @@ class PositionInvariant(Edit):
         self._spans()
         _check_rotary(model)
         heads = {layer: torch.ones(model.n_heads, dtype=torch.bool) for layer in model.layers}
-        taps = tuple(_Tap(model.attention_module(layer)) for layer in model.layers)
-        return Prepared(self, heads, Names(model, groups), hooks=taps)
+        hooks = tuple(ModuleHook(model.attention_module(layer), _note_angles) for layer in model.layers)
+        return Prepared(self, heads, Names(model, groups), hooks=hooks)
 
     def _spans(self) -> list[tuple[int, int]]:
         given = self.documents
@@ -143,17 +144,9 @@ class PositionInvariant(Edit):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Tap:
-    """Reads the angles that a layer's attention is given."""
-
-    module: nn.Module
-
-    def attach(self, prepared: Prepared, key: object) -> Any:
-        def note(module: nn.Module, given: tuple, named: dict[str, Any]) -> None:
-            _angles.set(named.get("position_embeddings"))
-
-        return self.module.register_forward_pre_hook(context.Staying(note, 3), with_kwargs=True)
+def _note_angles(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Keep the angles that a layer's attention is given."""
+    _angles.set(kwargs.get("position_embeddings"))
 
 
 def _last_angles() -> Rotary:
@@ -223,13 +216,9 @@ def _check_rotary(model: Opened) -> None:
         raise EditError(refused + "it is no causal language model")
     found: dict[int, tuple[AttentionMap, tuple[Tensor, Tensor] | None]] = {}
     listener = _Look(model.key, found)
-    taps = [_Tap(model.attention_module(layer)).attach(None, None) for layer in model.layers]  # type: ignore[arg-type]
-    try:
-        with context.alone(model.key), context.listening(listener):
-            forward(model, inputs.read(model, torch.full((1, PROBE), min(5, model.vocab - 1))))
-    finally:
-        for tap in taps:
-            tap.remove()
+    modules = [model.attention_module(layer) for layer in model.layers]
+    with on(modules, before=_note_angles), context.alone(model.key), context.listening(listener):
+        forward(model, inputs.read(model, torch.full((1, PROBE), min(5, model.vocab - 1))))
     for layer, (map, angles) in found.items():
         if angles is None:
             raise EditError(refused + f"layer {layer} has no rotary positions; they are what PINE turns")

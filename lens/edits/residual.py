@@ -8,6 +8,7 @@ difference (post-norm blocks such as BERT's; "mid" also where both run side by s
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context
+from headwater.lens.attention import context, module_hooks
 from headwater.lens.attention.masks import LazyMask
-from headwater.lens.edits.base import Edit, Prepared, Rows, batch_rows, vectors
+from headwater.lens.edits.base import Edit, ModuleHook, Prepared, Rows, batch_rows, vectors
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
 from headwater.lens.models import blocks, inputs
+from headwater.lens.models.blocks import TransformerBlock
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import chosen_layers
@@ -33,6 +35,7 @@ from headwater.lens.running.forward import forward
 from headwater.lens.running.watching import watching
 
 How = Literal["add", "replace", "project_out", "scale"]
+Change = Callable[[Tensor], Tensor]
 # what the layer that runs now was given: its mask, and the stream where the attention's norm reads it
 _mask: ContextVar[Mask | None] = ContextVar("headwater_block_mask", default=None)
 _stream: ContextVar[Tensor | None] = ContextVar("headwater_stream", default=None)
@@ -73,13 +76,18 @@ class _Stream(Edit, ABC):
         nothing = not vector.any() if self.how == "add" else self.how == "scale" and bool((vector == 1).all())
         nothing = nothing or positions.check(self.positions, where) == ()
         prepared = Prepared(self, {}, names, {self.layer: vector}, rows)
-        return prepared if nothing else replace(prepared, hooks=self._hooks(model))
+        if nothing:
+            return prepared
+        block = blocks.block(model, self.layer)
+        acting = self._hooks(model, block, functools.partial(self.changed, prepared))
+        return replace(prepared, hooks=(ModuleHook(block.module, _note_mask), *acting))
 
     def named_positions(self) -> list[Positions]:
         return [self.positions]
 
     @abstractmethod
-    def _hooks(self, model: Opened) -> tuple[Hook, ...]: ...
+    def _hooks(self, model: Opened, block: TransformerBlock, change: Change) -> tuple[ModuleHook, ...]:
+        """Where the edit acts; `change` is `changed` of what was prepared."""
 
     def changed(self, prepared: Prepared, x: Tensor) -> Tensor:
         """x [batch, position, d_model] with the edit on the chosen rows and positions."""
@@ -136,24 +144,21 @@ class EditResidual(_Stream):
     positions: Positions = "all"
     rows: Rows = "all"
 
-    def _hooks(self, model: Opened) -> tuple[Hook, ...]:
+    def _hooks(self, model: Opened, block: TransformerBlock, change: Change) -> tuple[ModuleHook, ...]:
         if self.place not in ("pre", "mid", "post"):
             raise EditError(f"EditResidual: place must be 'pre', 'mid' or 'post'; got {self.place!r}")
-        block = blocks.block(model, self.layer)
         if self.place == "mid":
-            if not _facts(model, self.layer).mid:
+            if not _facts(model, block).mid:
                 raise EditError(
                     f"EditResidual: {type(block.module).__name__} has no residual stream between attention and MLP; "
                     "use 'pre' or 'post'"
                 )
             assert block.norm1 is not None
-            return (
-                Hook(block.module, "input", _note_mask),
-                Hook(block.norm1, "input", _note_stream),
-                Hook(block.attention_out, "output", _at_mid),
-            )
-        note = Hook(block.module, "input", _note_mask)
-        return (note, Hook(block.module, "input" if self.place == "pre" else "output", _at_stream))
+            added = _at_output(change if self.how == "add" else functools.partial(_moved, change))
+            return ModuleHook(block.norm1, _note_stream), ModuleHook(block.attention_out, after=added)
+        if self.place == "post":
+            return (ModuleHook(block.module, after=_at_output(change)),)
+        return (ModuleHook(block.module, before=_at_input(change)),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,77 +180,42 @@ class EditMLP(_Stream):
     positions: Positions = "all"
     rows: Rows = "all"
 
-    def _hooks(self, model: Opened) -> tuple[Hook, ...]:
-        block = blocks.block(model, self.layer)
-        if block.mlp_out is None or not _facts(model, self.layer).mlp:
+    def _hooks(self, model: Opened, block: TransformerBlock, change: Change) -> tuple[ModuleHook, ...]:
+        if block.mlp_out is None or not _facts(model, block).mlp:
             raise EditError(
                 f"EditMLP: what the MLP of {type(block.module).__name__} adds to the residual stream is not told apart "
                 "there; use EditResidual with place='post'"
             )
-        return (Hook(block.module, "input", _note_mask), Hook(block.mlp_out, "output", _at_stream))
+        return (ModuleHook(block.mlp_out, after=_at_output(change)),)
 
 
-Act = Callable[[Prepared, Any, Tensor], "Tensor | None"]
+def _note_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    _mask.set(next((m.mask for m in (*args, *kwargs.values()) if isinstance(m, LazyMask)), None))
 
 
-@dataclass(frozen=True, eq=False)
-class Hook:
-    """A function at the input or output of a module: (prepared edit, arguments, tensor) → the tensor in its place."""
-
-    module: nn.Module
-    side: Literal["input", "output"]
-    act: Act
-
-    def attach(self, prepared: Prepared, key: object) -> Any:
-        """Put it on; it acts where the prepared edit is on in the context that runs the model."""
-        if self.side == "output":
-            after = context.Staying(lambda m, given, out: self._after(prepared, key, out))
-            return self.module.register_forward_hook(after)
-        before = context.Staying(lambda m, given, named: self._before(prepared, key, given, named), 3)
-        return self.module.register_forward_pre_hook(before, with_kwargs=True)
-
-    def _before(self, prepared: Prepared, key: object, given: tuple, named: dict) -> Any:
-        if not any(p is prepared for p in context.active(key)):
-            return None
-        x = given[0] if given else named["hidden_states"]
-        new = self.act(prepared, (given, named), x)
-        if new is None:
-            return None
-        return ((new, *given[1:]), named) if given else (given, named | {"hidden_states": new})
-
-    def _after(self, prepared: Prepared, key: object, out: Any) -> Any:
-        if not any(p is prepared for p in context.active(key)):
-            return None
-        new = self.act(prepared, None, out[0] if isinstance(out, tuple) else out)
-        return (new, *out[1:]) if isinstance(out, tuple) else new
+def _note_stream(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    _stream.set(module_hooks.hidden_states(args, kwargs))
 
 
-def _note_mask(prepared: Prepared, given: Any, x: Tensor) -> None:
-    found = [m for m in (*given[0], *given[1].values()) if isinstance(m, LazyMask)]
-    _mask.set(found[0].mask if found else None)
+def _at_input(change: Change) -> module_hooks.Before:
+    """A hook that changes the hidden states a module is given."""
+    return lambda _, args, kwargs: module_hooks.with_hidden_states(
+        args, kwargs, change(module_hooks.hidden_states(args, kwargs))
+    )
 
 
-def _note_stream(prepared: Prepared, given: Any, x: Tensor) -> None:
-    _stream.set(x)
+def _at_output(change: Change) -> module_hooks.After:
+    """A hook that changes what a module gives."""
+    return lambda *given: module_hooks.with_first_output(
+        given[-1], change(module_hooks.first_output(given[-1]))
+    )
 
 
-def _edit(prepared: Prepared) -> _Stream:
-    assert isinstance(prepared.edit, _Stream)
-    return prepared.edit
-
-
-def _at_stream(prepared: Prepared, given: Any, x: Tensor) -> Tensor:
-    return _edit(prepared).changed(prepared, x)
-
-
-def _at_mid(prepared: Prepared, given: Any, x: Tensor) -> Tensor:
+def _moved(change: Change, x: Tensor) -> Tensor:
+    """What attention must add in the place of x for the stream to be as the edit wants it."""
     stream = _stream.get()
     assert stream is not None
-    edit = _edit(prepared)
-    if edit.how == "add":
-        return edit.changed(prepared, x)
-    # what attention must add for the stream to be as the edit wants it
-    moved = edit.changed(prepared, stream + x)
+    moved = change(stream + x)
     return torch.where(moved == stream + x, x, moved - stream)
 
 
@@ -258,9 +228,8 @@ class _Facts:
 _known: WeakKeyDictionary[nn.Module, _Facts] = WeakKeyDictionary()
 
 
-def _facts(model: Opened, layer: int) -> _Facts:
+def _facts(model: Opened, block: TransformerBlock) -> _Facts:
     """Whether attention and MLP add up to what a block does, seen on three tokens."""
-    block = blocks.block(model, layer)
     if block.module in _known:
         return _known[block.module]
     modules = block.module, block.norm1, block.attention_out, block.norm2, block.mlp_out

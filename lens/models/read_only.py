@@ -19,6 +19,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
+from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import ModelError
 from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.inputs import arguments
@@ -105,7 +106,7 @@ def _giving(
     Without `modules` every module is tried; of modules within one another the innermost is heard.
     """
 
-    def take(module: nn.Module, given: Any, output: Any) -> Any:
+    def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not isinstance(output, tuple):
             return None
         for place, item in enumerate(output):
@@ -114,13 +115,8 @@ def _giving(
                 return (*output[:place], item.new_empty(0), *output[place + 1 :])
         return None
 
-    watched = list(hf.modules()) if modules is None else list(modules)
-    handles = [module.register_forward_hook(take) for module in watched]
-    try:
+    with on(hf.modules() if modules is None else modules, after=take):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _asking(hf: Any) -> dict[str, bool]:

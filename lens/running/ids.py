@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context
+from headwater.lens.attention import module_hooks
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import embeddings
 from headwater.lens.naming.tokens import Tokens
@@ -58,25 +58,15 @@ def reading(model: Opened) -> Iterator[None]:
 
     def see(module: Any, given: tuple, named: dict[str, Any]) -> None:
         ids = given[0] if given else next(iter(named.values()), None)
-        if (
-            key in _running.get()
-            and isinstance(ids, Tensor)
-            and ids.dim() == 2
-            and not ids.is_floating_point()
-        ):
-            _keep(key, replace(_running.get()[key], fresh=ids.detach().cpu()))
+        if isinstance(ids, Tensor) and ids.dim() == 2 and not ids.is_floating_point():
+            _keep(key, replace(current(key), fresh=ids.detach().cpu()))
 
     outside = _running.get().get(key)
     _keep(key, outside or Running())
-    handles = [
-        table.register_forward_pre_hook(context.Staying(see, 3), with_kwargs=True)
-        for table in embeddings(model.hf)
-    ]
     try:
-        yield
+        with module_hooks.on(embeddings(model.hf), before=see):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
         others = {k: run for k, run in _running.get().items() if k is not key}
         _running.set(others if outside is None else {**others, key: outside})
 

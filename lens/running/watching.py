@@ -1,20 +1,16 @@
-"""What passes through a model while it runs, for one caller alone: calls of modules, and each layer's attention.
-
-Hooks on modules are seen by every thread that runs the model; these keep nothing unless the context is the caller's.
-"""
+"""What passes through a model while it runs, for one caller alone: calls of modules, and each layer's attention."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from headwater.kernels.maps.attention_map import AttentionMap
-from headwater.lens.attention import context
+from headwater.lens.attention.module_hooks import first_output, hidden_states, on, with_hidden_states
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
 
@@ -25,21 +21,18 @@ class Call:
 
     module: nn.Module
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    kwargs: dict[str, Any]
     output: Tensor
 
     @property
     def given(self) -> Tensor:
         """The hidden states it was called with."""
-        return (self.args[0] if self.args else self.kwargs["hidden_states"]).detach()
+        return hidden_states(self.args, self.kwargs).detach()
 
     def again(self, states: Tensor) -> Tensor:
         """The module on other hidden states, with everything else as it was."""
-        if self.args:
-            found = self.module(states, *self.args[1:], **self.kwargs)
-        else:
-            found = self.module(**{**self.kwargs, "hidden_states": states})
-        return found[0] if isinstance(found, tuple) else found
+        args, kwargs = with_hidden_states(self.args, self.kwargs, states)
+        return first_output(self.module(*args, **kwargs))
 
 
 class Heads:
@@ -56,25 +49,13 @@ class Heads:
         self.layers[layer] = (map, value.detach(), output)
 
 
-_kept: ContextVar[list[Call] | None] = ContextVar("headwater_watching", default=None)
-
-
 @contextlib.contextmanager
 def watching(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
     """Calls of the modules made in this context, in the order they end."""
     found: list[Call] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if _kept.get() is found:
-            given = output[0] if isinstance(output, tuple) else output
-            found.append(Call(module, args, kwargs, given.detach()))
+        found.append(Call(module, args, kwargs, first_output(output).detach()))
 
-    hook = context.Staying(keep, 4)
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in dict.fromkeys(modules)]
-    token = _kept.set(found)
-    try:
+    with on(modules, after=keep):
         yield found
-    finally:
-        _kept.reset(token)
-        for handle in handles:
-            handle.remove()

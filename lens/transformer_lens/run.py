@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,13 +20,12 @@ from headwater.kernels.attend import attend
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block
-from headwater.lens.attention import context
+from headwater.lens.attention import context, module_hooks
 from headwater.lens.errors import ModelError
 from headwater.lens.models import blocks
 from headwater.lens.models.opened import Opened
 
 Kind = Literal["attention", "input", "output", "scale", "normalized", "features", "result"]
-_running: ContextVar[object] = ContextVar("headwater_transformer_lens_run", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,18 +94,12 @@ class Run(context.Tap):
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        token = _running.set(self)
-        handles = []
-        try:
+        with contextlib.ExitStack() as stack:
             for place in self.places.values():
                 if place.module is not None:
-                    handles.append(self._attach(place, place.module))
-            with context.tapping(self.model.key, self):
-                yield
-        finally:
-            _running.reset(token)
-            for handle in handles:
-                handle.remove()
+                    stack.enter_context(self._on_module(place, place.module))
+            stack.enter_context(context.tapping(self.model.key, self))
+            yield
 
     def passing(self, name: str, given: Tensor) -> Tensor:
         """What the model goes on with at this name: the same tensor unless a function changed it."""
@@ -186,32 +178,28 @@ class Run(context.Tap):
 
     # --- at modules
 
-    def _attach(self, place: Activation, module: nn.Module) -> Any:
-        if place.kind == "input":
+    def _runs(self) -> bool:
+        """Whether this is the innermost run: a function may begin another."""
+        return context.current_tap(self.model.key) is self
 
-            def before(_: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> Any:
-                # another thread may still walk the hooks while this one is taken off, and then gives no keywords
-                if _running.get() is not self or kwargs is None:
-                    return None
-                key = None if args else "hidden_states"
-                given = args[0] if args else kwargs["hidden_states"]
-                found = self._passing_rows(place.name, given)
-                if found is given:
-                    return None
-                return (args, {**kwargs, key: found}) if key else ((found, *args[1:]), kwargs)
-
-            return module.register_forward_pre_hook(before, with_kwargs=True)
-
-        def after(owner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if _running.get() is not self:
+    def _on_module(self, place: Activation, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not self._runs():
                 return None
-            given = output if isinstance(output, Tensor) else output[0]
+            given = module_hooks.hidden_states(args, kwargs)
+            found = self._passing_rows(place.name, given)
+            return None if found is given else module_hooks.with_hidden_states(args, kwargs, found)
+
+        def after(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if not self._runs():
+                return None
+            given = module_hooks.first_output(output)
             found = self._after(place, owner, args, given)
-            if found is given:
-                return None
-            return found if isinstance(output, Tensor) else (found, *output[1:])
+            return None if found is given else module_hooks.with_first_output(output, found)
 
-        return module.register_forward_hook(after)
+        if place.kind == "input":
+            return module_hooks.on(module, before=before)
+        return module_hooks.on(module, after=after)
 
     def _after(self, place: Activation, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if place.kind == "output":
@@ -246,7 +234,7 @@ class Run(context.Tap):
     def _in_norm(self, place: Activation, norm: nn.Module, given: Tensor, output: Tensor) -> Tensor:
         width = given.shape[-1]
         high = given if given.dtype == torch.float64 else given.float()
-        with _quiet():  # what is asked of the norm itself is no part of the run
+        with module_hooks.off():  # what is asked of the norm itself is no part of the run
             takes_mean_out = blocks.takes_mean_out(norm, width)
             gain, bias = (f(norm, width).to(high) for f in (blocks.norm_gain, blocks.norm_bias))
         centred = high - high.mean(-1, keepdim=True) if takes_mean_out else high
@@ -256,15 +244,6 @@ class Run(context.Tap):
             return output
         normalised = centred / found if place.kind == "scale" else found
         return (normalised * gain + bias).to(output.dtype)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    token = _running.set(None)
-    try:
-        yield
-    finally:
-        _running.reset(token)
 
 
 def _scores(q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:

@@ -285,6 +285,18 @@ def test_threads_do_not_meet() -> None:
     assert wrong == []
 
 
+def test_a_run_begun_inside_of_a_function_does_not_call_it_again() -> None:
+    model, _ = opened("llama")
+    name, inner = "blocks.1.hook_resid_pre", []
+
+    def function(stream: Tensor, hook: object) -> None:
+        inner.append(model.run_with_hooks(IDS, fwd_hooks=[(name, lambda stream, hook: stream * 2)]))
+
+    assert model.run_with_hooks(IDS, fwd_hooks=[(name, function)]).equal(model(IDS))
+    assert len(inner) == 1
+    assert not inner[0].equal(model(IDS))
+
+
 def test_options_of_a_cache() -> None:
     model, _ = opened("gpt2")
     _, whole = model.run_with_cache(IDS[:1], return_cache_object=False)
