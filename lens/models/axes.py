@@ -1,4 +1,4 @@
-"""The tokens that the queries or keys of a part stand on, in one call of the model."""
+"""`axis`: the tokens on the query axis or the key axis of one part, for the inputs of one call."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from headwater.lens.models.parts import Part
 from headwater.lens.models.signature import FLOATS
 from headwater.lens.naming.tokens import Tokens
 
-TEXTS = ("text", "encoder", "decoder")  # axes of tokens with ids
+TEXTS = ("text", "encoder", "decoder")  # axes whose tokens have ids; the others are images and audio
 
 
 def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
-    """The tokens of one axis; None where this prompt does not have it, as in text given to a model of images too."""
+    """The tokens of one axis; None if the inputs lack it, as text without an image lacks "image"."""
     if name in ("text", "decoder"):
         return tokens
     if name == "encoder":
@@ -36,6 +36,6 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
 
 
 def counted(batch: int, count: int) -> Tokens:
-    """Tokens that are no text: numbered from 0, all real."""
+    """Tokens that are not text: numbered from 0, all real, [batch, count]."""
     ids = torch.arange(count).expand(batch, -1).contiguous()
     return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))

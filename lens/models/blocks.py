@@ -1,8 +1,8 @@
-"""The parts of a transformer block by what they do, whatever the architecture calls them.
+"""The modules of a transformer block by role (norms, attention, MLP), whatever the architecture calls them.
 
-`block(model, layer)` names the modules between which the residual stream runs: the norms, the attention, the MLP and
-the modules whose output is added to the stream. Names are guesses; `adds_up` on a short input is what makes them
-facts: what attention and MLP add must be the difference between the stream before and after.
+`block(model, layer)` finds them by the module names that transformers commonly uses. The names are guesses: a caller
+that needs the residual stream to add up verifies it on a short input (attention output + MLP output must equal the
+change of the stream), as edits/residual.py and transformer_lens/names.py do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NORM_BEFORE_MLP = (
 NORM_AFTER_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm")
 NORM_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "output")
-# the first layer of an MLP, the one whose product with it is taken where it is gated, the last
+# of an MLP: its first linear layer; the second one of a gated MLP, which is multiplied with the first; the last
 MLP_IN = ("gate_proj", "c_fc", "fc1", "dense_h_to_4h", "up_proj", "w1", "lin1")
 MLP_LINEAR = ("up_proj", "w3")
 MLP_OUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "lin2")
@@ -35,9 +35,10 @@ FINAL = ("ln_f", "norm", "final_layer_norm", "final_layernorm", "final_norm")
 
 @dataclass(frozen=True, eq=False)
 class TransformerBlock:
-    """Modules of one block, None where there is none or its name is not known.
+    """The modules of one block; None where the block has none or its name is not known.
 
-    `attention_out` and `mlp_out` give what is added to the residual stream: the norm behind them where there is one.
+    The output of `attention_out` and of `mlp_out` is added to the residual stream. Where a norm follows the attention
+    or the MLP (Gemma 2, OLMo 2), it is that norm.
     """
 
     module: nn.Module
@@ -53,7 +54,7 @@ class TransformerBlock:
 
 
 def block(model: Opened, layer: int) -> TransformerBlock:
-    """The block around one layer's attention: what stands in a list of blocks and has that attention inside."""
+    """The block of one layer: the entry of a ModuleList that contains the layer's attention module."""
     inner = model.attention_module(layer)
     path = next(name for name, module in model.hf.named_modules() if module is inner)
     steps = path.split(".")
@@ -79,7 +80,10 @@ def block(model: Opened, layer: int) -> TransformerBlock:
 
 
 def output_norm(around: nn.Module) -> nn.Module | None:
-    """The norm on the attention's output. Llama gives the same name to the norm before its MLP."""
+    """The norm on the attention's output; None where there is none.
+
+    Llama gives the same name, post_attention_layernorm, to the norm before its MLP; that one is not meant.
+    """
     found = first(around, NORM_AFTER_ATTENTION)
     ours = (
         hasattr(around, "post_self_attn_layernorm")
@@ -111,16 +115,16 @@ def first(module: nn.Module | None, names: tuple[str, ...]) -> nn.Module | None:
 
 
 def norm_gain(norm: nn.Module | None, width: int) -> Tensor:
-    """The gain of a LayerNorm or RMSNorm however it is stored (Gemma keeps gain - 1); ones for no norm.
+    """The gain [width] of a LayerNorm or RMSNorm, however it is stored (Gemma stores gain - 1); ones for no norm.
 
-    A vector of alternating ±1000 has mean 0 and deviation 1000, beside which the norm's epsilon vanishes, so a norm
-    gives it back times its gain over 1000, plus its bias.
+    Measured, not read: a vector of alternating ±1000 has mean 0 and root mean square 1000, large beside epsilon, so the
+    norm returns ±gain + bias.
     """
     return torch.ones(width) if norm is None else _affine(norm, width)[0]
 
 
 def norm_bias(norm: nn.Module | None, width: int) -> Tensor:
-    """The bias of a LayerNorm, zeros for RMSNorm and for no norm."""
+    """The bias [width] of a LayerNorm; zeros for RMSNorm and for no norm."""
     return torch.zeros(width) if norm is None else _affine(norm, width)[1]
 
 
@@ -134,7 +138,7 @@ def _affine(norm: nn.Module, width: int) -> tuple[Tensor, Tensor]:
 
 
 def takes_mean_out(norm: nn.Module, width: int) -> bool:
-    """LayerNorm gives the same for x and x + 1; RMSNorm does not."""
+    """Whether the norm subtracts the mean: LayerNorm gives the same for x and x + 1, RMSNorm does not."""
     like = next(norm.parameters(), torch.empty(0))
     probe = torch.linspace(-1, 1, width, dtype=like.dtype, device=like.device)
     with torch.no_grad():
@@ -142,5 +146,5 @@ def takes_mean_out(norm: nn.Module, width: int) -> bool:
 
 
 def epsilon(norm: nn.Module) -> float:
-    """What the norm adds to the variance."""
+    """The epsilon that the norm adds to the variance."""
     return float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 0.0)

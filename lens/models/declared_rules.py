@@ -1,9 +1,9 @@
-"""Rules of attention that belong to a model and not to its architecture: a normaliser, a learned key and value.
+"""Attention rules that a model folder declares for its own weights: a normaliser, a learned key and value.
 
-A folder declares them in config.json, `"headwater_attention": {"normaliser": "sigmoid", "kv_bias": true}`, with the
-learned keys and values in `attention.safetensors` as `model.layers.L.self_attn.bias_key` and `bias_value`, each
-[head, d_head]. The rule (`attention/own_rule.py`) stays on the module, as weights do; transformers alone would run the
-model without it.
+They stand in config.json as `"headwater_attention": {"normaliser": "sigmoid", "kv_bias": true}`. The learned keys and
+values are in `attention.safetensors`, as `model.layers.L.self_attn.bias_key` and `bias_value`, [head, d_head] each.
+`attach` puts the rule on the attention modules (`attention/own_rule.py`). transformers does not know these rules and
+would run the model with plain softmax.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ MOST_BYTES = 2**26
 
 
 def declared(folder: Path) -> dict[str, Any]:
-    """What a folder's config says; empty where it says nothing but softmax."""
+    """The declaration in a folder's config.json; empty if there is none, or only softmax."""
     found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(FIELD) or {}
     return {} if found == {"normaliser": "softmax"} else found
 
 
 def described(model: Opened) -> str:
-    """The rule in words, empty where the architecture's own is used."""
+    """The declared rule in words; empty where the model has none."""
     rule = own_rule(model.attention_module(model.layers[0]))
     if rule is None:
         return ""
@@ -40,7 +40,7 @@ def described(model: Opened) -> str:
 
 
 def attach(model: Opened, folder: Path) -> None:
-    """Read what a folder declares and put it on the attention modules; ModelError names what is wrong."""
+    """Read the declaration of a folder and put the rule on the attention modules; ModelError says what is wrong."""
     found = getattr(model.hf.config, FIELD, None)
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""The models that ship with Headwater: small, trained, each with its weights, script, figures and licence."""
+"""The small trained models that ship with Headwater, each with its weights, training script, metrics and licence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "data" / "models"
 
 @cache
 def embedded() -> dict[str, dict[str, Any]]:
-    """Name → {"path", "description", "metrics"} of every embedded model."""
+    """{name: {"path", "description", "metrics"}} of every embedded model."""
     found = {}
     for folder in sorted(FOLDER.iterdir()) if FOLDER.is_dir() else []:
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():

@@ -1,8 +1,8 @@
-"""What a model reads, as one `Tokens`: text, and images, audio features or an encoder's text where it reads these too.
+"""All inputs of one call as one checked `Tokens`: text, and images, audio features or an encoder's text beside it.
 
-Extra inputs carry transformers' own names (`pixel_values`, `input_features`, `decoder_input_ids` …). The first argument
-of a call is the text that is read first (the encoder's in T5 and BART, the decoder's in Whisper), or a floating-point
-tensor of images or audio features.
+Further inputs have transformers' names (`pixel_values`, `input_features`, `decoder_input_ids` …). The first argument of
+a call is the text (the encoder's in T5 and BART, the decoder's in Whisper), or a floating-point tensor of images or
+audio features.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def read(
     model: Opened, given: Any, attention_mask: Any = None, side: Literal["left", "right"] = "right",
     more: Mapping[str, Any] | None = None, following: int = 0,
 ) -> Tokens:  # fmt: skip
-    """Everything one call was given, checked; PromptError says what is missing, unknown or out of range.
+    """The inputs of one call, checked; PromptError says what is missing, unknown or out of range.
 
-    `following` tokens will be added to it.
+    `following` is how many tokens will be generated after the prompt; they must fit into the context too.
     """
     found = _read(model, given, attention_mask, side, more or {})
     if model.vocab:
@@ -94,7 +94,7 @@ def _without_text(model: Opened, given: Any, extra: dict[str, Tensor]) -> Tokens
 
 
 def _pair(model: Opened, given: Any, attention_mask: Any, side: Any, extra: dict[str, Any]) -> Tokens:
-    """Encoder and decoder tokens; without the latter the decoder reads its start token alone."""
+    """Encoder and decoder tokens; without a decoder text the decoder reads only its start token."""
     target, target_mask = (extra.pop(name, None) for name in DECODER)
     floats = float_input(model.hf)
     more: dict[str, Tensor] = dict(extra)
@@ -119,7 +119,7 @@ def _pair(model: Opened, given: Any, attention_mask: Any, side: Any, extra: dict
 
 
 def _target(model: Opened, given: Any, mask: Any) -> Tokens:
-    """Decoder tokens; a text is read as what the decoder is to write, behind its start token and without the end."""
+    """Decoder tokens. A text is what the decoder should write: it gets the start token in front, and no end token."""
     text = isinstance(given, str) or (isinstance(given, list | tuple) and given and isinstance(given[0], str))
     found = _text(model, given, mask, "right")
     if not text:
@@ -137,7 +137,7 @@ def _target(model: Opened, given: Any, mask: Any) -> Tokens:
 
 
 def _with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Tokens:
-    """A text and what goes with it; a lone image token that stands for an image is repeated for each of its tokens."""
+    """A text with its images; one image token per image is repeated to the number of tokens that an image takes."""
     per_image, marker = model.image_tokens, model.image_token
     if "pixel_values" not in extra or marker is None or per_image == 0:
         return Tokens(found.ids, found.mask, extra)
@@ -172,7 +172,8 @@ def _fits(length: int, context: int | None, what: str) -> None:
 
 
 def arguments(model: Opened, given: Tokens, generating: bool = False) -> dict[str, Any]:
-    """Keyword arguments of the transformers model; positions are given where padding stands to the left."""
+    """Keyword arguments for the transformers model. With padding on the left `position_ids` count from the first real
+    token."""
     known = inspect.signature(model.hf.forward).parameters
     found: dict[str, Any] = {
         n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in given.more.items()
@@ -194,12 +195,12 @@ def arguments(model: Opened, given: Tokens, generating: bool = False) -> dict[st
 
 
 def places_images(hf: Any, given: Tokens) -> bool:
-    """Whether a model gives image tokens positions of its own, by row and column (Qwen-VL), and was given some."""
+    """Whether the model numbers image tokens by row and column (Qwen-VL) and this prompt has images."""
     return hasattr(hf.base_model, "get_rope_index") and any(name.endswith("grid_thw") for name in given.more)
 
 
 def last_hidden(out: Any, part: str) -> Tensor:
-    """The last hidden state of a part, from whatever kind of output its model gives."""
+    """The last hidden state of a part, from any of transformers' output classes."""
     tower = getattr(out, f"{part}_model_output", None)
     if tower is not None:
         return tower.last_hidden_state
@@ -210,4 +211,4 @@ def last_hidden(out: Any, part: str) -> Tensor:
     for field in ("decoder_hidden_states", "hidden_states"):
         if getattr(out, field, None):
             return getattr(out, field)[-1]
-    raise ModelError(f"{type(out).__name__} gives no hidden state")
+    raise ModelError(f"{type(out).__name__} gives no hidden state; use model(...) for its logits")

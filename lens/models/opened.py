@@ -1,4 +1,4 @@
-"""`Opened`: the facts of a transformers model whose attention runs through Headwater. It runs nothing."""
+"""`Opened`: what is known of a transformers model whose attention runs through Headwater. It does not run the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headwater.lens.models.signature import embedding, first_position, image_tok
 
 
 class Opened:
-    """A model that is open, seen from one of its parts; `HookedModel` says what its attributes mean."""
+    """An open model, seen from one of its parts; the docstring of `HookedModel` explains the attributes."""
 
     def __init__(
         self, hf: Any, tokenizer: Any, parts: Mapping[str, Part], name: str, revision: str, *,
@@ -24,7 +24,7 @@ class Opened:
         text = hf.config.get_text_config()
         table = embedding(hf)
         self.hf = hf
-        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds one
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has a tokenizer inside
         self.name = name
         self.revision = revision
         self.parts = dict(parts)
@@ -35,7 +35,7 @@ class Opened:
         self.source_context: int | None = getattr(text, "max_position_embeddings", None)
         self.context: int | None = getattr(text, "max_target_positions", self.source_context)
         if self.context is not None:
-            self.context -= first_position(hf)  # these rows of the table stand for no token
+            self.context -= first_position(hf)  # the first rows of the position table are not used
         self.has_lm_head = self.vocab > 0 and hf.get_output_embeddings() is not None
         self.image_token = image_token(hf)
         self.image_tokens = image_tokens(hf) if "vision" in self.parts else 0
@@ -43,7 +43,10 @@ class Opened:
         self._stand_on(next(iter(self.parts)))
 
     def _register_layers(self) -> None:
-        """Register the attention modules of every part; cross-attention takes its rows from the decoder's own."""
+        """Register the attention modules of every part with the attention function.
+
+        Cross-attention takes its query positions from the self-attention of the main part, the decoder.
+        """
         tells = next(iter(self.parts)) if any(part.crosses for part in self.parts.values()) else None
         self.part_keys: dict[str, object] = {}
         for name, part in self.parts.items():
@@ -64,7 +67,7 @@ class Opened:
         self._modules = {layer: module for module, layer in part.modules.items()}
 
     def part(self, name: str) -> Self:
-        """The same model seen from another of its parts (`model.parts` names them): its layers, heads, edits, records.
+        """The same model seen from another part: its layers, heads, edits and records. `model.parts` lists them.
 
         `with model.part("cross").edit(…):` edits cross-attention; `model.part("vision").record(…)` is of the images.
         """
@@ -82,7 +85,7 @@ class Opened:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: they carry no edits, and register their own modules."""
+        """For copies and pickles, without the keys: a copy has no edits and registers its own modules."""
         return {name: value for name, value in vars(self).items() if name not in ("key", "part_keys")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -104,13 +107,13 @@ class Opened:
 
     @property
     def start(self) -> int:
-        """The token that an encoder–decoder model's decoder begins with."""
+        """The id of the token with which the decoder of an encoder–decoder model starts."""
         known = (getattr(self.hf.config, f"{n}_token_id", None) for n in ("decoder_start", "bos", "pad"))
         return next((n for n in known if isinstance(n, int)), 0)
 
     @property
     def patches(self) -> Patches | None:
-        """How images become tokens: `patches.grid` (rows, columns) behind `patches.prefix` tokens. None without."""
+        """How images become tokens: `patches.prefix` tokens, then `patches.grid`, (rows, columns); None without."""
         return next((part.patches for part in self.parts.values() if part.patches is not None), None)
 
     def attention_module(self, layer: int) -> nn.Module:
@@ -127,7 +130,7 @@ class Opened:
         return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in numbers]
 
     def unknown_words(self, texts: str | Iterable[str]) -> list[str]:
-        """The pieces of the texts that the tokenizer reads as its unknown token, each once, in their order."""
+        """The pieces of the texts that become the tokenizer's unknown token, in order, without repeats."""
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         if unknown is None or not getattr(self.tokenizer, "is_fast", False):
             return []

@@ -1,8 +1,8 @@
-"""The stacks of attention layers a model is made of, and the axis of tokens that each one's queries and keys stand on.
+"""`Part`: one stack of attention layers of a model, and the token axes of its queries and keys.
 
 A language model has one part, "text". T5, BART and Whisper have "encoder", "decoder" and "cross"; CLIP, SigLIP and
-LLaVA have "vision" and "text"; a ViT has "vision". Modules belong to one part when their paths differ in numbers alone.
-The main part is the one whose tokens the model's outputs are of: the decoder, the text, else the only one.
+LLaVA have "vision" and "text"; a ViT has "vision". Modules whose paths differ only in numbers form one part. The main
+part is the one whose tokens the outputs of the model belong to: the decoder, else the text, else the only part.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from headwater.lens.models.signature import FLOATS, embedding, float_input, pair
 CROSS = re.compile(r"cross|encoder_attn|encdec|encoder_decoder", re.IGNORECASE)
 VISION = re.compile(r"vision|visual|image|pixel", re.IGNORECASE)
 AUDIO = re.compile(r"audio|speech|feature_encoder", re.IGNORECASE)
-PROBE = 24  # rows and columns of the first map that are looked at to see whether it is causal
+PROBE = 24  # rows and columns of the first map that are computed to see whether it is causal
 
 
 @dataclass(frozen=True)
 class Patches:
-    """How an image becomes tokens: `prefix` tokens (a class token, registers) and then patches of `size`, by rows."""
+    """How an image becomes tokens: `prefix` tokens (class token, registers), then the patches, row by row.
+
+    `size` and `image` are (height, width) in pixels, of a patch and of the image size in the config.
+    """
 
     size: tuple[int, int]
     image: tuple[int, int]
@@ -34,11 +37,11 @@ class Patches:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) at the model's own image size."""
+        """(rows, columns) of patches at the image size in the config."""
         return self.image[0] // self.size[0], self.image[1] // self.size[1]
 
     def grid_of(self, pixels: Tensor) -> tuple[int, int]:
-        """(rows, columns) of images [..., channel, height, width]."""
+        """(rows, columns) of patches in images [..., channel, height, width]."""
         return pixels.shape[-2] // self.size[0], pixels.shape[-1] // self.size[1]
 
     def names(self, columns: int, count: int) -> list[str]:
@@ -49,7 +52,8 @@ class Patches:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One stack: `modules` by layer, and the axes ("text", "decoder", "encoder", "image", "audio") it stands on."""
+    """One stack: `modules` gives the layer of each attention module; `queries` and `keys` are the names of the axes,
+    "text", "decoder", "encoder", "image" or "audio"."""
 
     name: str
     modules: Mapping[nn.Module, int]
@@ -61,12 +65,12 @@ class Part:
     d_head: int
     d_model: int
     patches: Patches | None = None
-    stride: float = 1.0  # frames or samples of sound to one position …
-    lengths: Callable[[int], Any] | None = None  # … or the model's own count of positions
+    stride: float = 1.0  # audio frames or samples per position
+    lengths: Callable[[int], Any] | None = None  # or the model's function from samples to positions
 
     @property
     def crosses(self) -> bool:
-        """Whether queries and keys are tokens of different texts, so that no key is a query's own position."""
+        """Whether this is cross-attention, where no key is the query's own position."""
         return self.queries != self.keys
 
 
@@ -91,7 +95,7 @@ def divide(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> dict[str, Par
 
 
 def _refuse_folded(hf: Any, calls: Calls, paths: Mapping[nn.Module, str], batch: int) -> None:
-    """One module for several layers, or windows that stand in the batch: there is no map of a layer to speak of."""
+    """Refuse models without one map per layer: a module that serves several layers, windows folded into the batch."""
     modules = [module for module, _ in calls]
     twice = next((module for module in modules if modules.count(module) > 1), None)
     if twice is not None:
@@ -106,7 +110,7 @@ def _refuse_folded(hf: Any, calls: Calls, paths: Mapping[nn.Module, str], batch:
 
 
 def pattern(path: str) -> str:
-    """A module's path with its numbers made equal, so that the layers of a stack agree."""
+    """A module's path with "*" for every number, so that all layers of a stack have the same."""
     return ".".join("*" if piece.isdigit() else piece for piece in path.split("."))
 
 
@@ -147,7 +151,7 @@ def _part(hf: Any, name: str, calls: list[tuple[nn.Module, AttentionMap]], sampl
 
 
 def number(calls: Iterable[tuple[nn.Module, Any]]) -> dict[nn.Module, int]:
-    """Layer of each module: its own `layer_idx` where these are all different, else the order of the calls."""
+    """The layer of each module: its `layer_idx` if these all differ, else the order of the calls."""
     modules = list(dict.fromkeys(module for module, _ in calls))
     own = [getattr(module, "layer_idx", None) for module in modules]
     if all(isinstance(n, int) for n in own) and len(set(own)) == len(own):

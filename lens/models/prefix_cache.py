@@ -1,7 +1,8 @@
-"""Runs that begin behind the first positions of a prompt, whose keys and values are known from an earlier run.
+"""A key–value cache from which many runs can start after a shared prefix of the prompt.
 
-The cache is transformers' own. Here every layer holds the keys of all positions, also where a window hides them, and
-nothing of a run is added to it, so that many runs can begin at the same place, each with many copies of the prompts.
+It is transformers' `DynamicCache` with two differences: every layer keeps the keys of all positions, even if a sliding
+window hides them, and a run adds nothing to it. So many runs can start from the same prefix, each with several copies
+of the prompts in its batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Cache = DynamicCache
 
 
 class _Held(DynamicLayer):
-    """The first positions' keys and values, the same for all copies of the prompts."""
+    """One layer: the keys and values of the prefix, repeated for each copy of the prompts; `update` does not store."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ def _behind(held: Tensor, new: Tensor) -> Tensor:
 
 
 def empty(model: Opened) -> Cache | None:
-    """A cache for a run to fill; None where more than keys and values goes from position to position."""
+    """An empty cache for a run to fill; None if the model carries more than keys and values between positions."""
     if not model.causal or getattr(model.hf, "_is_stateful", False):
         return None
     layers = DynamicCache(config=model.hf.config).layers
@@ -49,7 +50,7 @@ def empty(model: Opened) -> Cache | None:
 
 
 def filled(cache: Cache | None, prompts: int, length: int) -> KeysValues:
-    """What a run left of its first prompts; nothing where a layer does not hold every position."""
+    """Keys and values by layer of the first `prompts` rows after a run; [] if a layer does not hold all positions."""
     found = []
     for layer in [] if cache is None else cache.layers:
         if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
@@ -61,7 +62,7 @@ def filled(cache: Cache | None, prompts: int, length: int) -> KeysValues:
 
 
 def before(known: KeysValues, position: int) -> Cache:
-    """The cache of a run that begins at this position."""
+    """The cache for a run that starts at `position`."""
     cache = DynamicCache()
     cache.layers.extend(_Held(keys[:, :, :position], values[:, :, :position]) for keys, values in known)
     return cache

@@ -1,11 +1,12 @@
-"""The four projections of an attention module under one name: which features belong to which head.
+"""The query, key, value and output projections of an attention module, and which features belong to which head.
 
-A projection is a module and a view: the view takes the features of one token, the last axis of a tensor, apart into
-[head, d_head]. The same view serves an activation, a weight matrix and a bias, and writing through it changes the
-tensor it was taken from. Known: GPT-2 and GPT-BigCode (c_attn), separate q_proj, k_proj, v_proj (Llama, Mistral, Qwen,
-Gemma, OPT, Phi, GPT-OSS, OLMo, Cohere, Granite, ViT, CLIP …), Phi-3 (qkv_proj), GPT-NeoX (query_key_value),
-ModernBERT (Wqkv), BERT-like (query, key, value), DistilBERT (q_lin …), T5 (q, k, v, o). Anything else is refused by
-name: low-rank projections (DeepSeek) have no matrix per head, gated ones (Qwen3-Next) give more than queries.
+A `Projection` is a module and a view that splits the last axis of a tensor, its features, into [head, d_head]. The same
+view works on an activation, a weight and a bias; writing to it changes the original tensor.
+
+Known layouts: GPT-2 and GPT-BigCode (c_attn), separate q_proj, k_proj, v_proj (Llama, Mistral, Qwen, Gemma, OPT, Phi,
+GPT-OSS, OLMo, Cohere, Granite, ViT, CLIP …), Phi-3 (qkv_proj), GPT-NeoX (query_key_value), ModernBERT (Wqkv), BERT-like
+(query, key, value), DistilBERT (q_lin …), T5 (q, k, v, o). Any other raises ModelError: low-rank projections (DeepSeek)
+have no matrix per head, gated ones (Qwen3-Next) give more than queries.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from headwater.lens.models.opened import Opened
 
 
 class Projection(NamedTuple):
-    """A module, and the view [..., feature] → [..., head, d_head] of its features that belong to one of q, k, v."""
+    """A module, and the view [..., feature] → [..., head, d_head] of its features for one of q, k, v."""
 
     module: nn.Module
     heads: Callable[[Tensor], Tensor]
@@ -41,7 +42,7 @@ class Projection(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Projections:
-    """Queries [.., head, d_head], keys and values [.., kv head, d_head], and the module that mixes the heads."""
+    """The views give queries [.., head, d_head], keys and values [.., kv head, d_head]; `output` mixes the heads."""
 
     query: Projection
     key: Projection
@@ -50,7 +51,7 @@ class Projections:
 
 
 class Shape(NamedTuple):
-    """Heads of queries, heads of keys and values, features per head."""
+    """The number of query heads, of key–value heads, and of features per head."""
 
     heads: int
     kv: int
@@ -58,19 +59,19 @@ class Shape(NamedTuple):
 
 
 def matrix(module: nn.Module) -> Tensor:
-    """The weight of a linear map as [in, out], however it is stored."""
+    """The weight of a linear layer as [in, out]; `nn.Linear` stores it transposed, transformers' Conv1D does not."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight if isinstance(module, Conv1D) else weight.T
 
 
 def projections(model: Opened, layer: int) -> Projections:
-    """The projections of one layer's attention. ModelError where the layout is not known."""
+    """The projections of one layer's attention; ModelError for an unknown layout."""
     return _found(model, layer)[1]
 
 
 def attention_with_projections(model: Opened, layer: int) -> nn.Module:
-    """The attention module that holds all four; for BERT that is the one around the module which attends."""
+    """The module that holds all four projections; in BERT it is the parent of the module that computes attention."""
     return _found(model, layer)[0]
 
 
@@ -89,7 +90,7 @@ def _found(model: Opened, layer: int) -> tuple[nn.Module, Projections]:
 
 
 def _checked(found: Projections, shape: Shape, module: nn.Module, layer: int) -> Projections:
-    """Refuse a layout whose numbers do not add up to this model's heads."""
+    """Refuse a layout whose shapes do not match the heads of this model."""
     for name, part, heads in (
         ("query", found.query, shape.heads),
         ("key", found.key, shape.kv),
@@ -116,15 +117,15 @@ def _has(module: Any, path: str) -> bool:
 
 
 def _fused(fused: nn.Module, output: nn.Module, take: Callable[[Tensor, int], Tensor]) -> Projections:
-    """q, k and v out of one module; `take(features, n)` gives part n of the three."""
+    """q, k and v from one fused module; `take(features, n)` gives part n of the three."""
     parts = [Projection(fused, lambda x, n=n: take(x, n)) for n in range(3)]
     return Projections(parts[0], parts[1], parts[2], output)
 
 
 def _one_after_another(x: Tensor, n: int, shape: Shape) -> Tensor:
-    """All queries, then all keys, then all values."""
+    """Part n of features stored as all queries, then all keys, then all values."""
     ends = (0, shape.heads, shape.heads + shape.kv, shape.heads + 2 * shape.kv)
-    # a slice and not a split: autograd lets nobody write through one of several views
+    # a slice, not torch.split: autograd forbids writing in place to one of several views
     return x.unflatten(-1, (ends[-1], -1))[..., ends[n] : ends[n + 1], :]
 
 
@@ -145,7 +146,7 @@ def _wqkv(attention: Any, shape: Shape) -> Projections:
 
 
 def _query_key_value(attention: Any, shape: Shape, fused: Any = None, output: Any = None) -> Projections:
-    """Head by head: its query, its key, its value."""
+    """Features stored head by head: its query, its key, its value."""
     return _fused(
         attention.query_key_value if fused is None else fused,
         attention.dense if output is None else output,

@@ -1,4 +1,4 @@
-"""What a transformers model reads: its inputs by name, its tables of embeddings, and how a text holds images."""
+"""What a transformers model takes as input: argument names, embedding tables, image tokens in a text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 FLOATS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}  # input → its axis
-# what steers a run and is not read by it, or is said in another way
+# arguments of `forward` that are no model input: they switch outputs or caching on, or Headwater passes them itself
 NOT_READ = {
     "self", "kwargs", "args", "labels", "past_key_values", "use_cache", "output_attentions", "output_hidden_states",
     "return_dict", "return_loss", "encoder_outputs", "attention_mask", "cache_position", "logits_to_keep",
@@ -17,7 +17,7 @@ NOT_READ = {
 
 
 def names(hf: Any) -> list[str]:
-    """The inputs of a transformers model, by name."""
+    """The names of the model's inputs, from the signature of its `forward`."""
     return [name for name in inspect.signature(hf.forward).parameters if name not in NOT_READ]
 
 
@@ -26,7 +26,7 @@ def vision_config(hf: Any) -> Any:
 
 
 def embedding(hf: Any) -> Any:
-    """The table of token embeddings; None where the model reads no text."""
+    """The token embedding table; None if the model reads no text."""
     try:
         found = hf.get_input_embeddings()
     except NotImplementedError:
@@ -39,7 +39,7 @@ def embedding(hf: Any) -> Any:
 
 
 def embeddings(hf: Any) -> list[Any]:
-    """Every table that token ids go through: an encoder and a decoder have each their own, sharing weights or not."""
+    """All token embedding tables: encoder and decoder each have one, with shared weights or not."""
     found = [embedding(hf)]
     if hf.config.is_encoder_decoder:
         found += [getattr(stack, "embed_tokens", None) for stack in (hf.get_encoder(), hf.get_decoder())]
@@ -47,7 +47,7 @@ def embeddings(hf: Any) -> list[Any]:
 
 
 def first_position(hf: Any) -> int:
-    """The number of a text's first position: RoBERTa and its kin count from behind the padding's."""
+    """The position id of the first token: 0, but padding_idx + 1 in RoBERTa and models like it."""
     for module in hf.modules():
         table = getattr(module, "position_embeddings", None)
         skipped = getattr(module, "padding_idx", None)
@@ -57,18 +57,18 @@ def first_position(hf: Any) -> int:
 
 
 def float_input(hf: Any) -> str | None:
-    """The name of the images or audio features the model reads, if it does."""
+    """The name of the input for images or audio features; None if the model reads neither."""
     return next((name for name in FLOATS if name in names(hf)), None)
 
 
 def image_token(hf: Any) -> int | None:
-    """The token that stands for images in a text, if there is one."""
+    """The id of the token that marks images in a text; None if there is none."""
     found = (getattr(hf.config, field, None) for field in ("image_token_id", "image_token_index"))
     return next((n for n in found if isinstance(n, int)), None)
 
 
 def image_tokens(hf: Any, pixels: Tensor | None = None) -> int:
-    """How many positions of the text one image takes; 0 where the model does not say."""
+    """How many positions one image takes in a text, measured on `pixels` or a blank image; 0 if unknown."""
     if image_token(hf) is None:
         return 0
     if pixels is None:
@@ -84,7 +84,7 @@ def image_tokens(hf: Any, pixels: Tensor | None = None) -> int:
         features = getattr(features, "pooler_output", features)
         first = features[0] if isinstance(features, list | tuple) or features.dim() == 3 else features
         return int(first.shape[0])
-    except Exception:  # models of other families want more than pixels; these are then read as text alone
+    except Exception:  # some families need more inputs than pixels; these models are read as text only
         return 0
 
 

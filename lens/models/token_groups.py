@@ -1,4 +1,4 @@
-"""The tokens of a prompt by kind: special, image, generated, text."""
+"""`token_groups`: which tokens of a prompt are special, image, generated or text tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def token_groups(model: Opened, found: Tokens, prompt: int | None = None) -> dic
         groups["image"] = real & (ids == model.image_token)
     groups["special"] = real & torch.isin(ids, torch.tensor(sorted(_special(model)), dtype=torch.long))
     taken = torch.zeros_like(real)
-    for name in list(groups):  # a generated end of text is generated; an image token is no special one
+    for name in list(groups):  # groups do not overlap: generated comes before image, image before special
         groups[name] = groups[name] & ~taken
         taken = taken | groups[name]
     return {**groups, "text": real & ~taken}

@@ -1,9 +1,8 @@
-"""Per-head weight matrices of an attention layer, whatever the architecture calls them.
+"""Weight matrices per head of an attention layer, under the same names for every architecture.
 
-Rows multiply from the left as in the field's formulas: `q = x @ W_Q[h] + b_Q[h]`, `z = a @ v`, `out += z[h] @ W_O[h]`,
-`out += b_O` once. `head_weights` gives them under these names, with the norm in front folded in, centred, and with one
-key and value matrix per query head when asked. Which layouts are known stands in projections.py; an unknown one is an
-error that names it.
+Activations are row vectors: `q = x @ W_Q[h] + b_Q[h]`, `z = a @ v`, `out = Σ_h z[h] @ W_O[h] + b_O`. `head_weights` can
+fold in the norm before the attention, centre, and repeat keys and values per query head. projections.py lists the known
+layouts; any other raises ModelError.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from headwater.lens.models.projections import attention_with_projections, matrix
 
 @dataclass(frozen=True, eq=False)
 class HeadWeights:
-    """Copies in float32 (float64 of a float64 model), zeros for a bias that the layer does not have.
+    """Copies in float32 (float64 for a float64 model); a bias that the layer lacks is zeros.
 
-    `W_Q` [head, d_model, d_head], `b_Q` [head, d_head]; `W_K`, `W_V`, `b_K`, `b_V` the same per key–value head, or per
-    query head when expanded; `W_O` [head, d_head, d_model], `b_O` [d_model].
+    `kv_head` is the number of key–value heads, or of query heads after `expand=True`.
     """
 
     W_Q: Float[Tensor, "head d_model d_head"]
@@ -41,10 +39,10 @@ class HeadWeights:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """`query`, `key`, `value` are [head, d_model, d_head], `output` is [head, d_head, d_model], one per query head.
+    """The matrices of one layer, one per query head, without biases.
 
-    `gain` [d_model] is that of the norm in front of the attention (ones where there is none in front). A norm
-    on the attention's output (Gemma 2, OLMo 2) has its gain folded into `output`. Biases are left out.
+    `gain` is the gain of the norm before the attention (ones if there is none). The gain of a norm on the attention's
+    output (Gemma 2, OLMo 2) is folded into `output`.
     """
 
     query: Float[Tensor, "head d_model d_head"]
@@ -59,10 +57,10 @@ def head_weights(
 ) -> HeadWeights:
     """The weights of attention layer `layer`.
 
-    `fold` moves gain and bias of the norm in front into W_Q, W_K, W_V and their biases, so that they apply to the
-    normalised stream alone; a norm behind (Gemma 2, OLMo 2) scales all heads together and keeps its gain. `centre` then
-    takes the mean over d_model out of all that reads and all that writes the stream; models with LayerNorm never
-    notice, RMSNorm ones would, so they are refused. `expand` repeats the keys' and values' matrices per query head.
+    `fold` moves gain and bias of the norm before the attention into W_Q, W_K, W_V and their biases, which then apply to
+    the normalised stream without gain. A norm after the attention (Gemma 2, OLMo 2) is not folded. `centre` then
+    subtracts the mean over d_model from every matrix that reads or writes the stream. LayerNorm removes that mean
+    anyway; RMSNorm does not, so RMSNorm models raise ModelError. `expand` repeats keys and values per query head.
     """
     if centre and not fold:
         raise ModelError("centre=True needs fold=True: only a folded norm's input has no mean")
@@ -95,7 +93,7 @@ def head_weights(
 
 
 def layer_weights(model: Opened, layer: int) -> LayerWeights:
-    """The weights of attention layer `layer`, one matrix per query head, as circuits are read off."""
+    """The weights of attention layer `layer`, one matrix per query head, for QK and OV circuits."""
     found = head_weights(model, layer, expand=True)
     before, after = _norms(model, layer)
     width = found.W_Q.shape[1]

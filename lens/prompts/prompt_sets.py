@@ -1,7 +1,8 @@
-"""Prompt sets: pairs of a clean and a corrupt prompt that have as many tokens, with an answer of one token.
+"""Prompt sets: pairs of a clean and a corrupt prompt of equal token length, each with an answer of one token.
 
-Without a tokenizer the sets are those the embedded task model was tested on, held out from its training. With one,
-texts are drawn from words that are one token each in the middle of a text, and every pair is held to its promise.
+Without a tokenizer a set holds the prompts on which the embedded task model was tested, held out from its training.
+With a tokenizer the texts are drawn from words that are one token each in the middle of a text, and every pair is
+checked: equal token length, an answer of one token.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from headwater.data.prompts import tasks, texts
 from headwater.lens.errors import PromptError, nearest
 from headwater.lens.models.opened import Opened
 
-CONTEXT = "the"  # words are tried behind another one, as they stand in the prompts
-TRIES = 50  # draws for each example before a set is given up
-NAMED = 6  # words that an error spells out
+CONTEXT = "the"  # a word is tokenized after this one: many tokenizers split a first word otherwise
+TRIES = 50  # draws per wanted example before PromptError
+NAMED = 6  # how many words an error message lists
 
 
 def prompt_sets(tokenizer: Any = None) -> dict[str, str]:
-    """Name → what the set is; with a tokenizer also the sets that are made for one alone."""
+    """{name: description}; with a tokenizer also the sets that exist only for a tokenizer."""
     if tokenizer is None:
         return {name: _first_line(make, name) for name, make in tasks.TASKS.items()}
     return {name: _first_line(text.make, name) for name, text in texts.texts().items()}
@@ -36,17 +37,18 @@ def prompt_set(
     tokenizer: Any = None,
     **words: Sequence[str] | Mapping[str, str],
 ) -> list[tasks.Example]:
-    """`n` examples of a set, each with `prompt`, `answer`, `wrong` answers and a `corrupt` twin; a seed repeats them.
+    """`n` examples of a set, each with `prompt`, `answer`, `wrong` answers and a `corrupt` prompt of equal length.
 
-    `indirect_object`, `colored_object`, `capital` and `repeated_tokens` without a model are held-out draws for the
-    embedded task model. With `model` or `tokenizer` (any of transformers'), these and `colored_conflict`,
-    `greater_than` and `docstring` are drawn for it: prompt and corrupt have equally many tokens, and the answer is
-    one token, spelled as the tokenizer alone takes it (often " Mary"; "#17" where only its number will do).
+    The same `seed` gives the same examples. Without a model, `indirect_object`, `colored_object`, `capital` and
+    `repeated_tokens` are held-out prompts for the embedded task model. With `model` or `tokenizer` (a transformers
+    tokenizer), these and `colored_conflict`, `greater_than` and `docstring` are drawn for that tokenizer: `prompt` and
+    `corrupt` have equally many tokens, and `answer` is one token, spelled so that the tokenizer alone gives that token
+    (often " Mary"; "#17", its id, where no spelling does).
 
-    Words that are several tokens, or unknown, are left out. `words` takes the place of a set's own: `names=`
+    Words that the tokenizer splits or does not know are left out. `words` replaces a set's own words: `names=`
     (indirect_object), `colors=` and `objects=` (coloured objects), `capitals={"France": "Paris", …}` (capital),
-    `words=` (repeated_tokens, greater_than, docstring), `years=["1732", …]` (greater_than). Of words that are given
-    none may split. PromptError names those that do.
+    `words=` (repeated_tokens, greater_than, docstring), `years=["1732", …]` (greater_than). PromptError lists the
+    given words that are not one token.
 
     >>> import headwater as hw
     >>> example = hw.prompt_set("capital", n=1)[0]
@@ -79,7 +81,7 @@ def token_of(tokenizer: Any, text: str, word: str) -> int | None:
 
 
 def year_tokens(tokenizer: Any, example: texts.YearExample) -> tuple[list[int], list[int]]:
-    """The tokens of the ends that are right (above the start) and wrong (up to it) for a greater-than example."""
+    """The answer tokens of a greater-than example: right (years above the start) and wrong (up to the start)."""
     sides: tuple[list[int], list[int]] = ([], [])
     for end in example.ends:
         token = token_of(tokenizer, example.prompt, end)
@@ -109,7 +111,7 @@ def _drawn(
 def _pools(
     tokenizer: Any, name: str, text: texts.PromptText, given: Mapping[str, Any]
 ) -> dict[str, Sequence[str]]:
-    """The words of a set that are one token each, in pools; PromptError names those that are not."""
+    """The words of a set by pool, only those that are one token; PromptError lists the given words that are not."""
     takes = [pool for pool in text.pools if pool != "countries"]
     wrong = [pool for pool in given if pool not in takes]
     if wrong:
@@ -153,7 +155,7 @@ def _refuse(name: str, pool: str, lost: Sequence[str], left: int, least: int, ow
 
 
 def _fit(tokenizer: Any, words: Iterable[str]) -> list[str]:
-    """The words that are one token behind another word, each token once."""
+    """The words that are one token after another word; of words with the same token, the first."""
     found: dict[int, str] = {}
     for word in words:
         token = token_of(tokenizer, CONTEXT, f" {word}")
@@ -163,7 +165,7 @@ def _fit(tokenizer: Any, words: Iterable[str]) -> list[str]:
 
 
 def _fit_years(tokenizer: Any, years: Iterable[str]) -> list[str]:
-    """The years whose last two digits are one token behind the first two, which stand by themselves too."""
+    """The years whose last two digits are one token after the first two digits."""
     return [
         year for year in years
         if len(year) == 4 and year.isdigit()
@@ -172,7 +174,7 @@ def _fit_years(tokenizer: Any, years: Iterable[str]) -> list[str]:
 
 
 def _fitting(tokenizer: Any, example: tasks.Example) -> tasks.Example | None:
-    """The example with its answers spelled for the tokenizer; None where it does not keep the promise."""
+    """The example with its answers spelled for the tokenizer; None if lengths differ or an answer is several tokens."""
     gap = "" if isinstance(example, texts.YearExample) else " "
     words = [example.answer, *example.wrong]
     words += [] if example.corrupt_answer is None else [example.corrupt_answer]
@@ -187,7 +189,7 @@ def _fitting(tokenizer: Any, example: tasks.Example) -> tasks.Example | None:
 
 
 def _spelled(tokenizer: Any, text: str, gap: str, word: str) -> str | None:
-    """`word` so that the tokenizer makes of it alone the token that continues the text."""
+    """A spelling of `word` that alone gives the token with which it continues the text; "#id" where none does."""
     token = token_of(tokenizer, text, gap + word)
     if token is None:
         return None

@@ -1,8 +1,8 @@
-"""Measures of the logits over sets of tokens: what is right may be any of many, as every year above a start is.
+"""Measures for tasks with a set of right answers, such as every year above a start.
 
-A measure is a function of logits [pair, position, vocab] that gives one number per pair, as `patch`, `path_patch` and
-`edge_attribution` take it. They call it with the pairs of one batch, so sets that differ from pair to pair need all
-pairs in one: prompts of one length, and `batch_size` at least their number where there is such a setting.
+A measure is a function from logits [pair, position, vocab] to one number per pair, [pair]. `patch`, `path_patch` and
+`edge_attribution` accept it. They call it once per batch, so sets that differ between pairs need all pairs in one
+batch: prompts of one length, and a `batch_size` of at least the number of pairs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ Measure = Callable[[Float[Tensor, "pair position vocab"]], Float[Tensor, "pair"]
 
 
 def years_measure(examples: Sequence[Any], tokenizer: Any, kind: Kind = "probability") -> Measure:
-    r"""Greater-than: probability of all years above the start less that of all up to it (Hanna et al. 2023, memory).
+    r"""Greater-than: P(years above the start) - P(years up to the start), by Hanna et al. 2023 (from memory).
 
-    `kind="logit"`, ours: the mean logit of the ones less that of the others.
+    `examples` come from `prompt_set("greater_than", …)`. `kind="logit"` (ours) is the mean logit of the years above
+    minus the mean logit of the others.
 
     >>> import re, torch
     >>> import headwater as hw
@@ -51,10 +52,10 @@ def sets_measure(
     kind: Kind = "probability",
     position: int = -1,
 ) -> Measure:
-    """`Σ_right p - Σ_wrong p` at a position, or the difference of mean logits.
+    """A measure: `Σ_right p - Σ_wrong p` at a position, or with `kind="logit"` the difference of mean logits.
 
-    Sets of tokens are given for each pair, or one for all. The measure has gradients, and refuses logits of another
-    number of pairs than it has sets.
+    `right` and `wrong` hold one set of token ids for each pair, or a single set for all pairs. The measure is
+    differentiable. It raises PromptError for logits of another number of pairs.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")

@@ -1,8 +1,7 @@
 """Published changes of attention, each a function that returns edits: `with model.edit(*recipes.off_by_one()):`.
 
-Every docstring states the paper, the formula, the defaults and how well these were checked. Edits are data, so a
-recipe's result can be looked at, changed, written down. What a model can not take is refused by name, here or by
-`model.edit`.
+Every docstring states the paper, the formula, the defaults, and against what they were checked. Edits are data, so the
+result can be printed, changed and saved. The recipe or `model.edit` raises EditError where the model does not fit.
 """
 
 from headwater.lens.recipes.text import (

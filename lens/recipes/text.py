@@ -1,4 +1,4 @@
-"""Recipes for models of any kind: sinks calmed, groups that do not see each other, caches, forced heads."""
+"""Recipes that need no images: calibrated sinks, blocked groups, small caches, forced heads, softmax-off-by-one."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ Measure = Callable[[Float[Tensor, "batch position vocab"], Tokens], Float[Tensor
 def attention_calibration(
     model: HookedModel, heads: Heads = "all", *, keep: float = 0.4, alpha: float = 5.0, layers: Layers | None = None
 ) -> list[Edit]:  # fmt: skip
-    """ACT (Yu et al., ICML 2024, arXiv:2406.15765): calm a head's sinks, other than the initial one.
+    """ACT (Yu et al., ICML 2024, arXiv:2406.15765): scale down the sinks of a head, except the first sink.
 
-    Sinks are the tokens j with α_j = Σ_i A_ij / (N - j) > alpha / N, less the first; A_ij ← keep·A_ij there, and what
-    is freed goes to the row's other tokens in proportion to their weights. Detected on the prompt, before the run; acts
-    on generated rows too (the code calibrates the prompt alone). Layers 2 to the last but one unless `layers` says
-    others. Checked against the authors' code; the threshold against the text. `calibration_heads` is their head filter.
+    Sinks are the tokens j with α_j = Σ_i A_ij / (N - j) > alpha / N, without the first of them. There A_ij ← keep·A_ij,
+    and the freed weight goes to the other tokens of the row in proportion to their weights. Sinks are found on the
+    prompt before the run; the edit acts on generated rows too (the authors' code calibrates only the prompt). `layers`
+    is 2 to the last but one by default. Checked against the authors' code, the threshold against the text.
+    `calibration_heads` is the paper's head filter.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -52,10 +53,10 @@ def calibration_heads(
     model: HookedModel, examples: Any, measure: Measure | None = None, *, heads: Heads = "all", keep: float = 0.4,
     alpha: float = 5.0, layers: Layers | None = None,
 ) -> list[Head]:  # fmt: skip
-    """ACT's head filter: the heads whose calibration alone does not lower the mean of `measure` over the examples.
+    """ACT's head filter: the heads whose calibration, one head at a time, does not lower the mean of `measure`.
 
-    `measure(logits, tokens)` gives [batch], higher is better; without one it is minus the next-token loss. Costs one
-    pass of the examples, and one to find the sinks, per head. The paper's measure is accuracy on 900 samples of nine
+    `measure(logits, tokens)` returns [batch], higher is better; the default is minus the next-token loss. Cost: two
+    passes of the examples per head, one of them to find the sinks. The paper measures accuracy on 900 samples of nine
     data sets.
 
     >>> import headwater as hw
@@ -87,7 +88,7 @@ def calibration_heads(
 def soft_perturbation(heads: Heads, amount: float = 1.0, *, layers: Layers = "all") -> list[Edit]:
     """SoftPAG (Ahn et al. 2025): A' = (1-u)·A + u·I in the chosen heads; u = 1 is PAG. Checked against the text.
 
-    The perturbed run then guides the plain one, as `guided` writes it.
+    `guided` then combines the logits of the plain and of the perturbed run.
 
     >>> import headwater as hw
     >>> hw.recipes.soft_perturbation("2.0", 0.5)[0].to_python()
@@ -134,9 +135,9 @@ def block_groups(
 def order_free(model: HookedModel, documents: Any) -> list[Edit]:
     """PINE (Wang et al. 2024): read documents, pairs [first, end) of positions, as if they had no order.
 
-    Documents see each other both ways; each reader has them sorted by its attention to them without positions, the most
-    important nearest. Permuting them leaves what follows unchanged, up to rounding. Checked against the authors' code.
-    Rotary models without windows alone: others are refused here, by name.
+    Documents attend to each other in both directions. Every query reads the documents sorted by its attention to them
+    without positions, the most important nearest. Permuting the documents changes later tokens only by rounding.
+    Checked against the authors' code. Only for models with rotary positions and no window; EditError for others.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -151,7 +152,7 @@ def order_free(model: HookedModel, documents: Any) -> list[Edit]:
 def streaming(sinks: int = 4, window: int = 1020) -> list[Edit]:
     """StreamingLLM (Xiao et al., ICLR 2024, memory): a query sees the first `sinks` tokens and the `window` last.
 
-    Positions stay those of the text; the published cache numbers the kept keys anew.
+    Tokens keep their positions in the text; the published cache renumbers the kept keys.
 
     >>> import headwater as hw
     >>> hw.recipes.streaming(sinks=1, window=64)[0].to_python()
@@ -163,7 +164,8 @@ def streaming(sinks: int = 4, window: int = 1020) -> list[Edit]:
 def heavy_hitters(heavy: int, recent: int) -> list[Edit]:
     """H2O (Zhang et al. 2023, from memory): a cache of the `recent` latest keys and the `heavy` most attended others.
 
-    acc_j = Σ_i A_ij over the queries so far, per head, over the keys still kept; the lowest goes first and for good.
+    Per head, acc_j = Σ_i A_ij over the queries so far, among the keys still kept. The key with the lowest acc is
+    evicted and never returns.
 
     >>> import headwater as hw
     >>> hw.recipes.heavy_hitters(heavy=8, recent=16)[0].to_python()
@@ -175,8 +177,8 @@ def heavy_hitters(heavy: int, recent: int) -> list[Edit]:
 def shifted_groups(model: HookedModel, size: int) -> list[Edit]:
     """S²-Attn (LongLoRA): attention in groups of `size` tokens, in half of the heads shifted by half a group.
 
-    Checked against the code, but for one thing: there the first tokens see the last ones of the text, here none sees
-    ahead. The paper takes a quarter of the text for `size`, in training alone.
+    Checked against the code, with one difference: in the code the first tokens see the last tokens of the text, here no
+    query sees ahead. The paper sets `size` to a quarter of the text, and uses the groups only in training.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -190,7 +192,7 @@ def shifted_groups(model: HookedModel, size: int) -> list[Edit]:
 def sink_fixed_groups(model: HookedModel, size: int, *, sinks: int = 4) -> list[Edit]:
     """SF-Attn (SinkLoRA, checked against notes of it): groups as in S²-Attn, shifted in the last quarter of the heads.
 
-    The first `sinks` tokens see all and are seen by all; the model's own mask stays on.
+    The first `sinks` tokens see every token and are seen by every token, within the model's own mask.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -208,8 +210,8 @@ def force_attention(
 ) -> list[Edit]:
     """Attention forcing (Merullo, Eickhoff & Pavlick, ICLR 2024): these heads attend to `keys`, evenly, at `queries`.
 
-    Repaired GPT-2 Medium on coloured objects when the inhibition and negative-mover heads were sent to the wrong
-    colours, 49.6 → 93.7 % (text, not code; that the weight is even among the keys is our reading).
+    In the paper GPT-2 Medium rose from 49.6 to 93.7 % on coloured objects when inhibition and negative-mover heads were
+    forced to attend to the wrong colours. Checked against the text, not the code; the even weights are our reading.
 
     >>> import headwater as hw
     >>> hw.recipes.force_attention("2.0", "token:Mary")[0].to_python()

@@ -1,6 +1,6 @@
 """Recipes for models that read images: redistribution from visual sinks (VAR), emphasis (PAINT), reinforcement (VHR).
 
-`recipes.py` hands them on. Each needs runs of its own and gives edits with the positions or heads that it found.
+Each runs the model on the given prompt and returns edits with the positions or heads that it found there.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def visual_redistribution(
     model: HookedModel, prompt: Any, *, p: float = 0.6, rho: float = 0.5, least: float = 0.2, tau: float = 20.0,
     dimensions: Sequence[int] | None = None, image: Positions = "image", **more: Any,
 ) -> list[Edit]:  # fmt: skip
-    """VAR (Kang et al., ICLR 2025): hand attention from sinks to the image tokens that are none.
+    """VAR (Kang et al., ICLR 2025): move attention from sinks to the image tokens that are not sinks.
 
-    A token is a sink of layer l where max over `dimensions` of |x_d| / sqrt(mean x² + 1e-6) > tau, x entering the
-    layer. Rows behind the image with Σ(visual sinks) / Σ(image) ≤ rho and Σ(image) ≥ least are image-centric: their
-    weights on all sinks are multiplied by p, and what is freed goes to the image's other tokens in proportion. Layers 2
-    to the last but one that have a visual sink. Sinks are found on this prompt, for which the edits are made. Checked
-    against the authors' code, which adds 1e-6 to every image weight where this adds it once. `dimensions` are the
-    model's massive activations ({1415, 2533} in LLaMA-2-7B); without, `massive_dimensions` looks for them.
+    A token is a sink of a layer if max over `dimensions` of |x_d| / sqrt(mean x² + 1e-6) > tau, where x is the stream
+    entering the layer. A row after the image is image-centric if Σ(visual sinks) / Σ(image) ≤ rho and Σ(image) ≥ least.
+    In such rows the weights on all sinks are multiplied by p, and the freed weight goes to the other image tokens in
+    proportion. This is done in layers 2 to the last but one, where they have a visual sink. The sinks are those of this
+    prompt, so the edits are for this prompt only. `dimensions` are the model's massive activations ({1415, 2533} in
+    LLaMA-2-7B); by default `massive_dimensions` finds them. Checked against the authors' code, which adds 1e-6 to every
+    image weight, while this adds it once.
 
     >>> import torch, transformers
     >>> import headwater as hw
@@ -84,9 +85,9 @@ def visual_redistribution(
 
 
 def massive_dimensions(model: HookedModel, prompt: Any, *, tau: float = 20.0) -> list[int]:
-    """Residual dimensions massive on the first token, |x_d| / rms(x) > tau in some middle layer; at most eight.
+    """Residual dimensions with |x_d| / rms(x) > tau on the first token, in some middle layer; at most eight.
 
-    The first token is read alone, without an image, as in VAR's code (Kang et al., ICLR 2025).
+    The first token is run by itself, without an image, as in VAR's code (Kang et al., ICLR 2025).
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -110,12 +111,12 @@ def visual_emphasis(
     model: HookedModel, prompt: Any, *, alpha: float = 0.7, beta: float = 0.35, share: float = 0.25,
     heads: Heads = "all", layers: Layers = "all", **more: Any,
 ) -> list[Edit]:  # fmt: skip
-    """PAINT (Arif et al. 2025): raise the scores of local and summary image tokens for the token being read.
+    """PAINT (Arif et al. 2025): raise the scores of local and summary image tokens, for the last query.
 
-    s_j ← s_j + alpha·|s_j| on local tokens, the `share` of patches with most attention from the class token in the
-    vision encoder's first layer, + beta·|s_j| on summary tokens, as many as there are outliers above Q3 + 1.5·IQR of
-    that attention in the last layer but one; a local token is no summary token. Attention is summed over heads. Checked
-    against the code (beta is 0.3 to 0.4 there).
+    s_j ← s_j + alpha·|s_j| on local tokens and s_j + beta·|s_j| on summary tokens. Both go by the attention of the
+    class token to the patches, summed over heads. Local tokens: the `share` of patches with most of it in the vision
+    encoder's first layer. Summary tokens: the patches with most of it in the last layer but one, as many as lie above
+    Q3 + 1.5·IQR there, without the local ones. Checked against the code (there beta is 0.3 to 0.4).
 
     >>> import headwater as hw
     >>> from headwater.lens.loading import zoo
@@ -173,12 +174,12 @@ def head_reinforcement(
     layers: Layers | None = None,
     **more: Any,
 ) -> list[Edit]:
-    """VHR (He et al. 2025): heads that say something else when the image is gone speak `alpha` times as loud.
+    """VHR (He et al. 2025): scale by `alpha` the heads whose output changes most when the image is removed.
 
-    VHD = |z(prompt) - z(without)|₂ per head at the last token; 0 where it is an outlier (above mean + std of its layer)
-    and |z(without)|² is one too; heads above the median of their layer are chosen. `more` (the image) goes to `prompt`
-    alone. Layers: the second and the last 14 of 32, in proportion, unless given. Checked against the text; std is over
-    the heads as a population. Chosen once, at the prompt's end, then fixed.
+    VHD = |z(prompt) - z(without)|₂ per head, at the last token. It counts as 0 if both VHD and |z(without)|² are
+    outliers, above mean + std of their layer (population std over heads). The heads above the median of their layer are
+    scaled. `more` (the image) is given to `prompt` only. `layers` defaults to the second and the last 14 of 32, in
+    proportion. The heads are chosen once, on this prompt. Checked against the text.
 
     >>> import headwater as hw
     >>> from headwater.lens.loading import zoo
@@ -216,7 +217,7 @@ def _outlying(x: Tensor) -> Tensor:
 
 
 def _image(model: HookedModel, tokens: Tokens, image: Positions) -> Bool[Tensor, "batch position"]:
-    """Where the image stands in each row, bool [batch, position]; EditError where it stands nowhere."""
+    """The image tokens of each row, bool [batch, position]; EditError where no row has one."""
     Names(model).check(image, "image")
     if isinstance(image, str) and image != "all":
         picked = model.token_groups(tokens)[image]
