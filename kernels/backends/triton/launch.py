@@ -248,7 +248,7 @@ def _config(kernel: str, width: int, q: Tensor) -> Config:
 
 
 def float32_mode(q: Tensor) -> str:
-    """How K1 and K2 multiply weights with float32 columns (see `product` in triton_scores.py)."""
+    """How K1 and K2 multiply weights with float32 columns (see `product` in `shared.py`)."""
     if interpreted():
         return "ieee"
     return "tf32x3" if q.dtype == torch.float32 else "split"
