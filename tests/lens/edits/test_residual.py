@@ -15,6 +15,7 @@ import torch
 import headwater as hw
 from headwater.lens.edits import residual
 from headwater.lens.errors import EditError
+from headwater.lens.models import blocks
 
 D = 32
 V = torch.linspace(-2, 3, D)
@@ -213,5 +214,5 @@ def test_what_a_block_adds_up_to_is_not_read_from_another_threads_run(monkeypatc
 
     monkeypatch.setattr(residual, "forward", both)
     monkeypatch.setattr(torch, "allclose", noted)
-    assert residual._facts(model, 1) == residual._Facts(True, True)
+    assert residual._facts(model, blocks.block(model, 1)) == residual._Facts(True, True)
     assert set(lengths) == {3}
