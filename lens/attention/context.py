@@ -1,7 +1,9 @@
-"""What a caller has switched on: edits, gates, listeners, taps, and the kernels' backend.
+"""What a caller has switched on: edits, gates, listeners, taps and the kernels' backend, in context variables.
 
-All of it travels in context variables and never on the model: threads, tasks and sessions that share a model can not
-see each other's edits. The attention function (`function.py`) reads it at every layer.
+A model object is shared by threads, asyncio tasks and dashboard sessions. State on the model would reach all of them; a
+`contextvars.ContextVar` reaches only the caller. A new thread starts without any of it. A new task starts with a copy
+of what was on, and its later changes stay in the task. The attention function (`function.py`) reads the variables at
+every layer.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ from headwater.lens.naming.tokens import Tokens
 
 @dataclass(frozen=True, eq=False)
 class Lowered:
-    """What the active edits come to in one layer, as the kernels take them.
+    """What the active edits mean in one layer, in the form that the kernels take.
 
-    The last `normaliser` given wins. `adapters` are for edits that depend on the layer's own queries and keys; they see
-    the rule with every score edit.
+    Of several normalisers the last wins. `adapters` are called with the queries and keys of the layer, after all score
+    edits are in the rule.
     """
 
     scores: tuple[ScoreEdit, ...] = ()
@@ -43,9 +45,9 @@ class Lowered:
 
 
 class Adapter(Protocol):
-    """Changes the score rule and the weight edits of one call, knowing its queries and keys.
+    """A function that changes the score rule and the weight edits of one call, given its queries and keys.
 
-    `q` is [batch, head, query, d_head], `k` [batch, kv head, key, d_head], both with their positions rotated in.
+    `q` is [batch, head, query, d_head] and `k` [batch, kv head, key, d_head], both after rotary embedding.
     """
 
     def __call__(
@@ -60,35 +62,39 @@ class UserEdit(Protocol):
 
 
 class ActiveEdit(ABC):
-    """An edit made ready for a model."""
+    """An edit prepared for one model."""
 
     @abstractmethod
     def lower(self, layer: int, mask: Mask, batch: int) -> Lowered:
-        """What it comes to in one layer's call, which has `batch` rows."""
+        """What the edit means in one call of a layer with `batch` rows."""
 
     @property
     def user_edit(self) -> UserEdit | None:
-        """The user's edit that this was made of; None where an analysis made it."""
+        """The edit that the user wrote; None if an analysis made this one."""
         return None
 
     @cached_property
     def reads_tokens(self) -> bool:
-        """Whether the ids of the running prompt are needed."""
+        """Whether the edit needs the token ids of the prompt that runs (`running/ids.py`)."""
         return False
 
     def check_prompt(self, tokens: Tokens, longest: int, more: int) -> None:
-        """Refuse a prompt without what the edit names; its longest row has `longest` tokens, `more` of them to come."""
-        return  # one that an analysis made names nothing
+        """Raise EditError if the prompt lacks a position or token that the edit names.
+
+        `longest` is the length of the longest row, with the `more` tokens that will be generated.
+        """
+        return  # an edit that an analysis made names no positions
 
     def sink_rules(self) -> list[str]:
-        """The rules by which the edit names sinks, to be found before the prompt runs."""
+        """The sink names in the edit, such as "sinks:act"; the sinks are found before the prompt runs."""
         return []
 
 
 class Listener(Protocol):
-    """Somebody who is handed every layer's attention of one model while it runs.
+    """An object whose `take` is called with the attention of every layer while one model runs.
 
-    `statistics` are the names it will ask every map for: a kernel that has them from the forward pass keeps them.
+    `take` gets the map, the values [batch, kv head, key, d_value], and z [batch, head, query, d_value] after all edits.
+    `statistics` names the statistics it will ask of the map, so that a kernel can compute them in the forward pass.
     """
 
     model: object
@@ -98,10 +104,10 @@ class Listener(Protocol):
 
 
 class Tap:
-    """Somebody who looks at, and may replace, what one model's attention works with; this one leaves all as it is.
+    """Functions that may replace intermediate values of the attention of one model; this base class changes nothing.
 
-    In their order: q, k, v [batch, head, position, d]; the rule of the scores; z [batch, head, query, d] as the weights
-    made it; z as it leaves, after the edits of heads.
+    They are called in this order: `entering` with q, k, v [batch, head, position, d]; `scoring` with the score rule;
+    `weighing` with z [batch, head, query, d] as the weights gave it; `leaving` with z after the output edits.
     """
 
     def entering(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,6 +123,8 @@ class Tap:
         return z
 
 
+# {model key: its `with model.edit(…)` blocks, outermost first}. The mapping is replaced and never changed in place: a
+# task that copied the context holds the same object and must keep what it saw.
 _edits: ContextVar[Mapping[object, tuple[_Scope, ...]]] = ContextVar(
     "headwater_edits", default=MappingProxyType({})
 )
@@ -137,14 +145,17 @@ def _set(variable: ContextVar, value: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # a generator may be closed by another thread or task, whose context never had the value
+        # a generator may be closed in another context, where the token is not valid and the value was never set
         with contextlib.suppress(ValueError):
             variable.reset(token)
 
 
 @dataclass(eq=False)
 class _Scope:
-    """One `with` block and the edits it put on; blocks of generators may end in any order and in any context."""
+    """The edits of one `with` block.
+
+    Blocks inside generators may end in any order, and in another context than they began in.
+    """
 
     edits: tuple[ActiveEdit, ...]
     ended: bool = False
@@ -152,7 +163,7 @@ class _Scope:
 
 @contextlib.contextmanager
 def editing(model: object, edits: Sequence[ActiveEdit]) -> Iterator[None]:
-    """Add edits of a model behind those that are on already; only these are taken off at the end."""
+    """Switch edits of a model on, after the ones that are on already; the end switches off only these."""
     scope = _Scope(tuple(edits))
     current = _edits.get()
     _edits.set({**current, model: (*current.get(model, ()), scope)})
@@ -160,7 +171,7 @@ def editing(model: object, edits: Sequence[ActiveEdit]) -> Iterator[None]:
         yield
     finally:
         scopes = _edits.get().get(model, ())
-        # begun in another context, which can not be reached from here: it must not see the edits any longer
+        # this block began in another context, whose variable can not be changed from here: the flag ends it there
         scope.ended = scope not in scopes
         left = tuple(other for other in scopes if other is not scope and not other.ended)
         others = {key: value for key, value in _edits.get().items() if key is not model}
@@ -168,85 +179,85 @@ def editing(model: object, edits: Sequence[ActiveEdit]) -> Iterator[None]:
 
 
 def unedited(model: object):
-    """Run a model as it is, whatever edits are on around."""
+    """Inside, no edit of this model is on."""
     return _set(_edits, {key: edits for key, edits in _edits.get().items() if key is not model})
 
 
 @contextlib.contextmanager
 def alone(model: object) -> Iterator[None]:
-    """Run a model as it is and unheard: no edits, no gates, no listeners of it."""
+    """Inside, no edits, gates or listeners of this model are on."""
     others = tuple(x for x in _listeners.get() if x.model is not model)
     with unedited(model), _set(_listeners, others), _set(_gates, None):
         yield
 
 
 def active(model: object) -> tuple[ActiveEdit, ...]:
-    """The edits of a model that are on in this context."""
+    """The edits of a model that are on in this context, in the order in which they act."""
     return tuple(edit for scope in _edits.get().get(model, ()) if not scope.ended for edit in scope.edits)
 
 
 def user_edits(model: object) -> list[UserEdit]:
-    """The edits that are on, as the user wrote them."""
+    """The active edits that a user wrote, in their original form."""
     return [edit.user_edit for edit in active(model) if edit.user_edit is not None]
 
 
 def listening(listener: Listener):
-    """Hand every layer's attention to the listener."""
+    """Inside, the listener gets the attention of every layer of its model."""
     return _set(_listeners, (*_listeners.get(), listener))
 
 
 def tapping(model: object, tap: Tap):
-    """Let a tap look at, and change, what the model's attention works with."""
+    """Inside, the tap is called in the attention of the model. It replaces an outer tap."""
     return _set(_taps, {**_taps.get(), model: tap})
 
 
 def current_tap(model: object) -> Tap:
-    """The tap on a model's attention in this context."""
+    """The tap of a model in this context; `NO_TAP` without one."""
     return _taps.get().get(model, NO_TAP)
 
 
 def listeners(model: object) -> list[Listener]:
-    """Who listens to the model in this context."""
+    """The listeners of the model in this context."""
     return [listener for listener in _listeners.get() if listener.model is model]
 
 
 def hand_over(model: object, layer: int, map: AttentionMap, nothing: Tensor) -> None:
-    """Give the listeners a map that did not come through `attention`; values and outputs are `nothing`, not seen."""
+    """Give the listeners the map of a read-only model; `nothing` stands for its unknown values and outputs."""
     for listener in listeners(model):
         listener.take(layer, map, nothing, nothing)
 
 
 def gated(model: object, gates: Tensor):
-    """Multiply every head's output by `gates` [batch|1, layer, head], which may carry a gradient."""
+    """Inside, z of every head is multiplied by `gates` [batch|1, layer, head], which may require a gradient."""
     return _set(_gates, (model, gates))
 
 
 def current_gates(model: object) -> Tensor | None:
-    """The gates on a model's heads that are on in this context."""
+    """The gates of a model in this context."""
     gates = _gates.get()
     return gates[1] if gates is not None and gates[0] is model else None
 
 
 def using(backend: str):
-    """Choose the kernels' backend by name."""
+    """Inside, the kernels use the backend of this name."""
     return _set(_backend, backend)
 
 
 def current_backend() -> str:
-    """The name of the backend that is chosen, "auto" where none is."""
+    """The name of the chosen backend; "auto" without a choice."""
     return _backend.get()
 
 
 @contextlib.contextmanager
 def discovering() -> Iterator[list[tuple[nn.Module, AttentionMap]]]:
-    """Collect the attention modules that call in, in their order."""
+    """Collect every attention module that calls the attention function, with its map, in order of the calls."""
     found: list[tuple[nn.Module, AttentionMap]] = []
     with _set(_discovery, found):
         yield found
 
 
 def discover(module: nn.Module, map: AttentionMap) -> None:
-    """Tell whoever discovers that a module called in."""
+    """Add a call to the list of `discovering`, if one is on."""
     found = _discovery.get()
     if found is not None:
         found.append((module, map))

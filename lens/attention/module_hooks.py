@@ -1,7 +1,8 @@
-"""Hooks on a model's modules that act for one caller: in the context (contextvars) that put them on, and nowhere else.
+"""Forward hooks that act only in the context (contextvars) that installed them.
 
-torch runs a hook for every thread that runs the module. A hook of this file does nothing in another thread or task, and
-a copy or pickle of the module gets a hook that does nothing. `with` blocks may end in any order and in any context.
+torch calls a hook in every thread that runs the module. A hook of this file does nothing in other threads and tasks,
+and after `deepcopy` or `pickle` the copy of the module has a hook that does nothing. `with` blocks may end in any order
+and in any context.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ After = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 class _Hook:
-    """One function of one block. `given` is how many arguments torch hands it, keywords among them.
+    """The hook function of one `with` block; `given` is the number of arguments of a hook with keyword arguments.
 
-    torch looks up whether a hook takes keywords when it calls it. While one thread puts a hook on or takes it off,
-    another thread can call it without them.
+    torch stores separately which hooks take keyword arguments, and reads that when it calls them. While one thread
+    registers or removes the hook, another thread can therefore call it without them; such a call does nothing.
     """
 
     def __init__(self, act: Callable[..., Any] | None = None, given: int = 0) -> None:
@@ -46,8 +47,8 @@ def on(
 ) -> Iterator[None]:
     """Inside, call `before(module, args, kwargs)` and `after(module, args, kwargs, output)` at each call of a module.
 
-    Hooks of one module run in the order of their blocks. What `before` gives replaces the arguments, what `after` gives
-    the output; None leaves them as they are.
+    Hooks of one module run in the order of their blocks. The result of `before` replaces the arguments, the result of
+    `after` replaces the output; None changes nothing.
     """
     targets = [modules] if isinstance(modules, nn.Module) else list(dict.fromkeys(modules))
     entering, leaving = _Hook(before, 3), _Hook(after, 4)
@@ -61,7 +62,9 @@ def on(
                 handles.append(module.register_forward_hook(leaving, with_kwargs=True))
         yield
     finally:
-        entering.act = leaving.act = None  # the block may end in another context than the one that holds them
+        entering.act = leaving.act = (
+            None  # if the block ends in another context, `_on` still holds them in its own
+        )
         _on.set(_on.get() - {entering, leaving})
         for handle in handles:
             handle.remove()
@@ -69,7 +72,7 @@ def on(
 
 @contextlib.contextmanager
 def off() -> Iterator[None]:
-    """Inside, none of this caller's hooks act."""
+    """Inside, no hook of this file acts in this context."""
     token = _on.set(frozenset())
     try:
         yield
@@ -88,7 +91,7 @@ def with_hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any], states: Te
 
 
 def first_output(output: Any) -> Tensor:
-    """The tensor a module gives; the first, where it gives several."""
+    """The output tensor of a module; the first one of a tuple."""
     return output if isinstance(output, Tensor) else output[0]
 
 

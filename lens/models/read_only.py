@@ -1,8 +1,9 @@
-"""Models that compute their attention by themselves (BLOOM, Falcon, GPT-J, GPT-Neo, MPT, DeBERTa): read, never edited.
+"""Models that compute attention by themselves (BLOOM, Falcon, GPT-J, GPT-Neo, MPT, DeBERTa): read, never edited.
 
-Their eager code gives the weights it multiplies the values with: dense, and one layer at a time here. Queries × keys
-numbers of one layer are alive while its statistics are made, and of every layer when the record keeps its maps. The
-weights become an `AttentionMap` whose bias is their logarithm. Head outputs and values are not seen.
+They do not use transformers' attention interface. With `output_attentions` their eager code returns dense weights,
+which are taken one layer at a time. A layer's weights become an `AttentionMap` with the score bias log(weights).
+Memory: queries × keys numbers for one layer, and for every layer if the record keeps maps. Values and head outputs are
+not available.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ READ_ONLY = "its own code computes its attention, so it is read-only (dense weig
 
 
 def read_part(hf: Any, sample: Mapping[str, Tensor]) -> Part:
-    """The stack of such a model; ModelError where its weights are not given, or are not those of a softmax."""
+    """The `Part` of such a model; ModelError if it returns no weights, or weights that are not a softmax."""
     refusal = ModelError(
         f"{type(hf).__name__} computes its attention by itself and not through transformers' attention interface, and "
         "does not give its weights; Headwater can not read it"
@@ -62,7 +63,7 @@ def read_part(hf: Any, sample: Mapping[str, Tensor]) -> Part:
 
 
 def run(model: Opened, given: Tokens, more: Mapping[str, Any]) -> Any:
-    """One run that hands every layer's weights to the listeners of this context, and then lets them go."""
+    """One run that gives each layer's weights to the listeners and frees them before the next layer."""
     part = model.parts[model.part_name]
 
     def tell(module: nn.Module, weights: Tensor) -> None:
@@ -76,7 +77,7 @@ def run(model: Opened, given: Tokens, more: Mapping[str, Any]) -> Any:
 
 
 def as_map(weights: Tensor, real: Tensor, causal: bool, window: int | None = None) -> AttentionMap:
-    """Dense weights [batch, head, query, key] as an operator; rows of padding have none."""
+    """Dense weights [batch, head, query, key] as an `AttentionMap`; rows of padding are zero."""
     batch, heads, queries, keys = weights.shape
     some = None if real.all() else real.cpu()
     mask = Mask(
@@ -89,7 +90,7 @@ def as_map(weights: Tensor, real: Tensor, causal: bool, window: int | None = Non
 
 
 def window(module: nn.Module) -> int | None:
-    """How many keys a row of GPT-Neo's local attention sees, from the triangle it keeps; None for every one before."""
+    """The window of GPT-Neo's local attention, read from its mask buffer; None for attention to all earlier keys."""
     triangle = dict(module.named_buffers(recurse=False)).get("bias")
     if triangle is None or triangle.dtype != torch.bool or triangle.dim() != 4:
         return None
@@ -101,9 +102,9 @@ def window(module: nn.Module) -> int | None:
 def _giving(
     hf: Any, modules: Mapping[nn.Module, int] | None, tell: Callable[[nn.Module, Tensor], object]
 ) -> Iterator[None]:
-    """Forward hooks that hand over the square tensors modules give, and put an empty one in their place.
+    """Forward hooks that pass square [batch, head, n, n] outputs to `tell` and replace them by an empty tensor.
 
-    Without `modules` every module is tried; of modules within one another the innermost is heard.
+    `modules=None` hooks every module; of nested modules the innermost one passes its weights.
     """
 
     def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -126,7 +127,7 @@ def _asking(hf: Any) -> dict[str, bool]:
 
 
 def _check(weights: Tensor, mask: Tensor, hf: Any) -> None:
-    """Rows of real tokens are weights of a softmax and put nothing on padding."""
+    """ModelError unless each row of a real token sums to 1, is not negative, and is 0 on padding."""
     real = mask.to(weights.device)
     rows = weights.sum(-1).transpose(1, 2)[real]
     hidden = (weights * ~real[:, None, None, :]).transpose(1, 2)[real]

@@ -1,4 +1,4 @@
-"""Reading the residual stream where blocks begin and behind the last, in the caller's context alone."""
+"""Read the residual stream at the input of each block and after the last block, in the caller's context only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from headwater.lens.models.opened import Opened
 
 @contextlib.contextmanager
 def listening(model: Opened, take: Callable[[int | str, Tensor], None]) -> Iterator[None]:
-    """Hand `take` the stream entering each layer, and behind the last as "final", [batch, position, d_model]."""
+    """Call `take(layer, stream)` at the input of each block, and `take("final", stream)` after the last.
+
+    `stream` is [batch, position, d_model].
+    """
     layers = {blocks.block(model, layer).module: layer for layer in model.layers}
 
     def entering(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

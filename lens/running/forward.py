@@ -1,4 +1,4 @@
-"""One forward pass of a model with the edits that are on, and what is taken from it: a record, head outputs, a loss."""
+"""One forward pass with the active edits, and what comes from it: the output, a record, head outputs, a loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from headwater.lens.running import ids
 
 
 def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> Any:
-    """What the transformers model gives for these tokens; `more` are options of its call."""
+    """The output object of the transformers model for these tokens; `more` are options of its `forward`."""
     check_ready(model, given)
     gates = context.current_gates(model.key)
     wants_grad = grad or (gates is not None and gates.requires_grad)
@@ -37,7 +37,8 @@ def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> An
 
 
 def check_ready(model: Opened, given: Tokens, following: int = 0) -> None:
-    """Refuse a model that can not run as it is, and edits of positions beyond `given` and the `following` tokens."""
+    """Everything that must hold before a run: ModelError in training mode or when compiled, EditError for edits that
+    name positions beyond the prompt and the `following` tokens. Finds the sinks that edits name."""
     if model.hf.training:
         raise ModelError(
             f"{model.name} is in training mode, where dropout makes attention random; call model.hf.eval()"
@@ -61,7 +62,7 @@ def check_ready(model: Opened, given: Tokens, following: int = 0) -> None:
 
 
 def _find_sinks(model: Opened, rules: Iterable[str], given: Tokens) -> None:
-    """Find the sinks that edits name on a prompt about to run, from one unedited run of it."""
+    """Find the sinks that edits name, from one unedited run of the prompt, and keep them for the edited run."""
     rules = list(dict.fromkeys(rules))
     part = model.parts[model.part_name]
     side = axis(part, part.queries, given) if part.queries in TEXTS else None
@@ -75,7 +76,7 @@ def record(
     model: Opened, given: Tokens, recorders: Mapping[str, Recorder],
     keep_on: destination.KeepOn = "device", path: str | Path | None = None,
 ) -> Record:  # fmt: skip
-    """What the recorders, those of `plan.recorders`, keep of one run."""
+    """The record of one run; `recorders` come from `plan.recorders`."""
     cost = total(recorders.values())
     with destination.keeping(recorders, keep_on, path, cost) as kept:
         with destination.listening(recorders):
@@ -109,7 +110,7 @@ class _Outputs:
 def next_token_losses(
     logits: Float[Tensor, "batch position vocab"], given: Tokens
 ) -> tuple[Float[Tensor, "batch position-1"], Bool[Tensor, "batch position-1"]]:
-    """Cross-entropy of each next token in nats, and whether it is a real one behind a real one: [batch, position-1]."""
+    """Cross-entropy of each next token in nats, and whether it and the token before are real, [batch, position-1]."""
     real = (given.mask[:, 1:] & given.mask[:, :-1]).to(logits.device)
     targets = given.ids[:, 1:].to(logits.device)
     losses = torch.nn.functional.cross_entropy(
@@ -119,6 +120,6 @@ def next_token_losses(
 
 
 def next_token_loss(logits: Float[Tensor, "batch position vocab"], given: Tokens) -> Float[Tensor, "batch"]:
-    """Mean cross-entropy of each next real token, [batch], in nats."""
+    """Mean cross-entropy over the real next tokens of each row, [batch], in nats."""
     losses, real = next_token_losses(logits, given)
     return (losses * real).sum(-1) / real.sum(-1)

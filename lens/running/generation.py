@@ -1,7 +1,7 @@
-"""Continuing a text with a key–value cache: edits on, tokens told as they come, and one record of the whole text.
+"""Generation with a key–value cache: with edits, a callback per token, and one record of the whole text.
 
-transformers' own `generate` decides the tokens, so without edits the text is the one it gives. With a record the last
-token is read too, one step more, so that the record is of everything that comes back.
+transformers' own `generate` chooses the tokens, so without edits the text is the same. `generate` never runs the model
+on the last token it chose; with a record one more step does, so that the record covers all of the returned text.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ OnToken = Callable[[Any], object]
 
 
 class Generated(NamedTuple):
-    """What `generate(…, record=True)` gives: the text or ids as without it, and the record of all of it."""
+    """The result of `generate(…, record=True)`: the text or ids as without it, and the record of the whole text."""
 
     output: Any
     record: Record
 
 
 class Wanted(NamedTuple):
-    """What the record of a generation is to hold; the settings of `HookedModel.record`."""
+    """What the record of a generation should hold: the settings of `HookedModel.record`."""
 
     statistics: Iterable[str]
     layers: Layers
@@ -117,7 +117,7 @@ def _recorded(
 
 @torch.no_grad()
 def _run(model: Opened, found: Tokens, settings: dict[str, Any]) -> Tensor:
-    """Generate, then read the last token too."""
+    """Generate, then run the model on the last token, with the cache."""
     out = model.hf.generate(
         **inputs.arguments(model, found, generating=True), **settings, return_dict_in_generate=True
     )
@@ -129,14 +129,16 @@ def _run(model: Opened, found: Tokens, settings: dict[str, Any]) -> Tensor:
     last: dict[str, Any] = {"input_ids": ids[:, -1:], "attention_mask": mask, "use_cache": True}
     if "position_ids" in inspect.signature(model.hf.forward).parameters:
         last["position_ids"] = mask.sum(-1, keepdim=True) - 1
-        if inputs.places_images(model.hf, found):  # the text goes on behind the largest of these positions
+        if inputs.places_images(
+            model.hf, found
+        ):  # text after an image counts on from the largest image position
             last["position_ids"] = last["position_ids"] + model.hf.base_model.rope_deltas
     model.hf(**last, past_key_values=out.past_key_values)
     return ids
 
 
 class _Tokens(BaseStreamer):
-    """Hears of each token: which rows have ended, what to tell the caller."""
+    """A transformers streamer: notes which rows have ended, and passes each token to the recorder and to `on_token`."""
 
     growing: GenerationRecorder | None = None
 
@@ -152,7 +154,7 @@ class _Tokens(BaseStreamer):
         self._written: list[list[int]] = []
 
     def put(self, value: Tensor) -> None:
-        if self._live is None:  # the prompt comes first
+        if self._live is None:  # transformers passes the prompt first
             self._live = torch.ones(len(value), dtype=torch.bool)
             self._written = [[] for _ in value]
             return
@@ -165,7 +167,7 @@ class _Tokens(BaseStreamer):
             self._tell(chosen if self._tokenizer is None else self._pieces(chosen, live))
 
     def _pieces(self, chosen: Tensor, live: Tensor) -> str | list[str]:
-        """What each token adds to its row's text; a character of several tokens comes with its last."""
+        """The text that each token adds to its row; a character made of several tokens comes with the last of them."""
         assert self._tokenizer is not None
         pieces = []
         for row, (token, goes_on) in enumerate(zip(chosen.tolist(), live.tolist(), strict=True)):
@@ -177,7 +179,7 @@ class _Tokens(BaseStreamer):
         return pieces[0] if self._single else pieces
 
     def end(self) -> None:
-        """Nothing is held back that would have to be told now."""
+        """Nothing is buffered."""
 
 
 def _refuse_beams(model: Opened, settings: dict[str, Any]) -> None:

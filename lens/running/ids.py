@@ -1,8 +1,12 @@
-"""What is known of a prompt while a model runs: its token ids, and the sinks found on it; positions are named by them.
+"""The token ids and sinks of the prompt that runs now, by which edits look up positions such as "token:Mary".
 
-Ids are read where the model embeds them, so that they are known in generation, and when the transformers model is
-called directly. They live in a context variable and never on the model. Beam search reorders rows behind the back of
-the ids; greedy search and sampling do not.
+A hook on the embedding reads the ids, so that they are known in generation too, and when the transformers model is
+called directly. They are in a context variable: every caller sees only its own prompt (`attention/context.py` says
+why). Beam search reorders the rows of the cache without new ids, so the ids are wrong there; greedy search and sampling
+do not.
+
+One call of the model passes through three steps: the embedding hook stores the ids as `fresh`; the attention of the
+first layer calls `enter` with its mask, which says at which positions they stand; `current` gives the result to edits.
 """
 
 from __future__ import annotations
@@ -23,15 +27,17 @@ from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import embeddings
 from headwater.lens.naming.tokens import Tokens
 
-UNKNOWN = -1  # an id that no call has shown, as where a cache was filled before the edits were on
+UNKNOWN = -1  # the id of a position that no call showed: the cache was filled before the edits were on
 
 
 @dataclass(frozen=True, eq=False)
 class Running:
-    """`ids` [batch, position] so far, the first `prompt` read in one call; `fresh` are embedded and not placed yet.
+    """What is known of one run.
 
-    `mask` is that of the first layer in the call that runs now. `sinks` are bool [batch, layer, head, position] by
-    name, found on `sink_ids`. `memory` is for edits that need something of earlier calls of the same run.
+    `ids`: the ids so far, [batch, position]; the first `prompt` of them came in one call. `fresh`: ids that were
+    embedded in this call, whose positions are not known before the first attention layer runs. `mask`: the mask of that
+    layer. `sinks`: bool [batch, layer, head, position] by name, found on the prompt `sink_ids`. `memory`: values that
+    edits keep from one call of a run to the next.
     """
 
     ids: Tensor | None = None
@@ -53,7 +59,10 @@ def _keep(key: object, run: Running) -> Running:
 
 @contextlib.contextmanager
 def reading(model: Opened) -> Iterator[None]:
-    """Read the ids of every call of the model in this context."""
+    """Inside, read the ids of every call of the model in this context.
+
+    Blocks nest: an inner block goes on with the run of the outer one, and its end restores what the outer one knew.
+    """
     key = model.key
 
     def see(module: Any, given: tuple, named: dict[str, Any]) -> None:
@@ -72,20 +81,23 @@ def reading(model: Opened) -> Iterator[None]:
 
 
 def current(key: object) -> Running:
-    """What is known of the call that runs now."""
+    """What is known of the run, for the layer that runs now; empty outside of `reading`."""
     return _running.get().get(key, Running())
 
 
 def enter(key: object, mask: Mask) -> Running:
-    """The first layer's attention runs with this mask: place the ids; a call from position 0 begins a new run."""
+    """Place the fresh ids where the mask of the first layer says; a call that starts at position 0 begins a new run.
+
+    Several edits call this with the same mask; only the first call has an effect.
+    """
     run = _running.get().get(key, Running())
     if run.mask is mask:
         return run
     run = replace(run, mask=mask)
-    if run.fresh is None:  # nothing was embedded for this call
+    if run.fresh is None:  # this call had embeddings as input, not ids
         return _keep(key, replace(run, ids=None, memory=run.memory if mask.query_offset else {}))
     if run.fresh.shape[1] != mask.queries:
-        return _keep(key, replace(run, ids=None, fresh=None))  # positions that are no tokens of the text
+        return _keep(key, replace(run, ids=None, fresh=None))  # some positions are not tokens of the text
     begin = mask.query_offset
     if begin == 0:
         return _keep(key, replace(run, ids=run.fresh, prompt=mask.queries, fresh=None, memory={}))
@@ -98,5 +110,5 @@ def enter(key: object, mask: Mask) -> Running:
 
 
 def know_sinks(key: object, found: Mapping[str, Tensor], given: Tokens | None) -> None:
-    """Keep the sinks found on a prompt that is about to run; `given` are the tokens they stand on, None for no text."""
+    """Keep the sinks of the prompt that runs next; `given` are its tokens, None if it is not text."""
     _keep(key, replace(current(key), sinks=found, sink_ids=None if given is None else given.ids.cpu()))

@@ -1,4 +1,4 @@
-"""What passes through a model while it runs, for one caller alone: calls of modules, and each layer's attention."""
+"""Record module calls and the attention of each layer while a model runs, in the caller's context only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headwater.lens.models.opened import Opened
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a module: its arguments, and the tensor it gave (the first, where it gave several)."""
+    """One call of a module: its arguments and its output tensor (the first one of a tuple)."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -26,17 +26,17 @@ class Call:
 
     @property
     def given(self) -> Tensor:
-        """The hidden states it was called with."""
+        """The hidden states among its arguments, detached."""
         return hidden_states(self.args, self.kwargs).detach()
 
     def again(self, states: Tensor) -> Tensor:
-        """The module on other hidden states, with everything else as it was."""
+        """The output of the module for other hidden states and otherwise the same arguments."""
         args, kwargs = with_hidden_states(self.args, self.kwargs, states)
         return first_output(self.module(*args, **kwargs))
 
 
 class Heads:
-    """Listener that keeps each layer's map, values [batch, kv head, key, d] and head outputs, with their gradients."""
+    """Listener that keeps (map, values [batch, kv head, key, d], z) of each layer; z keeps its gradient graph."""
 
     def __init__(self, model: Opened) -> None:
         if model.read_only:
@@ -51,7 +51,7 @@ class Heads:
 
 @contextlib.contextmanager
 def watching(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
-    """Calls of the modules made in this context, in the order they end."""
+    """Collect the calls of these modules in this context, in the order in which they end."""
     found: list[Call] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -1,9 +1,9 @@
-"""The transformers model inside of a TransformerLens bridge, made whole again beside it.
+"""The transformers model inside a TransformerLens bridge, rebuilt beside it on the same weights.
 
-A bridge puts its own modules in the place of the model's, and most of its attention modules compute attention by
-themselves and never ask transformers' interface. So the model is built once more, without memory for weights, and every
-module of it takes the very tensors of the one it stands for: nothing is copied, the bridge keeps its modules, its hooks
-and its configuration. The two outputs are then compared. Nothing here imports TransformerLens: a bridge brings it.
+A bridge replaces modules of the model by its own, and most of its attention modules do not call transformers' attention
+interface. So the model is built again on the meta device, without memory for weights, and each module takes the tensors
+of its original. No weight is copied, and the bridge keeps its modules, hooks and configuration. Then the outputs of
+both are compared. This file does not import TransformerLens.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from headwater.lens.models.closeness import close_or_refuse
 
 PACKAGE = "transformer_lens"
 WRAPPED = "_original_component"
-ALLOWED = 1e-3  # relative difference of outputs in float32, as for every model that is opened
+ALLOWED = 1e-3  # largest relative difference of outputs in float32, as for every model that is loaded
 
 
 def is_bridged(source: object) -> bool:
-    """Whether this is a bridge, or a transformers model some of whose modules a bridge has taken the place of."""
+    """Whether this is a bridge, or a transformers model in which a bridge has replaced modules."""
     if _foreign(source):
         return True
     return isinstance(source, PreTrainedModel) and any(_foreign(module) for module in source.modules())
 
 
 def unbridged(source: Any) -> PreTrainedModel:
-    """The transformers model of a bridge, on the same weights, with modules of its own.
+    """The transformers model of a bridge, with its original modules on the same weights.
 
-    ModelError where there is none in this process, where the bridge has rewritten its weights (compatibility mode), or
-    where the rebuilt model says something else than the bridge.
+    ModelError if there is no such model in this process, if the bridge has rewritten the weights (compatibility mode),
+    or if the outputs of the rebuilt model differ from those of the bridge.
     """
     hf = _inside(source)
     if hf.training:
@@ -57,8 +57,10 @@ def unbridged(source: Any) -> PreTrainedModel:
 
 
 def tokenizer_of(source: Any) -> Any:
-    """The tokenizer a bridge has. It may not be the one it was given: `boot_transformers` loads it anew, with other
-    settings, so that texts begin with the token that begins a sequence.
+    """The tokenizer of a bridge; None for other models.
+
+    It may differ from the one given to `boot_transformers`, which loads the tokenizer again so that it adds the BOS
+    token.
     """
     return getattr(source, "tokenizer", None) if _foreign(source) else None
 
@@ -84,7 +86,7 @@ def _inside(source: Any) -> PreTrainedModel:
 
 
 def _original(hf: nn.Module, path: str) -> nn.Module:
-    """What stood at this path before the bridge."""
+    """The module that was at this path before the bridge replaced it."""
     module: nn.Module = hf
     for step in path.split(".") if path else ():
         inner = module._modules.get(step)
@@ -100,9 +102,9 @@ def _original(hf: nn.Module, path: str) -> nn.Module:
 
 
 def _share(module: nn.Module, original: nn.Module, path: str) -> None:
-    """Give a module without weights the tensors of its original."""
+    """Give a module on the meta device the tensors of its original."""
     theirs = original._parameters
-    # a bridge gives a language head without a bias one of zeros; what the model itself does not have is left out
+    # a bridge adds a bias of zeros to a language head without one; parameters that the model lacks are left out
     wanted = {name: given for name, given in module._parameters.items() if given is not None}
     fits = all(name in theirs and _shape(theirs[name]) == given.shape for name, given in wanted.items())
     if type(module) is not type(original) or not fits:
@@ -112,7 +114,9 @@ def _share(module: nn.Module, original: nn.Module, path: str) -> None:
         )
     module._parameters.update({name: theirs[name] for name in wanted})
     module._buffers = original._buffers.copy()
-    for name, value in vars(module).items():  # tensors that are neither, such as first rotary frequencies
+    for name, value in vars(
+        module
+    ).items():  # tensors that are neither parameter nor buffer: rotary frequencies
         if isinstance(value, Tensor) and value.is_meta:
             vars(module)[name] = vars(original)[name]
 

@@ -1,10 +1,10 @@
-"""TransformerLens' face of a model: `cfg`, `run_with_cache` and `run_with_hooks` under its names of activations.
+"""The methods of `HookedModel` that TransformerLens code uses: `cfg`, `run_with_cache`, `run_with_hooks`.
 
-`HookedModel` has these methods, so TransformerLens' own `patching` and `head_detector` take it as they take a bridge.
-Shapes are TransformerLens': q and z [batch, position, head, d_head], k and v per key–value head, scores and patterns
-[batch, head, query, key], the stream [batch, position, d_model]. A cache of everything holds every pattern; a filter
-without them builds none. The names stand in `names.py`. Nothing here needs TransformerLens installed but
-the `ActivationCache` that `run_with_cache` gives back unless `return_cache_object=False`.
+With them TransformerLens' `patching` and `head_detector` accept a `HookedModel` in place of a bridge. Names of
+activations are TransformerLens' (`names.py` lists them), and so are shapes: q and z [batch, position, head, d_head], k
+and v the same per key–value head, scores and patterns [batch, head, query, key], the stream [batch, position, d_model].
+Scores and patterns are dense; a `names_filter` without them builds none. TransformerLens itself is needed only for the
+`ActivationCache` that `run_with_cache` returns, not with `return_cache_object=False`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from headwater.lens.transformer_lens import names as transformer_lens_names
 from headwater.lens.transformer_lens.run import Function, Run, Stop
 
 Hooks = Iterable[tuple[str | Callable[[str], bool], Function]]
-UNLIMITED = 2**31 - 1  # the context of a model that states none
+UNLIMITED = 2**31 - 1  # n_ctx of a model without a limit
 
 
 @dataclass(frozen=True)
 class Config:
-    """A model's numbers under TransformerLens' names. `n_key_value_heads` is None where every head has its own."""
+    """The configuration under TransformerLens' names; `n_key_value_heads` is None without grouped-query attention."""
 
     model_name: str
     n_layers: int
@@ -57,10 +57,11 @@ class Config:
 
 
 class TransformerLens(Opened):
-    """What `HookedModel` offers to code written for TransformerLens."""
+    """The methods of `HookedModel` for code written for TransformerLens."""
 
     @property
     def cfg(self) -> Config:
+        """The configuration under TransformerLens' names."""
         text = self.hf.config.get_text_config()
         norm = blocks.final_norm(self.hf)
         centred = norm is not None and blocks.takes_mean_out(norm, self.d_model)
@@ -77,7 +78,7 @@ class TransformerLens(Opened):
         )  # fmt: skip
 
     def hook_names(self) -> list[str]:
-        """Every name that `run_with_cache` can keep and `run_with_hooks` can change, in the order of a run."""
+        """Every activation name of `run_with_cache` and `run_with_hooks`, in the order of a forward pass."""
         return list(transformer_lens_names.places(self))
 
     def weights(
@@ -93,11 +94,12 @@ class TransformerLens(Opened):
         self, given: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *, return_type: str | None = "logits",
         attention_mask: Any = None, grad: bool = False, **ignored: Any,
     ) -> Any:  # fmt: skip
-        """Run once with functions at names: `function(tensor, hook=point)` returns a tensor, or None for what it got.
+        """One forward pass with hook functions: `function(tensor, hook=point)` returns a new tensor, or None to keep.
 
-        A name may be a test of names. The result is logits, "loss" (mean of the next tokens, nats), "both" or None.
-        Gradients flow with `grad` or with `bwd_hooks`, whose functions get gradients. `reset_hooks_end` and
-        `clear_contexts` are taken and mean nothing: no function outlives its run.
+        `fwd_hooks` holds pairs (name, function); in place of a name a function from name to bool may select several.
+        `return_type` is "logits", "loss" (mean next-token loss in nats), "both" or None. Functions in `bwd_hooks` get
+        the gradient; they, or `grad=True`, turn gradients on. `reset_hooks_end` and `clear_contexts` are accepted and
+        ignored: no hook outlives its run.
         """
         _refuse(ignored)
         forward, backward = _by_name(self, fwd_hooks), _by_name(self, bwd_hooks)
@@ -112,11 +114,11 @@ class TransformerLens(Opened):
         attention_mask: Any = None, device: Any = None, pos_slice: int | slice | None = None,
         stop_at_layer: int | None = None, incl_bwd: bool = False, grad: bool = False, **ignored: Any,
     ) -> tuple[Any, Any]:  # fmt: skip
-        """(output, cache): run once and keep the activations of these names, on `device`, at `pos_slice`.
+        """One forward pass; returns (output, cache), with the named activations on `device`, at `pos_slice`.
 
-        None keeps every name but `hook_result`. `incl_bwd` runs backward from the loss and adds "…_grad". Without it
-        or `grad` no gradient is tracked, unlike in TransformerLens. `stop_at_layer` ends the run before that layer and
-        gives the residual stream in the place of logits.
+        `names_filter=None` keeps every name but `hook_result`. `incl_bwd` runs backward from the loss and adds the
+        gradients as "…_grad". Without `incl_bwd` or `grad` no gradient is tracked, unlike in TransformerLens.
+        `stop_at_layer` ends the run before that layer and returns the residual stream in place of the logits.
         """
         _refuse(ignored)
         kept = transformer_lens_names.chosen(self, names_filter)
@@ -152,9 +154,7 @@ def _run(model: TransformerLens, run: Run, tokens: Tokens, kind: str | None, gra
     except Stop as stopped:
         return stopped.stream
     if run.missed:
-        raise ModelError(
-            f"{model.name}: {min(run.missed)} was not reached in this run; what it would be is not known"
-        )
+        raise ModelError(f"{model.name}: {min(run.missed)} was not reached in this run; leave it out")
     if kind is None:
         return None
     if not model.has_lm_head:

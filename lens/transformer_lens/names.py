@@ -1,10 +1,10 @@
-"""TransformerLens' names of activations, and where in a transformers model each of them is.
+"""TransformerLens' activation names, and the module or attention step of a transformers model that each stands for.
 
-`places(model)` lists the names a model has. `hook_embed`, `hook_pos_embed`, `hook_attn_out`, `hook_resid_mid` and
-`hook_mlp_out` are listed where a short run has shown that they add up to the residual stream; where they do not, as
-behind BERT's norms, they are left out rather than given a wrong meaning. As in TransformerLens 4, `hook_resid_mid` is
-what the norm before the MLP reads: what is changed there does not travel past the MLP. `attn.hook_result` is listed but
-kept only when it is named.
+`places(model)` lists the names of a model. `hook_embed`, `hook_pos_embed`, `hook_attn_out`, `hook_resid_mid` and
+`hook_mlp_out` are listed only if they add up to the residual stream in a short run; in post-norm models such as BERT
+they do not, and are left out. As in TransformerLens 4, `hook_resid_mid` is the input of the norm before the MLP: a
+change there reaches the MLP but not the stream after it. `attn.hook_result` is listed, but a cache keeps it only if it
+is named.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUMS = ("hook_attn_out", "hook_resid_mid", "hook_mlp_out")
 
 
 def places(model: Opened) -> dict[str, Activation]:
-    """Every name the model has, in the order of a run; found out once per model."""
+    """{name: activation} of a model, in the order of a forward pass; determined once per model."""
     if model not in _known:
         _refuse(model)
         found = {place.name: place for place in _all(model)}
@@ -52,7 +52,7 @@ def _refuse(model: Opened) -> None:
 
 
 def chosen(model: Opened, wanted: Any) -> list[str]:
-    """The names that a filter means: None for all but `hook_result`, a name, a list of names or a test of a name."""
+    """The names that a filter selects: None (all but `hook_result`), a name, a list or a function of a name."""
     known = places(model)
     if wanted is None:
         return [name for name in known if not name.endswith("hook_result")]
@@ -65,7 +65,7 @@ def chosen(model: Opened, wanted: Any) -> list[str]:
 
 
 def check(model: Opened, name: str) -> Activation:
-    """The place of that name; ModelError offers the nearest."""
+    """The activation of that name; ModelError suggests the nearest."""
     known = places(model)
     if name not in known:
         raise ModelError(f"{model.name} has no activation {name!r}: {nearest(str(name), known)}")
@@ -73,7 +73,7 @@ def check(model: Opened, name: str) -> Activation:
 
 
 def is_rotary(model: Opened) -> bool:
-    """Whether queries and keys are rotated by their positions."""
+    """Whether the model has rotary position embeddings."""
     return any("rotary" in type(module).__name__.lower() for module in model.hf.modules())
 
 
@@ -93,9 +93,7 @@ def _of_block(model: Opened, layer: int, rotary: bool) -> Iterator[Activation]:
     block, start = blocks.block(model, layer), f"blocks.{layer}."
     try:
         found = projections(model, layer)
-    except (
-        ModelError
-    ):  # then the names of q, k, v and the results are not there, and say so when they are asked for
+    except ModelError:  # an unknown layout: hook_q, hook_k, hook_v and hook_result are left out
         found = None
     yield Activation(start + "hook_resid_pre", "input", block.module)
     yield from _of_norm(start + "ln1.", block.norm1)
@@ -140,12 +138,12 @@ def _result(found: Projections, heads: int, start: str) -> Activation:
 
 
 def _position_table(hf: Any) -> nn.Module | None:
-    """The table of learned positions."""
+    """The table of learned position embeddings."""
     return next(iter(blocks.position_tables(hf)), None)
 
 
 def _not_adding_up(model: Opened, known: Mapping[str, Activation]) -> set[str]:
-    """Names of sums that are not sums in this model, from one short run."""
+    """The names of residual-stream terms that do not add up in this model, from one short run."""
     wanted = [n for n in known if n.endswith(("hook_resid_pre", "hook_resid_post", *EMBEDDINGS, *SUMS))]
     length = min(model.context or 16, 16)
     ids = (torch.arange(length)[None] * 7919 + 5) % model.vocab

@@ -1,8 +1,8 @@
-"""One run of a model with functions at TransformerLens' names: what they return is what the model goes on with.
+"""`Run`: one forward pass with hook functions at TransformerLens' names.
 
-The functions live in this run's context and nowhere else. Module hooks are put on when the run begins and taken off
-when it ends, also by an exception, and stay silent in every other thread or task; attention is reached through
-`context.tapping`. Scores and patterns are built, queries × keys, in the layers where their names are asked for alone.
+Names of modules become module hooks (`attention/module_hooks.py`) for the time of the run, in its context only. Names
+inside attention are reached through `context.tapping`. Dense scores and patterns are built only in layers where their
+names are used.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ Kind = Literal["attention", "input", "output", "scale", "normalized", "features"
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """One name. "attention" places are inside of the attention function; the others belong to a module: its input, its
-    output, the two steps of a norm, a view of its features by heads, or what each head gives through it (`weight`).
+    """One activation name. `kind` says where it is taken: "attention" inside the attention function, the others at
+    `module`: its "input", its "output", the "scale" or "normalized" value of a norm, its "features" split into
+    `heads`, or the "result" of each head through its `weight`.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Activation:
 
 
 class Point:
-    """What a function is told about where it is: `name`, `layer()`, and `ctx` to keep things in."""
+    """The `hook` argument of a function, as in TransformerLens: `name`, `layer()`, and the dict `ctx` for free use."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -53,23 +54,21 @@ class Point:
 
 
 class Stop(Exception):
-    """Carries the residual stream out of a run that was to stop at a layer."""
+    """Raised to end a run at `stop_at_layer`; carries the residual stream out."""
 
     def __init__(self, stream: Tensor) -> None:
         super().__init__("stopped")
         self.stream = stream
 
 
-NEGLIGIBLE = (
-    1e-30  # what q·k counts beside given scores; 0 times the -inf of a mask would be NaN in fused kernels
-)
+NEGLIGIBLE = 1e-30  # scale of q·k beside given scores; 0 would make 0 · -inf = NaN in fused kernels
 Function = Callable[..., Tensor | None]
 
 
 class Run(context.Tap):
-    """`places` are those that are looked at; `forward` and `backward` the functions by name; `keep` what is cached.
+    """`places` are the activations in use, `forward` and `backward` the functions by name, `keep` the names to cache.
 
-    `batch` is the number of prompts: some models flatten [batch, position] on their way through an MLP.
+    `batch` is the number of prompts: some models flatten [batch, position] before an MLP.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class Run(context.Tap):
             yield
 
     def passing(self, name: str, given: Tensor) -> Tensor:
-        """What the model goes on with at this name: the same tensor unless a function changed it."""
+        """The tensor with which the model continues at this name: `given`, unless a function changed it."""
         found = given
         self.missed.discard(name)
         point = self._points.setdefault(name, Point(name))
@@ -123,7 +122,7 @@ class Run(context.Tap):
         return found
 
     def _watched(self, name: str, tensor: Tensor, point: Point) -> Tensor:
-        # a new tensor, so that the run goes on through it and not past it
+        # a new tensor, so that the rest of the run depends on it and its gradient hook is called
         tensor = tensor.clone() if tensor.requires_grad else tensor.detach().requires_grad_()
         for function in self.backward.get(name, ()):
             tensor.register_hook(lambda grad, function=function: function(grad, hook=point))
@@ -152,7 +151,7 @@ class Run(context.Tap):
             scores = _scores(q, k, rule)
             least = torch.finfo(
                 scores.dtype
-            ).min  # what eager attention and a bridge write where nothing is seen
+            ).min  # the value of masked scores in eager attention and in a bridge
             shown = scores.masked_fill(scores == float("-inf"), least)
             if (found := self.passing(name, shown)) is not shown:
                 rule = _given_scores(rule, found.masked_fill(found <= least / 2, float("-inf")), scores)
@@ -179,7 +178,7 @@ class Run(context.Tap):
     # --- at modules
 
     def _runs(self) -> bool:
-        """Whether this is the innermost run: a function may begin another."""
+        """Whether this is the innermost run: a hook function may start another run of the model."""
         return context.current_tap(self.model.key) is self
 
     def _on_module(self, place: Activation, module: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -234,7 +233,7 @@ class Run(context.Tap):
     def _in_norm(self, place: Activation, norm: nn.Module, given: Tensor, output: Tensor) -> Tensor:
         width = given.shape[-1]
         high = given if given.dtype == torch.float64 else given.float()
-        with module_hooks.off():  # what is asked of the norm itself is no part of the run
+        with module_hooks.off():  # these call the norm on probes, which the hook functions must not see
             takes_mean_out = blocks.takes_mean_out(norm, width)
             gain, bias = (f(norm, width).to(high) for f in (blocks.norm_gain, blocks.norm_bias))
         centred = high - high.mean(-1, keepdim=True) if takes_mean_out else high
@@ -247,7 +246,7 @@ class Run(context.Tap):
 
 
 def _scores(q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
-    """All scores of a layer, [batch, head, query, key], -inf where nothing is seen."""
+    """The dense scores of a layer, [batch, head, query, key], -inf on masked pairs."""
     if rule.normaliser is not None and rule.normaliser.name in ("linear", "lssa"):
         raise ModelError(
             f"the {rule.normaliser.name} normaliser makes weights of other products than scaled q·k; it has no "
@@ -258,7 +257,7 @@ def _scores(q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
 
 
 def _given_scores(rule: ScoreRule, scores: Tensor, before: Tensor) -> ScoreRule:
-    """The rule whose scores are these. Limits of the mask fall where a function made a hidden pair visible."""
+    """A rule that gives these scores. If a function made a masked pair visible, the mask keeps only the padding."""
     mask = rule.mask
     if bool(((before == float("-inf")) & (scores > float("-inf"))).any()):
         mask = dataclasses.replace(mask, left=None, right=None, extra=None, documents=None)
@@ -268,7 +267,7 @@ def _given_scores(rule: ScoreRule, scores: Tensor, before: Tensor) -> ScoreRule:
 
 
 def _differentiable(q: Tensor, k: Tensor, rule: ScoreRule, map: AttentionMap) -> Tensor:
-    """The weights of a layer with the gradients that a recorded map does not carry: what they make of unit values."""
+    """The dense weights of a layer with gradients, which maps do not carry: attention with unit vectors as v."""
     unit = torch.eye(k.shape[2], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
     return attend(q, k, unit, rule, [step.edit for step in map.steps], "blocked")[0]
 
