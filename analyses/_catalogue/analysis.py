@@ -17,7 +17,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 import networkx as nx
 import xarray as xr
 
-from headwater.analyses._catalogue.settings import settings_of
+from headwater.analyses._catalogue.settings import checked, settings_of
 from headwater.lens.models.opened import Opened
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
@@ -54,24 +54,21 @@ def analysis(function: Any = None, *, keep: tuple[str, ...] = ("qk",)) -> Any:
     if function is None:
         return functools.partial(analysis, keep=keep)
     about = about_of(function, keep)
-    signature = inspect.signature(function)
-    # annotations are read at the first call, when every module is there
-    settings = functools.cache(lambda: {setting.name: setting for setting in settings_of(function)})
+    signature, run = inspect.signature(function), checked(function)
 
     @functools.wraps(function)
-    def held(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind_partial(*args, **kwargs).arguments
-        for name in given.keys() & settings().keys():
-            settings()[name].check(given[name])
-        result = function(*args, **kwargs)
+    def described(*args: Any, **kwargs: Any) -> Any:
+        result = run(*args, **kwargs)
         if isinstance(result, xr.DataArray | xr.Dataset | nx.DiGraph):
             attrs = result.graph if isinstance(result, nx.DiGraph) else result.attrs
-            told = {name: given.get(name, setting.default) for name, setting in settings().items()}
-            attrs.update(_described(about, next(iter(given.values()), None), told, attrs))
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            told = {setting.name: given.arguments[setting.name] for setting in settings_of(function)}
+            attrs.update(_described(about, given.args[0], told, attrs))
         return result
 
-    held.about = about  # type: ignore[attr-defined]
-    return held
+    described.about = about  # type: ignore[attr-defined]
+    return described
 
 
 def about_of(function: Callable[..., Any], keep: tuple[str, ...]) -> About:

@@ -51,9 +51,8 @@ def catalogue() -> dict[str, Entry]:
     for file in sorted(files, key=lambda file: file.stem):
         module = importlib.import_module(f"{PACKAGE}.{file.parent.name}.{file.stem}")
         function = getattr(module, file.stem)
-        about = getattr(function, "about", None) or module.ABOUT
         entries[file.stem] = Entry(
-            **vars(about), name=file.stem, settings=settings_of(function), function=function
+            **vars(function.about), name=file.stem, settings=settings_of(function), function=function
         )
     return entries
 

@@ -116,19 +116,20 @@ class Setting:
 def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """`function`, which now refuses settings outside of what its annotations say before anything runs."""
     names = tuple(inspect.signature(function).parameters)
-    # annotations are read at the first call, when every module is there
-    known = functools.cache(lambda: {setting.name: setting for setting in settings_of(function)})
 
     @functools.wraps(function)
     def held(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-            if name in known():
-                known()[name].check(value)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        # annotations are read at the first call, when every module is there
+        for setting in settings_of(function):
+            if setting.name in given:
+                setting.check(given[setting.name])
         return function(*args, **kwargs)
 
     return held
 
 
+@functools.cache
 def settings_of(function: Callable[..., Any]) -> tuple[Setting, ...]:
     """Settings of `function`, in their order: its parameters with a default or an annotation, but for callables."""
     bare = inspect.unwrap(function)

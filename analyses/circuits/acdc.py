@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
@@ -29,21 +29,11 @@ from headwater.analyses.circuits._counterfactuals import (
 from headwater.analyses.circuits._graphs import graph_of, pruned
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which connections are left when every one that is not missed is taken out?",
-    unit="what taking the edge out costs when its turn comes: nats (kl) or the measure",
-    paper="Conmy et al. 2023, arXiv:2304.14997",
-    inputs="model+pairs",
-    cost="one forward pass per edge and batch, several at once while edges are taken out",
-    not_for="ranking edges; edges that back each other up, of which the order decides which one stays",
-)
 
 ROWS = 64  # copies of pairs that run together
 
 
-@checked
+@analysis
 def acdc(
     model: HookedModel,
     pairs: PairExamples,
@@ -64,6 +54,12 @@ def acdc(
     `position`, in nats, or minus the measure. An edge that is out carries what it does in `edge_attribution`; edges
     into a node that leads nowhere any more are taken out untried.
     Unit: nats, or that of the measure. Source: the authors' code, checked.
+
+    Question: Which connections are left when every one that is not missed is taken out?
+    Unit: what taking the edge out costs when its turn comes: nats (kl) or the measure.
+    Source: Conmy et al. 2023, arXiv:2304.14997.
+    Cost: one forward pass per edge and batch, several at once while edges are taken out.
+    Not for: ranking edges; edges that back each other up, of which the order decides which one stays.
     """
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
@@ -84,11 +80,7 @@ def acdc(
 
     most = max(1, ROWS // max(len(case.pairs.places) for case in cases))
     scores = _visited(wiring, known, costs, tau, most)
-    attrs = ABOUT.attrs(
-        provenance(model), tau=tau, metric=metric, ablation=ablation, key_values=key_values, pairs=len(pairs),
-        **asked.settings,
-    )  # fmt: skip
-    graph = graph_of(wiring, scores, attrs)
+    graph = graph_of(wiring, scores, {"pairs": len(pairs), **asked.settings})
     graph.remove_edges_from([(u, v) for u, v, s in graph.edges(data="score") if s is not None and s != s])
     return pruned(graph)
 

@@ -17,8 +17,8 @@ import xarray as xr
 from scipy.stats import rankdata
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import Answer, AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
@@ -26,16 +26,7 @@ from headwater.analyses._prompts.pairs import PairExamples, pairs_of
 from headwater.analyses.circuits.edge_attribution import edge_attribution
 from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
 
-ABOUT = About(
-    question="Do attributions foretell what changing each edge, or removing each head, does to the measure?",
-    unit="correlation, -1 to 1; predicted and effect: that of the measure (positive: the edge or head helps)",
-    paper="ours; of Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806; Michel et al. 2019",
-    inputs="model+pairs",
-    cost="a forward pass per edge, head and pair (1,519 edges of 30 tokens: 4 s on two cores)",
-    not_for="judging sets of edges (circuit_faithfulness); edges that back each other up look needless in truth too",
-)
 EDGES: dict[str, dict[str, Any]] = {
     "eap": {"how": "inputs", "steps": 1},
     "eap_ig_inputs": {"how": "inputs"},
@@ -46,7 +37,7 @@ HEADS = "gate_slope"
 STATISTICS = ("spearman", "spearman_size", "pearson")
 
 
-@checked
+@analysis
 def attribution_truth(
     model: HookedModel,
     pairs: PairExamples,
@@ -70,6 +61,12 @@ def attribution_truth(
 
     Pairs and measure are those of `edge_attribution`; a measure is asked of one pair at a time.
     Unit: none; that of the measure. Source: formulas of both analyses; the comparison is ours.
+
+    Question: Do attributions foretell what changing each edge, or removing each head, does to the measure?
+    Unit: correlation, -1 to 1; predicted and effect: that of the measure (positive: the edge or head helps).
+    Source: ours; of Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806; Michel et al. 2019.
+    Cost: a forward pass per edge, head and pair (1,519 edges of 30 tokens: 4 s on two cores).
+    Not for: judging sets of edges (circuit_faithfulness); edges that back each other up look needless in truth too.
     """
     asked = Asked(measure, answer, wrong, position)
     pairs_of(model, pairs, 1)  # says what is wrong with any of them before the long part
@@ -105,9 +102,7 @@ def attribution_truth(
             "of_edge": list(EDGES), "edge": [f"{u} → {v}" for u, v in edges], "pair": np.arange(len(pairs)),
             "layer": model.layers, "head": np.arange(model.n_heads),
         },
-        attrs=ABOUT.attrs(
-            provenance(model), steps=steps, draws=draws, seed=seed, level=LEVEL, pairs=len(pairs), **asked.settings
-        ),
+        attrs={"level": LEVEL, "pairs": len(pairs), **asked.settings},
     )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
@@ -36,21 +36,12 @@ from headwater.analyses.circuits.edge_attribution import edge_attribution
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
 
-ABOUT = About(
-    question="How much of what the model does is left when only this circuit carries the prompt?",
-    unit="share of the measure's difference between clean and corrupt (1: all of it, 0: nothing; may leave 0 to 1)",
-    paper="Hanna et al. 2024, arXiv:2403.17806; Wang et al. 2023, arXiv:2211.00593",
-    inputs="model+pairs",
-    cost="two passes per batch, and two for each size of circuit",
-    not_for="comparing circuits judged with different ablations; a circuit's being the only one that does it",
-)
 SMALLEST = 1e-6  # difference between clean and changed run below which a share of it is not defined
 SCORES = ("faithfulness", "completeness")
 
 
-@checked
+@analysis
 def circuit_faithfulness(
     model: HookedModel,
     graph: nx.DiGraph | str | Path | None,
@@ -81,6 +72,12 @@ def circuit_faithfulness(
     takes so many first: the coordinate `edges` says how many were left. None: `edge_attribution` is asked first, and
     without sizes its best tenth, quarter and half are tried. Measures and pairs are those of `edge_attribution`.
     Unit: share of the difference. Source: the authors' code, checked.
+
+    Question: How much of what the model does is left when only this circuit carries the prompt?
+    Unit: share of the measure's difference between clean and corrupt (1: all of it, 0: nothing; may leave 0 to 1).
+    Source: Hanna et al. 2024, arXiv:2403.17806; Wang et al. 2023, arXiv:2211.00593.
+    Cost: two passes per batch, and two for each size of circuit.
+    Not for: comparing circuits judged with different ablations; a circuit's being the only one that does it.
     """
     listed = _listed(sizes)
     if graph is None:
@@ -98,11 +95,8 @@ def circuit_faithfulness(
     result = _summary(whole, nothing, kept, others, draws, seed)
     counts = masks.sum((1, 2)).tolist()
     result = result.assign_coords(size=listed or counts, edges=("size", counts))
-    attrs = ABOUT.attrs(
-        provenance(model), ablation=ablation, selection=selection, pairs=len(pairs), draws=draws, seed=seed,
-        edges_of_model=int(wiring.edges().sum()), level=LEVEL, **asked.settings,
-    )  # fmt: skip
-    return result.assign_attrs(attrs)
+    told = {"pairs": len(pairs), "edges_of_model": int(wiring.edges().sum()), "level": LEVEL}
+    return result.assign_attrs({**told, **asked.settings})
 
 
 def _listed(sizes: int | Sequence[int] | Literal["all"]) -> list[int] | None:

@@ -14,22 +14,12 @@ import numpy as np
 import xarray as xr
 from scipy.stats import hypergeom
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import checked
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses.circuits._graph_files import circuit_of
 from headwater.lens.errors import AnalysisError
 
-ABOUT = About(
-    question="How much do two circuits share?",
-    unit="share of what is in either",
-    paper="Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744",
-    inputs="circuits",
-    cost="none to speak of: no model is run",
-    not_for="shares of circuits of different sizes side by side (see chance); whether the shared part does anything",
-)
 
-
-@checked
+@analysis
 def circuit_overlap(
     graph_a: nx.DiGraph | str | Path,
     graph_b: nx.DiGraph | str | Path,
@@ -46,6 +36,12 @@ def circuit_overlap(
     must. Heads are compared by layer and number wherever they write; edges inside of heads do not count. Each graph may
     be a file of `write_circuit`. AnalysisError where a circuit holds what `whole` lacks.
     Unit: share of what is in either (counts are counts). Source: the paper's text; `chance` and `p` are ours.
+
+    Question: How much do two circuits share?
+    Unit: share of what is in either.
+    Source: Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744.
+    Cost: none to speak of: no model is run.
+    Not for: shares of circuits of different sizes side by side (see chance); whether the shared part does anything.
     """
     graph_a, graph_b = (circuit_of(given) for given in (graph_a, graph_b))
     whole = None if whole is None else circuit_of(whole)
@@ -67,7 +63,7 @@ def circuit_overlap(
     return xr.Dataset(
         {name: ("what", [row[name] for row in rows]) for name in rows[0]},
         coords={"what": ["heads", "nodes", "edges"]},
-        attrs=ABOUT.attrs({"model": " and ".join(models)}, against_whole=whole is not None),
+        attrs={**{"model": " and ".join(models)}, "against_whole": whole is not None},
     )
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
@@ -34,16 +34,6 @@ from headwater.analyses.circuits._graphs import graph_of, select_circuit as sele
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which connections between heads and MLPs carry what makes the difference?",
-    unit="drop of the measure when the edge is changed, mean over pairs (positive: the edge helps)",
-    paper="Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806",
-    inputs="model+pairs",
-    cost="two passes and `steps` forward and backward passes per batch; exact: a pass per edge, many at once",
-    not_for="edges that back each other up, of which each looks needless; saturated attention (gradients alone)",
-)
 
 How = Literal["inputs", "activations", "clean_corrupt", "exact"]
 MOST_EDGES = 20_000  # of the exact method, where each is a forward pass
@@ -51,7 +41,7 @@ ROWS = 64  # that run together
 TOGETHER = 4096  # edges whose means are redrawn at once, for memory
 
 
-@checked
+@analysis
 def edge_attribution(
     model: HookedModel,
     pairs: PairExamples,
@@ -87,6 +77,12 @@ def edge_attribution(
     From two pairs on, `low` and `high` of an edge (or node) bound 95 % of the means of redrawn pairs, drawn alike for
     all edges; they say nothing of the slope's own error. `per_pair` adds `scores`, one per pair, as JSON.
     Unit: that of the measure. Source: the authors' code, checked; averaging of "activations" over layers, from memory.
+
+    Question: Which connections between heads and MLPs carry what makes the difference?
+    Unit: drop of the measure when the edge is changed, mean over pairs (positive: the edge helps).
+    Source: Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806.
+    Cost: two passes and `steps` forward and backward passes per batch; exact: a pass per edge, many at once.
+    Not for: edges that back each other up, of which each looks needless; saturated attention (gradients alone).
     """
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
@@ -97,10 +93,7 @@ def edge_attribution(
         scores = torch.zeros(len(pairs), *_shape(wiring, level), dtype=torch.float64)
         for case in tqdm(cases, desc="edge attribution", unit="batch", disable=None):
             scores[case.pairs.places] = _scored(wiring, case, how, steps, level)
-    attrs = ABOUT.attrs(
-        provenance(model), how=how, steps=steps, level=level, ablation=ablation, key_values=key_values,
-        pairs=len(pairs), draws=draws, seed=seed, interval=LEVEL, **asked.settings,
-    )  # fmt: skip
+    attrs = {"pairs": len(pairs), "interval": LEVEL, **asked.settings}
     mean = scores.mean(0)
     graph = graph_of(wiring, None, attrs, mean) if level == "node" else graph_of(wiring, mean, attrs)
     _spread(wiring, graph, scores.numpy(), draws, seed, per_pair)

@@ -12,26 +12,16 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Examples, batches_of
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.analyses._streams.component_graph import Inputs, KeyValues, Wiring
 from headwater.analyses.circuits._graphs import graph_of
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How much of what each head and MLP reads comes from each one before it?",
-    unit="share of the nearness to the sum, mean over positions and texts (0 to 1; over senders 1)",
-    paper="Ferrando & Voita 2024, arXiv:2403.00824",
-    inputs="model+examples",
-    cost="one forward pass; memory positions · nodes · d_model",
-    not_for="what is used of it: queries, keys and values of a layer read the same stream and get the same shares",
-)
 
 
-@checked
+@analysis
 def information_flow_routes(
     model: HookedModel,
     examples: Examples,
@@ -45,6 +35,12 @@ def information_flow_routes(
     reads it (biases are part of x alone). A position where no node is near the sum counts as 0. Nodes and inputs are
     named as in `edge_attribution`. The mean is over the asked positions of each text, then over texts.
     Unit: share. Source: the formula as in released code, checked; that means are taken so, ours.
+
+    Question: How much of what each head and MLP reads comes from each one before it?
+    Unit: share of the nearness to the sum, mean over positions and texts (0 to 1; over senders 1).
+    Source: Ferrando & Voita 2024, arXiv:2403.00824.
+    Cost: one forward pass; memory positions · nodes · d_model.
+    Not for: what is used of it: queries, keys and values of a layer read the same stream and get the same shares.
     """
     wiring = Wiring(model, key_values)
     tokens = model.to_tokens(examples)
@@ -58,7 +54,7 @@ def information_flow_routes(
         asked = torch.stack([row[mask] for row, mask in zip(chosen & real, real, strict=True)])
         scores += _shares(wiring, batch.ids, asked)
     scores /= sum(len(batch.places) for batch in batches)
-    attrs = ABOUT.attrs(provenance(model), queries=queries, key_values=key_values, examples=len(tokens.mask))
+    attrs = {"queries": queries, "key_values": key_values, "examples": len(tokens.mask)}
     return graph_of(wiring, scores, attrs)
 
 

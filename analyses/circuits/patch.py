@@ -16,8 +16,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import checked
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._measures.measure import PositionSetting
 from headwater.analyses._measures.pair_scores import AnswerOfPairs, Asked, How, PairMeasure, WrongOfPairs
 from headwater.analyses._prompts.examples import Examples
@@ -29,19 +28,9 @@ from headwater.analyses.circuits._patch_cells import Cells, Index, What, groups_
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import chosen_layers
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which activations carry what makes two prompts differ?",
-    unit="share of the way from the patched run's measure (0) to the other prompt's (1)",
-    paper="Wang et al. 2022, arXiv:2211.00593; Meng et al. 2022, arXiv:2202.05262",
-    inputs="model+pairs",
-    cost="per cell a run from its layer and position on, many at once; destination_source has heads·S² cells per layer",
-    not_for="cells that stand in for each other; which path an effect takes (path_patch); prompts of unequal length",
-)
 
 
-@checked
+@analysis
 def patch(
     model: HookedModel,
     clean: Examples | PairExamples,
@@ -82,6 +71,13 @@ def patch(
     Edits that are on stay on, in every run.
     Unit: share of the way. Source: the formulas, checked against TransformerLens 4.3 and dense runs; papers from
     memory.
+
+    Question: Which activations carry what makes two prompts differ?
+    Unit: share of the way from the patched run's measure (0) to the other prompt's (1).
+    Source: Wang et al. 2022, arXiv:2211.00593; Meng et al. 2022, arXiv:2202.05262.
+    Cost: per cell a run from its layer and position on, many at once; destination_source has heads·S² cells per
+    layer.
+    Not for: cells that stand in for each other; which path an effect takes (path_patch); prompts of unequal length.
     """
     asked = Asked(measure, answer, wrong, position)
     groups = groups_of(model, clean, corrupt, ablation)
@@ -102,9 +98,7 @@ def patch(
         coords={"batch": np.arange(count), "layer": chosen, "clean": ("batch", ends[0]), "corrupt": ("batch", ends[1])}
         | {dim: np.arange(n) for dim, n in zip(cells.dims, size, strict=True)},
         name="patch",
-        attrs=ABOUT.attrs(
-            provenance(model), what=what, how=how, ablation=ablation, per=per, undefined=undefined, **asked.settings
-        ),
+        attrs={"undefined": undefined, **asked.settings},
     )  # fmt: skip
 
 

@@ -17,8 +17,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import checked
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._measures.measure import PositionSetting
 from headwater.analyses._measures.pair_scores import AnswerOfPairs, Asked, How, PairMeasure, WrongOfPairs
 from headwater.analyses._prompts.examples import Examples
@@ -30,22 +29,13 @@ from headwater.analyses.circuits._receivers import Receivers
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
 from headwater.lens.transformer_lens import names
 from headwater.lens.transformer_lens.run import Function
 
-ABOUT = About(
-    question="Whose output makes two prompts differ by way of these inputs?",
-    unit="share of the way from the patched run's measure (0) to the other prompt's (1)",
-    paper="Wang et al. 2022, arXiv:2211.00593; Merullo et al. 2024, arXiv:2310.08744",
-    inputs="model+pairs",
-    cost="two runs per sender, from its layer upwards, many senders at once; one run where logits receive",
-    not_for="senders that stand in for each other; the whole effect of a sender (patch); prompts of unequal length",
-)
 EMBED = "embed"
 
 
-@checked
+@analysis
 def path_patch(
     model: HookedModel,
     clean: Examples | PairExamples,
@@ -79,6 +69,12 @@ def path_patch(
     sender says.
     Unit: share of the way. Source: the released code of Merullo et al., with all positions in the place of the last
     alone; checked against three dense runs written by hand, and on a circuit built by hand.
+
+    Question: Whose output makes two prompts differ by way of these inputs?
+    Unit: share of the way from the patched run's measure (0) to the other prompt's (1).
+    Source: Wang et al. 2022, arXiv:2211.00593; Merullo et al. 2024, arXiv:2310.08744.
+    Cost: two runs per sender, from its layer upwards, many senders at once; one run where logits receive.
+    Not for: senders that stand in for each other; the whole effect of a sender (patch); prompts of unequal length.
     """
     into = Receivers.of(model, receivers, per)
     asked = Asked(measure, answer, wrong, position)
@@ -99,10 +95,7 @@ def path_patch(
             "batch": np.arange(count), "sender": senders, "clean": ("batch", ends[0]), "corrupt": ("batch", ends[1]),
         },
         name="path_patch",
-        attrs=ABOUT.attrs(
-            provenance(model), receivers=told, mlps=mlps, how=how, ablation=ablation, per=per,
-            undefined=int(found.isnan().all(1).sum()), **asked.settings,
-        ),
+        attrs={"receivers": told, "undefined": int(found.isnan().all(1).sum()), **asked.settings},
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import finite_mean, interval
 from headwater.analyses._measures.measure import (
@@ -37,20 +37,11 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.token_ids import token_id
 from headwater.lens.naming.heads import Head, HeadNames, every_head, named
-from headwater.lens.records.provenance import provenance
 
-ABOUT = About(
-    question="Does the model err less when these heads are made to look at the wrong answers?",
-    unit="share of prompts answered right; difference: logits; attention: weight",
-    paper="Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744",
-    inputs="model+pairs",
-    cost="3 + 2·`controls` passes per prompt, as many recordings of movers; path_patch twice where no head is named",
-    not_for="choosing heads on the prompts they are then judged on; what heads do by themselves: weights are forced",
-)
 TREATMENTS = ("none", "forced", "onto_answer", "random_heads", "random_keys")
 
 
-@checked
+@analysis
 def repair(
     model: HookedModel,
     pairs: PairExamples,
@@ -83,6 +74,12 @@ def repair(
     and difference. `attention` [treatment, mover, on, batch] is the movers' weight at the last position on wrong and
     right tokens, `attention_change` [treatment, mover, on, bound] what the treatment makes of it.
     Unit: share; logits; weight. Source: the paper's text; even weights, controls and the watch are ours.
+
+    Question: Does the model err less when these heads are made to look at the wrong answers?
+    Unit: share of prompts answered right; difference: logits; attention: weight.
+    Source: Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744.
+    Cost: 3 + 2·`controls` passes per prompt, as many recordings of movers; path_patch twice where no head is named.
+    Not for: choosing heads on the prompts they are then judged on; what heads do by themselves: weights are forced.
     """
     forced, watched = (named(each, model.layers, model.n_heads) for each in (heads, movers))
     if not forced:
@@ -106,12 +103,13 @@ def repair(
                 bar.update()
     result = _dataset(finite_mean(right, 1), finite_mean(difference, 1), finite_mean(seen, 1), draws, seed)
     result = result.assign_coords(mover=[str(head) for head in watched])
-    settings = {"position": position, "controls": controls, "draws": draws, "seed": seed}
     return result.assign_attrs(
-        ABOUT.attrs(
-            provenance(model), heads=[str(h) for h in forced], movers=[str(h) for h in watched], pairs=len(cases),
-            untouched=sum(not case.wrongs for case in cases), **settings,
-        )
+        {
+            "heads": [str(h) for h in forced],
+            "movers": [str(h) for h in watched],
+            "pairs": len(cases),
+            "untouched": sum(not case.wrongs for case in cases),
+        }
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -31,19 +31,9 @@ from headwater.analyses.circuits._signal_tracing import Source, heads_of, source
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="What does one head's signal to another head do?",
-    unit="change of the measure, and of the reader's score (as the model scales it)",
-    paper="Franco & Crovella 2024, arXiv:2410.00340",
-    inputs="model+examples",
-    cost="four passes per prompt, one of them of 1 + `draws` copies",
-    not_for="heads that stand in for each other; a signal of which the random slices hold as much",
-)
 
 
-@checked
+@analysis
 def signal_interventions(
     model: HookedModel,
     examples: Examples,
@@ -75,6 +65,12 @@ def signal_interventions(
     reader on the pair, with `change_random` and `score_change_random` [batch, draw]; `cosine` and `norm_ratio` of the
     sender's output after to before; `weight`, the reader's attention on the pair; `key`; `slices`, how many are used.
     "local" with "k" is refused where heads share keys. Unit: that of ABOUT. Source: the authors' code, checked.
+
+    Question: What does one head's signal to another head do?
+    Unit: change of the measure, and of the reader's score (as the model scales it).
+    Source: Franco & Crovella 2024, arXiv:2410.00340.
+    Cost: four passes per prompt, one of them of 1 + `draws` copies.
+    Not for: heads that stand in for each other; a signal of which the random slices hold as much.
     """
     if where == "local" and side == "k" and model.n_kv_heads != model.n_heads:
         raise AnalysisError(
@@ -98,10 +94,7 @@ def signal_interventions(
     return xr.Dataset(
         {name: (dims, np.array([row[name] for row in rows])) for name, dims in names.items()},
         coords={"batch": np.arange(len(rows)), "draw": np.arange(draws)},
-        attrs=ABOUT.attrs(
-            provenance(model), reader=chosen[0], sender=chosen[1], side=side, how=how, where=where, factor=factor,
-            slices_share=slices, constant=constant, seed=seed, **explained.settings,
-        ),
+        attrs={"reader": chosen[0], "sender": chosen[1], "slices_share": slices, **explained.settings},
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ import networkx as nx
 import numpy as np
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Examples, one_by_one
 from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._streams.score_slices import Forms
@@ -34,19 +34,9 @@ from headwater.analyses.circuits._signal_tracing import (
 )
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import HeadNames
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which earlier heads made a head look where it looks?",
-    unit="coordinates in the slices used, each times the root of its strength; mean over prompts",
-    paper="Franco & Crovella 2024, arXiv:2410.00340",
-    inputs="model+examples",
-    cost="two passes per prompt; one decomposition of size d_head per head, per firing where a model rotates",
-    not_for="weights of different readers side by side; causal claims without an intervention; heads that look evenly",
-)
 
 
-@checked
+@analysis
 def trace_signals(
     model: HookedModel,
     examples: Examples,
@@ -88,6 +78,13 @@ def trace_signals(
     (ALiBi) is no part of the score.
     Unit: that of ABOUT. Source: the authors' code, checked; that `constant` may be off, "all", and how
     the relative variant treats the key's side, are ours.
+
+    Question: Which earlier heads made a head look where it looks?
+    Unit: coordinates in the slices used, each times the root of its strength; mean over prompts.
+    Source: Franco & Crovella 2024, arXiv:2410.00340.
+    Cost: two passes per prompt; one decomposition of size d_head per head, per firing where a model rotates.
+    Not for: weights of different readers side by side; causal claims without an intervention; heads that look
+    evenly.
     """
     rules = Rules(firing, slices, share, constant, upstream, relative)
     heads = heads_of(model, roots)
@@ -111,10 +108,8 @@ def trace_signals(
             others.update(Walk(forms, forms.run(ids), rules, 0, _number).firings(len(ids) - 1))
         told |= {"control_firings": _fired(others), "control_texts": len(texts)}
     graph = _graph(found)
-    graph.graph.update(ABOUT.attrs(
-        provenance(model), roots=[str(h) for h in heads], prompts=len(prompts), position=position, source=source,
-        **vars(rules), **told, **statistics(graph),
-    ))  # fmt: skip
+    told |= {"roots": [str(h) for h in heads], "prompts": len(prompts)}
+    graph.graph.update({**vars(rules), **told, **statistics(graph)})
     return graph
 
 

@@ -12,26 +12,16 @@ import numpy as np
 import torch
 import xarray as xr
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, loss_of
 from headwater.analyses.heads._losses_without_heads import check_ablation, losses_without
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How much is lost when one head alone stays in a layer?",
-    unit="change of the loss; nats with the default loss",
-    paper="Michel, Levy & Neubig 2019, arXiv:1905.10650",
-    inputs="model+examples",
-    cost="layers × heads passes per batch, many at once, each begun at its layer",
-    not_for="pruning several layers at once: each layer is tried with all others whole; see prune_heads",
-)
 
 
-@checked
+@analysis
 def all_but_one(
     model: HookedModel,
     examples: Examples,
@@ -48,6 +38,12 @@ def all_but_one(
     [batch] is true (half of them, drawn with `seed`), and `best_change`, `best_low`, `best_high` [layer] of that head
     on the others. With one example there are no others, and these are NaN. A layer with one head changes nothing.
     Unit: that of the loss. Source: the paper's protocol, checked; the halves stand for its validation and test sets.
+
+    Question: How much is lost when one head alone stays in a layer?
+    Unit: change of the loss; nats with the default loss.
+    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650.
+    Cost: layers × heads passes per batch, many at once, each begun at its layer.
+    Not for: pruning several layers at once: each layer is tried with all others whole; see prune_heads.
     """
     batches = batches_of(model, examples, batch_size)
     check_ablation(ablation, batches)
@@ -69,5 +65,5 @@ def all_but_one(
         },
         coords={"batch": np.arange(len(rows)), "layer": model.layers, "head": np.arange(model.n_heads)},
     )
-    settings = {"ablation": ablation, "examples": len(rows), "draws": draws, "seed": seed}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+    settings = {"examples": len(rows)}
+    return result.assign_attrs(settings)

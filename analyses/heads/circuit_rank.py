@@ -13,25 +13,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import layer_weights, triangle
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How many directions do the QK and OV circuits of each head use?",
-    unit="directions; norms in units of the weights",
-    paper="Elhage et al. 2021 (the circuits); stable rank: Rudelson & Vershynin 2007",
-    inputs="model",
-    cost="two QR decompositions and one d_head × d_head singular value problem per head and circuit",
-    not_for="what a head does on real inputs; comparing QK of rotary models, whose circuit turns with distance",
-)
 
 CIRCUITS = ("qk", "ov")
 
 
-@checked
+@analysis
 def circuit_rank(
     model: HookedModel,
     tolerance: Annotated[
@@ -45,6 +35,12 @@ def circuit_rank(
     direction], largest first. A circuit of zeros has rank 0 and no stable rank (NaN). Biases, rotary turns (the circuit
     is that of distance 0) and soft caps are left out. An architecture whose weights are not in a known layout is
     refused by name. Unit: directions. Source: the definitions, from memory.
+
+    Question: How many directions do the QK and OV circuits of each head use?
+    Unit: directions; norms in units of the weights.
+    Source: Elhage et al. 2021 (the circuits); stable rank: Rudelson & Vershynin 2007.
+    Cost: two QR decompositions and one d_head × d_head singular value problem per head and circuit.
+    Not for: what a head does on real inputs; comparing QK of rotary models, whose circuit turns with distance.
     """
     values = torch.stack([_singular_values(model, layer) for layer in model.layers], 1).cpu()
     spectral, frobenius = values[..., 0], values.square().sum(-1).sqrt()
@@ -59,7 +55,7 @@ def circuit_rank(
         {name: (dims, numbers.numpy()) for name, numbers in found.items()},
         coords={"circuit": list(CIRCUITS), "layer": model.layers, "head": np.arange(model.n_heads)},
     ).assign(singular_values=((*dims, "direction"), values.numpy()))
-    return result.assign_attrs(ABOUT.attrs(provenance(model), tolerance=tolerance))
+    return result
 
 
 def _singular_values(model: HookedModel, layer: int) -> Tensor:

@@ -13,26 +13,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import layer_weights, triangle
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which later heads read what each head writes, as query, key or value?",
-    unit="share of the product of the two circuits' Frobenius norms, 0 to 1",
-    paper='Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"',
-    inputs="model",
-    cost="d_head² · d_model multiplications for each pair of heads and kind",
-    not_for="use on real inputs (patch the edge to see that); rotary QK, which turns with distance",
-)
 
 KINDS = ("q", "k", "v")
 
 
-@checked
+@analysis
 def composition(
     model: HookedModel,
     draws: Annotated[int, "pairs of random heads for the baseline", Bounds(2)] = 200,
@@ -47,6 +37,12 @@ def composition(
     instead, whatever the spectra, the root mean square is 1/√d_model: the attribute `turned`. Biases, MLPs between the
     two, and rotary turns are left out. An architecture whose weights are not in a known layout is refused by name.
     Unit: share. Source: Elhage's definition, from memory; the second baseline is ours.
+
+    Question: Which later heads read what each head writes, as query, key or value?
+    Unit: share of the product of the two circuits' Frobenius norms, 0 to 1.
+    Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+    Cost: d_head² · d_model multiplications for each pair of heads and kind.
+    Not for: use on real inputs (patch the edge to see that); rotary QK, which turns with distance.
     """
     if model.n_layers < 2:
         raise AnalysisError(f"{model.name} has one layer with attention; heads compose across two or more")
@@ -72,8 +68,8 @@ def composition(
             "to_head": heads,
         },
     )  # fmt: skip
-    settings = {"draws": draws, "seed": seed, "turned": model.d_model**-0.5}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+    settings = {"turned": model.d_model**-0.5}
+    return result.assign_attrs(settings)
 
 
 # what a layer writes and reads: query, key, value [head, d_model, d_head] and output [head, d_head, d_model]

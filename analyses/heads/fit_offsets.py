@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.measure import Answer, AnswerSetting, PositionSetting
 from headwater.analyses._prompts.examples import Examples, Loss
@@ -25,19 +25,9 @@ from headwater.lens.edits.heads import OffsetHeads
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, HeadNames, chosen, every_head, named
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How much of a task do offsets on a few heads teach?",
-    unit="loss in nats with the default loss; offsets in units of the heads' outputs",
-    paper="Yin, Ye & Durrett 2024, arXiv:2406.01563",
-    inputs="model+examples",
-    cost="`steps` forward and backward passes over a batch, and those of localize_heads where no heads are named",
-    not_for="how well other texts are answered: `loss_after` is of the examples that were trained on",
-)
 
 
-@checked
+@analysis
 def fit_offsets(
     model: HookedModel,
     examples: Examples,
@@ -57,6 +47,12 @@ def fit_offsets(
     (0 for other heads), `trained` bool [layer, head], `training_loss` [step], `loss_before` and `loss_after` over all
     examples. Unit: nats; that of z. Source: the authors' code, checked (rate 1e-2 and seed 42 are those of 7 billion
     parameters).
+
+    Question: How much of a task do offsets on a few heads teach?
+    Unit: loss in nats with the default loss; offsets in units of the heads' outputs.
+    Source: Yin, Ye & Durrett 2024, arXiv:2406.01563.
+    Cost: `steps` forward and backward passes over a batch, and those of localize_heads where no heads are named.
+    Not for: how well other texts are answered: `loss_after` is of the examples that were trained on.
     """
     objective = Objective.of(model, examples, loss, answer, position, batch_size)
     if heads is None:
@@ -74,7 +70,6 @@ def fit_offsets(
     if not mask.any():
         raise AnalysisError('heads is empty; name at least one, as "5.1"')
     offset, history = trained(objective, moved, mask, 0.0, steps, rate, seed)
-    settings = {"steps": steps, "rate": rate, "batch_size": batch_size, "seed": seed, "position": position}
     return xr.Dataset(
         {
             "offset": (("layer", "head", "feature"), offset.numpy()),
@@ -84,7 +79,7 @@ def fit_offsets(
             "loss_after": objective.whole(offset, moved),
         },
         coords={"layer": model.layers, "head": np.arange(model.n_heads)},
-        attrs=ABOUT.attrs(provenance(model), heads=[str(h) for h in picked], **settings),
+        attrs={"heads": [str(h) for h in picked]},
     )
 
 
@@ -144,5 +139,5 @@ def offset_controls(
         rows["none"].append(judge.whole(empty, moved))
     return xr.DataArray(
         np.array(list(rows.values())), dims=("heads", "draw"), coords={"heads": list(rows)}, name="loss",
-        attrs=ABOUT.attrs(provenance(model), count=count, **settings),
+        attrs={"count": count, **settings},
     )  # fmt: skip

@@ -16,25 +16,16 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import pdist, squareform
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses.heads._head_names import head_names
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="Which kinds of patterns do the heads fall into?",
-    unit="cluster numbers; cells: weight; statistics: shares, 0 to 1",
-    paper="after Li et al. 2023, arXiv:2303.13731 (pattern summary; the summaries here are ours)",
-    inputs="record",
-    cost="cells: one attention pass per layer; statistics: those of the recording pass; memory O(S + heads²)",
-    not_for="how many kinds there are: the number is given (compare `silhouette`); what the heads are for",
-)
-
 STATISTICS = ("self", "previous", "first", "max", "entropy", "distance")
 
 
-@checked
+@analysis
 def head_clusters(
     record: Record,
     clusters: Annotated[int, "how many kinds", Bounds(1)] = 4,
@@ -59,6 +50,12 @@ def head_clusters(
     first within a text, then over texts (a text with fewer tokens than cells leaves the missing query cells out).
     Statistics: mean weight on the own, the previous and the first token and of the largest weight; entropy over the log
     of the number of tokens seen; distance over that number. Unit: weight. Source: ours.
+
+    Question: Which kinds of patterns do the heads fall into?
+    Unit: cluster numbers; cells: weight; statistics: shares, 0 to 1.
+    Source: after Li et al. 2023, arXiv:2303.13731 (pattern summary; the summaries here are ours).
+    Cost: cells: one attention pass per layer; statistics: those of the recording pass; memory O(S + heads²).
+    Not for: how many kinds there are: the number is given (compare `silhouette`); what the heads are for.
     """
     count = len(record.layers) * record.n_heads
     if clusters > count:
@@ -92,8 +89,7 @@ def head_clusters(
     else:
         means = np.stack([pooled[labels == c].mean(0) for c in range(labels.max() + 1)])
         result["pooled"] = (("cluster_number", "query_cell", "key_cell"), means)
-    settings = {"clusters": clusters, "features": features, "method": method, "cells": cells, "seed": seed}
-    return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
+    return result
 
 
 def pooled_maps(record: Record, cells: int) -> np.ndarray:

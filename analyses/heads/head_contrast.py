@@ -15,27 +15,16 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.blanks import blank_id
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.lens.edits import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which heads give something else when a group of tokens is taken away?",
-    unit="length of the change of the head's output before the output projection",
-    paper="He et al. 2025 (vision-aware head divergence, VHD), for any group of tokens",
-    inputs="model+examples",
-    cost="two forward passes per example",
-    not_for="what the difference does to the answer (scale the heads to see it); layers against each other, whose "
-    "outputs differ in size",
-)
 
 
-@checked
+@analysis
 def head_contrast(
     model: HookedModel,
     examples: Any,
@@ -61,6 +50,13 @@ def head_contrast(
     find lower for hallucinated words; and, over texts, `mean_score` [layer, head] and `selected_in` (share of texts).
     Deviations are those of a population. Unit: as the head's output. Source: the paper's text, checked; groups other
     than an image, and `blank` and `hide`, ours.
+
+    Question: Which heads give something else when a group of tokens is taken away?
+    Unit: length of the change of the head's output before the output projection.
+    Source: He et al. 2025 (vision-aware head divergence, VHD), for any group of tokens.
+    Cost: two forward passes per example.
+    Not for: what the difference does to the answer (scale the heads to see it); layers against each other, whose
+    outputs differ in size.
     """
     runs = _pairs(model, examples, without, group, how, blank)
     found = [
@@ -86,9 +82,7 @@ def head_contrast(
         coords={"batch": np.arange(len(runs)), "layer": model.layers, "head": np.arange(model.n_heads)},
     )
     settings = {"how": "given" if without is not None else how, "group": "" if without is not None else group}
-    return result.assign_attrs(
-        ABOUT.attrs(provenance(model), position=position, strongest=strongest, **settings)
-    )
+    return result.assign_attrs(settings)
 
 
 # the arguments of the two runs of a text, and the keys hidden in the second

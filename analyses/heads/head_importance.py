@@ -15,26 +15,16 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, lengths_of, loss_of
 from headwater.analyses.heads._losses_without_heads import check_ablation, losses_without
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which heads does the loss depend on?",
-    unit="change of the loss per unit of the head's gate (gradient) or when it is ablated; nats with the default loss",
-    paper="Michel, Levy & Neubig 2019, arXiv:1905.10650",
-    inputs="model+examples",
-    cost="gradient: one forward and backward pass per batch; ablation: layers × heads passes per batch, many at once",
-    not_for="heads that back each other up (remove them together instead); causal claims from the gradient alone",
-)
 
 
-@checked
+@analysis
 def head_importance(
     model: HookedModel,
     examples: Examples,
@@ -65,6 +55,14 @@ def head_importance(
     given; for a model without a language head it is called with the last hidden states. Examples are grouped
     by length, so that no padding is ever seen. Unit: that of the loss.
     Source: the paper's formulas, checked; the token form is from memory.
+
+    Question: Which heads does the loss depend on?
+    Unit: change of the loss per unit of the head's gate (gradient) or when it is ablated; nats with the default
+    loss.
+    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650.
+    Cost: gradient: one forward and backward pass per batch; ablation: layers × heads passes per batch, many at
+    once.
+    Not for: heads that back each other up (remove them together instead); causal claims from the gradient alone.
     """
     if per_example and how == "gradient" and granularity == "batch":
         raise AnalysisError(
@@ -92,9 +90,9 @@ def head_importance(
         result = result.mean("batch")
     if normalise == "layer":
         result = result / (np.sqrt((result**2).sum("head")) + 1e-20)
-    settings = {"how": how, "normalise": normalise, "examples": sum(len(batch.places) for batch in batches)}
+    settings = {"examples": sum(len(batch.places) for batch in batches)}
     settings |= {"granularity": granularity} if how == "gradient" else {"ablation": ablation, "seed": seed}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+    return result.assign_attrs(settings)
 
 
 def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granularity: str) -> Tensor:

@@ -16,23 +16,13 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import repeated_tokens
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import LayerWeights, circuit_ends, layer_weights
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which simple jobs does each head do?",
-    unit="mean attention weight on the role's keys, 0 to 1; copying: from -1 to 1",
-    paper="Olsson et al. 2022, arXiv:2209.11895; Elhage et al. 2021 (copying by OV eigenvalues)",
-    inputs="model",
-    cost="two recordings of `sequences` × (2·length + 1) tokens; copying: layers × heads × vocab·d_head²",
-    not_for="naming what a head does on real text; models that are not causal; heads that act through several tokens",
-)
 
 ROLES = (
     "previous", "duplicate", "induction", "prefix_matching", "first", "copying", "positional", "broad", "narrow",
@@ -44,7 +34,7 @@ SHARED = 4  # sequences recorded together
 ELEMENTS = 2**21  # weights of all sequences and heads that are looked at together
 
 
-@checked
+@analysis
 def head_roles(
     model: HookedModel,
     length: Annotated[
@@ -79,6 +69,13 @@ def head_roles(
     Special tokens are not drawn, unless nothing else is there. Without a bos token the sequence is r + r.
     Unit: weight, copying none. Source: the library detector's definitions, checked; prefix matching and
     copying from memory.
+
+    Question: Which simple jobs does each head do?
+    Unit: mean attention weight on the role's keys, 0 to 1; copying: from -1 to 1.
+    Source: Olsson et al. 2022, arXiv:2209.11895; Elhage et al. 2021 (copying by OV eigenvalues).
+    Cost: two recordings of `sequences` × (2·length + 1) tokens; copying: layers × heads × vocab·d_head².
+    Not for: naming what a head does on real text; models that are not causal; heads that act through several
+    tokens.
     """
     if not model.causal:
         raise AnalysisError(
@@ -104,8 +101,8 @@ def head_roles(
         name="head_roles",
     )
     result = result.assign_coords(batch=np.arange(sequences)) if per_example else result.mean("batch")
-    settings = {"length": length, "sequences": sequences, "seed": seed, "bos": bos, "copying": note}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+    settings = {"length": length, "bos": bos, "copying": note}
+    return result.assign_attrs(settings)
 
 
 def bos_token(model: HookedModel) -> int | None:

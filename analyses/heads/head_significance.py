@@ -11,29 +11,19 @@ from typing import Annotated, Literal
 import numpy as np
 import xarray as xr
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import corrected_p, intervals
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which heads change the loss by more than chance when they are removed?",
-    unit="effect: change of the loss, nats with the default loss; p: probability",
-    paper="Michel, Levy & Neubig 2019, arXiv:1905.10650 (paired bootstrap); Holm 1979; Benjamini & Hochberg 1995",
-    inputs="model+examples",
-    cost="head_importance by ablation; then draws × examples × heads multiplications",
-    not_for="size: a tiny effect is significant with enough examples; heads that back each other up; under 20 examples",
-)
 
 SLICE = 2000  # redrawings held at once
 
 
-@checked
+@analysis
 def head_significance(
     model: HookedModel,
     examples: Examples,
@@ -56,6 +46,13 @@ def head_significance(
     [layer, head], `per_example` [batch, layer, head]. The smallest p is 1 / (draws + 1): Holm's over n heads needs
     n / level draws, and fewer are refused. Unit: that of the loss; probability.
     Source: the corrections from their papers' formulas, from memory; the shape of the test (shifted to no effect) ours.
+
+    Question: Which heads change the loss by more than chance when they are removed?
+    Unit: effect: change of the loss, nats with the default loss; p: probability.
+    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650 (paired bootstrap); Holm 1979; Benjamini & Hochberg 1995.
+    Cost: head_importance by ablation; then draws × examples × heads multiplications.
+    Not for: size: a tiny effect is significant with enough examples; heads that back each other up; under 20
+    examples.
     """
     tests = model.n_layers * model.n_heads
     if correction == "holm" and (draws + 1) * level < tests:
@@ -81,8 +78,7 @@ def head_significance(
         },
         coords={"layer": model.layers, "head": np.arange(model.n_heads), "batch": np.arange(len(rows))},
     ).assign(per_example=(("batch", "layer", "head"), rises.values))
-    settings = {"ablation": ablation, "correction": correction, "level": level, "draws": draws, "seed": seed}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), examples=len(rows), **settings))
+    return result.assign_attrs({"examples": len(rows)})
 
 
 def paired_bootstrap(differences: np.ndarray, draws: int, seed: int) -> np.ndarray:

@@ -13,26 +13,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import checked
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses.heads._head_names import head_names
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
-
-ABOUT = About(
-    question="Which heads look the same way?",
-    unit="similarity, 0 to 1 (cosine of signed weights: from -1)",
-    paper="cosine: common practice; Jensen–Shannon: Lin 1991, between heads as in Clark et al. 2019, arXiv:1906.04341",
-    inputs="record",
-    cost="time O(heads² · S²) over all heads of the model, memory O(heads · S)",
-    not_for="saying that heads are redundant: they may look alike and carry different values; short texts",
-)
 
 ELEMENTS = 2**22  # weights of all heads that are held at once
 FLOOR = 1e-30
 
 
-@checked
+@analysis
 def head_similarity(
     record: Record,
     by: Annotated[
@@ -47,6 +37,13 @@ def head_similarity(
     are left out. Means over texts follow. Both are 1 for equal maps; a head without any weight is NaN. The coordinates
     `layer` and `index` say which head stands where.
     Unit: similarity. Source: the definitions, from memory.
+
+    Question: Which heads look the same way?
+    Unit: similarity, 0 to 1 (cosine of signed weights: from -1).
+    Source: cosine: common practice; Jensen–Shannon: Lin 1991, between heads as in Clark et al. 2019,
+    arXiv:1906.04341.
+    Cost: time O(heads² · S²) over all heads of the model, memory O(heads · S).
+    Not for: saying that heads are redundant: they may look alike and carry different values; short texts.
     """
     if by == "jensen_shannon" and any(record.map(layer).signed for layer in record.layers):
         raise AnalysisError("the weights are signed, so rows are no shares; take by='cosine'")
@@ -55,7 +52,7 @@ def head_similarity(
         found.numpy(), dims=("batch", "head", "other"), coords=head_names(record), name="head_similarity"
     )
     result = result.assign_coords(batch=np.arange(len(found))) if per_example else result.mean("batch")
-    return result.assign_attrs(ABOUT.attrs(record.provenance, by=by))
+    return result
 
 
 def _blocks(record: Record):

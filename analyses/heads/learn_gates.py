@@ -13,27 +13,17 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, drawn_in_turn, loss_of
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How few heads does the loss need when the gates of all are trained together?",
-    unit="gate, 0 closed to 1 open; loss in nats with the default loss",
-    paper="Voita et al. 2019, arXiv:1905.09418; Louizos, Welling & Kingma 2018, arXiv:1712.01312",
-    inputs="model+examples",
-    cost="`steps` forward and backward passes over a batch",
-    not_for="the one set of heads that matters: heads stand in for each other, and another seed may keep others",
-)
 
 STRETCH = (-0.1, 1.1)  # the interval that hard-concrete gates are stretched to before they are cut to [0, 1]
 TEMPERATURE = 2 / 3
 OPEN = 2.0  # where the gates' parameters begin: a sigmoid of 0.88
 
 
-@checked
+@analysis
 def learn_gates(
     model: HookedModel,
     examples: Examples,
@@ -55,6 +45,12 @@ def learn_gates(
     Dataset: `gate` and `open` (that probability; for sigmoid the gate) [layer, head]; `training_loss` and
     `expected_open` (mean of `open`) [step]; `loss_whole` and `loss_gated`, over all examples, without gates and with
     those reported. Unit: gate; that of the loss. Source: from memory; the constants are those of the first paper.
+
+    Question: How few heads does the loss need when the gates of all are trained together?
+    Unit: gate, 0 closed to 1 open; loss in nats with the default loss.
+    Source: Voita et al. 2019, arXiv:1905.09418; Louizos, Welling & Kingma 2018, arXiv:1712.01312.
+    Cost: `steps` forward and backward passes over a batch.
+    Not for: the one set of heads that matters: heads stand in for each other, and another seed may keep others.
     """
     batches = batches_of(model, examples, batch_size)
     value = loss_of(model, loss)
@@ -89,8 +85,7 @@ def learn_gates(
         },
         coords={"layer": model.layers, "head": np.arange(model.n_heads), "step": np.arange(steps)},
     )
-    settings = {"kind": kind, "penalty": penalty, "steps": steps, "rate": rate, "seed": seed}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+    return result
 
 
 def _gates(opening: Tensor, kind: str, noise: Tensor | None) -> Tensor:

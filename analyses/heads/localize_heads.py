@@ -14,27 +14,17 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads._head_vectors import Objective, trained
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which heads does learning a task change most?",
-    unit="length of the trained scale of a head; loss in nats with the default loss",
-    paper="Yin, Ye & Durrett 2024, arXiv:2406.01563",
-    inputs="model+examples",
-    cost="`steps` forward and backward passes over a batch",
-    not_for="which heads the model uses as it is (head_importance); a ranking without random heads beside it",
-)
 
 
-@checked
+@analysis
 def localize_heads(
     model: HookedModel,
     examples: Examples,
@@ -55,11 +45,16 @@ def localize_heads(
     The published settings are 5 epochs in batches of 8, rate 5e-3 and penalty 5e-4 for 7 billion parameters, and the
     best 32 of 1024 heads. `most_moved(result, k)` names the heads.
     Unit: length; nats. Source: the authors' code, checked.
+
+    Question: Which heads does learning a task change most?
+    Unit: length of the trained scale of a head; loss in nats with the default loss.
+    Source: Yin, Ye & Durrett 2024, arXiv:2406.01563.
+    Cost: `steps` forward and backward passes over a batch.
+    Not for: which heads the model uses as it is (head_importance); a ranking without random heads beside it.
     """
     objective = Objective.of(model, examples, loss, answer, position, batch_size)
     everyone = torch.ones(model.n_layers, model.n_heads, dtype=torch.bool)
     scale, history = trained(objective, scaled, everyone, penalty, steps, rate, seed)
-    settings = {"penalty": penalty, "steps": steps, "rate": rate, "batch_size": batch_size, "seed": seed}
     return xr.Dataset(
         {
             "score": (("layer", "head"), scale.norm(dim=-1).numpy()),
@@ -69,7 +64,6 @@ def localize_heads(
             "loss_after": objective.whole(scale, scaled),
         },
         coords={"layer": model.layers, "head": np.arange(model.n_heads)},
-        attrs=ABOUT.attrs(provenance(model), **settings, position=position),
     )
 
 

@@ -15,8 +15,8 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import Measure
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, loss_of
@@ -26,21 +26,11 @@ from headwater.lens.errors import ModelError
 from headwater.lens.loading.removal import remove_heads
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import every_head
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How many heads can be removed before the model notices?",
-    unit="that of the measure (nats with the default loss); speed: times that of the whole model",
-    paper="Michel, Levy & Neubig 2019, arXiv:1905.10650",
-    inputs="model+examples",
-    cost="(1 + controls) · (1/step + 1) passes over the examples, and head_importance once or at each step",
-    not_for="the best set of a size: the order is greedy; texts unlike the examples; models trained on after pruning",
-)
 
 REPEATS = 5
 
 
-@checked
+@analysis
 def prune_heads(
     model: HookedModel,
     examples: Examples,
@@ -68,6 +58,13 @@ def prune_heads(
     [fraction] too: time of the whole model over that of `headwater.remove_heads`, median of 5 runs in turn on the
     batch with the most tokens; NaN where the architecture, or a group of heads cut in part, does not allow it.
     Unit: that of the measure. Source: the paper's schedule, checked; random orders ours.
+
+    Question: How many heads can be removed before the model notices?
+    Unit: that of the measure (nats with the default loss); speed: times that of the whole model.
+    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650.
+    Cost: (1 + controls) · (1/step + 1) passes over the examples, and head_importance once or at each step.
+    Not for: the best set of a size: the order is greedy; texts unlike the examples; models trained on after
+    pruning.
     """
     batches = batches_of(model, examples, batch_size)
     ask: Loss | None = None if measure is None else lambda logits, tokens: measure(logits)
@@ -110,14 +107,8 @@ def prune_heads(
         found,
         coords={"fraction": fractions, "layer": model.layers, "head": np.arange(model.n_heads)},
     )
-    settings = {
-        "ranked_by": importance,
-        "recompute": recompute,
-        "normalise": normalise,
-        "step": step,
-        "seed": seed,
-    }
-    return result.assign_attrs(ABOUT.attrs(provenance(model), examples=len(curves[0]), **settings))
+    settings = {"ranked_by": importance}
+    return result.assign_attrs({"examples": len(curves[0]), **settings})
 
 
 def speed_without(model: HookedModel, heads: list[str], batch: Batch) -> float:

@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.positions import place_of
@@ -27,22 +27,12 @@ from headwater.analyses.logits._final_norm import PathReadout
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
 from headwater.lens.models.closeness import close_or_refuse
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="What does each part write directly into the logit of an answer?",
-    unit="logit (before a soft cap on logits)",
-    paper="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Wang et al. 2022, arXiv:2211.00593",
-    inputs="model+examples",
-    cost="one forward pass, and one vector per part and position; per source token one product per head and key",
-    not_for="what a part does through later layers (patch); models whose norms stand behind the sum (refused)",
-)
 
 Unit = Literal["component", "head", "source"]
 FinalNorm = Literal["frozen", "path_from_zero", "path_from_embedding"]
 
 
-@checked
+@analysis
 def direct_logit_attribution(
     model: HookedModel,
     examples: Examples,
@@ -70,6 +60,13 @@ def direct_logit_attribution(
     no stream, so that shares of parts across x grow with log(|x|²/epsilon) and cancel: prefer the embedding. A norm
     behind an attention (Gemma 2) stays the division that it was.
     Unit: logit. Source: formulas checked; the closed form is ours; papers from memory.
+
+    Question: What does each part write directly into the logit of an answer?
+    Unit: logit (before a soft cap on logits).
+    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Wang et al. 2022,
+    arXiv:2211.00593.
+    Cost: one forward pass, and one vector per part and position; per source token one product per head and key.
+    Not for: what a part does through later layers (patch); models whose norms stand behind the sum (refused).
     """
     explained = Explained(model, None, answer, wrong, position, "logit")
     texts = Texts.of(model, examples, batch_size)
@@ -148,9 +145,7 @@ def _labelled(
             for n, row in rows.items():
                 values[n][..., texts.valid[n]] = row
             coordinates["key_token"] = (("batch", "key"), np.array(texts.strings))
-    attrs = ABOUT.attrs(
-        provenance(model), unit_of=unit, norm=norm, soft_cap=soft_cap(model), **explained.settings
-    )
+    attrs = {"unit_of": unit, "norm": norm, "soft_cap": soft_cap(model), **explained.settings}
     return xr.DataArray(
         values.numpy(), dims=dims, coords=coordinates, name="direct_logit_attribution", attrs=attrs
     )

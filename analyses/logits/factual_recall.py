@@ -16,8 +16,8 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
@@ -40,16 +40,6 @@ from headwater.analyses.logits._least_squares import ScalarFit
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, HeadNames, every_head, named
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which heads write an answer, and what does an MLP make of what they wrote?",
-    unit="logit (before a soft cap); weights are numbers without a unit",
-    paper="Lv et al. 2024, arXiv:2403.19521",
-    inputs="model+examples",
-    cost="one forward pass; the fit one decomposition of [terms, texts · d_model] and `draws` small ones",
-    not_for="causes (scale the heads to see those); weights of heads whose outputs are alike (`inflation` far above 1)",
-)
 
 Apart = Literal["text", "answer"]
 UPSTREAM, LAYER = "upstream", "layer"
@@ -59,7 +49,7 @@ CONTROLS = 10  # fits with the terms of other texts
 ERASED = 0.25  # how far from -1 the whole interval of an erased head's weight may lie; ours
 
 
-@checked
+@analysis
 def factual_recall(
     model: HookedModel,
     examples: Examples,
@@ -100,6 +90,13 @@ def factual_recall(
     weights with a low held-out R².
     Unit: logit. Source: the decomposition as its abstract tells it, the rest from memory; r less the heads, halves,
     intervals and verdicts ours.
+
+    Question: Which heads write an answer, and what does an MLP make of what they wrote?
+    Unit: logit (before a soft cap); weights are numbers without a unit.
+    Source: Lv et al. 2024, arXiv:2403.19521.
+    Cost: one forward pass; the fit one decomposition of [terms, texts · d_model] and `draws` small ones.
+    Not for: causes (scale the heads to see those); weights of heads whose outputs are alike (`inflation` far above
+    1).
     """
     named = [] if layer is None else _named(model, layer, heads)
     asked_of = tokens_of(model, answer, "answer"), tokens_of(model, wrong, "wrong")
@@ -130,18 +127,9 @@ def factual_recall(
     if layer is not None:
         fitted = _fitted(rows, named, halves(places if apart == "text" else answers, seed), draws, seed)
         result, condition = result.merge(fitted), fitted.attrs["condition"]
-    told = {
-        "answer": answer,
-        "wrong": wrong,
-        "position": position,
-        "layer": layer,
-        "heads": named,
-        "apart": apart,
-        "draws": draws,
-        "seed": seed,
-    }
+    told = {"heads": named}
     told |= {"texts": len(rows), "condition": condition, "soft_cap": soft_cap(model)}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **told))
+    return result.assign_attrs(told)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import place_of
@@ -23,19 +23,9 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.readout import capped, refuse_other_logits, soft_cap, unembedding
 from headwater.lens.model import HookedModel
 from headwater.lens.models import residual_stream
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="What would the model predict before each layer?",
-    unit="logit; log_probability in nats; rank from 0; entropy in nats",
-    paper="nostalgebraist 2020, Interpreting GPT: the logit lens",
-    inputs="model+examples",
-    cost="one forward pass and one unembedding per layer and text",
-    not_for="early layers of models that change basis; what a layer causes (patch)",
-)
 
 
-@checked
+@analysis
 def logit_lens(
     model: HookedModel,
     examples: Examples,
@@ -50,6 +40,12 @@ def logit_lens(
     `entropy` of the distribution, all [batch, layer]; `token` and `token_text`, the most likely ones, [batch, layer,
     top]. A soft cap on the logits is applied. A model whose own logits are not these of its last stream is refused.
     Unit: logits, nats. Source: the definition; the post from memory.
+
+    Question: What would the model predict before each layer?
+    Unit: logit; log_probability in nats; rank from 0; entropy in nats.
+    Source: nostalgebraist 2020, Interpreting GPT: the logit lens.
+    Cost: one forward pass and one unembedding per layer and text.
+    Not for: early layers of models that change basis; what a layer causes (patch).
     """
     explained = Explained(model, None, answer, None, position, "logit")
     texts = Texts.of(model, examples, batch_size)
@@ -72,7 +68,7 @@ def logit_lens(
         coords={
             "batch": np.arange(len(rows)), "layer": [*map(str, model.layers), "final"], "top": np.arange(top),
         },
-        attrs=ABOUT.attrs(provenance(model), answer=answer, position=position, soft_cap=soft_cap(model)),
+        attrs={"soft_cap": soft_cap(model)},
     )  # fmt: skip
 
 

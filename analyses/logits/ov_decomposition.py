@@ -15,8 +15,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import place_of
@@ -30,19 +30,9 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import head_weights
 from headwater.lens.naming.heads import Head
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="What does a head move into a logit or a direction: from which token, and written there by whom?",
-    unit="logit (before a soft cap on logits); with a direction, length along it",
-    paper="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
-    inputs="model+examples",
-    cost="one forward pass, and one product per key and part",
-    not_for="what the head does through later layers; models whose norms stand behind the sum (refused)",
-)
 
 
-@checked
+@analysis
 def ov_decomposition(
     model: HookedModel,
     examples: Examples,
@@ -65,6 +55,12 @@ def ov_decomposition(
     layers before, and "bias" (of the norm in front and of W_V). The sum over keys and parts is what the head writes
     along u, for a logit its share in `direct_logit_attribution`: the coordinate `total` [batch].
     Unit: that of ABOUT. Source: algebra, checked against dense runs; the paper from memory.
+
+    Question: What does a head move into a logit or a direction: from which token, and written there by whom?
+    Unit: logit (before a soft cap on logits); with a direction, length along it.
+    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+    Cost: one forward pass, and one product per key and part.
+    Not for: what the head does through later layers; models whose norms stand behind the sum (refused).
     """
     wanted = one_head(model, head)
     if direction is not None and (answer is not None or wrong is not None):
@@ -99,10 +95,10 @@ def ov_decomposition(
             "key_token": (("batch", "key"), np.array(texts.strings)),
         },
         name="ov_decomposition",
-        attrs=ABOUT.attrs(
-            provenance(model), head=str(wanted), soft_cap=soft_cap(model), behind_norm=behind_norm,
-            direction=None if along is None else along.tolist(), **explained.settings,
-        ),
+        attrs={
+            "head": str(wanted), "soft_cap": soft_cap(model),
+            "direction": None if along is None else along.tolist(), **explained.settings,
+        },
     )  # fmt: skip
 
 

@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
@@ -26,19 +26,9 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import head_weights
 from headwater.lens.naming.heads import Head
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Why does a head look at this token: which parts of the model made the score?",
-    unit="score (scaled, before a soft cap, biases of position and softmax)",
-    paper="Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
-    inputs="model+examples",
-    cost="one forward pass, and one of d_head copies of a text per length; parts² products",
-    not_for="why not elsewhere (compare two keys); heads whose queries and keys are normalised (refused)",
-)
 
 
-@checked
+@analysis
 def qk_decomposition(
     model: HookedModel,
     examples: Examples,
@@ -54,6 +44,12 @@ def qk_decomposition(
     the model does. The terms add up to the score, the coordinate `total` [batch]; `key` [batch] is the position looked
     at. Soft caps, ALiBi and other biases of the score come behind it and are not in it.
     Unit: score. Source: algebra, checked against dense runs; the paper from memory.
+
+    Question: Why does a head look at this token: which parts of the model made the score?
+    Unit: score (scaled, before a soft cap, biases of position and softmax).
+    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+    Cost: one forward pass, and one of d_head copies of a text per length; parts² products.
+    Not for: why not elsewhere (compare two keys); heads whose queries and keys are normalised (refused).
     """
     wanted = one_head(model, head)
     texts = Texts.of(model, examples, batch_size)
@@ -77,7 +73,7 @@ def qk_decomposition(
             "key": ("batch", keys),
         },
         name="qk_decomposition",
-        attrs=ABOUT.attrs(provenance(model), head=str(wanted), query=query),
+        attrs={"head": str(wanted)},
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import corrected_p, interval
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
@@ -33,16 +33,6 @@ from headwater.lens.edits.heads import ScaleHeads
 from headwater.lens.edits.residual import EditMLP
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which parts of the last layer lower the logit of what the model was about to say?",
-    unit="logit (before a soft cap) less the mean over the vocabulary; accuracy; probability; loss in nats",
-    paper="Lv et al. 2024, arXiv:2403.19521",
-    inputs="model+examples",
-    cost="one forward pass, then one per scaled set and factor on half of the texts",
-    not_for="that a part is there to suppress: it may write something else that this token loses by",
-)
 
 CHOSEN, JUDGED = "chosen on", "judged on"
 MEASURES = ("accuracy", "probability", "logit", "loss")
@@ -50,7 +40,7 @@ TOGETHER = "together"
 Against = Literal["mean", "nothing"]
 
 
-@checked
+@analysis
 def suppressors(
     model: HookedModel,
     examples: Examples,
@@ -87,6 +77,12 @@ def suppressors(
     Unit: logit, and that of the measure. Source: the paper's idea, from its abstract and memory; less the mean, halves
     and tests ours. Must not be used to say that a part is there in order to suppress. Models whose norms stand behind
     the sum are refused (BERT).
+
+    Question: Which parts of the last layer lower the logit of what the model was about to say?
+    Unit: logit (before a soft cap) less the mean over the vocabulary; accuracy; probability; loss in nats.
+    Source: Lv et al. 2024, arXiv:2403.19521.
+    Cost: one forward pass, then one per scaled set and factor on half of the texts.
+    Not for: that a part is there to suppress: it may write something else that this token loses by.
     """
     scales = _numbers(factors)
     explained = Explained(model, None, tokens_of(model, answer, "answer"), None, position, "logit")
@@ -131,9 +127,7 @@ def suppressors(
             "side": ("batch", np.where(judged, JUDGED, CHOSEN)),
         },
     )  # fmt: skip
-    told = {"answer": answer, "against": against, "level": level, "least": least, "position": position}
-    told |= {"draws": draws, "seed": seed, "texts": len(places), "members": members}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), soft_cap=soft_cap(model), **told))
+    return result.assign_attrs({"soft_cap": soft_cap(model), "texts": len(places), "members": members})
 
 
 @checked

@@ -16,32 +16,19 @@ import numpy as np
 import torch
 import xarray as xr
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses.sinks._received_share import received_share
 from headwater.analyses.sinks._singular_vector import leading_shares
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records import sinks
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="Which tokens are attention sinks, and for which heads?",
-    unit="score: mean weight a token gets per query that sees it (massive: root mean squares; spectral: share of a "
-    "direction); heads: fraction of (layer, head), or of layers",
-    paper="Gu et al., ICLR 2025, arXiv:2410.10781 (gu); Yu et al., ICML 2024, arXiv:2406.15765 (act); "
-    "Kang et al., ICLR 2025 (massive)",
-    inputs="record",
-    cost="the statistics received and visible; gu: one transposed attention pass per layer; spectral: up to 200; "
-    "memory O(layers·heads·S)",
-    not_for="saying that a sink carries nothing; texts of a few tokens, where every share is large",
-    keep=("qk", "residual"),
-)
-
 Rule = Literal["share", "gu", "act", "massive", "spectral"]
 DIRECTION = 0.5  # more than half of a direction: one token of a head at most
 
 
-@checked
+@analysis(keep=("qk", "residual"))
 def find_sinks(
     record: Record,
     rule: Annotated[
@@ -88,6 +75,15 @@ def find_sinks(
     end of a causal text, whose share is the mean of a few weights (the last token's is its weight on itself).
     Unit: weight; massive: root mean squares; spectral: share of a direction. Source: the authors' code, checked (the
     threshold alpha/N: paper text); `min_queries`, `spectral` and where D is looked for in other records are ours.
+
+    Question: Which tokens are attention sinks, and for which heads?
+    Unit: score: mean weight a token gets per query that sees it (massive: root mean squares; spectral: share of a
+    direction); heads: fraction of (layer, head), or of layers.
+    Source: Gu et al., ICLR 2025, arXiv:2410.10781 (gu); Yu et al., ICML 2024, arXiv:2406.15765 (act); Kang et al.,
+    ICLR 2025 (massive).
+    Cost: the statistics received and visible; gu: one transposed attention pass per layer; spectral: up to 200;
+    memory O(layers·heads·S).
+    Not for: saying that a sink carries nothing; texts of a few tokens, where every share is large.
     """
     if unit_rows and rule in ("massive", "spectral"):
         raise AnalysisError(f"unit_rows divides the rows of received shares; rule={rule!r} has none")
@@ -115,10 +111,10 @@ def find_sinks(
     within = [name for name in ("layer", "head") if name in score.dims]
     heads = sink.mean(within).where(score.notnull().any(within))
     result = xr.Dataset({"score": score, "sink": sink, "heads": heads, **_list(record, score, sink)})
-    settings = {"rule": rule, "threshold": limit.values.tolist(), "min_queries": min_queries}
+    settings = {"threshold": limit.values.tolist()}
     settings |= {"unit_rows": unit_rows, **more}
     settings |= {"gu": {"length": length}, "act": {"alpha": alpha, "drop_first": drop_first}}.get(rule, {})
-    return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
+    return result.assign_attrs(settings)
 
 
 def _massive(record: Record, tau: float, given: int | Sequence[int] | None) -> tuple[xr.DataArray, list[int]]:

@@ -16,8 +16,8 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
@@ -26,20 +26,11 @@ from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
-from headwater.lens.records.provenance import provenance
 
-ABOUT = About(
-    question="Does the sink follow the first position's embedding when it is swapped with another's?",
-    unit="share: mean weight per query that sees the key; rate: fraction of (layer, head)",
-    paper="Gu et al., ICLR 2025, arXiv:2410.10781",
-    inputs="model+examples",
-    cost="two recordings of each text with two statistics, memory O(S)",
-    not_for="models with rotary, relative or no positions (refused); sinks that the first token's content makes",
-)
 VERSIONS = ("plain", "swapped")
 
 
-@checked
+@analysis
 def position_swap(
     model: HookedModel,
     examples: Examples,
@@ -61,6 +52,12 @@ def position_swap(
     the key at `second` is never seen by the queries before it.
     Unit: share. Source: the paper (p1 and p5, counted from 1); the metric from the authors' code, checked; intervals
     are ours.
+
+    Question: Does the sink follow the first position's embedding when it is swapped with another's?
+    Unit: share: mean weight per query that sees the key; rate: fraction of (layer, head).
+    Source: Gu et al., ICLR 2025, arXiv:2410.10781.
+    Cost: two recordings of each text with two statistics, memory O(S).
+    Not for: models with rotary, relative or no positions (refused); sinks that the first token's content makes.
     """
     table = _table(model)
     texts = Texts.of(model, examples, batch_size)
@@ -93,8 +90,8 @@ def position_swap(
     rate = (result.share > threshold).where(result.share.notnull()).mean(("layer", "head"))
     by_text = rate.transpose("batch", "version", "key").values
     result = result.assign({"rate": rate, **intervals(by_text, ("version", "key"), draws, seed)})
-    settings = {"first": first, "second": second, "threshold": threshold, "draws": draws, "seed": seed}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+    settings = {"second": second}
+    return result.assign_attrs(settings)
 
 
 def _table(model: HookedModel) -> nn.Module:

@@ -17,8 +17,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -42,19 +42,11 @@ from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
 from headwater.lens.running.forward import next_token_loss
 
-ABOUT = About(
-    question="Does taking attention off sinks change what the model does, more than taking it off anything else?",
-    unit="that of the measure: nats per token by default; freed: weight per query",
-    paper="ours, of the edit of ACT (Yu et al., ICML 2024, arXiv:2406.15765); head filter as there",
-    inputs="model+examples",
-    cost="one recording per batch, then head sets × strengths × (1 + 3·controls) forward passes per text",
-    not_for="choosing heads on the texts they are then judged on (give held_out); effects in generated text",
-)
 FILTERED = "filtered"
 CALM = 0.4  # ACT's beta
 
 
-@checked
+@analysis
 def redistribution_study(
     model: HookedModel,
     examples: Examples,
@@ -111,6 +103,12 @@ def redistribution_study(
     or other values of the measure on the plain texts) or was changed; a finished one gives the result at once.
     Unit: that of the measure. Source: the edit and the filter from ACT's code and text, checked; study and controls are
     ours.
+
+    Question: Does taking attention off sinks change what the model does, more than taking it off anything else?
+    Unit: that of the measure: nats per token by default; freed: weight per query.
+    Source: ours, of the edit of ACT (Yu et al., ICML 2024, arXiv:2406.15765); head filter as there.
+    Cost: one recording per batch, then head sets × strengths × (1 + 3·controls) forward passes per text.
+    Not for: choosing heads on the texts they are then judged on (give held_out); effects in generated text.
     """
     keeps = _keeps(keep)
     sets = _sets(model, heads)
@@ -161,7 +159,7 @@ def redistribution_study(
     result = result.assign(plain=("batch", plain), sinks=("batch", sinks))
     result = result.assign_coords(heads=list(sets), keep=keeps, treatment=list(TREATMENTS))
     settings |= {"draws": draws, "examples": len(plain), "filtered": filtered}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings, **named))
+    return result.assign_attrs({**settings, **named})
 
 
 def _dataset(effect: np.ndarray, freed: np.ndarray, draws: int, seed: int) -> xr.Dataset:

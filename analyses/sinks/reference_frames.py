@@ -15,20 +15,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses.sinks import _graph_measures as graphs
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
-
-ABOUT = About(
-    question="On which reference tokens does each layer's attention hang: one, several, both ends, or none?",
-    unit="sinks: tokens; concentration, centralisation, gini: 0 to 1; entropies and KL: nats; Betti numbers: counts",
-    paper="Ruscio, Nanni & Silvestri 2025, arXiv:2508.02546 (frames); measures are ours, from memory",
-    inputs="record",
-    cost="one walk over the rows of each layer; spectrum n³ and topology per layer, up to 512 and 128 tokens",
-    not_for="naming the position encoding of a model; texts of a few tokens; more than a description of these texts",
-)
 
 LONGEST_SPECTRUM, LONGEST_TOPOLOGY = 512, 128
 SINGLE = 0.5  # share of the sink mass with which the largest sink makes a frame centralised
@@ -36,7 +27,7 @@ END = 0.25  # share that each end has in a bidirectional frame
 FRAMES = ("none", "centralised", "distributed", "bidirectional")
 
 
-@checked
+@analysis
 def reference_frames(
     record: Record,
     tau: Annotated[float, "weight from which a query counts as looking at a token", Bounds(0.0, 1.0)] = 0.3,
@@ -65,6 +56,12 @@ def reference_frames(
 
     Weights count as they are. Fewer than 3 tokens: NaN. Unit: as named. Source: frames from the abstract; formulas
     ours, unverified. The thresholds tau, gamma are defaults of ours; see how the verdict moves with them.
+
+    Question: On which reference tokens does each layer's attention hang: one, several, both ends, or none?
+    Unit: sinks: tokens; concentration, centralisation, gini: 0 to 1; entropies and KL: nats; Betti numbers: counts.
+    Source: Ruscio, Nanni & Silvestri 2025, arXiv:2508.02546 (frames); measures are ours, from memory.
+    Cost: one walk over the rows of each layer; spectrum n³ and topology per layer, up to 512 and 128 tokens.
+    Not for: naming the position encoding of a model; texts of a few tokens; more than a description of these texts.
     """
     _check(record, spectrum, topology)
     rows = []
@@ -86,10 +83,7 @@ def reference_frames(
         for name in names
     }
     result = xr.Dataset(data, coords={"layer": record.layers})
-    settings = {
-        "tau": tau, "gamma": gamma, "quantile": quantile, "normalised": normalised, "min_queries": min_queries,
-    }  # fmt: skip
-    return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
+    return result
 
 
 def _check(record: Record, spectrum: bool, topology: bool) -> None:

@@ -17,8 +17,8 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
@@ -31,21 +31,12 @@ from headwater.lens.attention import context
 from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="What does a sink carry: how much of the heads' outputs, and of the prediction?",
-    unit="share: ‖part of z from the keys‖ / ‖z‖; kl: nats; logit_change: logits",
-    paper="ours; small values of sinks in Gu et al., ICLR 2025, arXiv:2410.10781",
-    inputs="model+examples",
-    cost="one recording with values, and 2 + controls forward passes per batch; attention in blocks of rows there",
-    not_for="what the sink is for: it may take attention away from other keys; parts of z that cancel",
-)
 OF = ("sinks", "control")
 
 
-@checked
+@analysis
 def sink_contribution(
     model: HookedModel,
     examples: Examples,
@@ -67,6 +58,12 @@ def sink_contribution(
     positions. `mean`, `low`, `high` [measure, of] of both over texts, with 95 % of the means of redrawn texts between
     the bounds; `beyond` [measure, bound] the mean and bounds of the paired difference of sinks from control.
     Unit: share; nats; logits. Source: ours, after the observation of Gu et al. that the values of sinks are short.
+
+    Question: What does a sink carry: how much of the heads' outputs, and of the prediction?
+    Unit: share: ‖part of z from the keys‖ / ‖z‖; kl: nats; logit_change: logits.
+    Source: ours; small values of sinks in Gu et al., ICLR 2025, arXiv:2410.10781.
+    Cost: one recording with values, and 2 + controls forward passes per batch; attention in blocks of rows there.
+    Not for: what the sink is for: it may take attention away from other keys; parts of z that cancel.
     """
     if not model.has_lm_head or model.read_only:
         raise AnalysisError(
@@ -99,9 +96,9 @@ def sink_contribution(
     result["beyond"] = xr.DataArray(
         beyond, dims=("measure", "bound"), coords={"bound": ["mean", "low", "high"]}
     )
-    settings = {"keys": keys if rule is None else None, "rule": rule, "threshold": threshold}
+    settings = {"keys": keys if rule is None else None}
     settings |= {"controls": controls, "draws": draws, "seed": seed, "examples": count}
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+    return result.assign_attrs(settings)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,27 +14,18 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._prompts.examples import Examples, repeated_tokens
 from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
 
-ABOUT = About(
-    question="Does the sink stay when the text is random tokens, or one token repeated?",
-    unit="rate: fraction of (layer, head); shares are mean weights per query that sees the key",
-    paper="Gu et al., ICLR 2025, arXiv:2410.10781",
-    inputs="model+examples",
-    cost="three recordings of each text's first tokens with two statistics, memory O(S)",
-    not_for="what makes the sink; texts of other lengths, as shares fall with length",
-)
 INPUTS = ("natural", "random", "repeated")
 
 
-@checked
+@analysis
 def sink_inputs(
     model: HookedModel,
     examples: Examples,
@@ -60,6 +51,12 @@ def sink_inputs(
     tokens is H_T/T.
     Unit: fraction. Source: the paper; the metric from the authors' code, checked; how its random tokens were drawn, and
     whether a special token stood in front, from memory.
+
+    Question: Does the sink stay when the text is random tokens, or one token repeated?
+    Unit: rate: fraction of (layer, head); shares are mean weights per query that sees the key.
+    Source: Gu et al., ICLR 2025, arXiv:2410.10781.
+    Cost: three recordings of each text's first tokens with two statistics, memory O(S).
+    Not for: what makes the sink; texts of other lengths, as shares fall with length.
     """
     ids = _natural(model, examples, length)
     if keep_start >= ids.shape[1]:
@@ -84,10 +81,10 @@ def sink_inputs(
     for place, name in enumerate(INPUTS[1:], 1):
         bounds = interval(columns[:, :1] - columns[:, place : place + 1], draws, seed)
         result[f"above_{name}"] = ("bound", np.array(bounds)[:, 0])
-    settings = {"length": ids.shape[1], "threshold": threshold, "key": key, "keep_start": keep_start}
+    settings = {"length": ids.shape[1]}
     settings |= {"draws": draws, "seed": seed, "examples": len(ids)}
     result = result.assign_coords(bound=["mean", "low", "high"])
-    return result.assign_attrs(ABOUT.attrs(provenance(model), **settings))
+    return result.assign_attrs(settings)
 
 
 def _natural(model: HookedModel, examples: Examples, length: int) -> Tensor:

@@ -13,27 +13,17 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import checked
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses.sinks._sink_keys import sink_keys
 from headwater.analyses.sinks._uniform_map import even_map
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="Are the values, keys and hidden states of sinks shorter or longer than those of other tokens?",
-    unit="l2 norm of a vector; cosine, -1 to 1",
-    paper="Gu et al., ICLR 2025, arXiv:2410.10781",
-    inputs="record",
-    cost="two attention passes per layer, memory O(S·heads·d_head); the record keeps values and the residual stream",
-    not_for="saying what a sink carries: a short value under a weight near 1 may outweigh the rest (sink_contribution)",
-    keep=("qkv", "residual"),
-)
 OF = ("sinks", "others")
 
 
-@checked
+@analysis(keep=("qkv", "residual"))
 def sink_norms(
     record: Record,
     keys: Annotated[Positions, "the sinks, counted in real tokens of each text; 0 is the first"] = 0,
@@ -46,6 +36,13 @@ def sink_norms(
     others; a bias of the scores is not in it. A text whose every token is a sink has NaN others. Needs a record with
     `keep=("qkv", "residual")`.
     Unit: norm; cosine. Source: the authors' measures, checked; the cosine of the others is ours.
+
+    Question: Are the values, keys and hidden states of sinks shorter or longer than those of other tokens?
+    Unit: l2 norm of a vector; cosine, -1 to 1.
+    Source: Gu et al., ICLR 2025, arXiv:2410.10781.
+    Cost: two attention passes per layer, memory O(S·heads·d_head); the record keeps values and the residual stream.
+    Not for: saying what a sink carries: a short value under a weight near 1 may outweigh the rest
+    (sink_contribution).
     """
     if not record.values:
         raise AnalysisError("the record holds no values; record with keep=('qkv', 'residual') to have them")
@@ -77,7 +74,7 @@ def sink_norms(
         {name: (dims[name], torch.stack(values, 1).numpy()) for name, values in found.items()},
         coords={"layer": record.layers, "head": np.arange(record.n_heads), "of": list(OF)},
     )
-    return result.assign_attrs(ABOUT.attrs(record.provenance, keys=keys))
+    return result
 
 
 def _means(lengths: Tensor, kinds: Tensor) -> Tensor:

@@ -10,24 +10,15 @@ from typing import Annotated
 
 import xarray as xr
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import columns_of
 from headwater.analyses.sinks._received_share import received_share
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="How often is one token an attention sink?",
-    unit="fraction of (batch row, layer, head); shares are mean weights per query that sees the key",
-    paper="Gu et al., ICLR 2025, arXiv:2410.10781",
-    inputs="record",
-    cost="the statistics received and visible: one transposed attention pass per layer unless recorded, memory O(S)",
-    not_for="saying that a head does nothing: the value at the sink may be large; comparing texts of unequal length",
-)
 
-
-@checked
+@analysis
 def sink_rate(
     record: Record,
     threshold: Annotated[float, "share above which the token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
@@ -46,6 +37,12 @@ def sink_rate(
     out; `undefined` counts them. Published rates are for the first 64 tokens of a text, threshold 0.3, in per cent.
     Unit: fraction; shares
     are weights. Source: the authors' code, checked.
+
+    Question: How often is one token an attention sink?
+    Unit: fraction of (batch row, layer, head); shares are mean weights per query that sees the key.
+    Source: Gu et al., ICLR 2025, arXiv:2410.10781.
+    Cost: the statistics received and visible: one transposed attention pass per layer unless recorded, memory O(S).
+    Not for: saying that a head does nothing: the value at the sink may be large; comparing texts of unequal length.
     """
     column = xr.DataArray(columns_of(key, record.valid, "key")[:, 0].numpy(), dims="batch")
     share = received_share(record, unit_rows).isel(key=column)
@@ -63,10 +60,5 @@ def sink_rate(
             "received_share_per_example": share,
         }
     )
-    settings = {
-        "threshold": threshold,
-        "key": key,
-        "unit_rows": unit_rows,
-        "undefined": int(share.isnull().sum()),
-    }
-    return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
+    settings = {"undefined": int(share.isnull().sum())}
+    return result.assign_attrs(settings)

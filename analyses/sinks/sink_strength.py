@@ -10,24 +10,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import checked
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
 from headwater.analyses.sinks._uniform_map import even_map
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="How much attention goes to the sinks, over layers, heads and the tokens that look?",
-    unit="weight, 0 to 1; even: the weight that a look at all visible keys alike gives",
-    paper="ours; first-token sinks as in Gu et al., ICLR 2025, arXiv:2410.10781",
-    inputs="record",
-    cost="two attention passes per layer, memory O(layers·heads·S); a rule adds that of find_sinks",
-    not_for="saying that the sinks carry something (sink_contribution does); rows that see little but sinks",
-    keep=("qk", "residual"),
-)
 
-
-@checked
+@analysis(keep=("qk", "residual"))
 def sink_strength(
     record: Record,
     keys: KeysSetting = 0,
@@ -43,6 +32,12 @@ def sink_strength(
     which queries those are. Weights count as they are: with learned sinks or another normaliser a row may sum to less.
     ACT's rule is taken with each head's first sink left in. Queries of padding are NaN.
     Unit: weight. Source: ours; the definition is the plain sum.
+
+    Question: How much attention goes to the sinks, over layers, heads and the tokens that look?
+    Unit: weight, 0 to 1; even: the weight that a look at all visible keys alike gives.
+    Source: ours; first-token sinks as in Gu et al., ICLR 2025, arXiv:2410.10781.
+    Cost: two attention passes per layer, memory O(layers·heads·S); a rule adds that of find_sinks.
+    Not for: saying that the sinks carry something (sink_contribution does); rows that see little but sinks.
     """
     sinks = sink_keys(record, keys, rule, threshold)
     strength, even = [], []
@@ -69,5 +64,5 @@ def sink_strength(
         parts |= {"prompt": use & ~later, "generated": use & later}
     means = [result.strength.where(part).mean("query").mean("batch") for part in parts.values()]
     result["mean"] = xr.concat(means, "part").assign_coords(part=list(parts))
-    settings = {"keys": keys if rule is None else None, "rule": rule, "threshold": threshold}
-    return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
+    settings = {"keys": keys if rule is None else None}
+    return result.assign_attrs(settings)

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import (
@@ -30,16 +30,6 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._attributions import Given, Methods, weights_by_method
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Do attribution methods agree on which tokens matter?",
-    unit="correlation, from -1 (opposite order) to 1 (the same)",
-    paper="Neely et al. 2022, arXiv:2205.04559; ties in top-k lists: Fagin et al. 2006",
-    inputs="model+examples",
-    cost="each method once per text",
-    not_for="faithfulness: methods can agree and all be wrong, or differ and each be right about something else",
-)
 
 Compared = Literal["kendall", "spearman", "pearson", "weighted_kendall", "top_k"]
 
@@ -51,7 +41,7 @@ OF_SCIPY: dict[str, Callable[..., Any]] = {
 }
 
 
-@checked
+@analysis
 def agreement(
     model: HookedModel,
     examples: Examples,
@@ -84,6 +74,12 @@ def agreement(
     exactly one ties them; the result is `1 - 2·sum/#pairs`. A row of equal weights has no order: NaN, left out of the
     mean. `low`, `high` enclose 95 % of the means of redrawn texts.
     Unit: correlation. Source: scipy, and the authors' code for the top-k form, checked.
+
+    Question: Do attribution methods agree on which tokens matter?
+    Unit: correlation, from -1 (opposite order) to 1 (the same).
+    Source: Neely et al. 2022, arXiv:2205.04559; ties in top-k lists: Fagin et al. 2006.
+    Cost: each method once per text.
+    Not for: faithfulness: methods can agree and all be wrong, or differ and each be right about something else.
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -108,7 +104,7 @@ def agreement(
     return xr.Dataset(
         {"agreement": (("batch", *pair), found), **intervals(found, pair, draws, seed)},
         coords={"batch": np.arange(len(found)), "attribution": names, "other": names},
-        attrs=ABOUT.attrs(provenance(model), **settings, **asked.settings),
+        attrs={**settings, **asked.settings},
     )
 
 

@@ -14,29 +14,19 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.attention_terms import Mixing, mixings
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How much of each input token is in a position, by the nearness of its term to the whole?",
-    unit="share of the position, each row sums to 1",
-    paper="Ferrando, Gállego & Costa-jussà 2022, arXiv:2203.04212",
-    inputs="model+examples",
-    cost="one forward pass, then one vector per pair of tokens and layer: time O(layers·S²·heads·d_model), memory O(S)",
-    not_for="what the MLPs do to a token; tokens that push against the output, which count as nothing",
-)
 
 LONGEST = 4096  # tokens; beyond, a layer of width 1024 takes 10^14 operations
 ELEMENTS = 2**22  # numbers in the vectors of a block of rows
 
 
-@checked
+@analysis
 def alti(
     model: HookedModel,
     examples: Examples,
@@ -50,6 +40,13 @@ def alti(
     C, so no identity is mixed in. A row of zeros (no term points to the output) stays where it is. Texts above 4,096
     tokens are refused for their time.
     Unit: share, rows sum to 1. Source: the authors' code, checked; of its four scalings this is the one it defaults to.
+
+    Question: How much of each input token is in a position, by the nearness of its term to the whole?
+    Unit: share of the position, each row sums to 1.
+    Source: Ferrando, Gállego & Costa-jussà 2022, arXiv:2203.04212.
+    Cost: one forward pass, then one vector per pair of tokens and layer: time O(layers·S²·heads·d_model), memory
+    O(S).
+    Not for: what the MLPs do to a token; tokens that push against the output, which count as nothing.
     """
 
     def layers(batch: Batch) -> Iterator[Pull]:
@@ -57,7 +54,7 @@ def alti(
             yield partial(_pulled, mixing)
 
     texts = Texts.of(model, examples, batch_size, LONGEST)
-    return texts.rows_down(queries, layers, "alti", ABOUT.attrs(provenance(model)))
+    return texts.rows_down(queries, layers, "alti", {})
 
 
 def _pulled(mixing: Mixing, rows: Tensor) -> Tensor:

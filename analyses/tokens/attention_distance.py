@@ -12,22 +12,12 @@ from typing import Annotated
 import torch
 import xarray as xr
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import checked
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="How far from the query does each head look?",
-    unit="tokens",
-    paper='Li et al. 2025, "Attention illuminates LLM reasoning" (mean distance d(l, h) of WAAD/FAI)',
-    inputs="record",
-    cost="the row statistics distance and row_mass, free in the recording pass",
-    not_for="telling local from mixed heads by itself; comparing texts of different length, as it grows with length",
-)
 
-
-@checked
+@analysis
 def attention_distance(
     record: Record,
     queries: Annotated[Positions, 'queries to average over (the response, say), or "all"'] = "all",
@@ -40,6 +30,12 @@ def attention_distance(
     that long texts do not outweigh short ones. Rows without any weight (padding, every key blocked) are left
     out; a head that has no row left is NaN. Unit: tokens. Source: paper text, checked; the division by the
     row mass is ours, so that learned sinks do not read as nearness.
+
+    Question: How far from the query does each head look?
+    Unit: tokens.
+    Source: Li et al. 2025, "Attention illuminates LLM reasoning" (mean distance d(l, h) of WAAD/FAI).
+    Cost: the row statistics distance and row_mass, free in the recording pass.
+    Not for: telling local from mixed heads by itself; comparing texts of different length, as it grows with length.
     """
     columns = columns_of(queries, record.valid, "queries")
     asked = torch.zeros_like(record.valid).scatter(1, columns, True) & record.valid
@@ -50,4 +46,4 @@ def attention_distance(
     if not per_example:
         result = result.mean("batch")
     result = result.drop_attrs().rename("attention_distance")
-    return result.assign_attrs(ABOUT.attrs(record.provenance, queries=queries, per_example=per_example))
+    return result

@@ -13,8 +13,8 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -27,19 +27,9 @@ from headwater.analyses._measures.measure import (
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How much does the prediction change without one of the input tokens?",
-    unit="change of what is explained (nats for a log-probability)",
-    paper="Abnar & Zuidema 2020, arXiv:2005.00928",
-    inputs="model+examples",
-    cost="one forward pass per token of each text; memory that of `batch_size` texts",
-    not_for="tokens that stand in for each other: each looks needless; a text with a blank may be unlike any text",
-)
 
 
-@checked
+@analysis
 def blank_out(
     model: HookedModel,
     examples: Examples,
@@ -58,6 +48,12 @@ def blank_out(
     at `position`; or `measure(logits) → [batch]` of your own, which is given rows of any text. The paper takes
     `kind="probability"` of the right and the wrong verb. The token at the position itself is blanked like the others.
     Unit: that of s. Source: the authors' code and paper, checked.
+
+    Question: How much does the prediction change without one of the input tokens?
+    Unit: change of what is explained (nats for a log-probability).
+    Source: Abnar & Zuidema 2020, arXiv:2005.00928.
+    Cost: one forward pass per token of each text; memory that of `batch_size` texts.
+    Not for: tokens that stand in for each other: each looks needless; a text with a blank may be unlike any text.
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -68,7 +64,7 @@ def blank_out(
         for batch in texts.batches:
             change = _changes(model, batch, asked.of(batch), filler, batch_size, bar)
             texts.spread(batch, change if signed else change.abs(), found)
-    attrs = ABOUT.attrs(provenance(model), blank=filler, signed=signed, **asked.settings)
+    attrs = {"blank": filler, "signed": signed, **asked.settings}
     return texts.by_key(found, "blank_out", attrs)
 
 

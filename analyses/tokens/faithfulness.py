@@ -15,8 +15,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import (
@@ -32,22 +32,12 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._attributions import Given, Methods, weights_by_method
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Does the prediction depend on the tokens that a method names?",
-    unit="that of what is explained (probability); areas: its mean along the curve",
-    paper="Petsiuk et al. 2018, arXiv:1806.07421 (curves); DeYoung et al. 2020, arXiv:1911.03429 (the other two)",
-    inputs="model+examples",
-    cost="each method once per text, then 2·(steps + 5) forward passes per text and method",
-    not_for="scores by themselves: blanks make texts unlike any the model has read; compare with the random order",
-)
 
 PARTS = (0.01, 0.05, 0.1, 0.2, 0.5)  # of the tokens, for comprehensiveness and sufficiency
 CURVES, DROPS = ("deletion", "insertion"), ("comprehensiveness", "sufficiency")
 
 
-@checked
+@analysis
 def faithfulness(
     model: HookedModel,
     examples: Examples,
@@ -75,6 +65,12 @@ def faithfulness(
     `s(x) - s(those alone)` (small: good). `mean`, `low`, `high` [score, attribution] are over texts, 95 % of the means
     of redrawn texts. "random" orders tokens by chance. `s` is what `blank_out` explains, at `position`.
     Unit: that of s. Source: formulas from memory.
+
+    Question: Does the prediction depend on the tokens that a method names?
+    Unit: that of what is explained (probability); areas: its mean along the curve.
+    Source: Petsiuk et al. 2018, arXiv:1806.07421 (curves); DeYoung et al. 2020, arXiv:1911.03429 (the other two).
+    Cost: each method once per text, then 2·(steps + 5) forward passes per text and method.
+    Not for: scores by themselves: blanks make texts unlike any the model has read; compare with the random order.
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -97,7 +93,7 @@ def faithfulness(
             for name, values in _scored(batch.ids.cpu(), ranks, fractions, filler, ask).items():
                 found[name][batch.places, place] = values
     settings = {"blank": filler, "absolute": absolute, "draws": draws, "seed": seed, **asked.settings}
-    attrs = ABOUT.attrs(provenance(model), **settings)
+    attrs = settings
     return _dataset(found, list(rows), fractions, draws, seed).assign_attrs(attrs)
 
 

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import Joining, Reduction, joined_map
@@ -28,20 +28,12 @@ from headwater.lens.records.record import Record
 if TYPE_CHECKING:
     import networkx as nx
 
-ABOUT = About(
-    question="How much of each input token can reach a position through the attention of all layers?",
-    unit="share of the position, each row sums to 1; unnormalised: the maximum flow, at most 1",
-    paper="Abnar & Zuidema 2020, arXiv:2005.00928",
-    inputs="record",
-    cost="one maximum flow per query and input token: seconds for 12 layers × 128 tokens; memory O(layers·S²)",
-    not_for="what the model uses: it knows neither values nor MLPs; telling tokens apart where most flows reach 1",
-)
 
 LONGEST = 1024  # tokens; beyond, the graph of a deep model has tens of millions of edges
 UNIT = 2**30  # capacity 1 as an integer: the solver counts in int32, and a position gives out 1 in all
 
 
-@checked
+@analysis
 def flow(
     record: Record,
     queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),
@@ -59,6 +51,12 @@ def flow(
     itself; rows are then divided by their sum (`normalise`). At one layer flow equals rollout; an unnormalised flow is
     at most 1 and at most what can enter the token. Capacities are rounded to 2⁻³⁰. Result [batch, query, key]; NaN
     where every path ends in a row without weight. Unit: share. Source: the authors' code and paper, checked.
+
+    Question: How much of each input token can reach a position through the attention of all layers?
+    Unit: share of the position, each row sums to 1; unnormalised: the maximum flow, at most 1.
+    Source: Abnar & Zuidema 2020, arXiv:2005.00928.
+    Cost: one maximum flow per query and input token: seconds for 12 layers × 128 tokens; memory O(layers·S²).
+    Not for: what the model uses: it knows neither values nor MLPs; telling tokens apart where most flows reach 1.
     """
     joining = Joining.of(record, residual, heads, add_residual, last_layer)
     columns = columns_of(queries, record.valid, "queries")
@@ -77,13 +75,12 @@ def flow(
     if normalise:
         total = found.sum(-1, keepdims=True)
         found = found / np.where(total > 0, total, np.nan)
-    settings = {"residual": residual, "heads": heads, "add_residual": add_residual, "layers": joining.layers}
     return xr.DataArray(
         found,
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns),
         name="flow",
-        attrs=ABOUT.attrs(record.provenance, normalise=normalise, **settings),
+        attrs={"layers": joining.layers},
     )
 
 
@@ -110,10 +107,7 @@ def flow_graph(
     place = record.valid[row].nonzero()[:, 0]
     capacities = _capacities(record, joining)[row][:, place[:, None], place].numpy()
     words = [record.strings[row][column] for column in place.tolist()]
-    attrs = ABOUT.attrs(
-        record.provenance, residual=residual, heads=heads, add_residual=add_residual, layers=joining.layers
-    )
-    graph = nx.DiGraph(**attrs)
+    graph = nx.DiGraph(layers=joining.layers)
     for depth in range(len(joining.layers) + 1):
         wrote = {"layer": joining.layers[depth - 1]} if depth else {}
         graph.add_nodes_from(((depth, i), {"token": word, **wrote}) for i, word in enumerate(words))

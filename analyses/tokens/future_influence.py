@@ -15,23 +15,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses.tokens.attention_distance import attention_distance
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="Which tokens do later tokens come back to, and where does local attention reach further back?",
-    unit="future_influence: mean weight per later token; windowed_distance: tokens",
-    paper='Li et al. 2025, "Attention illuminates LLM reasoning" (FAI and WAAD)',
-    inputs="record",
-    cost="attention distance, then a band of `ahead_to` keys per query of the chosen heads; memory O(S)",
-    not_for="models that are not causal; short texts; saying that such a token causes what follows",
-)
 
-
-@checked
+@analysis
 def future_influence(
     record: Record,
     share: Annotated[
@@ -56,6 +47,12 @@ def future_influence(
     [batch, key] its `T_glob`: the same share by future influence. Tokens without a value are in neither, and shares
     are of those with one; of equals the earlier come first. Unit: weight; tokens. Source: the paper's text, checked;
     the window constants from a re-implementation.
+
+    Question: Which tokens do later tokens come back to, and where does local attention reach further back?
+    Unit: future_influence: mean weight per later token; windowed_distance: tokens.
+    Source: Li et al. 2025, "Attention illuminates LLM reasoning" (FAI and WAAD).
+    Cost: attention distance, then a band of `ahead_to` keys per query of the chosen heads; memory O(S).
+    Not for: models that are not causal; short texts; saying that such a token causes what follows.
     """
     if not record.causal:
         name = record.provenance.get("model")
@@ -102,14 +99,7 @@ def future_influence(
             "query_token": (("batch", "query"), tokens),
         },
     )
-    settings = {
-        "share": share,
-        "ahead_from": ahead_from,
-        "ahead_to": ahead_to,
-        "window": window,
-        "marked": marked,
-    }
-    return result.assign_attrs(ABOUT.attrs(record.provenance, **settings))
+    return result
 
 
 def _top(values: Tensor, share: float) -> np.ndarray:

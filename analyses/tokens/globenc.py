@@ -14,26 +14,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_blocks
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How much of each input token is in a position, by norms through the layers?",
-    unit="product of norms, no scale (normalise: share of the position, each row sums to 1)",
-    paper="Modarressi et al. 2022, arXiv:2205.03286",
-    inputs="model+examples",
-    cost="one forward pass, then heads² products per weight of every layer; memory O(S·(queries + heads·d_model))",
-    not_for="what the MLPs do to a token; comparing layers or models without normalise, as the scale grows with depth",
-)
 
 
-@checked
+@analysis
 def globenc(
     model: HookedModel,
     examples: Examples,
@@ -48,13 +38,20 @@ def globenc(
     `normalise=True` makes each layer's rows shares first, which can change the order within a row a little. A model
     with norms in front (GPT-2, Llama) has none behind the sums, so both steps fall away there: the method is for BERT.
     Unit: norm, or share. Source: the authors' code, checked.
+
+    Question: How much of each input token is in a position, by norms through the layers?
+    Unit: product of norms, no scale (normalise: share of the position, each row sums to 1).
+    Source: Modarressi et al. 2022, arXiv:2205.03286.
+    Cost: one forward pass, then heads² products per weight of every layer; memory O(S·(queries + heads·d_model)).
+    Not for: what the MLPs do to a token; comparing layers or models without normalise, as the scale grows with
+    depth.
     """
 
     def layers(batch: Batch) -> Iterator[Pull]:
         for mixing in reversed(mixings(model, batch).values()):
             yield partial(_pulled, mixing, normalise)
 
-    attrs = ABOUT.attrs(provenance(model), normalise=normalise)
+    attrs = {"normalise": normalise}
     return Texts.of(model, examples, batch_size).rows_down(queries, layers, "globenc", attrs)
 
 

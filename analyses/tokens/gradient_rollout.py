@@ -15,8 +15,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -31,19 +31,9 @@ from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses.tokens._gradients import WeightSlopes, weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="From which input tokens does a position draw, counting only attention that raises the prediction?",
-    unit="share of the position, each row sums to 1",
-    paper="Chefer, Gur & Wolf 2020, arXiv:2012.09838 (without its relevance rules for the layers between)",
-    inputs="model+examples",
-    cost="one forward and backward pass, then all rows of each layer once; memory O(S·queries), time O(layers·S²·d)",
-    not_for="comparing predictions with each other: the share left to the token itself depends on the gradient's size",
-)
 
 
-@checked
+@analysis
 def gradient_rollout(
     model: HookedModel,
     examples: Examples,
@@ -64,6 +54,13 @@ def gradient_rollout(
     last layer alone (`first_layer=11` of 12), that for ViT multiplies all.
     Unit: share, rows sum to 1. Source: the authors' code for the propagation, checked; the paper itself puts relevances
     in the place of A, so its published numbers are not those of this form.
+
+    Question: From which input tokens does a position draw, counting only attention that raises the prediction?
+    Unit: share of the position, each row sums to 1.
+    Source: Chefer, Gur & Wolf 2020, arXiv:2012.09838 (without its relevance rules for the layers between).
+    Cost: one forward and backward pass, then all rows of each layer once; memory O(S·queries), time O(layers·S²·d).
+    Not for: comparing predictions with each other: the share left to the token itself depends on the gradient's
+    size.
     """
     if first_layer is not None and first_layer not in model.layers:
         raise AnalysisError(
@@ -77,7 +74,7 @@ def gradient_rollout(
         for layer in reversed(layers):
             yield partial(_pulled, slopes.pop(layer))
 
-    attrs = ABOUT.attrs(provenance(model), layers=layers, **asked.settings)
+    attrs = {"layers": layers, **asked.settings}
     return Texts.of(model, examples, batch_size).rows_down(queries, pulls, "gradient_rollout", attrs)
 
 

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import torch
 import xarray as xr
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -27,21 +27,11 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="To which input token does the prediction react most, for small changes?",
-    unit="change of what is explained per unit of embedding",
-    paper="Simonyan, Vedaldi & Zisserman 2013, arXiv:1312.6034; Abnar & Zuidema 2020, arXiv:2005.00928",
-    inputs="model+examples",
-    cost="one forward and backward pass",
-    not_for="what happens when a token is taken away: the slope may be flat where the answer is sure",
-)
 
 ROUNDING = 1e-4  # a sum below this part of its terms is rounding
 
 
-@checked
+@analysis
 def input_gradient(
     model: HookedModel,
     examples: Examples,
@@ -60,6 +50,12 @@ def input_gradient(
     `s` is `kind` of `answer` (or of the token that the model predicts), less that of `wrong` where one is given, at
     `position`; or `measure(logits) → [batch]` of your own. Positions are embedded apart and stay as they are.
     Unit: that of s per unit of embedding. Source: the code of Abnar & Zuidema, checked; the norm from memory.
+
+    Question: To which input token does the prediction react most, for small changes?
+    Unit: change of what is explained per unit of embedding.
+    Source: Simonyan, Vedaldi & Zisserman 2013, arXiv:1312.6034; Abnar & Zuidema 2020, arXiv:2005.00928.
+    Cost: one forward and backward pass.
+    Not for: what happens when a token is taken away: the slope may be flat where the answer is sure.
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -77,5 +73,5 @@ def input_gradient(
                 'use reduce="norm"'
             )
         texts.spread(batch, total if reduce == "sum" else slope.norm(dim=-1), found)
-    attrs = ABOUT.attrs(provenance(model), reduce=reduce, **asked.settings)
+    attrs = {"reduce": reduce, **asked.settings}
     return texts.by_key(found, "input_gradient", attrs)

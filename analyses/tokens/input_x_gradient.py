@@ -10,8 +10,8 @@ from typing import Annotated
 import torch
 import xarray as xr
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -25,19 +25,9 @@ from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How much of the prediction is each input token's, to first order?",
-    unit="change of what is explained (nats for a log-probability)",
-    paper="Shrikumar et al. 2016, arXiv:1605.01713; Abnar & Zuidema 2020, arXiv:2005.00928",
-    inputs="model+examples",
-    cost="one forward and backward pass",
-    not_for="shares that must add up: they do for a linear model alone (use integrated_gradients)",
-)
 
 
-@checked
+@analysis
 def input_x_gradient(
     model: HookedModel,
     examples: Examples,
@@ -54,6 +44,12 @@ def input_x_gradient(
     `s` is `kind` of `answer` (or of the token that the model predicts), less that of `wrong` where one is given, at
     `position`; or `measure(logits) → [batch]` of your own. Abnar & Zuidema take the absolute value.
     Unit: that of s. Source: the code of Abnar & Zuidema, checked; the attribution to Shrikumar et al. from memory.
+
+    Question: How much of the prediction is each input token's, to first order?
+    Unit: change of what is explained (nats for a log-probability).
+    Source: Shrikumar et al. 2016, arXiv:1605.01713; Abnar & Zuidema 2020, arXiv:2005.00928.
+    Cost: one forward and backward pass.
+    Not for: shares that must add up: they do for a linear model alone (use integrated_gradients).
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -64,5 +60,5 @@ def input_x_gradient(
         slope, _ = input_slopes(model, embedded, value, torch.arange(len(batch.places)))
         share = (slope.double() * embedded.double()).sum(-1)
         texts.spread(batch, share if signed else share.abs(), found)
-    attrs = ABOUT.attrs(provenance(model), signed=signed, **asked.settings)
+    attrs = {"signed": signed, **asked.settings}
     return texts.by_key(found, "input_x_gradient", attrs)

@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.blanks import BlankSetting, blank_id
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -32,23 +32,13 @@ from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How do the input tokens share the change of the prediction from a baseline text?",
-    unit="change of what is explained (nats for a log-probability); a row sums to the whole change",
-    paper="Sundararajan, Taly & Yan 2017, arXiv:1703.01365",
-    inputs="model+examples",
-    cost="`steps` forward and backward passes per text, doubled until the shares add up",
-    not_for="claims without the baseline: another one is another question; points of the path are unlike any text",
-)
 
 MOST = 1024  # points; one that needs more has a prediction too jagged for a straight path
 ROUNDING = 8  # steps of the number explained that a model may be off by
 Baseline = Literal["mean", "blank", "zero"]
 
 
-@checked
+@analysis
 def integrated_gradients(
     model: HookedModel,
     examples: Examples,
@@ -73,6 +63,12 @@ def integrated_gradients(
     of model do not add up: under an RMSNorm (Llama) zero embeddings put the change into the path's first thousandths,
     so the mean is the baseline unless another is asked for; a mixture of experts jumps where it switches experts.
     Unit: that of s. Source: the paper's formula, from memory; completeness is checked on every result.
+
+    Question: How do the input tokens share the change of the prediction from a baseline text?
+    Unit: change of what is explained (nats for a log-probability); a row sums to the whole change.
+    Source: Sundararajan, Taly & Yan 2017, arXiv:1703.01365.
+    Cost: `steps` forward and backward passes per text, doubled until the shares add up.
+    Not for: claims without the baseline: another one is another question; points of the path are unlike any text.
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -87,7 +83,7 @@ def integrated_gradients(
             path = _Path(model, value, text, start[text], embedded[text], batch_size)
             shares[text], gaps[place], taken[place] = path.shares(steps, tolerance, place)
         texts.spread(batch, shares, found)
-    attrs = ABOUT.attrs(provenance(model), baseline=baseline, tolerance=tolerance, **asked.settings)
+    attrs = {"baseline": baseline, "tolerance": tolerance, **asked.settings}
     result = texts.by_key(found, "integrated_gradients", attrs)
     return result.assign_coords(gap=("batch", gaps), steps=("batch", taken))
 

@@ -13,8 +13,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.positions import Positions, position_coordinates
 from headwater.analyses._prompts.texts import Texts
@@ -22,21 +22,11 @@ from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_bl
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="How much does each token contribute to a position, by the length of what attention carries?",
-    unit="norm of a vector of the residual stream; mixing_ratio: share from other tokens, 0 to 1",
-    paper="Kobayashi et al. 2020, arXiv:2004.10102, and 2021, arXiv:2109.07152",
-    inputs="model+examples",
-    cost="one forward pass, then heads² products for each weight asked for; memory O(S·(queries + heads·d_model))",
-    not_for="what the model uses of it later; contributions that cancel, as lengths do not add up to the sum's",
-)
 
 Stage = Literal["attention", "residual", "norm"]
 
 
-@checked
+@analysis
 def norms(
     model: HookedModel,
     examples: Examples,
@@ -55,6 +45,12 @@ def norms(
     `mixing_ratio = M/(M + P)`, `M = ‖Σ_{j≠i} y_ij‖`, `P = ‖y_ii‖`, at the same stage. Terms and biases are checked to
     add up to what the model computed; head outputs must not be edited.
     Unit: norm in the residual stream. Source: the authors' code, checked; the ratio of about 0.2 for BERT, from memory.
+
+    Question: How much does each token contribute to a position, by the length of what attention carries?
+    Unit: norm of a vector of the residual stream; mixing_ratio: share from other tokens, 0 to 1.
+    Source: Kobayashi et al. 2020, arXiv:2004.10102, and 2021, arXiv:2109.07152.
+    Cost: one forward pass, then heads² products for each weight asked for; memory O(S·(queries + heads·d_model)).
+    Not for: what the model uses of it later; contributions that cancel, as lengths do not add up to the sum's.
     """
     if per_head and stage != "attention":
         raise AnalysisError(f'stage={stage!r} joins the heads; per_head=True needs stage="attention"')
@@ -80,7 +76,6 @@ def norms(
             "mixing_ratio": (("batch", "layer", "query"), ratios.numpy(), {"unit": "share"}),
         },
         coords=coordinates | ({"head": range(model.n_heads)} if per_head else {}),
-        attrs=ABOUT.attrs(provenance(model), stage=stage, per_head=per_head),
     )
 
 

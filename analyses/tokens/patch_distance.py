@@ -13,22 +13,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import checked
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="How far on the image does each head look?",
-    unit="attention weight; mean_hops: patches",
-    paper="after Li et al. 2023, arXiv:2303.13731 (k-hop strength; formulas from memory)",
-    inputs="record",
-    cost="one walk over the rows of each layer, memory O(S) per row block",
-    not_for="records of text; comparing grids of different size; windowed maps, whose patches are not all seen",
-)
 
-
-@checked
+@analysis
 def patch_distance(
     record: Record,
     per_example: Annotated[bool, "keep one value per image instead of their mean"] = False,
@@ -40,6 +30,12 @@ def patch_distance(
     class and register tokens, `from_prefix` what each of these gives to all patches. All [layer, head], the first two
     also [hop]; with `per_example` [batch, …]. strength summed over hops and `to_prefix` make the mass of a row.
     Unit: weight; patches. Source: from memory. AnalysisError for a record without a grid (`record.part("vision")`).
+
+    Question: How far on the image does each head look?
+    Unit: attention weight; mean_hops: patches.
+    Source: after Li et al. 2023, arXiv:2303.13731 (k-hop strength; formulas from memory).
+    Cost: one walk over the rows of each layer, memory O(S) per row block.
+    Not for: records of text; comparing grids of different size; windowed maps, whose patches are not all seen.
     """
     about = record.provenance
     if "patch_grid" not in about or "prefix_tokens" not in about:
@@ -65,7 +61,7 @@ def patch_distance(
         },
     )  # fmt: skip
     result = result.assign_coords(batch=np.arange(len(record.valid))) if per_example else result.mean("batch")
-    return result.assign_attrs(ABOUT.attrs(about, per_example=per_example))
+    return result.assign_attrs(about)
 
 
 def _of_layer(record: Record, layer: int, hops: Tensor, prefix: int) -> dict[str, Tensor]:

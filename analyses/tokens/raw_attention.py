@@ -13,8 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import checked
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import EXTREMES
 from headwater.kernels.maps.attention_map import AttentionMap
@@ -22,19 +21,10 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.naming.heads import HeadNames, named
 from headwater.lens.records.record import Record
 
-ABOUT = About(
-    question="Which tokens does a position look at?",
-    unit="attention weight, a row sums to 1 where heads have no learned sink (the mean; the largest: more)",
-    paper="the baseline of Abnar & Zuidema 2020, arXiv:2005.00928",
-    inputs="record",
-    cost="the rows asked for, layers·heads·queries·S weights; memory O(S·queries)",
-    not_for="what a deep layer draws from the input: its keys are mixtures of tokens already",
-)
-
 FEW = 256  # queries whose rows are read as one tile each; beyond, all rows are walked over in blocks
 
 
-@checked
+@analysis
 def raw_attention(
     record: Record,
     queries: Annotated[Positions, 'positions that look, e.g. -1; "all" for every one'] = (-1,),
@@ -48,6 +38,12 @@ def raw_attention(
     Heads of all chosen layers weigh the same. `heads` names them one by one and then says the layers too. With `keys`
     and `queries="all"` these are columns: who looks at these tokens.
     Unit: attention weight. Source: the definition.
+
+    Question: Which tokens does a position look at?
+    Unit: attention weight, a row sums to 1 where heads have no learned sink (the mean; the largest: more).
+    Source: the baseline of Abnar & Zuidema 2020, arXiv:2005.00928.
+    Cost: the rows asked for, layers·heads·queries·S weights; memory O(S·queries).
+    Not for: what a deep layer draws from the input: its keys are mixtures of tokens already.
     """
     chosen = _chosen(record, layers, heads)
     columns = columns_of(queries, record.valid, "queries")
@@ -71,9 +67,7 @@ def raw_attention(
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, asked),
         name="raw_attention",
-        attrs=ABOUT.attrs(
-            record.provenance, heads=[f"{x}.{h}" for x, picked in chosen.items() for h in picked], over=over
-        ),
+        attrs={"heads": [f"{x}.{h}" for x, picked in chosen.items() for h in picked]},
     )
 
 

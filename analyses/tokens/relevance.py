@@ -15,8 +15,8 @@ from typing import Annotated
 import xarray as xr
 from torch import Tensor
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -32,20 +32,9 @@ from headwater.analyses.tokens._encoder_decoder import Pairs, relevance_of_pairs
 from headwater.analyses.tokens._gradients import WeightSlopes, weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.provenance import provenance
-
-ABOUT = About(
-    question="Which input tokens does attention carry into this prediction?",
-    unit="relevance, from 1 of the token itself upward; only the order within a row has a meaning",
-    paper="Chefer, Gur & Wolf 2021, arXiv:2103.15679",
-    inputs="model+examples",
-    cost="one forward and backward pass, then all rows of each layer once (encoder–decoder: twice); "
-    "memory O(S·queries), time O(layers·S²·d)",
-    not_for="evidence against an answer (negative parts are cut off); what reaches the answer through MLPs alone",
-)
 
 
-@checked
+@analysis
 def relevance(
     model: HookedModel,
     examples: Examples,
@@ -82,11 +71,18 @@ def relevance(
     O(S·queries·decoder layers). Not for: evidence against an answer; models whose two streams attend to each other
     (LXMERT) or whose towers never do (CLIP), which are refused, as are images read beside a text.
     Unit: relevance, no scale; compare tokens within a row. Source: the authors' code, checked.
+
+    Question: Which input tokens does attention carry into this prediction?
+    Unit: relevance, from 1 of the token itself upward; only the order within a row has a meaning.
+    Source: Chefer, Gur & Wolf 2021, arXiv:2103.15679.
+    Cost: one forward and backward pass, then all rows of each layer once (encoder–decoder: twice); memory
+    O(S·queries), time O(layers·S²·d).
+    Not for: evidence against an answer (negative parts are cut off); what reaches the answer through MLPs alone.
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     if model.is_encoder_decoder:
         pairs = Pairs.of(model, examples, decoder, batch_size)
-        return relevance_of_pairs(asked, pairs, queries, ABOUT.attrs(provenance(model), **asked.settings))
+        return relevance_of_pairs(asked, pairs, queries, asked.settings)
     if decoder is not None:
         raise AnalysisError(f"{model.name} has no decoder beside an encoder; leave decoder= out")
 
@@ -95,7 +91,7 @@ def relevance(
         for layer in reversed(model.layers):
             yield partial(_pulled, slopes.pop(layer))
 
-    attrs = ABOUT.attrs(provenance(model), **asked.settings)
+    attrs = asked.settings
     return Texts.of(model, examples, batch_size).rows_down(queries, layers, "relevance", attrs)
 
 

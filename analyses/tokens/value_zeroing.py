@@ -14,8 +14,8 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._catalogue.about import About
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Texts, indicators
@@ -26,23 +26,13 @@ from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks as anatomy
-from headwater.lens.records.provenance import provenance
 from headwater.lens.running.watching import Call, Heads, watching
-
-ABOUT = About(
-    question="From which input tokens does a position draw, by what changes without their values?",
-    unit="share of the position, each row sums to 1",
-    paper="Mohebbi et al. 2023, arXiv:2301.12971",
-    inputs="model+examples",
-    cost="as many passes as a text has tokens, for all layers together; time O(layers·S³), memory O(S²)",
-    not_for="long texts (refused above 1,024 tokens); the direction of a change, as only the angle counts",
-)
 
 LONGEST = 1024  # tokens; attention alone takes S³ operations per layer and unit of width
 ELEMENTS = 2**23  # numbers in the heads' outputs of the copies that run together
 
 
-@checked
+@analysis
 def value_zeroing(
     model: HookedModel,
     examples: Examples,
@@ -56,6 +46,12 @@ def value_zeroing(
     The diagonal is included and no identity is mixed in: the residual stream is in the block. A row where nothing
     changes stays where it is. `first_layer = last_layer` gives the map of one layer.
     Unit: share, rows sum to 1. Source: the authors' code, checked.
+
+    Question: From which input tokens does a position draw, by what changes without their values?
+    Unit: share of the position, each row sums to 1.
+    Source: Mohebbi et al. 2023, arXiv:2301.12971.
+    Cost: as many passes as a text has tokens, for all layers together; time O(layers·S³), memory O(S²).
+    Not for: long texts (refused above 1,024 tokens); the direction of a change, as only the angle counts.
     """
     for name, layer in (("first_layer", first_layer), ("last_layer", last_layer)):
         if layer is not None and layer not in model.layers:
@@ -74,7 +70,7 @@ def value_zeroing(
         for layer in reversed(layers):
             rows = rows @ _changes(model, layer, calls[layer], *heads.layers[layer][:2])
         texts.spread(batch, rows, found)
-    attrs = ABOUT.attrs(provenance(model), layers=layers)
+    attrs = {"layers": layers}
     return texts.by_query(found, queries, columns, "value_zeroing", attrs)
 
 
