@@ -30,6 +30,7 @@ LABELLED = re.compile(
     rf"^({'|'.join(LABELS.values())}): (.+?)(?=\n\n|\n(?:{'|'.join(LABELS.values())}): |\Z)", re.S | re.M
 )
 LONGEST = 200  # characters of a setting that a result keeps
+UNKEPT = ("resume", "batch_size")  # settings of how it ran, not of what came
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,19 @@ class About:
 @overload
 def analysis(function: Callable[Given, Result]) -> Callable[Given, Result]: ...
 @overload
-def analysis(*, keep: tuple[str, ...]) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]: ...
-def analysis(function: Any = None, *, keep: tuple[str, ...] = ("qk",)) -> Any:
-    """`function`, which refuses settings outside of their limits and describes what it returns."""
+def analysis(
+    *, keep: tuple[str, ...] = ("qk",), like: Callable[..., Any] | None = None
+) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]: ...
+def analysis(
+    function: Any = None, *, keep: tuple[str, ...] = ("qk",), like: Callable[..., Any] | None = None
+) -> Any:
+    """`function`, which refuses settings outside of their limits and describes what it returns.
+
+    `keep` is what a record made for it holds. `like` is the analysis whose labels it shares, for a companion.
+    """
     if function is None:
-        return functools.partial(analysis, keep=keep)
-    about = about_of(function, keep)
+        return functools.partial(analysis, keep=keep, like=like)
+    about = about_of(function, keep) if like is None else about_of(like, keep)
     signature, run = inspect.signature(function), checked(function)
 
     @functools.wraps(function)
@@ -63,7 +71,8 @@ def analysis(function: Any = None, *, keep: tuple[str, ...] = ("qk",)) -> Any:
             attrs = result.graph if isinstance(result, nx.DiGraph) else result.attrs
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            told = {setting.name: given.arguments[setting.name] for setting in settings_of(function)}
+            names = [s.name for s in settings_of(function) if s.name not in UNKEPT]
+            told = {name: given.arguments[name] for name in names}
             attrs.update(_described(about, given.args[0], told, attrs))
         return result
 

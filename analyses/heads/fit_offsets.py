@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import Answer, AnswerSetting, PositionSetting
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads._head_vectors import Objective, trained
@@ -105,7 +105,7 @@ def offsets_edit(found: xr.Dataset) -> OffsetHeads:
     return OffsetHeads({str(Head(int(layers[n]), h)): offset.values[n, h].tolist() for n, h in places})
 
 
-@checked
+@analysis(like=fit_offsets)
 def offset_controls(
     model: HookedModel,
     examples: Examples,

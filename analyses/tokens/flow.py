@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import Joining, Reduction, joined_map
 from headwater.lens.errors import AnalysisError
@@ -84,7 +84,7 @@ def flow(
     )
 
 
-@checked
+@analysis(like=flow)
 def flow_graph(
     record: Record,
     row: int = 0,
