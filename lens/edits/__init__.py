@@ -1,10 +1,10 @@
 """Edits of attention, of heads and of the residual stream, as a user writes them: small frozen dataclasses, pure data.
 
-An edit acts at one of three places of a layer, in this order whatever order the edits are given in: scores
-(`scores.py`), weights (`weights.py`, `patterns.py`), a head's output before the output projection (`heads.py`); edits
-of the same place act in the order given. The residual stream and the MLP are edited where they stand (`residual.py`).
-Every edit at its neutral value leaves the run as it is, bit for bit. `naming/heads.py` says how heads are named,
-`naming/positions.py` how positions are; `rows` limits an edit to some rows of the batch.
+In a layer, edits of scores (`scores.py`) act first, then edits of weights (`weights.py`, `patterns.py`), then edits of
+head outputs z before the output projection (`heads.py`), whatever their order. Edits of the same kind act in the given
+order. `residual.py` edits the residual stream and the MLP. An edit at its neutral value changes nothing, bit
+for bit. `naming/heads.py` and `naming/positions.py` say how heads and positions are written; `rows` limits an edit to
+some rows of the batch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from headwater.lens.edits.weights import (
 )
 from headwater.lens.errors import EditError, nearest
 
-# every edit that is imported here; a user meets it under `headwater` by its line in headwater/__init__.pyi
+# every edit class imported above; headwater/__init__.pyi lists the ones that users see as `headwater.NAME`
 EDITS: dict[str, type[Edit]] = {
     name: kind
     for name, kind in dict(globals()).items()
@@ -52,7 +52,7 @@ EDITS: dict[str, type[Edit]] = {
 
 
 def edit_from_dict(data: Mapping[str, Any]) -> Edit:
-    """Read back what `Edit.to_dict` gave; every unknown name is an EditError that offers the nearest.
+    """The edit of which `Edit.to_dict` gave this dict; EditError suggests the nearest name for an unknown one.
 
     >>> import headwater as hw
     >>> edit = hw.Knockout(queries=-1, keys="token:Mary", layers=2)

@@ -1,7 +1,8 @@
-"""What every edit is: a small frozen dataclass, data and never a callback, that says how it lowers in one layer.
+"""The base classes of edits. An edit is a small frozen dataclass, data and never a callback.
 
-`Edit` gives JSON, Python source and equality; `HeadWise` what edits with `heads`, `layers` and `rows` share;
-`Prepared` is an edit made ready for one model. A new edit is a subclass with `_lower`, imported in `edits/__init__.py`.
+Its method `_lower` translates it, for one call of one layer, into the kernels' edits. `Edit` gives JSON, Python source
+and equality; `HeadWise` the fields `heads`, `layers` and `rows`; `Prepared` is an edit prepared for one model. A new
+edit is a subclass with `_lower`, imported in `edits/__init__.py`.
 """
 
 from __future__ import annotations
@@ -42,23 +43,23 @@ LIMITS = ("queries", "where", "rows")
 class Edit:
     """Base of all edits. Two edits are equal when their JSON is."""
 
-    own_position: ClassVar[bool] = False  # whether it means a query's own position among the keys
-    renamed: ClassVar[Mapping[str, str]] = {}  # fields by the names that older files call them
+    own_position: ClassVar[bool] = False  # whether it needs the query's own position among the keys
+    renamed: ClassVar[Mapping[str, str]] = {}  # {field name in older files: field name now}
 
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
-        """Check the edit against a model and fetch what it needs from it; `groups` are names of positions."""
+        """Check the edit for a model and compute what depends on the model; `groups` are named positions."""
         raise TypeError(f"{type(self).__name__} is not an edit that can be applied")
 
     def _lower(self, call: LayerCall) -> Lowered:
-        """What the edit comes to in one layer's call."""
+        """The edit in one call of a layer, as the kernels take it."""
         return Lowered()
 
     def named_positions(self) -> list[Positions]:
-        """The positions the edit names, so that a prompt which lacks them is refused."""
+        """All positions in the edit, so that a prompt without them can be refused."""
         return []
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; `edit_from_dict` reads it back. Limits to some rows stand there only where they are set."""
+        """The edit as JSON data, for `edit_from_dict`; `queries`, `where` and `rows` only if not default."""
         found = {"edit": type(self).__name__}
         for field in dataclasses.fields(self):
             value = self._plain(field.name)
@@ -67,7 +68,7 @@ class Edit:
         return found
 
     def to_python(self) -> str:
-        """The edit as a line of Python, with `hw` for `headwater`; settings at their default are left out."""
+        """The edit as a line of Python, with `import headwater as hw`; default settings are left out."""
         shown = []
         for field in dataclasses.fields(self):
             value = self._plain(field.name)
@@ -90,7 +91,11 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    """One layer's call as an edit sees it: which heads it is to act on, bool [batch|1, head], and where rows stand."""
+    """One call of a layer, as `_lower` gets it.
+
+    `heads` are the heads to edit, bool [batch|1, head]; `values` is what `prepare` stored for the layer; names of sinks
+    mean the sinks of `sink_head`.
+    """
 
     layer: int
     heads: Tensor
@@ -101,20 +106,20 @@ class LayerCall:
     sink_head: int = 0
 
     def queries(self, given: Positions) -> Tensor:
-        """The rows that positions name, bool [batch|1, query]."""
+        """The positions as rows of the map, bool [batch|1, query]."""
         return self.names.select(given, self.mask, "query", self.layer, self.sink_head)
 
     def keys(self, given: Positions) -> Tensor:
-        """The columns that positions name, bool [batch|1, key]."""
+        """The positions as columns of the map, bool [batch|1, key]."""
         return self.names.select(given, self.mask, "key", self.layer, self.sink_head)
 
     def rows(self, given: Positions) -> Tensor | None:
-        """As weight edits take them, bool [batch|1, 1, query]; None for all."""
+        """The positions as rows for weight edits, bool [batch|1, 1, query]; None for all."""
         return None if isinstance(given, str) and given == "all" else self.queries(given)[:, None]
 
 
 class ModuleHook(NamedTuple):
-    """What an edit does at a module of the model while it is on, as `module_hooks.on` takes it."""
+    """A forward hook that an edit needs while it is on; the fields are the arguments of `module_hooks.on`."""
 
     module: nn.Module
     before: Before | None = None
@@ -123,7 +128,11 @@ class ModuleHook(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Prepared(ActiveEdit):
-    """An edit made ready for one model: its head masks by layer, bool [head], and what it lowers to there."""
+    """An edit prepared for one model.
+
+    `heads` gives the edited heads by layer, bool [head]; `values` what the edit computed for a layer; `rows` the batch
+    rows (None: all); `hooks` the module hooks that are on with the edit.
+    """
 
     edit: Edit
     heads: Mapping[int, Tensor]
@@ -153,7 +162,7 @@ class Prepared(ActiveEdit):
         rules = self.sink_rules()
         if not rules:
             return self.edit._lower(call)
-        # sinks differ from head to head: heads that share them are edited together
+        # heads have different sinks: heads with the same sinks are lowered together
         found = torch.stack([self.names.sinks_of(rule, mask, layer) for rule in rules])
         alike: dict[bytes, list[int]] = {}
         for head in self.heads[layer].nonzero()[:, 0].tolist():
@@ -171,7 +180,7 @@ class Prepared(ActiveEdit):
         return list(dict.fromkeys(name for p in plain_forms for name in self.names.sink_names(p)))
 
     def of_rows(self, heads: Tensor, batch: int) -> Tensor:
-        """The head mask of the batch rows the edit acts on, bool [batch|1, head]."""
+        """The edited heads in each batch row, bool [batch|1, head]."""
         if self.rows is None:
             return heads[None]
         wrong = [row for row in self.rows if not -batch <= row < batch]
@@ -200,9 +209,9 @@ class Prepared(ActiveEdit):
 
 
 class HeadWise(Edit, ABC):
-    """What the edits that take `heads`, `layers` and `rows` share; at its neutral value an edit touches nothing.
+    """Base of the edits with the fields `heads`, `layers` and `rows`. A neutral edit is prepared without heads.
 
-    It is no dataclass, so that each edit has these fields in an order of its own.
+    It is not a dataclass, so that each edit can declare these fields in its own order.
     """
 
     heads: Heads
@@ -219,7 +228,7 @@ class HeadWise(Edit, ABC):
         return Prepared(self, {} if self._is_neutral() else heads, names, rows=rows)
 
     def _places(self) -> dict[str, Positions]:
-        """The queries and keys that the edit acts on, by the name of the field."""
+        """The fields `queries` and `keys`, those that the edit has."""
         names = [field.name for field in dataclasses.fields(self) if field.name in ("queries", "keys")]
         return {name: getattr(self, name) for name in names}
 
@@ -239,7 +248,7 @@ class HeadWise(Edit, ABC):
 
 @contextlib.contextmanager
 def applied(model: Opened, prepared: Sequence[Prepared]) -> Iterator[None]:
-    """The edits on, in this context alone; hooks on modules are taken off at the end."""
+    """Inside, the prepared edits are on, in this context only."""
     with contextlib.ExitStack() as stack:
         if any(p.reads_tokens for p in prepared):
             stack.enter_context(reading(model))
@@ -251,7 +260,7 @@ def applied(model: Opened, prepared: Sequence[Prepared]) -> Iterator[None]:
 
 
 def _where_on(act: Callable[..., Any] | None, prepared: Prepared, key: object) -> Any:
-    """The function of a hook, which does nothing in runs that are to be unedited."""
+    """The hook function, for runs in which the edit is on: `context.unedited` switches edits off inside the block."""
     return act and (lambda *given: act(*given) if prepared in context.active(key) else None)
 
 
@@ -267,7 +276,7 @@ def joined(parts: Sequence[Lowered]) -> Lowered:
 
 
 def batch_rows(given: Rows, where: str) -> tuple[int, ...] | None:
-    """Rows of the batch as numbers; None for all."""
+    """The `rows` of an edit as numbers; None for all."""
     if isinstance(given, str) and given == "all":
         return None
     found: list[Any] = list(given) if isinstance(given, Iterable) else [given]
@@ -277,7 +286,7 @@ def batch_rows(given: Rows, where: str) -> tuple[int, ...] | None:
 
 
 def number(value: Any, what: str, where: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number within bounds, or an EditError that names it."""
+    """The value as a float; EditError unless it is a finite number within the bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
         raise EditError(f"{where}: {what} must be a finite number; got {value!r}")
     if not low <= value <= high:
@@ -287,7 +296,7 @@ def number(value: Any, what: str, where: str, low: float = -math.inf, high: floa
 
 
 def vectors(given: Any, width: int, what: str) -> Tensor:
-    """Finite numbers [width], or [position, width], in float32, or an EditError that names them."""
+    """The numbers as float32, [width] or [position, width]; EditError for another shape, NaN or infinity."""
     try:
         array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
     except (TypeError, ValueError):
@@ -300,13 +309,13 @@ def vectors(given: Any, width: int, what: str) -> Tensor:
 
 
 def overlap(a: Positions, b: Positions) -> list[int | str]:
-    """Positions written the same way in both; an overlap that the prompt alone shows is taken out later."""
+    """The positions that stand in both; an overlap that only a prompt shows is resolved in `_lower`."""
     first, second = ([p for p in positions.parts(x) if not isinstance(p, slice)] for x in (a, b))
     return [p for p in first if p in second]
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it."""
+    """A value as JSON data."""
     if isinstance(value, Head):
         return str(value)
     if isinstance(value, Mapping):
@@ -320,13 +329,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence | range) and not isinstance(value, str):
         return [plain(v) for v in value]
     if value is not None and not isinstance(value, str | int | float | bool):
-        # said in provenance; whoever reads it back is told that it was in memory
+        # a record in memory: provenance can name its type, and reading the edit back raises EditError
         return {"in_memory": type(value).__name__}
     return value
 
 
 def read(value: Any) -> Any:
-    """What `plain` wrote."""
+    """The value of which `plain` gave this JSON data; sequences become lists."""
     if isinstance(value, Mapping) and set(value) == {"slice"}:
         return slice(*value["slice"])
     if isinstance(value, Mapping):
@@ -335,7 +344,7 @@ def read(value: Any) -> Any:
 
 
 def _source(value: Any) -> str:
-    """Python for a plain value."""
+    """Python source of JSON data."""
     if isinstance(value, dict) and set(value) == {"slice"}:
         return repr(slice(*value["slice"]))
     if isinstance(value, dict):

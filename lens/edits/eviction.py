@@ -1,8 +1,8 @@
-"""Heavy-hitter eviction (H2O, Zhang et al. 2023, from memory): a head keeps the keys that have gathered most attention.
+"""Heavy-hitter eviction (H2O, Zhang et al. 2023, from memory): a head keeps the keys that received most attention.
 
-At every query a head attends to the keys it has kept and to the query's own; their weights are added up; then, of the
-keys behind the `recent` latest ones, the `heavy` with the largest sums are kept and the others are gone for good. Cost:
-one step per query and a bool queries × keys table per head, so it is for prompts of thousands of tokens, not more.
+Each query attends to the kept keys and to its own. The weights of every key are summed over the queries. Then, among
+the keys older than the `recent` latest ones, the `heavy` keys with the largest sums are kept; the others are evicted
+for good. Cost: one step per query and a bool queries × keys table per head; meant for prompts of a few thousand tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from headwater.lens.running import ids
 
 @dataclass(frozen=True, eq=False)
 class HeavyHitters(HeadWise):
-    """Keys are evicted as in a cache of `heavy` heavy hitters and the `recent` latest tokens; None evicts none.
+    """Evict keys as in a cache of `heavy` heavy hitters and the `recent` latest tokens; `heavy=None` evicts none.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -40,7 +40,7 @@ class HeavyHitters(HeadWise):
     heads: Heads = "all"
     layers: Layers = "all"
     rows: Rows = "all"
-    reads_tokens = True  # a new run must be told from the next step of the old one
+    reads_tokens = True  # so that running/ids.py clears `memory` when a new run begins
 
     def _check(self) -> None:
         for name, value, low in (("heavy", self.heavy, 0), ("recent", self.recent, 1)):
@@ -67,7 +67,7 @@ class HeavyHitters(HeadWise):
         return Lowered(adapters=(adapt,))
 
     def _kept(self, call: LayerCall, q: Tensor, k: Tensor, rule: ScoreRule) -> Tensor:
-        """What each query still sees, bool [batch, head, query, key]."""
+        """The keys that each query still sees, bool [batch, head, query, key]."""
         if rule.normaliser is not None:
             raise EditError(
                 f"HeavyHitters adds up softmax weights; take the normaliser {rule.normaliser.name!r} off"
@@ -75,7 +75,7 @@ class HeavyHitters(HeadWise):
         mask, heads = rule.mask, torch.arange(q.shape[1])
         memory = ids.current(call.names.model.key).memory
         slot = ("heavy", id(self), call.layer)
-        # memory is of absolute positions: a cache with a window drops its oldest keys
+        # memory counts absolute positions, because a sliding-window cache drops its oldest keys
         first, last = mask.key_offset, mask.key_offset + k.shape[2]
         shape = (q.shape[0], q.shape[1], last)
         kept = torch.ones(shape, dtype=torch.bool, device=q.device)
@@ -103,7 +103,7 @@ class HeavyHitters(HeadWise):
         return found
 
     def _evicted(self, kept: Tensor, total: Tensor, old: Tensor) -> Tensor:
-        """The keys kept after one more query; `old` marks those behind the recent window."""
+        """The keys kept after one more query; `old` marks the keys before the recent window."""
         candidates = kept & old
         heavy = min(int(self.heavy or 0), kept.shape[-1])
         best = total.masked_fill(~candidates, -1.0).topk(heavy, -1).indices

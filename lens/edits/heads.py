@@ -1,4 +1,4 @@
-"""Edits of heads' outputs z, before the output projection: a factor, an offset, or another output in its place."""
+"""Edits of the head outputs z before the output projection: scale, add an offset, or replace."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class ScaleHeads(Edit):
 
 @dataclass(frozen=True, eq=False)
 class OffsetHeads(Edit):
-    """z → z + v per head, before the output projection: `{"5.1": v}`, v of d_head numbers, or [position, d_head].
+    """z → z + v per head, before the output projection: `{"5.1": v}` with v [d_head] or [position, d_head].
 
-    Offsets by position count from the first real token; where they end nothing is added. Zeros change nothing. (The
-    offsets of LoFiT, Yin et al. 2024, are of the first kind.)
+    The positions of v count from the first real token; after the last of them nothing is added. Zeros change nothing.
+    LoFiT (Yin et al. 2024) learns offsets [d_head].
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -100,10 +100,10 @@ class OffsetHeads(Edit):
 
 @dataclass(frozen=True, eq=False)
 class AblateHeads(HeadWise):
-    """Replace the heads' outputs z: `ablation` is "zero", "mean" or "resample".
+    """Replace the head outputs z: `ablation` is "zero", "mean" or "resample".
 
-    "mean" takes each head's mean of z over the real positions and the batch of `examples` (texts or token ids).
-    "resample" takes z at the same position of an example, drawn per batch row with `seed`. Both run the unedited model.
+    "mean": the head's mean of z over all real tokens of `examples` (texts or token ids). "resample": z at the same
+    position of one of the `examples`, drawn for each batch row with `seed`. Both run the unedited model.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")

@@ -1,4 +1,4 @@
-"""`Names`: which tokens the names of positions in an edit mean, found out while the model runs."""
+"""`Names`: looks up the tokens that names of positions mean, such as "token:Mary", while the model runs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ NO_GROUPS: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class Names:
-    """What names of positions mean for one model; `groups` are those of `model.edit(…, groups=…)`."""
+    """The names of positions for one model, with the `groups` of `model.edit(…, groups=…)`."""
 
     model: Opened
     groups: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, given: Any, what: str) -> None:
-        """Refuse a name that this model can never have."""
+        """EditError for a name that no prompt of this model can have."""
         for name in positions.named(positions.check(given, what)):
             if name.startswith("sinks:"):
                 if name.startswith("sinks:massive") and self._part.crosses:
@@ -51,7 +51,7 @@ class Names:
                 raise EditError(f"{what}: {self.model.name} has no image tokens, so it has no group 'image'")
 
     def sink_names(self, given: Any) -> list[str]:
-        """The sink rules that positions name, also by way of a group."""
+        """The "sinks:…" names in the positions and in the groups that they name."""
         found = []
         for name in positions.named(given):
             if name in self.groups:
@@ -61,7 +61,7 @@ class Names:
         return found
 
     def missing(self, given: Any, tokens: Tokens) -> str | None:
-        """The first token or group that no row of a prompt has."""
+        """The first name that no row of the prompt has; None if each is there."""
         for name in positions.named(given):
             if name in self.groups:
                 found = self.missing(positions.check(self.groups[name], "groups"), tokens)
@@ -77,9 +77,9 @@ class Names:
         return None
 
     def select(self, given: Any, mask: Mask, axis: str, layer: int, head: int = 0) -> Tensor:
-        """Rows (`axis="query"`) or columns ("key") of a layer's maps, bool [batch|1, query or key].
+        """The positions as rows (`axis="query"`) or columns ("key") of a layer's map, bool [batch|1, query or key].
 
-        Sinks are those of `head`.
+        Names of sinks mean the sinks of `head`.
         """
         plain = positions.check(given, "positions")
         numbers = tuple(p for p in positions.parts(plain) if p == "all" or not isinstance(p, str))
@@ -93,7 +93,7 @@ class Names:
         return picked
 
     def sinks_of(self, name: str, mask: Mask, layer: int) -> Tensor:
-        """Sinks of one layer, bool [batch, head, position of the prompt]."""
+        """The sinks of one layer by a rule, bool [batch, head, prompt position]."""
         run = current(self.model.key)
         if name not in run.sinks:
             raise EditError(
@@ -133,7 +133,7 @@ class Names:
         return flags & (place >= start) & (place < stop)
 
     def _flags(self, name: str, ids: Tensor, prompt: int, texts: dict[Any, Any]) -> Tensor:
-        """Where ids [batch, position] are what the name says, padding not yet taken out."""
+        """The tokens among ids [batch, position] that a name means, padding included; bool of the same shape."""
         if name.startswith("token:"):
             wanted = name.removeprefix("token:")
             known = [i for i in ids.unique().tolist() if i != UNKNOWN]

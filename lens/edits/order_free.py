@@ -1,10 +1,10 @@
-"""Position-invariant reading of documents whose order must not matter (PINE, Wang et al. 2024, from its public code).
+"""Position-invariant attention to documents (PINE, Wang et al. 2024, from its public code).
 
-Documents see each other both ways; every document, and every token behind them, reads the documents sorted by how much
-it attends to them without positions, the most important one nearest. So permuting the documents leaves what follows
-them as it is, up to rounding. Needs rotary positions that can be taken out of queries and keys again, and no windows;
-that is checked on a line of equal tokens, whose queries and keys are equal without their positions. One text at a
-time. Cost: a dense queries × keys table per head.
+Documents attend to each other in both directions. Every query in a document or after the documents reads them as if
+they were sorted by importance, the most important nearest; importance is the query's attention to a document without
+positions. So permuting the documents changes later tokens only by rounding. The model needs rotary positions that can
+be removed from queries and keys, and no window. This is checked on equal tokens: without positions their queries and
+keys must be equal. One text at a time. Cost: a dense queries × keys table per head.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from headwater.lens.naming.positions import Positions
 from headwater.lens.running import ids
 from headwater.lens.running.forward import forward
 
-PROBE = 6  # equal tokens that the model is tried on
+PROBE = 6  # equal tokens on which the model is checked
 _angles: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("headwater_angles", default=None)
 
 
 class Rotary(NamedTuple):
-    """cos and sin of a run's positions, [position, d_rotary / 2], without the factor that some models put on them."""
+    """cos and sin of the rotary angles, [position, d_rotary / 2], without the scale that some models multiply in."""
 
     cos: Tensor
     sin: Tensor
@@ -48,12 +48,12 @@ class Rotary(NamedTuple):
         cos, sin = cos[0].detach().double(), sin[0].detach().double()
         size = (cos.square() + sin.square()).sqrt()
         half = cos.shape[-1] // 2
-        if not cos[:, :half].equal(cos[:, half:]):  # most models repeat the angles, GPT-OSS gives them once
+        if not cos[:, :half].equal(cos[:, half:]):  # most models give each angle twice, GPT-OSS once
             half = cos.shape[-1]
         return cls((cos / size)[:, :half], (sin / size)[:, :half])
 
     def turn(self, x: Tensor, places: Tensor, back: bool = False) -> Tensor:
-        """x [..., position, d_head] turned by the angles of `places` [..., position], or back."""
+        """x [..., position, d_head] rotated by the angles of positions `places` [..., position]; `back` undoes it."""
         half = self.cos.shape[-1]
         cos, sin = self.cos[places], self.sin[places] * (-1 if back else 1)
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -62,7 +62,7 @@ class Rotary(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PositionInvariant(Edit):
-    """Read `documents`, pairs [first, end) of positions one behind the other, as if they had no order.
+    """Read `documents`, adjacent pairs [first, end) of positions, as if they had no order.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -74,7 +74,7 @@ class PositionInvariant(Edit):
     """
 
     documents: Any
-    reads_tokens = True  # a new run must be told from the next step of the old one
+    reads_tokens = True  # so that running/ids.py clears `memory` when a new run begins
 
     def named_positions(self) -> list[Positions]:
         return [self._spans()[-1][1] - 1]
@@ -115,7 +115,7 @@ class PositionInvariant(Edit):
         return Lowered(adapters=(adapt,))
 
     def _rule(self, call: LayerCall, q: Tensor, k: Tensor, rule: ScoreRule) -> ScoreRule:
-        """The rule with these scores as its bias, and documents open to each other."""
+        """A rule with the position-invariant scores as its bias, and a mask in which documents see each other."""
         mask = rule.mask
         memory = ids.current(call.names.model.key).memory
         slot = ("rotary", call.layer)
@@ -145,19 +145,19 @@ class PositionInvariant(Edit):
 
 
 def _note_angles(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Keep the angles that a layer's attention is given."""
+    """Keep the rotary angles among the arguments of a layer's attention."""
     _angles.set(kwargs.get("position_embeddings"))
 
 
 def _last_angles() -> Rotary:
-    """Angles of the queries of this call."""
+    """The rotary angles of the queries of this call."""
     angles = _angles.get()
     assert angles is not None
     return Rotary.of(*angles)
 
 
 def _document(spans: Tensor, length: int) -> Tensor:
-    """The document each position belongs to, -1 for none, int64 [position]."""
+    """The document of each position, int64 [position]; -1 outside of documents."""
     found = torch.full((length,), -1)
     for number, (first, end) in enumerate(spans.tolist()):
         found[first:end] = number
@@ -165,7 +165,10 @@ def _document(spans: Tensor, length: int) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, rule: ScoreRule, rotary: Rotary, spans: Tensor, own: Rotary) -> Tensor:
-    """Scores [head, query, key] of q [head, query, d] and k [kv head, key, d], scaled, float64, not masked."""
+    """PINE's scores [head, query, key] of q [head, query, d] and k [kv head, key, d]: scaled, float64, not masked.
+
+    `rotary` has the angles of all positions, `own` those of this call's queries.
+    """
     mask, heads = rule.mask, q.shape[0]
     k = k.repeat_interleave(heads // k.shape[0], 0)
     region, end = int(spans[0, 0]), int(spans[-1, 1])
@@ -176,31 +179,31 @@ def _scores(q: Tensor, k: Tensor, rule: ScoreRule, rotary: Rotary, spans: Tensor
     asked = _document(spans, int(queries[-1]) + 1)[queries]
     behind = _behind(rule.scale * bare @ bare_keys.mT, asked, lengths)  # [head, query, document]
 
-    # a document stands at the end of the region when it reads
+    # a query inside a document reads as if its document were the last one
     places = torch.where(asked >= 0, queries + (end - spans[:, 1])[asked.clamp_min(0)], queries)
     turned = q.clone()
     inside = asked >= 0
     turned[:, inside] = rotary.turn(bare[:, inside], places[inside])
     scores = rule.scale * turned @ k.mT
     for number, (first, stop) in enumerate(spans.tolist()):
-        # a key moved back by n is, beside a query, the query moved on by n
+        # RoPE scores depend on the distance alone: moving a key back by n equals moving the query forward by n
         keys = rotary.turn(
             bare_keys[:, first - region : stop - region], torch.arange(end - (stop - first), end)
         )
         scores[:, :, first:stop] = rule.scale * rotary.turn(turned, behind[..., number]) @ keys.mT
-    # tokens before the documents do not see them, whatever stands there
+    # scores of tokens before the documents are wrong here, but the causal mask hides them
     return scores
 
 
 def _behind(bare: Tensor, asked: Tensor, lengths: Tensor) -> Tensor:
-    """How many document tokens stand between a document and the end of the region, int64 [head, query, document]."""
+    """For each query, how many tokens of more important documents follow a document, int64 [head, query, document]."""
     member = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     own = asked[:, None] == member[None]
     weights = bare.masked_fill(own[None], float("-inf")).softmax(-1).nan_to_num(0.0)
     importance = torch.stack(
         [weights[..., member == n].sum(-1) / lengths[n] for n in range(len(lengths))], -1
     )
-    for number in range(len(lengths)):  # one order for all tokens of a document that reads
+    for number in range(len(lengths)):  # all queries of one document use the same order
         readers = asked == number
         if readers.any():
             importance[:, readers] = importance[:, readers].sum(1, keepdim=True)
@@ -210,7 +213,7 @@ def _behind(bare: Tensor, asked: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _check_rotary(model: Opened) -> None:
-    """Refuse a model whose positions can not be taken out of its queries and keys."""
+    """EditError for a model whose positions can not be removed from its queries and keys."""
     refused = f"PositionInvariant: {model.name} can not be read so: "
     if not model.causal:
         raise EditError(refused + "it is no causal language model")

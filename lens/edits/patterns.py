@@ -1,7 +1,7 @@
-"""Edits that mix a pattern into the weights: P → (1-amount)·P + amount·T on the rows where the pattern T has mass.
+"""Edits that mix a pattern T into the weights: P → (1-amount)·P + amount·T.
 
-Other rows are left as they were. T is normalised per row over the keys the model's mask lets the row see; the attention
-of another run is taken as it is.
+T is normalised per row over the keys that the mask shows to the row; weights recorded from another run are used as they
+are. A row in which T is zero keeps its weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAMES = (*OFFSETS, "uniform", "first", "matching")
 
 @dataclass(frozen=True, eq=False)
 class TowardUniform(Toward):
-    """P → (1-amount)·P + amount/n over the n keys that each query sees; 0 changes nothing.
+    """P → (1-amount)·P + amount/n over the n keys that the query sees; 0 changes nothing.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -49,12 +49,12 @@ class TowardUniform(Toward):
 
 @dataclass(frozen=True, eq=False)
 class InjectPattern(HeadWise):
-    """Mix a given pattern into the weights (after human-guided pattern injection; the paper's abstract alone was read).
+    """Mix a given pattern into the weights (after human-guided pattern injection; only the paper's abstract was read).
 
-    `pattern` is "identity", "previous", "uniform", "first" (the first token), "matching" (earlier tokens equal to the
-    query's own, evenly); {"offset": n}, the key n before; {"keys": positions}, these keys evenly; weights
-    [query, key] or [head, query, key] for the real tokens from the first; or a record, in memory or by its path, of
-    which the same layer and head is taken (as `FreezeAttention` does). `amount` 0 changes nothing.
+    `pattern` is one of: "identity"; "previous"; "uniform"; "first", the first token; "matching", earlier tokens equal
+    to the query's token, evenly; {"offset": n}, the key n before the query; {"keys": positions}, these keys evenly;
+    weights [query, key] or [head, query, key], counted from the first real token; a record or its path, of which the
+    same layer and head are used, as `FreezeAttention` does. `amount` 0 changes nothing.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -146,11 +146,11 @@ class InjectPattern(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class FreezeAttention(HeadWise):
-    """The weights of another run stand in the place of this one's: same layers, heads and positions.
+    """Replace the weights by those of another run, at the same layers, heads and positions.
 
-    `record` is a `Record` with its maps, or the path of one; its batch, number of heads and window must be this run's,
-    and it has no more tokens than this run's prompt. Rows behind its last token are left as they are. `amount` mixes;
-    0 changes nothing.
+    `record` is a `Record` with maps, or the path of one. It must have the batch size, number of heads and window of
+    this run, and no more tokens than its prompt. Rows after the last token of the record keep their weights. With
+    `amount` below 1 both are mixed; 0 changes nothing.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -196,7 +196,7 @@ def _is_path(given: Any) -> bool:
 
 
 def named_files(edit: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of an edit, as data, that name the file of a record."""
+    """The settings of an edit, given as a dict, that are paths of record files."""
     return {
         name: value
         for name, value in edit.items()
@@ -205,7 +205,7 @@ def named_files(edit: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _with_record(prepared: Prepared, given: Record | str, model: Opened) -> Prepared:
-    """The record opened and held against the model, layer by layer."""
+    """The prepared edit with its record, which is opened and must have the heads and layers that the edit uses."""
     record = given if isinstance(given, Record) else Record.open(given)
     if record.n_heads != model.n_heads:
         raise EditError(
@@ -213,7 +213,7 @@ def _with_record(prepared: Prepared, given: Record | str, model: Opened) -> Prep
             f"{model.n_heads}; take a record of the same shape"
         )
     for layer in prepared.heads:
-        record.map(layer)  # says which layers it has, and whether maps were kept
+        record.map(layer)  # raises if the record lacks the layer or its maps
     return replace(prepared, values=dict.fromkeys(prepared.heads, record))
 
 
@@ -228,7 +228,7 @@ def _of_record(call: LayerCall, where: str) -> patterns.OfMap:
         raise EditError(
             f"{where}: the record has {map.shape[2]} tokens and this run {mask.queries}; positions would not fit"
         )
-    # one query at the end of a cache has no band to compare
+    # with a single query the mask has no band to compare
     banded = mask.queries > 1 and map.shape[2] > 1
     if banded and (other.left, other.right) != (mask.left, mask.right):
         raise EditError(
@@ -237,7 +237,7 @@ def _of_record(call: LayerCall, where: str) -> patterns.OfMap:
     begins, ends = (
         torch.broadcast_tensors(a, b) for a, b in zip(other.real("query"), mask.real("query"), strict=True)
     )
-    # a step of generation has one query, and so may the record: where they stand says which it is
+    # a single query may be a prompt of one token or a step of generation: equal offsets mean the same query
     whole = map.shape[2] == mask.queries and other.query_offset == mask.query_offset
     same_ends = not whole or ends[0].equal(ends[1])
     if not begins[0].equal(begins[1]) or not same_ends:
@@ -246,7 +246,7 @@ def _of_record(call: LayerCall, where: str) -> patterns.OfMap:
 
 
 def _matrix(given: Any, heads: int) -> Tensor:
-    """Weights [1, head|1, query, key], checked."""
+    """The given weights as a checked tensor [1, head|1, query, key]."""
     try:
         array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float64)
     except (TypeError, ValueError):
@@ -267,7 +267,7 @@ def _matrix(given: Any, heads: int) -> Tensor:
 
 
 def _from_first(weights: Tensor, mask: Mask) -> Tensor:
-    """Weights that count from each row's first real token, at absolute positions."""
+    """Weights given from the first real token, shifted to absolute positions for each row [batch|1, …]."""
     start = mask.real("query")[0].tolist()
     if not any(start):
         return weights

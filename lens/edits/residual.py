@@ -1,9 +1,9 @@
-"""Edits of the residual stream and of what an MLP adds to it, by forward hooks that are there while the block lasts.
+"""Edits of the residual stream and of the output of an MLP, by forward hooks for the time of the `with` block.
 
-The places of layer l: "pre", where the block reads the stream; "mid", between attention and MLP; "post", where the
-block leaves it. The hooks look into the context, so other threads that run the model do not see the edit. "mid" and the
-MLP are held against the model on three tokens first, and refused where what attention and MLP add does not make up the
-difference (post-norm blocks such as BERT's; "mid" also where both run side by side).
+Places in a layer: "pre", the input of the block; "mid", the stream between attention and MLP; "post", the output of the
+block. The hooks act only in the caller's context. "mid" and MLP edits are first checked on three tokens: they are
+refused where attention output + MLP output is not the change of the stream, as in post-norm blocks (BERT), and "mid"
+also where attention and MLP run in parallel.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ from headwater.lens.running.watching import watching
 
 How = Literal["add", "replace", "project_out", "scale"]
 Change = Callable[[Tensor], Tensor]
-# what the layer that runs now was given: its mask, and the stream where the attention's norm reads it
+# inputs of the layer that runs now, which its hooks need: the mask, which places the positions, and the stream at the
+# norm before attention, to which "mid" adds the attention's output; context variables, so that threads do not mix
 _mask: ContextVar[Mask | None] = ContextVar("headwater_block_mask", default=None)
 _stream: ContextVar[Tensor | None] = ContextVar("headwater_stream", default=None)
 
 
 class _Stream(Edit, ABC):
-    """What both edits share: one layer, what is done, a vector, and at which positions of which rows.
+    """Base of both edits.
 
-    It is no dataclass, so that each edit has these fields in an order of its own.
+    It is not a dataclass, so that each edit can declare these fields in its own order.
     """
 
     layer: int
@@ -87,15 +88,16 @@ class _Stream(Edit, ABC):
 
     @abstractmethod
     def _hooks(self, model: Opened, block: TransformerBlock, change: Change) -> tuple[ModuleHook, ...]:
-        """Where the edit acts; `change` is `changed` of what was prepared."""
+        """The hooks of the edit; `change` maps a stream [batch, position, d_model] to the edited one."""
 
     def changed(self, prepared: Prepared, x: Tensor) -> Tensor:
-        """x [batch, position, d_model] with the edit on the chosen rows and positions."""
+        """x [batch, position, d_model], edited at the chosen rows and positions."""
         vector = prepared.values[self.layer].to(x)
         mask = _mask.get() or Mask(x.shape[1], x.shape[1])
         if mask.queries != x.shape[1]:
             raise EditError(
-                f"{type(self).__name__}: layer {self.layer} reads {x.shape[1]} positions, its mask {mask.queries}"
+                f"{type(self).__name__}: layer {self.layer} reads {x.shape[1]} positions, its mask {mask.queries}, so "
+                "positions can not be told apart there; edit heads, or another layer"
             )
         start, _ = mask.real("query")
         place = torch.arange(mask.queries)[None] + mask.query_offset - start[:, None]
@@ -121,12 +123,12 @@ class _Stream(Edit, ABC):
 
 @dataclass(frozen=True, eq=False)
 class EditResidual(_Stream):
-    """Change the residual stream at a layer: `how` "add" x + v, "replace" x → v, "project_out" x - (x·u)u, u = v/|v|,
-    "scale" v ⊙ x, where v may be one number.
+    """Change the residual stream x of one layer with a vector v.
 
-    `place` is "pre", "mid" or "post" (TransformerLens' resid_pre, resid_mid, resid_post). `vector` has d_model
-    numbers, or is [position, d_model], counted from the first real token and ending where it ends.
-    Adding zeros and scaling by 1 change nothing.
+    `how`: "add" gives x + v; "replace" v; "project_out" x - (x·u)u with u = v/|v|; "scale" v ⊙ x, where v may be one
+    number. `place` is "pre", "mid" or "post" (TransformerLens' resid_pre, resid_mid, resid_post). `vector` is [d_model]
+    or [position, d_model], counted from the first real token; later positions are not changed. Adding zeros and scaling
+    by 1 change nothing.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -163,7 +165,7 @@ class EditResidual(_Stream):
 
 @dataclass(frozen=True, eq=False)
 class EditMLP(_Stream):
-    """Change what one layer's MLP adds to the residual stream, as `EditResidual` does with the stream itself.
+    """Change the output of one layer's MLP before it is added to the residual stream; settings as in `EditResidual`.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -198,21 +200,21 @@ def _note_stream(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _at_input(change: Change) -> module_hooks.Before:
-    """A hook that changes the hidden states a module is given."""
+    """A pre-hook that changes the hidden states among the arguments."""
     return lambda _, args, kwargs: module_hooks.with_hidden_states(
         args, kwargs, change(module_hooks.hidden_states(args, kwargs))
     )
 
 
 def _at_output(change: Change) -> module_hooks.After:
-    """A hook that changes what a module gives."""
+    """A hook that changes the output tensor."""
     return lambda *given: module_hooks.with_first_output(
         given[-1], change(module_hooks.first_output(given[-1]))
     )
 
 
 def _moved(change: Change, x: Tensor) -> Tensor:
-    """What attention must add in the place of x for the stream to be as the edit wants it."""
+    """The attention output that, in place of x, makes the stream after attention what the edit wants."""
     stream = _stream.get()
     assert stream is not None
     moved = change(stream + x)
@@ -229,7 +231,7 @@ _known: WeakKeyDictionary[nn.Module, _Facts] = WeakKeyDictionary()
 
 
 def _facts(model: Opened, block: TransformerBlock) -> _Facts:
-    """Whether attention and MLP add up to what a block does, seen on three tokens."""
+    """Whether the outputs of attention and MLP add up to the change of the stream, on three tokens."""
     if block.module in _known:
         return _known[block.module]
     modules = block.module, block.norm1, block.attention_out, block.norm2, block.mlp_out

@@ -45,9 +45,9 @@ class Temperature(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class Knockout(HeadWise):
-    """`queries` may not look at `keys`: scores to -inf, the rest of the row renormalised.
+    """`queries` can not attend to `keys`: these scores become -inf, the softmax runs over the other keys.
 
-    A row left with nothing gives zero output.
+    A row without any key left gives zero output.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -70,7 +70,7 @@ class Knockout(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class BiasKeys(HeadWise):
-    """s → s + bias on `keys`, so that they weigh e^bias times as much beside the others; 0 changes nothing.
+    """s → s + bias on `keys`, which multiplies their weight relative to other keys by e^bias; 0 changes nothing.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -99,7 +99,7 @@ class BiasKeys(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class Emphasise(HeadWise):
-    """s → s + amount·|s| on `keys` on the rows `queries` (PAINT, Arif et al. 2025, its code); 0 changes nothing.
+    """s → s + amount·|s| on `keys`, in the rows `queries` (PAINT, Arif et al. 2025, its code); 0 changes nothing.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -131,7 +131,7 @@ class Emphasise(HeadWise):
 class StreamingWindow(HeadWise):
     """A query sees the first `sinks` tokens and the `window` latest, its own among them (StreamingLLM, from memory).
 
-    Positions stay those of the text; the published cache numbers the kept keys anew. `window=None` hides nothing.
+    Tokens keep their positions in the text; the published cache renumbers the kept keys. `window=None` hides nothing.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -166,11 +166,11 @@ class StreamingWindow(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class GroupedAttention(HeadWise):
-    """A query sees its group of `size` tokens, beginning at `-shift`, and the first `sinks` tokens, which see all.
+    """A query sees the tokens of its own group of `size` tokens, and the first `sinks` tokens; these see every token.
 
-    S²-Attn (LongLoRA) has half of its heads shifted by half a group; SinkLoRA adds the sinks. The model's mask stays
-    on: the published code rolls the text, so that its first tokens see its last ones; here no query sees ahead.
-    `size=None` hides nothing.
+    The first group begins at position `-shift`. In S²-Attn (LongLoRA) half of the heads are shifted by half a group;
+    SinkLoRA adds the sinks. The model's own mask stays on, so no query sees ahead; the published code rolls the text,
+    so that its first tokens see the last ones. `size=None` hides nothing.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -209,12 +209,12 @@ class GroupedAttention(HeadWise):
 
 
 def _starts(call: LayerCall) -> Tensor:
-    """The absolute position of the first real token of each batch row."""
+    """The absolute position of the first real token of each batch row, [batch|1]."""
     return call.mask.real("query")[0]
 
 
 def _at(start: Tensor, batch: Tensor) -> Tensor:
-    """The starts of these batch rows; one start stands for all of them."""
+    """The starts of these batch rows, on their device; a single start is for all rows."""
     start = start.to(batch.device)
     return start[batch] if len(start) > 1 else start[torch.zeros_like(batch)]
 

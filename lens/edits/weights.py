@@ -1,4 +1,4 @@
-"""Edits of weights: they act on the rows behind the softmax, in the order given; every row keeps its sum."""
+"""Edits of the weights after the softmax, in the given order; every row keeps its sum."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ WHERE = ("of", "within", "most", "least")
 
 @dataclass(frozen=True, eq=False)
 class Redistribute(HeadWise):
-    """Weights on `keys` times `keep`; the freed mass goes to `to` in proportion to the weights already there.
+    """Multiply the weights on `keys` by `keep`; the freed weight goes to `to`, in proportion to the weights there.
 
-    `to` is "others" (every other key) or positions. A row that sees nothing of `to` is left as it was, so rows keep
-    their sum. `keep` is between 0 and 1; 1 changes nothing. `queries` limits the rows; so does `where`, a mapping with
-    of, within (positions), most and least: rows with mass(of)/(mass(within)+1e-6) ≤ most and mass(within) ≥ least.
+    `to` is "others" (every other key) or positions. A row with no weight on `to` is not changed. `keep` is between 0
+    and 1; 1 changes nothing. `queries` limits the rows. So does `where`, a mapping with `of`, `within` (positions),
+    `most` and `least`: only rows with mass(of) / (mass(within) + 1e-6) ≤ most and mass(within) ≥ least are changed.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -89,9 +89,9 @@ class Redistribute(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class MoveAttention(HeadWise):
-    """The share `amount` of the weight on the keys `source` goes to the keys `to`, in proportion to the weights there.
+    """Move the share `amount` of the weight on keys `source` to keys `to`, in proportion to the weights there.
 
-    A row that sees nothing of `to` is left as it was; 0 changes nothing.
+    A row with no weight on `to` is not changed; `amount` 0 changes nothing.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -136,7 +136,7 @@ class MoveAttention(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class Toward(HeadWise):
-    """What the edits share that mix something fixed into the weights of the chosen queries; 0 changes nothing."""
+    """Base of the edits that mix a fixed pattern into the weights of the chosen queries; `amount` 0 changes nothing."""
 
     amount: float
     heads: Heads = "all"
@@ -154,7 +154,7 @@ class Toward(HeadWise):
 
 @dataclass(frozen=True, eq=False)
 class TowardIdentity(Toward):
-    """P → (1-amount)·P + amount·I: mix every query's attention with attention to itself (SoftPAG, Ahn et al. 2025).
+    """P → (1-amount)·P + amount·I: mix in attention to the query's own position (SoftPAG, Ahn et al. 2025).
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -172,12 +172,11 @@ class TowardIdentity(Toward):
 
 @dataclass(frozen=True, eq=False)
 class Normaliser(Edit):
-    """Another way from scores to weights, in whole layers: "softmax1", "sigmoid", "sinkhorn" …
+    """Replace the softmax of whole layers by another normaliser: "softmax1", "sigmoid", "sinkhorn" …
 
-    kernels/rules/normaliser.py says what each does.
-
-    `bias` belongs to the sigmoids, `iterations` to sinkhorn, `features` to linear, `normalise` to elu1 and linear;
-    "softmax" changes nothing. The last edit that sets a normaliser wins.
+    kernels/rules/normaliser.py lists them with their formulas. `bias` is for the sigmoids, `iterations` for sinkhorn,
+    `features` for linear, `normalise` for elu1 and linear; "softmax" changes nothing. Of several such edits the last
+    one wins.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
