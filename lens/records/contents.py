@@ -1,4 +1,4 @@
-"""`Contents`: what is in a record, without what can be asked of it; a file holds this."""
+"""`Contents`: the data of a record, as a file stores it; `Record` adds the methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 
 
 class Axis(NamedTuple):
-    """Tokens int64, which of them are real, and their text: [batch, position]."""
+    """Token ids int64, which of them are real (bool), both [batch, position], and their text by row."""
 
     tokens: Int[Tensor, "batch position"]
     valid: Bool[Tensor, "batch position"]
@@ -22,12 +22,13 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """`tokens` int64 and `valid` bool are [batch, position]; `strings` are the tokens as text, per batch row.
+    """`valid` marks real tokens; `strings` holds the text of every token, by batch row.
 
-    `statistics` are tensors with the layer at axis 1; `maps` is empty where only statistics were kept. `keys` are the
-    tokens of the key axis where these are others, as in cross-attention. `parts` are the records of a model's other
-    parts: "encoder" and "cross" beside a decoder, "vision" beside a text. `residuals` are the residual stream
-    [batch, position, d_model] entering each layer, and "final" behind the last; padding holds what the model made.
+    `statistics` are tensors with the layer at axis 1. `maps` and `values` are by layer, and empty if only statistics
+    were kept. `groups` are the named groups of keys. `keys` are the tokens of the key axis in cross-attention; None
+    means: the same tokens as the queries. `parts` are the records of the other parts of a model: "encoder" and "cross"
+    beside a decoder, "vision" beside a text. `residuals` are the stream entering each layer, and "final" after the
+    last; at padding they hold whatever the model computed there.
     """
 
     tokens: Int[Tensor, "batch position"]

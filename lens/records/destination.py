@@ -1,4 +1,4 @@
-"""Where a record lies while it is made: with the model, in the CPU's memory, or in a file that grows layer by layer."""
+"""Where a record is kept while the model runs: on the model's device, in CPU memory, or in a file, layer by layer."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ KeepOn = Literal["device", "cpu", "disk"]
 
 @dataclass
 class Destination:
-    """The recorders of one run; `finish` gives the record as it is to be used, from its file where there is one."""
+    """The file of one run, if it has one, with a writer for each part."""
 
     file: RecordFile | None = None
     writers: dict[str, RecordWriter] = field(default_factory=dict)
-    passing: bool = False  # the file is nobody's: it has no name once it is open
+    temporary: bool = False  # unlinked as soon as the record is open, so it vanishes with the process
 
     def finish(self, record: Record, main: str) -> Record:
-        """`main` is the part that the record is of; the others are in it."""
+        """The finished record, opened from its file if it has one; `main` names its part."""
         if self.file is None:
             return record
         parts = {name: self.writers[name].about(part) for name, part in record.parts.items()}
         path = self.file.finish(joined(self.writers[main].about(record), parts))
         opened = open_record(path, Record)
-        if self.passing:
+        if self.temporary:
             path.unlink()
         return opened
 
@@ -47,18 +47,18 @@ class Destination:
 def keeping(
     recorders: Mapping[str, Recorder], keep_on: KeepOn, path: str | Path | None, cost: Estimate
 ) -> Iterator[Destination]:
-    """Prepare the recorders, refuse what there is no room for, and listen to the residual stream where it is kept."""
+    """Check that there is room, and set where each recorder keeps its tensors."""
     kept = Destination()
     check(keep_on, path)
     with contextlib.ExitStack() as stack:
         if keep_on == "disk":
-            kept.passing = path is None
+            kept.temporary = path is None
             place = (
                 Path(tempfile.mkdtemp(prefix="headwater-")) / "record.safetensors"
                 if path is None
                 else Path(path)
             )
-            if kept.passing:
+            if kept.temporary:
                 stack.callback(place.parent.rmdir)
                 stack.callback(place.unlink, missing_ok=True)
             cost.check_disk(place.parent)
@@ -76,7 +76,7 @@ def keeping(
 
 @contextlib.contextmanager
 def listening(recorders: Mapping[str, Recorder]) -> Iterator[None]:
-    """Hand every layer's attention to its recorder, and the residual stream where it is kept."""
+    """Inside, the recorders get the attention of every layer, and the residual stream if they keep it."""
     with contextlib.ExitStack() as stack:
         for recorder in recorders.values():
             stack.enter_context(context.listening(recorder))
@@ -86,7 +86,7 @@ def listening(recorders: Mapping[str, Recorder]) -> Iterator[None]:
 
 
 def check(keep_on: str, path: str | Path | None) -> None:
-    """RecordError where these settings make no sense."""
+    """RecordError for an unknown `keep_on`, or a `path` without `keep_on="disk"`."""
     if keep_on not in ("device", "cpu", "disk"):
         raise RecordError(f"keep_on must be 'device', 'cpu' or 'disk'; got {keep_on!r}")
     if path is not None and keep_on != "disk":

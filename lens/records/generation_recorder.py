@@ -1,8 +1,8 @@
-"""`GenerationRecorder`: the listener that makes one record of a whole text out of the steps in which it is generated.
+"""`GenerationRecorder`: a listener that builds one record of a whole text from the steps of its generation.
 
-Each step hands over a few new rows. Their statistics are taken at once, sums over queries are added up, and queries,
-keys and row constants are appended, in memory or in files without a name. What comes out is the record of one run over
-the whole text. Edits must mean the same in every step: positions counted from the end move, and are refused.
+Every step brings the attention of a few new queries. Their statistics are computed at once, statistics per key are
+summed, and q, k and log-sum-exp are appended, in memory or in temporary files. The result equals the record of one run
+over the whole text. So an edit must mean the same in every step; positions counted from the end do not: RecordError.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OF_KEYS = ("keys", "to", "of", "within", "bias")
 
 
 class Rows:
-    """Tensors that are appended along one axis, [batch, …, position, …]; in a file where a folder is given."""
+    """A tensor [batch, …, position, …] that grows along one axis, in memory or, with a folder, in a temporary file."""
 
     def __init__(self, axis: int, folder: Path | None) -> None:
         self._axis = axis
@@ -60,7 +60,7 @@ class Rows:
             self._file.close()
 
     def joined(self) -> Tensor:
-        """All of them as one tensor; those in a file are mapped, and copied once here."""
+        """The whole tensor; a file is memory-mapped and copied once."""
         if self._file is None:
             return torch.cat(self._pieces, self._axis)
         assert self._like is not None
@@ -79,7 +79,7 @@ class Rows:
 
 @dataclasses.dataclass
 class _Layer:
-    """What has come of one layer so far."""
+    """What the steps so far gave for one layer."""
 
     q: Rows
     k: Rows
@@ -94,7 +94,7 @@ class _Layer:
 
 
 class GenerationRecorder:
-    """Listens to one model while it generates `longest` tokens at most, the prompt included."""
+    """Listener for one generation of at most `longest` tokens, the prompt included."""
 
     def __init__(self, recorder: Recorder, longest: int, folder: Path | None) -> None:
         self.model = recorder.model
@@ -114,7 +114,7 @@ class GenerationRecorder:
         self._residuals: dict[int | str, Rows] = {}
 
     def close(self) -> None:
-        """Let go of the files, also of a text that was not finished."""
+        """Close the temporary files, also of an unfinished generation."""
         for layer in self._layers.values():
             for rows in (layer.q, layer.k, layer.lse, layer.value, *layer.factors):
                 rows.close()
@@ -122,7 +122,7 @@ class GenerationRecorder:
             rows.close()
 
     def chosen(self, tokens: Tensor, live: Tensor) -> None:
-        """The next token of each row, and whether the row had not ended before it; both [batch]."""
+        """Add the next token of each row, [batch]; `live` is False for rows that had ended before it."""
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         self.valid = torch.cat([self.valid, live[:, None]], 1)
 
@@ -161,7 +161,7 @@ class GenerationRecorder:
             self._residuals.setdefault(place, Rows(1, self._folder)).append(stream)
 
     def finish(self) -> None:
-        """Hand every layer to the recorder, as if it had come in one run."""
+        """Give every layer to the recorder, as one run over the whole text would."""
         recorder = self._recorder
         length = self.ids.shape[1]
         recorder.tokens = type(recorder.tokens)(self.ids, self.valid)
@@ -197,7 +197,7 @@ class GenerationRecorder:
         return _Layer(q, k, lse, value, factors, statistics, totals, [])
 
     def _marked(self, map: AttentionMap) -> AttentionMap:
-        """Rows whose text had ended before them are as padding."""
+        """The map with the rows of ended texts marked as padding."""
         first = map.rule.mask.query_offset
         live = self.valid[:, first : first + map.shape[2]]
         if live.shape[1] != map.shape[2] or bool(live.all()):
@@ -225,7 +225,7 @@ class GenerationRecorder:
     def _mask(self, map: AttentionMap, length: int, valid: Tensor) -> Mask:
         documents = map.rule.mask.documents
         if documents is not None and documents.shape[1] < length:
-            documents = None  # they end where the text does by now, and edits do not go by them
+            documents = None  # they cover only the tokens so far, and no edit depends on them
         mask = replace(
             map.rule.mask, queries=length, keys=length, query_offset=0, key_offset=0,
             valid_keys=None, valid_queries=None, start=None, stop=None, documents=documents,
@@ -236,7 +236,7 @@ class GenerationRecorder:
         return replace(mask, valid_keys=valid, valid_queries=valid, start=start, stop=stop)
 
     def _lowered(self, layer: int, map: AttentionMap) -> tuple[tuple, tuple]:
-        """The edits of the longest text that may come: of scores and of weights."""
+        """The active score edits and weight edits, lowered for the longest possible text."""
         valid = self.valid[:, : self.prompt]
         later = torch.ones(len(valid), self._longest - self.prompt, dtype=torch.bool)
         mask = self._mask(map, self._longest, torch.cat([valid, later], 1))
@@ -283,7 +283,7 @@ class GenerationRecorder:
 
 
 def _bias(pieces: list[Tensor], length: int) -> Tensor | None:
-    """The score biases of all steps: the last where all queries share one, else row by row."""
+    """The score bias of the whole text: the last one if all queries share one row, else all rows joined."""
     if not pieces:
         return None
     if pieces[-1].shape[2] == 1 and pieces[0].shape[2] == 1 and len({p.shape[3] for p in pieces}) == 1:
@@ -293,7 +293,7 @@ def _bias(pieces: list[Tensor], length: int) -> Tensor | None:
 
 
 def _window(edit: Any, rows: slice, keys: slice) -> Any:
-    """An edit of a whole text, as it is in some rows and columns of it."""
+    """A lowered edit of the whole text, cut to some rows and columns."""
     changed = {}
     for field in dataclasses.fields(edit):
         value = getattr(edit, field.name)

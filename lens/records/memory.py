@@ -1,4 +1,4 @@
-"""Bytes that a record will take, from shapes alone, and the refusal where there is not that much room."""
+"""`Estimate`: the bytes that a record will take, computed from shapes alone, and the check that there is room."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from headwater.lens.errors import EditError, ResourceError
 from headwater.lens.models.opened import Opened
 from headwater.lens.records.recorder import Recorder
 
-ENTRY = 210  # bytes of a file's header for one tensor: its name, type, shape, place and digest
-LAYER = 900  # … and for what else it says of one layer
+ENTRY = 210  # bytes of the file header for one tensor: name, dtype, shape, offsets and digest
+LAYER = 900  # bytes of the file header for the score rule and mask of one layer
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """`bytes` that a record keeps, by part in `parts`; `file`, what it takes on disk; `available` memory.
-
-    `dense` is what the maps would take, `step` the most that is alive at once where the record goes to a file.
+    """All fields are bytes: `bytes` of the record in memory, `parts` what they are for, `file` its size on disk,
+    `available` free memory, `dense` what dense maps would take, `step` the most memory at once if it goes to a file.
     """
 
     bytes: int
@@ -41,7 +40,7 @@ class Estimate:
 
     @classmethod
     def together(cls, costs: Sequence[Estimate]) -> Estimate:
-        """Several records of one run."""
+        """The sum for several records of one run."""
         names = dict.fromkeys(name for cost in costs for name in cost.parts)
         summed = {name: sum(cost.parts.get(name, 0) for cost in costs) for name in names}
         return cls(
@@ -50,7 +49,7 @@ class Estimate:
         )  # fmt: skip
 
     def check(self) -> None:
-        """Raise ResourceError where the record would take more than half of what is free."""
+        """ResourceError if the record would take more than half of the free memory."""
         if self.bytes > self.available // 2:
             raise ResourceError(
                 f"the record would keep {_size(self.bytes)} and {_size(self.available)} are free; use keep=() for "
@@ -59,7 +58,7 @@ class Estimate:
             )
 
     def check_disk(self, folder: Path) -> None:
-        """Raise ResourceError where the file would not fit on the disk, or one layer not in memory."""
+        """ResourceError if the file does not fit on the disk, or one layer takes more than half of the free memory."""
         free = shutil.disk_usage(folder).free if folder.is_dir() else self.file
         if self.file > free:
             raise ResourceError(
@@ -78,12 +77,12 @@ class Estimate:
 
 
 def total(recorders: Iterable[Recorder]) -> Estimate:
-    """What all recorders of one run will keep."""
+    """The estimate for all recorders of one run."""
     return Estimate.together([estimate(recorder) for recorder in recorders])
 
 
 def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
-    """What `recorder` will keep of its tokens, or of a text of `length` tokens in each row."""
+    """The estimate for one recorder and its tokens, or for rows of `length` tokens."""
     model = recorder.source
     batch, positions = recorder.tokens.ids.shape
     keys = recorder.keys.ids.shape[1]
@@ -123,7 +122,7 @@ def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
 
 
 def header_size(recorders: Mapping[str, Recorder]) -> int:
-    """About the bytes of a file's header: a line for each tensor, and what the edits say of themselves."""
+    """Approximate bytes of the file header: one entry per tensor, one block per layer, and the edits as JSON."""
     size = 1500
     for recorder in recorders.values():
         edits = len(context.active(recorder.model))
@@ -139,7 +138,7 @@ def header_size(recorders: Mapping[str, Recorder]) -> int:
 
 
 def _rules(model: Opened, recorder: Recorder, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Bytes of what defines the maps beside queries and keys: (shared by all layers, of every layer together)."""
+    """Bytes of masks, biases and edits in the maps: (shared by all layers, summed over layers)."""
     batch, queries, keys = shape
     mask = Mask(queries, keys, right=0 if model.causal else None)
     shared = 0 if bool(recorder.tokens.mask.all()) else batch * (queries + keys + 16)
@@ -153,9 +152,9 @@ def _rules(model: Opened, recorder: Recorder, shape: tuple[int, int, int]) -> tu
         for layer in recorder.layers:
             try:
                 lowered = prepared.lower(layer, mask, batch)
-            except EditError:  # it names what only the run knows, or can not be: the run says which
+            except EditError:  # needs the tokens of the run, or is wrong; the run itself raises in that case
                 continue
-            # edits of a layer's own queries and keys may keep a number for every pair
+            # an adapter may keep one number for every pair of query and key
             each += 8 * len(lowered.adapters) * batch * model.n_heads * queries * keys
             for edit in lowered.weights:
                 factors = 1 if isinstance(edit, MixIdentity) else 2
@@ -165,7 +164,7 @@ def _rules(model: Opened, recorder: Recorder, shape: tuple[int, int, int]) -> tu
 
 
 def _value_width(model: Opened) -> int:
-    """Numbers of a head's value; DeepSeek's are narrower than its queries."""
+    """d_value of a head; in DeepSeek it is smaller than d_head."""
     return int(getattr(model.attention_module(model.layers[0]), "v_head_dim", model.d_head))
 
 

@@ -1,8 +1,8 @@
-"""Attention maps as plain data and named tensors, and back: score rule, mask, edits, normalisers and patterns.
+"""Pack attention maps into JSON data and named tensors, and unpack them: score rule, mask, edits, normaliser, patterns.
 
-Only the classes listed here are ever made from a file, each from fields of the types that it declares, and shapes are
-checked against the map's own before it is used. A mask or an edit that only a function describes can not be written
-down; it is refused by name. Tensors that layers share (masks, position biases) are written once.
+Unpacking creates only the classes listed here, only from fields of the declared types, and checks all shapes against
+the map before it is used. A mask or an edit that is a Python function can not be packed: RecordError names it. Tensors
+that several layers share (masks, position biases) are written once.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ Add = Callable[[str, Tensor], None]
 
 
 class Packer:
-    """Takes maps apart; `add` is given each tensor once, under the name that the packed form says."""
+    """Packs maps; `add(name, tensor)` is called once for each tensor, with the name that the packed data holds."""
 
     def __init__(self, add: Add) -> None:
         self._add = add
-        # the tensors are held, so that no other one takes their place in memory
+        # holds the tensors: a freed one could give its address, which is the key here, to another
         self._shared: dict[tuple, tuple[str, Tensor]] = {}
 
     def pack(self, map: AttentionMap, name: str) -> dict[str, Any]:
-        """A map as JSON-ready data; RecordError where a part of it is a function."""
+        """The map as JSON data; RecordError if a part of it is a Python function."""
         return self._item(map, name)
 
     def _item(self, item: Any, name: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Packer:
 
 
 def on_device(item: Any, device: torch.device) -> Any:
-    """A map, or any part of one, with all its tensors on a device."""
+    """A map, or a part of one, with all its tensors on a device."""
     if isinstance(item, Tensor):
         return item.to(device)
     if isinstance(item, tuple):
@@ -111,7 +111,7 @@ def on_device(item: Any, device: torch.device) -> Any:
 
 
 def unpack(packed: Any, tensors: dict[str, Tensor]) -> AttentionMap:
-    """The map that was packed; KeyError, TypeError or ValueError where it is not one."""
+    """The packed map; KeyError, TypeError or ValueError for data that is not a map."""
     map = _unpacked(packed, tensors, 0)
     if not isinstance(map, AttentionMap):
         raise ValueError(f"a map was expected, found {type(map).__name__}")
@@ -142,7 +142,7 @@ def _unpacked(packed: Any, tensors: dict[str, Tensor], depth: int) -> Any:
 
 
 def _fits(value: Any, declared: str) -> bool:
-    """Whether a value is of the type that a field declares, such as `tuple[ScoreEdit, ...]` or `int | None`."""
+    """Whether a value has the declared type of a field, such as `tuple[ScoreEdit, ...]` or `int | None`."""
     words = set(re.findall(r"\w+", declared))
     if isinstance(value, tuple):
         return "tuple" in words and all(_fits(each, declared) for each in value)
@@ -159,7 +159,7 @@ def _fits(value: Any, declared: str) -> bool:
 
 
 def check(map: AttentionMap) -> None:
-    """ValueError where the parts of a map do not fit each other."""
+    """ValueError if the shapes in a map do not fit each other."""
     q, k, rule = map.q, map.k, map.rule
     if q.dim() != 4 or k.dim() != 4 or not q.is_floating_point() or q.dtype != k.dtype or 0 in q.shape:
         raise ValueError(f"queries {list(q.shape)} and keys {list(k.shape)} do not belong together")

@@ -1,7 +1,7 @@
-"""One run of a model as records: which parts are recorded, with which statistics and named groups of keys.
+"""`recorders` and `finish`: which parts of a model one run records, with which settings, and the record in the end.
 
-A model of one part gives one record. One of several gives that of its main part, which holds the others: each part has
-tokens, heads and layers of its own.
+A model with one part gives one record. A model with several gives the record of its main part with the others in
+`record.parts`, because every part has its own tokens, heads and layers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from headwater.lens.records.contents import Axis
 from headwater.lens.records.record import DEFAULT_STATISTICS, Record
 from headwater.lens.records.recorder import Recorder, key_positions
 
-# statistics of a query's own position among the keys
+# statistics that need the query's own position among the keys; cross-attention has none
 RELATIVE = ("self", "previous", "distance", "distance_squared", "windowed_distance")
 Groups = Mapping[str, Any] | Sequence[str] | str | None
 
@@ -32,7 +32,7 @@ Groups = Mapping[str, Any] | Sequence[str] | str | None
 def recorders(
     model: Opened, found: Tokens, statistics: Iterable[str], layers: Layers, keep: Iterable[str], groups: Groups
 ) -> dict[str, Recorder]:  # fmt: skip
-    """A listener for each part that this prompt reaches; a part asked for by name is recorded alone."""
+    """{part: recorder} for the parts that run on this prompt; if `model` is not its main part, only for that part."""
     asked = (statistics,) if isinstance(statistics, str) else tuple(statistics)
     first = model.part_name
     everything = first == next(iter(model.parts))
@@ -61,12 +61,15 @@ def _common(layers: Layers, model: Opened, view: Opened) -> list[int]:
 def _fitting(
     view: Opened, asked: tuple[str, ...], groups: Mapping[str, Tensor] | None, strict: bool
 ) -> tuple[str, ...]:
-    """Less what needs a query's own position among the keys, in cross-attention, and mass where no group is known."""
+    """The statistics that a part has: no `RELATIVE` ones in cross-attention, no "mass" without groups.
+
+    With `strict` asking for such a statistic by name is a RecordError.
+    """
     if view.parts[view.part_name].crosses:
         relative = [name for name in asked if name in RELATIVE]
         if relative and strict and asked != DEFAULT_STATISTICS:
             raise RecordError(
-                f"{relative[0]!r} is not defined in cross-attention: no key is the query's own position"
+                f"{relative[0]!r} is not defined in cross-attention: no key is the query's own position; leave it out"
             )
         asked = tuple(name for name in asked if name not in relative)
     return asked if strict or groups else tuple(name for name in asked if name not in kernel.GROUPED)
@@ -75,7 +78,7 @@ def _fitting(
 def _named(
     view: Opened, found: Tokens, keys: Tokens, groups: Groups, strict: bool
 ) -> dict[str, Tensor] | None:
-    """Groups of keys as bool [batch, key]. Positions are of the part that was asked; other parts know names alone."""
+    """Groups of keys as bool [batch, key]; with `strict=False`, for the other parts, only the named token groups."""
     if groups is None:
         return None
     known = token_groups(view, found)
@@ -97,7 +100,7 @@ def _named(
 
 
 def finish(model: Opened, found: Tokens, made: Mapping[str, Recorder]) -> Record:
-    """The record of the part that was asked, with those of the other parts that the run called."""
+    """The record of the part of `model`, with the records of the other parts that ran."""
     records = {}
     for name, recorder in made.items():
         if name != model.part_name and not recorder.was_called:
@@ -116,7 +119,7 @@ def finish(model: Opened, found: Tokens, made: Mapping[str, Recorder]) -> Record
 
 
 def _about(model: Opened, part: Part, found: Tokens) -> dict[str, Any]:
-    """What a record says of its part, beyond where it is from."""
+    """What the provenance of a record says about its part: name and patch grid."""
     about: dict[str, Any] = {"part": part.name} if len(model.parts) > 1 or part.queries != "text" else {}
     pixels = found.more.get("pixel_values")
     if pixels is None or model.patches is None:

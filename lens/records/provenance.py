@@ -1,4 +1,4 @@
-"""Where numbers are from: the model, the edits that were on, and the versions of what computed them."""
+"""`provenance`: the model, the active edits and the library versions, stored with every record and result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERSION = version("headwater")
 
 
 def provenance(model: Opened) -> dict[str, Any]:
-    """Where numbers that come from `model` now are from: the model, the edits that are on, and the versions."""
+    """The provenance of numbers that `model` computes now, in this context."""
     return {
         "model": model.name,
         "revision": model.revision,

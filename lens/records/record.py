@@ -1,7 +1,7 @@
-"""`Record`: what one run left behind — tokens, one `AttentionMap` per layer, exact statistics, and where it is from.
+"""`Record`: the result of one recorded run: tokens, one `AttentionMap` per layer, exact statistics, provenance.
 
-Padding is marked by `valid` and excluded everywhere. Axis order is [batch, layer, head, query, key], absent axes left
-out; heads are query heads.
+The axis order is always [batch, layer, head, query, key], without the axes that a tensor does not have. Heads are query
+heads. `valid` is False on padding, which no statistic counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULT_STATISTICS = kernel.DEFAULT
 
 @dataclass(frozen=True, eq=False)
 class Record(Contents):
-    """One run: `Contents` say what is in it, the methods give it as maps, statistics and windows of weights.
+    """One recorded run. `Contents` lists the fields; the methods give maps, windows of weights and statistics.
 
     >>> import headwater as hw
     >>> record = hw.load("tasks-4l").record("When Mary and John went to the store")
@@ -53,14 +53,17 @@ class Record(Contents):
         return self.parts[name]
 
     def map(self, layer: int) -> AttentionMap:
-        """The attention maps of one layer, as an operator."""
+        """The maps of one layer as an operator [batch, head, query, key]; RecordError if none were kept."""
         self._has_layer(layer)
         if layer not in self.maps:
             raise RecordError("the record holds statistics alone; record with keep=('qk',) to have its maps")
         return self.maps[layer]
 
     def residual(self, layer: int | str) -> Float[Tensor, "batch position d_model"]:
-        """The residual stream entering a layer, or "final": behind the last block. [batch, position, d_model]."""
+        """The residual stream at the input of a layer, or after the last block ("final"), [batch, position, d_model].
+
+        RecordError unless it was recorded, with keep="residual".
+        """
         if not self.residuals:
             raise RecordError(
                 "the record holds no residual stream; record with keep=('qk', 'residual') to have it"
@@ -74,9 +77,10 @@ class Record(Contents):
     def pattern(
         self, layer: int, head: int | None = None, queries: Any = None, keys: Any = None
     ) -> Float[Tensor, "batch query key"] | Float[Tensor, "batch head query key"]:
-        """Exact weights of a window, dense float32: [batch, query, key] of one head, [batch, head, query, key] of all.
+        """Exact dense weights of a window, float32: [batch, query, key] of one head, [batch, head, query, key] of all.
 
-        `queries` and `keys` are slices or positions of the token axis (None: all). Rows of padding are zero.
+        `queries` and `keys` are slices or positions on the token axis, padding included (None: all). Rows of padding
+        are zero. Memory is that of the window.
         """
         map = self.map(layer)
         if head is not None and not 0 <= head < self.n_heads:
@@ -88,9 +92,10 @@ class Record(Contents):
         return tile if head is None else tile[:, 0]
 
     def statistic(self, name: str) -> xr.DataArray:
-        """[batch, layer, head, query], or key; `mass` [batch, layer, head, group, query]. Units are in `attrs`.
+        """A statistic as a labelled array [batch, layer, head, query] or, per key, [batch, layer, head, key].
 
-        One that was not recorded is computed from the maps, where they were kept.
+        "mass" is [batch, layer, head, group, query]. Units are in `attrs`, names in kernels/maps/statistics.py.
+        A statistic that was not recorded is computed from the maps; RecordError if no maps were kept.
         """
         if name not in kernel.NAMES:
             raise RecordError(f"unknown statistic {name!r}: {nearest(name, kernel.NAMES)}")
@@ -107,26 +112,26 @@ class Record(Contents):
         return self._labelled(name, self.statistics[name])
 
     def to_xarray(self) -> xr.Dataset:
-        """All recorded statistics as one Dataset, with tokens, heads and provenance."""
+        """All recorded statistics as one Dataset, with token and head coordinates and provenance in `attrs`."""
         data = {name: self.statistic(name) for name in self.statistics}
         tokens = xr.DataArray(self.tokens.numpy(), dims=("batch", "position"), name="tokens")
         valid = xr.DataArray(self.valid.numpy(), dims=("batch", "position"), name="valid")
         found = xr.Dataset({"tokens": tokens, "valid": valid})
         found = found.assign_coords(token=(("batch", "position"), np.array(self.strings, dtype=object)))
-        # the key and query axes carry the same tokens; one coordinate each keeps the arrays aligned by position alone
+        # query and key arrays each have a coordinate `token` on their own axis; a Dataset can hold only one
         found = found.merge(xr.Dataset({n: a.drop_vars("token") for n, a in data.items()}))
         found.attrs.update(self._flat_provenance())
         return found
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, beside and renamed, so that a broken write leaves the old file."""
+        """Write one safetensors file; it is renamed into place, so that an interrupted write leaves the old file."""
         return save_open.save(self, Path(path))
 
     @staticmethod
     def open(path: str | Path, verify: bool = False) -> Record:
-        """Open a saved record, memory-mapped; anything that is not one is refused with the reason.
+        """Open a saved record, memory-mapped: tensors are read when they are used.
 
-        `verify` reads every byte and compares it with what was written.
+        RecordError says why a file is not a record. `verify` reads every byte and compares digests.
         """
         return save_open.open_record(Path(path), Record, verify)
 
@@ -169,7 +174,7 @@ def stack(groups: dict[str, Bool[Tensor, "batch position"]]) -> Bool[Tensor, "ba
 
 
 def _window(given: Any, length: int, what: str) -> tuple[slice, Any]:
-    """The plain slice that covers what was asked for, and how to pick it out of that slice."""
+    """The smallest slice without a step that covers the positions, and the index of the positions in that slice."""
     if given is None:
         return slice(0, length), slice(None)
     if isinstance(given, slice):

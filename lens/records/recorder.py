@@ -1,6 +1,6 @@
-"""`Recorder`: the listener that turns each layer's attention into what a record keeps, as the model runs.
+"""`Recorder`: the listener that computes and keeps what a record needs of each layer, while the model runs.
 
-What is kept stays on the model's device, goes to the CPU, or is written to a file layer by layer and let go.
+The tensors stay on the model's device, go to the CPU, or are written to a file layer by layer and freed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ LEVELS = ("qk", "qkv", "residual")
 
 
 class Recorder:
-    """What one part of a model is to leave behind of `tokens`, whose queries see `keys` (others in cross-attention).
+    """Listener for one part of a model. `tokens` are its queries, `keys` its keys; they differ in cross-attention.
 
-    `device` (None: as it comes) and `writer` say where it is kept.
+    `device` (None: the model's) or `writer` say where the tensors go.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Recorder:
         found = map.statistics(self.statistics, stack(self.groups))
         kept = None
         if self.keeps_maps:
-            # the model's own tensors may be views of larger ones that would stay alive with them
+            # q and k may be views of larger tensors, which a view would keep in memory
             kept = AttentionMap(
                 map.q.contiguous(), map.k.contiguous(), map.rule, map.lse, map.steps, map.backend
             )
@@ -94,7 +94,7 @@ class Recorder:
     def put(
         self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None
     ) -> None:
-        """Keep one layer where the record is to lie."""
+        """Keep one layer: on the device, or in the file."""
         if self.writer is not None:
             self.writer.layer(layer, statistics, map, value)
             self._found[layer] = {}
@@ -111,21 +111,22 @@ class Recorder:
         if self.writer is not None:
             self.writer.residual(place, stream)
             return
-        # a block may write into what it was given
+        # a block may change its input in place
         stream = stream.detach().clone()
         self._residuals[place] = stream if self.device is None else stream.to(self.device)
 
     @property
     def was_called(self) -> bool:
-        """Whether any layer called."""
+        """True once a layer has given its map to this recorder."""
         return bool(self._found)
 
     def finish(self) -> Record:
-        """The record; what was written to a file is not in it."""
+        """The record; tensors that were written to a file are not in it."""
         missing = [layer for layer in self.layers if layer not in self._found]
         if missing:
             raise RecordError(
-                f"layers {missing} did not call Headwater's attention; nothing was recorded of them"
+                f"layers {missing} did not call Headwater's attention, so nothing was recorded of them; leave them "
+                "out of layers="
             )
         model = self.source
         names = self.statistics if self.writer is None else ()
@@ -139,7 +140,7 @@ class Recorder:
 
 
 def refuse_overflow(layer: int, map: AttentionMap) -> None:
-    """RecordError where scores are NaN or infinite, which shows in the rows' log-sum-exp."""
+    """RecordError if scores overflowed; the log-sum-exp of a row is NaN then."""
     bad = map.lse.isnan()
     if bad.any():
         row, head, query = bad.nonzero()[0].tolist()
@@ -150,7 +151,7 @@ def refuse_overflow(layer: int, map: AttentionMap) -> None:
 
 
 def key_positions(given: Any, tokens: Tokens) -> Tensor:
-    """A named group of keys as bool [batch, position]; such a tensor is taken as it is."""
+    """Positions as a group of keys, bool [batch, position]; a bool tensor is returned as it is."""
     if isinstance(given, Tensor) and given.dtype == torch.bool:
         return given
     named = positions.check(given, "groups")  # type: ignore[arg-type]

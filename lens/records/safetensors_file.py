@@ -1,8 +1,8 @@
-"""One safetensors file written tensor by tensor, seen by nobody until it is whole, and read back by mapping.
+"""`RecordFile`: a safetensors file written tensor by tensor; `read` memory-maps it.
 
-The header stands at the front of such a file but is known last, so room is kept for it and filled up with blanks, as
-the format allows. The file gets its name when it is whole (`NewFile`). Every tensor has its digest in the header, and
-the header its own. Cost: one pass over the data, the digest included; memory, one tensor.
+The header comes first in the file but is known last. So space is reserved for it, and the rest of the space is filled
+with blanks, which the format allows. The file gets its name only when it is complete (`NewFile`). The header holds a
+digest of every tensor, and one of itself. Cost: one pass over the data, with the digest; memory: one tensor.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DTYPES = {
     torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
 }  # fmt: skip
 ALIGNED = 8
-LARGEST_HEADER = 100_000_000  # what safetensors reads
+LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
 META = "headwater"
 
 
 class RecordFile:
-    """A file being written. Leaving its `with` block without `finish` leaves what was there before, and nothing else.
+    """A file being written. Without `finish`, the end of its `with` block leaves the old file as it was.
 
-    `room` is how many bytes are kept for the header; where that turns out too little the data is copied once.
+    `room` is the number of bytes reserved for the header; if that is too few the data is copied once.
     """
 
     def __init__(self, path: Path, room: int = 0) -> None:
@@ -54,7 +54,7 @@ class RecordFile:
         self.discard()
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Append one tensor; it may be dropped afterwards."""
+        """Append one tensor; the caller may free it afterwards."""
         if name in self.table:
             raise ValueError(f"tensor {name!r} is in the file already")
         kind = DTYPES[tensor.dtype]
@@ -77,7 +77,7 @@ class RecordFile:
         return self._new.finish()
 
     def discard(self) -> None:
-        """Drop what was written so far; after `finish` there is nothing to drop."""
+        """Delete what was written so far; no effect after `finish`."""
         self._new.discard()
 
     def _write(self, name: str, kind: str, shape: list[int], data: memoryview) -> None:
@@ -91,7 +91,7 @@ class RecordFile:
         self._size = end
 
     def _align(self, name: str) -> None:
-        """Readers map numbers where they stand, so each tensor begins at a multiple of its widest number."""
+        """Pad with a tensor of zeros: readers map tensors in place, so each must begin at a multiple of 8 bytes."""
         if lacking := -self._size % ALIGNED:
             self._write(name, "U8", [lacking], memoryview(bytes(lacking)))
 
@@ -106,7 +106,7 @@ class RecordFile:
         return head
 
     def _move(self, room: int) -> None:
-        """The same data behind a larger header."""
+        """Copy the data to leave more room for the header."""
         with self._new as old:
             self._new = NewFile(self.path, RecordError)
             self._new.file.seek(8 + room)
@@ -116,9 +116,9 @@ class RecordFile:
 
 
 def read(path: Path, verify: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and the mapped tensors; ValueError or SafetensorError where they are not what was written.
+    """The header and the memory-mapped tensors; ValueError or SafetensorError for a damaged file.
 
-    `verify` reads every byte and compares it with its digest; without it the header alone is checked.
+    `verify` reads every tensor and compares its digest; without it only the digest of the header is checked.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
@@ -146,13 +146,13 @@ def _verify(tensors: dict[str, Tensor], digests: dict[str, str]) -> None:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The numbers of a contiguous tensor on the CPU as they lie in memory."""
+    """The bytes of a contiguous CPU tensor, without a copy."""
     plain: Any = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
     return memoryview(plain)
 
 
 def _digest(text: str, table: dict[str, dict[str, Any]]) -> str:
-    """Of the header's text and of each tensor's name, type and shape; independent of where they stand."""
+    """A digest of the header text and of each tensor's name, dtype and shape, but not of the offsets."""
     shapes = sorted((n, t["dtype"], list(t["shape"])) for n, t in table.items())
     return hashlib.sha256(f"{text}\n{json.dumps(shapes)}".encode()).hexdigest()
 

@@ -1,9 +1,9 @@
-"""Records on disk: one safetensors file, its meaning as JSON in the header; written beside, renamed, read by mapping.
+"""Save and open records: one safetensors file with JSON metadata in its header.
 
-Tensors are `tokens`, `valid`, `strings` (JSON as bytes), `statistic.NAME.LAYER`, `map.LAYER.q|k|lse|rule…`,
-`value.LAYER`, `residual.LAYER` and `group.N`; those of the model's other parts begin with `part.N.`, `pad.N` are fill.
-They can be written as a model runs, one layer at a time. A file is data from a stranger: nothing is executed, every
-name, type and shape is checked, and anything unexpected is refused with the reason.
+Tensors: `tokens`, `valid`, `strings` (JSON as bytes), `statistic.NAME.LAYER`, `map.LAYER.q|k|lse|rule…`, `value.LAYER`,
+`residual.LAYER`, `group.N`, and padding `pad.N`. Names of the model's other parts begin with `part.N.`. A record can be
+written while the model runs, layer by layer. A file may come from a stranger: opening it executes nothing, checks
+every name, dtype and shape, and raises RecordError for anything unexpected.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ WHOLE = ("argmax", "visible")  # statistics that are int64
 
 
 class File(Protocol):
-    """What takes the tensors of a record: a file, or a count of what they would need."""
+    """Where the tensors of a record are written: a file, or a `Count`."""
 
     def add(self, name: str, tensor: Tensor) -> None: ...
 
 
 class Count:
-    """Bytes of the tensors that a record would write, and of the header entries they need."""
+    """Counts the bytes of the tensors that a record would write, and of their header entries."""
 
     def __init__(self) -> None:
         self.bytes = self.entries = 0
@@ -52,7 +52,7 @@ class Count:
 
 
 class RecordWriter:
-    """Writes one record, or one part of it, into a file: the layers as they come, what belongs to all of them last."""
+    """Writes one record, or one part of it, to a file: first the layers as they come, then what all layers share."""
 
     def __init__(self, file: File, prefix: str = "") -> None:
         self._file, self._prefix = file, prefix
@@ -65,7 +65,7 @@ class RecordWriter:
     def layer(
         self, layer: int, statistics: Mapping[str, Tensor], map: AttentionMap | None, value: Tensor | None
     ) -> None:
-        """Everything that is kept of one layer."""
+        """Write all that is kept of one layer."""
         self._names = list(statistics)
         self._layers["statistics"].append(layer)
         for name, values in statistics.items():
@@ -77,12 +77,12 @@ class RecordWriter:
             self._add(f"value.{layer}", value)
 
     def residual(self, place: int | str, stream: Tensor) -> None:
-        """The residual stream entering a layer, or behind the last ("final")."""
+        """Write the residual stream at the input of a layer, or after the last ("final")."""
         self._residuals.append(str(place))
         self._add(f"residual.{place}", stream)
 
     def about(self, record: Contents) -> dict[str, Any]:
-        """Writes what is left of the record and gives its part of the header."""
+        """Write the rest of the record and return its part of the header."""
         for name, axis in (("", Axis(record.tokens, record.valid, record.strings)), ("key.", record.keys)):
             if axis is not None:
                 self._add(f"{name}tokens", axis.tokens)
@@ -103,7 +103,7 @@ class RecordWriter:
 
 
 def save(record: Contents, path: Path) -> Path:
-    """Write the record to `path`; an interrupted write leaves what was there."""
+    """Write the record to `path`; an interrupted write leaves the old file."""
     count = Count()
     room = len(json.dumps(_write(record, count))) * 6 // 5 + count.entries + 1000
     with RecordFile(path, room) as file:
@@ -111,7 +111,7 @@ def save(record: Contents, path: Path) -> Path:
 
 
 def joined(head: dict[str, Any], parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The header of a whole file, from those of its main part and of the others."""
+    """The header of the file from the headers of its main part and of the other parts."""
     return {"format": FORMAT, **head, "parts": [{"name": name, **part} for name, part in parts.items()]}
 
 
@@ -139,10 +139,9 @@ def _write_one(record: Contents, file: File, prefix: str) -> dict[str, Any]:
 
 
 def open_record(path: Path, kind: type[R], verify: bool = False) -> R:
-    """Open a record, of the class `kind`, without reading its numbers; with `verify` every byte is compared with its
-    digest.
+    """Open a record as an instance of `kind`, memory-mapped; `verify` compares the digest of every tensor.
 
-    RecordError with the reason for anything that is not one.
+    RecordError says why a file is not a record.
     """
     if not path.is_file():
         raise RecordError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
@@ -174,7 +173,7 @@ def open_record(path: Path, kind: type[R], verify: bool = False) -> R:
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of one part, taken out of `tensors`."""
+    """Remove the tensors of one part from `tensors` and return them."""
     names = [name for name in tensors if name.startswith(prefix)]
     return {name: tensors.pop(name) for name in names}
 

@@ -1,11 +1,11 @@
-"""What a sink is, by each rule, in one place: for edits that name their keys so ("sinks:share:0.3", "sinks:act:5",
-"sinks:massive:20"), for recipes and for `analyses.find_sinks`, which tells the whole of the matter.
+"""The rules that define sinks: for edits ("sinks:share:0.3", "sinks:act:5", "sinks:massive:20"), recipes and
+`analyses.find_sinks`.
 
-With `α_j = Σ_i A_ij / #{i that see j}` a token j is a sink of a head where α_j exceeds the threshold: `share`, a fixed
-one (0.3, Gu et al., ICLR 2025); `act`, `alpha / N` for N real tokens (alpha 5), without each head's first sink, which
-the authors take for the initial token's (ACT, Yu et al., ICML 2024; detection checked against their code, the threshold
-against the text). Massive activations (VAR, Kang et al., ICLR 2025, checked against their code): a token is a sink of a
-layer, for all its heads, where one of a few dimensions of the stream entering it is above tau root mean squares.
+`share` and `act` compare `α_j = Σ_i A_ij / #{i that see j}` of a head with a threshold. `share`: a fixed one (0.3, Gu
+et al., ICLR 2025). `act`: `alpha / N` for N real tokens (alpha 5), without the first sink of each head, which the
+authors take for the initial token (ACT, Yu et al., ICML 2024; detection checked against their code, the threshold
+against the text). `massive`: a token is a sink of all heads of a layer if, in the stream entering the layer, one of a
+few dimensions is above tau times the root mean square (VAR, Kang et al., ICLR 2025; checked against their code).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ MOST_DIMENSIONS = 8
 
 
 def needs(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The statistics that a record must have for `find`, and what it must keep."""
+    """(statistics, keep) of a record on which `find` can find these sinks."""
     rules = {name.split(":")[1] for name in names}
     return ("received", "visible") if rules - {"massive"} else (), ("residual",) if "massive" in rules else ()
 
 
 def find(record: Record, name: str) -> Bool[Tensor, "batch layer head position"]:
-    """Sinks of every head, bool [batch, layer, head, position], from what `needs` names."""
+    """The sinks of every head by a rule, bool [batch, layer, head, position], from a record with what `needs` says."""
     _, rule, *given = name.split(":")
     if rule == "massive":
         tau = float(given[0]) if given else TAU
@@ -46,30 +46,30 @@ def find(record: Record, name: str) -> Bool[Tensor, "batch layer head position"]
 
 
 def without_first(sink: Bool[Tensor, "*rows position"]) -> Bool[Tensor, "*rows position"]:
-    """Sinks [..., position] less the first one of each row."""
+    """Sinks [..., position] without the first one of each row."""
     return sink & (sink.long().cumsum(-1) > 1)
 
 
 def relative(x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-    """`|x_d| / sqrt(mean_d x_d² + 1e-6)` of the last axis, in float32."""
+    """`|x_d| / sqrt(mean_d x_d² + 1e-6)` over the last axis, in float32."""
     x = x.float()
     return (x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()).abs()
 
 
 def massive(stream: Float[Tensor, "*rows d_model"], dimensions: Sequence[int]) -> Float[Tensor, "*rows"]:
-    """`max_{d in dimensions} |x_d| / rms(x)` of a stream [..., d_model] → [...]; 0 without a dimension."""
+    """`max_{d in dimensions} |x_d| / rms(x)` of a stream; 0 without dimensions."""
     if not len(dimensions):
         return stream.new_zeros(stream.shape[:-1], dtype=torch.float32)
     return relative(stream)[..., list(dimensions)].amax(-1)
 
 
 def massive_scores(record: Record, dimensions: Sequence[int]) -> Float[Tensor, "batch layer position"]:
-    """`massive` of the stream entering each recorded layer, [batch, layer, position]."""
+    """`massive` of the stream entering each recorded layer."""
     return torch.stack([massive(record.residual(layer), dimensions).cpu() for layer in record.layers], 1)
 
 
 def first_dimensions(record: Record, tau: float = TAU) -> list[int]:
-    """The dimensions that are massive on the first token of one of a record's texts, in its middle layers."""
+    """The dimensions that are massive on the first token of any text in the record, in its middle layers."""
     first = record.valid.long().argmax(1)
     rows = torch.arange(len(first))
     tokens = [record.residual(layer)[rows, first].float().cpu() for layer in record.layers]
@@ -77,13 +77,12 @@ def first_dimensions(record: Record, tau: float = TAU) -> list[int]:
 
 
 def massive_sizes(first: Float[Tensor, "layer *rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-    """The largest |x_d| / rms(x) of a first token in the middle layers, […, d_model]; `first` is
-    [layer, …, d_model]."""
+    """The largest |x_d| / rms(x) over the middle layers; `first` is the stream of a first token at every layer."""
     start = len(first) // 4
     return relative(first[start : max(3 * len(first) // 4, start + 1)]).amax(0)
 
 
 def massive_dimensions(sizes: Float[Tensor, "d_model"], tau: float = TAU) -> list[int]:
-    """The dimensions above tau of sizes [d_model], eight at most."""
+    """The dimensions whose size is above tau, at most the eight largest."""
     found = sizes.topk(min(MOST_DIMENSIONS, len(sizes)))
     return sorted(int(d) for d, size in zip(found.indices, found.values, strict=True) if size > tau)

@@ -1,4 +1,4 @@
-"""`Stacked`: statistics that lie in a file layer by layer, joined along the layers when one is asked for."""
+"""`Stacked`: a dict of statistics stored by layer, which stacks the layers of one when it is looked up."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class Stacked(MutableMapping[str, Tensor]):
-    """Name → [batch, layer, …]; what is not asked for is not read. A joined statistic is not kept."""
+    """{name: [batch, layer, …]}. Only statistics that are looked up are read from the file; results are not cached."""
 
     def __init__(self, parts: dict[str, list[Tensor]]) -> None:
         self._parts = parts
 
     def layer(self, place: int) -> dict[str, Tensor]:
-        """All statistics of the layer at one place, [batch, …] each."""
+        """{name: [batch, …]} of one layer, by its index."""
         return {name: values[place] for name, values in self._parts.items()}
 
     def __getitem__(self, name: str) -> Tensor:
