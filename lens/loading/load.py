@@ -1,8 +1,8 @@
-"""`load`: open a model by embedded name, folder or hub id, or one in memory, and check that it is read rightly.
+"""`load`: open a model by embedded name, local folder, hub id, or from memory.
 
-Model folders are data from strangers: they are checked before transformers sees them (folder.py), no tensors may be
-missing or left over (transformers would fill the missing ones with random numbers), all weights are finite. What is
-loaded is then hooked and compared with itself untouched (opening.py).
+A model folder may come from a stranger. It is checked before transformers reads it (folder.py). No tensor may be
+missing or left over: transformers would fill missing ones with random numbers. All weights must be finite. The loaded
+model is then switched to Headwater's attention, and its outputs are compared with those before (opening.py).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from headwater.lens.models.embedded import embedded
 from headwater.lens.transformer_lens.bridge import is_bridged, tokenizer_of, unbridged
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
-HUB_SECONDS = 5  # for the hub to answer; a download then takes what it takes
-NEAR = 0.6  # a name this like an embedded one is taken for a slip
+HUB_SECONDS = 5  # timeout for the hub to answer; the download has no timeout
+NEAR = 0.6  # a name this similar to an embedded one counts as a typing error
 
 
 def load(
@@ -36,11 +36,11 @@ def load(
 ) -> HookedModel:
     """Open a model.
 
-    `source` is an embedded name (`headwater models` lists them), a local folder, a hub id, or a transformers model in
-    memory, which from then on runs its attention through Headwater (its weights are never touched) and in eval mode; or
-    a TransformerBridge, which stays as it is: the model inside is opened beside it, on the same weights.
-    `tokenizer` may be left out; then prompts are token ids. `dtype` is float32 unless given, for models read from disk.
-    Raises ModelError with the reason for anything that can not be found, trusted, or read exactly.
+    `source` is one of: an embedded name (`headwater models` lists them); a local folder; a hub id; a transformers model
+    in memory; a TransformerBridge. A model in memory is put into eval mode and its attention runs through Headwater
+    from then on; its weights are not changed. A bridge is not changed: the model inside is rebuilt beside it on the
+    same weights. Without a `tokenizer` (folders usually bring one) prompts are token ids. `dtype` (default float32)
+    applies to models read from disk. ModelError says why a model can not be found, trusted or read exactly.
 
     >>> import headwater as hw
     >>> hw.load("tasks-4l")
@@ -75,7 +75,7 @@ def load(
 
 
 def _from_hub(name: str, tokenizer: Any, dtype: Any) -> HookedModel:
-    """A hub id: fetched by huggingface_hub into its cache, safetensors and text files alone."""
+    """Open a hub id; huggingface_hub downloads only safetensors and text files into its cache."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     known = embedded()
@@ -86,9 +86,11 @@ def _from_hub(name: str, tokenizer: Any, dtype: Any) -> HookedModel:
         if folder is None and not near and not constants.HF_HUB_OFFLINE:
             HfApi().repo_info(
                 name, timeout=HUB_SECONDS
-            )  # the download itself would wait far longer for an answer
+            )  # asks first, because the download would wait far longer for an answer
             folder = snapshot_download(name, allow_patterns=WANTED)
-    except Exception as error:  # the hub client raises many kinds; each means that the model is not to be had
+    except (
+        Exception
+    ) as error:  # the hub client raises many kinds; after any of them the model is not available
         folder, why = _cached(name), type(error).__name__
     if folder is None:
         hint = f"; {nearest(name, known)}" if "/" not in name else ""
@@ -100,12 +102,12 @@ def _from_hub(name: str, tokenizer: Any, dtype: Any) -> HookedModel:
 
 
 def _cached(name: str) -> Path | None:
-    """The snapshot of a hub id that lies in the cache already."""
+    """The snapshot of a hub id in the local cache; None without one."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=True))
-    except Exception:  # not there, or not a valid id: both mean that it is not cached
+    except Exception:  # not cached, or not a valid id
         return None
 
 
@@ -116,15 +118,15 @@ def _from_folder(path: Path, tokenizer: Any, name: str, dtype: Any) -> HookedMod
         _refuse_incomplete(path, hf, report)
         tokenizer = _tokenizer(path) if tokenizer is None else tokenizer
         model = open_model(hf, tokenizer, name, _files_digest(folder.weights))
-        # after the comparison with the untouched model, which does not know them
+        # after the comparison with transformers' own attention, which does not know these rules
         declared_rules.attach(model, path)
     return model
 
 
 def _built(folder: Folder, dtype: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model with its weights, and what transformers found missing or left over."""
+    """The model with its weights, and transformers' report of missing and unexpected tensors."""
     bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # it draws its own, also where nobody is at a terminal
+    transformers_logging.disable_progress_bar()  # transformers draws it without a terminal too
     try:
         return folder.kind.from_pretrained(
             folder.path, config=folder.config, use_safetensors=True, trust_remote_code=False, local_files_only=True,
@@ -165,7 +167,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _files_digest(files: list[Path]) -> str:
-    """sha256 over the weight files, so that a record says exactly which weights it is of."""
+    """sha256 over the weight files: the `revision` in records, which identifies the weights."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as handle:
@@ -176,10 +178,12 @@ def _files_digest(files: list[Path]) -> str:
 
 
 def _weights_digest(hf: Any) -> str:
-    """A short digest of weights in memory: of each tensor's shape and its first and last numbers."""
+    """A quick digest of weights in memory: the shape and the first and last 64 numbers of each tensor."""
     digest = hashlib.sha256()
     for key, weight in sorted(hf.state_dict().items()):
-        flat = weight.detach().reshape(-1) if not weight.is_meta else torch.empty(0)  # refused by the check
+        flat = (
+            weight.detach().reshape(-1) if not weight.is_meta else torch.empty(0)
+        )  # open_model refuses meta tensors
         ends = torch.cat([flat[:64], flat[-64:]]).float().cpu().numpy().tobytes()
         digest.update(f"{key}{tuple(weight.shape)}".encode() + ends)
     return "ends-sha256:" + digest.hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""Routing a transformers model's attention through Headwater, and seeing that nothing else changed.
+"""`open_model`: switch a transformers model to Headwater's attention function, and check that its outputs stay equal.
 
-One short run on arbitrary inputs finds the attention modules and their parts; its outputs are compared with those of
-the untouched model. A model that is read wrongly, or not at all, is refused by name.
+A short run on arbitrary inputs finds the attention modules and the parts. Its outputs are compared with those of
+transformers' own attention. ModelError if they differ, or if the model does not call the attention interface.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from headwater.lens.models import parts, read_only
 from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.signature import embedding, image_token, image_tokens, names, pair, vision_config
 
-LENGTH, SAMPLES = 24, 4000  # tokens, and samples of sound, of the short run
+LENGTH, SAMPLES = 24, 4000  # tokens, and audio samples, in the short run
 
 
 def open_model(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
-    """The model, opened; `hf` runs its attention through Headwater from now on, or is left as it was on an error."""
+    """The opened model. `hf` keeps Headwater's attention from now on; after an error it has its own again."""
     _refuse_nonfinite(hf, name)
     hf.eval()
     if not hf._can_set_attn_implementation():
@@ -41,10 +41,10 @@ def open_model(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel
             except ModelError:
                 if "pixel_values" not in sample or "input_ids" not in sample:
                     raise
-                sample = _sample(hf, images=False)  # images of a form not known here
+                sample = _sample(hf, images=False)  # the model wants images in another format
                 before = _run(hf, sample, name)
             if not _of_real(before, sample).isfinite().all():
-                # transformers' eager attention gives NaN where a window hides all keys of padding, in float64
+                # in float64 eager attention gives NaN on padding whose keys are all outside of the window
                 sample = {name: given for name, given in sample.items() if "attention_mask" not in name}
                 before = _run(hf, sample, name)
         hf.set_attn_implementation(NAME)
@@ -59,7 +59,7 @@ def open_model(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel
             _compare(before, after, sample, hf)
         found = parts.divide(hf, calls, sample)
         if "pixel_values" in names(hf) and "vision" not in found:
-            unread = (*unread, "vision")  # its images come in a form that is not known here
+            unread = (*unread, "vision")  # images in a format that the sample does not have
     except BaseException:
         hf.set_attn_implementation(original)
         raise
@@ -69,7 +69,7 @@ def open_model(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel
 
 
 def answer(out: Any) -> Tensor:
-    """What a run gives: logits, else the last hidden state, else the likeness of images and texts."""
+    """The main output of a run: logits, else the last hidden state, else the image–text similarity."""
     for field in ("logits", "last_hidden_state", "logits_per_image"):
         found = getattr(out, field, None)
         if isinstance(found, Tensor):
@@ -89,7 +89,7 @@ def _refuse_nonfinite(hf: Any, name: str) -> None:
 
 
 def _sample(hf: Any, images: bool = True) -> dict[str, Tensor]:
-    """Two rows of arbitrary inputs; of text the second has padding to its right."""
+    """Two rows of arbitrary inputs; the second row of text has padding on the right."""
     found: dict[str, Tensor] = {}
     known, table = names(hf), embedding(hf)
     weight = next(hf.parameters())
@@ -142,7 +142,7 @@ def _run(hf: Any, sample: dict[str, Tensor], name: str) -> Tensor:
 
 
 def _silent(hf: Any, called: set[nn.Module]) -> tuple[str, ...]:
-    """Stacks of which no layer was called; one of which only some layers were called is refused."""
+    """The stacks in which no layer was called; ModelError for a stack in which only some layers were called."""
     kinds = {type(module) for module in called}
     paths = {module: path for path, module in hf.named_modules()}
     heard = {parts.pattern(paths[module]) for module in called}
@@ -156,7 +156,7 @@ def _silent(hf: Any, called: set[nn.Module]) -> tuple[str, ...]:
 
 
 def _compare(before: Tensor, after: Tensor, sample: dict[str, Tensor], hf: Any) -> None:
-    """The self-check. Rows of padding differ by convention and do not count."""
+    """ModelError if the outputs on real tokens differ; on padding the two attentions may differ."""
     before, after = _of_real(before, sample), _of_real(after, sample)
     close_or_refuse(
         before, after, f"{type(hf).__name__} gives other outputs when Headwater computes its attention",
@@ -169,7 +169,7 @@ def _of_real(output: Tensor, sample: dict[str, Tensor]) -> Tensor:
     mask = sample.get("decoder_attention_mask", sample.get("attention_mask"))
     if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
         return output
-    return output[mask.bool().to(output.device)]  # the last layer may stand on another device than the first
+    return output[mask.bool().to(output.device)]  # the last layer may be on another device than the first
 
 
 def _check_tokenizer(model: HookedModel) -> None:

@@ -1,7 +1,8 @@
-"""Heads taken out of the weights for good: a smaller model that gives what the whole one gives without them.
+"""`remove_heads`: a smaller transformers model without some heads in its weights.
 
-The rows and columns of removed heads leave the projections (`projections` says which they are), so less is computed.
-What comes back is a plain transformers model of its own; whether it agrees is tried before it is given out.
+The rows and columns of removed heads are cut out of the projections (models/projections.py finds them), so less is
+computed. The result is a plain transformers model. Before it is returned, its output is compared with that of the
+original under gates of 0.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from headwater.lens.models.closeness import relative_difference
 from headwater.lens.models.projections import attention_with_projections, matrix, projections
 from headwater.lens.naming.heads import Heads, chosen
 
-PROBE = 8  # tokens of the text on which the smaller model is held to the gated one
-# what attention modules keep of the number of heads, by what it counts
+PROBE = 8  # tokens of the text on which the smaller and the gated model are compared
+# attributes of attention modules that depend on the number of heads
 QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 FEATURES = ("split_size", "all_head_size", "inner_dim")
@@ -31,11 +32,11 @@ FEATURES = ("split_size", "all_head_size", "inner_dim")
 def remove_heads(model: HookedModel, heads: Heads) -> Any:
     """A copy of the transformers model inside `model`, without `heads` in its weights.
 
-    Its outputs are those of `model.gated` with these heads at 0; edits that are on are not in it. Key–value heads go
-    when all their query heads go; the other groups must lose equally many each, since one layer's groups have one size.
-    A layer that loses every head keeps one whose output weights are 0, so that caches find its keys. The copy runs on
-    sdpa or eager attention; its configuration still counts all heads, so keep it by `torch.save` and not by
-    `save_pretrained`. ModelError where an architecture or a choice does not allow it.
+    Its outputs are those of `model.gated` with 0 for these heads; active edits have no effect on it. A key–value head
+    is removed if all its query heads are; the other groups of a layer must lose equally many heads, because all groups
+    of a layer have one size. A layer that loses all heads keeps one with output weights 0, so that caches find its
+    keys. The copy runs on sdpa or eager attention. Its configuration still counts all heads, so save it with
+    `torch.save`, not `save_pretrained`. ModelError if the architecture or the choice of heads does not allow it.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -60,7 +61,7 @@ def remove_heads(model: HookedModel, heads: Heads) -> Any:
 def _shrink(
     model: HookedModel, layer: int, kept: Tensor, smaller: nn.Module, paths: dict[nn.Module, str]
 ) -> None:
-    """Leave the `kept` heads (bool [head]) of one layer in the copy."""
+    """Cut one layer of the copy to the `kept` heads, bool [head]."""
     silent = not kept.any()
     if silent:
         kept = torch.arange(model.n_heads) == 0
@@ -91,7 +92,7 @@ def _shrink(
 
 
 def _keep(module: Any, features: Tensor, outputs: bool) -> None:
-    """Leave some features in a linear map, of those it gives or of those it takes."""
+    """Cut a linear layer to some of its output features, or of its input features."""
     axis = int(outputs) if isinstance(module, Conv1D) else int(not outputs)
     features = features.to(module.weight.device)
     module.weight = nn.Parameter(
@@ -109,7 +110,7 @@ def _keep(module: Any, features: Tensor, outputs: bool) -> None:
 
 
 def _recount(holder: Any, before: tuple[int, int, int], heads: int, kv: int) -> None:
-    """Write the new numbers where the module keeps the old ones."""
+    """Set the attributes of the module that count heads to the new numbers."""
     old_heads, old_kv, width = before
 
     def change(names: Iterable[str], old: int, new: int) -> None:
@@ -124,7 +125,7 @@ def _recount(holder: Any, before: tuple[int, int, int], heads: int, kv: int) -> 
 
 
 def _held(model: HookedModel, smaller: Any, gates: Tensor) -> Any:
-    """The copy, on the fastest attention with which it gives what the gates give; ModelError where none does."""
+    """The copy on sdpa or else eager attention, whichever gives the output of the gated model; else ModelError."""
     ids = (torch.arange(min(PROBE, model.context or PROBE)) % model.vocab)[None].to(model.device)
     with context.unedited(model.key), model.gated(gates), torch.no_grad():
         wanted = _states(model.hf, ids)

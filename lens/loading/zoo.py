@@ -1,8 +1,8 @@
-"""Small random models of many architectures, one per family, made from a configuration alone: no network, no files.
+"""Small random models, one per architecture, built from a configuration: no network, no files.
 
-`headwater doctor --models` measures them and the tests run on them. Each has two or three layers of four heads (two
-key–value heads where the family groups them), windows short enough to cut, and weights large enough that attention is
-far from uniform. They say nothing about trained models but which code runs.
+`headwater doctor --models` and the tests run on them. Each has two or three layers of four heads (two key–value heads
+in families with grouped queries), sliding windows shorter than the prompts, and weights so large that attention is far
+from uniform. They exercise the code of an architecture; they say nothing about trained models.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 VOCAB, LAYERS, HEADS, WIDTH = 97, 2, 4, 32
-IMAGE, PATCH, IMAGE_TOKEN = 12, 4, 90  # pixels a side, pixels a patch side, the id that stands for a patch
+IMAGE, PATCH, IMAGE_TOKEN = 12, 4, 90  # pixels per side of an image and of a patch; the token id of a patch
 MELS, FRAMES = 8, 20  # Whisper halves the frames
 LOUDER = {
     "t5": 1.0,
     "clip": 2.0,
     "clip_vision": 2.0,
     "clip_text": 2.0,
-}  # factor on matrices; the others' is 4
-QUIET = ("embed", "wte", "shared", "relative")  # tables that stay as they are
+}  # factor on the weight matrices; 4 in all other families
+QUIET = ("embed", "wte", "shared", "relative")  # embedding tables, which are not scaled
 _IDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
@@ -45,10 +45,10 @@ _ENCODER_DECODER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: the transformers class, the fields of its configuration, and what it reads.
+    """One architecture: the transformers class, the fields of its configuration, and its kind of input.
 
     `kind` is "decoder", "encoder" (text), "seq2seq", "speech", "image", "pair" (image and text towers) or "chat"
-    (images inside of a text). `static` says whether generation with a static cache is tried.
+    (images inside a text). `static`: whether the family supports generation with a static cache.
     """
 
     title: str
@@ -178,7 +178,8 @@ FAMILIES: dict[str, Family] = {
 def build(name: str, seed: int = 0) -> PreTrainedModel:
     """The model of a family in eval mode, with eager attention; the same seed gives the same weights.
 
-    Weights are made `LOUDER` so that attention is far from uniform; T5 starts loud, for it does not scale its scores.
+    Weight matrices are multiplied by `LOUDER` so that attention is far from uniform. T5 does not divide scores by
+    √d_head, so its factor is 1.
     """
     family = FAMILIES[name]
     kind = getattr(transformers, family.model)
@@ -194,7 +195,7 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def inputs(name: str, seed: int = 0, lengths: tuple[int, ...] = (11, 11)) -> dict[str, Tensor]:
-    """What the model of a family reads, under transformers' names; rows shorter than the longest are padded right."""
+    """Inputs for the model of a family, under transformers' names; shorter rows are padded on the right."""
     kind, generator = FAMILIES[name].kind, torch.Generator().manual_seed(seed)
     batch, longest = len(lengths), max(lengths)
     found: dict[str, Tensor] = {}
