@@ -37,6 +37,7 @@ from headwater.lens.running.ids import enter, reading
 
 Rows = str | int | Iterable[int]
 LIMITS = ("queries", "where", "rows")
+ANY, SHARE = (-math.inf, math.inf), (0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,9 +215,20 @@ class HeadWise(Edit, ABC):
     It is not a dataclass, so that each edit can declare these fields in its own order.
     """
 
+    numbers: ClassVar[
+        Mapping[str, tuple[float, float]]
+    ] = {}  # finite numbers, and from where to where they go
+    counts: ClassVar[Mapping[str, int]] = {}  # whole numbers, and the least
+    neutral: ClassVar[Mapping[str, Any]] = {}  # values at which the edit changes nothing
     heads: Heads
     layers: Layers
     rows: Rows
+
+    def __init_subclass__(cls, **limits: Mapping[str, Any]) -> None:
+        """`numbers`, `counts` and `neutral` of the edit's own."""
+        super().__init_subclass__()
+        for name, given in limits.items():
+            setattr(cls, name, given)
 
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         self._check()
@@ -236,10 +248,21 @@ class HeadWise(Edit, ABC):
         return list(self._places().values())
 
     def _check(self) -> None:
+        where = type(self).__name__
         for name, given in self._places().items():
-            positions.check(given, f"{type(self).__name__}: {name}")
+            positions.check(given, f"{where}: {name}")
+        for name, bounds in self.numbers.items():
+            number(getattr(self, name), name, where, *bounds)
+        for name, least in self.counts.items():
+            value = getattr(self, name)
+            if value is None and name in self.neutral:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise EditError(f"{where}: {name} must be a whole number, {least} or more; got {value!r}")
 
     def _is_neutral(self) -> bool:
+        if any(getattr(self, name) == value for name, value in self.neutral.items()):
+            return True
         return () in (positions.check(given, name) for name, given in self._places().items())
 
     @abstractmethod

@@ -24,7 +24,7 @@ from headwater.lens.running import ids
 
 
 @dataclass(frozen=True, eq=False)
-class HeavyHitters(HeadWise):
+class HeavyHitters(HeadWise, counts={"heavy": 0, "recent": 1}, neutral={"heavy": None}):
     """Evict keys as in a cache of `heavy` heavy hitters and the `recent` latest tokens; `heavy=None` evicts none.
 
     >>> import headwater as hw
@@ -41,16 +41,6 @@ class HeavyHitters(HeadWise):
     layers: Layers = "all"
     rows: Rows = "all"
     reads_tokens = True  # so that running/ids.py clears `memory` when a new run begins
-
-    def _check(self) -> None:
-        for name, value, low in (("heavy", self.heavy, 0), ("recent", self.recent, 1)):
-            if name == "heavy" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise EditError(f"HeavyHitters: {name} must be a whole number, {low} or more; got {value!r}")
-
-    def _is_neutral(self) -> bool:
-        return self.heavy is None
 
     def _lower(self, call: LayerCall) -> Lowered:
         def adapt(

@@ -17,7 +17,7 @@ from torch import Tensor
 from headwater.kernels.edits import patterns, weights as kernel
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import HeadWise, LayerCall, Prepared, Rows, number
+from headwater.lens.edits.base import SHARE, HeadWise, LayerCall, Prepared, Rows
 from headwater.lens.edits.named_positions import NO_GROUPS
 from headwater.lens.edits.weights import Toward
 from headwater.lens.errors import EditError, nearest
@@ -48,7 +48,7 @@ class TowardUniform(Toward):
 
 
 @dataclass(frozen=True, eq=False)
-class InjectPattern(HeadWise):
+class InjectPattern(HeadWise, numbers={"amount": SHARE}, neutral={"amount": 0}):
     """Mix a given pattern into the weights (after human-guided pattern injection; only the paper's abstract was read).
 
     `pattern` is one of: "identity"; "previous"; "uniform"; "first", the first token; "matching", earlier tokens equal
@@ -86,12 +86,8 @@ class InjectPattern(HeadWise):
     def _on_keys(self) -> bool:
         return isinstance(self.pattern, Mapping) and set(self.pattern) == {"keys"}
 
-    def _is_neutral(self) -> bool:
-        return self.amount == 0 or super()._is_neutral()
-
     def _check(self) -> None:
         super()._check()
-        number(self.amount, "amount", "InjectPattern", 0, 1)
         if isinstance(self.pattern, Mapping):
             if set(self.pattern) == {"in_memory"}:
                 raise EditError(
@@ -145,7 +141,7 @@ class InjectPattern(HeadWise):
 
 
 @dataclass(frozen=True, eq=False)
-class FreezeAttention(HeadWise):
+class FreezeAttention(HeadWise, numbers={"amount": SHARE}, neutral={"amount": 0}):
     """Replace the weights by those of another run, at the same layers, heads and positions.
 
     `record` is a `Record` with maps, or the path of one. It must have the batch size, number of heads and window of
@@ -170,15 +166,11 @@ class FreezeAttention(HeadWise):
 
     def _check(self) -> None:
         super()._check()
-        number(self.amount, "amount", "FreezeAttention", 0, 1)
         if not isinstance(self.record, Record) and not isinstance(self.record, str):
             raise EditError(
                 f"FreezeAttention takes a record or the path of one; got {self.record!r}; a record in memory must be "
                 "saved before an edit with it is written down"
             )
-
-    def _is_neutral(self) -> bool:
-        return self.amount == 0 or super()._is_neutral()
 
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         return _with_record(super().prepare(model, groups), self.record, model)

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from headwater.kernels.edits import scores as kernel
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import HeadWise, LayerCall, Rows, number
-from headwater.lens.errors import EditError
+from headwater.lens.edits.base import ANY, HeadWise, LayerCall, Rows
 from headwater.lens.naming.heads import Heads, Layers
 from headwater.lens.naming.positions import Positions
 
 
 @dataclass(frozen=True, eq=False)
-class Temperature(HeadWise):
+class Temperature(HeadWise, numbers={"tau": ANY}, neutral={"tau": 1}):
     """Scores times `tau` before the softmax: above 1 sharpens, below 1 flattens, 0 makes the row uniform.
 
     `tau` is the factor itself (an inverse temperature), not a divisor. A learned sink's logit is not touched.
@@ -32,12 +31,6 @@ class Temperature(HeadWise):
     heads: Heads = "all"
     layers: Layers = "all"
     rows: Rows = "all"
-
-    def _check(self) -> None:
-        number(self.tau, "tau", "Temperature")
-
-    def _is_neutral(self) -> bool:
-        return self.tau == 1
 
     def _lower(self, call: LayerCall) -> Lowered:
         return Lowered(scores=(kernel.ScaleScores(call.heads, float(self.tau)),))
@@ -69,7 +62,7 @@ class Knockout(HeadWise):
 
 
 @dataclass(frozen=True, eq=False)
-class BiasKeys(HeadWise):
+class BiasKeys(HeadWise, numbers={"bias": ANY}, neutral={"bias": 0}):
     """s → s + bias on `keys`, which multiplies their weight relative to other keys by e^bias; 0 changes nothing.
 
     >>> import headwater as hw
@@ -85,20 +78,13 @@ class BiasKeys(HeadWise):
     layers: Layers = "all"
     rows: Rows = "all"
 
-    def _check(self) -> None:
-        super()._check()
-        number(self.bias, "bias", "BiasKeys")
-
-    def _is_neutral(self) -> bool:
-        return self.bias == 0 or super()._is_neutral()
-
     def _lower(self, call: LayerCall) -> Lowered:
         bias = call.keys(self.keys).double() * float(self.bias)
         return Lowered(scores=(kernel.BiasKeys(call.heads, bias),))
 
 
 @dataclass(frozen=True, eq=False)
-class Emphasise(HeadWise):
+class Emphasise(HeadWise, numbers={"amount": ANY}, neutral={"amount": 0}):
     """s → s + amount·|s| on `keys`, in the rows `queries` (PAINT, Arif et al. 2025, its code); 0 changes nothing.
 
     >>> import headwater as hw
@@ -115,20 +101,13 @@ class Emphasise(HeadWise):
     layers: Layers = "all"
     rows: Rows = "all"
 
-    def _check(self) -> None:
-        super()._check()
-        number(self.amount, "amount", "Emphasise")
-
-    def _is_neutral(self) -> bool:
-        return self.amount == 0 or super()._is_neutral()
-
     def _lower(self, call: LayerCall) -> Lowered:
         queries, keys = call.queries(self.queries), call.keys(self.keys)
         return Lowered(scores=(kernel.EmphasiseScores(call.heads, queries, keys, float(self.amount)),))
 
 
 @dataclass(frozen=True, eq=False)
-class StreamingWindow(HeadWise):
+class StreamingWindow(HeadWise, counts={"sinks": 0, "window": 1}, neutral={"window": None}):
     """A query sees the first `sinks` tokens and the `window` latest, its own among them (StreamingLLM, from memory).
 
     Tokens keep their positions in the text; the published cache renumbers the kept keys. `window=None` hides nothing.
@@ -146,14 +125,6 @@ class StreamingWindow(HeadWise):
     layers: Layers = "all"
     rows: Rows = "all"
 
-    def _check(self) -> None:
-        _count(self.sinks, "sinks", "StreamingWindow", 0)
-        if self.window is not None:
-            _count(self.window, "window", "StreamingWindow", 1)
-
-    def _is_neutral(self) -> bool:
-        return self.window is None
-
     def _lower(self, call: LayerCall) -> Lowered:
         start, sinks, window = _starts(call), self.sinks, self.window
         assert window is not None
@@ -165,7 +136,7 @@ class StreamingWindow(HeadWise):
 
 
 @dataclass(frozen=True, eq=False)
-class GroupedAttention(HeadWise):
+class GroupedAttention(HeadWise, counts={"size": 1, "shift": 0, "sinks": 0}, neutral={"size": None}):
     """A query sees the tokens of its own group of `size` tokens, and the first `sinks` tokens; these see every token.
 
     The first group begins at position `-shift`. In S²-Attn (LongLoRA) half of the heads are shifted by half a group;
@@ -185,15 +156,6 @@ class GroupedAttention(HeadWise):
     heads: Heads = "all"
     layers: Layers = "all"
     rows: Rows = "all"
-
-    def _check(self) -> None:
-        if self.size is not None:
-            _count(self.size, "size", "GroupedAttention", 1)
-        _count(self.shift, "shift", "GroupedAttention", 0)
-        _count(self.sinks, "sinks", "GroupedAttention", 0)
-
-    def _is_neutral(self) -> bool:
-        return self.size is None
 
     def _lower(self, call: LayerCall) -> Lowered:
         start, size, shift, sinks = _starts(call), self.size, self.shift, self.sinks
@@ -217,8 +179,3 @@ def _at(start: Tensor, batch: Tensor) -> Tensor:
     """The starts of these batch rows, on their device; a single start is for all rows."""
     start = start.to(batch.device)
     return start[batch] if len(start) > 1 else start[torch.zeros_like(batch)]
-
-
-def _count(value: object, what: str, where: str, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise EditError(f"{where}: {what} must be a whole number, {low} or more; got {value!r}")

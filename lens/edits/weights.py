@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from headwater.kernels.edits import weights as kernel
 from headwater.kernels.rules import normaliser as normaliser_kernel
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import Edit, HeadWise, LayerCall, Prepared, Rows, number, overlap
+from headwater.lens.edits.base import SHARE, Edit, HeadWise, LayerCall, Prepared, Rows, number, overlap
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
 from headwater.lens.models.opened import Opened
@@ -21,7 +21,7 @@ WHERE = ("of", "within", "most", "least")
 
 
 @dataclass(frozen=True, eq=False)
-class Redistribute(HeadWise):
+class Redistribute(HeadWise, neutral={"keep": 1}):
     """Multiply the weights on `keys` by `keep`; the freed weight goes to `to`, in proportion to the weights there.
 
     `to` is "others" (every other key) or positions. A row with no weight on `to` is not changed. `keep` is between 0
@@ -54,14 +54,13 @@ class Redistribute(HeadWise):
         return isinstance(self.to, str) and self.to == "others"
 
     def _check(self) -> None:
-        keys = positions.check(self.keys, "Redistribute: keys")
-        positions.check(self.queries, "Redistribute: queries")
+        super()._check()
         if not 0 <= number(self.keep, "keep", "Redistribute") <= 1:
             raise EditError(
                 f"Redistribute: keep must be between 0 and 1, or weights would turn negative; got {self.keep}"
             )
         if not self._to_others:
-            _check_target(keys, self.to, "Redistribute")
+            _check_target(self.keys, self.to, "Redistribute")
         if self.where is not None:
             if not isinstance(self.where, Mapping) or set(self.where) != set(WHERE):
                 raise EditError(
@@ -71,9 +70,6 @@ class Redistribute(HeadWise):
                 positions.check(self.where[name], f"Redistribute: where: {name}")
             for name in ("most", "least"):
                 number(self.where[name], name, "Redistribute: where")
-
-    def _is_neutral(self) -> bool:
-        return self.keep == 1 or super()._is_neutral()
 
     def _lower(self, call: LayerCall) -> Lowered:
         keys = call.keys(self.keys)
@@ -88,7 +84,7 @@ class Redistribute(HeadWise):
 
 
 @dataclass(frozen=True, eq=False)
-class MoveAttention(HeadWise):
+class MoveAttention(HeadWise, numbers={"amount": SHARE}, neutral={"amount": 0}):
     """Move the share `amount` of the weight on keys `source` to keys `to`, in proportion to the weights there.
 
     A row with no weight on `to` is not changed; `amount` 0 changes nothing.
@@ -112,15 +108,14 @@ class MoveAttention(HeadWise):
         return [p for p in (self.source, self.to, self.queries) if not (isinstance(p, str) and p == "others")]
 
     def _check(self) -> None:
-        number(self.amount, "amount", "MoveAttention", 0, 1)
-        positions.check(self.queries, "MoveAttention: queries")
+        super()._check()
         if self.source == "others" and self.to == "others":
             raise EditError("MoveAttention: source and to can not both be 'others'; name one of them")
         if "others" not in (self.source, self.to):
-            _check_target(positions.check(self.source, "MoveAttention: source"), self.to, "MoveAttention")
+            _check_target(self.source, self.to, "MoveAttention")
 
     def _is_neutral(self) -> bool:
-        return self.amount == 0 or () in (positions.check(p, "positions") for p in self.named_positions())
+        return super()._is_neutral() or () in (positions.check(p, "to") for p in self.named_positions())
 
     def _lower(self, call: LayerCall) -> Lowered:
         if isinstance(self.source, str) and self.source == "others":
@@ -135,7 +130,7 @@ class MoveAttention(HeadWise):
 
 
 @dataclass(frozen=True, eq=False)
-class Toward(HeadWise):
+class Toward(HeadWise, numbers={"amount": SHARE}, neutral={"amount": 0}):
     """Base of the edits that mix a fixed pattern into the weights of the chosen queries; `amount` 0 changes nothing."""
 
     amount: float
@@ -143,13 +138,6 @@ class Toward(HeadWise):
     layers: Layers = "all"
     queries: Positions = "all"
     rows: Rows = "all"
-
-    def _check(self) -> None:
-        super()._check()
-        number(self.amount, "amount", type(self).__name__, 0, 1)
-
-    def _is_neutral(self) -> bool:
-        return self.amount == 0 or super()._is_neutral()
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +197,6 @@ class Normaliser(Edit):
 def _check_target(keys: Any, to: Positions, where: str) -> None:
     if isinstance(to, str) and to == "all":
         raise EditError(f"{where}: to must be 'others' or positions; got {to!r}")
-    shared = overlap(keys, positions.check(to, f"{where}: to"))
+    shared = overlap(positions.check(keys, f"{where}: source"), positions.check(to, f"{where}: to"))
     if shared:
         raise EditError(f"{where}: positions {shared} are both in keys and in to; take them out of one")

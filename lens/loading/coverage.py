@@ -211,12 +211,8 @@ def _split(given: Inputs) -> tuple[Tensor | None, Tensor | None, Inputs]:
 
 def _hooked(model: HookedModel, given: Inputs) -> Tensor:
     ids, mask, more = _split(given)
-    logits = model.has_lm_head or "logits_per_image" in _fields(model)
+    logits = model.has_lm_head or hasattr(model.hf, "logit_scale")  # of texts, or of pairs of image and text
     return model(ids, mask, **more) if logits else model.embeddings(ids, mask, **more)
-
-
-def _fields(model: HookedModel) -> tuple[str, ...]:
-    return ("logits_per_image",) if hasattr(model.hf, "logit_scale") else ()
 
 
 def _eager(model: Any, given: Inputs) -> Tensor:

@@ -118,8 +118,8 @@ def _has(module: Any, path: str) -> bool:
 
 def _fused(fused: nn.Module, output: nn.Module, take: Callable[[Tensor, int], Tensor]) -> Projections:
     """q, k and v from one fused module; `take(features, n)` gives part n of the three."""
-    parts = [Projection(fused, lambda x, n=n: take(x, n)) for n in range(3)]
-    return Projections(parts[0], parts[1], parts[2], output)
+    query, key, value = (Projection(fused, lambda x, n=n: take(x, n)) for n in range(3))
+    return Projections(query, key, value, output)
 
 
 def _one_after_another(x: Tensor, n: int, shape: Shape) -> Tensor:
@@ -133,56 +133,52 @@ def _c_attn(attention: Any, shape: Shape) -> Projections:
     if hasattr(attention, "q_attn"):
         raise ModelError(f"{type(attention).__name__} is cross-attention; its weights are not read")
     if getattr(attention, "multi_query", None) is False:  # GPT-BigCode keeps each head's q, k, v together
-        return _query_key_value(attention, shape, fused=attention.c_attn, output=attention.c_proj)
-    return _fused(attention.c_attn, attention.c_proj, lambda x, n: _one_after_another(x, n, shape))
+        return _head_by_head("c_attn", "c_proj")(attention, shape)
+    return _joined("c_attn", "c_proj")(attention, shape)
 
 
-def _qkv_proj(attention: Any, shape: Shape) -> Projections:
-    return _fused(attention.qkv_proj, attention.o_proj, lambda x, n: _one_after_another(x, n, shape))
-
-
-def _wqkv(attention: Any, shape: Shape) -> Projections:
-    return _fused(attention.Wqkv, attention.Wo, lambda x, n: _one_after_another(x, n, shape))
-
-
-def _query_key_value(attention: Any, shape: Shape, fused: Any = None, output: Any = None) -> Projections:
-    """Features stored head by head: its query, its key, its value."""
-    return _fused(
-        attention.query_key_value if fused is None else fused,
-        attention.dense if output is None else output,
-        lambda x, n: x.unflatten(-1, (shape.heads, 3, -1))[..., n, :],
+def _joined(fused: str, output: str) -> Layout:
+    """All queries, then all keys, then all values."""
+    return lambda attention, shape: _fused(
+        getattr(attention, fused), getattr(attention, output), lambda x, n: _one_after_another(x, n, shape)
     )
 
 
-def _separate(names: tuple[str, str, str], outputs: tuple[str, ...]) -> Layout:
+def _head_by_head(fused: str, output: str) -> Layout:
+    """Of each head its query, its key, its value."""
+    return lambda attention, shape: _fused(
+        getattr(attention, fused), getattr(attention, output),
+        lambda x, n: x.unflatten(-1, (shape.heads, 3, -1))[..., n, :],
+    )  # fmt: skip
+
+
+def _separate(query: str, key: str, value: str, *outputs: str) -> Layout:
     def layout(attention: Any, shape: Shape) -> Projections:
         last = next((name for name in outputs if _has(attention, name)), None)
         if last is None:
             raise ModelError(f"the output projection of {type(attention).__name__} is not known")
-        counts = (shape.heads, shape.kv, shape.kv)
-        parts = [
+        q, k, v = (
             Projection(attention.get_submodule(name), lambda x, count=count: x.unflatten(-1, (count, -1)))
-            for name, count in zip(names, counts, strict=True)
-        ]
-        return Projections(parts[0], parts[1], parts[2], attention.get_submodule(last))
+            for name, count in ((query, shape.heads), (key, shape.kv), (value, shape.kv))
+        )
+        return Projections(q, k, v, attention.get_submodule(last))
 
     return layout
 
 
+SEPARATE = (
+    ("self.query", "self.key", "self.value", "output.dense"),
+    ("query", "key", "value", "dense"),
+    ("q_lin", "k_lin", "v_lin", "out_lin"),
+    ("q", "k", "v", "o"),
+)
 # (attention module, shape) → its projections
 Layout = Callable[[Any, Shape], Projections]
 LAYOUTS: dict[tuple[str, ...], Layout] = {
     ("c_attn", "c_proj"): _c_attn,
-    ("q_proj", "k_proj", "v_proj"): _separate(
-        ("q_proj", "k_proj", "v_proj"), ("o_proj", "out_proj", "dense")
-    ),
-    ("qkv_proj", "o_proj"): _qkv_proj,
-    ("Wqkv", "Wo"): _wqkv,
-    ("query_key_value", "dense"): _query_key_value,
-    ("self.query", "self.key", "self.value", "output.dense"): _separate(
-        ("self.query", "self.key", "self.value"), ("output.dense",)
-    ),
-    ("query", "key", "value", "dense"): _separate(("query", "key", "value"), ("dense",)),
-    ("q_lin", "k_lin", "v_lin", "out_lin"): _separate(("q_lin", "k_lin", "v_lin"), ("out_lin",)),
-    ("q", "k", "v", "o"): _separate(("q", "k", "v"), ("o",)),
+    ("q_proj", "k_proj", "v_proj"): _separate("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense"),
+    ("qkv_proj", "o_proj"): _joined("qkv_proj", "o_proj"),
+    ("Wqkv", "Wo"): _joined("Wqkv", "Wo"),
+    ("query_key_value", "dense"): _head_by_head("query_key_value", "dense"),
+    **{names: _separate(*names) for names in SEPARATE},
 }

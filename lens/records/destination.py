@@ -67,7 +67,7 @@ def keeping(
             cost.check()
         for i, (name, recorder) in enumerate(recorders.items()):
             if kept.file is not None:
-                kept.writers[name] = RecordWriter(kept.file, "" if i == 0 else f"part.{i}.")
+                kept.writers[name] = RecordWriter(kept.file.add, "" if i == 0 else f"part.{i}.")
                 recorder.writer = kept.writers[name]
             elif keep_on == "cpu":
                 recorder.device = torch.device("cpu")

@@ -8,6 +8,7 @@ over the whole text. So an edit must mean the same in every step; positions coun
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import mmap
 import tempfile
 from collections.abc import Iterable
@@ -81,10 +82,7 @@ class Rows:
 class _Layer:
     """What the steps so far gave for one layer."""
 
-    q: Rows
-    k: Rows
-    lse: Rows
-    value: Rows
+    kept: dict[str, Rows]
     factors: list[Rows]
     statistics: dict[str, Rows]
     sums: dict[str, Tensor]
@@ -115,10 +113,8 @@ class GenerationRecorder:
 
     def close(self) -> None:
         """Close the temporary files, also of an unfinished generation."""
-        for layer in self._layers.values():
-            for rows in (layer.q, layer.k, layer.lse, layer.value, *layer.factors):
-                rows.close()
-        for rows in self._residuals.values():
+        layers = (rows for layer in self._layers.values() for rows in (*layer.kept.values(), *layer.factors))
+        for rows in (*layers, *self._residuals.values()):
             rows.close()
 
     def chosen(self, tokens: Tensor, live: Tensor) -> None:
@@ -144,15 +140,15 @@ class GenerationRecorder:
         self._measure(so_far, map)
         if self._recorder.keeps_maps:
             self._check_edits(layer, map)
-            so_far.q.append(map.q)
-            so_far.k.append(map.k[:, :, own : own + rows])
-            so_far.lse.append(map.lse)
+            so_far.kept["q"].append(map.q)
+            so_far.kept["k"].append(map.k[:, :, own : own + rows])
+            so_far.kept["lse"].append(map.lse)
             for kept, found in zip(so_far.factors, (f for s in map.steps for f in s.factors), strict=True):
                 kept.append(found)
             if map.rule.bias is not None:
                 so_far.bias.append(map.rule.bias)
         if "qkv" in self._recorder.keep:
-            so_far.value.append(value[:, :, own : own + rows])
+            so_far.kept["value"].append(value[:, :, own : own + rows])
         so_far.map = map
         so_far.length += rows
 
@@ -181,7 +177,7 @@ class GenerationRecorder:
                 found["sink"] = found["received"] / torch.where(seen > 0, seen, torch.nan)
             found = {name: found[name] for name in self.statistics}
             map = self._whole(layer, so_far, length) if recorder.keeps_maps else None
-            recorder.put(layer, found, map, so_far.value.joined() if "qkv" in recorder.keep else None)
+            recorder.put(layer, found, map, so_far.kept["value"].joined() if "qkv" in recorder.keep else None)
         for place in list(self._residuals):
             recorder.take_residual(place, self._residuals.pop(place).joined())
 
@@ -190,11 +186,11 @@ class GenerationRecorder:
         rows = [n for n in self.statistics if n not in kernel.COLUMN]
         sums = [n for n in SUMS if n in self.statistics or "sink" in self.statistics]
         kinds = {"received": torch.float32, "visible": torch.int64}
-        q, k, lse, value = (Rows(2, self._folder) for _ in range(4))
+        kept = {name: Rows(2, self._folder) for name in ("q", "k", "lse", "value")}
         factors = [Rows(2, self._folder) for step in map.steps for _ in step.factors]
         statistics = {n: Rows(-1, None) for n in rows}
         totals = {n: torch.zeros(batch, heads, self._longest, dtype=kinds[n]) for n in sums}
-        return _Layer(q, k, lse, value, factors, statistics, totals, [])
+        return _Layer(kept, factors, statistics, totals, [])
 
     def _marked(self, map: AttentionMap) -> AttentionMap:
         """The map with the rows of ended texts marked as padding."""
@@ -270,15 +266,15 @@ class GenerationRecorder:
         scores, weights = (
             tuple(_window(e, span, span) for e in edits) for edits in self._lowered(layer, map)
         )
-        factors = [rows.joined() for rows in so_far.factors]
-        steps = []
-        for edit, step in zip(weights, map.steps, strict=True):
-            steps.append(WeightStep(edit, tuple(factors[: len(step.factors)])))
-            del factors[: len(step.factors)]
+        factors = (rows.joined() for rows in so_far.factors)
+        steps = [
+            WeightStep(edit, tuple(itertools.islice(factors, len(step.factors))))
+            for edit, step in zip(weights, map.steps, strict=True)
+        ]
         rule = replace(
             map.rule, mask=self._mask(map, length, self.valid), edits=scores, bias=_bias(so_far.bias, length)
         )
-        q, k, lse = so_far.q.joined(), so_far.k.joined(), so_far.lse.joined()
+        q, k, lse = (so_far.kept[name].joined() for name in ("q", "k", "lse"))
         return AttentionMap(q, k, rule, lse, tuple(steps), map.backend)
 
 

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,8 +23,8 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import RecordError
 from headwater.lens.files import parse_json
 from headwater.lens.records.contents import Axis, Contents
-from headwater.lens.records.pack_maps import Packer, unpack
-from headwater.lens.records.safetensors_file import DTYPES, RecordFile, read
+from headwater.lens.records.pack_maps import Add, Packer, unpack
+from headwater.lens.records.safetensors_file import RecordFile, read
 from headwater.lens.records.stacked import Stacked
 
 R = TypeVar("R", bound=Contents)
@@ -33,30 +33,12 @@ LIMITS = {"layers": 10_000, "heads": 100_000, "parts": 16}
 WHOLE = ("argmax", "visible")  # statistics that are int64
 
 
-class File(Protocol):
-    """Where the tensors of a record are written: a file, or a `Count`."""
-
-    def add(self, name: str, tensor: Tensor) -> None: ...
-
-
-class Count:
-    """Counts the bytes of the tensors that a record would write, and of their header entries."""
-
-    def __init__(self) -> None:
-        self.bytes = self.entries = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        assert tensor.dtype in DTYPES
-        self.bytes += tensor.numel() * tensor.element_size()
-        self.entries += 2 * len(name) + len(str(list(tensor.shape))) + 140
-
-
 class RecordWriter:
     """Writes one record, or one part of it, to a file: first the layers as they come, then what all layers share."""
 
-    def __init__(self, file: File, prefix: str = "") -> None:
-        self._file, self._prefix = file, prefix
-        self._packer = Packer(file.add)
+    def __init__(self, add: Add, prefix: str = "") -> None:
+        self._to, self._prefix = add, prefix
+        self._packer = Packer(add)
         self._maps: dict[str, Any] = {}
         self._layers: dict[str, list[int]] = {"statistics": [], "values": []}
         self._names: list[str] = []
@@ -99,15 +81,18 @@ class RecordWriter:
         }  # fmt: skip
 
     def _add(self, name: str, tensor: Tensor) -> None:
-        self._file.add(self._prefix + name, tensor)
+        self._to(self._prefix + name, tensor)
 
 
 def save(record: Contents, path: Path) -> Path:
     """Write the record to `path`; an interrupted write leaves the old file."""
-    count = Count()
-    room = len(json.dumps(_write(record, count))) * 6 // 5 + count.entries + 1000
-    with RecordFile(path, room) as file:
-        return file.finish(_write(record, file))
+    tensors: list[tuple[str, Tensor]] = []
+    header = _write(record, lambda *named: tensors.append(named))
+    entries = sum(2 * len(name) + len(str(list(tensor.shape))) + 140 for name, tensor in tensors)
+    with RecordFile(path, len(json.dumps(header)) * 6 // 5 + entries + 1000) as file:
+        for name, tensor in tensors:
+            file.add(name, tensor)
+        return file.finish(header)
 
 
 def joined(head: dict[str, Any], parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -115,15 +100,13 @@ def joined(head: dict[str, Any], parts: Mapping[str, dict[str, Any]]) -> dict[st
     return {"format": FORMAT, **head, "parts": [{"name": name, **part} for name, part in parts.items()]}
 
 
-def _write(record: Contents, file: File) -> dict[str, Any]:
-    parts = {
-        name: _write_one(part, file, f"part.{i}.") for i, (name, part) in enumerate(record.parts.items())
-    }
-    return joined(_write_one(record, file, ""), parts)
+def _write(record: Contents, add: Add) -> dict[str, Any]:
+    parts = {name: _write_one(part, add, f"part.{i}.") for i, (name, part) in enumerate(record.parts.items())}
+    return joined(_write_one(record, add, ""), parts)
 
 
-def _write_one(record: Contents, file: File, prefix: str) -> dict[str, Any]:
-    writer = RecordWriter(file, prefix)
+def _write_one(record: Contents, add: Add, prefix: str) -> dict[str, Any]:
+    writer = RecordWriter(add, prefix)
     for i, layer in enumerate(record.layers):
         if isinstance(record.statistics, Stacked):
             found = record.statistics.layer(i)
