@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread per process, no network, and a short hypothesis profile.
+"""What every test shares: one torch thread per process unless told otherwise, no network, a short hypothesis profile.
 
 Two busy threads were slower than one on two cores, and the suite runs one process per core.
 """
@@ -28,7 +28,7 @@ jaxtyping.install_import_hook(
     ],
     "shape_checks.shapes",
 )
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
