@@ -1,10 +1,12 @@
 """Headwater: where attention comes from, where it goes, where it drains, and what happens when you change it.
 
-Names are fetched when they are first used, so that `import headwater` costs next to nothing. `__init__.pyi` lists them.
+Names are fetched when they are first used, so that `import headwater` costs next to nothing. `__init__.pyi` lists them;
+of the edits, each file of `lens/edits/` lists its own in `__all__`.
 """
 
 import ast
 import importlib
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,13 +16,20 @@ __version__ = version("headwater")
 
 analyses = _analyses.install()
 
-_LIST = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_HERE = Path(__file__).parent
 _HOME = {
-    alias.name: node.module
-    for node in ast.parse(_LIST).body
-    if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("headwater")
+    alias.name: str(node.module)
+    for node in ast.parse((_HERE / "__init__.pyi").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ImportFrom)
     for alias in node.names
+    if str(node.module).startswith("headwater")
 }
+del _HOME["*"]
+for _file in (_HERE / "lens" / "edits").glob("[!_]*.py"):
+    _listed = re.search(r"^__all__ = (\[.*?\])", _file.read_text(encoding="utf-8"), re.M | re.S)
+    _HOME |= dict.fromkeys(
+        ast.literal_eval(_listed[1]) if _listed else (), f"headwater.lens.edits.{_file.stem}"
+    )
 
 __all__ = sorted([*_HOME, "__version__", "analyses"])  # pyright: ignore[reportUnsupportedDunderAll]
 

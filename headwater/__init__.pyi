@@ -4,29 +4,8 @@ from types import ModuleType
 
 from headwater.kernels.maps.attention_map import AttentionMap as AttentionMap
 from headwater.lens import recipes as recipes
-from headwater.lens.edits import (
-    AblateHeads as AblateHeads,
-    BiasKeys as BiasKeys,
-    EditMLP as EditMLP,
-    EditResidual as EditResidual,
-    Emphasise as Emphasise,
-    FreezeAttention as FreezeAttention,
-    GroupedAttention as GroupedAttention,
-    HeavyHitters as HeavyHitters,
-    InjectPattern as InjectPattern,
-    Knockout as Knockout,
-    MoveAttention as MoveAttention,
-    Normaliser as Normaliser,
-    OffsetHeads as OffsetHeads,
-    PositionInvariant as PositionInvariant,
-    Redistribute as Redistribute,
-    ScaleHeads as ScaleHeads,
-    StreamingWindow as StreamingWindow,
-    Temperature as Temperature,
-    TowardIdentity as TowardIdentity,
-    TowardUniform as TowardUniform,
-    edit_from_dict as edit_from_dict,
-)
+from headwater.lens.edits import *
+from headwater.lens.edits import edit_from_dict as edit_from_dict
 from headwater.lens.errors import HeadwaterError as HeadwaterError
 from headwater.lens.experiments.experiment import Experiment as Experiment
 from headwater.lens.loading.load import load as load

@@ -26,11 +26,11 @@ class Pass(NamedTuple):
 
 
 class Backend(Protocol):
-    """A new backend is a file with a class that inherits from this one, and its line in `choose.BACKENDS`."""
+    """A new backend is one file of this folder with a class that inherits from this one; `choose.py` finds it."""
 
     name: ClassVar[str]
-    # whether "auto" may take it, and what the choice then says
-    automatic: ClassVar[bool] = True
+    # when "auto" asks it, lowest first; None: it is taken by name alone. `reason` is what the choice then says
+    turn: ClassVar[int | None] = None
     reason: ClassVar[str] = ""
     # whether it takes what `prepare` leaves of queries, keys and rule, or the rule as it was given
     prepared: ClassVar[bool] = True

@@ -23,6 +23,7 @@ from headwater.kernels.tiles.row_blocks import blocks
 
 class Blocked(Backend):
     name = "blocked"
+    turn = 3
 
     def why_not(self, *_: object, **__: object) -> str | None:
         return None

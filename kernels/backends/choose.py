@@ -6,25 +6,39 @@ backend asked for by name never falls back. `triton` runs when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import importlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from headwater.kernels.backends.backend import Backend
-from headwater.kernels.backends.blocked import Blocked
-from headwater.kernels.backends.flash import Flash
-from headwater.kernels.backends.linear import Running
-from headwater.kernels.backends.reference import Reference
-from headwater.kernels.backends.triton.backend import Triton
 from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 
-# in the order in which "auto" asks them
-BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (Flash(), Triton(), Running(), Blocked(), Reference())
-}
+PACKAGE = "headwater.kernels.backends"
+
+
+def _found() -> dict[str, Backend]:
+    """Every backend that a file of this folder, or the `backend.py` of a folder in it, defines; "auto" asks in turn."""
+    here = Path(__file__).parent
+    for file in [*here.glob("[!_]*.py"), *here.glob("*/backend.py")]:
+        if file.stem != "choose":
+            importlib.import_module(".".join([PACKAGE, *file.relative_to(here).with_suffix("").parts]))
+    made = [kind() for kind in _kinds(Backend)]
+    return {one.name: one for one in sorted(made, key=lambda one: (one.turn or math.inf, one.name))}
+
+
+def _kinds(base: Any) -> Iterator[Any]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+BACKENDS = _found()
 NAMES = ("auto", *BACKENDS)
 
 
@@ -50,7 +64,7 @@ def choose(
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(NAMES)}")
     refusals = []
     for one in BACKENDS.values():
-        if one.name != backend and not (backend == "auto" and one.automatic):
+        if one.name != backend and (backend != "auto" or one.turn is None):
             continue
         reason = one.why_not(q, k, rule, edits, transposed, value_width)
         if reason is None:

@@ -43,6 +43,7 @@ class Call(NamedTuple):
 
 class Flash(Backend):
     name = "flash"
+    turn = 1
     reason = "softmax on the CPU"
 
     def why_not(

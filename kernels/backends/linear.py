@@ -24,6 +24,7 @@ CHUNK = 128  # rows whose own triangle is computed as a tile
 
 class Running(Backend):
     name = "running"
+    turn = 2
     reason = "linear attention as running sums"
 
     def why_not(

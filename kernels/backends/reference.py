@@ -16,7 +16,7 @@ from headwater.kernels.rules.rule import ScoreRule
 
 class Reference(Blocked):
     name = "reference"
-    automatic = False
+    turn = None
     prepared = False
 
     def attend(

@@ -13,42 +13,28 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from headwater.lens.edits import eviction, heads, order_free, patterns, residual, scores, weights
 from headwater.lens.edits.base import Edit as Edit, read
-from headwater.lens.edits.eviction import HeavyHitters as HeavyHitters
-from headwater.lens.edits.heads import (
-    AblateHeads as AblateHeads,
-    OffsetHeads as OffsetHeads,
-    ScaleHeads as ScaleHeads,
-)
-from headwater.lens.edits.order_free import PositionInvariant as PositionInvariant
-from headwater.lens.edits.patterns import (
-    FreezeAttention as FreezeAttention,
-    InjectPattern as InjectPattern,
-    TowardUniform as TowardUniform,
-)
-from headwater.lens.edits.residual import EditMLP as EditMLP, EditResidual as EditResidual
-from headwater.lens.edits.scores import (
-    BiasKeys as BiasKeys,
-    Emphasise as Emphasise,
-    GroupedAttention as GroupedAttention,
-    Knockout as Knockout,
-    StreamingWindow as StreamingWindow,
-    Temperature as Temperature,
-)
-from headwater.lens.edits.weights import (
-    MoveAttention as MoveAttention,
-    Normaliser as Normaliser,
-    Redistribute as Redistribute,
-    TowardIdentity as TowardIdentity,
-)
+from headwater.lens.edits.eviction import *
+from headwater.lens.edits.heads import *
+from headwater.lens.edits.order_free import *
+from headwater.lens.edits.patterns import *
+from headwater.lens.edits.residual import *
+from headwater.lens.edits.scores import *
+from headwater.lens.edits.weights import *
 from headwater.lens.errors import EditError, nearest
 
-# every edit class imported above; headwater/__init__.pyi lists the ones that users see as `headwater.NAME`
-EDITS: dict[str, type[Edit]] = {
-    name: kind
-    for name, kind in dict(globals()).items()
-    if isinstance(kind, type) and issubclass(kind, Edit) and kind is not Edit
-}
+__all__ = ["edit_from_dict"]
+__all__ += eviction.__all__
+__all__ += heads.__all__
+__all__ += order_free.__all__
+__all__ += patterns.__all__
+__all__ += residual.__all__
+__all__ += scores.__all__
+__all__ += weights.__all__
+
+# every edit by its name; each file lists its own in `__all__`
+EDITS: dict[str, type[Edit]] = {name: globals()[name] for name in __all__[1:]}
 
 
 def edit_from_dict(data: Mapping[str, Any]) -> Edit:

@@ -22,6 +22,8 @@ from headwater.lens.errors import EditError
 from headwater.lens.naming.heads import Heads, Layers
 from headwater.lens.running import ids
 
+__all__ = ["HeavyHitters"]
+
 
 @dataclass(frozen=True, eq=False)
 class HeavyHitters(HeadWise, counts={"heavy": 0, "recent": 1}, neutral={"heavy": None}):

@@ -20,6 +20,8 @@ from headwater.lens.models.opened import Opened
 from headwater.lens.naming.heads import Head, Heads, Layers, chosen
 from headwater.lens.running.forward import head_outputs
 
+__all__ = ["AblateHeads", "OffsetHeads", "ScaleHeads"]
+
 Ablation = Literal["zero", "mean", "resample"]
 
 

@@ -33,6 +33,8 @@ from headwater.lens.naming.positions import Positions
 from headwater.lens.running import ids
 from headwater.lens.running.forward import forward
 
+__all__ = ["PositionInvariant"]
+
 PROBE = 6  # equal tokens on which the model is checked
 _angles: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("headwater_angles", default=None)
 

@@ -28,6 +28,8 @@ from headwater.lens.naming.positions import Positions
 from headwater.lens.records.record import Record
 from headwater.lens.running import ids as running
 
+__all__ = ["FreezeAttention", "InjectPattern", "TowardUniform"]
+
 OFFSETS = {"identity": 0, "previous": 1}
 NAMES = (*OFFSETS, "uniform", "first", "matching")
 

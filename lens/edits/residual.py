@@ -34,6 +34,8 @@ from headwater.lens.naming.positions import Positions
 from headwater.lens.running.forward import forward
 from headwater.lens.running.watching import watching
 
+__all__ = ["EditMLP", "EditResidual"]
+
 How = Literal["add", "replace", "project_out", "scale"]
 Change = Callable[[Tensor], Tensor]
 # inputs of the layer that runs now, which its hooks need: the mask, which places the positions, and the stream at the

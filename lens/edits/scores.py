@@ -13,6 +13,8 @@ from headwater.lens.edits.base import ANY, HeadWise, LayerCall, Rows
 from headwater.lens.naming.heads import Heads, Layers
 from headwater.lens.naming.positions import Positions
 
+__all__ = ["BiasKeys", "Emphasise", "GroupedAttention", "Knockout", "StreamingWindow", "Temperature"]
+
 
 @dataclass(frozen=True, eq=False)
 class Temperature(HeadWise, numbers={"tau": ANY}, neutral={"tau": 1}):

@@ -17,6 +17,8 @@ from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Heads, Layers, chosen
 from headwater.lens.naming.positions import Positions
 
+__all__ = ["MoveAttention", "Normaliser", "Redistribute", "TowardIdentity"]
+
 WHERE = ("of", "within", "most", "least")
 
 

@@ -52,7 +52,6 @@ class Triton(Backend):
 
     name = "triton"
     # the kernels were held to the reference in the interpreter, never yet on a GPU: "auto" leaves them alone
-    automatic = False
     of_map = "triton"
     free = tuple(PLANES)
 
