@@ -73,6 +73,11 @@ def analysis(
             given.apply_defaults()
             names = [s.name for s in settings_of(function) if s.name not in UNKEPT]
             told = {name: given.arguments[name] for name in names}
+            told |= {
+                name: getattr(value, "__name__", str(value))
+                for name, value in given.arguments.items()
+                if callable(value) and not isinstance(value, Opened)
+            }
             attrs.update(_described(about, given.args[0], told, attrs))
         return result
 

@@ -6,9 +6,8 @@ of the same texts would have, and `spread` writes the values of a batch into the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,20 +68,13 @@ class Texts:
         rank = (self.valid[batch.places].cumsum(1) - 1).clamp_min(0)
         return rank.gather(1, mine), self.valid[batch.places].gather(1, mine)
 
-    def by_query(
-        self, values: Tensor, queries: Positions, columns: Tensor, name: str, attrs: Mapping[str, Any]
-    ) -> xr.DataArray:
+    def by_query(self, values: Tensor, queries: Positions, columns: Tensor, name: str) -> xr.DataArray:
         """Values [batch, query, key] with positions and tokens."""
         coordinates = position_coordinates(self, queries, columns)
-        dims = ("batch", "query", "key")
-        return xr.DataArray(values.numpy(), dims=dims, coords=coordinates, name=name, attrs=dict(attrs))
+        return xr.DataArray(values.numpy(), dims=("batch", "query", "key"), coords=coordinates, name=name)
 
     def rows_down(
-        self,
-        queries: Positions,
-        layers: Callable[[Batch], Iterable[Pull]],
-        name: str,
-        attrs: Mapping[str, Any],
+        self, queries: Positions, layers: Callable[[Batch], Iterable[Pull]], name: str
     ) -> xr.DataArray:
         """Rows of a product of maps [batch, query, key]: `layers(batch)` pull the asked rows, the last layer first."""
         columns = self.columns(queries)
@@ -92,18 +84,16 @@ class Texts:
             for pull in layers(batch):
                 rows = pull(rows)
             self.spread(batch, rows, found)
-        return self.by_query(found, queries, columns, name, attrs)
+        return self.by_query(found, queries, columns, name)
 
-    def by_key(self, values: Tensor, name: str, attrs: Mapping[str, Any]) -> xr.DataArray:
+    def by_key(self, values: Tensor, name: str) -> xr.DataArray:
         """Values [batch, key] with the tokens."""
         coordinates = {
             "batch": np.arange(len(values)),
             "key": np.arange(values.shape[1]),
             "key_token": (("batch", "key"), np.array(self.strings, dtype=object).astype(str)),
         }
-        return xr.DataArray(
-            values.numpy(), dims=("batch", "key"), coords=coordinates, name=name, attrs=dict(attrs)
-        )
+        return xr.DataArray(values.numpy(), dims=("batch", "key"), coords=coordinates, name=name)
 
 
 def indicators(rows: Tensor, real: Tensor, length: int) -> Tensor:

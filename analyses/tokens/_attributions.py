@@ -1,6 +1,6 @@
-"""Token weights of a prediction by the name of a method, so that methods can be compared on the same texts.
+"""Token weights of a prediction by attribution methods that are chosen by name, so that they can be compared.
 
-Methods of a record give the row of the position that predicts; methods of a model are asked about the same prediction.
+A method of a record gives the row of the position that predicts. A method of a model explains the prediction there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Methods = str | Sequence[str]
 
 
 def named(methods: Methods) -> list[str]:
-    """Names of methods from a list or a text such as "rollout flow"; an error for one that is unknown."""
+    """The methods in a list or in a text such as "rollout flow". AnalysisError where one is unknown or named twice."""
     names = methods.replace(",", " ").split() if isinstance(methods, str) else list(methods)
     if not names:
         raise AnalysisError("no method is named; give one or more, e.g. rollout")
@@ -41,7 +41,7 @@ def named(methods: Methods) -> list[str]:
 
 
 def token_weights(model: HookedModel, batch: Batch, method: str, asked: Explained) -> Tensor:
-    """Weight of each token of the texts of a batch by a method with its default settings: float64 [text, token]."""
+    """Weights of the tokens of a batch by one method with its default settings, float64 [text, token]."""
     function: Callable[..., Any] = getattr(
         importlib.import_module(f"headwater.analyses.tokens.{method}"), method
     )
@@ -51,21 +51,18 @@ def token_weights(model: HookedModel, batch: Batch, method: str, asked: Explaine
         found = function(model, batch.ids, queries=[asked.position])
     else:
         rows = {"queries": [asked.position]} if method in EXPLAINED_BY_QUERY else {}
-        # an answer belongs to a text of all examples; a batch holds some of them, in an order of its own
-        answers = (
-            {name: asked.ids_of(name, batch) for name in ("answer", "wrong")} if not asked.measure else {}
-        )
         about = {"measure": asked.measure, "kind": asked.kind, "position": asked.position}
-        found = function(model, batch.ids, **rows, **about, **answers)
-    if method == "norms":  # a map per layer: the last one's row
+        if not asked.measure:  # the batch holds some of the texts, in its own order, so it gets their answers
+            about |= {name: asked.ids_of(name, batch) for name in ("answer", "wrong")}
+        found = function(model, batch.ids, **rows, **about)
+    if method == "norms":  # one map per layer: take the last layer
         found = found["norm"].isel(layer=-1)
     values = np.asarray(found.values, dtype=np.float64)
     return torch.from_numpy(values[:, 0] if values.ndim == 3 else values)
 
 
-Given = Mapping[
-    str, Any
-]  # name → weights of one's own [batch, token], NaN (or cut off) where a text has no token
+# name → the caller's weights [batch, token]; NaN, or any number, on padding
+Given = Mapping[str, Any]
 
 
 def weights_by_method(

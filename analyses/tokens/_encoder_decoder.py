@@ -1,16 +1,15 @@
-"""Relevance through encoder, decoder and cross-attention: the rules for two streams of Chefer, Gur & Wolf 2021.
+"""Relevance through encoder, decoder and cross-attention: the rules of Chefer, Gur & Wolf 2021 for two streams.
 
-With s the decoder's tokens and q the encoder's, `R_ss` and `R_sq` are needed in the rows asked for alone. These are
-pulled down to every cross-attention; what stands to its left and right, `rownorm(R - I)`, acts on vectors, which go up
-through the layers of their own side. So no queries × keys matrix exists on either side, and each layer of the encoder
-and of the decoder is multiplied out twice. Only texts of the same two lengths run together, so nothing is padded.
+With s for the decoder's tokens and q for the encoder's, only the asked rows of `R_ss` and `R_sq` are computed. These
+rows are pulled down to every cross-attention. The factors on both sides of it, `rownorm(R - I)`, are applied to vectors
+that go up through the layers of their own side. So no queries × keys matrix exists on either side, and each layer is
+multiplied out twice. Only texts with equal lengths on both sides run together, so that nothing is padded.
 """
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ Step = tuple[str, WeightSlopes]  # "decoder" or "cross", in the order the model 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Texts for both sides: `target` those of the decoder, `source` the encoder's tokens and which of them are real."""
+    """The texts of both sides: `target` for the decoder, `source` the encoder's token ids and which are real."""
 
     tokens: Tokens
     source: Tokens
@@ -45,7 +44,8 @@ class Pairs:
 
     @classmethod
     def of(cls, model: HookedModel, examples: Examples, decoder: Examples | None, size: int) -> Pairs:
-        """What the encoder reads (`examples`) and the decoder (`decoder`; None: its start token), or `Tokens` of both.
+        """Examples for the encoder, and texts for the decoder (None: its start token); or `Tokens` that hold both
+        sides.
 
         One decoder text given as a string goes with each example.
         """
@@ -98,10 +98,8 @@ class Pairs:
         return Tokens(batch.ids, torch.ones_like(batch.ids, dtype=torch.bool), more)
 
 
-def relevance_of_pairs(
-    asked: Explained, pairs: Pairs, queries: Positions, attrs: dict[str, Any]
-) -> xr.DataArray:
-    """Rows of `R_sq` and `R_ss` beside each other, [batch, query, key]: the encoder's tokens, then the decoder's."""
+def relevance_of_pairs(asked: Explained, pairs: Pairs, queries: Positions) -> xr.DataArray:
+    """Rows of `R_sq` and `R_ss` side by side, [batch, query, key]: the encoder's tokens, then the decoder's."""
     texts = pairs.target
     columns = texts.columns(queries)
     own = texts.empty(columns.shape[1])
@@ -120,35 +118,29 @@ def relevance_of_pairs(
     found["key_token"] = (("batch", "key"), names.astype(str))
     found["key_part"] = ("key", np.where(np.arange(names.shape[1]) < width, "encoder", "decoder"))
     values = torch.cat([source, own], -1).numpy()
-    return xr.DataArray(values, dims=("batch", "query", "key"), coords=found, name="relevance", attrs=attrs)
+    return xr.DataArray(values, dims=("batch", "query", "key"), coords=found, name="relevance")
 
 
 def _rows(encoder: list[WeightSlopes], steps: list[Step], rows: Tensor) -> tuple[Tensor, Tensor]:
     """`rows @ R_ss` and `rows @ R_sq` for rows [batch, asked, token of the decoder]."""
-    device = steps[0][1].slope.device
-    rows = rows.to(device)
+    rows = rows.to(steps[0][1].slope.device)
     to_cross = []  # rows · Π (I + Ā) over the decoder's layers above each cross-attention, the top one first
     for kind, own in reversed(steps):
         if kind == "cross":
-            to_cross.append(rows)
+            to_cross.append(rows.mT)
         else:
             rows = rows + own.pulled(rows)
-    to_cross.reverse()
-    carried = torch.cat([x.mT for x in to_cross] + [torch.ones_like(rows[:, :1]).mT], -1)
-    gained = torch.zeros_like(carried)  # (R_ss - I) · carried; the last column gives the sums of its rows
-    width, reached = rows.shape[1], 0
-    across: Tensor | None = None
+    carried = torch.cat([*reversed(to_cross), torch.ones_like(rows[:, :1]).mT], -1)
+    gained = torch.zeros_like(carried)  # (R_ss - I) · carried; its last column is the row sums of R_ss - I
+    width, across = rows.shape[1], []  # across: rows · R_sq before the encoder, by cross-attention
     for kind, own in steps:
         if kind == "decoder":
             gained = gained + own.pushed(carried + gained)
             continue
-        mine = slice(reached * width, (reached + 1) * width)
+        mine = slice(len(across) * width, (len(across) + 1) * width)
         turned = _shared(gained[..., mine], gained[..., -1:]) + carried[..., mine]
-        pulled = own.pulled(turned.mT)
-        across = pulled if across is None else across + pulled
-        reached += 1
-    assert across is not None
-    return rows, _through_encoder(encoder, across)
+        across.append(own.pulled(turned.mT))
+    return rows, _through_encoder(encoder, torch.stack(across).sum(0))
 
 
 def _through_encoder(encoder: list[WeightSlopes], rows: Tensor) -> Tensor:
@@ -165,12 +157,12 @@ def _through_encoder(encoder: list[WeightSlopes], rows: Tensor) -> Tensor:
 
 
 def _shared(parts: Tensor, whole: Tensor) -> Tensor:
-    """parts / whole; nothing where the whole is zero, and NaN stays."""
+    """parts / whole; 0 where the whole is 0, NaN where a part is NaN."""
     return torch.where(whole > 0, parts / whole, parts * 0)
 
 
 class _Kept(Heads):
-    """The layers of one part as they ran, noted in the order of all parts."""
+    """Records the layers of one part as they run; `order` lists the layers of all parts in the order of the run."""
 
     def __init__(self, view: HookedModel, order: list[tuple[_Kept, int]]) -> None:
         super().__init__(view)
@@ -182,14 +174,14 @@ class _Kept(Heads):
 
 
 class _Rooted(context.Tap):
-    """Gradients begin at the first head outputs, so that neither embeddings nor features nor weights must ask."""
+    """Starts the gradient at the first head outputs, so that no embedding, feature or weight needs `requires_grad`."""
 
     def leaving(self, layer: int, z: Tensor) -> Tensor:
         return z if z.requires_grad or not torch.is_grad_enabled() else z.detach().requires_grad_()
 
 
 def _slopes(asked: Explained, given: Tokens, batch: Batch) -> tuple[list[WeightSlopes], list[Step]]:
-    """Slopes of the encoder's layers, and of the decoder's with their cross-attention, upward."""
+    """Slopes of the encoder's layers, and of the decoder's and cross-attention's in the order of the run."""
     model = asked.model
     outputs = model if model.has_lm_head else model.embeddings
     value = asked.of(batch, outputs(given))

@@ -1,7 +1,8 @@
-"""Slopes of an explained number: with respect to word embeddings, and to every attention weight without storing them.
+"""Gradients of the explained number s: with respect to word embeddings, and to every attention weight without storing
+it.
 
-`∂s/∂A_ij = (∂s/∂z_i)·v_j` for a head's output `z = A v`, so one backward pass that keeps the slope at z, O(S·d) numbers
-per head, gives every weight's slope; blocks of rows are multiplied out when they are asked for.
+For a head's output `z = A v` the gradient is `∂s/∂A_ij = (∂s/∂z_i)·v_j`. One backward pass keeps ∂s/∂z, O(S·d) numbers
+per head; blocks of rows of ∂s/∂A are multiplied out when they are asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Value = Callable[[Tensor, Tensor], Tensor]  # (outputs, texts) → one number pe
 
 @dataclass(frozen=True, eq=False)
 class WeightSlopes:
-    """One layer: its maps, and what the slope of every weight follows from.
+    """One layer's attention map with the two factors of its weights' gradient.
 
     `slope` is ∂s/∂z [batch, head, query, d], `value` the values [batch, head, key, d], one per query head.
     """
@@ -35,12 +36,12 @@ class WeightSlopes:
     value: Tensor
 
     def row_blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows, their weights and the slopes of these, both [batch, head, row, key] in float64."""
+        """Blocks of rows: their weights and the gradient of these, both [batch, head, row, key] in float64."""
         for rows, weights in self.map.row_blocks():
             yield rows, weights.double(), self.slope[:, :, rows] @ self.value.mT
 
     def relevant_blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows of `mean_h relu(∂s/∂A ⊙ A)`, [batch, row, key]."""
+        """Blocks of rows of `mean_h relu(∂s/∂A ⊙ A)`, [batch, row, key]."""
         for rows, weights, slopes in self.row_blocks():
             yield rows, (weights * slopes).clamp_min(0).mean(1)
 
@@ -57,7 +58,7 @@ class WeightSlopes:
 
 
 def weight_slopes(model: HookedModel, batch: Batch, value: Value) -> dict[int, WeightSlopes]:
-    """Slopes of the explained number by layer; one forward and one backward pass."""
+    """Gradient factors of the explained number by layer, from one forward and one backward pass."""
     listener = Heads(model)
     embedded = embedded_tokens(model, batch.ids).requires_grad_()
     with context.listening(listener):
@@ -73,7 +74,7 @@ def weight_slopes(model: HookedModel, batch: Batch, value: Value) -> dict[int, W
 def slopes_at(
     model: HookedModel, layer: int, heads: tuple[AttentionMap, Tensor, Tensor], slope: Tensor | None
 ) -> WeightSlopes:
-    """Slopes of a layer's weights from what `Heads` kept of it and the gradient there; None is a gradient of zero."""
+    """One layer's gradient factors, from what `Heads` kept of it and ∂s/∂z there; None is a gradient of zero."""
     map, values, output = heads
     slope = torch.zeros_like(output) if slope is None else slope
     slope = _through_edits(model, layer, map.rule.mask, slope)
@@ -82,7 +83,7 @@ def slopes_at(
 
 
 def _through_edits(model: HookedModel, layer: int, mask: Mask, slope: Tensor) -> Tensor:
-    """Slope at A v from that behind the edits of head outputs, which are linear in it."""
+    """The gradient at A v from that behind the edits of head outputs. Those edits are linear in A v."""
     edits = [
         edit
         for prepared in context.active(model.key)
@@ -100,8 +101,8 @@ def _through_edits(model: HookedModel, layer: int, mask: Mask, slope: Tensor) ->
         return torch.autograd.grad(after, before, slope)[0]
 
 
-def input_slopes(model: HookedModel, embedded: Tensor, value: Value, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """∂s/∂x [row, position, d_model] at word embeddings, and s [row]; row n is a form of text `texts[n]`."""
+def input_slopes(model: HookedModel, embedded: Tensor, value: Value, texts: Tensor) -> Tensor:
+    """∂s/∂x [row, position, d_model] at word embeddings, in float64; row n is a variant of text `texts[n]`."""
     leaf = embedded.detach().requires_grad_()
     found = value(run_embedded(model, leaf), texts)
-    return torch.autograd.grad(found.sum(), leaf)[0], found.detach()
+    return torch.autograd.grad(found.sum(), leaf)[0].double()

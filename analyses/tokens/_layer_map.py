@@ -1,7 +1,7 @@
-"""The heads of a layer joined in one map with the residual stream mixed in: what rollout and flow go through.
+"""One map per layer from its heads and the residual stream: the maps that rollout and flow follow.
 
-`Ã = rownorm((1 - w)·Ā + w·I)` with `Ā` the heads' mean (plain or weighted), largest or smallest weights. A row that has
-no weight at all stays where it is when w > 0 and is undefined (NaN) otherwise.
+`Ã = rownorm((1 - w)·Ā + w·I)`, where `Ā` is the mean of the heads (plain or weighted) or their largest or smallest
+weights. A row without any weight keeps its own position when w > 0, and is undefined (NaN) otherwise.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ EXTREMES: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "min": torch.am
 
 @dataclass(frozen=True, eq=False)
 class Joining:
-    """How the heads of `layers` are joined: `weight` w of the residual stream, and `mixing`, the name of a reduction or
-    head weights [layer, head] that sum to 1 in each layer."""
+    """How the heads of `layers` are joined: `weight` is the residual stream's w, `mixing` the name of a reduction or
+    head weights [layer, head] that sum to 1 in each layer.
+    """
 
     layers: list[int]
     weight: float
@@ -46,7 +47,7 @@ class Joining:
 
 
 def consecutive_layers(record: Record, last: int | None) -> list[int]:
-    """The record's layers up to `last`; an error where one is missing in between, or has signed weights."""
+    """The record's layers up to `last`. AnalysisError where one in between is missing or has signed weights."""
     layers = [layer for layer in record.layers if last is None or layer <= last]
     if not layers or (last is not None and layers[-1] != last):
         raise AnalysisError(f"last_layer={last} is not in this record; it has layers {record.layers}")
@@ -67,7 +68,7 @@ def consecutive_layers(record: Record, last: int | None) -> list[int]:
 def head_mixing(
     heads: Reduction | Sequence[Sequence[float]], layers: list[int], n_heads: int
 ) -> str | Tensor:
-    """The reduction's name, or head weights [layer, head] that sum to 1 in each layer."""
+    """The name of a reduction, or head weights [layer, head] that sum to 1 in each layer."""
     if isinstance(heads, str):
         return heads if heads != "mean" else torch.full((len(layers), n_heads), 1 / n_heads)
     weights = torch.as_tensor(np.asarray(heads), dtype=torch.float32)
@@ -82,8 +83,7 @@ def head_mixing(
 
 
 def over_row_sums(rows: Tensor, mass: Tensor, weight: float) -> Tensor:
-    """`rows` over the row sums of (1 - w)·A + w·I; NaN where something stands on a row that has no weight at
-    all."""
+    """`rows` divided by the row sums of (1 - w)·A + w·I; NaN where a nonzero entry is on a row without weight."""
     total = ((1 - weight) * mass + weight)[..., None]
     return torch.where(rows == 0, 0.0, rows / torch.where(total > 0, total, torch.nan))
 

@@ -1,13 +1,14 @@
 """Agreement: how alike the token weights of several attribution methods are on the same predictions.
 
-Neely et al. 2022 (arXiv 2205.04559) compare attention with gradient methods this way and find little that agrees.
-Rank correlations are those of scipy; the top-k form with ties after Fagin et al. is our own. `between` compares two
-rows of numbers that are there already.
+Neely et al. 2022 (arXiv 2205.04559) compare attention with gradient methods in this way and find little agreement.
+scipy computes the rank correlations; the top-k form with ties, after Fagin et al., is written here. `between` compares
+two rows of numbers that the caller already has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations_with_replacement
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -67,19 +68,27 @@ def agreement(
 ) -> xr.Dataset:
     """`agreement` [batch, attribution, other], and over texts its `mean`, `low` and `high` [attribution, other].
 
-    Each method gives one weight per token for the same prediction: that of the token at `position`, as in `blank_out`.
-    `by`: "kendall" is τ-b, "spearman", "pearson"; "weighted_kendall" weighs an exchange of ranks r and s by
-    `1/(r+1)^α + 1/(s+1)^α`, rank 0 being the largest weight, mean of both orders; "top_k" counts pairs of an item among
-    the first k buckets of one list and an item among those of the other: 1 if the lists order them oppositely, 0.5 if
-    exactly one ties them; the result is `1 - 2·sum/#pairs`. A row of equal weights has no order: NaN, left out of the
-    mean. `low`, `high` enclose 95 % of the means of redrawn texts.
-    Unit: correlation. Source: scipy, and the authors' code for the top-k form, checked.
+    Each method gives one weight per token for the prediction at `position`, as `blank_out` explains it. `by` is
+    "kendall" (τ-b), "spearman", "pearson", "weighted_kendall" or "top_k". "weighted_kendall" weighs an exchange of
+    ranks r and s by `1/(r+1)^α + 1/(s+1)^α`, rank 0 being the largest weight; it is the mean over the two orders.
+    "top_k" counts pairs of an item in the first k buckets of one list and an item in those of the other: 1 if the lists
+    order them oppositely, 0.5 if exactly one list ties them; the result is `1 - 2·sum/#pairs`. A row of equal weights
+    has no order: its agreement is NaN and is left out of the mean. `low` and `high` enclose 95 % of the means of
+    redrawn texts.
 
     Question: Do attribution methods agree on which tokens matter?
     Unit: correlation, from -1 (opposite order) to 1 (the same).
-    Source: Neely et al. 2022, arXiv:2205.04559; ties in top-k lists: Fagin et al. 2006.
+    Source: Neely et al. 2022, arXiv:2205.04559; ties in top-k lists: Fagin et al. 2006; held to scipy and the authors'
+    code.
     Cost: each method once per text.
     Not for: faithfulness: methods can agree and all be wrong, or differ and each be right about something else.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.agreement(model, [prompt], "rollout flow", draws=10)
+    >>> float(found["mean"].sel(attribution="rollout", other="flow").round(1))
+    0.9
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -88,23 +97,13 @@ def agreement(
     found = np.full((len(texts.valid), len(names), len(names)), np.nan)
     for text in range(len(found)):
         weights = [np.abs(rows[name][text]) if absolute else rows[name][text] for name in names]
-        for one in range(len(names)):
-            for other in range(one, len(names)):
-                value = between(weights[one], weights[other], by, k, alpha)
-                found[text, one, other] = found[text, other, one] = value
+        for one, other in combinations_with_replacement(range(len(names)), 2):
+            value = between(weights[one], weights[other], by, k, alpha)
+            found[text, one, other] = found[text, other, one] = value
     pair = ("attribution", "other")
-    settings: dict[str, Any] = {
-        "by": by,
-        "k": k,
-        "alpha": alpha,
-        "absolute": absolute,
-        "draws": draws,
-        "seed": seed,
-    }
     return xr.Dataset(
         {"agreement": (("batch", *pair), found), **intervals(found, pair, draws, seed)},
         coords={"batch": np.arange(len(found)), "attribution": names, "other": names},
-        attrs={**settings, **asked.settings},
     )
 
 
@@ -116,13 +115,18 @@ def between(
     k: Annotated[float | None, Bounds(0)] = None,
     alpha: Annotated[float, Bounds(0)] = 1.0,
 ) -> float:
-    """Agreement of two rows of numbers [token], as `agreement` says; NaN where one of them has no order."""
+    """The agreement of two rows of numbers [token], by the measures of `agreement`; NaN where one of them has no order.
+
+    >>> import headwater as hw
+    >>> hw.analyses.between([3, 2, 1], [10, 30, 20], by="spearman")
+    -0.5
+    """
     x, y = (np.asarray(row, dtype=np.float64).ravel() for row in (first, second))
     if x.shape != y.shape:
         raise AnalysisError(f"rows of {len(x)} and {len(y)} tokens can not be compared")
     if by == "top_k":
         return _top_k(x, y, k)
-    # scipy warns of constant rows and gives NaN; the NaN says it all
+    # scipy would give NaN as well, with a warning
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     options: dict[str, Any] = (
@@ -132,7 +136,7 @@ def between(
 
 
 def _top_k(x: np.ndarray, y: np.ndarray, k: float | None) -> float:
-    """1 - 2·(penalty)/#pairs over pairs of an item high in x and an item high in y."""
+    """1 - 2·penalty/#pairs over the pairs of an item high in x and an item high in y."""
     k = float(min(np.count_nonzero(x), np.count_nonzero(y))) if k is None else k
     count = max(int(k * len(x)), 1) if 0 < k < 1 else int(k)
     # equal weights share a bucket; buckets are counted from the largest weight

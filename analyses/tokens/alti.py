@@ -1,12 +1,11 @@
-"""ALTI: how much of each input token is in a position, by how near its term comes to the block's attention output.
+"""ALTI: how much of each input token is in a position, by how close its term is to the block's attention output.
 
-Ferrando, Gállego & Costa-jussà 2022 (arXiv 2203.04212). The distance is in the 1-norm, which needs the vector of every
-pair of tokens: they are made for a few rows at a time, so memory is linear in the length and time is layers·S²·d_model.
+Ferrando, Gállego & Costa-jussà 2022 (arXiv 2203.04212). The distance is a 1-norm, which needs the vector of every pair
+of tokens. Vectors are made for a few rows at a time: memory is linear in the length, time is layers·S²·d_model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Annotated
 
@@ -35,26 +34,30 @@ def alti(
 ) -> xr.DataArray:
     """Rows of `C_L ··· C_1`, `C[i, j] = rownorm(max(0, ‖y_i‖₁ - ‖y_i - T_ij‖₁))`, as [batch, query, key].
 
-    `T_ij = Σ_h A_ij^h f_h(x_j) + 1[i=j] x_i` behind the linear part of the norm that follows, where one does (BERT);
-    `y_i` is what the model has there, biases included: attention and residual stream, normed. The residual stream is in
-    C, so no identity is mixed in. A row of zeros (no term points to the output) stays where it is. Texts above 4,096
-    tokens are refused for their time.
-    Unit: share, rows sum to 1. Source: the authors' code, checked; of its four scalings this is the one it defaults to.
+    `T_ij = Σ_h A_ij^h f_h(x_j) + 1[i=j] x_i`, passed through the linear part of the norm that follows, where there is
+    one (BERT). `y_i` is the model's own sum there: attention and residual stream with biases, normed. C holds the
+    residual stream, so no identity is mixed in. A row of zeros (no term points to the output) keeps its own position.
+    Texts of more than 4,096 tokens are refused, since they would take too long.
 
     Question: How much of each input token is in a position, by the nearness of its term to the whole?
     Unit: share of the position, each row sums to 1.
-    Source: Ferrando, Gállego & Costa-jussà 2022, arXiv:2203.04212.
-    Cost: one forward pass, then one vector per pair of tokens and layer: time O(layers·S²·heads·d_model), memory
-    O(S).
+    Source: Ferrando, Gállego & Costa-jussà 2022, arXiv:2203.04212; held to the authors' code, whose default scaling
+    this is.
+    Cost: one forward pass, then one vector per pair of tokens and layer: time O(layers·S²·heads·d_model), memory O(S).
     Not for: what the MLPs do to a token; tokens that push against the output, which count as nothing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.alti(model, prompt)
+    >>> found.key_token.values[0, found[0, 0].values.argmax()].item(), float(found.sum().round(1))
+    ('John', 1.0)
     """
 
-    def layers(batch: Batch) -> Iterator[Pull]:
-        for mixing in reversed(mixings(model, batch).values()):
-            yield partial(_pulled, mixing)
+    def layers(batch: Batch) -> list[Pull]:
+        return [partial(_pulled, mixing) for mixing in reversed(mixings(model, batch).values())]
 
-    texts = Texts.of(model, examples, batch_size, LONGEST)
-    return texts.rows_down(queries, layers, "alti", {})
+    return Texts.of(model, examples, batch_size, LONGEST).rows_down(queries, layers, "alti")
 
 
 def _pulled(mixing: Mixing, rows: Tensor) -> Tensor:
@@ -74,7 +77,7 @@ def _pulled(mixing: Mixing, rows: Tensor) -> Tensor:
         whole = mixing.mixed[:, span]
         near = whole.abs().sum(-1)[:, None] - (whole[:, None] - vectors).abs().sum(-1)
         shares = near.clamp_min(0).mT  # [batch, row, key]
-        # rows see nothing behind the mask; a term of zeros is as far as the whole is long, but for rounding
+        # a masked key has a term of zeros, whose nearness is 0 but for rounding
         shares = shares.masked_fill(~(vectors.abs().amax(-1) > 0).mT, 0.0)
         total = shares.sum(-1, keepdim=True)
         stay = torch.nn.functional.one_hot(place, shares.shape[-1]).to(shares)

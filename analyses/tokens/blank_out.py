@@ -1,6 +1,6 @@
-"""Blank-out: how much a prediction changes when one input token is replaced by a blank.
+"""Blank-out: how much a prediction changes when a blank replaces one input token. Also known as occlusion.
 
-The ground truth of Abnar & Zuidema 2020 (arXiv 2005.00928); also known as occlusion. One forward pass per token.
+Abnar & Zuidema 2020 (arXiv 2005.00928) take it as the ground truth. It costs one forward pass per token.
 """
 
 from __future__ import annotations
@@ -42,18 +42,24 @@ def blank_out(
     signed: Annotated[bool, "keep the sign: above 0 the token speaks for the answer"] = False,
     batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
 ) -> xr.DataArray:
-    """`e[j] = |s(x) - s(x with token j blank)|`, as [batch, key]; `signed` leaves the bars away.
+    """`e[j] = |s(x) - s(x with token j blank)|`, as [batch, key]; `signed` keeps the sign.
 
-    `s` is `kind` of `answer` (or of the token that the whole text predicts), less that of `wrong` where one is given,
-    at `position`; or `measure(logits) → [batch]` of your own, which is given rows of any text. The paper takes
-    `kind="probability"` of the right and the wrong verb. The token at the position itself is blanked like the others.
-    Unit: that of s. Source: the authors' code and paper, checked.
+    `s` is `kind` of `answer` (none: the token that the model predicts for the text), less that of `wrong` if one is
+    given, at `position`; or a `measure(logits) → [batch]` of the caller, which gets rows of any text. The paper takes
+    `kind="probability"` of the right and the wrong verb. The token at `position` is blanked like the others.
 
     Question: How much does the prediction change without one of the input tokens?
     Unit: change of what is explained (nats for a log-probability).
-    Source: Abnar & Zuidema 2020, arXiv:2005.00928.
+    Source: Abnar & Zuidema 2020, arXiv:2005.00928; held to the authors' code.
     Cost: one forward pass per token of each text; memory that of `batch_size` texts.
     Not for: tokens that stand in for each other: each looks needless; a text with a blank may be unlike any text.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.blank_out(model, prompt, answer="Mary", wrong="John", signed=True)
+    >>> found.key_token.values[0, found[0].values.argmax()].item()  # without this token the answer loses most
+    'Mary'
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -64,8 +70,7 @@ def blank_out(
         for batch in texts.batches:
             change = _changes(model, batch, asked.of(batch), filler, batch_size, bar)
             texts.spread(batch, change if signed else change.abs(), found)
-    attrs = {"blank": filler, "signed": signed, **asked.settings}
-    return texts.by_key(found, "blank_out", attrs)
+    return texts.by_key(found, "blank_out").assign_attrs(blank=filler)
 
 
 def _changes(
@@ -76,7 +81,7 @@ def _changes(
     rows: int,
     bar: tqdm,
 ) -> Tensor:
-    """What each token's absence changes, [text, token]; the forms of a text are made a few at a time."""
+    """The change of the number without each token, [text, token]; a few variants of a text run at a time."""
     ids, place = batch.ids.cpu(), torch.arange(batch.ids.shape[1])
     whole = answers(model, batch, value, ids[:, None], rows)
     found = []

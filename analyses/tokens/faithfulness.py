@@ -1,8 +1,8 @@
-"""Faithfulness of attribution methods: what happens to a prediction when the tokens they name are taken away or kept.
+"""Faithfulness of attribution methods: how a prediction changes when the tokens that a method names are removed or
+kept.
 
 Deletion and insertion curves (Samek et al. 2015, arXiv 1509.06321; Petsiuk et al. 2018, arXiv 1806.07421),
-comprehensiveness and sufficiency (DeYoung et al. 2020, arXiv 1911.03429). A random order is always tried beside the
-methods.
+comprehensiveness and sufficiency (DeYoung et al. 2020, arXiv 1911.03429). A random order is always tried too.
 """
 
 from __future__ import annotations
@@ -58,19 +58,26 @@ def faithfulness(
 ) -> xr.Dataset:
     """Curves `deletion`, `insertion` [batch, attribution, fraction], four scores [batch, attribution], and intervals.
 
-    A method orders the tokens of a text, the largest weight first and equal ones by position. `deletion` is s with the
-    first `fraction` of them blank, `insertion` s with all others blank; the areas are the means of these curves
+    A method orders the tokens of a text: the largest weight first, equal weights by position. `deletion` is s with the
+    first `fraction` of the tokens blank, `insertion` s with all others blank. The areas are the means of these curves
     (trapezoids): a good order has a small deletion area and a large insertion area. `comprehensiveness` is the mean of
-    `s(x) - s(x without the first ⌈p·n⌉)` over p = 1, 5, 10, 20, 50 % (large is good), `sufficiency` that of
-    `s(x) - s(those alone)` (small: good). `mean`, `low`, `high` [score, attribution] are over texts, 95 % of the means
-    of redrawn texts. "random" orders tokens by chance. `s` is what `blank_out` explains, at `position`.
-    Unit: that of s. Source: formulas from memory.
+    `s(x) - s(x without the first ⌈p·n⌉)` over p = 1, 5, 10, 20, 50 % (large is good); `sufficiency` is the mean of
+    `s(x) - s(the first ⌈p·n⌉ alone)` (small is good). `mean`, `low`, `high` [score, attribution] are over texts, with
+    95 % of the means of redrawn texts. "random" is an order by chance. `s` is the number that `blank_out` explains.
 
     Question: Does the prediction depend on the tokens that a method names?
     Unit: that of what is explained (probability); areas: its mean along the curve.
-    Source: Petsiuk et al. 2018, arXiv:1806.07421 (curves); DeYoung et al. 2020, arXiv:1911.03429 (the other two).
+    Source: Petsiuk et al. 2018, arXiv:1806.07421 (curves); DeYoung et al. 2020, arXiv:1911.03429 (the other two);
+    formulas from memory.
     Cost: each method once per text, then 2·(steps + 5) forward passes per text and method.
     Not for: scores by themselves: blanks make texts unlike any the model has read; compare with the random order.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.faithfulness(model, [prompt], "raw_attention", steps=2, draws=10)
+    >>> found.attribution.values.tolist(), found.deletion[0, 0].round(1).values.tolist()
+    (['raw_attention', 'random'], [1.0, 0.0, 0.0])
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -82,7 +89,6 @@ def faithfulness(
     rows["random"] = [generator.permutation(int(row.sum())).astype(float) for row in texts.valid.numpy()]
     fractions = np.linspace(0, 1, steps + 1)
     shape = (len(texts.valid), len(rows))
-    shape = (len(texts.valid), len(rows))
     found = {name: np.full((*shape, steps + 1), np.nan) for name in CURVES}
     found |= {name: np.full(shape, np.nan) for name in DROPS}
     for batch in texts.batches:
@@ -92,9 +98,21 @@ def faithfulness(
             ask = lambda forms, value=value, batch=batch: answers(model, batch, value, forms, batch_size)  # noqa: E731
             for name, values in _scored(batch.ids.cpu(), ranks, fractions, filler, ask).items():
                 found[name][batch.places, place] = values
-    settings = {"blank": filler, "absolute": absolute, "draws": draws, "seed": seed, **asked.settings}
-    attrs = settings
-    return _dataset(found, list(rows), fractions, draws, seed).assign_attrs(attrs)
+    scores = {f"{name}_area": np.trapezoid(found[name], fractions, axis=-1) for name in CURVES}
+    scores |= {name: found[name] for name in DROPS}
+    each = ("batch", "attribution")
+    return xr.Dataset(
+        {
+            **{name: ((*each, "fraction"), found[name]) for name in CURVES},
+            **{name: (each, values) for name, values in scores.items()},
+            **intervals(np.stack(list(scores.values()), axis=1), ("score", "attribution"), draws, seed),
+        },
+        coords={
+            "batch": np.arange(len(texts.valid)), "attribution": list(rows), "fraction": fractions,
+            "score": list(scores),
+        },
+        attrs={"blank": filler},
+    )  # fmt: skip
 
 
 def _scored(
@@ -116,36 +134,15 @@ def _scored(
 
 
 def _ranks(weights: np.ndarray, absolute: bool) -> Tensor:
-    """Place of each token in the order, 0 the first: [token]."""
+    """Rank of each token in the order, 0 the first: [token]."""
     sizes = np.abs(weights) if absolute else weights
     order = np.argsort(-sizes, kind="stable")
     return torch.from_numpy(np.argsort(order, kind="stable"))
 
 
 def _forms(ids: Tensor, ranks: Tensor, counts: Tensor, blank: int, gone: bool) -> Tensor:
-    """Texts with their first `counts` tokens blank, or all others: [text, count, position]."""
+    """Texts with their first `counts` tokens blank (`gone`), or all others blank: [text, count, position]."""
     first = ranks[:, None] < counts[:, None]  # [text, count, position]
     return torch.stack(
         [blanked(text, picked if gone else ~picked, blank) for text, picked in zip(ids, first, strict=True)]
-    )
-
-
-def _dataset(
-    found: dict[str, np.ndarray], methods: list[str], fractions: np.ndarray, draws: int, seed: int
-) -> xr.Dataset:
-    scores = {f"{name}_area": np.trapezoid(found[name], fractions, axis=-1) for name in CURVES}
-    scores |= {name: found[name] for name in DROPS}
-    each, over = ("batch", "attribution"), ("score", "attribution")
-    return xr.Dataset(
-        {
-            **{name: ((*each, "fraction"), found[name]) for name in CURVES},
-            **{name: (each, values) for name, values in scores.items()},
-            **intervals(np.stack(list(scores.values()), axis=1), over, draws, seed),
-        },
-        coords={
-            "batch": np.arange(len(scores["sufficiency"])),
-            "attribution": methods,
-            "fraction": fractions,
-            "score": list(scores),
-        },
     )

@@ -1,8 +1,8 @@
 """Attention flow: how much of each input token could reach a position through the layers, as a maximum flow.
 
-Abnar & Zuidema 2020 (arXiv 2005.00928): attention weights are capacities of edges from each position to those of the
-layer below, and each input token gets the largest flow from the position to it. One maximum flow per input token on a
-graph of up to layers·S² edges: quadratic memory, so long texts are refused. `flow_graph` hands that graph out.
+Abnar & Zuidema 2020 (arXiv 2005.00928). Attention weights are the capacities of edges from each position to the
+positions of the layer below. Each input token gets the largest flow from the position to it. The graph has up to
+layers·S² edges, so memory is quadratic and long texts are refused. `flow_graph` returns that graph.
 """
 
 from __future__ import annotations
@@ -48,15 +48,22 @@ def flow(
     """`F[i, j] = maxflow((L, i) → (0, j))` over the graph with edges (l, i) → (l-1, j) of capacity `Ã_l[i, j]`.
 
     `Ã_l = rownorm((1 - w)·Ā_l + w·I)` as in `rollout`, with the same settings. Each input token's flow is computed by
-    itself; rows are then divided by their sum (`normalise`). At one layer flow equals rollout; an unnormalised flow is
-    at most 1 and at most what can enter the token. Capacities are rounded to 2⁻³⁰. Result [batch, query, key]; NaN
-    where every path ends in a row without weight. Unit: share. Source: the authors' code and paper, checked.
+    itself; `normalise` then divides rows by their sum. With one layer, flow equals rollout. An unnormalised flow is at
+    most 1 and at most what can enter the token. Capacities are rounded to 2⁻³⁰. Result [batch, query, key]; NaN where
+    every path ends in a row without weight.
 
     Question: How much of each input token can reach a position through the attention of all layers?
     Unit: share of the position, each row sums to 1; unnormalised: the maximum flow, at most 1.
-    Source: Abnar & Zuidema 2020, arXiv:2005.00928.
+    Source: Abnar & Zuidema 2020, arXiv:2005.00928; held to the authors' code.
     Cost: one maximum flow per query and input token: seconds for 12 layers × 128 tokens; memory O(layers·S²).
     Not for: what the model uses: it knows neither values nor MLPs; telling tokens apart where most flows reach 1.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> record = model.record("When Mary and John went to the store , John gave a drink to")
+    >>> found = hw.analyses.flow(record)
+    >>> found.shape, found.key_token.values[0, found[0, 0].values.argmax()].item()
+    ((1, 1, 15), 'Mary')
     """
     joining = Joining.of(record, residual, heads, add_residual, last_layer)
     columns = columns_of(queries, record.valid, "queries")
@@ -93,11 +100,19 @@ def flow_graph(
     add_residual: bool = True,
     last_layer: int | None = None,
 ) -> nx.DiGraph:
-    """The graph that `flow` is computed on, for one batch row, with its settings: a `networkx.DiGraph`.
+    """The graph of `flow` for one batch row, with the same settings, as a `networkx.DiGraph`.
 
-    Nodes are (depth, position), depth 0 the input tokens and depth d the positions behind the d-th layer, positions
-    those of the real tokens; each has `token`, and `layer` where one wrote it. An edge leads from a position to what it
-    looks at, with `capacity` `Ã_l[i, j]` (0: no edge). Question, unit, paper and model stand in `graph.graph`.
+    Nodes are (depth, position): depth 0 holds the input tokens, depth d the outputs of the d-th layer; positions are
+    those of the real tokens. Each node has `token`, and `layer` above depth 0. An edge leads from a position to one
+    that it looks at; its `capacity` is `Ã_l[i, j]` (no edge where that is 0). `graph.graph` holds question, unit, paper
+    and model.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> record = model.record("When Mary and John went to the store , John gave a drink to")
+    >>> graph = hw.analyses.flow_graph(record)
+    >>> graph.number_of_nodes(), graph.nodes[0, 2]["token"], graph.graph["layers"]
+    (75, 'Mary', '[0, 1, 2, 3]')
     """
     import networkx as nx  # a second of import that only the graph needs
 
@@ -117,17 +132,13 @@ def flow_graph(
     return graph
 
 
-def _refuse_long(record: Record) -> None:
+def _capacities(record: Record, joining: Joining) -> Tensor:
+    """Ã of every layer, float64 [batch, layer, query, key]; 0 in rows without weight."""
     longest = int(record.valid.sum(1).max())
     if longest > LONGEST:
         raise AnalysisError(
             f"a text has {longest} tokens and flow takes {LONGEST} at most; shorten it or use rollout"
         )
-
-
-def _capacities(record: Record, joining: Joining) -> Tensor:
-    """Ã of every layer, float64 [batch, layer, query, key]; 0 in rows that have no weight."""
-    _refuse_long(record)
     maps = [
         joined_map(record.map(layer), joining.weight, joining.of_layer(depth))
         for depth, layer in enumerate(joining.layers)
@@ -136,11 +147,11 @@ def _capacities(record: Record, joining: Joining) -> Tensor:
 
 
 def _largest(capacities: np.ndarray, start: int, end: int, causal: bool) -> float:
-    """Maximum flow from (L, start) to (0, end); `capacities` [layer, query, key] are integers, 1 is `UNIT`."""
+    """Maximum flow from (L, start) to (0, end); `capacities` [layer, query, key] are integers in steps of 1/`UNIT`."""
     if causal:
         if end > start:
             return 0.0
-        # no path leaves the positions between the two
+        # in a causal model every path stays between the two positions
         capacities = capacities[:, end : start + 1, end : start + 1]
         start, end = start - end, 0
     depth, tokens, _ = capacities.shape

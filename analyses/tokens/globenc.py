@@ -1,12 +1,11 @@
-"""GlobEnc: how much of each input token is in a position, by norms that pass residual stream and both layer norms.
+"""GlobEnc: how much of each input token is in a position, by norms through the residual stream and both layer norms.
 
 Modarressi et al. 2022 (arXiv 2205.03286). Each layer's map of norms is multiplied down row by row, so memory is linear
-in the length. The MLP's own output is left out, except where it widens what the second norm divides by.
+in the length. The MLP's output is left out, except where it enlarges the scale of the second norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Annotated
 
@@ -33,26 +32,29 @@ def globenc(
 ) -> xr.DataArray:
     """Rows of `N_L ··· N_1`, `N_l[i, j] = ‖LN₂(LN₁(Σ_h A_ij^h f_h(x_j) + 1[i=j] x_i))‖`, as [batch, query, key].
 
-    `LN₁`, `LN₂` stand for the linear parts of the norms behind attention and MLP, `g ⊙ (y - mean(y)) / σ_i` with the σ
-    of the sums the model really had, biases left out. The plain product has no scale, as in the released code;
-    `normalise=True` makes each layer's rows shares first, which can change the order within a row a little. A model
-    with norms in front (GPT-2, Llama) has none behind the sums, so both steps fall away there: the method is for BERT.
-    Unit: norm, or share. Source: the authors' code, checked.
+    `LN₁` and `LN₂` are the linear parts of the norms behind attention and MLP, `g ⊙ (y - mean(y)) / σ_i` without bias;
+    σ is that of the sums in the run. The plain product has no scale, as in the released code. `normalise=True` turns
+    each layer's rows into shares first, which can slightly change the order within a row. A model with norms in front
+    (GPT-2, Llama) has none behind the sums, so both steps fall away there: the method is made for BERT.
 
     Question: How much of each input token is in a position, by norms through the layers?
     Unit: product of norms, no scale (normalise: share of the position, each row sums to 1).
-    Source: Modarressi et al. 2022, arXiv:2205.03286.
+    Source: Modarressi et al. 2022, arXiv:2205.03286; held to the authors' code.
     Cost: one forward pass, then heads² products per weight of every layer; memory O(S·(queries + heads·d_model)).
-    Not for: what the MLPs do to a token; comparing layers or models without normalise, as the scale grows with
-    depth.
+    Not for: what the MLPs do to a token; comparing layers or models without normalise, as the scale grows with depth.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.globenc(model, prompt, normalise=True)
+    >>> found.shape, float(found.sum().round(1))
+    ((1, 1, 15), 1.0)
     """
 
-    def layers(batch: Batch) -> Iterator[Pull]:
-        for mixing in reversed(mixings(model, batch).values()):
-            yield partial(_pulled, mixing, normalise)
+    def layers(batch: Batch) -> list[Pull]:
+        return [partial(_pulled, mixing, normalise) for mixing in reversed(mixings(model, batch).values())]
 
-    attrs = {"normalise": normalise}
-    return Texts.of(model, examples, batch_size).rows_down(queries, layers, "globenc", attrs)
+    return Texts.of(model, examples, batch_size).rows_down(queries, layers, "globenc")
 
 
 def _pulled(mixing: Mixing, normalise: bool, rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Gradient rollout: attention rollout through weights that are multiplied by their slope, negative parts cut off.
+"""Gradient rollout: attention rollout through weights times their gradient, with negative products set to 0.
 
-The propagation of Chefer, Gur & Wolf 2020 (arXiv 2012.09838) with the attention weights themselves in the place of
-layer-wise relevances. Rows are pulled down and slopes multiplied out in blocks of rows, so memory is linear in the
+It is the propagation of Chefer, Gur & Wolf 2020 (arXiv 2012.09838) with attention weights in the place of the paper's
+layer-wise relevances. Rows are pulled down and gradients multiplied out in blocks of rows, so memory is linear in the
 length.
 """
 
@@ -48,19 +48,24 @@ def gradient_rollout(
 ) -> xr.DataArray:
     """Rows `R[i, :]` of `R = Ã_L ··· Ã_first`, `Ã_l = rownorm(mean_h relu(∂s/∂A_l ⊙ A_l) + I)`, as [batch, query, key].
 
-    `s` is what is explained at `position`: the logit of `answer`, or of the token the model predicts, less that of
-    `wrong` where one is given; or `measure(logits) → [batch]` of your own. Where no weight of a row raises s, the row
-    stays where it is. Weights are those of the run, under whatever edits are on. The released BERT script takes the
-    last layer alone (`first_layer=11` of 12), that for ViT multiplies all.
-    Unit: share, rows sum to 1. Source: the authors' code for the propagation, checked; the paper itself puts relevances
-    in the place of A, so its published numbers are not those of this form.
+    `s` is `kind` of `answer` (none: the token that the model predicts for the text), less that of `wrong` if one is
+    given, at `position`; or a `measure(logits) → [batch]` of the caller. A row keeps its own position where none of its
+    weights raises s. Weights are those of the run under the active edits. The released BERT script takes the last layer
+    alone (`first_layer=11` of 12), the script for ViT multiplies all.
 
     Question: From which input tokens does a position draw, counting only attention that raises the prediction?
     Unit: share of the position, each row sums to 1.
-    Source: Chefer, Gur & Wolf 2020, arXiv:2012.09838 (without its relevance rules for the layers between).
+    Source: Chefer, Gur & Wolf 2020, arXiv:2012.09838 (without its relevance rules for the layers between, so its
+    published numbers are not of this form); propagation held to the authors' code.
     Cost: one forward and backward pass, then all rows of each layer once; memory O(S·queries), time O(layers·S²·d).
-    Not for: comparing predictions with each other: the share left to the token itself depends on the gradient's
-    size.
+    Not for: comparing predictions with each other: the share left to the token itself depends on the gradient's size.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.gradient_rollout(model, prompt, answer="Mary", wrong="John")
+    >>> found.key_token.values[0, found[0, 0, :-1].values.argmax()].item()  # beside the position itself
+    'and'
     """
     if first_layer is not None and first_layer not in model.layers:
         raise AnalysisError(
@@ -74,8 +79,8 @@ def gradient_rollout(
         for layer in reversed(layers):
             yield partial(_pulled, slopes.pop(layer))
 
-    attrs = {"layers": layers, **asked.settings}
-    return Texts.of(model, examples, batch_size).rows_down(queries, pulls, "gradient_rollout", attrs)
+    found = Texts.of(model, examples, batch_size).rows_down(queries, pulls, "gradient_rollout")
+    return found.assign_attrs(layers=layers)
 
 
 def _pulled(slopes: WeightSlopes, rows: Tensor) -> Tensor:

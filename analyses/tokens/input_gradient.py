@@ -1,7 +1,7 @@
 """Input gradient: how steeply a prediction changes with each input token's word embedding.
 
-Simonyan, Vedaldi & Zisserman 2013 (arXiv 1312.6034) for images; the sum over the embedding as Abnar & Zuidema 2020
-(arXiv 2005.00928) use it. One forward and one backward pass.
+Simonyan, Vedaldi & Zisserman 2013 (arXiv 1312.6034) for images; the sum over the embedding as in Abnar & Zuidema 2020
+(arXiv 2005.00928). One forward and one backward pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
-ROUNDING = 1e-4  # a sum below this part of its terms is rounding
+ROUNDING = 1e-4  # a sum that is smaller, relative to the sum of its terms' sizes, is rounding
 
 
 @analysis
@@ -45,27 +45,31 @@ def input_gradient(
 ) -> xr.DataArray:
     """`g[j] = ‖∂s/∂e_j‖₂` at the word embeddings e, as [batch, key]; `reduce="sum"`: `|Σ_d ∂s/∂e_jd|`.
 
-    The sum is what Abnar & Zuidema take. A model that reads its stream through LayerNorms alone (GPT-2, BERT) never
-    notices a shift of all components, so there the sum is 0 whatever the text is, and it is refused.
-    `s` is `kind` of `answer` (or of the token that the model predicts), less that of `wrong` where one is given, at
-    `position`; or `measure(logits) → [batch]` of your own. Positions are embedded apart and stay as they are.
-    Unit: that of s per unit of embedding. Source: the code of Abnar & Zuidema, checked; the norm from memory.
+    Abnar & Zuidema take the sum. A model that reads its stream through LayerNorms alone (GPT-2, BERT) ignores a shift
+    of all components, so the sum is 0 for every text; it is refused there. `s` is `kind` of `answer` (none: the token
+    that the model predicts for the text), less that of `wrong` if one is given, at `position`; or a
+    `measure(logits) → [batch]` of the caller. Position embeddings are not changed.
 
     Question: To which input token does the prediction react most, for small changes?
     Unit: change of what is explained per unit of embedding.
-    Source: Simonyan, Vedaldi & Zisserman 2013, arXiv:1312.6034; Abnar & Zuidema 2020, arXiv:2005.00928.
+    Source: Simonyan, Vedaldi & Zisserman 2013, arXiv:1312.6034 (the norm, from memory); Abnar & Zuidema 2020,
+    arXiv:2005.00928 (held to the authors' code).
     Cost: one forward and backward pass.
     Not for: what happens when a token is taken away: the slope may be flat where the answer is sure.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.input_gradient(model, prompt, answer="Mary", wrong="John")
+    >>> found.dims, found.key_token.values[0, found[0].values.argmax()].item()
+    (('batch', 'key'), 'When')
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
     found = texts.empty()
     for batch in texts.batches:
         value = asked.of(batch)
-        slope, _ = input_slopes(
-            model, embedded_tokens(model, batch.ids), value, torch.arange(len(batch.places))
-        )
-        slope = slope.double()
+        slope = input_slopes(model, embedded_tokens(model, batch.ids), value, torch.arange(len(batch.places)))
         total = slope.sum(-1).abs()
         if reduce == "sum" and (total <= ROUNDING * slope.abs().sum(-1)).all() and slope.any():
             raise AnalysisError(
@@ -73,5 +77,4 @@ def input_gradient(
                 'use reduce="norm"'
             )
         texts.spread(batch, total if reduce == "sum" else slope.norm(dim=-1), found)
-    attrs = {"reduce": reduce, **asked.settings}
-    return texts.by_key(found, "input_gradient", attrs)
+    return texts.by_key(found, "input_gradient")

@@ -39,17 +39,24 @@ def input_x_gradient(
     kind: KindSetting = "log_probability",
     batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
 ) -> xr.DataArray:
-    """`a[j] = Σ_d e_jd · ∂s/∂e_jd` at the word embeddings e, as [batch, key]; `signed=False` takes `|a[j]|`.
+    """`a[j] = Σ_d e_jd · ∂s/∂e_jd` at the word embeddings e, as [batch, key]; `signed=False` gives `|a[j]|`.
 
-    `s` is `kind` of `answer` (or of the token that the model predicts), less that of `wrong` where one is given, at
-    `position`; or `measure(logits) → [batch]` of your own. Abnar & Zuidema take the absolute value.
-    Unit: that of s. Source: the code of Abnar & Zuidema, checked; the attribution to Shrikumar et al. from memory.
+    `s` is `kind` of `answer` (none: the token that the model predicts for the text), less that of `wrong` if one is
+    given, at `position`; or a `measure(logits) → [batch]` of the caller. Abnar & Zuidema take the absolute value.
 
     Question: How much of the prediction is each input token's, to first order?
     Unit: change of what is explained (nats for a log-probability).
-    Source: Shrikumar et al. 2016, arXiv:1605.01713; Abnar & Zuidema 2020, arXiv:2005.00928.
+    Source: Shrikumar et al. 2016, arXiv:1605.01713 (from memory); Abnar & Zuidema 2020, arXiv:2005.00928 (held to the
+    authors' code).
     Cost: one forward and backward pass.
     Not for: shares that must add up: they do for a linear model alone (use integrated_gradients).
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.input_x_gradient(model, prompt, answer="Mary", wrong="John", signed=False)
+    >>> found.dims, bool((found >= 0).all())
+    (('batch', 'key'), True)
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -57,8 +64,7 @@ def input_x_gradient(
     for batch in texts.batches:
         value = asked.of(batch)
         embedded = embedded_tokens(model, batch.ids)
-        slope, _ = input_slopes(model, embedded, value, torch.arange(len(batch.places)))
-        share = (slope.double() * embedded.double()).sum(-1)
+        slope = input_slopes(model, embedded, value, torch.arange(len(batch.places)))
+        share = (slope * embedded.double()).sum(-1)
         texts.spread(batch, share if signed else share.abs(), found)
-    attrs = {"signed": signed, **asked.settings}
-    return texts.by_key(found, "input_x_gradient", attrs)
+    return texts.by_key(found, "input_x_gradient")

@@ -1,7 +1,8 @@
 """Integrated gradients: shares of the input tokens that add up to the change of a prediction from a baseline.
 
-Sundararajan, Taly & Yan 2017 (arXiv 1703.01365), from a baseline's word embeddings to those of the text in a straight
-line. The integral is a Gauss–Legendre sum; that the shares add up is checked, and points are added until they do.
+Sundararajan, Taly & Yan 2017 (arXiv 1703.01365), along the straight line from the word embeddings of a baseline to
+those of the text. The integral is a Gauss–Legendre sum. The sum of the shares is checked, and points are added until it
+fits.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
-MOST = 1024  # points; one that needs more has a prediction too jagged for a straight path
-ROUNDING = 8  # steps of the number explained that a model may be off by
+MOST = 1024  # points; a prediction that needs more is too jagged for a straight path
+ROUNDING = 8  # units of rounding by which the explained number may be off
 Baseline = Literal["mean", "blank", "zero"]
 
 
@@ -55,20 +56,27 @@ def integrated_gradients(
 ) -> xr.DataArray:
     """`a[j] = Σ_d (e_jd - b_jd)·∫₀¹ ∂s/∂e_jd(b + t(e - b)) dt`, as [batch, key].
 
-    `e` are the text's word embeddings, `b` those of the baseline; positions stay. Complete: `Σ_j a[j] = s(e) - s(b)`.
-    What is missing is kept per text in the coordinate `gap`, beside `steps`. Where it exceeds `tolerance · Σ_j |a[j]|`
-    the number of points doubles, up to 1,024; beyond, an error says how large the gap still is.
-    `s` is `kind` of `answer` (or of the token that the whole text predicts), less that of `wrong` where one is given,
-    at `position`; or `measure(logits) → [batch]` of your own, which is given points on the path of one text. Two kinds
-    of model do not add up: under an RMSNorm (Llama) zero embeddings put the change into the path's first thousandths,
-    so the mean is the baseline unless another is asked for; a mixture of experts jumps where it switches experts.
-    Unit: that of s. Source: the paper's formula, from memory; completeness is checked on every result.
+    `e` are the text's word embeddings, `b` those of the baseline; position embeddings are not changed. The shares are
+    complete: `Σ_j a[j] = s(e) - s(b)`. The coordinates `gap` and `steps` hold what is missing per text and the number
+    of points. Where the gap exceeds `tolerance · Σ_j |a[j]|` the number of points doubles, up to 1,024; beyond, an
+    error says how large the gap still is. `s` is `kind` of `answer` (none: the token that the model predicts for the
+    text), less that of `wrong` if one is given, at `position`; or a `measure(logits) → [batch]` of the caller, which
+    gets points on the path of one text. Two kinds of model do not add up well. Under an RMSNorm (Llama), zero
+    embeddings put the change into the first thousandths of the path, so the default baseline is the mean. A mixture of
+    experts jumps where it switches experts.
 
     Question: How do the input tokens share the change of the prediction from a baseline text?
     Unit: change of what is explained (nats for a log-probability); a row sums to the whole change.
-    Source: Sundararajan, Taly & Yan 2017, arXiv:1703.01365.
+    Source: Sundararajan, Taly & Yan 2017, arXiv:1703.01365; formula from memory, completeness checked on every result.
     Cost: `steps` forward and backward passes per text, doubled until the shares add up.
     Not for: claims without the baseline: another one is another question; points of the path are unlike any text.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.integrated_gradients(model, prompt, answer="Mary", wrong="John", kind="logit")
+    >>> found.key_token.values[0, found[0].values.argmax()].item(), bool(abs(found.gap[0]) < 0.02 * abs(found).sum())
+    ('to', True)
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     texts = Texts.of(model, examples, batch_size)
@@ -83,15 +91,14 @@ def integrated_gradients(
             path = _Path(model, value, text, start[text], embedded[text], batch_size)
             shares[text], gaps[place], taken[place] = path.shares(steps, tolerance, place)
         texts.spread(batch, shares, found)
-    attrs = {"baseline": baseline, "tolerance": tolerance, **asked.settings}
-    result = texts.by_key(found, "integrated_gradients", attrs)
+    result = texts.by_key(found, "integrated_gradients")
     return result.assign_coords(gap=("batch", gaps), steps=("batch", taken))
 
 
 def _start(
     model: HookedModel, batch: Batch, embedded: Tensor, baseline: Baseline, blank: str | None
 ) -> Tensor:
-    """Embeddings of the baseline, like those of the batch."""
+    """Embeddings of the baseline, in the shape of the batch's."""
     if baseline == "zero":
         return torch.zeros_like(embedded)
     if baseline == "blank":
@@ -112,27 +119,24 @@ class _Path:
         ends = torch.stack([start, end])
         found = value(run_embedded(model, ends), torch.tensor([text, text]))
         first, last = found.double().tolist()
-        # two rows of a batch may be rounded differently where nothing differs
+        # equal rows of a batch may be rounded differently
         self.change = last - first if self.way.any() else 0.0
         self.noise = max(1e-6, ROUNDING * torch.finfo(found.dtype).eps * max(abs(first), abs(last)))
 
     def shares(self, steps: int, tolerance: float, place: int) -> tuple[Tensor, float, int]:
-        """Shares [position] that add up, the gap that is left, and how many points it took."""
+        """Shares [position] that add up, the remaining gap, and the number of points."""
         while True:
             found = self._sum(steps)
             gap = self.change - float(found.sum())
             size = float(found.abs().sum())
-            # rounding of the model's own numbers is no fault of the sum
+            # a gap within the rounding of the model's own numbers is accepted
             if abs(gap) <= max(tolerance * size, self.noise):
                 return found, gap, steps
             if steps >= MOST:
+                mend = f"tolerance={1.1 * abs(gap) / size:.2g} or " if size else ""
                 raise AnalysisError(
                     f"the shares of example {place} miss {gap:.3g} of a change of {self.change:.3g} at {steps} points; "
-                    + (
-                        f"give tolerance={1.1 * abs(gap) / size:.2g} or another baseline"
-                        if size
-                        else "give another baseline"
-                    )
+                    f"give {mend}another baseline"
                 )
             steps = min(2 * steps, MOST)
 
@@ -142,8 +146,7 @@ class _Path:
         for i in range(0, steps, self.size):
             t = torch.from_numpy((points[i : i + self.size] + 1) / 2).to(self.way)
             forms = self.start + t[:, None, None] * self.way
-            texts = torch.full((len(t),), self.text)
-            slopes, _ = input_slopes(self.model, forms, self.value, texts)
+            slopes = input_slopes(self.model, forms, self.value, torch.full((len(t),), self.text))
             weight = torch.from_numpy(weights[i : i + self.size] / 2).to(total)
-            total += torch.einsum("n,npd->pd", weight, slopes.double())
+            total += torch.einsum("n,npd->pd", weight, slopes)
         return (total * self.way.double()).sum(-1).cpu()

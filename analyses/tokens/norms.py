@@ -1,4 +1,5 @@
-"""How much each token contributes to a position by the length of what is carried, not by the attention weight alone.
+"""How much each token contributes to a position by the length of the vector it sends, not by the attention weight
+alone.
 
 Kobayashi et al. 2020 (arXiv 2004.10102) for the attention, 2021 (arXiv 2109.07152) with residual stream and norm. The
 lengths follow from products of the heads' terms at each key, so no vector is made per pair of tokens: for chosen rows
@@ -7,6 +8,7 @@ memory is linear in the length. MLPs are left out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -37,20 +39,26 @@ def norms(
 ) -> xr.Dataset:
     """Lengths `norm` [batch, layer, query, key] and `mixing_ratio` [batch, layer, query] of what reaches each position.
 
-    With `f_h(x_j) = v_j^h W_O^h` (the value's bias in it, that of W_O not): `stage="attention"` gives
-    `‖Σ_h A_ij^h f_h(x_j)‖`, per head `‖A_ij^h f_h(x_j)‖` [batch, layer, head, query, key]; "residual" adds `x_i` where
-    i = j; "norm" then applies the layer norm behind the sum, `g ⊙ (y - mean(y)) / σ_i` without its bias. A model whose
-    norm stands before the attention (GPT-2, Llama) has none there: "norm" is "residual", values come from the
-    normalised x and the residual is x as it is. A norm on the attention's output alone (Gemma 2) scales its terms.
-    `mixing_ratio = M/(M + P)`, `M = ‖Σ_{j≠i} y_ij‖`, `P = ‖y_ii‖`, at the same stage. Terms and biases are checked to
-    add up to what the model computed; head outputs must not be edited.
-    Unit: norm in the residual stream. Source: the authors' code, checked; the ratio of about 0.2 for BERT, from memory.
+    `f_h(x_j) = v_j^h W_O^h` includes the value's bias but not that of W_O. `stage="attention"` gives
+    `‖Σ_h A_ij^h f_h(x_j)‖`, with `per_head` `‖A_ij^h f_h(x_j)‖` [batch, layer, head, query, key]. "residual" adds `x_i`
+    where i = j. "norm" then applies the layer norm behind the sum, `g ⊙ (y - mean(y)) / σ_i` without its bias. A model
+    with the norm in front of the attention (GPT-2, Llama) has none behind the sum: there "norm" equals "residual",
+    values come from the normed x and the residual is x itself. A norm on the attention's output alone (Gemma 2) scales
+    its terms. `mixing_ratio = M/(M + P)`, `M = ‖Σ_{j≠i} y_ij‖`, `P = ‖y_ii‖`, at the same stage. Terms and biases are
+    checked to add up to the model's own sum; edits of head outputs are refused.
 
     Question: How much does each token contribute to a position, by the length of what attention carries?
     Unit: norm of a vector of the residual stream; mixing_ratio: share from other tokens, 0 to 1.
-    Source: Kobayashi et al. 2020, arXiv:2004.10102, and 2021, arXiv:2109.07152.
+    Source: Kobayashi et al. 2020, arXiv:2004.10102, and 2021, arXiv:2109.07152; held to the authors' code.
     Cost: one forward pass, then heads² products for each weight asked for; memory O(S·(queries + heads·d_model)).
     Not for: what the model uses of it later; contributions that cancel, as lengths do not add up to the sum's.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.norms(model, prompt)
+    >>> found.norm.dims, found.mixing_ratio[0, :, 0].round(1).values.tolist()
+    (('batch', 'layer', 'query', 'key'), [1.0, 0.5, 0.3, 0.3])
     """
     if per_head and stage != "attention":
         raise AnalysisError(f'stage={stage!r} joins the heads; per_head=True needs stage="attention"')
@@ -69,20 +77,22 @@ def norms(
             ratios[batch.places, place] = ratio.masked_fill(~real, torch.nan)
         texts.spread(batch, torch.stack(found, 1), lengths)
     coordinates = position_coordinates(texts, queries, columns) | {"layer": model.layers}
+    if per_head:
+        coordinates["head"] = range(model.n_heads)
     dims = ("batch", "layer", *(("head",) if per_head else ()), "query", "key")
     return xr.Dataset(
         {
             "norm": (dims, lengths.numpy(), {"unit": "norm"}),
             "mixing_ratio": (("batch", "layer", "query"), ratios.numpy(), {"unit": "share"}),
         },
-        coords=coordinates | ({"head": range(model.n_heads)} if per_head else {}),
+        coords=coordinates,
     )
 
 
 def _asked(
     mixing: Mixing, rows: Tensor, real: Tensor, residual: bool, behind: tuple[Norm, ...], per_head: bool
 ) -> Tensor:
-    """Lengths at the asked rows [text, asked]: [text, (head,) asked, key]."""
+    """Lengths in the asked rows [text, asked]: [text, (head,) asked, key]."""
     batch, heads, _, keys = mixing.map.shape
     out = torch.full((batch, rows.shape[1], *((heads,) if per_head else ()), keys), torch.nan).double()
     blocks = _by_head(mixing, rows) if per_head else norm_blocks(mixing, residual, behind, rows)
@@ -93,7 +103,7 @@ def _asked(
     return out.transpose(1, 2) if per_head else out
 
 
-def _by_head(mixing: Mixing, rows: Tensor):
+def _by_head(mixing: Mixing, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows of `‖A_ij f_h(x_j)‖`, [batch, head, row, key]."""
     terms = mixing.terms()
     sizes = terms.norm(dim=-1)

@@ -1,7 +1,7 @@
 """Patch distance: how strongly each head of a vision model looks at patches k steps away on the grid.
 
-After Li et al. 2023 (arXiv 2303.13731), whose formulas were not at hand: strength by the number of steps (rings of the
-Chebyshev distance), with the class token's rows and columns apart. One walk over the rows of each layer.
+After Li et al. 2023 (arXiv 2303.13731), whose formulas were not at hand. Steps are counted by the Chebyshev distance,
+so equal distances form rings; rows and columns of the class token are kept apart. One walk over the rows of each layer.
 """
 
 from __future__ import annotations
@@ -25,17 +25,25 @@ def patch_distance(
 ) -> xr.Dataset:
     """`strength[l, h, k] = mean_i Σ_{j: hop(i, j) = k} A_ij` over patches i, hop the larger of row and column distance.
 
-    hop 0 is the patch itself. `per_patch` divides each ring by its number of patches first, since rings at the border
-    are cut. `mean_hops` is `mean_i Σ_j A_ij·hop(i, j) / Σ_j A_ij` over patches j; `to_prefix` what patches give to the
-    class and register tokens, `from_prefix` what each of these gives to all patches. All [layer, head], the first two
-    also [hop]; with `per_example` [batch, …]. strength summed over hops and `to_prefix` make the mass of a row.
-    Unit: weight; patches. Source: from memory. AnalysisError for a record without a grid (`record.part("vision")`).
+    Hop 0 is the patch itself. `per_patch` divides each ring by its number of patches first, since the border cuts
+    rings. `mean_hops` is `mean_i Σ_j A_ij·hop(i, j) / Σ_j A_ij` over patches j. `to_prefix` is the weight of patches on
+    the class and register tokens, `from_prefix` the weight of each of these on all patches. All are [layer, head], the
+    first two also [hop]; with `per_example` [batch, …]. `strength` over all hops and `to_prefix` add up to the mass of
+    a row. AnalysisError for a record without a grid (`record.part("vision")` has one).
 
     Question: How far on the image does each head look?
     Unit: attention weight; mean_hops: patches.
     Source: after Li et al. 2023, arXiv:2303.13731 (k-hop strength; formulas from memory).
     Cost: one walk over the rows of each layer, memory O(S) per row block.
     Not for: records of text; comparing grids of different size; windowed maps, whose patches are not all seen.
+
+    >>> import headwater as hw, torch, transformers
+    >>> sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    >>> config = transformers.ViTConfig(image_size=32, patch_size=8, **sizes)
+    >>> model = hw.load(transformers.ViTModel(config).eval())
+    >>> found = hw.analyses.patch_distance(model.record(torch.zeros(1, 3, 32, 32)))
+    >>> found.strength.dims, found.strength.shape  # hops 0 to 3 on a grid of 4 × 4 patches
+    (('layer', 'head', 'hop'), (2, 2, 4))
     """
     about = record.provenance
     if "patch_grid" not in about or "prefix_tokens" not in about:
@@ -60,8 +68,7 @@ def patch_distance(
             "layer": record.layers, "head": np.arange(record.n_heads), "hop": np.arange(int(hops.max()) + 1),
         },
     )  # fmt: skip
-    result = result.assign_coords(batch=np.arange(len(record.valid))) if per_example else result.mean("batch")
-    return result.assign_attrs(about)
+    return result.assign_coords(batch=np.arange(len(record.valid))) if per_example else result.mean("batch")
 
 
 def _of_layer(record: Record, layer: int, hops: Tensor, prefix: int) -> dict[str, Tensor]:
@@ -82,13 +89,13 @@ def _of_layer(record: Record, layer: int, hops: Tensor, prefix: int) -> dict[str
         by_hop.scatter_add_(-1, own.expand_as(seen), seen)
         counts = rings[max(span.start, prefix) - prefix :][: len(own)]
         strength += by_hop.sum(2)
-        per_patch += (by_hop / counts).nan_to_num().sum(2)  # a ring beyond the border has no patches
+        per_patch += (by_hop / counts).nan_to_num().sum(2)  # 0/0: a ring beyond the border has no patches
         mass = by_hop.sum(-1)
         steps = by_hop @ torch.arange(rings.shape[1], dtype=torch.float64)
         mean_hops += torch.where(mass > 0, steps / mass, 0.0).sum(2)
         to_prefix += weights[:, :, first:, :prefix].sum((2, 3))
     patches = queries - prefix
-    reach = (rings > 0).sum(0)  # patches that have such a ring
+    reach = (rings > 0).sum(0)  # number of patches that have each ring
     return {
         "strength": strength / patches,
         "per_patch": per_patch / reach,

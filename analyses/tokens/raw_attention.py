@@ -1,11 +1,13 @@
-"""Raw attention: the weights of chosen layers and heads as they are, averaged (or their largest).
+"""Raw attention: the weights of chosen layers and heads as they are, averaged (or the largest or smallest).
 
-The baseline every other attribution by attention is compared with. Rows are computed for the queries asked for;
-nothing else is stored.
+It is the baseline for every other attribution by attention. Only the rows of the queries asked for are computed and
+stored.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Annotated, Literal
 
 import numpy as np
@@ -21,7 +23,8 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.naming.heads import HeadNames, named
 from headwater.lens.records.record import Record
 
-FEW = 256  # queries whose rows are read as one tile each; beyond, all rows are walked over in blocks
+FEW = 256  # queries whose rows are read as one tile each; for more, all rows are read in blocks
+JOIN = {"mean": torch.add, "max": torch.maximum, "min": torch.minimum}  # of two layers
 
 
 @analysis
@@ -35,28 +38,31 @@ def raw_attention(
 ) -> xr.DataArray:
     """`a[i, j] = mean over the chosen heads of A_ij`, as [batch, query, key]; `over` may take the largest or smallest.
 
-    Heads of all chosen layers weigh the same. `heads` names them one by one and then says the layers too. With `keys`
-    and `queries="all"` these are columns: who looks at these tokens.
-    Unit: attention weight. Source: the definition.
+    Heads of all chosen layers have the same weight. If `heads` names heads, `layers` is not read. With `keys` and
+    `queries="all"` the result holds columns: who looks at these tokens.
 
     Question: Which tokens does a position look at?
     Unit: attention weight, a row sums to 1 where heads have no learned sink (the mean; the largest: more).
     Source: the baseline of Abnar & Zuidema 2020, arXiv:2005.00928.
     Cost: the rows asked for, layers·heads·queries·S weights; memory O(S·queries).
     Not for: what a deep layer draws from the input: its keys are mixtures of tokens already.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> record = model.record("When Mary and John went to the store , John gave a drink to")
+    >>> found = hw.analyses.raw_attention(record, heads="2.0")  # queries=(-1,): the last token
+    >>> found.shape, found.key_token.values[0, found[0, 0].values.argmax()].item()
+    ((1, 1, 15), 'Mary')
     """
     chosen = _chosen(record, layers, heads)
     columns = columns_of(queries, record.valid, "queries")
     count = sum(len(picked) for picked in chosen.values())
-    rows: Tensor | None = None
-    for layer, picked in chosen.items():
+
+    def of_layer(layer: int, picked: list[int]) -> Tensor:
         weights = _rows(record.map(layer), columns, picked, over)
-        weights = weights * len(picked) / count if over == "mean" else weights
-        if rows is None:
-            rows = weights
-        else:
-            rows = rows + weights if over == "mean" else EXTREMES[over](torch.stack([rows, weights]), dim=0)
-    assert rows is not None
+        return weights * len(picked) / count if over == "mean" else weights
+
+    rows = functools.reduce(JOIN[over], itertools.starmap(of_layer, chosen.items()))
     blank = ~record.valid.gather(1, columns)[..., None] | ~record.valid[:, None]
     rows = rows.masked_fill(blank, torch.nan)
     asked = None if keys is None else columns_of(keys, record.valid, "keys")
@@ -72,7 +78,7 @@ def raw_attention(
 
 
 def _chosen(record: Record, layers: Positions, heads: HeadNames) -> dict[int, list[int]]:
-    """Heads by layer."""
+    """The chosen heads of each layer."""
     if heads != "all":
         found: dict[int, list[int]] = {}
         for layer, head in named(heads, record.layers, record.n_heads, "the record"):
@@ -80,21 +86,18 @@ def _chosen(record: Record, layers: Positions, heads: HeadNames) -> dict[int, li
         if not found:
             raise AnalysisError('heads is empty; give heads such as "2.1", or "all"')
         return found
-    if layers == "all":
-        return {layer: list(range(record.n_heads)) for layer in record.layers}
-    found = {}
-    for layer in np.atleast_1d(np.asarray(layers)).tolist():
-        number = record.layers[layer] if -len(record.layers) <= layer < 0 else layer
-        if number not in record.layers:
-            raise AnalysisError(f"layer {layer} is not in this record; it has layers {record.layers}")
-        found[number] = list(range(record.n_heads))
-    if not found:
+    known = record.layers
+    asked = known if layers == "all" else np.atleast_1d(np.asarray(layers)).tolist()
+    numbers = [known[layer] if -len(known) <= layer < 0 else layer for layer in asked]
+    if far := [layer for layer in numbers if layer not in known]:
+        raise AnalysisError(f"layer {far[0]} is not in this record; it has layers {known}")
+    if not numbers:
         raise AnalysisError('layers is empty; give layer numbers, -1 for the last, or "all"')
-    return found
+    return {number: list(range(record.n_heads)) for number in numbers}
 
 
 def _rows(map: AttentionMap, columns: Tensor, heads: list[int], over: str) -> Tensor:
-    """Aggregated rows of the asked columns [batch, asked], in float32: [batch, asked, key]."""
+    """Joined rows of the asked columns [batch, asked], in float32: [batch, asked, key]."""
     keys = map.shape[3]
     out = torch.zeros(*columns.shape, keys)
     asked = columns.unique()

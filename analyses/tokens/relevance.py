@@ -1,8 +1,8 @@
 """Relevance of input tokens to one output: attention weighted by its gradient, added up through the layers.
 
-Chefer, Gur & Wolf 2021 (arXiv 2103.15679), which needs no layer-wise relevance rules: for self-attention here, for
-encoder–decoder models in `_encoder_decoder.py`. The rows asked for are pulled down through the layers and each layer's
-slopes are multiplied out in blocks of rows, so memory is linear in the length. MLPs and norms take part through the
+Chefer, Gur & Wolf 2021 (arXiv 2103.15679), which needs no layer-wise relevance rules. Self-attention is here,
+encoder–decoder models are in `_encoder_decoder.py`. The asked rows are pulled down through the layers, and each layer's
+gradients are multiplied out in blocks of rows, so memory is linear in the length. MLPs and norms take part through the
 gradient alone.
 """
 
@@ -52,37 +52,40 @@ def relevance(
 ) -> xr.DataArray:
     """Rows `R[i, :]` after `R ← R + Ā_l R` for each layer upward from `R = I`, as [batch, query, key].
 
-    `Ā_l = mean_h relu(∂s/∂A_l ⊙ A_l)`, so `R = (I + Ā_L) ··· (I + Ā_1)`. `s` is what is explained at `position`: the
-    logit of `answer`, or of the token the model predicts, less that of `wrong` where one is given; or
-    `measure(logits) → [batch]` of your own. Read out the row of the position that predicts (in the paper: CLS). The
-    identity is left in: the token of the row itself has 1 more than it receives. Weights are those of the run, under
-    whatever edits are on.
+    `Ā_l = mean_h relu(∂s/∂A_l ⊙ A_l)`, so `R = (I + Ā_L) ··· (I + Ā_1)`. `s` is `kind` of `answer` (none: the token
+    that the model predicts for the text), less that of `wrong` if one is given, at `position`; or a
+    `measure(logits) → [batch]` of the caller. Read the row of the position that predicts (in the paper: CLS). The
+    identity is left in: the token of the row itself has 1 more than it receives. Weights are those of the run under the
+    active edits.
 
-    Encoder–decoder models (T5, BART, Whisper): `examples` are what the encoder reads, or `model.to_tokens(…)` of both
+    Encoder–decoder models (T5, BART, Whisper): `examples` are the encoder's texts, or `model.to_tokens(…)` of both
     sides; `position` and `queries` count the decoder's tokens. With s for the decoder and q for the encoder, `R_qq` is
-    the R above and each layer of the decoder does, from `R_ss = I` and `R_sq = 0` upward,
-    `R_ss ← R_ss + Ā R_ss`, `R_sq ← R_sq + Ā R_sq` for its own attention, then for cross-attention
-    `R_sq ← R_sq + R̄_ssᵀ Ā R̄_qq`, `R̄ = rownorm(R - I) + I` (a row of zeros stays zero, so that R̄ is I there).
-    The keys are the encoder's tokens and behind them the decoder's, told apart by the coordinate `key_part`: `R_sq`
-    and `R_ss`. These have different scales; compare tokens of one side. The encoder never attends to the decoder, so
-    the paper's fourth rule (`R_ss ← R_ss + Ā R_qs`) adds nothing.
-
-    Cost: that of About; on an encoder and a decoder every layer is multiplied out twice, memory
-    O(S·queries·decoder layers). Not for: evidence against an answer; models whose two streams attend to each other
-    (LXMERT) or whose towers never do (CLIP), which are refused, as are images read beside a text.
-    Unit: relevance, no scale; compare tokens within a row. Source: the authors' code, checked.
+    the R above. From `R_ss = I` and `R_sq = 0` upward, each layer of the decoder applies `R_ss ← R_ss + Ā R_ss`,
+    `R_sq ← R_sq + Ā R_sq` for its self-attention, then for cross-attention `R_sq ← R_sq + R̄_ssᵀ Ā R̄_qq`,
+    `R̄ = rownorm(R - I) + I` (a row of zeros stays zero, so that R̄ is I there). The keys are the encoder's tokens,
+    then the decoder's; the coordinate `key_part` tells them apart: `R_sq` and `R_ss`. The two have different scales, so
+    compare tokens of one side. The encoder never attends to the decoder, so the paper's fourth rule
+    (`R_ss ← R_ss + Ā R_qs`) adds nothing. Models whose two streams attend to each other (LXMERT), models whose towers
+    never do (CLIP) and images read beside a text are refused.
 
     Question: Which input tokens does attention carry into this prediction?
     Unit: relevance, from 1 of the token itself upward; only the order within a row has a meaning.
-    Source: Chefer, Gur & Wolf 2021, arXiv:2103.15679.
-    Cost: one forward and backward pass, then all rows of each layer once (encoder–decoder: twice); memory
-    O(S·queries), time O(layers·S²·d).
+    Source: Chefer, Gur & Wolf 2021, arXiv:2103.15679; held to the authors' code.
+    Cost: one forward and backward pass, then all rows of each layer once; memory O(S·queries), time O(layers·S²·d).
+    Encoder–decoder: every layer twice, memory O(S·queries·decoder layers).
     Not for: evidence against an answer (negative parts are cut off); what reaches the answer through MLPs alone.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.relevance(model, prompt, answer="Mary", wrong="John")
+    >>> found.key_token.values[0, found[0, 0, :-1].values.argmax()].item()  # beside the position itself
+    'and'
     """
     asked = Explained(model, measure, answer, wrong, position, kind)
     if model.is_encoder_decoder:
         pairs = Pairs.of(model, examples, decoder, batch_size)
-        return relevance_of_pairs(asked, pairs, queries, asked.settings)
+        return relevance_of_pairs(asked, pairs, queries)
     if decoder is not None:
         raise AnalysisError(f"{model.name} has no decoder beside an encoder; leave decoder= out")
 
@@ -91,8 +94,7 @@ def relevance(
         for layer in reversed(model.layers):
             yield partial(_pulled, slopes.pop(layer))
 
-    attrs = asked.settings
-    return Texts.of(model, examples, batch_size).rows_down(queries, layers, "relevance", attrs)
+    return Texts.of(model, examples, batch_size).rows_down(queries, layers, "relevance")
 
 
 def _pulled(slopes: WeightSlopes, rows: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
-"""Attention rollout: how much of each input token reaches a chosen position if attention alone moved
-information.
+"""Attention rollout: how much of each input token reaches a chosen position if attention alone moved information.
 
-Abnar & Zuidema 2020 (arXiv 2005.00928). The rows asked for are pulled down through the transposed maps, layer
-by layer; asked for columns, the shares of those input tokens are pushed up in the place of the values. Memory is
-linear in the length either way; only heads="max"/"min" walk over blocks of rows. Values, output projections and
-MLPs are left out.
+Abnar & Zuidema 2020 (arXiv 2005.00928). The asked rows are pulled down through the transposed maps, layer by layer. For
+asked columns, the shares of those input tokens go up, as if they were values. Memory is linear in the length either
+way; only heads="max"/"min" read all maps in blocks of rows. Values, output projections and MLPs are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from headwater.analyses.tokens._layer_map import EXTREMES, Joining, Reduction, o
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.records.record import Record
 
-CHUNK = 64  # columns that travel together: as many as one head is wide, so a pass costs one attention call
+CHUNK = 64  # columns per pass: about the width of a head, so that a pass costs one attention call
 
 
 @analysis
@@ -44,14 +42,13 @@ def rollout(
 ) -> xr.DataArray:
     """Rows `R[i, :]` of `R = Ã_L ··· Ã_1` with `Ã_l = rownorm((1 - w)·Ā_l + w·I)`, as [batch, query, key].
 
-    `Ā_l` is the mean over heads (or the largest or smallest weight of each entry, or the mean with given
-    weights [layer, head], which are divided by their sum). `w` is `residual`; `add_residual=False` takes
-    `rownorm(Ā_l)`. With rows that sum to 1 and w = 0.5 this is the paper's `0.5·Ā + 0.5·I`. A row without
-    weight (every key blocked) stays where it is if there is a residual; otherwise what passes through it is
-    undefined and its result is NaN.
+    `Ā_l` is the mean over heads, the largest or smallest weight of each entry, or the mean with given weights [layer,
+    head], which are divided by their sum. `w` is `residual`; `add_residual=False` takes `rownorm(Ā_l)`. With rows that
+    sum to 1 and w = 0.5 this is the paper's `0.5·Ā + 0.5·I`. A row without weight (every key blocked) keeps its own
+    position if there is a residual; without one, every result that passes through it is undefined and NaN.
 
-    With `keys`, columns `R[:, j]` of those input tokens are pushed upward, so that every query costs no more than one;
-    the result holds the keys asked for alone, and its rows sum to the share that comes from them.
+    With `keys`, columns `R[:, j]` of those input tokens are pushed upward, so that all queries together cost one pass.
+    The result holds the asked keys alone, and its rows sum to the share that comes from them.
 
     A record that does not begin at layer 0 gives shares of the residual stream that enters its first layer.
 
@@ -60,6 +57,13 @@ def rollout(
     Source: Abnar & Zuidema 2020, arXiv:2005.00928; held to the authors' code.
     Cost: one attention pass per layer and 64 queries (or 64 keys), memory O(S·those); max, min: all rows once.
     Not for: what the model uses: it knows neither values nor MLPs, and favours early tokens in causal models.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> record = model.record("When Mary and John went to the store , John gave a drink to")
+    >>> found = hw.analyses.rollout(record)  # queries=(-1,): the last token
+    >>> found.key_token.values[0, found[0, 0].values.argmax()].item(), float(found.sum().round(1))
+    ('Mary', 1.0)
     """
     joining = Joining.of(record, residual, heads, add_residual, last_layer)
     columns = columns_of(queries, record.valid, "queries")
@@ -93,9 +97,10 @@ def _downward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
 
 
 def _upward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
-    """Columns of R, [batch, position, asked], from the first layer to the last: attention to shares, not values.
+    """Columns of R, [batch, position, asked], from the first layer to the last: attention to shares in the place of
+    values.
 
-    One column more carries the share that comes from rows without any weight, which makes a result undefined.
+    One more column carries the share that comes from rows without any weight, which makes a result undefined.
     """
     shares = torch.nn.functional.pad(_indicators(columns, record.valid.shape[1]), (0, 1))
     weight = joining.weight
@@ -113,7 +118,7 @@ def _upward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
 
 
 def _indicators(columns: Tensor, length: int) -> Tensor:
-    """A column per asked position, 1 there and 0 elsewhere: [batch, position, asked]."""
+    """One column per asked position, 1 there and 0 elsewhere: [batch, position, asked]."""
     rows = torch.zeros(*columns.shape, length).scatter_(2, columns[..., None], 1.0)
     return rows.mT.contiguous()
 
@@ -132,7 +137,7 @@ def _push(map: AttentionMap, shares: Tensor, mixing: Tensor) -> Tensor:
 
 
 def _push_extreme(map: AttentionMap, shares: Tensor, extreme: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-    """The same with the largest or smallest weight over heads, and the row sums [batch, query]."""
+    """`_push` for the largest or smallest weight over heads, and the row sums [batch, query]."""
     moved, mass = torch.zeros_like(shares), torch.zeros(shares.shape[:2])
     for span, weights in map.row_blocks():
         merged = extreme(weights.float(), dim=1).cpu()
@@ -141,8 +146,7 @@ def _push_extreme(map: AttentionMap, shares: Tensor, extreme: Callable[..., Tens
 
 
 def _pull(map: AttentionMap, mass: Tensor, rows: Tensor, weight: float, mixing: Tensor) -> Tensor:
-    """One layer down: `Ãᵀ @ rows` for rows [batch, position, asked]; `mass` [batch, head, query], `mixing`
-    [head]."""
+    """One layer down, `Ãᵀ @ rows` for rows [batch, position, asked]; `mass` [batch, head, query], `mixing` [head]."""
     rows = over_row_sums(rows, torch.einsum("h,bhq->bq", mixing, mass.nan_to_num()), weight)
     moved = [
         torch.einsum("h,bhkt->bkt", mixing, (map.T @ chunk.contiguous()).float().cpu())
@@ -152,8 +156,7 @@ def _pull(map: AttentionMap, mass: Tensor, rows: Tensor, weight: float, mixing: 
 
 
 def _pull_extreme(map: AttentionMap, rows: Tensor, weight: float, extreme: Callable[..., Tensor]) -> Tensor:
-    """The same with the largest or smallest weight over heads, from blocks of rows, since neither is
-    linear."""
+    """`_pull` for the largest or smallest weight over heads, which is not linear and so needs blocks of rows."""
     out = torch.zeros_like(rows)
     for span, weights in map.row_blocks():
         merged = extreme(weights.float(), dim=1).cpu()  # [batch, query, key]

@@ -1,7 +1,7 @@
-"""Value zeroing: how much a position's next state changes when one token's values are taken away in a layer.
+"""Value zeroing: how much a position's next state changes when one token's values are set to zero in a layer.
 
-Mohebbi et al. 2023 (arXiv 2301.12971). Each block runs again on its own input, once per token, with what that token
-adds to the heads' outputs taken off; so the whole block takes part, MLP and norms too. The map of a layer is S×S.
+Mohebbi et al. 2023 (arXiv 2301.12971). Each block runs again on its own input, once per token, without that token's
+part of the heads' outputs. So the whole block takes part, with MLP and norms. The map of a layer is S×S.
 """
 
 from __future__ import annotations
@@ -42,16 +42,22 @@ def value_zeroing(
 ) -> xr.DataArray:
     """Rows of `V_L ··· V_1`, `V_l[i, t] = rownorm(1 - cos(x_i, x̃_i))`, as [batch, query, key].
 
-    `x_i` is the output of block l, `x̃_i` its output on the same input with the values of token t at zero in every head.
-    The diagonal is included and no identity is mixed in: the residual stream is in the block. A row where nothing
-    changes stays where it is. `first_layer = last_layer` gives the map of one layer.
-    Unit: share, rows sum to 1. Source: the authors' code, checked.
+    `x_i` is the output of block l, `x̃_i` its output on the same input with the values of token t at zero in every
+    head. The diagonal is included, and no identity is mixed in, since the block holds the residual stream. A row where
+    nothing changes keeps its own position. `first_layer = last_layer` gives the map of one layer.
 
     Question: From which input tokens does a position draw, by what changes without their values?
     Unit: share of the position, each row sums to 1.
-    Source: Mohebbi et al. 2023, arXiv:2301.12971.
+    Source: Mohebbi et al. 2023, arXiv:2301.12971; held to the authors' code.
     Cost: as many passes as a text has tokens, for all layers together; time O(layers·S³), memory O(S²).
     Not for: long texts (refused above 1,024 tokens); the direction of a change, as only the angle counts.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.value_zeroing(model, prompt, first_layer=2)
+    >>> found.shape, float(found.sum().round(1)), found.attrs["layers"]
+    ((1, 1, 15), 1.0, '[2, 3]')
     """
     for name, layer in (("first_layer", first_layer), ("last_layer", last_layer)):
         if layer is not None and layer not in model.layers:
@@ -70,13 +76,12 @@ def value_zeroing(
         for layer in reversed(layers):
             rows = rows @ _changes(model, layer, calls[layer], *heads.layers[layer][:2])
         texts.spread(batch, rows, found)
-    attrs = {"layers": layers}
-    return texts.by_query(found, queries, columns, "value_zeroing", attrs)
+    return texts.by_query(found, queries, columns, "value_zeroing").assign_attrs(layers=layers)
 
 
 @dataclass(frozen=True, eq=False)
 class _Without(ActiveEdit):
-    """An edit of one layer for the copies of a text: what token t adds to the heads' outputs is taken off copy t."""
+    """An edit of one layer for copies of a text: token t's part of the heads' outputs is taken off copy t."""
 
     layer: int
     taken: Tensor  # [copy, head, query, d_head]
@@ -89,7 +94,7 @@ class _Without(ActiveEdit):
 
 
 def _block_calls(model: HookedModel, batch: Batch, layers: list[int]) -> tuple[dict[int, Call], Heads]:
-    """The call of each layer's block on one text, held to give the same again, and what its heads did."""
+    """The call of each layer's block on one text, checked to be repeatable, and what its heads did."""
     blocks = {layer: anatomy.block(model, layer).module for layer in layers}
     heads = Heads(model)
     with watching(blocks.values()) as calls, context.listening(heads):
@@ -115,7 +120,7 @@ def _changes(model: HookedModel, layer: int, call: Call, map: AttentionMap, valu
         span = slice(start, min(start + step, length))
         weights = map.tile(slice(0, length), span)[0]
         taken = torch.einsum("hqt,htd->thqd", weights, value[:, span].to(weights))
-        # before the edits that are on: a head that is scaled loses what it would have passed on
+        # runs before the active edits, so that a scaled head loses the scaled part
         with (
             torch.no_grad(),
             context.unedited(model.key),
@@ -124,7 +129,7 @@ def _changes(model: HookedModel, layer: int, call: Call, map: AttentionMap, valu
             without = call.again(call.given.expand(len(taken), -1, -1)).double()
         alike = torch.cosine_similarity(call.output.double().expand_as(without), without, dim=-1)
         changes[:, span] = (1 - alike).mT.cpu().masked_fill(~(weights != 0).any(0).cpu(), 0.0)
-    # a cosine of two roundings of the same vector is this far from 1
+    # the cosine of two roundings of one vector differs from 1 by about this much
     changes[changes < (2 * torch.finfo(model.dtype).eps) ** 2] = 0
     total = changes.sum(-1, keepdim=True)
     return torch.where(total > 0, changes / total, torch.eye(length, dtype=torch.float64))

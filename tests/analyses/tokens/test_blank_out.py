@@ -59,6 +59,7 @@ def test_a_measure_of_ones_own_and_a_constant_one(pairs: Callable) -> None:
     ids = torch.arange(5, 13)[None]
     own = blank_out(model, ids, measure=lambda logits: logits[:, -1, 3], blank="w60")
     np.testing.assert_allclose(own, blank_out(model, ids, answer=[3], kind="logit", blank="w60"), atol=1e-5)
+    assert own.attrs["measure"] == "<lambda>"  # the name of the function
     np.testing.assert_array_equal(blank_out(model, ids, measure=lambda logits: logits[:, 0, 0] * 0), 0)
 
 
