@@ -1,12 +1,15 @@
-"""Vectors on the outputs of heads, trained by Adam with everything else frozen, and the loss they are trained on."""
+"""Vectors that change the outputs of heads: Adam trains them on a loss, and the weights of the model are frozen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._measures.measure import Answer, Explained
@@ -21,7 +24,7 @@ Change = Callable[[Tensor, Tensor], Tensor]  # (z of a layer [batch, position, h
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Batches of examples and the mean loss of one, of a run in which vectors [layer, head, d_head] change z."""
+    """Batches of examples, and the mean loss of a batch when vectors [layer, head, d_head] change the outputs z."""
 
     model: HookedModel
     batches: list[Batch]
@@ -42,7 +45,12 @@ class Objective:
             for batch in batches if loss is None else []:
                 if batch.ids.shape[1] < 2:
                     raise AnalysisError(f"example {batch.places[0]} has one token; give an answer or a loss")
-            return cls(model, batches, lambda batch, logits: _mean_loss(model, loss, batch, logits))
+
+            def mean_loss(batch: Batch, logits: Tensor) -> Tensor:
+                asked = loss or (lambda logits, ids: next_token_loss(logits, model.to_tokens(ids)))
+                return one_each(asked(logits, batch.ids), len(batch.ids), "loss", "example").mean()
+
+            return cls(model, batches, mean_loss)
         explained = Explained(model, None, answer, None, position, "log_probability")
         known = {batch.places[0]: explained.of(batch) for batch in batches}
         return cls(
@@ -50,35 +58,35 @@ class Objective:
         )
 
     def of_batch(self, batch: Batch, vectors: Tensor, change: Change, *, grad: bool) -> Tensor:
-        model = self.model
+        def changed(z: Tensor, hook: Any, mine: Tensor) -> Tensor:
+            return change(z, mine.to(z))
 
-        def function(layer: int) -> Callable[..., Tensor]:
-            mine = vectors[model.layers.index(layer)]
-            return lambda z, hook: change(z, mine.to(z))
-
-        hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", function(layer)) for layer in model.layers]
-        logits = model.run_with_hooks(batch.ids, hooks, grad=grad)
-        return self.value(batch, logits)
+        layers = zip(self.model.layers, vectors, strict=True)
+        hooks: list[Any] = [(f"blocks.{n}.attn.hook_z", partial(changed, mine=v)) for n, v in layers]
+        return self.value(batch, self.model.run_with_hooks(batch.ids, hooks, grad=grad))
 
     def whole(self, vectors: Tensor, change: Change) -> float:
-        """The loss of all examples, each counting alike."""
+        """The mean loss over all examples."""
         with torch.no_grad():
             sums = [float(self.of_batch(b, vectors, change, grad=False)) * len(b.ids) for b in self.batches]
         return sum(sums) / sum(len(b.ids) for b in self.batches)
 
 
-def _mean_loss(model: HookedModel, loss: Loss | None, batch: Batch, logits: Tensor) -> Tensor:
-    found = next_token_loss(logits, model.to_tokens(batch.ids)) if loss is None else loss(logits, batch.ids)
-    return one_each(found, len(batch.ids), "loss", "example").mean()
-
-
 def trained(
-    objective: Objective, change: Change, chosen: Tensor, penalty: float, steps: int, rate: float, seed: int
-) -> tuple[Tensor, list[float]]:
-    """Vectors [layer, head, d_head], 0 but in `chosen` heads (bool [layer, head]), and the loss at each step.
+    objective: Objective,
+    change: Change,
+    chosen: Tensor,
+    penalty: float,
+    steps: int,
+    rate: float,
+    seed: int,
+    name: str,
+) -> xr.Dataset:
+    """Adam on `loss + penalty·Σ|vector|`, one batch a step; all batches take their turn in a newly drawn order.
 
-    Adam on `loss + penalty·Σ|vector|`, one batch a step, the order of batches drawn anew whenever all had their turn.
-    """
+    Dataset: `name` [layer, head, feature], the vectors, 0 outside of the `chosen` heads (bool [layer, head]);
+    `training_loss` [step]; `loss_before` and `loss_after`, the means over all examples.
+    """  # fmt: skip
     model, generator = objective.model, torch.Generator().manual_seed(seed)
     shape = (model.n_layers, model.n_heads, model.d_head)
     mask = chosen[..., None].float()
@@ -92,4 +100,13 @@ def trained(
         vectors.grad = slope * mask
         adam.step()
         history.append(float(loss.detach()))
-    return vectors.detach() * mask, history
+    final = vectors.detach() * mask
+    return xr.Dataset(
+        {
+            name: (("layer", "head", "feature"), final.numpy()),
+            "training_loss": ("step", np.array(history)),
+            "loss_before": objective.whole(torch.zeros_like(final), change),
+            "loss_after": objective.whole(final, change),
+        },
+        coords={"layer": model.layers, "head": np.arange(model.n_heads)},
+    )

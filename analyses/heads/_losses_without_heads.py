@@ -1,7 +1,8 @@
-"""The loss without chosen heads of each layer: copies of the texts run together, one choice of heads for each.
+"""The loss after the ablation of chosen heads, for every layer in turn.
 
-What takes a head's place is nothing, its mean output over all texts, or its output in another text. The blocks below
-the edited layer have nothing to do again: they hand back what they gave for the texts as they are (`_resuming`).
+A head's output becomes zero, its mean over all texts, or its output in another text. Copies of a batch run together,
+each with its own choice of heads. The blocks below the edited layer do not run again: `Resuming` hands back the outputs
+that they had for the unedited batch.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
-TOKENS = 1024  # tokens of all copies that run together: their logits are the memory it takes
+TOKENS = 1024  # tokens of all copies that run together; their logits take the memory
 
 
 @dataclass(frozen=True, eq=False)
 class _Ablated(ActiveEdit):
-    """An edit of one layer: `heads` bool [row, head] give way to `values` [text, head, position|1, d], or to nothing.
+    """An edit of one layer: replaces the outputs of `heads` (bool [row, head]) by `values`, or by zero without values.
 
-    Copy c of text b is row c·texts + b, so that the kernels' rule (row r takes sample r modulo their number) holds.
+    `values` is [text, head, position|1, d]. Copy c of text b is row c·texts + b: the kernels give row r the values of
+    text r modulo the number of texts.
     """
 
     layer: int
@@ -53,12 +55,13 @@ def losses_without(
     seed: int,
     what: str,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of the texts as they are [text], and without `heads` (bool [choice, head], tried in every layer by itself)
-    [text, layer, choice]; both float64. Edits that are on come first."""
-    count = sum(len(batch.places) for batch in batches)
-    base = torch.zeros(count, dtype=torch.float64)
-    after = torch.zeros(count, model.n_layers, len(heads), dtype=torch.float64)
+    """The plain loss [text], and the loss after ablating `heads` of one layer [text, layer, choice]; both float64.
+
+    `heads` is bool [choice, head]: each choice is ablated in each layer in turn. Active edits apply before it.
+    """
     outputs = _Outputs(model, batches, ablation, seed)
+    base = torch.zeros(len(outputs.texts), dtype=torch.float64)
+    after = torch.zeros(len(base), model.n_layers, len(heads), dtype=torch.float64)
     steps = tqdm(total=len(batches) * model.n_layers, desc=what, unit="layer", disable=None)
     with torch.no_grad(), steps:
         for batch in batches:
@@ -77,23 +80,15 @@ def losses_without(
     return base, after
 
 
-def check_ablation(ablation: str, batches: list[Batch]) -> None:
-    """Refuse a way of ablation that lacks texts to take outputs from."""
-    if ablation == "resample" and sum(len(batch.places) for batch in batches) < 2:
-        raise AnalysisError(
-            'ablation="resample" needs two or more examples, to take outputs from another one'
-        )
-
-
 def _copies(batch: Batch, heads: Tensor) -> Iterator[tuple[Tensor, Batch]]:
-    """As many copies of the batch as run together: the choices they stand for, and the copies."""
+    """Copies of the batch that run together, one per choice, and the indices of those choices."""
     fit = max(TOKENS // batch.ids.numel(), 1)
     for choices in torch.arange(len(heads)).split(fit):
         yield choices, Batch(batch.ids.repeat(len(choices), 1), batch.places * len(choices))
 
 
 class _Outputs:
-    """What takes the place of ablated heads in a batch, [text, layer, head, position|1, d]; None for nothing."""
+    """Values that replace the outputs of ablated heads, [text, layer, head, position|1, d]; None stands for zero."""
 
     def __init__(self, model: HookedModel, batches: list[Batch], ablation: Ablation, seed: int) -> None:
         self.model, self.ablation = model, ablation
@@ -104,7 +99,7 @@ class _Outputs:
             tokens = sum(batch.ids.numel() for batch in batches)
             self.mean = (torch.stack(sums).sum(0) / tokens)[None, :, :, None]
         if ablation == "resample":
-            self.donors = self._drawn(torch.Generator().manual_seed(seed))
+            self.donors = self._drawn(seed)
 
     def of(self, batch: Batch) -> Tensor | None:
         if self.ablation == "zero":
@@ -113,15 +108,15 @@ class _Outputs:
             return self.mean
         length = batch.ids.shape[1]
         donors = torch.stack([self.texts[self.donors[place]][:length] for place in batch.places])
-        # a causal model does the same with the beginning of a text; in another the donor is cut before it is read
+        # the donor is cut before it runs; in a causal model its first outputs would be the same uncut
         return self.model.head_outputs(donors, edited=False)
 
-    def _drawn(self, generator: torch.Generator) -> dict[int, int]:
-        """Another text for each, at least as long."""
-        drawn = {}
-        for place in sorted(self.texts):
-            own = len(self.texts[place])
-            others = [n for n in sorted(self.texts) if n != place and len(self.texts[n]) >= own]
+    def _drawn(self, seed: int) -> dict[int, int]:
+        """For each text another one that is at least as long."""
+        generator, drawn = torch.Generator().manual_seed(seed), {}
+        lengths = {place: len(self.texts[place]) for place in sorted(self.texts)}
+        for place, own in lengths.items():
+            others = [n for n, length in lengths.items() if n != place and length >= own]
             if not others:
                 raise AnalysisError(
                     f'ablation="resample": no other example has the {own} tokens of example {place}; give one'

@@ -1,7 +1,7 @@
-"""Circuit rank: how many directions a head's QK and OV circuits really use.
+"""Circuit rank: how many directions the QK and OV circuits of a head use.
 
-The circuits are products of two thin matrices (Elhage et al. 2021), so their singular values come from a
-d_head × d_head matrix; the d_model × d_model ones are never made. Says nothing of the inputs that really come.
+A circuit is the product of two thin matrices (Elhage et al. 2021). Its singular values come from a d_head × d_head
+matrix, so the d_model × d_model product is never made. Only the weights count, not the inputs.
 """
 
 from __future__ import annotations
@@ -19,30 +19,42 @@ from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import layer_weights, triangle
 
 CIRCUITS = ("qk", "ov")
+# query, key, value [head, d_model, d_head] and output [head, d_head, d_model]
+Sides = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @analysis
 def circuit_rank(
     model: HookedModel,
-    tolerance: Annotated[
-        float, "singular values below this share of the largest count as zero", Bounds(0.0, 1.0)
-    ] = (1e-5),
+    tolerance: Annotated[float, "share of the largest singular value that counts as 0", Bounds(0, 1)] = 1e-5,
 ) -> xr.Dataset:
-    """Ranks of `W_QK = W_Q W_Kᵀ` and `W_OV = W_V W_O` of each query head, with the gain of the norm in front folded in.
+    """Ranks of `W_QK = W_Q W_Kᵀ` and `W_OV = W_V W_O` of each query head, with the gain of the norm before attention.
 
-    `rank` is the number of singular values above `tolerance` times the largest, `stable_rank = ‖W‖_F² / ‖W‖₂²`, and
-    `frobenius` and `spectral` are these norms; all [circuit, layer, head]. `singular_values` [circuit, layer, head,
-    direction], largest first. A circuit of zeros has rank 0 and no stable rank (NaN). Biases, rotary turns (the circuit
-    is that of distance 0) and soft caps are left out. An architecture whose weights are not in a known layout is
-    refused by name. Unit: directions. Source: the definitions, from memory.
+    Dataset, all [circuit, layer, head]: `rank`, the number of singular values above `tolerance` times the largest;
+    `stable_rank = ‖W‖_F² / ‖W‖₂²`; the norms `frobenius` and `spectral`. `singular_values` [circuit, layer, head,
+    direction] begin with the largest. A zero circuit has rank 0 and stable rank NaN. Biases, soft caps and rotary
+    positions are left out: W_QK is that of distance 0. ModelError names a model whose weights have no known layout.
 
     Question: How many directions do the QK and OV circuits of each head use?
     Unit: directions; norms in units of the weights.
-    Source: Elhage et al. 2021 (the circuits); stable rank: Rudelson & Vershynin 2007.
+    Source: Elhage et al. 2021 (the circuits); stable rank: Rudelson & Vershynin 2007; definitions from memory.
     Cost: two QR decompositions and one d_head × d_head singular value problem per head and circuit.
     Not for: what a head does on real inputs; comparing QK of rotary models, whose circuit turns with distance.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> found = hw.analyses.circuit_rank(model)
+    >>> dict(found["rank"].sizes)
+    {'circuit': 2, 'layer': 4, 'head': 8}
+    >>> int(found["rank"].sel(circuit="ov", layer=0, head=0)) == model.d_head  # full rank
+    True
     """
-    values = torch.stack([_singular_values(model, layer) for layer in model.layers], 1).cpu()
+    by_layer = []
+    for layer in model.layers:
+        query, key, value, output = sides(model, layer)
+        products = [triangle(a) @ triangle(b).mT for a, b in ((query, key), (value, output.mT))]
+        by_layer.append(torch.linalg.svdvals(torch.stack(products)))
+    values = torch.stack(by_layer, 1).cpu()
     spectral, frobenius = values[..., 0], values.square().sum(-1).sqrt()
     found = {
         "rank": (values > tolerance * spectral[..., None]).sum(-1),
@@ -51,21 +63,15 @@ def circuit_rank(
         "spectral": spectral,
     }
     dims = ("circuit", "layer", "head")
-    result = xr.Dataset(
+    return xr.Dataset(
         {name: (dims, numbers.numpy()) for name, numbers in found.items()},
         coords={"circuit": list(CIRCUITS), "layer": model.layers, "head": np.arange(model.n_heads)},
     ).assign(singular_values=((*dims, "direction"), values.numpy()))
-    return result
 
 
-def _singular_values(model: HookedModel, layer: int) -> Tensor:
-    """Of QK and OV of one layer, [circuit, head, direction] in float64."""
+def sides(model: HookedModel, layer: int) -> Sides:
+    """What the heads of a layer read and write, in float64; the gain of the norm before attention is folded in."""
     weights = layer_weights(model, layer)
     gain = weights.gain.double()[:, None]
     query, key, value = (gain * w.double() for w in (weights.query, weights.key, weights.value))
-    return torch.stack([of_product(query, key), of_product(value, weights.output.double().mT)])
-
-
-def of_product(left: Tensor, right: Tensor) -> Tensor:
-    """Singular values of `left @ rightᵀ`, both [head, d_model, d_head], largest first."""
-    return torch.linalg.svdvals(triangle(left) @ triangle(right).mT)
+    return query, key, value, weights.output.double()

@@ -1,12 +1,13 @@
-"""Composition: how well what an earlier head writes fits what a later head reads as query, key or value.
+"""Composition: how much the output of an earlier head overlaps with the query, key or value input of a later head.
 
-Elhage et al. 2021, from the weights alone; every score stands beside what heads of random weights give, since thin
-matrices in a small space overlap by chance.
+Elhage et al. 2021, from the weights alone. Thin matrices in a small space overlap by chance, so the result also has the
+score of heads with random weights.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import itertools
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses.heads.circuit_rank import Sides, sides
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models.weights import layer_weights, triangle
+from headwater.lens.models.weights import triangle
 
 KINDS = ("q", "k", "v")
 
@@ -30,33 +32,37 @@ def composition(
 ) -> xr.Dataset:
     """`C = ‖W_OV^a W^b‖_F / (‖W_OV^a‖_F ‖W^b‖_F)` for a head a and a head b of a later layer.
 
-    `W^b` is `W_QK` for "q", its transpose for "k" and `W_OV` for "v", rows multiplying from the left, with the gain of
-    the norm in front of each layer folded in. Dataset: `score` and `excess = score - baseline` [composition, layer,
-    head, to_layer, to_head], NaN where a is not below b; `baseline` and `spread` [composition]: mean and standard
-    deviation of the score of heads with normal random weights of the same shapes. Turning a's directions at random
-    instead, whatever the spectra, the root mean square is 1/√d_model: the attribute `turned`. Biases, MLPs between the
-    two, and rotary turns are left out. An architecture whose weights are not in a known layout is refused by name.
-    Unit: share. Source: Elhage's definition, from memory; the second baseline is ours.
+    `W^b` is `W_QK` for "q", its transpose for "k" and `W_OV` for "v"; vectors are rows. The gain of the norm before
+    each layer is folded in. Dataset: `score` and `excess = score - baseline` [composition, layer, head, to_layer,
+    to_head], NaN unless a is below b; `baseline` and `spread` [composition], the mean and standard deviation of the
+    score of heads with normal random weights of the same shapes. A second baseline rotates the directions of a at
+    random: its root mean square is 1/√d_model for any spectra (attribute `turned`). Biases, rotary positions and MLPs
+    between the two are left out. ModelError names a model whose weights have no known layout.
 
     Question: Which later heads read what each head writes, as query, key or value?
     Unit: share of the product of the two circuits' Frobenius norms, 0 to 1.
-    Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+    Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", from memory; `turned` is ours.
     Cost: d_head² · d_model multiplications for each pair of heads and kind.
     Not for: use on real inputs (patch the edge to see that); rotary QK, which turns with distance.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> found = hw.analyses.composition(model, draws=5)
+    >>> found.score.sel(composition="k", layer=0, to_layer=1).shape  # heads of layer 0, heads of layer 1
+    (8, 8)
     """
     if model.n_layers < 2:
         raise AnalysisError(f"{model.name} has one layer with attention; heads compose across two or more")
-    sides = [_sides(model, layer) for layer in model.layers]
+    by_layer = [sides(model, layer) for layer in model.layers]
     shape = (3, model.n_layers, model.n_heads, model.n_layers, model.n_heads)
     score = torch.full(shape, torch.nan, dtype=torch.float64)
-    for low, sender in enumerate(sides):
-        for high in range(low + 1, model.n_layers):
-            score[:, low, :, high] = _scores(sender, sides[high])
-    chance = _random(sides[0], draws, seed)
+    for low, high in itertools.combinations(range(model.n_layers), 2):
+        score[:, low, :, high] = _scores(by_layer[low], by_layer[high])
+    chance = _random(by_layer[0], draws, seed)
     baseline, spread = chance.mean(1), chance.std(1)
     dims = ("composition", "layer", "head", "to_layer", "to_head")
     heads = np.arange(model.n_heads)
-    result = xr.Dataset(
+    return xr.Dataset(
         {
             "score": (dims, score.numpy()),
             "excess": (dims, (score - baseline[:, None, None, None, None]).numpy()),
@@ -67,46 +73,33 @@ def composition(
             "composition": list(KINDS), "layer": model.layers, "head": heads, "to_layer": model.layers,
             "to_head": heads,
         },
+        attrs={"turned": model.d_model**-0.5},
     )  # fmt: skip
-    settings = {"turned": model.d_model**-0.5}
-    return result.assign_attrs(settings)
-
-
-# what a layer writes and reads: query, key, value [head, d_model, d_head] and output [head, d_head, d_model]
-Sides = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def _sides(model: HookedModel, layer: int) -> Sides:
-    weights = layer_weights(model, layer)
-    gain = weights.gain.double()[:, None]
-    query, key, value = (gain * w.double() for w in (weights.query, weights.key, weights.value))
-    return query, key, value, weights.output.double()
 
 
 def _scores(sender: Sides, receiver: Sides) -> Tensor:
-    """[kind, sender's head, receiver's head]; directions that only stand outside of a product are left out by QR."""
+    """[kind, sender's head, receiver's head].
+
+    A matrix at the outer end of a product is replaced by its triangle of the QR decomposition: the norm is the same.
+    """
+    norm = torch.linalg.matrix_norm
     _, _, value, output = sender
     query, key, into, out = receiver
-    written = _norm(triangle(value) @ triangle(output.mT).mT)
+    written = norm(triangle(value) @ triangle(output.mT).mT)
     found = []
     for reads, rest in ((query, key), (key, query), (into, out.mT)):
         outer = triangle(rest).mT
         between = torch.einsum("adm,bme->abde", output, reads)
         joined = triangle(value)[:, None] @ between @ outer[None]
-        found.append(_norm(joined) / (written[:, None] * _norm(triangle(reads) @ outer)))
+        found.append(norm(joined) / (written[:, None] * norm(triangle(reads) @ outer)))
     return torch.stack(found)
-
-
-def _norm(matrices: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(matrices)
 
 
 def _random(like: Sides, draws: int, seed: int) -> Tensor:
     """Scores of `draws` pairs of heads with normal weights, [kind, draw]."""
     generator = torch.Generator().manual_seed(seed)
 
-    def head() -> Sides:
-        parts = [torch.randn(1, *w.shape[1:], generator=generator, dtype=torch.float64) for w in like]
-        return parts[0], parts[1], parts[2], parts[3]
+    def head() -> Any:
+        return [torch.randn(1, *w.shape[1:], generator=generator, dtype=torch.float64) for w in like]
 
     return torch.stack([_scores(head(), head())[:, 0, 0] for _ in range(draws)], 1)

@@ -1,8 +1,8 @@
-"""Offsets on heads, trained on a task: a small edit in the place of fine-tuning, with random heads beside it.
+"""Offsets on heads, trained on a task: a small edit instead of fine-tuning.
 
-The second step of LoFiT (Yin, Ye & Durrett, NeurIPS 2024, arXiv 2406.01563): a vector is added to the output of each of
-a few heads, at every position. What comes out is an edit, `offsets_edit(result)`, that can be written down and applied;
-the weights stay as they are. `offset_controls` asks whether the choice of the heads matters at all.
+The second step of LoFiT (Yin, Ye & Durrett, NeurIPS 2024, arXiv 2406.01563): a trained vector is added to the output of
+each of a few heads, at every position. The weights do not change. `offsets_edit(result)` gives the vectors as an edit
+that can be saved and applied. `offset_controls` compares the chosen heads with other heads.
 """
 
 from __future__ import annotations
@@ -41,18 +41,24 @@ def fit_offsets(
     batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 8,
     seed: Annotated[int, "seed of the start, of the order of batches, of random heads", Bounds(0)] = 42,
 ) -> xr.Dataset:
-    """Train v in `z' = z + v_lh` of the chosen heads on the loss of `localize_heads`, without a price.
+    """Train v in `z' = z + v_lh` of the chosen heads on the loss of `localize_heads`, without a penalty.
 
-    v begins at N(0, 1e-3); the scales that found the heads are dropped. Dataset: `offset` [layer, head, feature]
-    (0 for other heads), `trained` bool [layer, head], `training_loss` [step], `loss_before` and `loss_after` over all
-    examples. Unit: nats; that of z. Source: the authors' code, checked (rate 1e-2 and seed 42 are those of 7 billion
-    parameters).
+    v starts at N(0, 1e-3); the scales that ranked the heads are not applied. Dataset: `offset` [layer, head, feature],
+    which is v and 0 for other heads; `trained` bool [layer, head]; `training_loss` [step]; `loss_before` and
+    `loss_after`, means over all examples. The attribute `heads` lists the heads.
 
     Question: How much of a task do offsets on a few heads teach?
     Unit: loss in nats with the default loss; offsets in units of the heads' outputs.
-    Source: Yin, Ye & Durrett 2024, arXiv:2406.01563.
-    Cost: `steps` forward and backward passes over a batch, and those of localize_heads where no heads are named.
-    Not for: how well other texts are answered: `loss_after` is of the examples that were trained on.
+    Source: Yin, Ye & Durrett 2024, arXiv:2406.01563; held to the authors' code and settings for 7 billion parameters.
+    Cost: `steps` forward and backward passes over a batch; as many for localize_heads unless heads are named.
+    Not for: how well other texts are answered: `loss_after` is of the training examples.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> texts = ["When Mary and John went to the store , John gave a drink to"]
+    >>> found = hw.analyses.fit_offsets(model, texts, "3.1", answer="Mary", steps=3)
+    >>> bool(found.loss_after < found.loss_before), int(found.trained.sum())
+    (True, 1)
     """
     objective = Objective.of(model, examples, loss, answer, position, batch_size)
     if heads is None:
@@ -69,18 +75,9 @@ def fit_offsets(
         mask[model.layers.index(layer)] = mine
     if not mask.any():
         raise AnalysisError('heads is empty; name at least one, as "5.1"')
-    offset, history = trained(objective, moved, mask, 0.0, steps, rate, seed)
-    return xr.Dataset(
-        {
-            "offset": (("layer", "head", "feature"), offset.numpy()),
-            "trained": (("layer", "head"), mask.numpy()),
-            "training_loss": ("step", np.array(history)),
-            "loss_before": objective.whole(torch.zeros_like(offset), moved),
-            "loss_after": objective.whole(offset, moved),
-        },
-        coords={"layer": model.layers, "head": np.arange(model.n_heads)},
-        attrs={"heads": [str(h) for h in picked]},
-    )
+    fitted = trained(objective, moved, mask, 0.0, steps, rate, seed, "offset")
+    fitted = fitted.assign(trained=(("layer", "head"), mask.numpy()))
+    return fitted.assign_attrs(heads=[str(head) for head in picked])
 
 
 def moved(z: Tensor, vectors: Tensor) -> Tensor:
@@ -89,7 +86,7 @@ def moved(z: Tensor, vectors: Tensor) -> Tensor:
 
 
 def random_heads(model: HookedModel, count: int, seed: int) -> list[Head]:
-    """`count` different heads."""
+    """`count` different heads, drawn with `seed`."""
     every = every_head(model.layers, model.n_heads)
     if count > len(every):
         raise AnalysisError(f"count={count}, but there are {len(every)} heads; give 1 to {len(every)}")
@@ -98,11 +95,22 @@ def random_heads(model: HookedModel, count: int, seed: int) -> list[Head]:
 
 
 def offsets_edit(found: xr.Dataset) -> OffsetHeads:
-    """What was trained as an edit: `with model.edit(offsets_edit(result)):`; `to_dict()` writes it down."""
-    offset, mask = found["offset"], found["trained"].values
+    """The trained offsets as an edit; its `to_dict()` is JSON data.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> found = hw.analyses.fit_offsets(model, "When Mary and John went to the store", "3.1", steps=1)
+    >>> edit = hw.analyses.offsets_edit(found)
+    >>> with model.edit(edit):
+    ...     logits = model("When Mary and John went to the store")
+    >>> list(edit.to_dict()["offsets"])
+    ['3.1']
+    """
     layers = found["layer"].values
-    places = [(int(n), int(h)) for n, h in zip(*np.nonzero(mask), strict=True)]
-    return OffsetHeads({str(Head(int(layers[n]), h)): offset.values[n, h].tolist() for n, h in places})
+    places = [(int(n), int(h)) for n, h in np.argwhere(found["trained"].values)]
+    return OffsetHeads(
+        {str(Head(int(layers[n]), h)): found["offset"].values[n, h].tolist() for n, h in places}
+    )
 
 
 @analysis(like=fit_offsets)
@@ -117,24 +125,33 @@ def offset_controls(
     draws: Annotated[int, Bounds(1)] = 3,
     **settings: Any,
 ) -> xr.DataArray:
-    """Loss of `test` [heads, draw] under offsets trained on `examples`, by where the heads come from.
+    """Loss of the texts `test` [heads, draw] under offsets trained on `examples`, for different choices of heads.
 
-    "own" were localised on the examples, "other" on those of another task, "random" are drawn; "none" is without an
-    edit. `answers` are those of "examples", "test" and "other". Draws are seeds. What the paper found: other heads are
-    worse than one's own, random ones worse still.
+    Heads "own" were localised on `examples` and heads "other" on the texts `other` of another task; "random" heads are
+    drawn; "none" is the loss without an edit. `answers` has the answers of "examples", "test" and "other". Each draw
+    has its own seed. In the paper "other" is worse than "own", and "random" is worse than "other".
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> texts = [f"When Mary and John went to the store , {name} gave a drink to" for name in ("John", "Mary")]
+    >>> answers = {"examples": "Mary", "test": "John", "other": "Mary"}
+    >>> found = hw.analyses.offset_controls(
+    ...     model, texts[:1], texts[1:], texts[:1], answers=answers, draws=1, steps=1
+    ... )
+    >>> found.heads.values.tolist(), found.shape
+    (['own', 'other', 'random', 'none'], (4, 1))
     """
     steps = {name: settings[name] for name in ("steps", "batch_size") if name in settings}
     judge = Objective.of(model, test, None, answers["test"], -1, 16)
     empty = torch.zeros(model.n_layers, model.n_heads, model.d_head)
     rows: dict[str, list[float]] = {"own": [], "other": [], "random": [], "none": []}
     for seed in range(draws):
-        own = most_moved(
-            localize_heads(model, examples, answer=answers["examples"], seed=seed, **steps), count
-        )
-        theirs = most_moved(localize_heads(model, other, answer=answers["other"], seed=seed, **steps), count)
-        for name, heads in (("own", own), ("other", theirs), ("random", random_heads(model, count, seed))):
-            names = [str(head) for head in heads]
-            found = fit_offsets(model, examples, names, answer=answers["examples"], seed=seed, **settings)
+        picked = {"random": random_heads(model, count, seed)}
+        for name, texts, of in (("own", examples, "examples"), ("other", other, "other")):
+            localised = localize_heads(model, texts, answer=answers[of], seed=seed, **steps)
+            picked[name] = most_moved(localised, count)
+        for name, heads in picked.items():
+            found = fit_offsets(model, examples, heads, answer=answers["examples"], seed=seed, **settings)
             rows[name].append(judge.whole(torch.from_numpy(found["offset"].values), moved))
         rows["none"].append(judge.whole(empty, moved))
     return xr.DataArray(

@@ -1,8 +1,8 @@
-"""Head clusters: which kinds of patterns the heads of a model fall into.
+"""Head clusters: groups of heads with similar attention patterns.
 
-Each head is summarised by its map in coarse cells or by statistics of its rows, the distances between the summaries are
-clustered (scipy), and the head in the middle of each cluster stands for it. Li et al. 2023 (arXiv 2303.13731) summarise
-by an autoencoder; cells and statistics need no training and say what they mean.
+A feature vector summarises each head: its map pooled into coarse cells, or statistics of its rows. scipy clusters the
+distances between the vectors, and the medoid of each cluster is its prototype. Li et al. 2023 (arXiv 2303.13731) use
+an autoencoder for the summary; cells and statistics need no training.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from scipy.spatial.distance import pdist, squareform
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses.heads._head_names import head_names
 from headwater.lens.errors import AnalysisError
+from headwater.lens.naming.heads import every_head
 from headwater.lens.records.record import Record
 
 STATISTICS = ("self", "previous", "first", "max", "entropy", "distance")
@@ -29,33 +29,35 @@ STATISTICS = ("self", "previous", "first", "max", "entropy", "distance")
 def head_clusters(
     record: Record,
     clusters: Annotated[int, "how many kinds", Bounds(1)] = 4,
-    features: Annotated[Literal["cells", "statistics"], "the map in coarse cells, or row statistics"] = (
-        "cells"
-    ),
-    method: Annotated[
-        Literal["ward", "average", "complete", "kmeans"], "hierarchical by that linkage, or k-means"
-    ] = "ward",
+    features: Annotated[Literal["cells", "statistics"], "pooled map, or row statistics"] = "cells",
+    method: Annotated[Literal["ward", "average", "complete", "kmeans"], "linkage, or k-means"] = "ward",
     cells: Annotated[int, "cells per side of the coarse map", Bounds(1)] = 8,
-    seed: Annotated[int, "seed of k-means' beginning", Bounds(0)] = 0,
+    seed: Annotated[int, "seed of the start of k-means", Bounds(0)] = 0,
 ) -> xr.Dataset:
-    """A cluster for every head; 0 is the largest. Dataset with heads named "layer.head" on `member` and `other`:
+    """Cluster of every head, 0 being the largest. `member` and `other` name the heads "layer.head". Dataset:
 
-    `cluster` [layer, head]; `feature` [member, summary]: the cells one after another, or the statistics, each divided
-    by its deviation over heads; `distance` [member, other], Euclidean between features; `prototype` [cluster_number],
+    `cluster` [layer, head]; `feature` [member, summary], the cells row by row, or the statistics, each divided by its
+    standard deviation over heads; `distance` [member, other], Euclidean between features; `prototype` [cluster_number],
     the member with the smallest sum of distances to its cluster; `size` [cluster_number]; `silhouette` [layer, head],
     `(b - a) / max(a, b)` with a the mean distance to its own cluster and b to the nearest other one (0 in a cluster of
-    one). With cells also `pooled` [cluster_number, query_cell, key_cell], the mean map of each cluster.
+    one). Cells also give `pooled` [cluster_number, query_cell, key_cell], the mean map of each cluster.
 
-    Cells: tokens i of n fall into cell ⌊i·cells/n⌋; a cell holds the mean over its queries of the weight on its keys,
-    first within a text, then over texts (a text with fewer tokens than cells leaves the missing query cells out).
-    Statistics: mean weight on the own, the previous and the first token and of the largest weight; entropy over the log
-    of the number of tokens seen; distance over that number. Unit: weight. Source: ours.
+    Cells: token i of n falls into cell ⌊i·cells/n⌋. A cell is the mean over its queries of the weight on its keys,
+    first within a text, then over texts; a text with fewer tokens than cells leaves the missing query cells out.
+    Statistics: the mean weight on the query's own, the previous and the first token; the mean largest weight; the
+    entropy divided by the log of the number of visible tokens; the distance divided by that number.
 
     Question: Which kinds of patterns do the heads fall into?
     Unit: cluster numbers; cells: weight; statistics: shares, 0 to 1.
     Source: after Li et al. 2023, arXiv:2303.13731 (pattern summary; the summaries here are ours).
     Cost: cells: one attention pass per layer; statistics: those of the recording pass; memory O(S + heads²).
     Not for: how many kinds there are: the number is given (compare `silhouette`); what the heads are for.
+
+    >>> import headwater as hw
+    >>> record = hw.load("tasks-4l").record("When Mary and John went to the store , John gave a drink to")
+    >>> found = hw.analyses.head_clusters(record, clusters=3)
+    >>> dict(found.pooled.sizes), int(found.size.sum())
+    ({'cluster_number': 3, 'query_cell': 8, 'key_cell': 8}, 32)
     """
     count = len(record.layers) * record.n_heads
     if clusters > count:
@@ -69,31 +71,29 @@ def head_clusters(
     distance = squareform(apart)
     middle = [_middle(distance, labels == c) for c in range(labels.max() + 1)]
     by_head = (len(record.layers), record.n_heads)
-    names = head_names(record, "member", "other")
+    names = [str(head) for head in every_head(record.layers, record.n_heads)]
     result = xr.Dataset(
         {
             "cluster": (("layer", "head"), labels.reshape(by_head)),
             "feature": (("member", "summary"), table),
             "distance": (("member", "other"), distance),
-            "prototype": ("cluster_number", np.array(names["member"])[middle]),
+            "prototype": ("cluster_number", np.array(names)[middle]),
             "size": ("cluster_number", np.bincount(labels)),
             "silhouette": (("layer", "head"), silhouette(distance, labels).reshape(by_head)),
         },
         coords={
-            "layer": record.layers, "head": np.arange(record.n_heads), "member": names["member"],
-            "other": names["other"], "cluster_number": np.arange(labels.max() + 1),
+            "layer": record.layers, "head": np.arange(record.n_heads), "member": names, "other": names,
+            "cluster_number": np.arange(labels.max() + 1),
         },
     )  # fmt: skip
     if pooled is None:
-        result = result.assign_coords(summary=list(STATISTICS))
-    else:
-        means = np.stack([pooled[labels == c].mean(0) for c in range(labels.max() + 1)])
-        result["pooled"] = (("cluster_number", "query_cell", "key_cell"), means)
-    return result
+        return result.assign_coords(summary=list(STATISTICS))
+    means = np.stack([pooled[labels == c].mean(0) for c in range(labels.max() + 1)])
+    return result.assign(pooled=(("cluster_number", "query_cell", "key_cell"), means))
 
 
 def pooled_maps(record: Record, cells: int) -> np.ndarray:
-    """Maps in cells × cells cells, [layer · head, query cell, key cell]; columns of a cell add up, its rows average."""
+    """Maps pooled to cells × cells, [layer · head, query cell, key cell]: a sum over keys, a mean over queries."""
     valid = record.valid
     own = (valid.cumsum(1) - 1) * cells // valid.sum(1, keepdim=True)
     inside = (torch.nn.functional.one_hot(own.clamp_min(0), cells) * valid[..., None]).double()
@@ -107,7 +107,7 @@ def pooled_maps(record: Record, cells: int) -> np.ndarray:
 
 
 def statistics_of(record: Record) -> np.ndarray:
-    """Row statistics of every head, each mean over texts divided by its deviation over heads, [layer · head, 6]."""
+    """Row statistics, mean over texts, divided by their standard deviation over heads, [layer · head, 6]."""
     maps = [record.map(layer) for layer in record.layers]
     seen = torch.stack([map.rule.mask.visible_keys(*map.shape[:2]).expand(map.shape[:3]) for map in maps], 1)
     count = xr.DataArray(seen.numpy(), dims=("batch", "layer", "head", "query"))
@@ -125,7 +125,7 @@ def statistics_of(record: Record) -> np.ndarray:
 
 
 def _labels(table: np.ndarray, apart: np.ndarray, clusters: int, method: str, seed: int) -> np.ndarray:
-    """Cluster of each head, 0 the largest, the first met of equals first."""
+    """Cluster of each head, sorted by size; clusters of equal size by their first head."""
     if len(table) == 1:
         return np.zeros(1, dtype=int)
     if method == "kmeans":
@@ -138,12 +138,13 @@ def _labels(table: np.ndarray, apart: np.ndarray, clusters: int, method: str, se
 
 
 def _middle(distance: np.ndarray, members: np.ndarray) -> int:
+    """The medoid: the member with the smallest sum of distances to the others."""
     places = np.flatnonzero(members)
     return int(places[distance[np.ix_(places, places)].sum(1).argmin()])
 
 
 def silhouette(distance: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How much nearer each head is to its own cluster than to the next, -1 to 1; NaN with one cluster."""
+    """How much nearer each head is to its own cluster than to the nearest other, -1 to 1; NaN with one cluster."""
     sizes = np.bincount(labels)
     if len(sizes) == 1:
         return np.full(len(labels), np.nan)

@@ -1,8 +1,7 @@
-"""Head contrast: which heads give something else when a group of tokens is there and when it is not.
+"""Head contrast: how much the output of each head changes when a group of tokens is taken away.
 
-The vision-aware head divergence of He et al. 2025 in its general form: any group of tokens (an image, a hint, the first
-token) that is left out, replaced or hidden, or a second prompt of the user's. Says where the difference arrives, not
-that it matters for the answer.
+The vision-aware head divergence of He et al. 2025, for any group of tokens (an image, a hint, the first token) that is
+removed, replaced or hidden, or that a second prompt lacks. It shows which heads react, not whether the answer changes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def head_contrast(
     group: Annotated[Positions, "positions of the tokens that are taken away, counted in each text"] = (0,),
     how: Annotated[
         Literal["remove", "blank", "hide"],
-        "leave them out, put a blank there, or hide them from every other token",
+        "remove them, put a blank in their place, or hide them from every other token",
     ] = "remove",
     without: Any = None,
     position: Annotated[
@@ -42,34 +41,43 @@ def head_contrast(
 ) -> xr.Dataset:
     """`D[l, h] = ‖z_lh(text) - z_lh(text without the group)‖₂`, z the head's output at `position` before `W_O`.
 
-    `examples` are texts or token ids, or a list of mappings of what the model takes (`{"given": ids, "pixel_values":
-    …}`); with `without`, the same number of the other kind, these are the second runs and `group` is not used. Dataset:
-    `divergence` [batch, layer, head]; `outlier`, where `D > mean + deviation` over the layer's heads and
-    `‖z(without)‖² > mean + deviation` too; `score`, D with 0 at outliers; `selected`, the heads above the median score
-    of their layer; `token_score` [batch] `= Σ_l` of the `strongest` largest scores of each layer, which the authors
-    find lower for hallucinated words; and, over texts, `mean_score` [layer, head] and `selected_in` (share of texts).
-    Deviations are those of a population. Unit: as the head's output. Source: the paper's text, checked; groups other
-    than an image, and `blank` and `hide`, ours.
+    `examples` are texts or token ids, or a list of mappings of model inputs (`{"given": ids, "pixel_values": …}`). If
+    `without` is given, it holds the second input of each example, and `group` is not used. Dataset: `divergence`
+    [batch, layer, head], which is D; `outlier`, true where both D and `‖z(without)‖²` exceed the mean of the layer's
+    heads by more than their (population) standard deviation; `score`, D with 0 at outliers; `selected`, the heads above
+    the median score of their layer; `token_score` [batch], the sum over layers of the `strongest` largest scores, lower
+    for hallucinated words in the paper. Over texts: `mean_score` [layer, head] and `selected_in`, the share of texts.
 
     Question: Which heads give something else when a group of tokens is taken away?
     Unit: length of the change of the head's output before the output projection.
-    Source: He et al. 2025 (vision-aware head divergence, VHD), for any group of tokens.
+    Source: He et al. 2025 (vision-aware head divergence, VHD), held to its text; "blank", "hide" and groups other than
+    an image are ours.
     Cost: two forward passes per example.
-    Not for: what the difference does to the answer (scale the heads to see it); layers against each other, whose
-    outputs differ in size.
+    Not for: what the difference does to the answer (scale the heads to see it); comparing layers, whose outputs differ
+    in size.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> text = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.head_contrast(model, text, group=[10], how="hide")  # the second "John"
+    >>> found.divergence.shape, bool((found.divergence.sel(layer=0) < found.divergence.max()).all())
+    ((1, 4, 8), True)
     """
     runs = _pairs(model, examples, without, group, how, blank)
-    found = [
-        _outputs(model, *run, position) for run in tqdm(runs, desc="head contrast", unit="text", disable=None)
-    ]
+    found = []
+    for first, second, edits in tqdm(runs, desc="head contrast", unit="text", disable=None):
+        plain = _read(model, first, position)
+        with model.edit(*edits):
+            found.append((plain, _read(model, second, position)))
     present, absent = (torch.stack(side) for side in zip(*found, strict=True))  # [text, layer, head, d]
     divergence = (present - absent).norm(dim=-1)
     outlier = _far(divergence) & _far(absent.square().sum(-1))
     score = divergence.masked_fill(outlier, 0)
-    selected = score > _median(score)
+    selected = score > score.quantile(0.5, dim=-1, keepdim=True)
     top = score.topk(min(strongest, model.n_heads), dim=-1).values
     dims = ("batch", "layer", "head")
-    result = xr.Dataset(
+    given = without is not None
+    return xr.Dataset(
         {
             "divergence": (dims, divergence.numpy()),
             "outlier": (dims, outlier.numpy()),
@@ -80,13 +88,12 @@ def head_contrast(
             "selected_in": (("layer", "head"), selected.double().mean(0).numpy()),
         },
         coords={"batch": np.arange(len(runs)), "layer": model.layers, "head": np.arange(model.n_heads)},
+        attrs={"how": "given" if given else how, "group": "" if given else group},
     )
-    settings = {"how": "given" if without is not None else how, "group": "" if without is not None else group}
-    return result.assign_attrs(settings)
 
 
-# the arguments of the two runs of a text, and the keys hidden in the second
-Run = tuple[dict[str, Any], dict[str, Any], list[int]]
+# the arguments of the two runs of a text, and the edits of the second
+Run = tuple[dict[str, Any], dict[str, Any], list[Knockout]]
 
 
 def _pairs(
@@ -113,7 +120,8 @@ def _pairs(
         if gone.all():
             raise AnalysisError(f"group is all of example {place}; leave at least its last token")
         if how == "hide":
-            runs.append((row, row, gone.nonzero()[:, 0].tolist()))
+            others, hidden = ((~gone).nonzero()[:, 0].tolist(), gone.nonzero()[:, 0].tolist())
+            runs.append((row, row, [Knockout(others, hidden, "all")]))
             continue
         left = ids[:, ~gone] if how == "remove" else ids.masked_fill(gone, stand_in)
         runs.append((row, {**row, "given": left}, []))
@@ -121,7 +129,7 @@ def _pairs(
 
 
 def _rows(model: HookedModel, examples: Any) -> list[dict[str, Any]]:
-    """One mapping of arguments per text; token ids [1, position] without padding."""
+    """The model inputs of each text, as mappings; token ids [1, position] without padding."""
     if isinstance(examples, dict):
         return [examples]
     if isinstance(examples, list | tuple) and examples and isinstance(examples[0], dict):
@@ -132,20 +140,8 @@ def _rows(model: HookedModel, examples: Any) -> list[dict[str, Any]]:
     return [{"given": ids[mask][None]} for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
 
 
-def _outputs(
-    model: HookedModel, first: dict[str, Any], second: dict[str, Any], hidden: list[int], position: int
-) -> tuple[Tensor, Tensor]:
-    """z at the position in both runs, [layer, head, d] in float64."""
-    present = _read(model, first, position)
-    if not hidden:
-        return present, _read(model, second, position)
-    length = second["given"].shape[1]
-    others = [i for i in range(length) if i not in set(hidden)]
-    with model.edit(Knockout(others, hidden, "all")):
-        return present, _read(model, second, position)
-
-
 def _read(model: HookedModel, given: dict[str, Any], position: int) -> Tensor:
+    """z at the position, [layer, head, d] in float64."""
     z = model.head_outputs(**given)
     if -position > z.shape[3]:
         raise AnalysisError(
@@ -155,9 +151,5 @@ def _read(model: HookedModel, given: dict[str, Any], position: int) -> Tensor:
 
 
 def _far(values: Tensor) -> Tensor:
-    """More than a deviation above the mean of the layer."""
+    """More than a standard deviation above the mean of the layer."""
     return values > values.mean(-1, keepdim=True) + values.std(-1, keepdim=True, correction=0)
-
-
-def _median(values: Tensor) -> Tensor:
-    return values.quantile(0.5, dim=-1, keepdim=True)

@@ -1,8 +1,8 @@
-"""Head importance: how much the loss changes when a head is turned down (gradient) or taken out (ablation).
+"""Head importance: the slope of the loss at a gate on each head, or the change of the loss when a head is ablated.
 
-Michel, Levy & Neubig 2019 (arXiv 1905.10650). Gradient: one forward and one backward pass for all heads.
-Ablation: every head once, many in one pass, begun at the layer of the head (zero, mean or resampled output). Both look
-at one head at a time, so heads that stand in for each other look unimportant.
+Michel, Levy & Neubig 2019 (arXiv 1905.10650). Gradient: one forward and one backward pass for all heads. Ablation:
+each head once, many in one pass that starts at the layer of the head. Both treat one head at a time, so two heads that
+can replace each other look unimportant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, lengths_of, loss_of
-from headwater.analyses.heads._losses_without_heads import check_ablation, losses_without
+from headwater.analyses.heads._losses_without_heads import losses_without
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -28,54 +28,57 @@ from headwater.lens.model import HookedModel
 def head_importance(
     model: HookedModel,
     examples: Examples,
-    how: Annotated[
-        Literal["gradient", "ablation"], "slope at the full head, or the effect of its removal"
-    ] = "gradient",
+    how: Annotated[Literal["gradient", "ablation"], "slope, or effect of removal"] = "gradient",
     loss: Loss | None = None,
     granularity: Annotated[
         Literal["token", "example", "batch"], "where the absolute value is taken (gradient only)"
     ] = "example",
     normalise: Annotated[Literal["layer"] | None, "divide each layer by its l2 norm"] = None,
-    ablation: Annotated[Ablation, "what takes the head's place (ablation only)"] = "zero",
+    ablation: Annotated[Ablation, "output that replaces the head's (ablation only)"] = "zero",
     batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
     seed: Annotated[int, "seed of resampling", Bounds(0)] = 0,
     per_example: Annotated[bool, "keep one value per example instead of their mean"] = False,
 ) -> xr.DataArray:
-    """`I[l, h] = E_x |∂loss(x)/∂ξ_lh|` at gates ξ = 1 on the heads' whole outputs, as [layer, head].
+    """`I[l, h] = E_x |∂loss(x)/∂ξ_lh|` at gates ξ = 1 on the heads' outputs, as [layer, head].
 
-    `granularity="token"` gives every position its own gate and takes `Σ_{x,i} |∂loss(x)/∂ξ_lhi| / #tokens`;
-    "batch" takes `|mean of the batch's gradients|`, averaged over batches (so it depends on `batch_size`).
-    `how="ablation"`: `I[l, h] = E_x [loss(x; head ablated) - loss(x)]`, signed; above 0 the head helps. Its output z
-    becomes 0, its mean over the positions of all examples, or z at the same position of another example, which `seed`
-    draws once per example among those at least as long.
-    `normalise="layer"`: `I[l, :] / (‖I[l, :]‖₂ + 1e-20)`. `per_example` keeps [batch, layer, head] (not for
+    `granularity="token"` has one gate per position: `I[l, h] = Σ_{x,i} |∂loss(x)/∂ξ_lhi| / #tokens`. "batch" takes
+    `|mean of the batch's gradients|`, averaged over batches, so it depends on `batch_size`.
+    `how="ablation"`: `I[l, h] = E_x [loss(x; head ablated) - loss(x)]`, above 0 if the head helps. The head's output z
+    becomes 0, its mean over the positions of all examples, or z at the same position of another example, drawn with
+    `seed` among those that are at least as long.
+    `normalise="layer"`: `I[l, :] / (‖I[l, :]‖₂ + 1e-20)`. `per_example` keeps [batch, layer, head] (AnalysisError with
     "batch").
 
-    The loss is the mean next-token loss of each example in nats unless `loss(logits, tokens) → [batch]` is
-    given; for a model without a language head it is called with the last hidden states. Examples are grouped
-    by length, so that no padding is ever seen. Unit: that of the loss.
-    Source: the paper's formulas, checked; the token form is from memory.
+    The loss is the mean next-token loss of each example in nats, or `loss(logits, tokens) → [batch]`; a model without
+    a language head passes its last hidden states. Only examples of equal length share a batch, so there is no padding.
 
     Question: Which heads does the loss depend on?
     Unit: change of the loss per unit of the head's gate (gradient) or when it is ablated; nats with the default
     loss.
-    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650.
+    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650, held to its formulas; the token form is from memory.
     Cost: gradient: one forward and backward pass per batch; ablation: layers × heads passes per batch, many at
     once.
     Not for: heads that back each other up (remove them together instead); causal claims from the gradient alone.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> text = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.head_importance(model, text, how="ablation")
+    >>> found.shape, bool(found.mean() > 0)  # most heads help
+    ((4, 8), True)
     """
     if per_example and how == "gradient" and granularity == "batch":
         raise AnalysisError(
             'granularity="batch" has no value per example; use "example" or per_example=False'
         )
     batches = batches_of(model, examples, batch_size)
-    if how == "ablation":
-        check_ablation(ablation, batches)
     value = loss_of(model, loss)
     if how == "gradient":
         rows = _by_gradient(model, batches, value, granularity)
     else:
-        rows = _by_ablation(model, batches, value, ablation, seed)
+        each = torch.eye(model.n_heads, dtype=torch.bool)
+        base, after = losses_without(model, batches, value, each, ablation, seed, "head importance")
+        rows = after - base[:, None, None]
     result = xr.DataArray(
         rows.numpy(),
         dims=("batch", "layer", "head"),
@@ -90,9 +93,7 @@ def head_importance(
         result = result.mean("batch")
     if normalise == "layer":
         result = result / (np.sqrt((result**2).sum("head")) + 1e-20)
-    settings = {"examples": sum(len(batch.places) for batch in batches)}
-    settings |= {"granularity": granularity} if how == "gradient" else {"ablation": ablation, "seed": seed}
-    return result.assign_attrs(settings)
+    return result.assign_attrs(examples=sum(len(batch.places) for batch in batches))
 
 
 def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granularity: str) -> Tensor:
@@ -112,12 +113,3 @@ def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granula
         slope = slope.abs().mean(-1) if granularity == "token" else slope.abs()
         found |= dict(zip(batch.places, slope, strict=True))
     return torch.stack([found[place] for place in sorted(found)])
-
-
-def _by_ablation(
-    model: HookedModel, batches: list[Batch], value: Value, ablation: Ablation, seed: int
-) -> Tensor:
-    """loss without the head - loss with it, as [example, layer, head]."""
-    each = torch.eye(model.n_heads, dtype=torch.bool)
-    base, after = losses_without(model, batches, value, each, ablation, seed, "head importance")
-    return after - base[:, None, None]

@@ -1,9 +1,9 @@
-"""Head roles: does a head look at the previous token, at duplicates, at what followed them, at delimiters, at positions
-whatever stands there, at much or at little; and does it copy.
+"""Head roles: scores for previous-token, duplicate-token, induction, first-token, delimiter and positional attention,
+for broad and narrow attention, and for copying.
 
-Scores on repeated random tokens, as in Elhage et al. 2021 and Olsson et al. 2022 (transformer-circuits.pub),
-and the eigenvalues of the OV circuit. Random tokens leave out meaning and grammar on purpose; what a head
-does on real text may be something else.
+The attention scores come from repeated random tokens, as in Elhage et al. 2021 and Olsson et al. 2022
+(transformer-circuits.pub); copying comes from the eigenvalues of the OV circuit. Random tokens have no meaning and no
+grammar, so a head may behave differently on real text.
 """
 
 from __future__ import annotations
@@ -29,53 +29,55 @@ ROLES = (
     "delimiter",
 )  # fmt: skip
 DELIMITERS = ".,;:!?\n"
-EVERY = 6  # one token of so many is a delimiter
+EVERY = 6  # every sixth token is a delimiter
 SHARED = 4  # sequences recorded together
-ELEMENTS = 2**21  # weights of all sequences and heads that are looked at together
+ELEMENTS = 2**21  # weights in one block of rows, over all sequences and heads
 
 
 @analysis
 def head_roles(
     model: HookedModel,
-    length: Annotated[
-        int | None, "tokens before they repeat; none: 50, or what the context holds", Bounds(2)
-    ] = None,
+    length: Annotated[int | None, "tokens before they repeat; none: 50, or what fits", Bounds(2)] = None,
     sequences: Annotated[int, "random sequences to average over", Bounds(1)] = 8,
     seed: Annotated[int, "seed of the random tokens", Bounds(0)] = 0,
     per_example: Annotated[bool, "keep one value per sequence instead of their mean"] = False,
 ) -> xr.DataArray:
-    """Scores [layer, head, role] on [bos] + r + r, with r `length` (m) tokens drawn uniformly from the
-    vocabulary.
+    """Scores [layer, head, role] on [bos] + r + r, where r are m = `length` tokens drawn uniformly from the vocabulary.
 
-    Each is a mean over the queries i of the second copy: `previous` A[i, i-1]; `duplicate` A[i, i-m];
-    `induction` A[i, i-m+1]; `prefix_matching` Σ A[i, j] over all earlier j with token j-1 equal to token i;
-    `first` the weight on the first token. Weights count as they are: what a learned sink or a window takes is
-    no part of any role.
+    Each is a mean over the queries i of the second copy. `previous`: A[i, i-1]; `duplicate`: A[i, i-m]; `induction`:
+    A[i, i-m+1]; `prefix_matching`: Σ A[i, j] over all earlier j whose previous token j-1 equals token i; `first`: the
+    weight on the first token. Rows are not renormalised: the weight on a learned sink belongs to no role.
 
-    `copying` = Σ λ / Σ |λ| over the eigenvalues λ of W_E·W_V·W_O·W_U (real parts in the numerator), computed
-    in the d_head × d_head matrix W_O·W_U·W_E·W_V, which has the same non-zero ones. The gains of the layer
-    norm before attention and of the last norm are folded in; centring, per-token scale and the first MLP are
-    left out. It is NaN where it is not defined: no language head, an architecture whose weights
-    `lens.weights` cannot name (the reason stands in the attribute `copying`), or an OV circuit that is zero.
+    `copying` = Σ Re λ / Σ |λ| over the eigenvalues λ of W_E·W_V·W_O·W_U, computed from the d_head × d_head matrix
+    W_O·W_U·W_E·W_V, which has the same non-zero eigenvalues. The gains of the norm before attention and of the final
+    norm are folded in; centring, the scale per token and the first MLP are left out. It is NaN without a language head,
+    for weights of unknown layout (the attribute `copying` gives the reason) and for a zero OV circuit.
 
-    Of the same queries, definitions ours: `positional` is how alike a head looks at random tokens of two sequences,
-    `mean_i 2·Σ_j min(A_ij, B_ij) / Σ_j (A_ij + B_ij)` with B of the next sequence recorded together (1: positions alone
-    decide; even heads score 1 too; NaN for a sequence without another). `broad` is the row's entropy over the log of
-    the tokens seen, `narrow` the row's largest weight, both of rows divided by their mass. `delimiter`, on other
-    sequences in which one token of 6 is a delimiter (one of `. , ; : ! ?` or a line end that is a token by itself, or a
-    separator): the mean weight on delimiters from the second one on; an even head scores about 0.17. NaN where the
-    tokenizer has none.
+    Three scores of ours on the same queries. `positional`: `mean_i 2·Σ_j min(A_ij, B_ij) / Σ_j (A_ij + B_ij)` with B
+    the map of the next sequence in the batch; 1 if only positions matter (also for even attention), NaN for a single
+    sequence. `broad`: the row's entropy divided by the log of the number of visible tokens; `narrow`: the row's largest
+    weight; both of rows divided by their sum. `delimiter`, also ours, uses sequences in which every sixth token is a
+    delimiter (one of `. , ; : ! ?` or a line end, if it is one token; or the separator token): the mean weight on
+    delimiters of queries from the second one on; about 0.17 for even attention, NaN if the tokenizer has no delimiter.
 
-    Special tokens are not drawn, unless nothing else is there. Without a bos token the sequence is r + r.
-    Unit: weight, copying none. Source: the library detector's definitions, checked; prefix matching and
-    copying from memory.
+    Special tokens are not drawn unless there are no others. Without a bos token the sequence is r + r. AnalysisError if
+    the model is not causal or the sequence does not fit its context.
 
     Question: Which simple jobs does each head do?
     Unit: mean attention weight on the role's keys, 0 to 1; copying: from -1 to 1.
-    Source: Olsson et al. 2022, arXiv:2209.11895; Elhage et al. 2021 (copying by OV eigenvalues).
+    Source: Olsson et al. 2022, arXiv:2209.11895; Elhage et al. 2021 (copying by OV eigenvalues); held to the
+    definitions of TransformerLens' detector, prefix matching and copying from memory.
     Cost: two recordings of `sequences` × (2·length + 1) tokens; copying: layers × heads × vocab·d_head².
     Not for: naming what a head does on real text; models that are not causal; heads that act through several
     tokens.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> found = hw.analyses.head_roles(model, length=8, sequences=2)
+    >>> found.sel(role="previous").argmax(("layer", "head"))["layer"].item()
+    0
+    >>> found.sel(role="induction", layer=1).max().item() > 0.9
+    True
     """
     if not model.causal:
         raise AnalysisError(
@@ -101,13 +103,11 @@ def head_roles(
         name="head_roles",
     )
     result = result.assign_coords(batch=np.arange(sequences)) if per_example else result.mean("batch")
-    settings = {"length": length, "bos": bos, "copying": note}
-    return result.assign_attrs(settings)
+    return result.assign_attrs({"length": length, "bos": bos, "copying": note})
 
 
 def bos_token(model: HookedModel) -> int | None:
-    """The id that begins a sequence, if the tokenizer or the configuration names one inside the
-    vocabulary."""
+    """The id of the bos token, if the tokenizer or the configuration names one within the vocabulary."""
     named = getattr(model.tokenizer, "bos_token_id", None)
     if named is None:
         named = getattr(model.hf.config, "bos_token_id", None)
@@ -124,7 +124,7 @@ def _length(model: HookedModel, length: int | None, bos: int | None) -> int:
 
 
 def _pattern_scores(map: AttentionMap, ids: Tensor, length: int) -> Tensor:
-    """The attention scores of one layer on repeated tokens, [batch, head, role], without delimiters."""
+    """The attention scores of one layer on repeated tokens, [batch, head, role], without `delimiter`."""
     total = ids.shape[1]
     step = max(ELEMENTS // (map.shape[0] * map.shape[1] * total), 1)
     blocks = torch.arange(total - length, total).split(step)
@@ -133,7 +133,7 @@ def _pattern_scores(map: AttentionMap, ids: Tensor, length: int) -> Tensor:
 
 
 def _of_queries(map: AttentionMap, ids: Tensor, query: Tensor, length: int) -> Tensor:
-    """The scores of neighbouring queries of the second copy, [batch, head, query, role]."""
+    """The scores of consecutive queries of the second copy, [batch, head, query, role]."""
     total, rows = ids.shape[1], slice(int(query[0]), int(query[-1]) + 1)
     weights = map.tile(rows, slice(0, total)).double().cpu()  # [batch, head, query, key]
     row = torch.arange(len(query))
@@ -159,19 +159,17 @@ def _shapes(map: AttentionMap, weights: Tensor, rows: slice) -> tuple[Tensor, Te
 
 
 def delimiter_tokens(model: HookedModel) -> list[int]:
-    """Ids of the tokenizer's single-token delimiters, its separator among them."""
+    """Ids of the delimiters that are one token, and of the separator token."""
     if model.tokenizer is None:
         return []
     unknown = getattr(model.tokenizer, "unk_token_id", None)
-    found = {getattr(model.tokenizer, "sep_token_id", None)}
-    for sign in DELIMITERS:
-        ids = model.tokenizer(sign, add_special_tokens=False)["input_ids"]
-        found |= set(ids) if len(ids) == 1 else set()
+    signs = [model.tokenizer(sign, add_special_tokens=False)["input_ids"] for sign in DELIMITERS]
+    found = {getattr(model.tokenizer, "sep_token_id", None), *(ids[0] for ids in signs if len(ids) == 1)}
     return sorted(n for n in found if isinstance(n, int) and n != unknown and 0 <= n < model.vocab)
 
 
 def _delimiter_scores(model: HookedModel, tokens: Tensor, seed: int) -> Tensor:
-    """Mean weight on delimiters that stand at every sixth place of the sequences, [batch, layer, head]."""
+    """Mean weight on delimiters, put at every sixth place of the sequences, [batch, layer, head]."""
     signs = delimiter_tokens(model)
     missing = torch.full((len(tokens), model.n_layers, model.n_heads), torch.nan, dtype=torch.float64)
     total = tokens.shape[1]
@@ -193,7 +191,7 @@ def _delimiter_scores(model: HookedModel, tokens: Tensor, seed: int) -> Tensor:
 
 
 def _copying(model: HookedModel) -> tuple[Tensor, str]:
-    """Copying scores [layer, head], and how they were made or why they are missing."""
+    """Copying scores [layer, head], and their method or the reason why they are NaN."""
     missing = torch.full((model.n_layers, model.n_heads), torch.nan, dtype=torch.float64)
     if not model.has_lm_head:
         return missing, "undefined: the model has no language head"

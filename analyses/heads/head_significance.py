@@ -1,7 +1,7 @@
-"""Head significance: does removing one head change the loss by more than the choice of examples does?
+"""Head significance: whether the ablation of one head changes the loss by more than chance.
 
-Paired bootstrap over examples of single-head ablation (Michel, Levy & Neubig 2019 use p < .01), corrected for having
-asked about every head. The values of each example are kept, so that other tests can be made of them.
+A paired bootstrap over examples (Michel, Levy & Neubig 2019 use p < .01), with p corrected for the number of heads. The
+result keeps the change of every example, so that other tests can be run on it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
-SLICE = 2000  # redrawings held at once
+SLICE = 2000  # redrawings in memory at once
 
 
 @analysis
@@ -28,7 +28,7 @@ def head_significance(
     model: HookedModel,
     examples: Examples,
     loss: Loss | None = None,
-    ablation: Annotated[Ablation, "what takes the head's place"] = "zero",
+    ablation: Annotated[Ablation, "output that replaces the head's"] = "zero",
     correction: Annotated[
         Literal["holm", "benjamini_hochberg"] | None,
         "holm: no false head at all; benjamini_hochberg: few false among those found; none: each alone",
@@ -38,21 +38,29 @@ def head_significance(
     batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
     seed: Annotated[int, "seed of the redrawings", Bounds(0)] = 0,
 ) -> xr.Dataset:
-    """`effect[l, h] = mean_x d_x`, `d_x = loss(x; head gone) - loss(x)`, and the chance of so large a mean without it.
+    """`effect[l, h] = mean_x d_x`, `d_x = loss(x; head ablated) - loss(x)`, and its p-value.
 
-    `p = (1 + #{|mean of redrawn (d - effect)| >= |effect|}) / (draws + 1)`: two-sided, the same redrawn examples for
-    every head. `p_corrected` is Holm's (chance of any false head) or Benjamini and Hochberg's (share of false ones
-    among those found) over all heads. Dataset: `effect`, `low`, `high` (95 %), `p`, `p_corrected`, `significant`
-    [layer, head], `per_example` [batch, layer, head]. The smallest p is 1 / (draws + 1): Holm's over n heads needs
-    n / level draws, and fewer are refused. Unit: that of the loss; probability.
-    Source: the corrections from their papers' formulas, from memory; the shape of the test (shifted to no effect) ours.
+    `p = (1 + #{|mean of redrawn (d - effect)| >= |effect|}) / (draws + 1)`, two-sided; every head has the same redrawn
+    examples. `p_corrected` over all heads is Holm's (chance of any false head) or Benjamini and Hochberg's (share of
+    false heads among those found). Dataset: `effect`, `low`, `high` (95 %), `p`, `p_corrected`, `significant`
+    [layer, head], `per_example` [batch, layer, head]. The smallest p is 1 / (draws + 1), so Holm's correction of n
+    heads needs n / level draws: AnalysisError for fewer, and for one example.
 
     Question: Which heads change the loss by more than chance when they are removed?
     Unit: effect: change of the loss, nats with the default loss; p: probability.
-    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650 (paired bootstrap); Holm 1979; Benjamini & Hochberg 1995.
+    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650 (paired bootstrap); Holm 1979; Benjamini & Hochberg 1995;
+    corrections from memory, the shift of the differences to a mean of 0 is ours.
     Cost: head_importance by ablation; then draws × examples × heads multiplications.
     Not for: size: a tiny effect is significant with enough examples; heads that back each other up; under 20
     examples.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> start = "When Mary and John went to the store ,"
+    >>> texts = [f"{start} {name} gave a drink to" for name in ("John", "Mary")]
+    >>> found = hw.analyses.head_significance(model, texts, correction=None, draws=100)
+    >>> found.p.shape, bool(found.p.min() >= 1 / 101)
+    ((4, 8), True)
     """
     tests = model.n_layers * model.n_heads
     if correction == "holm" and (draws + 1) * level < tests:
@@ -71,14 +79,14 @@ def head_significance(
     corrected = corrected_p(p, correction)
     dims, shape = ("layer", "head"), rises.shape[1:]
     tested = {"p": p, "p_corrected": corrected, "significant": corrected < level}
-    result = xr.Dataset(
+    return xr.Dataset(
         {
             **intervals(rises.values, dims, min(draws, SLICE), seed, ("effect", "low", "high")),
             **{name: (dims, values.reshape(shape)) for name, values in tested.items()},
         },
         coords={"layer": model.layers, "head": np.arange(model.n_heads), "batch": np.arange(len(rows))},
+        attrs={"examples": len(rows)},
     ).assign(per_example=(("batch", "layer", "head"), rises.values))
-    return result.assign_attrs({"examples": len(rows)})
 
 
 def paired_bootstrap(differences: np.ndarray, draws: int, seed: int) -> np.ndarray:
@@ -86,7 +94,7 @@ def paired_bootstrap(differences: np.ndarray, draws: int, seed: int) -> np.ndarr
     count = len(differences)
     effect = differences.mean(0)
     centred = differences - effect
-    # rounding apart, an example without any difference has no mean as large as its own
+    # a little below the effect, so that rounding does not hide a redrawn mean that equals it
     reach = np.abs(effect) * (1 - 1e-12)
     generator = np.random.default_rng(seed)
     larger = np.zeros(effect.shape)

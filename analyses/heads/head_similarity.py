@@ -1,7 +1,7 @@
-"""Head similarity: which heads of a model look the same way on a text.
+"""Head similarity: how alike the attention maps of any two heads of a model are.
 
-Cosine or Jensen–Shannon between whole maps, streamed over blocks of rows: the memory is that of one block of all maps,
-whatever the length. Says that two heads look alike, not that they carry the same.
+Cosine or Jensen–Shannon between whole maps, computed block by block: the memory is one block of rows of all maps,
+whatever the length. Two heads with the same map may move different values.
 """
 
 from __future__ import annotations
@@ -14,49 +14,52 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses.heads._head_names import head_names
 from headwater.lens.errors import AnalysisError
+from headwater.lens.naming.heads import every_head
 from headwater.lens.records.record import Record
 
-ELEMENTS = 2**22  # weights of all heads that are held at once
+ELEMENTS = 2**22  # weights in one block of rows of all heads
 FLOOR = 1e-30
 
 
 @analysis
 def head_similarity(
     record: Record,
-    by: Annotated[
-        Literal["cosine", "jensen_shannon"], "angle between maps, or overlap of their rows"
-    ] = "cosine",
+    by: Annotated[Literal["cosine", "jensen_shannon"], "angle of maps, or overlap of rows"] = "cosine",
     per_example: Annotated[bool, "keep one matrix per batch row instead of their mean"] = False,
 ) -> xr.DataArray:
     """Similarity [head, other] of every pair of heads of all layers, named "layer.head"; or [batch, head, other].
 
     `cosine`: `Σ_ij A_ij B_ij / (‖A‖_F ‖B‖_F)` over a text. `jensen_shannon`: `1 - mean_i JS(a_i, b_i) / ln 2` with
-    `JS(a, b) = H((a + b)/2) - (H(a) + H(b))/2` and each row divided by its mass; rows without weights in one of the two
-    are left out. Means over texts follow. Both are 1 for equal maps; a head without any weight is NaN. The coordinates
-    `layer` and `index` say which head stands where.
-    Unit: similarity. Source: the definitions, from memory.
+    `JS(a, b) = H((a + b)/2) - (H(a) + H(b))/2`. Each row is divided by its sum first, and a row that is empty in one of
+    the two maps is left out. The mean over texts follows. Equal maps have 1; a head without any weight has NaN. The
+    coordinates `layer` and `index` hold the numbers behind each name. AnalysisError for Jensen–Shannon of signed maps.
 
     Question: Which heads look the same way?
     Unit: similarity, 0 to 1 (cosine of signed weights: from -1).
     Source: cosine: common practice; Jensen–Shannon: Lin 1991, between heads as in Clark et al. 2019,
-    arXiv:1906.04341.
+    arXiv:1906.04341; definitions from memory.
     Cost: time O(heads² · S²) over all heads of the model, memory O(heads · S).
     Not for: saying that heads are redundant: they may look alike and carry different values; short texts.
+
+    >>> import headwater as hw
+    >>> record = hw.load("tasks-4l").record("When Mary and John went to the store , John gave a drink to")
+    >>> found = hw.analyses.head_similarity(record)
+    >>> found.shape, round(float(found.sel(head="2.1", other="2.1")), 1)
+    ((32, 32), 1.0)
     """
     if by == "jensen_shannon" and any(record.map(layer).signed for layer in record.layers):
         raise AnalysisError("the weights are signed, so rows are no shares; take by='cosine'")
     found = _cosine(record) if by == "cosine" else _jensen_shannon(record)
-    result = xr.DataArray(
-        found.numpy(), dims=("batch", "head", "other"), coords=head_names(record), name="head_similarity"
-    )
-    result = result.assign_coords(batch=np.arange(len(found))) if per_example else result.mean("batch")
-    return result
+    heads = every_head(record.layers, record.n_heads)
+    names, layers, index = [str(head) for head in heads], [h.layer for h in heads], [h.head for h in heads]
+    coords = {"head": names, "other": names, "layer": ("head", layers), "index": ("head", index)}
+    result = xr.DataArray(found.numpy(), coords, ("batch", "head", "other"), name="head_similarity")
+    return result.assign_coords(batch=np.arange(len(found))) if per_example else result.mean("batch")
 
 
 def _blocks(record: Record):
-    """Weights of all heads on a few rows at a time, [batch, layer · head, row, key] in float64."""
+    """Blocks of rows of the maps of all heads, [batch, layer · head, row, key] in float64."""
     maps = [record.map(layer) for layer in record.layers]
     batch, heads, queries, keys = maps[0].shape
     step = max(ELEMENTS // (batch * heads * len(maps) * keys), 1)
@@ -81,7 +84,7 @@ def _jensen_shannon(record: Record) -> Tensor:
         rows = block / mass.clamp_min(FLOOR)
         live = (mass[..., 0] > 0).double()
         own = _entropy(rows)
-        for head in range(names):  # one head against all: no pair of pairs is held
+        for head in range(names):  # one head against all others bounds the memory
             middle = _entropy((rows + rows[:, head : head + 1]) / 2)
             both = live * live[:, head : head + 1]
             apart = (middle - (own + own[:, head : head + 1]) / 2) * both

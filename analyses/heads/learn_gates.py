@@ -1,7 +1,7 @@
-"""Learned gates: how few heads the loss can do with, found by training one gate per head with a price on open ones.
+"""Learned gates: Adam trains one gate per head, with a penalty on open gates, to keep the loss with few heads.
 
-Louizos, Welling & Kingma 2018 (arXiv 1712.01312: hard-concrete gates, L0) as Voita et al. 2019 (arXiv 1905.09418) put
-them on heads; or sigmoid gates with an L1 price. The weights of the model stay as they are. From memory.
+Hard-concrete gates with an L0 penalty (Louizos, Welling & Kingma 2018, arXiv 1712.01312), on heads as in Voita et al.
+2019 (arXiv 1905.09418); or sigmoid gates with an L1 penalty. The weights of the model do not change.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, drawn_in_turn, loss_of
 from headwater.lens.model import HookedModel
 
-STRETCH = (-0.1, 1.1)  # the interval that hard-concrete gates are stretched to before they are cut to [0, 1]
+STRETCH = (-0.1, 1.1)  # hard-concrete gates are stretched to this interval, then clipped to [0, 1]
 TEMPERATURE = 2 / 3
-OPEN = 2.0  # where the gates' parameters begin: a sigmoid of 0.88
+OPEN = 2.0  # start of the gates' parameters, a sigmoid of 0.88
 
 
 @analysis
@@ -28,10 +28,8 @@ def learn_gates(
     model: HookedModel,
     examples: Examples,
     loss: Loss | None = None,
-    kind: Annotated[
-        Literal["hard_concrete", "sigmoid"], "gates that can close, with L0; or plain, with L1"
-    ] = ("hard_concrete"),
-    penalty: Annotated[float, "price of all heads being open, in units of the loss", Bounds(0.0)] = 1.0,
+    kind: Annotated[Literal["hard_concrete", "sigmoid"], "can close, L0; or cannot, L1"] = "hard_concrete",
+    penalty: Annotated[float, "penalty if all heads are open, in units of the loss", Bounds(0.0)] = 1.0,
     steps: Annotated[int, "steps of Adam, each on one batch", Bounds(1)] = 200,
     rate: Annotated[float, "learning rate", Bounds(0.0)] = 0.1,
     batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
@@ -40,17 +38,24 @@ def learn_gates(
     """Minimise `E[loss with gates g] + penalty · mean_h P(g_h > 0)` over one parameter `a` per head.
 
     Hard concrete: `g = clip(s·(ζ - γ) + γ, 0, 1)`, `s = σ((ln u - ln(1 - u) + a) / β)`, u uniform, with γ = -0.1,
-    ζ = 1.1, β = 2/3, and `P(g > 0) = σ(a - β·ln(-γ/ζ))`; the gate reported is without noise: `clip(σ(a)(ζ - γ) + γ)`.
-    Sigmoid: `g = σ(a)` and the price is `penalty · mean g`. All begin at a = 2.
-    Dataset: `gate` and `open` (that probability; for sigmoid the gate) [layer, head]; `training_loss` and
-    `expected_open` (mean of `open`) [step]; `loss_whole` and `loss_gated`, over all examples, without gates and with
-    those reported. Unit: gate; that of the loss. Source: from memory; the constants are those of the first paper.
+    ζ = 1.1, β = 2/3, and `P(g > 0) = σ(a - β·ln(-γ/ζ))`. The result is without noise: `clip(σ(a)(ζ - γ) + γ)`.
+    Sigmoid: `g = σ(a)` and the penalty is `penalty · mean g`. Every a starts at 2.
+    Dataset: `gate` and `open` [layer, head], the latter P(g > 0), or g for sigmoid; `training_loss` and `expected_open`
+    (mean of `open`) [step]; `loss_whole` and `loss_gated`, the mean over all examples without and with `gate`.
 
     Question: How few heads does the loss need when the gates of all are trained together?
     Unit: gate, 0 closed to 1 open; loss in nats with the default loss.
-    Source: Voita et al. 2019, arXiv:1905.09418; Louizos, Welling & Kingma 2018, arXiv:1712.01312.
+    Source: Voita et al. 2019, arXiv:1905.09418; Louizos, Welling & Kingma 2018, arXiv:1712.01312; from memory, with
+    the constants of the latter.
     Cost: `steps` forward and backward passes over a batch.
-    Not for: the one set of heads that matters: heads stand in for each other, and another seed may keep others.
+    Not for: the one set of heads that matters: heads replace each other, and another seed may keep others.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> text = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.learn_gates(model, text, kind="sigmoid", steps=3)
+    >>> found.gate.shape, bool(((found.gate > 0) & (found.gate < 1)).all())
+    ((4, 8), True)
     """
     batches = batches_of(model, examples, batch_size)
     value = loss_of(model, loss)
@@ -64,7 +69,7 @@ def learn_gates(
             with model.gated(gates):
                 mean = value(batch).mean()
             share = _open(opening, kind).mean()
-            # gradients of the gates alone: the model's weights get none
+            # gradients of the gates alone, not of the weights
             (opening.grad,) = torch.autograd.grad(mean + penalty * share.to(mean), opening)
         adam.step()
         history.append((float(mean.detach()), float(share.detach())))
@@ -74,7 +79,7 @@ def learn_gates(
         with model.gated(gates):
             left = torch.cat([value(batch) for batch in batches]).mean()
     told = np.array(history)
-    result = xr.Dataset(
+    return xr.Dataset(
         {
             "gate": (("layer", "head"), gates[0].detach().numpy()),
             "open": (("layer", "head"), share.numpy()),
@@ -85,11 +90,10 @@ def learn_gates(
         },
         coords={"layer": model.layers, "head": np.arange(model.n_heads), "step": np.arange(steps)},
     )
-    return result
 
 
 def _gates(opening: Tensor, kind: str, noise: Tensor | None) -> Tensor:
-    """Gates [1, layer, head]; without noise, those that are reported."""
+    """Gates [1, layer, head]; without noise, the gates of the result."""
     if kind == "sigmoid":
         return opening.sigmoid()
     drawn = opening

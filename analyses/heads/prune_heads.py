@@ -1,7 +1,7 @@
-"""Pruned heads: how many heads can go before the model notices, least important first.
+"""Pruned heads: a measure of the model while heads are removed, the least important first.
 
-Michel, Levy & Neubig 2019 (arXiv 1905.10650). Heads are silenced by gates, in the order of their importance, computed
-once or again after each step; beside it stand random orders, and the speed of a model from whose weights they are gone.
+Michel, Levy & Neubig 2019 (arXiv 1905.10650). Gates of 0 remove the heads in the order of their importance, computed
+once or anew after each step. Random orders are controls. `speed` times models whose weights lack the heads.
 """
 
 from __future__ import annotations
@@ -35,36 +35,40 @@ def prune_heads(
     model: HookedModel,
     examples: Examples,
     measure: Measure | None = None,
-    step: Annotated[
-        float, "fraction of all heads that goes at each step", Bounds(0.0, 1.0, above=True)
-    ] = 0.1,
+    step: Annotated[float, "fraction of heads removed at each step", Bounds(0, 1, above=True)] = 0.1,
     loss: Loss | None = None,
     importance: Annotated[Literal["gradient", "ablation"], "how heads are ranked"] = "gradient",
-    recompute: Annotated[bool, "rank the heads that are left again after each step"] = False,
+    recompute: Annotated[bool, "rank the remaining heads anew after each step"] = False,
     normalise: Annotated[Literal["layer"] | None, "divide each layer's importance by its l2 norm"] = "layer",
     controls: Annotated[int, "random orders to compare with", Bounds(0)] = 1,
-    speed: Annotated[bool, "time the models from whose weights the heads are gone"] = False,
+    speed: Annotated[bool, "time models whose weights lack the heads"] = False,
     batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
     draws: Annotated[int, "redrawings of the examples for the intervals", Bounds(1)] = 1000,
     seed: Annotated[int, "seed of random orders and intervals", Bounds(0)] = 0,
 ) -> xr.Dataset:
-    """The measure after removing the fraction `k · step` of all heads, those of least importance first.
+    """The measure after the fraction `k · step` of all heads is removed, the least important heads first.
 
-    `measure(logits) → [batch]`, or the loss of each example where none is given; importance is the slope (or effect of
-    removal) of `loss`, else of the measure, else of the next-token loss. A layer may lose all its heads; its residual
-    stream and biases stay. Dataset: `measure`, `low`, `high` [fraction] (95 % bootstrap over examples), `per_example`
-    [batch, fraction], `random` [control, fraction], `heads_left` [fraction], `removed` [fraction, layer, head], `order`
-    [rank] ("layer.head", first to go first) and `importance` [layer, head] of the whole model. With `speed`, `speed`
-    [fraction] too: time of the whole model over that of `headwater.remove_heads`, median of 5 runs in turn on the
-    batch with the most tokens; NaN where the architecture, or a group of heads cut in part, does not allow it.
-    Unit: that of the measure. Source: the paper's schedule, checked; random orders ours.
+    The measure is `measure(logits) → [batch]`, or else the loss of each example. Importance is the slope (or effect of
+    removal) of `loss`, else of the measure, else of the next-token loss. A layer may lose all its heads; the residual
+    stream and the biases stay. Dataset: `measure`, `low`, `high` [fraction] (95 % bootstrap over examples),
+    `per_example` [batch, fraction], `random` [control, fraction], `heads_left` [fraction], `removed` [fraction, layer,
+    head], `order` [rank] ("layer.head", the first removed first) and `importance` [layer, head] of the whole model.
+    With `speed` also `speed` [fraction]: time of the whole model over the time of `headwater.remove_heads`, median of 5
+    alternating runs on the batch with the most tokens; NaN if the architecture or a group cut in part forbids removal.
 
     Question: How many heads can be removed before the model notices?
     Unit: that of the measure (nats with the default loss); speed: times that of the whole model.
-    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650.
+    Source: Michel, Levy & Neubig 2019, arXiv:1905.10650, held to its schedule; random orders are ours.
     Cost: (1 + controls) · (1/step + 1) passes over the examples, and head_importance once or at each step.
     Not for: the best set of a size: the order is greedy; texts unlike the examples; models trained on after
     pruning.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> text = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.prune_heads(model, text, step=0.5, controls=0, draws=10)
+    >>> found.heads_left.values.tolist(), bool(found.measure[-1] > found.measure[0] + 1)
+    ([32, 16, 0], True)
     """
     batches = batches_of(model, examples, batch_size)
     ask: Loss | None = None if measure is None else lambda logits, tokens: measure(logits)
@@ -90,29 +94,28 @@ def prune_heads(
         _curve(model, batches, value, way, counts)
         for way in tqdm([order, *random], desc="prune heads", unit="order", disable=None)
     ]
-    ordered = [names[n] for n in order]
+    ordered = np.array(names)[order]
     removed = np.stack([np.isin(np.arange(total), order[:n]) for n in counts])
     found = {
         **intervals(curves[0], ["fraction"], draws, seed, ("measure", "low", "high")),
         "per_example": (("batch", "fraction"), curves[0]),
         "random": (("control", "fraction"), np.array([c.mean(0) for c in curves[1:]]).reshape(-1, len(counts))),
-        "heads_left": ("fraction", total - counts), "order": ("rank", np.array(ordered, dtype=str)),
+        "heads_left": ("fraction", total - counts), "order": ("rank", ordered),
         "removed": (("fraction", "layer", "head"), removed.reshape(-1, model.n_layers, model.n_heads)),
         "importance": (("layer", "head"), first),
     }  # fmt: skip
     if speed:
         largest = max(batches, key=lambda batch: batch.ids.numel())
-        found["speed"] = ("fraction", np.array([speed_without(model, ordered[:n], largest) for n in counts]))
-    result = xr.Dataset(
-        found,
-        coords={"fraction": fractions, "layer": model.layers, "head": np.arange(model.n_heads)},
-    )
-    settings = {"ranked_by": importance}
-    return result.assign_attrs({"examples": len(curves[0]), **settings})
+        found["speed"] = (
+            "fraction",
+            np.array([speed_without(model, ordered[:n].tolist(), largest) for n in counts]),
+        )
+    coords = {"fraction": fractions, "layer": model.layers, "head": np.arange(model.n_heads)}
+    return xr.Dataset(found, coords, {"examples": len(curves[0])})
 
 
 def speed_without(model: HookedModel, heads: list[str], batch: Batch) -> float:
-    """Time of the whole model over that of the one without `heads`, on one batch; NaN where they can not be removed."""
+    """Time of the whole model over the time without `heads`, on one batch; NaN if they can not be removed."""
     try:
         whole, smaller = remove_heads(model, []), remove_heads(model, heads)
     except ModelError:
@@ -130,7 +133,7 @@ def speed_without(model: HookedModel, heads: list[str], batch: Batch) -> float:
 
 
 def _again(counts: np.ndarray, ranked, order: list[int]) -> list[int]:
-    """The order when importance is computed anew among the heads that are left."""
+    """The order if importance is computed anew among the remaining heads."""
     gone = order[: counts[1]]
     for count in counts[2:]:
         ranking = np.argsort(ranked(gone), axis=None, kind="stable").tolist()
@@ -141,7 +144,7 @@ def _again(counts: np.ndarray, ranked, order: list[int]) -> list[int]:
 def _curve(
     model: HookedModel, batches: list[Batch], value: Value, order: list[int], counts: np.ndarray
 ) -> np.ndarray:
-    """The measure of each example after each number of heads has gone, [example, step]."""
+    """The measure of each example after each number of removed heads, [example, step]."""
     found = torch.zeros(sum(len(batch.places) for batch in batches), len(counts), dtype=torch.float64)
     with torch.no_grad():
         for place, count in enumerate(counts):
