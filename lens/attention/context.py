@@ -43,6 +43,17 @@ class Lowered:
     adapters: tuple[Adapter, ...] = ()
     normaliser: Normaliser | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence[Lowered]) -> Lowered:
+        """All parts as one, in their order."""
+        return cls(
+            tuple(e for part in parts for e in part.scores),
+            tuple(e for part in parts for e in part.weights),
+            tuple(e for part in parts for e in part.outputs),
+            tuple(a for part in parts for a in part.adapters),
+            next((part.normaliser for part in reversed(parts) if part.normaliser is not None), None),
+        )
+
 
 class Adapter(Protocol):
     """A function that changes the score rule and the weight edits of one call, given its queries and keys.

@@ -48,19 +48,10 @@ _decoder: ContextVar[tuple[object, Mask | None]] = ContextVar("headwater_decoder
 
 @torch.compiler.disable  # a compiled call would replay the edits of the run that was traced
 def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: LazyMask | Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    position_bias: Tensor | None = None,
-    is_causal: bool | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: LazyMask | Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None, s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None, is_causal: bool | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
     """Attention as transformers calls it: q, k, v [batch, head, position, d_head] → [batch, query, head, d_head].
 
     In this order: the active edits are lowered for this layer; score edits enter the rule; `attend` computes z with the
@@ -79,23 +70,21 @@ def attention(
     query, key, value = tap.entering(layer, query, key, value)
     mask = mask if site is None or site.rows is None else _placed(site, mask)
     edits_on = () if site is None else context.active(site.model)
-    lowered = [edit.lower(site.layer, mask, len(query)) for edit in edits_on] if site is not None else []
-    scores = tuple(e for part in lowered for e in part.scores)
-    weights = tuple(e for part in lowered for e in part.weights)
-    normaliser = next((part.normaliser for part in reversed(lowered) if part.normaliser is not None), None)
+    lowered = context.Lowered.joined([edit.lower(layer, mask, len(query)) for edit in edits_on])
+    normaliser, weights = lowered.normaliser, lowered.weights
     if normaliser is not None and normaliser.name == "softmax":
         normaliser = None
-    rule = ScoreRule(float(scale), mask, softcap, s_aux, bias, scores, normaliser=normaliser)
+    rule = ScoreRule(float(scale), mask, softcap, s_aux, bias, lowered.scores, normaliser=normaliser)
     own = own_rule(module)
     rule = rule if own is None else own.applied(query, rule)
-    for adapter in (a for part in lowered for a in part.adapters):
+    for adapter in lowered.adapters:
         rule, weights = adapter(query, key, rule, weights)
     rule = tap.scoring(layer, query, key, rule)
     listeners = [] if site is None else context.listeners(site.model)
     wanted = tuple(dict.fromkeys(name for listener in listeners for name in listener.statistics))
     z, map = attend(query, key, value, rule, weights, context.current_backend(), wanted)
     z = tap.weighing(layer, z if own is None else own.added(z, map, rule), map, value)
-    z = tap.leaving(layer, _outputs(z, site, rule.mask, [e for part in lowered for e in part.outputs]))
+    z = tap.leaving(layer, _outputs(z, site, rule.mask, lowered.outputs))
     context.discover(module, map)
     for listener in listeners:
         listener.take(layer, map, value, z)

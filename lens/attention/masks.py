@@ -21,16 +21,9 @@ from headwater.lens.errors import ModelError
 
 # tensor methods that only inspect a mask; "__get__" is attribute access: shape, device, dtype
 ASKED = (
-    "__get__",
-    "as_subclass",
-    "dim",
-    "size",
-    "is_floating_point",
-    "is_contiguous",
-    "get_device",
-    "__repr__",
-    "__hash__",
-)
+    "__get__", "as_subclass", "dim", "size", "is_floating_point", "is_contiguous", "get_device",
+    "__repr__", "__hash__",
+)  # fmt: skip
 
 
 class LazyMask(Tensor):
@@ -65,16 +58,10 @@ class LazyMask(Tensor):
 
 @torch.compiler.disable  # a compiled call would replay the mask of the run that was traced
 def lazy_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int | Tensor = 0,
-    kv_offset: int | Tensor = 0,
-    mask_function: Callable = masking_utils.causal_mask_function,
-    attention_mask: Tensor | None = None,
-    device: Any = None,
-    **_: Any,
-) -> LazyMask:
+    batch_size: int, q_length: int, kv_length: int, q_offset: int | Tensor = 0, kv_offset: int | Tensor = 0,
+    mask_function: Callable = masking_utils.causal_mask_function, attention_mask: Tensor | None = None,
+    device: Any = None, **_: Any,
+) -> LazyMask:  # fmt: skip
     """The mask as transformers asks for it; `attention_mask` is [batch, positions so far], True on real tokens."""
     q_offset, kv_offset = int(q_offset), int(kv_offset)
     longest = max(q_offset + q_length, kv_offset + kv_length)
@@ -94,24 +81,10 @@ def lazy_mask(
             stop = real.shape[1] - real.flip(-1).long().argmax(-1)
         valid_keys = None if valid_keys.all() else valid_keys
         valid_queries = None if valid_queries is None or valid_queries.all() else valid_queries
-    return LazyMask(
-        Mask(
-            q_length,
-            kv_length,
-            left,
-            right,
-            q_offset,
-            kv_offset,
-            valid_keys,
-            valid_queries,
-            extra,
-            start,
-            stop,
-            documents,
-        ),
-        batch_size,
-        device,
-    )
+    mask = Mask(
+        q_length, kv_length, left, right, q_offset, kv_offset, valid_keys, valid_queries, extra, start, stop, documents
+    )  # fmt: skip
+    return LazyMask(mask, batch_size, device)
 
 
 def crossing(mask: Mask, own: Mask) -> Mask:
@@ -135,12 +108,11 @@ def band(function: Callable, length: int) -> tuple[int | None, int | None, Tenso
     The band is compared with the function on sampled pairs, the documents on the row of the last position. Where they
     disagree the whole function is the rest.
     """
-    parts = _parts(function)
     left: int | None = None
     right: int | None = None
     documents: Tensor | None = None
     rest: list[Callable] = []
-    for part in parts:
+    for part in _parts(function):
         limits = _limits(part)
         if limits is None:
             found = _documents(part, length) if documents is None else None

@@ -174,7 +174,7 @@ class Prepared(ActiveEdit):
             some[:, members] = heads[:, members]
             at = dataclasses.replace(call, heads=some, sink_head=members[0])
             parts.append(self.edit._lower(at))
-        return joined(parts)
+        return Lowered.joined(parts)
 
     def sink_rules(self) -> list[str]:
         plain_forms = [positions.check(p, "positions") for p in self.edit.named_positions()]
@@ -285,17 +285,6 @@ def applied(model: Opened, prepared: Sequence[Prepared]) -> Iterator[None]:
 def _where_on(act: Callable[..., Any] | None, prepared: Prepared, key: object) -> Any:
     """The hook function, for runs in which the edit is on: `context.unedited` switches edits off inside the block."""
     return act and (lambda *given: act(*given) if prepared in context.active(key) else None)
-
-
-def joined(parts: Sequence[Lowered]) -> Lowered:
-    """Several lowered edits as one."""
-    return Lowered(
-        tuple(e for part in parts for e in part.scores),
-        tuple(e for part in parts for e in part.weights),
-        tuple(e for part in parts for e in part.outputs),
-        tuple(a for part in parts for a in part.adapters),
-        next((part.normaliser for part in parts if part.normaliser is not None), None),
-    )
 
 
 def batch_rows(given: Rows, where: str) -> tuple[int, ...] | None:

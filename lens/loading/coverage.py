@@ -67,11 +67,8 @@ def measure_all() -> Iterator[Row]:
 
     On one torch thread: on models this small, more threads are slower.
     """
-    verbosity, bars, threads = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        torch.get_num_threads(),
-    )
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

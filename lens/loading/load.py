@@ -138,17 +138,10 @@ def _built(folder: Folder, dtype: Any) -> tuple[PreTrainedModel, dict[str, Any]]
 
 
 def _refuse_incomplete(folder: Path, hf: Any, report: dict[str, Any]) -> None:
-    missing = sorted(map(str, report.get("missing_keys", ())))
-    unexpected = sorted(map(str, report.get("unexpected_keys", ())))
-    wrong = sorted(
-        str(item[0] if isinstance(item, tuple) else item) for item in report.get("mismatched_keys", ())
-    )
-    for what, names in (
-        ("lack", missing),
-        ("have shapes that do not fit", wrong),
-        ("have unknown", unexpected),
-    ):
-        if names:
+    faults = {"missing": "lack", "mismatched": "have shapes that do not fit", "unexpected": "have unknown"}
+    for kind, what in faults.items():
+        found = report.get(f"{kind}_keys", ())
+        if names := sorted(str(item[0] if isinstance(item, tuple) else item) for item in found):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(
                 f"the weights in {folder} {what} {', '.join(names[:3])}{more} for {type(hf).__name__}; the file does "

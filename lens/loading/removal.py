@@ -100,13 +100,8 @@ def _keep(module: Any, features: Tensor, outputs: bool) -> None:
     )
     if outputs and module.bias is not None:
         module.bias = nn.Parameter(module.bias.detach()[features], module.bias.requires_grad)
-    name = {
-        (True, True): "nf",
-        (True, False): "nx",
-        (False, True): "out_features",
-        (False, False): "in_features",
-    }
-    setattr(module, name[isinstance(module, Conv1D), outputs], len(features))
+    names = ("nx", "nf") if isinstance(module, Conv1D) else ("in_features", "out_features")
+    setattr(module, names[outputs], len(features))
 
 
 def _recount(holder: Any, before: tuple[int, int, int], heads: int, kv: int) -> None:

@@ -97,15 +97,19 @@ def _encode(texts: list[str], tokenizer: Any, attention_mask: Any, side: str) ->
         raise PromptError(
             f"the tokenizer makes no token of {_short(texts[[bool(r) for r in rows].index(False)])}"
         )
-    pad = tokenizer.pad_token_id
-    pad = next((i for i in (pad, tokenizer.eos_token_id) if i is not None), 0)
     longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    ids = torch.full((len(rows), longest), pad_id(tokenizer), dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
     for i, row in enumerate(rows):
         span = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
         ids[i, span], mask[i, span] = torch.tensor(row), True
     return Tokens(ids, mask)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The token that fills rows up: the tokenizer's own, else the one that ends a text, else 0."""
+    ids = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None))
+    return next((i for i in ids if i is not None), 0)
 
 
 def check(tokens: Tokens, vocab: int, context: int | None, extra: int = 0) -> None:

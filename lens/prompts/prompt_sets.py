@@ -29,14 +29,9 @@ def prompt_sets(tokenizer: Any = None) -> dict[str, str]:
 
 
 def prompt_set(
-    name: str,
-    n: int = 64,
-    seed: int = 0,
-    *,
-    model: Opened | None = None,
-    tokenizer: Any = None,
+    name: str, n: int = 64, seed: int = 0, *, model: Opened | None = None, tokenizer: Any = None,
     **words: Sequence[str] | Mapping[str, str],
-) -> list[tasks.Example]:
+) -> list[tasks.Example]:  # fmt: skip
     """`n` examples of a set, each with `prompt`, `answer`, `wrong` answers and a `corrupt` prompt of equal length.
 
     The same `seed` gives the same examples. Without a model, `indirect_object`, `colored_object`, `capital` and

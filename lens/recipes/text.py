@@ -114,12 +114,8 @@ def guided(
 
 
 def block_groups(
-    source: Positions = "image",
-    target: Positions = "generated",
-    *,
-    layers: Layers = "all",
-    heads: Heads = "all",
-) -> list[Edit]:
+    source: Positions = "image", target: Positions = "generated", *, layers: Layers = "all", heads: Heads = "all"
+) -> list[Edit]:  # fmt: skip
     """Knockout between token groups (Kaduri, Bagon & Dekel, CVPR 2025): `target` may not read `source`.
 
     S_ij = -inf for i in target and j in source, in the layers given, before the softmax. Variants of the paper: image →

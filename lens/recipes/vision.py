@@ -19,11 +19,11 @@ from headwater.lens.edits.scores import Emphasise
 from headwater.lens.edits.weights import Redistribute
 from headwater.lens.errors import EditError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Head, Heads, Layers, chosen_layers
 from headwater.lens.naming.positions import Positions
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records import sinks
+from headwater.lens.records.recorder import key_positions
 from headwater.lens.running.forward import forward
 
 
@@ -70,12 +70,8 @@ def visual_redistribution(
             if not visual.any() or not others.any():
                 continue
             inside = picked[row].nonzero()[:, 0]
-            where = {
-                "of": _listed(visual, first),
-                "within": _listed(picked[row], first),
-                "most": rho,
-                "least": least,
-            }
+            of, within = _listed(visual, first), _listed(picked[row], first)
+            where = {"of": of, "within": within, "most": rho, "least": least}
             found.append(Redistribute(
                 keys=_listed(massive[row], first), keep=p, to=_listed(others, first), layers=layer,
                 queries=slice(int(inside[-1]) - first + 1, None), where=where,
@@ -166,14 +162,8 @@ def emphasised_tokens(
 
 
 def head_reinforcement(
-    model: HookedModel,
-    prompt: Any,
-    without: Any,
-    *,
-    alpha: float = 2.0,
-    layers: Layers | None = None,
-    **more: Any,
-) -> list[Edit]:
+    model: HookedModel, prompt: Any, without: Any, *, alpha: float = 2.0, layers: Layers | None = None, **more: Any
+) -> list[Edit]:  # fmt: skip
     """VHR (He et al. 2025): scale by `alpha` the heads whose output changes most when the image is removed.
 
     VHD = |z(prompt) - z(without)|₂ per head, at the last token. It counts as 0 if both VHD and |z(without)|² are
@@ -222,10 +212,7 @@ def _image(model: HookedModel, tokens: Tokens, image: Positions) -> Bool[Tensor,
     if isinstance(image, str) and image != "all":
         picked = model.token_groups(tokens)[image]
     else:
-        picked = torch.zeros_like(tokens.mask, device="cpu")
-        for row, real in enumerate(tokens.mask.cpu()):
-            columns = real.nonzero()[:, 0]
-            picked[row, columns[positions.of_row(positions.check(image, "image"), len(columns))]] = True
+        picked = key_positions(image, tokens)
     if not picked.any():
         raise EditError(f"the prompt has no image tokens; {model.name} must be given an image with its text")
     return picked.cpu()

@@ -236,8 +236,9 @@ class GenerationRecorder:
         valid = self.valid[:, : self.prompt]
         later = torch.ones(len(valid), self._longest - self.prompt, dtype=torch.bool)
         mask = self._mask(map, self._longest, torch.cat([valid, later], 1))
-        parts = [edit.lower(layer, mask, len(valid)) for edit in context.active(self.model)]
-        return tuple(e for p in parts for e in p.scores), tuple(e for p in parts for e in p.weights)
+        edits = context.active(self.model)
+        lowered = context.Lowered.joined([edit.lower(layer, mask, len(valid)) for edit in edits])
+        return lowered.scores, lowered.weights
 
     def _check_edits(self, layer: int, map: AttentionMap) -> None:
         mask = map.rule.mask

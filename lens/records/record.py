@@ -151,14 +151,9 @@ class Record(Contents):
         coords["token"] = (("batch", last), np.array(strings, dtype=object))
         meaning = {**kernel.ROW, **kernel.COLUMN, **kernel.GROUPED}[name]
         unit = {
-            "lse": "nats",
-            "entropy": "nats",
-            "distance": "tokens",
-            "distance_squared": "tokens²",
-            "windowed_distance": "tokens",
-            "visible": "queries",
-            "argmax": "position",
-        }
+            "lse": "nats", "entropy": "nats", "distance": "tokens", "distance_squared": "tokens²",
+            "windowed_distance": "tokens", "visible": "queries", "argmax": "position",
+        }  # fmt: skip
         attrs = {"long_name": meaning, "unit": unit.get(name, "1"), **self._flat_provenance()}
         return xr.DataArray(values.numpy(), dims=dims, coords=coords, name=name, attrs=attrs)
 

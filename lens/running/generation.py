@@ -23,7 +23,7 @@ from headwater.lens.models import inputs, residual_stream
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import names
 from headwater.lens.naming.heads import Layers
-from headwater.lens.naming.tokens import Tokens
+from headwater.lens.naming.tokens import Tokens, pad_id
 from headwater.lens.records import destination, plan
 from headwater.lens.records.generation_recorder import GenerationRecorder
 from headwater.lens.records.memory import estimate
@@ -68,7 +68,7 @@ def generate(
     check_ready(model, found, max_new_tokens)
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
     if getattr(model.hf.generation_config, "pad_token_id", None) is None:
-        settings.setdefault("pad_token_id", _pad_id(model.tokenizer))
+        settings.setdefault("pad_token_id", pad_id(model.tokenizer))
     text = _is_text(given)
     listener = _Tokens(model, settings, on_token, text, isinstance(given, str))
     if on_token is not None or wanted is not None:
@@ -213,8 +213,3 @@ def _written(model: Opened, given: Any, ids: Tensor) -> Any:
 
 def _is_text(given: Any) -> bool:
     return isinstance(given, str) or (isinstance(given, list | tuple) and isinstance(given[0], str))
-
-
-def _pad_id(tokenizer: Any) -> int:
-    ids = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None))
-    return next((i for i in ids if i is not None), 0)
