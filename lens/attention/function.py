@@ -49,8 +49,8 @@ _decoder: ContextVar[tuple[object, Mask | None]] = ContextVar("headwater_decoder
 @torch.compiler.disable  # a compiled call would replay the edits of the run that was traced
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: LazyMask | Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None, s_aux: Tensor | None = None,
-    position_bias: Tensor | None = None, is_causal: bool | None = None, **_: Any,
+    scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None,
+    s_aux: Tensor | None = None, position_bias: Tensor | None = None, is_causal: bool | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention as transformers calls it: q, k, v [batch, head, position, d_head] → [batch, query, head, d_head].
 

@@ -82,7 +82,8 @@ def lazy_mask(
         valid_keys = None if valid_keys.all() else valid_keys
         valid_queries = None if valid_queries is None or valid_queries.all() else valid_queries
     mask = Mask(
-        q_length, kv_length, left, right, q_offset, kv_offset, valid_keys, valid_queries, extra, start, stop, documents
+        q_length, kv_length, left, right, q_offset, kv_offset, valid_keys, valid_queries, extra,
+        start, stop, documents,
     )  # fmt: skip
     return LazyMask(mask, batch_size, device)
 

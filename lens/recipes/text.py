@@ -114,7 +114,8 @@ def guided(
 
 
 def block_groups(
-    source: Positions = "image", target: Positions = "generated", *, layers: Layers = "all", heads: Heads = "all"
+    source: Positions = "image", target: Positions = "generated", *,
+    layers: Layers = "all", heads: Heads = "all",
 ) -> list[Edit]:  # fmt: skip
     """Knockout between token groups (Kaduri, Bagon & Dekel, CVPR 2025): `target` may not read `source`.
 

@@ -162,7 +162,8 @@ def emphasised_tokens(
 
 
 def head_reinforcement(
-    model: HookedModel, prompt: Any, without: Any, *, alpha: float = 2.0, layers: Layers | None = None, **more: Any
+    model: HookedModel, prompt: Any, without: Any, *, alpha: float = 2.0, layers: Layers | None = None,
+    **more: Any,
 ) -> list[Edit]:  # fmt: skip
     """VHR (He et al. 2025): scale by `alpha` the heads whose output changes most when the image is removed.
 
