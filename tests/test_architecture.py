@@ -203,6 +203,19 @@ def test_no_file_is_too_long() -> None:
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
+def test_the_page_gives_the_promise_of_every_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w/]+)/` \| (.+) \|$", page.partition("## Rooms")[2], re.M))
+    promises = {
+        file.parent.relative_to(ROOT).as_posix(): (
+            ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        )
+        for folder in (*MIRRORED, "headwater/command")
+        for file in (ROOT / folder).rglob("__init__.py")
+    }
+    assert rows == {room: text.partition("\n\n")[0].replace("\n", " ") for room, text in promises.items()}
+
+
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
