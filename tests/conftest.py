@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 # the modules whose signatures state shapes: in the tests every call is held to them
 jaxtyping.install_import_hook(
     [
+        "headwater.kernels.maps.attention_map",
         "headwater.lens.model",
         "headwater.lens.models.weights",
         "headwater.lens.prompts.token_sets",

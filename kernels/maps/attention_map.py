@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from headwater.kernels.backends.choose import choose_for
@@ -19,6 +20,8 @@ from headwater.kernels.maps import pairs, received, statistics, summaries
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.tiles import row_blocks
 from headwater.kernels.tiles.block import Block
+
+Groups = Bool[Tensor, "group key"] | Bool[Tensor, "batch group key"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +44,14 @@ class AttentionMap(MapState):
         """The operator that carries values of queries to keys: `map.T @ y`."""
         return TransposedMap(self)
 
-    def __matmul__(self, x: Tensor) -> Tensor:
+    def __matmul__(self, x: Tensor) -> Float[Tensor, "batch head query c"]:
         """Each query gathers x over the keys → [batch, head, query, c]; x is [key, c], [batch, key, c] or has heads."""
         x = _operand(x, self.shape, self.shape[3], "key")
         return choose_for(self).gather(self, x.to(self.q.device))
 
-    def tile(self, queries: slice, keys: slice, heads: list[int] | None = None) -> Tensor:
+    def tile(
+        self, queries: slice, keys: slice, heads: list[int] | None = None
+    ) -> Float[Tensor, "batch head query key"]:
         """Exact weights of a window, [batch, head, query, key] in float32; slices without a step."""
         rows, columns = (
             _plain(s, n, name)
@@ -56,13 +61,13 @@ class AttentionMap(MapState):
         block = Block(slice(0, self.shape[0]), chosen, rows, columns)
         return self.block(block).float()
 
-    def dense(self, heads: list[int] | None = None) -> Tensor:
+    def dense(self, heads: list[int] | None = None) -> Float[Tensor, "batch head query key"]:
         """The whole map [batch, head, query, key]: quadratic memory, asked for by name."""
         return self.tile(slice(0, self.shape[2]), slice(0, self.shape[3]), heads)
 
     def row_blocks(
         self, heads: list[int] | None = None, elements: int | None = None
-    ) -> Iterator[tuple[slice, Tensor]]:
+    ) -> Iterator[tuple[slice, Float[Tensor, "batch head row key"]]]:
         """All rows, a block at a time: (rows, weights [batch, head, row, key]), every chosen head in each block."""
         chosen = list(range(self.shape[1])) if heads is None else heads
         batch, _, queries, keys = self.shape
@@ -72,11 +77,11 @@ class AttentionMap(MapState):
             rows = slice(begin, min(begin + step, queries))
             yield rows, self.tile(rows, slice(0, keys), chosen)
 
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+    def topk(self, k: int) -> tuple[Float[Tensor, "batch head query k"], Int[Tensor, "batch head query k"]]:
         """The k largest weights of each row and their columns, [batch, head, query, k]; 0 and -1 beyond the last."""
         return summaries.topk(self, k)
 
-    def pooled(self, block: int, how: str = "max") -> Tensor:
+    def pooled(self, block: int, how: str = "max") -> Float[Tensor, "batch head query_cell key_cell"]:
         """The map in cells of block × block weights, "max" or "mean" of each: [batch, head, query cell, key cell]."""
         return summaries.pooled(self, block, how)
 
@@ -93,15 +98,15 @@ class AttentionMap(MapState):
         return replace(self, steps=steps, backend="blocked", known={})
 
     def statistic(
-        self, name: str, groups: Tensor | None = None, window: int = statistics.WINDOW, of: str = "weights"
-    ) -> Tensor:
+        self, name: str, groups: Groups | None = None, window: int = statistics.WINDOW, of: str = "weights"
+    ) -> Shaped[Tensor, "batch head *axes"]:
         """One statistic (kernels/maps/statistics.py lists them and their units)."""
         return self.statistics((name,), groups, window, of)[name]
 
     def statistics(
-        self, names: tuple[str, ...], groups: Tensor | None = None, window: int = statistics.WINDOW,
+        self, names: tuple[str, ...], groups: Groups | None = None, window: int = statistics.WINDOW,
         of: str = "weights",
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Shaped[Tensor, "batch head *axes"]]:  # fmt: skip
         """Several statistics in one pass, `of` the "weights" as they are or of their "shares" (one pass more)."""
         if of not in ("weights", "shares"):
             raise ValueError(f"statistics are of 'weights' or of 'shares'; got of={of!r}")
@@ -110,19 +115,21 @@ class AttentionMap(MapState):
     def received(
         self, queries: slice | Tensor | None = None, later: tuple[int, int] | None = None,
         heads: list[int] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Float[Tensor, "batch head key"]:  # fmt: skip
         """Sum of the weights that some queries put on each key, [batch, head, key] (kernels/maps/received.py)."""
         return received.received(self, queries, later, heads)
 
-    def visible(self, queries: slice | Tensor | None = None, later: tuple[int, int] | None = None) -> Tensor:
+    def visible(
+        self, queries: slice | Tensor | None = None, later: tuple[int, int] | None = None
+    ) -> Int[Tensor, "batch head key"]:
         """How many of these queries see each key, int64 [batch, head, key]: what `received` is divided by."""
         return received.visible(self, queries, later)
 
-    def at(self, columns: Tensor) -> Tensor:
+    def at(self, columns: Tensor) -> Float[Tensor, "batch head query n"]:
         """Exact weights at some key columns of each row, [batch, head, query, n] (kernels/maps/pairs.py)."""
         return pairs.at(self, columns)
 
-    def stripe(self, offset: int) -> Tensor:
+    def stripe(self, offset: int) -> Float[Tensor, "batch head query"]:
         """Weight of each query on the key `offset` positions before it, [batch, head, query]; 0 where there is none."""
         return pairs.stripe(self, offset)
 
@@ -139,7 +146,7 @@ class TransposedMap:
         batch, heads, queries, keys = self.map.shape
         return (batch, heads, keys, queries)
 
-    def __matmul__(self, y: Tensor) -> Tensor:
+    def __matmul__(self, y: Tensor) -> Float[Tensor, "batch head key c"]:
         """y [query, c], [batch, query, c] or [batch, head, query, c] → [batch, head, key, c]."""
         source = self.map
         y = _operand(y, source.shape, source.shape[2], "query").to(source.q.device)
