@@ -102,7 +102,9 @@ class HookedModel(TransformerLens):
                 f"{self.name} reads in both directions, so it has no next-token loss; give a loss= of your own"
             )
         if int(found.mask.sum(-1).min()) < 2:
-            raise PromptError("a next-token loss needs at least two tokens in every example")
+            raise PromptError(
+                "a next-token loss needs at least two tokens in every example; give longer prompts"
+            )
         return next_token_loss(self(found, grad=grad), found)
 
     def generate(
@@ -189,7 +191,8 @@ class HookedModel(TransformerLens):
                 )
             if given.own_position and self.parts[self.part_name].crosses:
                 raise EditError(
-                    f"{type(given).__name__} has no meaning in cross-attention: no key is the query's own position"
+                    f"{type(given).__name__} has no meaning in cross-attention: no key is the query's own position; "
+                    "edit another part"
                 )
         return applied(self, [given.prepare(self, groups or {}) for given in edits])
 

@@ -33,7 +33,7 @@ class Site(NamedTuple):
 
     `model` is the key of its part, `layer` its layer number, `place` its index among the part's layers. `rows` is the
     key of the part whose self-attention gives the positions of the queries: cross-attention takes these from the
-    decoder. It is None where nobody needs them.
+    decoder. It is None in parts without cross-attention.
     """
 
     model: object

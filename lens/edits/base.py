@@ -240,7 +240,7 @@ class HeadWise(Edit, ABC):
         return Prepared(self, {} if self._is_neutral() else heads, names, rows=rows)
 
     def _places(self) -> dict[str, Positions]:
-        """The fields `queries` and `keys`, those that the edit has."""
+        """The fields `queries` and `keys` by name, as far as the edit has them."""
         names = [field.name for field in dataclasses.fields(self) if field.name in ("queries", "keys")]
         return {name: getattr(self, name) for name in names}
 

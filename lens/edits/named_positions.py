@@ -35,7 +35,10 @@ class Names:
         for name in positions.named(positions.check(given, what)):
             if name.startswith("sinks:"):
                 if name.startswith("sinks:massive") and self._part.crosses:
-                    raise EditError(f"{what}: {name!r} is of a stream of tokens, and cross-attention has two")
+                    raise EditError(
+                        f"{what}: {name!r} is of a stream of tokens, and cross-attention has two; "
+                        "use 'sinks:share' or 'sinks:act'"
+                    )
                 continue
             if name in self.groups:
                 self.check(self.groups[name], f"groups: {name}")
@@ -46,9 +49,13 @@ class Names:
                     f"model.edit(…, groups={{{name!r}: positions}}); got {name!r}"
                 )
             elif self._part.keys not in TEXTS and name not in ("special", self._part.keys):
-                raise EditError(f"{what}: the part {self._part.name!r} reads no text, so it has no {name!r}")
+                raise EditError(
+                    f"{what}: the part {self._part.name!r} reads no text, so it has no {name!r}; give numbers"
+                )
             elif name == "image" and self._part.keys in TEXTS and self.model.image_token is None:
-                raise EditError(f"{what}: {self.model.name} has no image tokens, so it has no group 'image'")
+                raise EditError(
+                    f"{what}: {self.model.name} has no image tokens, so it has no group 'image'; give numbers"
+                )
 
     def sink_names(self, given: Any) -> list[str]:
         """The "sinks:…" names in the positions and in the groups that they name."""

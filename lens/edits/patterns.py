@@ -134,7 +134,9 @@ class InjectPattern(HeadWise, numbers={"amount": SHARE}, neutral={"amount": 0}):
         elif self.pattern == "matching":
             ids = running.current(call.names.model.key).ids
             if ids is None:
-                raise EditError("InjectPattern('matching'): the token ids of this call are not known")
+                raise EditError(
+                    "InjectPattern('matching'): the token ids of this call are not known; call the model with token ids"
+                )
             found = patterns.Matching(ids)
         else:
             offset = self.pattern["offset"] if isinstance(self.pattern, Mapping) else OFFSETS[self.pattern]
@@ -226,7 +228,8 @@ def _of_record(call: LayerCall, where: str) -> patterns.OfMap:
     banded = mask.queries > 1 and map.shape[2] > 1
     if banded and (other.left, other.right) != (mask.left, mask.right):
         raise EditError(
-            f"{where}: the record's mask sees another window than this model's layer {call.layer}"
+            f"{where}: the record's mask sees another window than this model's layer {call.layer}; "
+            "record it with this model"
         )
     begins, ends = (
         torch.broadcast_tensors(a, b) for a, b in zip(other.real("query"), mask.real("query"), strict=True)

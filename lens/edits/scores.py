@@ -1,4 +1,4 @@
-"""Edits of scores: they act before the softmax, in the order given, whatever edits of weights stand between them."""
+"""Edits of the scores before the softmax; they act in the given order, before all edits of weights."""
 
 from __future__ import annotations
 

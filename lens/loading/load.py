@@ -70,7 +70,9 @@ def load(
     if path.exists():
         return _from_folder(path, tokenizer, path.resolve().name, dtype)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"there is no folder {name}")
+        raise ModelError(
+            f"there is no folder {name}; give one that exists, a hub id, or an embedded name (`headwater models`)"
+        )
     return _from_hub(name, tokenizer, dtype)
 
 

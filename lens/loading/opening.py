@@ -85,7 +85,9 @@ def _refuse_nonfinite(hf: Any, name: str) -> None:
                 "without offloading, on fewer bits or on more devices"
             )
         if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise ModelError(f"the weights of {name} hold NaN or infinite values, first in {key}")
+            raise ModelError(
+                f"the weights of {name} hold NaN or infinite values, first in {key}; take another copy of them"
+            )
 
 
 def _sample(hf: Any, images: bool = True) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def _tensor(model: Opened, name: str, value: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         raise PromptError(f"{name} must be a tensor; got {type(value).__name__}") from None
     if found.is_floating_point() and not torch.isfinite(found).all():
-        raise PromptError(f"{name} holds NaN or infinite values")
+        raise PromptError(f"{name} holds NaN or infinite values; give finite numbers")
     if found.numel() == 0:
         raise PromptError(f"{name} is empty; its shape is {list(found.shape)}")
     return found

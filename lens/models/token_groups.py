@@ -16,7 +16,9 @@ def token_groups(model: Opened, found: Tokens, prompt: int | None = None) -> dic
     part = model.parts[model.part_name]
     keys = axis(part, part.keys, found)
     if keys is None:
-        raise PromptError(f"the prompt has nothing for the part {part.name!r} of {model.name}")
+        raise PromptError(
+            f"the prompt has nothing for the part {part.name!r} of {model.name}; give its input too"
+        )
     if part.keys not in TEXTS:
         place = torch.arange(keys.ids.shape[1]).expand_as(keys.ids)
         prefix = part.patches.prefix if part.patches is not None else 0

@@ -1,4 +1,4 @@
-"""The token that a user means by a word or a number."""
+"""`token_id`: the token id that a user gives as a word or a number."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from headwater.lens.models.opened import Opened
 
 
 def token_id(model: Opened, given: str | int, what: str) -> int:
-    """The token that `given` is: an id, also as "#17", or a word that is one token by itself or behind a space.
+    """The id of a token given as an id, as "#17", or as a word that is one token, by itself or after a space.
 
-    A word that the tokenizer does not know is refused, unless it is the name of the unknown token.
+    PromptError for a word of several tokens, or one unknown to the tokenizer (but not for the unknown token itself).
     """
     if isinstance(given, str) and given.startswith("#") and given[1:].isdigit():
         given = int(given[1:])

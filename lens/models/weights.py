@@ -127,7 +127,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _norms(model: Opened, layer: int) -> tuple[nn.Module | None, nn.Module | None]:
-    """The norms in front of and behind a layer's attention."""
+    """The norms before and after the attention of a layer; None where there is none."""
     attention = attention_with_projections(model, layer)
     names = {module: name for name, module in model.hf.named_modules()}
     around = model.hf.get_submodule(names[attention].rpartition(".")[0])

@@ -120,12 +120,13 @@ def check(tokens: Tokens, vocab: int, context: int | None, extra: int = 0) -> No
         row, column = wrong.nonzero()[0].tolist()
         raise PromptError(
             f"token id {int(tokens.ids[row, column])} at batch {row}, position {column} is outside of the vocabulary "
-            f"(0 to {vocab - 1})"
+            f"(0 to {vocab - 1}); use this model's tokenizer"
         )
     counts = tokens.mask.sum(-1)
     if (counts == 0).any():
         raise PromptError(
-            f"batch row {int((counts == 0).nonzero()[0])} has no real token: its attention_mask is all zero"
+            f"batch row {int((counts == 0).nonzero()[0])} has no real token: its attention_mask is all zero; "
+            "leave the row out"
         )
     steps = tokens.mask.long().diff(dim=-1).abs().sum(-1)
     inner = (steps > 1) & ~((steps == 2) & ~tokens.mask[:, 0] & ~tokens.mask[:, -1])

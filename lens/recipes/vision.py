@@ -133,7 +133,10 @@ def visual_emphasis(
     patches = model.parts["vision"].patches
     prefix = 0 if patches is None else patches.prefix
     if prefix < 1:
-        raise EditError(f"visual_emphasis reads the attention of a class token, and {model.name} has none")
+        raise EditError(
+            f"visual_emphasis reads the attention of a class token, and {model.name} has none; "
+            "take a model with one"
+        )
     places = [n - int(tokens.mask[0].long().argmax()) for n in picked[0].nonzero()[:, 0].tolist()]
     first, last = (
         vision.pattern(layer, queries=0)[:, :, 0, prefix:].sum(1).flatten()

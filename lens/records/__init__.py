@@ -1,1 +1,1 @@
-"""What is kept of a run, in memory or in one file."""
+"""Records of a run: recorded, kept in memory or in one file, saved and opened."""

@@ -34,7 +34,7 @@ GROUPS = {
 }
 SINGLE = (Mask, Normaliser, AttentionMap, ScoreRule, RowCondition, WeightStep)
 KINDS: dict[str, type] = {c.__name__: c for c in (*SINGLE, *(c for group in GROUPS.values() for c in group))}
-# what a machine chose for itself, and what follows from the rest
+# not saved: the backend, which each machine chooses, and `known`, which can be computed again
 LEFT_OUT = {"AttentionMap": ("backend", "known")}
 PLAIN = {"bool": bool, "int": int, "float": int | float, "str": str}
 DEEPEST = 24

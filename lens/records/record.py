@@ -178,7 +178,9 @@ def _window(given: Any, length: int, what: str) -> tuple[slice, Any]:
         numbers = [given] if isinstance(given, int) else [int(n) for n in given]
         wrong = [n for n in numbers if not -length <= n < length]
         if wrong:
-            raise RecordError(f"{what}: no position {wrong[0]} in {length} tokens")
+            raise RecordError(
+                f"{what}: no position {wrong[0]} in {length} tokens; positions go from {-length} to {length - 1}"
+            )
         numbers = [n % length for n in numbers]
     if not numbers:
         return slice(0, 0), slice(None)

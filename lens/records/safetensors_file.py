@@ -123,7 +123,9 @@ def read(path: Path, verify: bool = False) -> tuple[dict[str, Any], dict[str, Te
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if META not in metadata:
-            raise RecordError(f"{path} is a safetensors file but not a Headwater record")
+            raise RecordError(
+                f"{path} is a safetensors file but not a Headwater record; open a file that record.save wrote"
+            )
         names = list(file.keys())
         slices = {name: file.get_slice(name) for name in names}
         table = {n: {"dtype": s.get_dtype(), "shape": list(s.get_shape())} for n, s in slices.items()}

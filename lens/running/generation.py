@@ -59,7 +59,10 @@ def generate(
     """`HookedModel.generate`."""
     main = next(iter(model.parts.values()))
     if not main.causal or not model.has_lm_head:
-        raise ModelError(f"{model.name} is not a causal language model and can not continue a text")
+        raise ModelError(
+            f"{model.name} is not a causal language model and can not continue a text; "
+            "load a model with a language head"
+        )
     if max_new_tokens < 1:
         raise PromptError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     known = names(model.hf)

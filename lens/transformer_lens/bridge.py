@@ -92,7 +92,8 @@ def _original(hf: nn.Module, path: str) -> nn.Module:
         inner = module._modules.get(step)
         if inner is None:
             raise ModelError(
-                f"{type(hf).__name__}: the bridge has taken {path} away, so the model is not whole"
+                f"{type(hf).__name__}: the bridge has taken {path} away, so the model is not whole; "
+                "load the model before it is bridged"
             )
         while _foreign(inner) and WRAPPED in inner._modules:
             inner = inner._modules[WRAPPED]

@@ -181,7 +181,9 @@ def _by_name(model: TransformerLens, given: Hooks) -> dict[str, list[Function]]:
 
 def _refuse(options: Mapping[str, Any]) -> None:
     if unknown := [name for name in options if name not in ("reset_hooks_end", "clear_contexts")]:
-        raise ModelError(f"{unknown[0]} is an option of TransformerLens that Headwater does not take")
+        raise ModelError(
+            f"{unknown[0]} is an option of TransformerLens that Headwater does not take; leave it out"
+        )
 
 
 def _layer(name: str) -> int | None:
@@ -189,7 +191,7 @@ def _layer(name: str) -> int | None:
 
 
 def _positions(name: str, tensor: Tensor, wanted: int | slice | None) -> Tensor:
-    """Positions stand on axis 1, queries of scores and patterns on axis 2; one position alone drops its axis."""
+    """The tensor at some positions (axis 1, of scores and patterns axis 2); an int drops the axis."""
     if wanted is None:
         return tensor
     return tensor[:, :, wanted] if name.endswith(("hook_pattern", "hook_attn_scores")) else tensor[:, wanted]
