@@ -18,12 +18,8 @@ from transformers import PreTrainedModel
 VOCAB, LAYERS, HEADS, WIDTH = 97, 2, 4, 32
 IMAGE, PATCH, IMAGE_TOKEN = 12, 4, 90  # pixels per side of an image and of a patch; the token id of a patch
 MELS, FRAMES = 8, 20  # Whisper halves the frames
-LOUDER = {
-    "t5": 1.0,
-    "clip": 2.0,
-    "clip_vision": 2.0,
-    "clip_text": 2.0,
-}  # factor on the weight matrices; 4 in all other families
+# factor on the weight matrices; 4 in all other families
+LOUDER = {"t5": 1.0, "clip": 2.0, "clip_vision": 2.0, "clip_text": 2.0}
 QUIET = ("embed", "wte", "shared", "relative")  # embedding tables, which are not scaled
 _IDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _SHAPE: dict[str, Any] = {

@@ -47,11 +47,9 @@ def years_measure(examples: Sequence[Any], tokenizer: Any, kind: Kind = "probabi
 
 
 def sets_measure(
-    right: Sequence[Sequence[int]],
-    wrong: Sequence[Sequence[int]],
-    kind: Kind = "probability",
+    right: Sequence[Sequence[int]], wrong: Sequence[Sequence[int]], kind: Kind = "probability",
     position: int = -1,
-) -> Measure:
+) -> Measure:  # fmt: skip
     """A measure: `Σ_right p - Σ_wrong p` at a position, or with `kind="logit"` the difference of mean logits.
 
     `right` and `wrong` hold one set of token ids for each pair, or a single set for all pairs. The measure is

@@ -95,6 +95,8 @@ def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
     item = model.dtype.itemsize
     row_constant = 8 if item == 8 else 4
     per_token = batch * model.d_head * item * layers
+    values = per_token // model.d_head * _value_width(model)
+    per_stream = batch * positions * model.d_model * item
     kept = per_token * (positions * heads + keys * model.n_kv_heads) + rows * row_constant
     shared, each = _rules(model, recorder, (batch, positions, keys)) if recorder.keeps_maps else (0, 0)
     tokens = recorder.tokens.ids.numel() * 9 + batch * keys * len(recorder.groups)
@@ -102,14 +104,10 @@ def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
         "statistics": sum(
             (columns if name in COLUMN else rows) * width.get(name, 4) for name in recorder.statistics
         ),
-        "queries and keys": kept if recorder.keeps_maps else 0,
+        "queries and keys": kept * recorder.keeps_maps,
         "score rules and edits": shared + each,
-        "values": per_token // model.d_head * _value_width(model) * keys * model.n_kv_heads
-        if "qkv" in recorder.keep
-        else 0,
-        "residual stream": (layers + 1) * batch * positions * model.d_model * item
-        if recorder.keeps_residuals
-        else 0,
+        "values": values * keys * model.n_kv_heads * ("qkv" in recorder.keep),
+        "residual stream": (layers + 1) * per_stream * recorder.keeps_residuals,
         "tokens": tokens,
     }
     total = sum(parts.values())

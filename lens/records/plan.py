@@ -47,15 +47,13 @@ def recorders(
                 )
             continue
         named = _named(view, found, keys, groups, strict=name == first)
-        chosen = layers if name == first or layers == "all" else _common(layers, model, view)
+        chosen = layers
+        if name != first and layers != "all":
+            chosen = [n for n in chosen_layers(layers, model.layers) if n in view.layers]
         wanted = _fitting(view, asked, named, strict=name == first)
         if isinstance(chosen, str | int) or chosen:
             made[name] = Recorder(view, queries, keys, wanted, chosen, keep, named)
     return made
-
-
-def _common(layers: Layers, model: Opened, view: Opened) -> list[int]:
-    return [n for n in chosen_layers(layers, model.layers) if n in view.layers]
 
 
 def _fitting(

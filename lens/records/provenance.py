@@ -18,13 +18,11 @@ VERSION = version("headwater")
 
 def provenance(model: Opened) -> dict[str, Any]:
     """The provenance of numbers that `model` computes now, in this context."""
+    attention = model.read_only or declared_rules.described(model)
     return {
-        "model": model.name,
-        "revision": model.revision,
+        "model": model.name, "revision": model.revision,
         "edits": [edit.to_dict() for edit in context.user_edits(model.key)],
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "headwater": VERSION,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-    } | ({"attention": told} if (told := model.read_only or declared_rules.described(model)) else {})
+        "dtype": str(model.dtype).removeprefix("torch."), "headwater": VERSION, "torch": torch.__version__,
+        "transformers": transformers.__version__, "machine": platform.machine(),
+        **({"attention": attention} if attention else {}),
+    }  # fmt: skip

@@ -79,14 +79,12 @@ def is_rotary(model: Opened) -> bool:
 
 def _all(model: Opened) -> Iterator[Activation]:
     yield Activation("hook_embed", "output", model.hf.get_input_embeddings())
-    if (positions := _position_table(model.hf)) is not None:
-        yield Activation("hook_pos_embed", "output", positions)
+    for table in blocks.position_tables(model.hf)[:1]:
+        yield Activation("hook_pos_embed", "output", table)
     rotary = is_rotary(model)
     for layer in model.layers:
         yield from _of_block(model, layer, rotary)
-    if (last := blocks.final_norm(model.hf)) is not None:
-        yield Activation("ln_final.hook_scale", "scale", last)
-        yield Activation("ln_final.hook_normalized", "normalized", last)
+    yield from _of_norm("ln_final.", blocks.final_norm(model.hf))
 
 
 def _of_block(model: Opened, layer: int, rotary: bool) -> Iterator[Activation]:
@@ -135,11 +133,6 @@ def _result(found: Projections, heads: int, start: str) -> Activation:
         start + "attn.hook_result", "result", found.output, lambda x: x.unflatten(-1, (heads, -1)),
         lambda: matrix(found.output).unflatten(0, (heads, -1)),
     )  # fmt: skip
-
-
-def _position_table(hf: Any) -> nn.Module | None:
-    """The table of learned position embeddings."""
-    return next(iter(blocks.position_tables(hf)), None)
 
 
 def _not_adding_up(model: Opened, known: Mapping[str, Activation]) -> set[str]:
