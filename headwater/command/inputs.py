@@ -40,7 +40,8 @@ def pairs(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """The clean and the corrupt prompts of an analysis of pairs, which take turns: clean, corrupt, clean, corrupt …"""
     if len(texts) % 2:
         raise PromptError(
-            f"{len(texts)} prompts are no pairs; give clean and corrupt prompts in turns, each pair equally long"
+            f"{len(texts)} is an odd number of prompts; give pairs: clean 1, corrupt 1, clean 2, corrupt 2 … (both "
+            "prompts of a pair need the same number of tokens)"
         )
     return list(texts[::2]), list(texts[1::2])
 
