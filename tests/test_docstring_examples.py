@@ -42,6 +42,12 @@ def examples(name: str) -> list[doctest.Example]:
     return doctest.DocTestParser().get_examples(inspect.getdoc(PUBLIC[name]) or "")
 
 
+def test_every_public_name_has_an_example() -> None:
+    """Analyses are not held to it."""
+    missing = [name for name in PUBLIC if not name.startswith("analyses.") and not examples(name)]
+    assert not missing, f"without an example in the docstring: {', '.join(missing)}"
+
+
 @pytest.mark.parametrize("name", [name for name in PUBLIC if examples(name)])
 def test_example(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hw, "load", load)
