@@ -1,4 +1,4 @@
-"""Keys drawn at random to stand beside sinks as a control: as many, of the same heads, among the keys that are none."""
+"""Random keys that are controls for sinks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ from torch import Tensor
 
 
 def control_keys(sinks: Tensor, places: Sequence[int], seed: int, draw: int) -> Tensor:
-    """As many keys that are no sinks for each head, bool as `sinks` [text, layer, head, key]; all where fewer.
+    """For each head as many keys that are not its sinks as it has sinks, or all such keys if there are fewer.
 
-    One order of a text's keys is drawn, for all its heads; `places` are the texts' numbers, on which with `seed` and
-    `draw` it depends, and not on how texts are batched.
+    `sinks` and the result are bool [text, layer, head, key]. All heads share one random order of a text's keys. It
+    depends on `seed`, `draw` and the text's number in `places`, not on the batch.
     """
-    orders = [np.random.default_rng([seed, draw, place]).random(sinks.shape[-1]) for place in places]
-    scores = torch.from_numpy(np.stack(orders))[:, None, None].masked_fill(sinks, torch.inf)
-    rank = scores.argsort(-1).argsort(-1)
-    return (rank < sinks.sum(-1, keepdim=True)) & ~sinks
+    return _drawn(sinks.sum(-1, keepdim=True), sinks, [(seed, draw, place) for place in places])
+
+
+def half_of_others(sinks: Tensor, places: Sequence[int], seed: int, draw: int) -> Tensor:
+    """A random half (rounded up) of the keys that are a sink of no head in the layer, the same for all heads."""
+    anywhere = sinks.any(2, keepdim=True)
+    count = ((~anywhere).sum(-1, keepdim=True) + 1) // 2
+    return _drawn(count, anywhere, [(seed, draw, place, 1) for place in places]).expand(sinks.shape)
+
+
+def _drawn(count: Tensor, without: Tensor, seeds: Sequence[tuple[int, ...]]) -> Tensor:
+    """`count` random keys outside of `without`, by one order for each text."""
+    orders = np.stack([np.random.default_rng(seed).random(without.shape[-1]) for seed in seeds])
+    scores = torch.from_numpy(orders)[:, None, None].masked_fill(without, torch.inf)
+    return (scores.argsort(-1).argsort(-1) < count) & ~without

@@ -1,7 +1,7 @@
-"""Measures of one attention map read as a weighted graph: spectrum of its Laplacian, Betti numbers, Gini coefficient.
+"""Measures of one attention map as a weighted graph: Laplacian spectrum, Betti numbers, Gini coefficient, entropy.
 
-A map is not symmetric, so the graph is `W = (A + Aᵀ)/2` with an empty diagonal. All of it is dense and for small maps:
-eigenvalues cost n³, the clique complex all triangles.
+A map is not symmetric, so the graph is `W = (A + Aᵀ)/2` with an empty diagonal. The code is dense, for small maps:
+eigenvalues cost n³ and the clique complex visits all triangles.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def laplacian_spectrum(graph: np.ndarray, normalised: bool) -> np.ndarray:
 
 
 def top_direction(graph: np.ndarray) -> np.ndarray:
-    """Sizes |v_1[j]| of the eigenvector of W with the largest eigenvalue."""
+    """Absolute values |v_1[j]| of the eigenvector of W with the largest eigenvalue."""
     return np.abs(np.linalg.eigh(graph)[1][:, -1])
 
 
 def entropy(shares: np.ndarray) -> float:
-    """`-Σ p ln p` of non-negative numbers divided by their sum, in nats; NaN where they are all 0."""
+    """`-Σ p ln p` of non-negative numbers divided by their sum, in nats; NaN if all are 0."""
     total = shares.sum()
     if total <= 0:
         return float("nan")
@@ -41,7 +41,7 @@ def entropy(shares: np.ndarray) -> float:
 
 
 def gini(values: np.ndarray) -> float:
-    """Gini coefficient of non-negative numbers: 0 where all are equal, (n-1)/n where one has everything."""
+    """Gini coefficient of non-negative numbers: 0 if all are equal, (n-1)/n if one has everything; NaN if all are 0."""
     total, count = values.sum(), len(values)
     if total <= 0:
         return float("nan")
@@ -50,9 +50,9 @@ def gini(values: np.ndarray) -> float:
 
 
 def betti(graph: np.ndarray, threshold: float) -> tuple[int, int, int]:
-    """β0, β1 of the edges `W ≥ threshold` alone, and β1 of their clique complex (triangles filled), over GF(2).
+    """β0 and β1 of the graph of edges `W ≥ threshold`, and β1 of its clique complex (triangles filled), over GF(2).
 
-    β1 of the complex is `dim ker d1 - rank d2`; `dim ker d1` is β1 of the edges, `E - V + β0`.
+    β1 of the complex is `dim ker d1 - rank d2`; `dim ker d1` is β1 of the graph, `E - V + β0`.
     """
     drawn = nx.from_numpy_array(np.triu(graph, 1) >= max(threshold, np.finfo(float).tiny))
     components = nx.number_connected_components(drawn)
@@ -61,13 +61,13 @@ def betti(graph: np.ndarray, threshold: float) -> tuple[int, int, int]:
 
 
 def _triangle_rank(drawn: nx.Graph, most: int) -> int:
-    """Rank of d2, the boundaries of all triangles as sets of edges; it can not exceed the number of cycles."""
+    """Rank of d2, whose columns are the edges of each triangle; at most `most`, the number of cycles."""
     number = {frozenset(edge): 1 << i for i, edge in enumerate(drawn.edges)}
     pivots: dict[int, int] = {}
     for a, b in drawn.edges:
         for c in sorted(set(drawn[a]) & set(drawn[b])):
             if c < max(a, b):
-                continue  # every triangle once, from its two smaller nodes
+                continue  # visit each triangle once, from its two smaller nodes
             row = number[frozenset((a, b))] ^ number[frozenset((a, c))] ^ number[frozenset((b, c))]
             while row and (top := row.bit_length()) in pivots:
                 row ^= pivots[top]

@@ -1,8 +1,8 @@
-"""The share of attention each token receives: what its queries give it, per query that sees it.
+"""The share of attention that each token receives: the mean weight on it, over the queries that see it.
 
-`α_j = Σ_i A_ij / #{i that see j}`, from the column statistics of a record or, for chosen queries or rows of
-unit mass, one transposed attention pass per layer. Early tokens of a causal map are seen by more queries, so
-a plain column mean would make them sinks by construction.
+`α_j = Σ_i A_ij / #{i that see j}`, from the column statistics of a record; for chosen queries or renormalised rows from
+one transposed attention pass per layer. In a causal map more queries see an early token, so the plain sum of a column
+would make early tokens sinks by construction.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.records.record import Record
 
-FEW = 256  # rows whose weights are read as one tile
+FEW = 256  # up to so many rows are read as one dense tile
 
 
 def received_share(record: Record, unit_rows: bool = False, queries: Tensor | None = None) -> xr.DataArray:
-    """α as [batch, layer, head, key] in float64; NaN on padding and where no query sees the key.
+    """α as [batch, layer, head, key] in float64; NaN for padding and for keys that no query sees.
 
-    `unit_rows` divides each row by its mass first, for maps whose rows do not sum to 1; `queries` [batch, query]
-    leaves only those queries in, above and below the fraction line.
+    `unit_rows` divides each row by its sum first, for maps whose rows do not sum to 1. `queries` (bool [batch, query])
+    limits numerator and denominator to these queries.
     """
     received, visible = record.statistic("received"), record.statistic("visible")
     if unit_rows or queries is not None:
@@ -40,7 +40,7 @@ def received_share(record: Record, unit_rows: bool = False, queries: Tensor | No
 
 
 def _of_queries(map: AttentionMap, kept: Tensor, unit_rows: bool) -> tuple[Tensor, Tensor]:
-    """Attention received from the kept queries and how many of them see each key, both [batch, head, key]."""
+    """The weight that the kept queries put on each key, and how many of them see it; both [batch, head, key]."""
     batch, heads, _, keys = map.shape
     visible = replace(map.rule.mask, valid_queries=kept).seen_by(batch, heads).expand(batch, heads, keys)
     place = kept.any(0).nonzero()[:, 0]
@@ -52,7 +52,7 @@ def _of_queries(map: AttentionMap, kept: Tensor, unit_rows: bool) -> tuple[Tenso
             weights = torch.where(mass > 0, weights / mass, 0.0)
         return (map.T @ weights[..., None].contiguous())[..., 0].float().cpu(), visible
     received = torch.zeros(batch, heads, keys)
-    # few rows: their tile alone, instead of a pass over all rows
+    # few rows: read their tile instead of a pass over all rows
     last = map.rule.mask.key_span(rows.start, rows.stop)[1]
     tile = map.tile(rows, slice(0, last)).cpu()
     received[..., :last] = torch.einsum("bhqk,bq->bhk", tile, kept[:, rows].float())

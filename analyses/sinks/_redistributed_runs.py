@@ -1,8 +1,8 @@
-"""Many redistributions of attention on the same texts, each row of a batch under one of its own.
+"""Many redistributions of attention on the same texts; each row of a batch has its own.
 
-A variant says which heads, how much is kept, and from which keys: the sinks, or a control. Its texts become rows that
-share a forward pass with those of other variants, by `Redistribute(…, rows=…)`; no text is padded. Each pass is a piece
-of a journal, so that a sweep which was stopped goes on.
+A variant sets the heads, the share of weight to keep, and the keys: the sinks, or a control. A row is a text under a
+variant, and rows of different variants share a forward pass by `Redistribute(…, rows=…)`; no text is padded. A journal
+keeps the numbers of each pass, so that an interrupted sweep can resume.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from headwater.analyses._measures.bootstrap import finite_mean
 from headwater.analyses._prompts.examples import Batch
-from headwater.analyses.sinks._control_keys import control_keys
+from headwater.analyses.sinks._control_keys import control_keys, half_of_others
+from headwater.analyses.sinks._sink_keys import weight_on
 from headwater.lens.edits import Redistribute
 from headwater.lens.errors import AnalysisError
 from headwater.lens.journal import Journal
@@ -34,7 +35,7 @@ Value = Callable[[Tensor, Tensor], Tensor]  # outputs, text of each row -> one n
 
 
 class Variant(NamedTuple):
-    """One redistribution: its head set and `keep` by number, the treatment, and which draw of a control."""
+    """One redistribution: the indices of its head set and `keep`, the treatment, and the draw of a control."""
 
     heads: int
     keep: int
@@ -42,33 +43,36 @@ class Variant(NamedTuple):
     draw: int
 
 
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """Keys that attention may be taken from, bool [text, layer, head, key], and the mean mass a query has on them."""
+class Pool(NamedTuple):
+    """Keys that lose weight, bool [text, layer, head, key], and the mean weight of a query on them."""
 
     keys: Tensor
-    mass: Tensor
+    mass: Tensor  # [text, layer, head] in float64
+
+    @classmethod
+    def of(cls, record: Record, keys: Tensor) -> Pool:
+        return cls(keys, weight_on(record, keys).mean(-1))
 
 
 class Move(NamedTuple):
-    """What one variant does to the texts of a batch."""
+    """The effect of one variant on the texts of a batch."""
 
     keys: Tensor  # of the pool, [text, layer, head, key]
-    heads: Tensor  # those it acts in, [layer, head]
+    heads: Tensor  # of the variant, [layer, head]
     keep: Tensor  # [text, layer]
-    freed: Tensor  # mass per query that changes place on the plain run, mean over the heads, [text]
+    freed: Tensor  # weight per query that moves in the plain run, mean over the heads, [text]
 
     @property
     def acting(self) -> Tensor:
-        """The texts in which anything moves, bool [text]."""
+        """The texts in which any weight moves, bool [text]."""
         return ((self.keys.any(-1) & self.heads) & (self.keep < 1)[..., None]).any(-1).any(-1)
 
 
 class Begun(NamedTuple):
-    """A batch before its edits: what is kept of it as plain data, its moves by variant, and the measure.
+    """A batch before its edits: `cells`, the data for the journal; the move of each variant; the measure.
 
-    `cells`: `plain` and `sinks` [text], `freed` [variant][text] (None where the control can not be made), and `jobs`,
-    pairs of a variant and a text in which it moves anything.
+    `cells` holds `plain` and `sinks` [text], `freed` [variant][text] (None for a control that does not exist), and
+    `jobs`, pairs of a variant and a text in which the variant moves weight.
     """
 
     cells: dict[str, Any]
@@ -78,7 +82,7 @@ class Begun(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Redistributions:
-    """A sweep over head sets (bool [layer, head]) and `keeps`, with `controls` draws of each control."""
+    """A sweep over head sets (bool [layer, head]), `keeps` and treatments, with `controls` draws per control."""
 
     model: HookedModel
     sets: Sequence[Tensor]
@@ -105,9 +109,10 @@ class Redistributions:
         journal: Journal,
         name: str,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Values and freed masses [head set, keep, treatment, text], plain values and sinks per head [text].
+        """Values and freed weight [head set, keep, treatment, text], plain values and sinks per head [text].
 
-        What the journal holds under `name` is not run again: a batch's plain values and jobs, then `rows` jobs at once.
+        The journal keeps each batch's plain values and jobs under `name`, and the values of each `rows` jobs. A pass
+        that it holds does not run again.
         """
         count = sum(len(batch.places) for batch in batches)
         shape = (len(self.sets), len(self.keeps), len(self.treatments), self.controls, count)
@@ -118,7 +123,9 @@ class Redistributions:
             for number, batch in enumerate(batches):
                 piece = f"{name}/{number}"
                 cells, begun = journal.get(piece), None
-                if cells is None or number == 0 or _unfinished(cells, journal, piece, rows):
+                starts = range(0, len(cells["jobs"]) if cells else 0, rows)
+                unfinished = any(journal.get(f"{piece}/{start}") is None for start in starts)
+                if number == 0 or cells is None or unfinished:
                     begun = self._begin(batch, find, value_of)
                     if cells is None:
                         journal.put(piece, begun.cells)
@@ -129,7 +136,7 @@ class Redistributions:
                 for variant, masses in zip(variants, cells["freed"], strict=True):
                     if masses is not None:
                         freed[self._slot(variant)][batch.places] = masses
-                        # a text that nothing moves in has its plain value, bit for bit
+                        # a text in which no weight moves has exactly its plain value
                         values[self._slot(variant)][batch.places] = cells["plain"]
                 jobs = cells["jobs"]
                 for start in range(0, len(jobs), rows):
@@ -146,7 +153,7 @@ class Redistributions:
         return finite_mean(values, -2), finite_mean(freed, -2), plain, sinks
 
     def _begin(self, batch: Batch, find: Find, value_of: Callable[[Batch], Value]) -> Begun:
-        """The batch as it is, and every move on it."""
+        """The plain run of the batch, and the move of every variant."""
         record, found = find(batch.ids)
         value = value_of(batch)
         plain = value(self._outputs(batch.ids), torch.arange(len(found)))
@@ -166,7 +173,7 @@ class Redistributions:
         return Begun(cells, moves, value)
 
     def _values(self, begun: Begun, batch: Batch, jobs: Sequence[Sequence[int]]) -> list[float]:
-        """The measure of texts under the edits of variants, which share a pass."""
+        """The measure of the jobs, (variant, text), in one pass."""
         texts = torch.tensor([text for _, text in jobs])
         pairs = [(move, text) for variant, text in jobs if (move := begun.moves[variant]) is not None]
         with self.model.edit(*edits_of(pairs, self.model.layers)):
@@ -179,17 +186,16 @@ class Redistributions:
         return variant.heads, variant.keep, self.treatments.index(variant.treatment), variant.draw
 
     def _pools(self, record: Record, sinks: Tensor, places: list[int]) -> dict[str, list[Pool]]:
-        pools = {"sinks": [Pool(sinks, _masses(record, sinks))]}
-        if "random_keys" in self.treatments:
-            drawn = [control_keys(sinks, places, self.seed, draw) for draw in range(self.controls)]
-            pools["random_keys"] = [Pool(keys, _masses(record, keys)) for keys in drawn]
-        if "same_mass" in self.treatments:
-            halves = [half_of_others(sinks, places, self.seed, draw) for draw in range(self.controls)]
-            pools["same_mass"] = [Pool(keys, _masses(record, keys)) for keys in halves]
+        """The keys of each treatment, by draw."""
+        pools = {"sinks": [Pool.of(record, sinks)]}
+        for name, drawn in (("random_keys", control_keys), ("same_mass", half_of_others)):
+            if name in self.treatments:
+                keys = [drawn(sinks, places, self.seed, draw) for draw in range(self.controls)]
+                pools[name] = [Pool.of(record, one) for one in keys]
         return pools
 
     def _move(self, variant: Variant, pools: dict[str, list[Pool]]) -> Move | None:
-        """None where the control can not be made: no head lies outside of the set."""
+        """None for random heads if no head is outside of the set."""
         chosen, keep = self.sets[variant.heads], self.keeps[variant.keep]
         if variant.treatment == "random_heads":
             chosen = other_heads(chosen, self.seed, variant.draw)
@@ -206,12 +212,8 @@ class Redistributions:
         return Move(pool.keys, chosen, kept, freed)
 
 
-def _unfinished(cells: dict[str, Any], journal: Journal, piece: str, rows: int) -> bool:
-    return any(journal.get(f"{piece}/{start}") is None for start in range(0, len(cells["jobs"]), rows))
-
-
 def _agree(kept: dict[str, Any], now: dict[str, Any], path: object) -> None:
-    """Refuse to go on where the run as it is has other sinks or values than when the journal was begun."""
+    """AnalysisError if the plain run has other sinks or values than the journal."""
     same = np.allclose(kept["plain"], now["plain"], rtol=1e-4, atol=1e-5, equal_nan=True)
     if not same or kept["jobs"] != now["jobs"]:
         what = "sinks" if same else "values of the measure"
@@ -220,17 +222,8 @@ def _agree(kept: dict[str, Any], now: dict[str, Any], path: object) -> None:
         )
 
 
-def half_of_others(sinks: Tensor, places: Sequence[int], seed: int, draw: int) -> Tensor:
-    """A random half (rounded up) of each text's keys that are a sink of no head in the layer, alike for all heads."""
-    anywhere = sinks.any(2, keepdim=True)
-    orders = [np.random.default_rng([seed, draw, place, 1]).random(sinks.shape[-1]) for place in places]
-    scores = torch.from_numpy(np.stack(orders))[:, None, None].masked_fill(anywhere, torch.inf)
-    count = ((~anywhere).sum(-1, keepdim=True) + 1) // 2
-    return ((scores.argsort(-1).argsort(-1) < count) & ~anywhere).expand(sinks.shape)
-
-
 def other_heads(chosen: Tensor, seed: int, draw: int) -> Tensor:
-    """As many random heads outside of a set, bool [layer, head]; all outside where there are fewer."""
+    """As many random heads outside of a set as in it, bool [layer, head]; all others if there are fewer."""
     outside = (~chosen).flatten().nonzero()[:, 0].numpy()
     picked = np.random.default_rng([seed, draw]).permutation(outside)[: int(chosen.sum())]
     found = torch.zeros(chosen.numel(), dtype=torch.bool)
@@ -239,7 +232,7 @@ def other_heads(chosen: Tensor, seed: int, draw: int) -> Tensor:
 
 
 def edits_of(rows: Sequence[tuple[Move, int]], layers: Sequence[int]) -> Iterator[Redistribute]:
-    """The edits of a batch whose row n is a text under a move: heads and rows that do the same share one."""
+    """The edits of a batch whose row n is a text under a move; heads and rows with equal settings share an edit."""
     heads: dict[tuple, list[int]] = defaultdict(list)
     for row, (move, text) in enumerate(rows):
         for place, layer in enumerate(layers):
@@ -255,14 +248,3 @@ def edits_of(rows: Sequence[tuple[Move, int]], layers: Sequence[int]) -> Iterato
         yield Redistribute(
             keys=keys, keep=keep, heads=[Head(layer, head) for head in members], layers=layer, rows=mine
         )
-
-
-def _masses(record: Record, keys: Tensor) -> Tensor:
-    """Mean over queries of the weight on each head's keys, [text, layer, head] in float64."""
-    found = []
-    for place, layer in enumerate(record.layers):
-        map = record.map(layer)
-        found.append(
-            (map @ keys[:, place, :, :, None].float().to(map.q.device))[..., 0].double().mean(-1).cpu()
-        )
-    return torch.stack(found, 1)

@@ -1,7 +1,7 @@
-"""The leading direction of attention maps among the keys: the right singular vector of the largest singular value.
+"""The leading right singular vector of attention maps, by power iteration on AᵀA from equal entries.
 
-Two products with the map per step and linear memory: power iteration on AᵀA from equal entries. Where the two largest
-singular values are close it is slow, and what it stops at is a mixture of their vectors; the caller is told.
+A step takes two products with the map, in linear memory. If the two largest singular values are close, the iteration
+may stop at a mixture of their vectors; the caller learns which heads have not converged.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Tensor
 from headwater.kernels.maps.attention_map import AttentionMap
 
 STEPS = 100
-STILL = 1e-4  # a share that moves less than this in a step has settled
+STILL = 1e-4  # converged if no share moves by more in a step
 
 
 def leading_shares(map: AttentionMap) -> tuple[Tensor, Tensor]:
-    """`v_j²` with v the leading direction, [batch, head, key] in float32, and which heads have settled, [batch, head].
+    """`v_j²` of the leading vector v, [batch, head, key] in float32, and which heads converged, bool [batch, head].
 
-    The shares of a head sum to 1; they are NaN where the map has no weights.
+    The shares of a head sum to 1; they are NaN if the map has no weights.
     """
     batch, heads, _, keys = map.shape
     x = torch.full((batch, heads, keys, 1), keys**-0.5, device=map.q.device)

@@ -1,4 +1,4 @@
-"""The map of a head that looks at every key it sees alike: what an attention map is compared with."""
+"""Uniform attention over the visible keys, the map that an attention map is compared with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from headwater.kernels.rules.rule import ScoreRule
 
 
 def even_map(map: AttentionMap) -> AttentionMap:
-    """Uniform weights over the visible keys of each row of `map`, as an operator; linear memory.
+    """Uniform weights over the visible keys of each row of `map`, as an operator in linear memory.
 
-    Rows that see nothing, and those of padding, have no weights.
+    Rows without visible keys and rows of padding are zero.
     """
     batch, heads, queries, keys = map.shape
     q, k = (torch.zeros(batch, heads, n, 1, device=map.q.device) for n in (queries, keys))

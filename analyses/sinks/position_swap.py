@@ -1,7 +1,7 @@
-"""First-token effects by position: where the sink goes when two learned position embeddings change places.
+"""Position swap: where the sink goes if two learned position embeddings are exchanged.
 
-Gu et al., ICLR 2025 (arXiv 2410.10781): in GPT2-XL the sink follows the first position's embedding. Two recordings of
-column statistics; for models with a table of learned absolute positions alone.
+Gu et al., ICLR 2025 (arXiv 2410.10781): in GPT2-XL the sink follows the embedding of the first position. Two recordings
+of column statistics, for models with one table of learned absolute positions.
 """
 
 from __future__ import annotations
@@ -36,28 +36,35 @@ def position_swap(
     examples: Examples,
     first: Annotated[int, "one of the two positions, from 0", Bounds(0)] = 0,
     second: Annotated[int | None, "the other; none: 4, or the last of the shortest text", Bounds(0)] = None,
-    threshold: Annotated[float, "share above which a token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
+    threshold: Annotated[float, "share above which a token is a sink", Bounds(0.0, 1.0)] = 0.3,
     draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
     seed: Annotated[int, "seed of the draws", Bounds(0)] = 0,
     batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
 ) -> xr.Dataset:
-    """Shares and sink rates at the two positions, as they are and with their position embeddings p swapped.
+    """Shares and sink rates at two positions, plain and with their position embeddings p swapped.
 
-    The token at `first` gets `p[second]` and that at `second` `p[first]`; tokens and causal order stay. `share`
-    [version, batch, layer, head, key] is α of the two keys (`sink_rate`), `rate` [version, batch, key] the fraction of
-    (layer, head) with α > `threshold`, `mean`, `low`, `high` [version, key] its mean over texts and the bounds of 95 %
-    of the means of redrawn texts. `top` [version, batch] is the position with the largest mean share over layers and
-    heads, of all but the last, which only itself sees. Where the sink belongs to the position, `second` has when
-    swapped what `first` had; where it belongs to the token or to being seen by all, `first` keeps it. In a causal model
-    the key at `second` is never seen by the queries before it.
-    Unit: share. Source: the paper (p1 and p5, counted from 1); the metric from the authors' code, checked; intervals
-    are ours.
+    With the swap the token at `first` gets `p[second]` and the token at `second` gets `p[first]`; tokens and causal
+    order do not change. `share` [version, batch, layer, head, key] is α of the two keys (see `sink_rate`). `rate`
+    [version, batch, key] is the fraction of (layer, head) with α > `threshold`; `mean`, `low`, `high` [version, key]
+    are its mean over texts and the 95 % bootstrap bounds. `top` [version, batch] is the position with the largest mean
+    share over layers and heads, without the last position, which only its own query sees. If the sink belongs to the
+    position, it moves to `second`. If it belongs to the token, or to the key that all queries see, it stays at `first`.
+    AnalysisError for other kinds of positions, or if the two are not different positions of every text.
 
     Question: Does the sink follow the first position's embedding when it is swapped with another's?
     Unit: share: mean weight per query that sees the key; rate: fraction of (layer, head).
-    Source: Gu et al., ICLR 2025, arXiv:2410.10781.
+    Source: Gu et al., ICLR 2025, arXiv:2410.10781 (positions 1 and 5, counted from 1); metric held to the authors'
+    code, intervals are ours.
     Cost: two recordings of each text with two statistics, memory O(S).
     Not for: models with rotary, relative or no positions (refused); sinks that the first token's content makes.
+
+    >>> import headwater as hw
+    >>> import torch, transformers
+    >>> config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=16)
+    >>> model = hw.load(transformers.GPT2LMHeadModel(config))
+    >>> found = hw.analyses.position_swap(model, torch.arange(8)[None], draws=10)
+    >>> found.share.shape, found.key.values.tolist()
+    ((2, 1, 2, 2, 2), [0, 4])
     """
     table = _table(model)
     texts = Texts.of(model, examples, batch_size)
@@ -77,25 +84,17 @@ def position_swap(
             shares[version, batch.places] = share.isel(key=[first, second]).values
             seen = share.isel(key=slice(0, max(batch.ids.shape[1] - 1, 1))).mean(("layer", "head"))
             top[version, batch.places] = seen.fillna(-1).argmax("key").values
-    coords = {
-        "version": list(VERSIONS),
-        "layer": model.layers,
-        "head": np.arange(model.n_heads),
-        "key": [first, second],
-    }
-    result = xr.Dataset(
-        {"share": (("version", "batch", "layer", "head", "key"), shares), "top": (("version", "batch"), top)},
-        coords=coords,
-    )
+    coords = {"version": list(VERSIONS), "layer": model.layers, "head": np.arange(model.n_heads)}
+    dims = ("version", "batch", "layer", "head", "key")
+    result = xr.Dataset({"share": (dims, shares), "top": (dims[:2], top)}, {**coords, "key": [first, second]})
     rate = (result.share > threshold).where(result.share.notnull()).mean(("layer", "head"))
     by_text = rate.transpose("batch", "version", "key").values
     result = result.assign({"rate": rate, **intervals(by_text, ("version", "key"), draws, seed)})
-    settings = {"second": second}
-    return result.assign_attrs(settings)
+    return result.assign_attrs(second=second)
 
 
 def _table(model: HookedModel) -> nn.Module:
-    """The model's table of learned absolute positions, or an error that says what it has in its place."""
+    """The model's table of learned absolute positions; AnalysisError names the kind of positions otherwise."""
     tables = blocks.position_tables(model.hf)
     if len(tables) == 1 and model.part_name == "text":
         return tables[0]
@@ -108,7 +107,7 @@ def _table(model: HookedModel) -> nn.Module:
 
 @contextlib.contextmanager
 def _swapped(table: nn.Module, first: int, second: int) -> Iterator[None]:
-    """Texts without padding get the table's rows for these positions in each other's place, in this context alone."""
+    """Swap the outputs of the table at two positions of texts without padding, in this context alone."""
 
     def swap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         order = torch.arange(output.shape[-2], device=output.device)

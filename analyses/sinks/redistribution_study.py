@@ -1,9 +1,8 @@
-"""Redistribution study: what happens to a measure when attention is taken off sinks, by strength and by head set.
+"""Redistribution study: the change of a measure when attention moves away from sinks, by strength and by head set.
 
-Sinks are found on each text as it is; each text is then run under `Redistribute` and under three controls. Values of
-every text are kept, intervals are over texts and paired. Costs one recording per batch and, per text, head sets ×
-strengths × (1 + 3·controls) rows of forward passes; with `resume` a study that was stopped goes on. What it leaves out:
-edits while a text is generated.
+A plain run finds the sinks of each text. Each text then runs under `Redistribute` and under three controls. The result
+has the values of every text and paired intervals over texts. With `resume` an interrupted study goes on. Edits during
+generation are not covered.
 """
 
 from __future__ import annotations
@@ -52,63 +51,61 @@ def redistribution_study(
     examples: Examples,
     measure: Measure | None = None,
     rule: RuleSetting = "share",
-    keep: Annotated[
-        str | Sequence[float], "parts of the sinks' weights that are kept, each from 0 to 1"
-    ] = "0 0.25 0.5 0.75",
-    heads: Annotated[
-        HeadNames | Mapping[str, Any], 'head sets, as "all; 1.0 1.2"; in Python also by name'
-    ] = "all",
+    keep: Annotated[str | Sequence[float], "shares of the weight to keep, 0 to 1"] = "0 0.25 0.5 0.75",
+    heads: Annotated[HeadNames | Mapping[str, Any], 'head sets, as "all; 1.0 1.2"'] = "all",
     keys: KeysSetting = 0,
     threshold: ThresholdSetting = None,
     held_out: Annotated[
-        str | Sequence[str] | Tensor | None, "texts on which heads are filtered as in ACT; none: no filter"
+        str | Sequence[str] | Tensor | None, "texts for the head filter of ACT; none: no filter"
     ] = None,
-    controls: Annotated[int, "draws of each control, whose values are averaged", Bounds(1)] = 2,
+    controls: Annotated[int, "draws of each control, whose results are averaged", Bounds(1)] = 2,
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
     kind: KindSetting = "log_probability",
     draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
     seed: Annotated[int, "seed of the controls and of the draws", Bounds(0)] = 0,
-    batch_size: Annotated[
-        int, "texts of equal length, and rows under an edit, that run together", Bounds(1)
-    ] = 16,
-    resume: Annotated[
-        str | Path | None, "file of finished passes, to stop at any time and go on; none: no file"
-    ] = None,
+    batch_size: Annotated[int, "texts of equal length, or edited rows, that run together", Bounds(1)] = 16,
+    resume: Annotated[str | Path | None, "file of finished passes to resume from; none: no file"] = None,
 ) -> xr.Dataset:
-    """`effect` [heads, keep, treatment, batch] = measure under the treatment - measure without it, higher being better.
+    """`effect` [heads, keep, treatment, batch] = measure under the treatment - plain measure; higher is better.
 
-    Sinks are those of `rule` (of `keys` where it is None), found for each text, layer and head before the edit; ACT's
-    rule leaves each head's first out, as there. Weights on them are multiplied by `keep`, and what is freed goes to
-    the row's other keys in proportion (`Redistribute`). `treatment`: "sinks" in the heads of the set; "random_heads",
-    the same in as many heads outside of it (NaN where it holds all); "random_keys", in the same heads as many random
-    keys that are none of its sinks; "same_mass", a random half of the keys that are no sink in the layer, `keep` being
-    set for each text and layer so that on the plain run the same mass changes place, or all there is. `freed` tells
-    how much that is, mean over queries and heads of the set; a row that sees no other key keeps its weights. Controls
-    are means of `controls` draws.
-    `plain` [batch] is the measure without an edit, `sinks` [batch] the mean number of sinks of a head. `mean`, `low`,
-    `high` [heads, keep, treatment] over texts, 95 % of the means of redrawn texts between the bounds; `beyond` [heads,
-    keep, control, bound] the same of the paired differences of the effect of sinks from that of each control.
+    `rule` (or `keys` if it is None) finds the sinks of each text, layer and head in the plain run; "act" leaves out
+    each head's first sink. The weights on sinks are multiplied by `keep`, and the freed weight goes to the row's
+    other keys in proportion (`Redistribute`). A row that sees no other key does not change. `treatment` is "sinks",
+    in the heads of the set; "random_heads", the same in as many heads outside of the set (NaN if there are none);
+    "random_keys", as many random keys that are not sinks, in the heads of the set; "same_mass", a random half of the
+    keys that are no sink in the layer, with `keep` set per text and layer so that the same weight moves in the plain
+    run (or all of it). Controls are means of `controls` draws. `freed` [heads, keep, treatment, batch] is the weight
+    that moves, mean over queries and heads of the set. `plain` [batch] is the plain measure, `sinks` [batch] the mean
+    number of sinks of a head. `mean`, `low`, `high` [heads, keep, treatment] over texts have 95 % bootstrap bounds;
+    `beyond` [heads, keep, control, bound] are mean and bounds of the paired difference of the effects, sinks minus
+    each control.
 
     The measure is minus the mean next-token loss (nats), or `kind` of `answer` (less `wrong`) at `position`, or
-    `measure(logits) → [batch]`, which sees rows in no fixed order. With `held_out` there is one more head set,
-    "filtered": the heads whose redistribution alone, with keep 0.4, does not lower the mean measure on those texts
-    (ACT's filter; its own measure is accuracy); the attribute `filtered` lists them. `answer` there is that of the
-    examples, one for all.
+    `measure(logits) → [batch]`, whose rows come in no fixed order. `heads` may be a mapping of names to head sets.
+    `held_out` adds the head set "filtered": the heads whose redistribution alone, with keep 0.4, does not lower the
+    mean measure on those texts (ACT's filter, there with accuracy); the attribute `filtered` lists them. A held-out
+    text has the `answer` of the examples, which must be one for all.
 
-    With `resume` every forward pass is on the disk, in that file, before the next begins: a study that was stopped, in
-    whatever way, goes on from there when it is asked for again with the same settings, with the numbers of one that
-    was not. The file (text, no pickle) is refused where it is of another study (other texts, model, settings, versions,
-    or other values of the measure on the plain texts) or was changed; a finished one gives the result at once.
-    Unit: that of the measure. Source: the edit and the filter from ACT's code and text, checked; study and controls are
-    ours.
+    With `resume` each forward pass is saved to that file before the next one starts. The same call then continues an
+    interrupted study and gives the same numbers; a finished file gives the result at once. AnalysisError if the file
+    was changed or belongs to other texts, models, settings, versions or plain values of the measure. It is JSON text.
 
     Question: Does taking attention off sinks change what the model does, more than taking it off anything else?
     Unit: that of the measure: nats per token by default; freed: weight per query.
-    Source: ours, of the edit of ACT (Yu et al., ICML 2024, arXiv:2406.15765); head filter as there.
+    Source: ours, with the edit and the head filter of ACT (Yu et al., ICML 2024, arXiv:2406.15765), held to its code.
     Cost: one recording per batch, then head sets × strengths × (1 + 3·controls) forward passes per text.
     Not for: choosing heads on the texts they are then judged on (give held_out); effects in generated text.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> text = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.redistribution_study(model, text, rule=None, keep="0", controls=1, draws=10)
+    >>> found.treatment.values.tolist()
+    ['sinks', 'random_heads', 'random_keys', 'same_mass']
+    >>> bool(found.effect.sel(treatment="sinks").item() < found.effect.sel(treatment="random_keys").item())
+    True
     """
     keeps = _keeps(keep)
     sets = _sets(model, heads)
@@ -136,19 +133,15 @@ def redistribution_study(
         raise AnalysisError(
             "held_out texts have no answers of their own; give one answer for all, or a measure"
         )
-    named = explained.settings if explained is not None else {"measure": "minus next-token loss"}
-    settings = {
-        "rule": rule,
-        "keys": keys if rule is None else None,
-        "threshold": threshold,
-        "controls": controls,
-        "seed": seed,
-    }
-    told = provenance(model) | {"device": model.device.type, "keep": keeps, "batch_size": batch_size}
-    told |= {"heads": {name: _names(model, mask) for name, mask in sets.items()}}
-    told |= {"texts": _digest(texts), "held_out": None if later is None else _digest(later)}
+    asked = explained.settings if explained is not None else {"measure": "minus next-token loss"}
+    own = {"keys": keys if rule is None else None, **asked}
     filtered: list[str] | None = None
-    run = {"analysis": "redistribution_study", **told, **settings, **named}
+    run = {
+        "analysis": "redistribution_study", **provenance(model), "device": model.device.type, "keep": keeps,
+        "batch_size": batch_size, "heads": {name: _names(model, mask) for name, mask in sets.items()},
+        "texts": _digest(texts), "held_out": None if later is None else _digest(later), "rule": rule,
+        "threshold": threshold, "controls": controls, "seed": seed, **own,
+    }  # fmt: skip
     with Journal.open(resume, run, lambda fault: AnalysisError(f"resume: {fault}")) as journal:
         if later is not None:
             filtered = _filter(model, later, find, value_of, batch_size, journal)
@@ -158,8 +151,7 @@ def redistribution_study(
     result = _dataset(values - plain, freed, draws, seed)
     result = result.assign(plain=("batch", plain), sinks=("batch", sinks))
     result = result.assign_coords(heads=list(sets), keep=keeps, treatment=list(TREATMENTS))
-    settings |= {"draws": draws, "examples": len(plain), "filtered": filtered}
-    return result.assign_attrs({**settings, **named})
+    return result.assign_attrs({**own, "examples": len(plain), "filtered": filtered})
 
 
 def _dataset(effect: np.ndarray, freed: np.ndarray, draws: int, seed: int) -> xr.Dataset:
@@ -175,7 +167,7 @@ def _dataset(effect: np.ndarray, freed: np.ndarray, draws: int, seed: int) -> xr
 def _filter(
     model: HookedModel, texts: Texts, find: Find, value_of: Any, rows: int, journal: Journal
 ) -> list[str]:
-    """The heads whose redistribution alone does not lower the mean of the measure."""
+    """The heads whose redistribution alone does not lower the mean measure."""
     every = every_head(model.layers, model.n_heads)
     alone = Redistributions(model, [_mask(model, [str(h)]) for h in every], [CALM], ("sinks",), 1, 0)
     values, _, plain, _ = alone.run(texts.batches, find, value_of, rows, journal, "filter")
@@ -237,6 +229,6 @@ def _names(model: HookedModel, mask: Tensor) -> list[str]:
 
 
 def _digest(texts: Texts) -> str:
-    """What tells texts from others: their token ids, in their order."""
+    """A digest of the token ids of all texts, in their order."""
     rows = {place: row.tolist() for b in texts.batches for place, row in zip(b.places, b.ids, strict=True)}
     return digest_of([rows[place] for place in sorted(rows)])

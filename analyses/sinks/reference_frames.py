@@ -1,14 +1,14 @@
-"""Reference frames: does a layer hang its attention on one token, on several, on both ends, or on none?
+"""Reference frames: whether the attention of a layer refers to one token, to several, to both ends, or to none.
 
-Ruscio, Nanni & Silvestri 2025 (arXiv 2508.02546) call these centralised, distributed and bidirectional frames. Their
-abstract and set-up were read; every formula here is ours, from memory of the standard definitions, and not checked
-against the paper. Sinks and concentration come in linear memory; spectrum and topology need the dense map of a layer
-and are refused on long texts.
+Ruscio, Nanni & Silvestri 2025 (arXiv 2508.02546) name centralised, distributed and bidirectional frames. Only their
+abstract and set-up were read: every formula here is ours, from memory of the standard definitions, and not checked
+against the paper. Sinks and concentration take linear memory; spectrum and topology need the dense map of a layer and
+are limited to short texts.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,38 +30,42 @@ FRAMES = ("none", "centralised", "distributed", "bidirectional")
 @analysis
 def reference_frames(
     record: Record,
-    tau: Annotated[float, "weight from which a query counts as looking at a token", Bounds(0.0, 1.0)] = 0.3,
-    gamma: Annotated[
-        float, "share of the queries that see a token which must look at it", Bounds(0.0, 1.0)
-    ] = 0.5,
+    tau: Annotated[float, "weight from which a query attends to a token", Bounds(0.0, 1.0)] = 0.3,
+    gamma: Annotated[float, "share of queries that must attend to a sink", Bounds(0.0, 1.0)] = 0.5,
     spectrum: Annotated[bool, "eigenvalues of the graph; texts up to 512 tokens"] = True,
     topology: Annotated[bool, "Betti numbers of the graph; texts up to 128 tokens"] = False,
     quantile: Annotated[float, "edges above this quantile make the topology", Bounds(0.0, 1.0)] = 0.9,
     normalised: Annotated[bool, "normalised Laplacian in place of D - W"] = False,
-    min_queries: Annotated[int, "tokens that fewer queries see are not judged", Bounds(1)] = 3,
+    min_queries: Annotated[int, "tokens that fewer queries see do not count", Bounds(1)] = 3,
 ) -> xr.Dataset:
-    """Measures [batch, layer] of `A`, the mean over a layer's heads, and the type of frame they amount to.
+    """Measures [batch, layer] of `A`, the mean over a layer's heads, and the frame that follows from them.
 
-    A token j is a sink where `#{i : A_ij ≥ tau} / #{i that see j} ≥ gamma`; `c_j = Σ_i A_ij / #{i that see j}`.
-    `sinks` counts them; `concentration` is max c, `top` its token, `gini` and `received_entropy` are of c;
-    `centralisation = Σ_j (c_max - c_j)/(n - 1)` after Freeman, 1 for a pure sink (in maps that see both ways c is the
-    in-degree over n). `kl_uniform` is the mean over rows of KL(A_i ‖ uniform on the visible keys), `kl_without_sink` of
-    KL(A_i without its top token, renormalised ‖ A_i) = -ln(1 - A_i,top); the other direction would be infinite.
-    `spectrum`, of `W = (A + Aᵀ)/2` without its diagonal: `fiedler` is the second eigenvalue of the Laplacian, `gap`
-    the difference of its two largest, `spectral_entropy` that of all; `alignment` |v_1[top]| of W's first
-    eigenvector. `topology`, of the edges from `quantile` of W's positive entries on: `components`, `cycles` (edges
-    alone), `holes` (cliques filled, over GF(2)).
-    `frame` is "none" without a sink; "bidirectional" where the two largest sinks are the first and the last token, each
-    with 0.25 of the sinks' mass c; "centralised" where the largest has 0.5 of it; else "distributed".
+    Token j is a sink if `#{i : A_ij ≥ tau} / #{i that see j} ≥ gamma`; its share is `c_j = Σ_i A_ij / #{i that see j}`.
+    `sinks` is their number, `concentration` the largest c, `top` the column of its token; `gini` and `received_entropy`
+    are of c; `centralisation = Σ_j (c_max - c_j)/(n - 1)` after Freeman, 1 for a pure sink. Means over rows:
+    `kl_uniform` of KL(A_i ‖ uniform on the visible keys), `kl_without_sink` of KL(A_i without the top token,
+    renormalised ‖ A_i) = -ln(1 - A_i,top); the other direction would be infinite.
+    `spectrum`, of `W = (A + Aᵀ)/2` without its diagonal: `fiedler`, the second eigenvalue of the Laplacian; `gap`, the
+    difference of its two largest; `spectral_entropy`, over all eigenvalues; `alignment`, |v_1[top]| of W's leading
+    eigenvector. `topology`, of the edges at or above `quantile` of W's positive entries: `components`, `cycles` (of the
+    graph), `holes` (of its clique complex, over GF(2)).
+    `frame` is "none" without a sink; "bidirectional" if the two largest sinks are the first and the last token, each
+    with 0.25 of the sinks' c or more; "centralised" if the largest has 0.5 or more; else "distributed".
 
-    Weights count as they are. Fewer than 3 tokens: NaN. Unit: as named. Source: frames from the abstract; formulas
-    ours, unverified. The thresholds tau, gamma are defaults of ours; see how the verdict moves with them.
+    Rows are not renormalised. A text of fewer than 3 tokens has NaN. AnalysisError for texts above the limits. The
+    defaults of tau and gamma are ours: try how the frame depends on them.
 
     Question: On which reference tokens does each layer's attention hang: one, several, both ends, or none?
     Unit: sinks: tokens; concentration, centralisation, gini: 0 to 1; entropies and KL: nats; Betti numbers: counts.
-    Source: Ruscio, Nanni & Silvestri 2025, arXiv:2508.02546 (frames); measures are ours, from memory.
+    Source: Ruscio, Nanni & Silvestri 2025, arXiv:2508.02546 (frames, by the abstract); measures are ours, from memory.
     Cost: one walk over the rows of each layer; spectrum n³ and topology per layer, up to 512 and 128 tokens.
     Not for: naming the position encoding of a model; texts of a few tokens; more than a description of these texts.
+
+    >>> import headwater as hw
+    >>> record = hw.load("tasks-4l").record("When Mary and John went to the store , John gave a drink to")
+    >>> found = hw.analyses.reference_frames(record)
+    >>> found.frame.shape, found.frame.values[0].tolist()
+    ((1, 4), ['centralised', 'none', 'centralised', 'centralised'])
     """
     _check(record, spectrum, topology)
     rows = []
@@ -71,10 +75,10 @@ def reference_frames(
         for b, real in enumerate(record.valid):
             found = _measures(record, layer, walks, b, gamma, min_queries)
             if (spectrum or topology) and int(real.sum()) > 2:
-                weights = _mean_map(record, layer, b)
-                found |= _spectrum(weights, found["top_rank"], normalised) if spectrum else {}
-                found |= _topology(weights, quantile) if topology else {}
-            found.pop("top_rank", None)
+                graph = graphs.symmetric(_mean_map(record, layer, b))
+                top = int(real[: found["top"]].sum())  # among the real tokens
+                found |= _spectrum(graph, top, normalised) if spectrum else {}
+                found |= _topology(graph, quantile) if topology else {}
             per_text.append(found)
         rows.append(per_text)
     names = list(dict.fromkeys(name for layer in rows for text in layer for name in text))
@@ -82,24 +86,20 @@ def reference_frames(
         name: (("batch", "layer"), np.array([[text.get(name, np.nan) for text in layer] for layer in rows]).T)
         for name in names
     }
-    result = xr.Dataset(data, coords={"layer": record.layers})
-    return result
+    return xr.Dataset(data, coords={"layer": record.layers})
 
 
 def _check(record: Record, spectrum: bool, topology: bool) -> None:
     longest = int(record.valid.sum(1).max())
-    for name, wanted, limit in (
-        ("topology", topology, LONGEST_TOPOLOGY),
-        ("spectrum", spectrum, LONGEST_SPECTRUM),
-    ):
-        if wanted and longest > limit:
+    for name, limit in (("topology", LONGEST_TOPOLOGY * topology), ("spectrum", LONGEST_SPECTRUM * spectrum)):
+        if limit and longest > limit:
             raise AnalysisError(
                 f"a text has {longest} tokens and the {name} is for up to {limit}; record less or give {name}=False"
             )
 
 
 class _Walk(NamedTuple):
-    """What one walk over the rows of a layer's mean map leaves: per key [batch, key], per query [batch, query]."""
+    """Sums over the rows of a layer's mean map, [batch, key], and numbers of each row, [batch, query]."""
 
     received: Tensor
     looking: Tensor
@@ -108,7 +108,7 @@ class _Walk(NamedTuple):
 
 
 def _walk(record: Record, layer: int, tau: float) -> _Walk:
-    """Linear memory: a block of rows at a time, averaged over heads in float64."""
+    """One walk over blocks of rows, averaged over heads in float64; linear memory."""
     map = record.map(layer)
     batch, _, queries, keys = map.shape
     received, looking = (torch.zeros(batch, keys, dtype=torch.float64) for _ in range(2))
@@ -124,7 +124,7 @@ def _walk(record: Record, layer: int, tau: float) -> _Walk:
 
 
 def _mean_map(record: Record, layer: int, b: int) -> np.ndarray:
-    """The mean over heads of one text, dense [query, key], padding left out."""
+    """The mean map over heads of one text, dense [query, key], without padding."""
     place = record.valid[b].nonzero()[:, 0]
     rows = [weights[b].double().mean(0).cpu() for _, weights in record.map(layer).row_blocks()]
     return torch.cat(rows)[place][:, place].numpy()
@@ -132,40 +132,29 @@ def _mean_map(record: Record, layer: int, b: int) -> np.ndarray:
 
 def _measures(
     record: Record, layer: int, walk: _Walk, b: int, gamma: float, min_queries: int
-) -> dict[str, float | str | int]:
-    """What columns and rows of one text's mean map say, without its spectrum."""
+) -> dict[str, Any]:
+    """The measures of one text that need only its columns and rows."""
     place = record.valid[b].nonzero()[:, 0].numpy()
     if len(place) < 3:
         return {"frame": "", "sinks": np.nan, "top": -1}
     map = record.map(layer)
-    seen, ahead = (
-        counts[b % len(counts), 0].numpy()[place]
-        for counts in (
-            map.rule.mask.seen_by(len(record.valid), 1),
-            map.rule.mask.visible_keys(len(record.valid), 1),
-        )
-    )
+    counts = (count(len(record.valid), 1) for count in (map.rule.mask.seen_by, map.rule.mask.visible_keys))
+    seen, ahead = (found[b % len(found), 0].numpy()[place] for found in counts)
     received, looking, spread, mass = (x[b].numpy()[place] for x in walk)
     judged = seen >= min(min_queries, seen.max())
     share = np.where(judged, received / np.maximum(seen, 1), 0.0)
     sinks = np.flatnonzero(judged & (looking / np.maximum(seen, 1) >= gamma) & (share > 0))
     top = int(share.argmax())
     column = int(place[top])
-    beside = (
-        map.tile(slice(0, map.shape[2]), slice(column, column + 1))[b]
-        .double()
-        .mean(0)[place, 0]
-        .cpu()
-        .numpy()
-    )
+    tile = map.tile(slice(0, map.shape[2]), slice(column, column + 1))[b, :, :, 0]
+    beside = tile.double().mean(0).cpu().numpy()[place]
     rows = mass > 0
     removed = np.clip(beside[rows] / mass[rows], 0, 1)
-    left = removed < 1 - 1e-6  # a row that sees the top token alone has nothing left to compare
+    left = removed < 1 - 1e-6  # a row that sees only the top token is undefined
     return {
         "frame": _frame(sinks, share, len(place)),
         "sinks": len(sinks),
         "top": column,
-        "top_rank": top,
         "concentration": float(share.max()),
         "gini": graphs.gini(share[judged]),
         "received_entropy": graphs.entropy(share[judged]),
@@ -176,6 +165,7 @@ def _measures(
 
 
 def _frame(sinks: np.ndarray, share: np.ndarray, count: int) -> str:
+    """The type of frame of a text of `count` tokens with these sinks and shares c."""
     if not len(sinks):
         return "none"
     order = sinks[np.argsort(-share[sinks], kind="stable")]
@@ -185,19 +175,17 @@ def _frame(sinks: np.ndarray, share: np.ndarray, count: int) -> str:
     return "centralised" if parts[0] >= SINGLE else "distributed"
 
 
-def _spectrum(weights: np.ndarray, top: float | str | int, normalised: bool) -> dict[str, float]:
-    graph = graphs.symmetric(weights)
+def _spectrum(graph: np.ndarray, top: int, normalised: bool) -> dict[str, float]:
     values = graphs.laplacian_spectrum(graph, normalised)
     return {
         "fiedler": float(values[1]),
         "gap": float(values[-1] - values[-2]),
-        "alignment": float(graphs.top_direction(graph)[int(top)]),
+        "alignment": float(graphs.top_direction(graph)[top]),
         "spectral_entropy": graphs.entropy(np.clip(values, 0, None)),
     }
 
 
-def _topology(weights: np.ndarray, quantile: float) -> dict[str, int]:
-    graph = graphs.symmetric(weights)
+def _topology(graph: np.ndarray, quantile: float) -> dict[str, int]:
     edges = graph[np.triu_indices(len(graph), 1)]
     positive = edges[edges > 0]
     threshold = np.quantile(positive, quantile) if len(positive) else np.inf

@@ -1,9 +1,8 @@
-"""What a sink carries: how much of each head's output comes from it, and how the prediction changes without it.
+"""Sink contribution: the share of each head's output that comes from sinks, and the prediction without their values.
 
-A weight near 1 on a value near 0 carries nothing. The sinks' values are taken out without renormalising the rest, in
-all layers and heads at once, and beside it the values of as many random keys. One recording and 2 +
-controls runs per batch; leaves out what the sink does by drawing attention off other keys, which redistribution
-shows.
+A weight near 1 on a value near 0 carries nothing. The values of the sinks are set to zero in all layers and heads at
+once, without renormalising the other weights; the values of as many random keys are the control. The sink also takes
+attention away from other keys: `redistribution_study` measures that effect.
 """
 
 from __future__ import annotations
@@ -43,27 +42,33 @@ def sink_contribution(
     keys: KeysSetting = 0,
     rule: RuleSetting = None,
     threshold: ThresholdSetting = None,
-    controls: Annotated[int, "sets of random keys; their values are averaged", Bounds(1)] = 4,
+    controls: Annotated[int, "sets of random keys, whose results are averaged", Bounds(1)] = 4,
     draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
     seed: Annotated[int, "seed of the random keys and of the draws", Bounds(0)] = 0,
     batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
 ) -> xr.Dataset:
     """`share` [of, batch, layer, head]: `‖Σ_{j in K} A_ij v_j‖ / ‖z_i‖`, `z_i = Σ_j A_ij v_j`, mean over queries i.
 
-    K are the sinks of the head (`of` = "sinks"), or as many random other keys of the text ("control", the mean of
-    `controls` draws). The queries are those that see a key of K and one that is not in K; a head without any is NaN.
-    `kl` [of, batch]: `KL(p ‖ p')` of the next-token distributions, mean over positions, p' being those of the model
-    with `A_ij v_j = 0` for all j in K, in all heads and layers at once, the other weights as they are. `logit_change`
-    [of, batch]: the root mean square over the vocabulary of the change of the logits less its mean, mean over
-    positions. `mean`, `low`, `high` [measure, of] of both over texts, with 95 % of the means of redrawn texts between
-    the bounds; `beyond` [measure, bound] the mean and bounds of the paired difference of sinks from control.
-    Unit: share; nats; logits. Source: ours, after the observation of Gu et al. that the values of sinks are short.
+    K are the sinks of the head (`of` = "sinks") or as many other keys of the text, drawn at random ("control", the mean
+    of `controls` draws). Only queries that see keys inside and outside of K count; a head without such queries is NaN.
+    `kl` [of, batch]: `KL(p ‖ p')` of the next-token distributions, mean over positions. In p' `A_ij v_j` is 0 for all j
+    in K, in all heads and layers at once, and the other weights do not change. `logit_change` [of, batch]: the root
+    mean square over the vocabulary of the centred change of the logits, mean over positions. `mean`, `low`, `high`
+    [measure, of] of both over texts, with 95 % bootstrap bounds; `beyond` [measure, bound], mean and bounds of the
+    paired difference sinks minus control.
 
     Question: What does a sink carry: how much of the heads' outputs, and of the prediction?
     Unit: share: ‖part of z from the keys‖ / ‖z‖; kl: nats; logit_change: logits.
-    Source: ours; small values of sinks in Gu et al., ICLR 2025, arXiv:2410.10781.
-    Cost: one recording with values, and 2 + controls forward passes per batch; attention in blocks of rows there.
+    Source: ours; Gu et al., ICLR 2025, arXiv:2410.10781, observed that the values of sinks are small.
+    Cost: one recording with values and 2 + controls forward passes per batch, edited attention in blocks of rows.
     Not for: what the sink is for: it may take attention away from other keys; parts of z that cancel.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> text = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.sink_contribution(model, text, controls=1, draws=10)
+    >>> found.share.shape, bool(found.kl.sel(of="sinks") > found.kl.sel(of="control"))
+    ((2, 1, 4, 8), True)
     """
     if not model.has_lm_head or model.read_only:
         raise AnalysisError(
@@ -92,18 +97,14 @@ def sink_contribution(
         coords={"of": list(OF), "layer": model.layers, "head": np.arange(model.n_heads), "measure": measures},
     )
     result = result.assign(intervals(change.transpose(1, 2, 0), ("measure", "of"), draws, seed))
-    beyond = np.stack(interval(change[0] - change[1], draws, seed), -1)
-    result["beyond"] = xr.DataArray(
-        beyond, dims=("measure", "bound"), coords={"bound": ["mean", "low", "high"]}
-    )
-    settings = {"keys": keys if rule is None else None}
-    settings |= {"controls": controls, "draws": draws, "seed": seed, "examples": count}
-    return result.assign_attrs(settings)
+    result["beyond"] = (("measure", "bound"), np.stack(interval(change[0] - change[1], draws, seed), -1))
+    result = result.assign_coords(bound=["mean", "low", "high"])
+    return result.assign_attrs(keys=keys if rule is None else None, examples=count)
 
 
 @dataclass(frozen=True, eq=False)
 class _WithoutValues:
-    """A weight edit that takes the weights on chosen keys out and leaves the others as they are."""
+    """A weight edit that sets the weights on chosen keys to 0 and does not change the others."""
 
     head_keys: Tensor  # [text, head, key]
 
@@ -123,7 +124,7 @@ class _InEveryLayer(ActiveEdit):
 
 
 def _shares(record: Record, flags: Tensor) -> Tensor:
-    """[text, layer, head] in float64."""
+    """`share` of the keys in `flags`, [text, layer, head] in float64."""
     found = []
     for place, layer in enumerate(record.layers):
         map, value = record.map(layer), record.values[layer]

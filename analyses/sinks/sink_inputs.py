@@ -1,7 +1,7 @@
-"""Dependence of sinks on the input: natural text, random tokens, and one token over and over.
+"""Dependence of sinks on the input: natural text, random tokens, and one repeated token.
 
-Gu et al., ICLR 2025 (arXiv 2410.10781): sinks outlive random tokens, and under repeated ones only learned or absolute
-positions keep them. Three recordings of column statistics; says where attention goes and not why.
+Gu et al., ICLR 2025 (arXiv 2410.10781): sinks also form on random tokens; on one repeated token they form only with
+learned or absolute positions. Three recordings of column statistics. It shows where attention goes, not why.
 """
 
 from __future__ import annotations
@@ -30,33 +30,35 @@ def sink_inputs(
     model: HookedModel,
     examples: Examples,
     length: Annotated[int, "tokens of each text that are read; shorter texts set it lower", Bounds(2)] = 64,
-    threshold: Annotated[float, "share above which the token counts as a sink", Bounds(0.0, 1.0)] = 0.3,
+    threshold: Annotated[float, "share above which the token is a sink", Bounds(0.0, 1.0)] = 0.3,
     key: Annotated[int, "the token, counted from the first; 0 is the first"] = 0,
-    keep_start: Annotated[
-        int, "tokens of the text left as they are in front, such as its special token", Bounds(0)
-    ] = 0,
+    keep_start: Annotated[int, "first tokens that stay, such as a special token", Bounds(0)] = 0,
     draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
     seed: Annotated[int, "seed of the tokens and of the draws", Bounds(0)] = 0,
     batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
 ) -> xr.Dataset:
-    """`rate` [input, batch]: of a text, the fraction of (layer, head) whose share of token `key` exceeds `threshold`.
+    """`rate` [input, batch]: the fraction of (layer, head) whose share α of token `key` exceeds `threshold`.
 
-    `input` is "natural" (the text's first tokens), "random" (as many tokens drawn alike from the ordinary ones) and
-    "repeated" (one such token, another for each text, over and over). All three have one length, that of the shortest
-    text where that is below `length`; shares fall with length. `mean`, `low`, `high` [input] over texts, with 95 % of
-    the means of redrawn texts between the bounds; `above_random` and `above_repeated` [bound] the mean and bounds of
-    the paired differences of natural text from the others. `received_share` [input, batch, layer, head] is α.
-    `keep_start` leaves the first tokens of every text in place, e.g. 1 where the tokenizer begins with a special token;
-    with 0, a model without positions under a repeated token has uniform rows, `A_ik = 1/i`, and α of the first of T
-    tokens is H_T/T.
-    Unit: fraction. Source: the paper; the metric from the authors' code, checked; how its random tokens were drawn, and
-    whether a special token stood in front, from memory.
+    `input` is "natural" (the first tokens of the text), "random" (as many ordinary tokens, drawn uniformly) or
+    "repeated" (one such token throughout, another for each text). All have the same length: `length`, or that of the
+    shortest text (attribute `length`). `mean`, `low`, `high` [input] over texts, with 95 % bootstrap bounds;
+    `above_random` and `above_repeated` [bound], mean and bounds of the paired difference natural minus other input.
+    `received_share` [input, batch, layer, head] is α. `keep_start` keeps the first tokens of every text, e.g. 1 for a
+    special token at the start. With 0, a model without positions has uniform rows on a repeated token, `A_ik = 1/i`,
+    and α of the first of T tokens is H_T/T.
 
     Question: Does the sink stay when the text is random tokens, or one token repeated?
     Unit: rate: fraction of (layer, head); shares are mean weights per query that sees the key.
-    Source: Gu et al., ICLR 2025, arXiv:2410.10781.
+    Source: Gu et al., ICLR 2025, arXiv:2410.10781; metric held to the authors' code, the draw of random tokens and the
+    special token from memory.
     Cost: three recordings of each text's first tokens with two statistics, memory O(S).
     Not for: what makes the sink; texts of other lengths, as shares fall with length.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> found = hw.analyses.sink_inputs(model, "When Mary and John went to the store", length=8, draws=10)
+    >>> found.rate.dims, found.input.values.tolist()
+    (('input', 'batch'), ['natural', 'random', 'repeated'])
     """
     ids = _natural(model, examples, length)
     if keep_start >= ids.shape[1]:
@@ -81,14 +83,12 @@ def sink_inputs(
     for place, name in enumerate(INPUTS[1:], 1):
         bounds = interval(columns[:, :1] - columns[:, place : place + 1], draws, seed)
         result[f"above_{name}"] = ("bound", np.array(bounds)[:, 0])
-    settings = {"length": ids.shape[1]}
-    settings |= {"draws": draws, "seed": seed, "examples": len(ids)}
     result = result.assign_coords(bound=["mean", "low", "high"])
-    return result.assign_attrs(settings)
+    return result.assign_attrs(length=longest, examples=count)
 
 
 def _natural(model: HookedModel, examples: Examples, length: int) -> Tensor:
-    """The first tokens of every text, all as many: int64 [batch, position]."""
+    """The first tokens of every text, cut to one length: int64 [batch, position]."""
     if model.part_name != "text" or not model.vocab:
         raise AnalysisError(f"{model.name} is read as its {model.part_name}; this analysis draws words")
     tokens = model.to_tokens(examples)

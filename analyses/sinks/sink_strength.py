@@ -1,18 +1,22 @@
-"""Sink strength: the weight that each query puts on the sinks, layer by layer, head by head, token by token.
+"""Sink strength: the weight that each query of each head puts on the sinks.
 
-One product of each layer's map with the sinks' indicator, so the memory is linear, also on the record of a generation,
-whose queries are the prompt's tokens and then the generated ones. Says where attention goes and not what it does there.
+One product of each layer's map with an indicator of the sinks, in linear memory. The record of a generation works too:
+its queries are the tokens of the prompt and then the generated tokens. It shows where attention goes, not its effect.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
-from headwater.analyses.sinks._uniform_map import even_map
+from headwater.analyses.sinks._sink_keys import (
+    KeysSetting,
+    RuleSetting,
+    ThresholdSetting,
+    sink_keys,
+    weight_on,
+)
 from headwater.lens.records.record import Record
 
 
@@ -23,32 +27,32 @@ def sink_strength(
     rule: RuleSetting = None,
     threshold: ThresholdSetting = None,
 ) -> xr.Dataset:
-    """`strength` [batch, layer, head, query] is `Σ_{j in sinks} A_ij`, what query i puts on its head's sinks.
+    """`strength` [batch, layer, head, query] is `Σ_{j in sinks} A_ij`, the weight of query i on its head's sinks.
 
-    `even` [batch, layer, head, query] is `#{sinks that i sees} / #{keys that i sees}`, the strength of a head that
-    looks at all keys alike. `mean` [part, layer, head] averages over the queries that see a key that is no sink, first
-    over those of a text, then over texts; the parts are "all" and, where the record has the group "generated"
-    (`model.generate(…, record=True, groups="generated")`), "prompt" and "generated". `generated` [batch, query] says
-    which queries those are. Weights count as they are: with learned sinks or another normaliser a row may sum to less.
-    ACT's rule is taken with each head's first sink left in. Queries of padding are NaN.
-    Unit: weight. Source: ours; the definition is the plain sum.
+    `even` [batch, layer, head, query] is `#{sinks that i sees} / #{keys that i sees}`, the strength of uniform
+    attention. `mean` [part, layer, head] averages over the queries that see some key besides sinks, first within a
+    text, then over texts. Its parts are "all" and, if the record has the group "generated" (`model.generate(…,
+    record=True, groups="generated")`), "prompt" and "generated"; `generated` [batch, query] marks these queries.
+    Rows are not renormalised: with learned sinks or another normaliser they may sum to less than 1. The rule "act"
+    keeps each head's first sink here. Queries of padding are NaN.
 
     Question: How much attention goes to the sinks, over layers, heads and the tokens that look?
     Unit: weight, 0 to 1; even: the weight that a look at all visible keys alike gives.
-    Source: ours; first-token sinks as in Gu et al., ICLR 2025, arXiv:2410.10781.
-    Cost: two attention passes per layer, memory O(layers·heads·S); a rule adds that of find_sinks.
+    Source: ours, a plain sum; first-token sinks as in Gu et al., ICLR 2025, arXiv:2410.10781.
+    Cost: two attention passes per layer, memory O(layers·heads·S); a rule adds the cost of find_sinks.
     Not for: saying that the sinks carry something (sink_contribution does); rows that see little but sinks.
+
+    >>> import headwater as hw
+    >>> record = hw.load("tasks-4l").record("When Mary and John went to the store , John gave a drink to")
+    >>> found = hw.analyses.sink_strength(record)
+    >>> found.strength.shape, [round(x, 1) for x in found.even[0, 0, 0, :2].values.tolist()]
+    ((1, 4, 8, 15), [1.0, 0.5])
     """
     sinks = sink_keys(record, keys, rule, threshold)
-    strength, even = [], []
-    for place, layer in enumerate(record.layers):
-        map = record.map(layer)
-        mine = sinks[:, place]
-        flags = mine[..., None].float().to(map.q.device)
-        strength.append((map @ flags)[..., 0].double().cpu())
-        even.append((even_map(map) @ flags)[..., 0].double().cpu())
     padding = ~record.valid[:, None, None]
-    found, level = (torch.stack(x, 1).masked_fill(padding, torch.nan) for x in (strength, even))
+    found, level = (
+        weight_on(record, sinks, even).masked_fill(padding, float("nan")) for even in (False, True)
+    )
     coords = {
         "layer": record.layers,
         "head": np.arange(record.n_heads),
@@ -56,7 +60,7 @@ def sink_strength(
     }
     dims = ("batch", "layer", "head", "query")
     result = xr.Dataset({"strength": (dims, found.numpy()), "even": (dims, level.numpy())}, coords=coords)
-    use = result.even < 1 - 1e-6  # a row that sees nothing but sinks says nothing; so do rows of padding
+    use = result.even < 1 - 1e-6  # leaves out rows that see only sinks, and rows of padding (NaN)
     parts = {"all": use}
     if "generated" in record.groups:
         later = xr.DataArray(record.groups["generated"].cpu().numpy(), dims=("batch", "query"))
@@ -64,5 +68,4 @@ def sink_strength(
         parts |= {"prompt": use & ~later, "generated": use & later}
     means = [result.strength.where(part).mean("query").mean("batch") for part in parts.values()]
     result["mean"] = xr.concat(means, "part").assign_coords(part=list(parts))
-    settings = {"keys": keys if rule is None else None}
-    return result.assign_attrs(settings)
+    return result.assign_attrs(keys=keys if rule is None else None)

@@ -17,8 +17,8 @@ from dense_oracle import Oracle, run
 
 import headwater as hw
 from headwater.analyses._measures.bootstrap import interval
-from headwater.analyses.sinks._control_keys import control_keys
-from headwater.analyses.sinks._redistributed_runs import half_of_others, other_heads
+from headwater.analyses.sinks._control_keys import control_keys, half_of_others
+from headwater.analyses.sinks._redistributed_runs import other_heads
 from headwater.analyses.sinks.find_sinks import find_sinks
 from headwater.analyses.sinks.redistribution_study import redistribution_study
 from headwater.lens.errors import AnalysisError, HeadError
