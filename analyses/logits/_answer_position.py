@@ -1,7 +1,7 @@
-"""What a task's prompts have at the one position that is asked: vectors of the parts, and readouts of the answer.
+"""Vectors and logits at the one position where a task's answer is predicted, and the two halves of its texts.
 
-A text that stands twice is no second observation, so it is read once; and texts are put into two halves, one to choose
-or fit on and one to judge by.
+Duplicate texts are no independent samples, so each text is read once. One half of the texts serves to choose or fit,
+the other half to judge.
 """
 
 from __future__ import annotations
@@ -23,33 +23,29 @@ from headwater.lens.models import blocks
 from headwater.lens.models.token_ids import token_id
 from headwater.lens.transformer_lens import names
 
-MEAN, WRONG = "ic", "ic-iw"  # the names of the paper: the answer less the mean of all, less the wrong one
+MEAN, WRONG = "ic", "ic-iw"  # the paper's names: the answer's logit less the mean of all, less the wrong one
 
 
 def once(batches: Sequence[Batch]) -> list[Batch]:
-    """The batches without texts that stood before."""
-    seen: set[tuple[int, ...]] = set()
+    """The batches without repeated texts."""
+    first: dict[tuple[int, ...], int] = {}
     found = []
     for batch in batches:
-        kept = []
-        for row, ids in enumerate(batch.ids.tolist()):
-            if tuple(ids) not in seen:
-                seen.add(tuple(ids))
-                kept.append(row)
-        if kept:
-            found.append(Batch(batch.ids[kept], [batch.places[row] for row in kept]))
+        rows = zip(batch.places, batch.ids.tolist(), strict=True)
+        if kept := [n for n, (place, ids) in enumerate(rows) if first.setdefault(tuple(ids), place) == place]:
+            found.append(Batch(batch.ids[kept], [batch.places[n] for n in kept]))
     return found
 
 
 def tokens_of(model: HookedModel, given: Answer | None, what: str) -> Answer | None:
-    """Answers with every word read once, and not once per batch."""
+    """The ids of the answers, so that words are turned into tokens once and not per batch."""
     if given is None or isinstance(given, str):
         return given
     return [token_id(model, one, what) for one in given]
 
 
 def answers_of(explained: Explained, run: Writers, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Token of the answer of each text, what the model predicts where none is given; and of the wrong one."""
+    """Token ids of the answer of each text (none given: what the model predicts), and of the wrong one."""
     right, other = (explained.ids_of(what, batch) for what in ("answer", "wrong"))
     device = run.logits.device
     asked = (
@@ -59,14 +55,14 @@ def answers_of(explained: Explained, run: Writers, batch: Batch) -> tuple[Tensor
 
 
 def readouts(run: Writers, position: int, answer: Tensor, wrong: Tensor | None) -> Iterator[Readout]:
-    """The answer's logit less the mean of all logits ("ic"), and less that of the wrong token ("ic-iw")."""
+    """The answer's logit less the mean of all logits ("ic"), and less the wrong token's logit ("ic-iw")."""
     yield less_the_mean(run, position, Readout.of(run, position, answer, None))
     if wrong is not None:
         yield Readout.of(run, position, answer, wrong)
 
 
 def less_the_mean(run: Writers, position: int, single: Readout) -> Readout:
-    """A readout of one token's logit, less the mean of all logits before a soft cap, which no softmax sees."""
+    """A readout of one token's logit less the mean of all logits before a soft cap. No softmax sees that mean."""
     norm, head = unembedding(run.model)
     mean, own = head.weight.detach().double().mean(0), getattr(head, "bias", None)
     bias = mean @ blocks.norm_bias(norm, len(mean)).to(mean)
@@ -76,7 +72,7 @@ def less_the_mean(run: Writers, position: int, single: Readout) -> Readout:
 
 
 def along(readout: Readout) -> Tensor:
-    """The vectors u [batch, d_model] with which a part v of the stream gives `u·v` to the logit."""
+    """The vectors u [batch, d_model] that read the logit: a part v of the stream adds `u·v` to it."""
     norm = readout.norm
     found = norm.gain * readout.direction
     found = found - found.mean(-1, keepdim=True) if norm.centred else found
@@ -84,12 +80,12 @@ def along(readout: Readout) -> Tensor:
 
 
 def reads_own_heads(model: HookedModel, layer: int) -> bool:
-    """Whether the MLP reads the stream behind its layer's attention; in parallel blocks both read what enters."""
+    """Whether the MLP reads the stream after its layer's attention; in parallel blocks both read the layer's input."""
     return f"blocks.{layer}.hook_resid_mid" in names.places(model)
 
 
 def halves(groups: Sequence[object], seed: int) -> np.ndarray:
-    """Which texts are in the second half, bool [text]: about half of them, texts of one group together."""
+    """Which texts are in the second half, bool [text]: about half of them; texts of one group stay together."""
     known = list(dict.fromkeys(groups))
     if len(known) < 2:
         raise AnalysisError(

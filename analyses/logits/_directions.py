@@ -1,4 +1,4 @@
-"""A direction of the residual stream that a user gives (a probe, an unembedding), held to its size."""
+"""A direction of the residual stream that the user gives (of a probe, of an unembedding), with its shape checked."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The final norm along a straight path of streams: what each part gives to a logit, without a scale that is frozen.
+"""The final norm along a straight path of streams: what each part adds to a logit, without a frozen scale.
 
-Path integrals of Aumann & Shapley (integrated gradients; Sundararajan et al. 2017) over the sum that the stream is. A
-norm divides by the root of a quadratic in the path's parameter, so the integrals have a closed form.
+The path integrals are those of Aumann & Shapley (integrated gradients; Sundararajan et al. 2017). A norm divides by the
+root of a quadratic in the path's parameter, so the integrals have a closed form.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from headwater.analyses._streams.readout import Readout
 from headwater.lens.errors import AnalysisError
 
 POINTS = 32
-LITTLE = 1e-2  # of the stream's own spread: a path that changes it by less is integrated by quadrature
+LITTLE = 1e-2  # relative to the stream's spread: a shorter path is integrated by quadrature
 
 
 @dataclass(frozen=True, eq=False)
 class PathReadout:
-    """`shares(c) = c·∫ ∇f(begin + α(end - begin)) dα`, f the logit through the norm; `begun` [batch] is f(begin).
+    """`shares(c) = c·∫ ∇f(begin + α(end - begin)) dα`, where f is the logit through the norm; `begun` [batch] is
+    f(begin).
 
-    `reading` [batch, d_model] is the integral, so the shares of what is between begin and end add up to f(end) -
-    f(begin), and `begun` is the share of what was there at the start.
+    `reading` [batch, d_model] is the integral. The shares of the parts between begin and end add up to f(end) -
+    f(begin); `begun` is the share of the stream at the start.
     """
 
     reading: Tensor
@@ -53,7 +54,7 @@ class PathReadout:
         return cls(reading, begun)
 
     def shares(self, vectors: Tensor) -> Tensor:
-        """What vectors [batch, …, d_model] at the position give to the difference, [batch, …]."""
+        """The shares of vectors [batch, …, d_model] at the position in the difference, [batch, …]."""
         return (vectors * self.reading.reshape(len(vectors), *[1] * (vectors.dim() - 2), -1)).sum(-1)
 
 

@@ -1,7 +1,7 @@
-"""Ordinary least squares of vectors on vectors: one number per term for all coordinates, and a constant vector.
+"""Ordinary least squares of vectors on vectors: one weight per term for all coordinates, and a constant vector.
 
-`target_p ≈ Σ_t weight_t·term_tp + intercept`, stacked over coordinates and texts. Terms are taken less their means over
-texts, which the intercept takes up; a term that is the same in every text has no weight (NaN).
+`target_p ≈ Σ_t weight_t·term_tp + intercept`, stacked over coordinates and texts. The mean of each term over texts is
+subtracted and goes into the intercept; a term that is the same in every text has no weight (NaN).
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from tqdm import tqdm
 from headwater.analyses._measures.bootstrap import bounds
 from headwater.lens.errors import AnalysisError
 
-SAME = 1e-6  # of the longest term: a term whose texts differ by less may be float32 rounding, a constant
-WORST = 1e6  # condition of the terms, each at length 1, above which a weight is rounding
-SLICE = 64  # redrawings whose means are held at once
+SAME = 1e-6  # relative to the longest term: a smaller variation may be float32 rounding of a constant
+WORST = 1e6  # condition number of the terms at length 1, above which a weight is rounding
+SLICE = 64  # redrawings whose means are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
 class ScalarFit:
-    """`weight` [term], its `inflation` (1 where no other term is like it: what its variance grows by), `intercept`
-    [coordinate], and `mean` [coordinate] of the targets."""
+    """`weight` [term], its variance inflation factor `inflation` [term] (1: no other term is like it), `intercept`
+    [coordinate], `mean` [coordinate] of the targets, and the `condition` number of the terms.
+    """
 
     weight: np.ndarray
     inflation: np.ndarray
@@ -32,7 +33,7 @@ class ScalarFit:
 
     @classmethod
     def of(cls, terms: np.ndarray, target: np.ndarray) -> ScalarFit:
-        """Of terms [text, term, coordinate] and targets [text, coordinate] in float64."""
+        """The fit of targets [text, coordinate] on terms [text, term, coordinate], in float64."""
         count, known, _ = terms.shape
         if count <= known:
             raise AnalysisError(
@@ -42,7 +43,7 @@ class ScalarFit:
         means, mean = terms.mean(0), target.mean(0)
         stacked = (terms - means).transpose(1, 0, 2).reshape(known, -1)
         length = np.linalg.norm(stacked, axis=1)
-        # against what the term is and not against what it varies by, for that may be rounding in all of them
+        # compared with the length of the terms: what they vary by may be rounding in all of them
         varies = length > SAME * max(np.linalg.norm(terms, axis=(0, 2)).max(), 1e-300)
         unit = stacked[varies] / length[varies, None]
         weight, inflation = np.full(known, np.nan), np.full(known, np.nan)
@@ -67,7 +68,7 @@ class ScalarFit:
         return np.nan_to_num(self.weight)[:, None] * terms
 
     def explained(self, terms: np.ndarray, target: np.ndarray) -> float:
-        """R²: 1 less the squared error over that of the mean of the texts that were fitted on."""
+        """R²: 1 less the squared error over the squared error of the mean of the fitted texts."""
         error = target - self.parts(terms).sum(1) - self.intercept
         total = np.square(target - self.mean).sum()
         return float(1 - np.square(error).sum() / total) if total > 0 else float("nan")
@@ -75,7 +76,7 @@ class ScalarFit:
     def bounds(
         self, terms: np.ndarray, target: np.ndarray, draws: int, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Between which 95 % of the weights lie that redrawn texts give, each drawing with an intercept of its own."""
+        """95 % interval of each weight over redrawn texts; each drawing has its own intercept."""
         varies = np.isfinite(self.weight)
         low, high = np.full(len(varies), np.nan), np.full(len(varies), np.nan)
         if varies.any():
@@ -84,7 +85,7 @@ class ScalarFit:
 
 
 def _redrawn(terms: np.ndarray, target: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Weights [draw, term], from products that are taken once per text."""
+    """Weights [draw, term], from products that are computed once per text."""
     count = len(terms)
     scale = np.linalg.norm(terms - terms.mean(0), axis=(0, 2))
     terms = terms / scale[:, None]
@@ -99,7 +100,7 @@ def _redrawn(terms: np.ndarray, target: np.ndarray, draws: int, seed: int) -> np
         means = np.tensordot(times, terms, 1)  # [draw, term, coordinate]
         left = np.tensordot(times, products, 1) - means @ means.transpose(0, 2, 1)
         right = times @ crossed - np.einsum("ntd,nd->nt", means, times @ target)
-        # a drawing may hold a term at one value only: then the shortest of its weights
+        # in a drawing a term may be constant: the pseudo-inverse gives the shortest solution
         solved = np.linalg.pinv(left, rcond=1e-10, hermitian=True) @ right[..., None]
         found.append(solved[..., 0] / scale)
     return np.concatenate(found)

@@ -1,7 +1,7 @@
-"""Direct logit attribution: what each part of a model writes into the logit of an answer, with no layer in between.
+"""Direct logit attribution: what each part of a model adds to the logit of an answer, without later layers in between.
 
-The standard decomposition of the residual stream with the final norm's scale frozen (Elhage et al. 2021; Wang et al.
-2022), or with the norm integrated along a path of streams, so that nothing is frozen: the shares add up to the logit
+The standard decomposition of the residual stream freezes the final norm's scale (Elhage et al. 2021; Wang et al. 2022).
+The norm can also be integrated along a path of streams: nothing is frozen, and the shares add up to the logit
 difference exactly. One run. What a part does by way of later layers is not seen.
 """
 
@@ -45,28 +45,34 @@ def direct_logit_attribution(
 ) -> xr.DataArray:
     """`((c - mean(c))/s ⊙ g)·(W_U[answer] - W_U[wrong])` of every part c of the stream at `position`.
 
-    `s` is the scale of the final norm as it is in the run (the mean is taken out by LayerNorm alone), g its gain.
-    `unit="component"`: [batch, component] with "embed" (token and position), heads "0.0" …, "bias.0" (the output bias
-    of an attention), "mlp.0" …, and "bias" (the final norm's and the unembedding's); they add up to the difference,
-    the coordinate `total` [batch]. "head": the heads, [batch, layer, head]. "source": `A_ij v_j W_O^h`, [batch, layer,
-    head, key], which adds up to "head" over the keys; refused where head outputs are edited. Without `wrong` the logit
-    of the answer is taken apart. Logits with a soft cap (Gemma 2) are taken before it (attribute `soft_cap`).
-    Sums are checked against the run; a model that does not add up is refused by name.
+    `s` is the scale of the final norm in the run, g its gain; only a LayerNorm subtracts the mean. `unit="component"`
+    gives [batch, component]: "embed" (token and position), heads "0.0" …, "bias.0" (the output bias of an attention),
+    "mlp.0" …, and "bias" (of the final norm and the unembedding). They add up to the difference, the coordinate `total`
+    [batch]. "head" gives the heads [batch, layer, head]. "source" gives `A_ij v_j W_O^h` [batch, layer, head, key],
+    whose sum over keys is "head"; it is refused where head outputs are edited. Without `wrong` the logit of the answer
+    is decomposed. Logits with a soft cap (Gemma 2) are those before it (attribute `soft_cap`). The sums are checked
+    against the run; a model that does not add up is refused by name.
 
-    With a path nothing is frozen: c gives `c·∫ ∇f(a + α(x - a)) dα`, α from 0 to 1, x the stream and f the logit behind
-    the norm, in closed form; a is 0, or the embedding, whose share then is f(a), the logit of the embedding by itself.
-    A part that turns the stream away from the answer is charged for it, and one along the stream gets less than when
-    frozen; both agree where the norm's scale does not change. From zero the norm is steepest where there is next to
-    no stream, so that shares of parts across x grow with log(|x|²/epsilon) and cancel: prefer the embedding. A norm
-    behind an attention (Gemma 2) stays the division that it was.
-    Unit: logit. Source: formulas checked; the closed form is ours; papers from memory.
+    With a path, c gives `c·∫ ∇f(a + α(x - a)) dα`, α from 0 to 1, in closed form; x is the stream and f the logit
+    through the norm. The start a is 0, or the embedding, whose share is then f(a), the logit of the embedding alone. A
+    part that turns the stream away from the answer is charged for it; a part along the stream gets less than with a
+    frozen scale; both agree where the norm's scale is constant. From zero, the norm is steepest where there is almost
+    no stream, so shares of parts across x grow with log(|x|²/epsilon) and cancel: prefer the embedding. A norm behind
+    an attention (Gemma 2) keeps its scale of the run.
 
     Question: What does each part write directly into the logit of an answer?
     Unit: logit (before a soft cap on logits).
-    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Wang et al. 2022,
-    arXiv:2211.00593.
+    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits; Wang et al. 2022, arXiv:2211.00593
+    (from memory); the closed form of the path is ours.
     Cost: one forward pass, and one vector per part and position; per source token one product per head and key.
     Not for: what a part does through later layers (patch); models whose norms stand behind the sum (refused).
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.direct_logit_attribution(model, prompt, answer="Mary", wrong="John")
+    >>> found.component.values[found[0].values.argmax()].item(), bool(abs(found.sum() - found.total[0]) < 1e-3)
+    ('mlp.3', True)
     """
     explained = Explained(model, None, answer, wrong, position, "logit")
     texts = Texts.of(model, examples, batch_size)
@@ -86,14 +92,15 @@ def direct_logit_attribution(
             names = [*shares, "bias"]
             found = torch.stack([*shares.values(), readout.bias], -1)
         else:
-            each = _by_head if unit == "head" else _by_source
-            found = torch.stack([each(layer, path, position) for layer in run.layers.values()], 1)
+            source = unit == "source"
+            written = (moved(x, position) if source else x.result[:, position] for x in run.layers.values())
+            found = torch.stack([path.shares(vectors) for vectors in written], 1)
         rows |= dict(zip(batch.places, found.cpu(), strict=True))
-    return _labelled(model, texts, rows, (unit, norm), names, totals, explained)
+    return _labelled(model, texts, rows, unit, names, totals)
 
 
 def _path(run: Writers, readout: Readout, norm: FinalNorm, position: int) -> Readout | PathReadout:
-    """What gives parts their shares."""
+    """The readout that gives parts their shares."""
     if norm == "frozen":
         return readout
     module, _ = unembedding(run.model)
@@ -103,17 +110,8 @@ def _path(run: Writers, readout: Readout, norm: FinalNorm, position: int) -> Rea
     return PathReadout.of(readout, blocks.epsilon(module), begin, end)
 
 
-def _by_head(layer: Layer, readout: Readout | PathReadout, position: int) -> Tensor:
-    return readout.shares(layer.result[:, position])
-
-
-def _by_source(layer: Layer, readout: Readout | PathReadout, position: int) -> Tensor:
-    """[batch, head, key]: each key's value, weighed, through W_O and the final norm."""
-    return readout.shares(moved(layer, position))
-
-
 def moved(layer: Layer, position: int) -> Tensor:
-    """`A_ij v_j W_O^h` as it stands in the stream at query `position`, [batch, head, key, d_model]."""
+    """`A_ij v_j W_O^h` as it is in the stream at query `position`, [batch, head, key, d_model]."""
     _, heads, queries, _ = layer.map.shape
     at = position % queries
     weights = layer.map.tile(slice(at, at + 1), slice(None))[:, :, 0].double()
@@ -126,26 +124,23 @@ def moved(layer: Layer, position: int) -> Tensor:
 
 
 def _labelled(
-    model: HookedModel, texts: Texts, rows: dict[int, Tensor], how: tuple[Unit, FinalNorm], names: list[str],
-    totals: Tensor, explained: Explained,
+    model: HookedModel, texts: Texts, rows: dict[int, Tensor], unit: Unit, names: list[str], totals: Tensor
 ) -> xr.DataArray:  # fmt: skip
-    """The rows of all texts under their names; keys of padding are NaN."""
-    unit, norm = how
+    """The rows of all texts with their coordinates; keys of padding are NaN."""
     coordinates: dict[str, object] = {"batch": np.arange(len(totals)), "total": ("batch", totals)}
     if unit == "component":
-        dims, values = ("batch", "component"), torch.stack([rows[n] for n in range(len(rows))])
-        coordinates["component"] = names
+        coordinates["component"], dims = names, ("batch", "component")
     else:
         coordinates |= {"layer": model.layers, "head": np.arange(model.n_heads)}
         dims = ("batch", "layer", "head")
-        if unit == "head":
-            values = torch.stack([rows[n] for n in range(len(rows))])
-        else:
-            dims, values = (*dims, "key"), texts.empty(model.n_layers, model.n_heads)
-            for n, row in rows.items():
-                values[n][..., texts.valid[n]] = row
-            coordinates["key_token"] = (("batch", "key"), np.array(texts.strings))
-    attrs = {"unit_of": unit, "norm": norm, "soft_cap": soft_cap(model), **explained.settings}
+    if unit == "source":
+        dims, values = (*dims, "key"), texts.empty(model.n_layers, model.n_heads)
+        for n, row in rows.items():
+            values[n][..., texts.valid[n]] = row
+        coordinates["key_token"] = (("batch", "key"), np.array(texts.strings))
+    else:
+        values = torch.stack([rows[n] for n in range(len(rows))])
+    attrs = {"unit_of": unit, "soft_cap": soft_cap(model)}  # the attribute `unit` is the unit of measure
     return xr.DataArray(
         values.numpy(), dims=dims, coords=coordinates, name="direct_logit_attribution", attrs=attrs
     )

@@ -1,8 +1,8 @@
-"""Factual recall: which heads write an answer, and what does an MLP behind them make of what they wrote?
+"""Factual recall: which heads write an answer, and what does an MLP make of their outputs?
 
-After Lv et al. 2024 (arXiv 2403.19521): at the position where a fact is asked for, heads move the topic there, an MLP
-acts on their outputs as an activation does (some it makes longer, some it takes out), and adds a vector of the task's
-own. The fit is linear and describes; it says nothing of what would happen without a part.
+After Lv et al. 2024 (arXiv 2403.19521): at the position that asks for a fact, heads move the topic there. An MLP acts
+on their outputs like an activation (it lengthens some and erases others) and adds a vector of the task. The fit is
+linear and descriptive; it does not say what would happen without a part.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UPSTREAM, LAYER = "upstream", "layer"
 RESIDUAL, INTERCEPT, ERROR = "residual", "intercept", "error"
 HALVES = ("fitted", "held out")
 CONTROLS = 10  # fits with the terms of other texts
-ERASED = 0.25  # how far from -1 the whole interval of an erased head's weight may lie; ours
+ERASED = 0.25  # largest distance from -1 of the interval of an erased head's weight; our choice
 
 
 @analysis
@@ -68,35 +68,43 @@ def factual_recall(
     seed: Annotated[int, "seed of the halves and of the redrawings", Bounds(0)] = 0,
     batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
 ) -> xr.Dataset:
-    """Shares of heads in the answer, and `m_p ≈ Σ_h w_h·o_hp + w_r·r_p + b` of what the MLP of `layer` adds, m.
+    """Shares of heads in the answer, and the fit `m_p ≈ Σ_h w_h·o_hp + w_r·r_p + b` of m, the output of the MLP of
+    `layer`.
 
-    Both at `position`, over texts p of one task (a text that stands twice is read once; `batch` says which are left).
-    `head_share` [batch, layer, head, measure]: direct logit attribution with the final norm's scale as it is, in the
-    answer's logit less the mean over the vocabulary ("ic") and less the wrong token's ("ic-iw", with `wrong`);
-    `head_mean`, `head_low`, `head_high` over texts (95 % bootstrap); `total` [batch, measure] the whole logit.
-    With `layer`: o_hp is what head h adds to the stream [d_model], r_p all else that the MLP reads (embedding, other
-    heads, biases, earlier MLPs), w one number each, b [d_model] (`intercept`). `1 + w_h` is then what is left of o_h
-    behind the MLP. Ordinary least squares, stacked over coordinates and the texts of the half "fitted" (`side`).
-    `r_squared` [half] (less error than the mean of the fitted half) and `cosine` [batch] (of the mean itself:
-    `cosine_of_mean`) are told for the half "held out" too; `shuffled_r_squared` [control] is the held-out one of fits
-    with the terms of other texts. `weight`, `weight_low`, `weight_high`, `inflation` and `verdict` [term]: "amplified"
-    (interval above 0), "erased" (within 0.25 of -1), "damped" (below 0), "open"; a term that is the same in all texts
-    has no weight (NaN) and is part of b. `part_share` [batch, part, measure] are the shares of each w·o, w·r, b and the
-    error, with `part_mean`, `part_low`, `part_high`; they add up to `mlp_share`.
-    A norm behind attention or MLP (Gemma 2) is part of o and m. Refused: as many weights as texts; terms that are
-    nearly combinations of each other; heads that the MLP does not read (of later layers, in parallel blocks its own);
-    norms behind the sum (BERT). Must not be concluded: that the MLP lengthens o_h *because* it reads it (both may
-    follow from a third part); that b is there for the task, which texts of one task can not show; anything from
-    weights with a low held-out R².
-    Unit: logit. Source: the decomposition as its abstract tells it, the rest from memory; r less the heads, halves,
-    intervals and verdicts ours.
+    Both are at `position`, over the different texts p of one task (`batch` says which are left). `head_share` [batch,
+    layer, head, measure] is direct logit attribution with a frozen norm, in the answer's logit less the mean over the
+    vocabulary ("ic") and less the wrong token's ("ic-iw", with `wrong`). `head_mean`, `head_low`, `head_high` are over
+    texts (95 % bootstrap); `total` [batch, measure] is the whole logit.
+
+    With `layer`: o_hp is the output of head h in the stream [d_model], r_p the rest that the MLP reads (embedding,
+    other heads, biases, earlier MLPs), each w a number, b [d_model] the `intercept`. So `1 + w_h` of o_h is left behind
+    the MLP. The fit is ordinary least squares, stacked over coordinates and the texts of the half "fitted" (`side`).
+    `r_squared` [half] (against the mean of the fitted half) and `cosine` [batch] (of the mean itself: `cosine_of_mean`)
+    are given for the half "held out" too. `shuffled_r_squared` [control] is the held-out R² of fits with the terms of
+    other texts. `weight`, `weight_low`, `weight_high`, `inflation` and `verdict` are [term]. A verdict is "amplified"
+    (interval above 0), "erased" (within 0.25 of -1), "damped" (below 0) or "open". A term that is the same in all texts
+    has no weight (NaN) and is part of b. `part_share` [batch, part, measure] are the shares of each w·o, of w·r, b and
+    the error, with `part_mean`, `part_low`, `part_high`; they add up to `mlp_share`.
+
+    A norm behind attention or MLP (Gemma 2) is part of o and m. Refused are: as many weights as texts; terms that are
+    nearly combinations of each other; heads that the MLP does not read (of later layers; in parallel blocks its own
+    layer's); norms behind the sum (BERT).
 
     Question: Which heads write an answer, and what does an MLP make of what they wrote?
     Unit: logit (before a soft cap); weights are numbers without a unit.
-    Source: Lv et al. 2024, arXiv:2403.19521.
+    Source: Lv et al. 2024, arXiv:2403.19521; decomposition from its abstract and memory; r less the heads, halves,
+    intervals and verdicts are ours.
     Cost: one forward pass; the fit one decomposition of [terms, texts · d_model] and `draws` small ones.
-    Not for: causes (scale the heads to see those); weights of heads whose outputs are alike (`inflation` far above
-    1).
+    Not for: causes, since an MLP and a head may both follow a third part (scale the heads to see causes); that b is of
+    the task, which texts of one task can not show; weights with a low held-out R² or an `inflation` far above 1.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> texts = [prompt, prompt.replace("drink", "ball"), prompt.replace("drink", "book")]
+    >>> found = hw.analyses.factual_recall(model, texts, answer="Mary", draws=100)  # give layer= for the fit
+    >>> found.head_share.dims, found.total.round(0).values[:, 0].tolist()
+    (('batch', 'layer', 'head', 'measure'), [16.0, 16.0, 16.0])
     """
     named = [] if layer is None else _named(model, layer, heads)
     asked_of = tokens_of(model, answer, "answer"), tokens_of(model, wrong, "wrong")
@@ -127,15 +135,14 @@ def factual_recall(
     if layer is not None:
         fitted = _fitted(rows, named, halves(places if apart == "text" else answers, seed), draws, seed)
         result, condition = result.merge(fitted), fitted.attrs["condition"]
-    told = {"heads": named}
-    told |= {"texts": len(rows), "condition": condition, "soft_cap": soft_cap(model)}
-    return result.assign_attrs(told)
+    return result.assign_attrs(heads=named, texts=len(rows), condition=condition, soft_cap=soft_cap(model))
 
 
 @dataclass(frozen=True, eq=False)
 class _Text:
-    """One text at its end, in float64: shares of the heads [layer, head, measure], `total` [measure]; `reading`
-    [measure, d_model] gives the share of any vector; and the fit's `terms` [term, d_model] and `mlp` [d_model]."""
+    """One text at `position`, in float64: the heads' shares `heads` [layer, head, measure] and `total` [measure];
+    `reading` [measure, d_model] gives the share of any vector; the fit's `terms` [term, d_model] and `mlp` [d_model].
+    """
 
     answer: int
     heads: Tensor
@@ -165,7 +172,7 @@ def _read(
 
 
 def _named(model: HookedModel, layer: int, heads: HeadNames) -> list[Head]:
-    """The heads that get a weight, each one that the MLP of the layer reads."""
+    """The heads that get a weight. AnalysisError where the MLP of the layer does not read one of them."""
     if layer not in model.layers:
         raise AnalysisError(
             f"layer={layer} is not in {model.name}; give one from {model.layers[0]} to {model.layers[-1]}"
@@ -189,13 +196,13 @@ def _named(model: HookedModel, layer: int, heads: HeadNames) -> list[Head]:
 def _with_interval(
     name: str, dims: tuple[str, ...], values: np.ndarray, draws: int, seed: int
 ) -> dict[str, Any]:
-    """Values of every text, and their mean over texts with its bounds."""
+    """Values of every text, their mean over texts and its bounds."""
     names = [f"{name}_{bound}" for bound in ("mean", "low", "high")]
     return {f"{name}_share": (("batch", *dims), values), **intervals(values, dims, draws, seed, names)}
 
 
 def _fitted(rows: list[_Text], named: list[Head], out: np.ndarray, draws: int, seed: int) -> xr.Dataset:
-    """The fit on the texts that are not held out, and what it says of all."""
+    """The fit on the texts that are not held out, applied to all texts."""
     terms, mlp = (torch.stack([getattr(text, name) for text in rows]).numpy() for name in ("terms", "mlp"))
     reading = torch.stack([text.reading for text in rows]).numpy()
     fit = ScalarFit.of(terms[~out], mlp[~out])
@@ -228,13 +235,13 @@ def _fitted(rows: list[_Text], named: list[Head], out: np.ndarray, draws: int, s
 
 
 def _verdicts(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """What the intervals of the weights allow to say; comparisons with NaN are false."""
+    """The verdict that each weight's interval allows; comparisons with NaN are false."""
     erased = (low >= -1 - ERASED) & (high <= -1 + ERASED)
     return np.select([low > 0, erased, high < 0], ["amplified", "erased", "damped"], "open")
 
 
 def _shuffled(terms: np.ndarray, mlp: np.ndarray, out: np.ndarray, seed: int) -> list[float]:
-    """Held-out R² of fits in which every text has the terms of another of its half."""
+    """Held-out R² of fits in which every text has the terms of another text of its half."""
     generator = np.random.default_rng(seed)
     found = []
     for _ in range(CONTROLS):

@@ -1,8 +1,8 @@
-"""Logit lens: what would the model say if it stopped before each layer?
+"""Logit lens: what would the model predict if it stopped before each layer?
 
-The stream entering each layer goes through the final norm and the unembedding (nostalgebraist 2020), and through the
-soft cap where the model has one; behind the last layer this is the model's own prediction, and is checked to be. One
-run. Early streams are not made to be read so, and what is not seen there may be present in another basis.
+The stream that enters each layer goes through the final norm and the unembedding (nostalgebraist 2020), and through the
+soft cap if the model has one. Behind the last layer this is the model's own prediction, which is checked. One run.
+Early streams are not trained to be read like this; what the lens misses may be present in another basis.
 """
 
 from __future__ import annotations
@@ -34,18 +34,25 @@ def logit_lens(
     top: Annotated[int, "most likely tokens to list", Bounds(1)] = 5,
     batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
 ) -> xr.Dataset:
-    """`W_U·norm(x^l)` at `position` for the stream x entering each layer, and behind the last (layer "final").
+    """`W_U·norm(x^l)` at `position` for the stream x that enters each layer, and behind the last one (layer "final").
 
-    `logit`, `log_probability` and `rank` (0: the most likely) of the answer, or of what the model predicts, and
-    `entropy` of the distribution, all [batch, layer]; `token` and `token_text`, the most likely ones, [batch, layer,
-    top]. A soft cap on the logits is applied. A model whose own logits are not these of its last stream is refused.
-    Unit: logits, nats. Source: the definition; the post from memory.
+    `logit`, `log_probability` and `rank` (0: the most likely) of the answer, or of the model's prediction, and the
+    `entropy` of the distribution, all [batch, layer]; `token` and `token_text` of the most likely tokens, [batch,
+    layer, top]. A soft cap on the logits is applied. A model whose own logits differ from those of its last stream is
+    refused.
 
     Question: What would the model predict before each layer?
     Unit: logit; log_probability in nats; rank from 0; entropy in nats.
-    Source: nostalgebraist 2020, Interpreting GPT: the logit lens.
+    Source: nostalgebraist 2020, Interpreting GPT: the logit lens (from memory).
     Cost: one forward pass and one unembedding per layer and text.
     Not for: early layers of models that change basis; what a layer causes (patch).
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.logit_lens(model, prompt, answer="Mary")
+    >>> found["rank"].values[0].tolist()  # before layers 0 to 3, and at the end
+    [122, 6, 0, 0, 0]
     """
     explained = Explained(model, None, answer, None, position, "logit")
     texts = Texts.of(model, examples, batch_size)

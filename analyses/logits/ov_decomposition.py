@@ -1,8 +1,9 @@
-"""What a head moves along a direction, by the token it looks at and by what wrote that token's stream.
+"""What a head moves along a direction, by the token it looks at and by the part that wrote into that token's stream.
 
-The direction is a logit's, or any of the residual stream's: a probe's, a steering vector. The value and output maps of
-Elhage et al. 2021 with both norms' scales frozen and the weights as they are: the terms add up to what the head writes
-there, for a logit its direct logit attribution. One run. Why the weights are so is not told (qk_decomposition).
+The direction reads a logit, or is any direction of the residual stream (of a probe, a steering vector). The value and
+output maps of Elhage et al. 2021 are used with the scales of both norms frozen and the weights of the run. The terms
+add up to what the head writes along the direction; for a logit that is its direct logit attribution. One run. Why the
+head has these weights is a question for qk_decomposition.
 """
 
 from __future__ import annotations
@@ -48,19 +49,26 @@ def ov_decomposition(
 ) -> xr.DataArray:
     """`A_ij · (c W_V W_O)·u` [batch, key, component] for every key j and every part c of its stream, i at `position`.
 
-    u reads the logit of the answer (less that of a wrong one) off the stream through the final norm, whose scale, like
-    that of the norm in front of the attention, is as it is in the run. With `direction` u is that vector as it is, what
-    a probe of the stream reads, times its own length; with `behind_norm` it reads behind the final norm, so that
-    `W_U[answer] - W_U[wrong]` gives what the two tokens give. Parts are "embed", heads, "bias.l" and "mlp.l" of the
+    u reads the logit of the answer (less that of a wrong one) off the stream, with the scales of the final norm and of
+    the norm in front of the attention as in the run. With `direction`, u is that vector itself, as a probe of the
+    stream reads it, times its own length. With `behind_norm` the direction is read behind the final norm, so that
+    `W_U[answer] - W_U[wrong]` gives the result of the two tokens. Parts are "embed", heads, "bias.l" and "mlp.l" of the
     layers before, and "bias" (of the norm in front and of W_V). The sum over keys and parts is what the head writes
     along u, for a logit its share in `direct_logit_attribution`: the coordinate `total` [batch].
-    Unit: that of ABOUT. Source: algebra, checked against dense runs; the paper from memory.
 
     Question: What does a head move into a logit or a direction: from which token, and written there by whom?
     Unit: logit (before a soft cap on logits); with a direction, length along it.
-    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (from memory); algebra held to dense
+    runs.
     Cost: one forward pass, and one product per key and part.
     Not for: what the head does through later layers; models whose norms stand behind the sum (refused).
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.ov_decomposition(model, prompt, head="2.0", answer="Mary", wrong="John")
+    >>> found.shape, found.key_token.values[0, found[0].sum("component").values.argmax()].item()
+    ((1, 15, 22), 'Mary')
     """
     wanted = one_head(model, head)
     if direction is not None and (answer is not None or wrong is not None):
@@ -97,7 +105,7 @@ def ov_decomposition(
         name="ov_decomposition",
         attrs={
             "head": str(wanted), "soft_cap": soft_cap(model),
-            "direction": None if along is None else along.tolist(), **explained.settings,
+            "direction": None if along is None else along.tolist(),
         },
     )  # fmt: skip
 
@@ -115,15 +123,13 @@ class _Along:
 def _readout(
     explained: Explained, run: Writers, batch: Batch, position: int, along: Tensor | None, behind_norm: bool
 ) -> Readout | _Along:  # fmt: skip
-    """What u reads: a logit through the final norm, or the direction, through it or not."""
+    """The reader of u: a logit through the final norm, or the direction, through that norm or not."""
     if along is not None and not behind_norm:
         return _Along(along)
     found = Readout.of(run, position, *answers_of(explained, run, batch))
-    return (
-        found
-        if along is None
-        else replace(found, direction=along.to(found.direction).expand_as(found.direction))
-    )
+    if along is None:
+        return found
+    return replace(found, direction=along.to(found.direction).expand_as(found.direction))
 
 
 def _terms(

@@ -1,8 +1,8 @@
-"""Why a head looks where it looks: its score of one pair of tokens, by what wrote the query and what wrote the key.
+"""Why a head looks at a token: its score for one pair of tokens, by the parts that wrote the query and the key.
 
-The bilinear form of Elhage et al. 2021 with the norm's scale frozen and positions rotated in, part by part: the terms
-add up to the score exactly. One run, and one of d_head copies of a text for the rotation. Softmax is not taken apart:
-a score says nothing without those of the other keys.
+The bilinear form of Elhage et al. 2021 with the norm's scale frozen and the rotation of positions applied, part by
+part: the terms add up to the score exactly. One run, and one of d_head copies of a text for the rotation. Softmax is
+not decomposed: a score says nothing without the scores of the other keys.
 """
 
 from __future__ import annotations
@@ -40,16 +40,23 @@ def qk_decomposition(
     """`scale · (R_i W_Q c_a)·(R_j W_K c_b)` [batch, query_part, key_part] for every part of the stream on either side.
 
     Parts are "embed", the heads, "bias.l" and "mlp.l" of the layers before, and "bias": what the norm in front and the
-    projections add. c stands for a part behind that norm, its scale as it is in the run; R rotates by position, where
-    the model does. The terms add up to the score, the coordinate `total` [batch]; `key` [batch] is the position looked
-    at. Soft caps, ALiBi and other biases of the score come behind it and are not in it.
-    Unit: score. Source: algebra, checked against dense runs; the paper from memory.
+    projections add. c is a part behind that norm, with the norm's scale of the run; R rotates by position, where the
+    model does. The terms add up to the score, the coordinate `total` [batch]; `key` [batch] is the position looked at.
+    Soft caps, ALiBi and other biases of the score are applied later and are not in it.
 
     Question: Why does a head look at this token: which parts of the model made the score?
     Unit: score (scaled, before a soft cap, biases of position and softmax).
-    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
+    Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (from memory); algebra held to dense
+    runs.
     Cost: one forward pass, and one of d_head copies of a text per length; parts² products.
     Not for: why not elsewhere (compare two keys); heads whose queries and keys are normalised (refused).
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> prompt = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.qk_decomposition(model, prompt, head="2.0")
+    >>> found.shape, int(found.key[0]), float(found.total[0].round(1))  # key 2 is Mary
+    ((1, 22, 22), 2, 8.3)
     """
     wanted = one_head(model, head)
     texts = Texts.of(model, examples, batch_size)
@@ -78,7 +85,7 @@ def qk_decomposition(
 
 
 def _places(run: Writers, head: Head, batch: Batch, query: int, key: int | None) -> tuple[int, Tensor]:
-    """The query's position, and the key's in each text."""
+    """The position of the query, and of the key in each text."""
     length = batch.ids.shape[1]
     of = f"example {batch.places[0]}"
     i = place_of(query, length, of, "query")
@@ -100,7 +107,7 @@ def _places(run: Writers, head: Head, batch: Batch, query: int, key: int | None)
 def _terms(
     run: Writers, reading: Reading, head: Head, batch: Batch, row: int, places: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """[query part, key part] of one text, and the score that the model computed."""
+    """[query part, key part] of one text, and the score of the run."""
     model, map = run.model, run.layers[head.layer].map
     weights = head_weights(model, head.layer)
     shared = head.head // (model.n_heads // model.n_kv_heads)

@@ -1,8 +1,8 @@
-"""Suppressors: parts of the last layer that speak against what the model was about to say, and what it says when they
-are made quieter.
+"""Suppressors: parts of the last layer that lower the logit of the token that was about to be predicted, and the
+prediction when they are scaled down.
 
-The anti-overconfidence of Lv et al. 2024 (arXiv 2403.19521). Parts are chosen on one half of the texts; scaling them,
-which is an edit that can be saved, is judged on the other half, beside random heads of the same layer.
+The anti-overconfidence of Lv et al. 2024 (arXiv 2403.19521). Parts are chosen on one half of the texts. Scaling them,
+an edit that can be saved, is judged on the other half beside random heads of the same layer.
 """
 
 from __future__ import annotations
@@ -61,28 +61,34 @@ def suppressors(
 ) -> xr.Dataset:
     """Direct logit attribution of the last layer's parts c on t, the likeliest token of the stream x before that layer.
 
-    `t = argmax W_U·norm(x)` per text at `position`, x read through a norm of its own scale as the logit lens does;
-    `share_c = ((c - mean(c))/s ⊙ g)·(W_U[t] - mean W_U)` with s as it is behind the layer (`against="nothing"`: W_U[t]
-    alone, the paper's; but what all tokens gain alike no softmax sees). Over the half "chosen on" (`side`) of the
-    different texts: `mean`, `low`, `high` (95 % bootstrap), `negative` (fraction of texts), `p` of a two-sided exact
-    sign test and `p_corrected` (Holm over the parts), all [component]; `share` [batch, component] is of all texts.
-    `suppressor`: a head or MLP with `high < 0`, `mean <= -least` and `p_corrected < level`, which a handful of texts
-    never reaches.
-    Over the half "judged on" each suppressor by itself, all "together", and `controls` sets of as many random heads of
-    the layer that are none ("control 0" …; one head where only the MLP is a suppressor; fewer where few are left) are
-    multiplied by each of the `factors`: `value` [measure, judged, scaled, factor], and `change` with `change_low`,
-    `change_high` [measure, scaled, factor], paired, from the model as it is. Measures of `answer` (none: what the model
-    predicts): accuracy, probability, logit (as the model gives it), loss = -log probability. `members` (attribute)
-    names the parts of each set; `mitigation(result, scaled, factor)` are the edits, to be saved or applied.
-    Unit: logit, and that of the measure. Source: the paper's idea, from its abstract and memory; less the mean, halves
-    and tests ours. Must not be used to say that a part is there in order to suppress. Models whose norms stand behind
-    the sum are refused (BERT).
+    `t = argmax W_U·norm(x)` per text at `position`, as the logit lens reads x.
+    `share_c = ((c - mean(c))/s ⊙ g)·(W_U[t] - mean W_U)`, with s the scale behind the layer. `against="nothing"` takes
+    W_U[t] alone, as the paper does, but no softmax sees what all tokens gain alike. Over the half "chosen on" (`side`)
+    of the different texts: `mean`, `low`, `high` (95 % bootstrap), `negative` (fraction of texts), `p` of a two-sided
+    exact sign test and `p_corrected` (Holm over the parts), all [component]; `share` [batch, component] is of all
+    texts. A `suppressor` is a head or MLP with `high < 0`, `mean <= -least` and `p_corrected < level`, which a handful
+    of texts never reaches.
+
+    Over the half "judged on", three kinds of sets are multiplied by each of the `factors`: each suppressor alone, all
+    "together", and `controls` sets of as many random other heads of the layer ("control 0" …; one head where only the
+    MLP is a suppressor; fewer where few are left). `value` [measure, judged, scaled, factor] are the measures; `change`
+    with `change_low`, `change_high` [measure, scaled, factor] are paired differences from the unscaled model. Measures
+    of `answer` (none: what the model predicts): accuracy, probability, logit (as the model gives it), loss = -log
+    probability. The attribute `members` names the parts of each set; `mitigation(result, scaled, factor)` gives the
+    edits. Models whose norms stand behind the sum are refused (BERT).
 
     Question: Which parts of the last layer lower the logit of what the model was about to say?
     Unit: logit (before a soft cap) less the mean over the vocabulary; accuracy; probability; loss in nats.
-    Source: Lv et al. 2024, arXiv:2403.19521.
+    Source: Lv et al. 2024, arXiv:2403.19521; idea from its abstract and memory; less the mean, halves and tests are
+    ours.
     Cost: one forward pass, then one per scaled set and factor on half of the texts.
     Not for: that a part is there to suppress: it may write something else that this token loses by.
+
+    >>> import headwater as hw, torch
+    >>> texts = torch.arange(5, 365).view(-1, 3)  # 120 texts of 3 tokens
+    >>> found = hw.analyses.suppressors(hw.load("tasks-4l"), texts, factors=(0.5,), controls=0, draws=100)
+    >>> found.component.values[found.suppressor.values].tolist()
+    ['3.3', 'mlp.3']
     """
     scales = _numbers(factors)
     explained = Explained(model, None, tokens_of(model, answer, "answer"), None, position, "logit")
@@ -102,10 +108,11 @@ def suppressors(
     share = torch.stack([rows[place][0] for place in places]).numpy()
     judged = halves(places, seed)
     found = _tested(share[~judged], draws, seed)
-    named = [name for name, one in zip(names, _chosen(found, names, level, least), strict=True) if one]
+    chosen = _chosen(found, names, level, least)
+    named = np.array(names)[chosen].tolist()
     members = _sets(model, named, controls, seed)
     answers = {place: rows[place][2] for place in places}
-    kept = [place for place, one in zip(places, judged, strict=True) if one]
+    kept = np.array(places)[judged].tolist()
     values = _judged(model, batches, answers, kept, members, scales, position)
     base, values = values[:, :, 0, 0], values[:, :, 1:]
     moved = (values - base[..., None, None]).swapaxes(0, 1)
@@ -115,7 +122,7 @@ def suppressors(
     result = xr.Dataset(
         {
             "share": (("batch", "component"), share), **{n: ("component", v) for n, v in found.items()},
-            "suppressor": ("component", _chosen(found, names, level, least)),
+            "suppressor": ("component", chosen),
             "base": (("measure", "judged"), base), "value": (("measure", "judged", "scaled", "factor"), values),
             **{n: (dims, v) for n, v in zip(("change", "change_low", "change_high"), change, strict=True)},
         },
@@ -132,8 +139,14 @@ def suppressors(
 
 @checked
 def mitigation(found: xr.Dataset, scaled: str = TOGETHER, factor: float = 0.5) -> list[Edit]:
-    """The edits that multiply the parts of one set: `with model.edit(*mitigation(result, "3.5")):`; `to_dict()` of each
-    writes it down."""
+    """The edits that multiply the parts of one set, for `with model.edit(*edits):`; `to_dict()` of each can be saved.
+
+    >>> import headwater as hw, torch
+    >>> texts = torch.arange(5, 365).view(-1, 3)  # 120 texts of 3 tokens
+    >>> found = hw.analyses.suppressors(hw.load("tasks-4l"), texts, factors=(0.5,), controls=0, draws=100)
+    >>> hw.analyses.mitigation(found, "3.3", factor=0.5)
+    [ScaleHeads(factors={'3.3': 0.5}, rows='all')]
+    """
     members = json.loads(found.attrs["members"])
     if scaled not in members:
         raise AnalysisError(f"no set {scaled!r} was scaled; there are {', '.join(members) or 'none'}")
@@ -141,7 +154,7 @@ def mitigation(found: xr.Dataset, scaled: str = TOGETHER, factor: float = 0.5) -
 
 
 def _numbers(given: str | Sequence[float]) -> list[float]:
-    """The factors, also as a user types them."""
+    """The factors, from numbers or from text."""
     try:
         listed = given.replace(",", " ").split() if isinstance(given, str) else list(given)
         found = [float(one) for one in listed]
@@ -174,41 +187,42 @@ def _shares(run: Writers, position: int, against: Against) -> tuple[list[str], T
 
 
 def _tested(share: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray]:
-    """What the texts that are chosen on say of each part, [component]."""
+    """Statistics of each part over the texts that are chosen on, [component]."""
     mean, low, high = interval(share, draws, seed)
     below, above = (share < 0).sum(0), (share > 0).sum(0)
-    p = np.array([_sign_test(int(b), int(a)) for b, a in zip(below, above, strict=True)])
-    corrected = corrected_p(p, "holm")
-    negative = (share < 0).mean(0)
-    return {"mean": mean, "low": low, "high": high, "negative": negative, "p": p, "p_corrected": corrected}
-
-
-def _sign_test(below: int, above: int) -> float:
-    return float(binomtest(below, below + above).pvalue) if below + above else 1.0
+    p = np.array(
+        [
+            binomtest(b, b + a).pvalue if b + a else 1.0
+            for b, a in zip(below.tolist(), above.tolist(), strict=True)
+        ]
+    )
+    return {
+        "mean": mean, "low": low, "high": high, "negative": below / len(share), "p": p,
+        "p_corrected": corrected_p(p, "holm"),
+    }  # fmt: skip
 
 
 def _chosen(found: dict[str, np.ndarray], names: list[str], level: float, least: float) -> np.ndarray:
-    """Suppressors; the constant of the attention's output is no part that could be scaled."""
+    """Which parts are suppressors, bool [component]. The bias of the attention's output can not be scaled."""
     parts = np.array([not name.startswith("bias.") for name in names])
     below = (found["mean"] <= -least) & (found["high"] < 0)
     return parts & below & (found["p_corrected"] < level)
 
 
 def _sets(model: HookedModel, named: list[str], controls: int, seed: int) -> dict[str, list[str]]:
-    """What is scaled, by name: each suppressor, all of them, and random heads of the layer."""
+    """The parts of each scaled set by its name: each suppressor, all of them, and random heads of the layer."""
     if not named:
         return {}
     found = {name: [name] for name in named}
     if len(named) > 1:
         found[TOGETHER] = named
-    others = [f"{model.layers[-1]}.{head}" for head in range(model.n_heads)]
-    others = [name for name in others if name not in named]
+    last = (f"{model.layers[-1]}.{head}" for head in range(model.n_heads))
+    others = [name for name in last if name not in named]
     size = min(len(others), max(1, sum(not name.startswith("mlp.") for name in named)))
     generator = np.random.default_rng(seed)
-    if size:
-        for n in range(controls):
-            picked = np.sort(generator.choice(len(others), size, replace=False))
-            found[f"control {n}"] = [others[i] for i in picked]
+    for n in range(controls if size else 0):
+        picked = np.sort(generator.choice(len(others), size, replace=False))
+        found[f"control {n}"] = [others[i] for i in picked]
     return found
 
 
@@ -216,7 +230,7 @@ def _judged(
     model: HookedModel, batches: list[Batch], answers: dict[int, int], kept: list[int],
     members: dict[str, list[str]], factors: list[float], position: int,
 ) -> np.ndarray:  # fmt: skip
-    """Measures [measure, text, set, factor] of the kept texts; the first set is the model as it is."""
+    """Measures [measure, text, set, factor] of the kept texts; the first set is the unscaled model."""
     found = np.zeros((len(MEASURES), len(kept), 1 + len(members), len(factors)))
     sets = [((), factors[:1]), *((names, factors) for names in members.values())]
     for batch in tqdm(batches, desc="suppressors scaled", unit="batch", disable=None):
