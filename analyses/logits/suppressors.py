@@ -86,7 +86,7 @@ def suppressors(
 
     >>> import headwater as hw, torch
     >>> texts = torch.arange(5, 365).view(-1, 3)  # 120 texts of 3 tokens
-    >>> found = hw.analyses.suppressors(hw.load("tasks-4l"), texts, factors=(0.5,), controls=0, draws=100)
+    >>> found = hw.analyses.suppressors(hw.load("tasks-4l"), texts, factors="0.5", draws=100, batch_size=64)
     >>> found.component.values[found.suppressor.values].tolist()
     ['3.3', 'mlp.3']
     """
@@ -143,7 +143,7 @@ def mitigation(found: xr.Dataset, scaled: str = TOGETHER, factor: float = 0.5) -
 
     >>> import headwater as hw, torch
     >>> texts = torch.arange(5, 365).view(-1, 3)  # 120 texts of 3 tokens
-    >>> found = hw.analyses.suppressors(hw.load("tasks-4l"), texts, factors=(0.5,), controls=0, draws=100)
+    >>> found = hw.analyses.suppressors(hw.load("tasks-4l"), texts, factors="0.5", draws=100, batch_size=64)
     >>> hw.analyses.mitigation(found, "3.3", factor=0.5)
     [ScaleHeads(factors={'3.3': 0.5}, rows='all')]
     """
