@@ -1,1 +1,1 @@
-"""What a head does alone, and what is lost without it."""
+"""Analyses of heads: their patterns, weights and roles, and the loss without them or with trained changes."""

@@ -19,7 +19,7 @@ from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import Answer, AnswerSetting, PositionSetting
 from headwater.analyses._prompts.examples import Examples, Loss
-from headwater.analyses.heads._head_vectors import Objective, trained
+from headwater.analyses.heads._head_vectors import Objective
 from headwater.analyses.heads.localize_heads import localize_heads, most_moved
 from headwater.lens.edits.heads import OffsetHeads
 from headwater.lens.errors import AnalysisError
@@ -60,7 +60,7 @@ def fit_offsets(
     >>> bool(found.loss_after < found.loss_before), int(found.trained.sum())
     (True, 1)
     """
-    objective = Objective.of(model, examples, loss, answer, position, batch_size)
+    objective = Objective.of(moved, model, examples, loss, answer, position, batch_size)
     if heads is None:
         found = localize_heads(
             model, examples, loss, answer, position, steps=steps, batch_size=batch_size, seed=seed
@@ -75,7 +75,7 @@ def fit_offsets(
         mask[model.layers.index(layer)] = mine
     if not mask.any():
         raise AnalysisError('heads is empty; name at least one, as "5.1"')
-    fitted = trained(objective, moved, mask, 0.0, steps, rate, seed, "offset")
+    fitted = objective.trained("offset", mask, 0.0, steps, rate, seed)
     fitted = fitted.assign(trained=(("layer", "head"), mask.numpy()))
     return fitted.assign_attrs(heads=[str(head) for head in picked])
 
@@ -142,7 +142,7 @@ def offset_controls(
     (['own', 'other', 'random', 'none'], (4, 1))
     """
     steps = {name: settings[name] for name in ("steps", "batch_size") if name in settings}
-    judge = Objective.of(model, test, None, answers["test"], -1, 16)
+    judge = Objective.of(moved, model, test, None, answers["test"], -1, 16)
     empty = torch.zeros(model.n_layers, model.n_heads, model.d_head)
     rows: dict[str, list[float]] = {"own": [], "other": [], "random": [], "none": []}
     for seed in range(draws):
@@ -152,8 +152,8 @@ def offset_controls(
             picked[name] = most_moved(localised, count)
         for name, heads in picked.items():
             found = fit_offsets(model, examples, heads, answer=answers["examples"], seed=seed, **settings)
-            rows[name].append(judge.whole(torch.from_numpy(found["offset"].values), moved))
-        rows["none"].append(judge.whole(empty, moved))
+            rows[name].append(judge.whole(torch.from_numpy(found["offset"].values)))
+        rows["none"].append(judge.whole(empty))
     return xr.DataArray(
         np.array(list(rows.values())), dims=("heads", "draw"), coords={"heads": list(rows)}, name="loss",
         attrs={"count": count, **settings},

@@ -28,19 +28,15 @@ def head_contrast(
     model: HookedModel,
     examples: Any,
     group: Annotated[Positions, "positions of the tokens that are taken away, counted in each text"] = (0,),
-    how: Annotated[
-        Literal["remove", "blank", "hide"],
-        "remove them, put a blank in their place, or hide them from every other token",
-    ] = "remove",
+    how: Annotated[Literal["remove", "blank", "hide"], "leave out, replace by a blank, or hide"] = "remove",
     without: Any = None,
-    position: Annotated[
-        int, "token whose heads are compared, counted from the end, as runs differ in length", Bounds(high=-1)
-    ] = -1,
+    position: Annotated[int, "token that is compared, counted from the end", Bounds(high=-1)] = -1,
     strongest: Annotated[int, "heads of each layer in the score of a text", Bounds(1)] = 1,
     blank: Annotated[str | None, "token put in the place; none: [MASK] or unknown"] = None,
 ) -> xr.Dataset:
     """`D[l, h] = ‖z_lh(text) - z_lh(text without the group)‖₂`, z the head's output at `position` before `W_O`.
 
+    "hide" hides the group from every other token. `position` counts from the end, as the runs may differ in length.
     `examples` are texts or token ids, or a list of mappings of model inputs (`{"given": ids, "pixel_values": …}`). If
     `without` is given, it holds the second input of each example, and `group` is not used. Dataset: `divergence`
     [batch, layer, head], which is D; `outlier`, true where both D and `‖z(without)‖²` exceed the mean of the layer's
@@ -120,7 +116,7 @@ def _pairs(
         if gone.all():
             raise AnalysisError(f"group is all of example {place}; leave at least its last token")
         if how == "hide":
-            others, hidden = ((~gone).nonzero()[:, 0].tolist(), gone.nonzero()[:, 0].tolist())
+            others, hidden = (which.nonzero()[:, 0].tolist() for which in (~gone, gone))
             runs.append((row, row, [Knockout(others, hidden, "all")]))
             continue
         left = ids[:, ~gone] if how == "remove" else ids.masked_fill(gone, stand_in)

@@ -30,9 +30,7 @@ def head_importance(
     examples: Examples,
     how: Annotated[Literal["gradient", "ablation"], "slope, or effect of removal"] = "gradient",
     loss: Loss | None = None,
-    granularity: Annotated[
-        Literal["token", "example", "batch"], "where the absolute value is taken (gradient only)"
-    ] = "example",
+    granularity: Annotated[Literal["token", "example", "batch"], "gradient: absolute value per"] = "example",
     normalise: Annotated[Literal["layer"] | None, "divide each layer by its l2 norm"] = None,
     ablation: Annotated[Ablation, "output that replaces the head's (ablation only)"] = "zero",
     batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,

@@ -19,10 +19,11 @@ from tqdm import tqdm
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import repeated_tokens
+from headwater.analyses.heads.circuit_rank import Sides, sides
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, ModelError
 from headwater.lens.model import HookedModel
-from headwater.lens.models.weights import LayerWeights, circuit_ends, layer_weights
+from headwater.lens.models.weights import circuit_ends
 
 ROLES = (
     "previous", "duplicate", "induction", "prefix_matching", "first", "copying", "positional", "broad", "narrow",
@@ -199,14 +200,14 @@ def _copying(model: HookedModel) -> tuple[Tensor, str]:
         embed, unembed = circuit_ends(model)
         # the vocabulary is summed over once: all heads share W_U·W_E [d_model, d_model]
         ends = unembed.double() @ embed.double()
-        scores = [copying_scores(layer_weights(model, layer), ends) for layer in model.layers]
+        scores = [copying_scores(sides(model, layer), ends) for layer in model.layers]
     except ModelError as error:
         return missing, f"undefined: {error}"
     return torch.stack(scores).cpu(), "OV eigenvalues, layer-norm gains folded in"
 
 
-def copying_scores(weights: LayerWeights, ends: Tensor) -> Tensor:
-    """Σ λ / Σ |λ| per head from W_U·W_E [d_model, d_model]; NaN where every λ is zero."""
-    value = weights.gain.double()[:, None] * weights.value.double()
-    eigenvalues = torch.linalg.eigvals(weights.output.double() @ ends @ value)  # [head, d_head]
+def copying_scores(circuits: Sides, ends: Tensor) -> Tensor:
+    """Σ Re λ / Σ |λ| per head from W_U·W_E [d_model, d_model]; NaN if every λ is zero."""
+    _, _, value, output = circuits
+    eigenvalues = torch.linalg.eigvals(output @ ends @ value)  # [head, d_head]
     return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)

@@ -18,7 +18,7 @@ from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting
 from headwater.analyses._prompts.examples import Examples, Loss
-from headwater.analyses.heads._head_vectors import Objective, trained
+from headwater.analyses.heads._head_vectors import Objective
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
@@ -58,9 +58,9 @@ def localize_heads(
     >>> found.score.shape, bool(found.loss_after < found.loss_before)
     ((4, 8), True)
     """
-    objective = Objective.of(model, examples, loss, answer, position, batch_size)
+    objective = Objective.of(scaled, model, examples, loss, answer, position, batch_size)
     everyone = torch.ones(model.n_layers, model.n_heads, dtype=torch.bool)
-    found = trained(objective, scaled, everyone, penalty, steps, rate, seed, "scale")
+    found = objective.trained("scale", everyone, penalty, steps, rate, seed)
     score = torch.from_numpy(found["scale"].values).norm(dim=-1)
     return found.assign(score=(("layer", "head"), score.numpy()))[["score", *found]]
 

@@ -1,1 +1,1 @@
-"""Where attention rests without need, and what it does there."""
+"""Analyses of attention sinks: where they are, what they carry, and what happens without them."""

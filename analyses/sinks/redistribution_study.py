@@ -55,9 +55,7 @@ def redistribution_study(
     heads: Annotated[HeadNames | Mapping[str, Any], 'head sets, as "all; 1.0 1.2"'] = "all",
     keys: KeysSetting = 0,
     threshold: ThresholdSetting = None,
-    held_out: Annotated[
-        str | Sequence[str] | Tensor | None, "texts for the head filter of ACT; none: no filter"
-    ] = None,
+    held_out: Annotated[Examples | None, "texts for the head filter of ACT; none: no filter"] = None,
     controls: Annotated[int, "draws of each control, whose results are averaged", Bounds(1)] = 2,
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
