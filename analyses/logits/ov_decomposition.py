@@ -8,7 +8,8 @@ head has these weights is a question for qk_decomposition.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -86,10 +87,10 @@ def ov_decomposition(
     for batch in texts.batches:
         place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
         run = Writers.of(model, batch)
-        readout = _readout(explained, run, batch, position, along, behind_norm)
+        read = _reader(explained, run, batch, position, along, behind_norm)
         reading = Reading.of(run, wanted.layer)
         names = reading.names
-        terms, total = _terms(run, reading, readout, wanted, position)
+        terms, total = _terms(run, reading, read, wanted, position)
         totals[batch.places] = total.cpu()
         rows |= dict(zip(batch.places, terms.cpu(), strict=True))
     values = texts.empty(len(names))
@@ -110,30 +111,20 @@ def ov_decomposition(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class _Along:
-    """Reads a direction off the stream as it is."""
-
-    direction: Tensor
-
-    def shares(self, vectors: Tensor) -> Tensor:
-        return vectors @ self.direction.to(vectors)
-
-
-def _readout(
+def _reader(
     explained: Explained, run: Writers, batch: Batch, position: int, along: Tensor | None, behind_norm: bool
-) -> Readout | _Along:  # fmt: skip
-    """The reader of u: a logit through the final norm, or the direction, through that norm or not."""
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    """`vectors·u` [batch, …]: u reads a logit through the final norm, or the direction, through that norm or not."""
     if along is not None and not behind_norm:
-        return _Along(along)
+        return lambda vectors: vectors @ along.to(vectors)
     found = Readout.of(run, position, *answers_of(explained, run, batch))
-    if along is None:
-        return found
-    return replace(found, direction=along.to(found.direction).expand_as(found.direction))
+    if along is not None:
+        found = replace(found, direction=along.to(found.direction).expand_as(found.direction))
+    return found.shares
 
 
 def _terms(
-    run: Writers, reading: Reading, readout: Readout | _Along, head: Head, position: int
+    run: Writers, reading: Reading, read: Callable[[Tensor], Tensor], head: Head, position: int
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """[batch, key, component], and the head's share [batch]."""
     model, layer = run.model, run.layers[head.layer]
@@ -142,9 +133,9 @@ def _terms(
     at = position % layer.map.shape[2]
     written = layer.written(layer.output[head.head].expand(layer.map.shape[0], -1, -1), at)
     values = reading.through(weights.W_V[shared], weights.b_V[shared])
-    given = torch.einsum("bkce,be->bkc", values, readout.shares(written))
+    given = torch.einsum("bkce,be->bkc", values, read(written))
     looked = layer.map.tile(slice(at, at + 1), slice(None))[:, head.head, 0].double()
     terms = looked[..., None] * given
-    total = readout.shares(layer.result[:, at, head.head])
+    total = read(layer.result[:, at, head.head])
     refuse_other_sum(terms.sum((1, 2)), total, f"what head {head} of {model.name} moves")
     return terms, total

@@ -190,16 +190,12 @@ def _tested(share: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray]:
     """Statistics of each part over the texts that are chosen on, [component]."""
     mean, low, high = interval(share, draws, seed)
     below, above = (share < 0).sum(0), (share > 0).sum(0)
+    # a sign test without any sign has p = 1
     p = np.array(
-        [
-            binomtest(b, b + a).pvalue if b + a else 1.0
-            for b, a in zip(below.tolist(), above.tolist(), strict=True)
-        ]
+        [binomtest(b, n).pvalue if n else 1.0 for b, n in np.stack([below, below + above], 1).tolist()]
     )
-    return {
-        "mean": mean, "low": low, "high": high, "negative": below / len(share), "p": p,
-        "p_corrected": corrected_p(p, "holm"),
-    }  # fmt: skip
+    told = {"mean": mean, "low": low, "high": high, "negative": below / len(share), "p": p}
+    return told | {"p_corrected": corrected_p(p, "holm")}
 
 
 def _chosen(found: dict[str, np.ndarray], names: list[str], level: float, least: float) -> np.ndarray:

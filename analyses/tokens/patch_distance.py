@@ -54,11 +54,8 @@ def patch_distance(
             f"the record has no grid of patches; give one of images{others and ', here ' + others}"
         )
     (rows, columns), prefix = about["patch_grid"], int(about["prefix_tokens"])
-    place = torch.arange(rows * columns)
-    hops = torch.maximum(
-        (place[:, None] // columns - place // columns).abs(),
-        (place[:, None] % columns - place % columns).abs(),
-    )
+    places = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns)))
+    hops = torch.cdist(places, places, p=torch.inf).long()  # whole numbers, so exact
     layers = [_of_layer(record, layer, hops, prefix) for layer in record.layers]
     dims = ("batch", "layer", "head")
     found = {name: torch.stack([layer[name] for layer in layers], 1).numpy() for name in layers[0]}
