@@ -50,10 +50,19 @@ class Told:
         """[copy, pair] in float64."""
         return self.value(logits).unflatten(0, (copies, -1)).double().cpu()
 
+    @property
+    def ends(self) -> Tensor:
+        """The scores of both prompts, [2, pair]."""
+        return torch.stack([self.clean, self.corrupt])
+
+    def unpatched(self, how: How) -> Tensor:
+        """The score [pair] of the prompt that is patched."""
+        return self.corrupt if how == "denoise" else self.clean
+
     def effect(self, patched: Tensor, how: How) -> Tensor:
         """Where `patched` [cell, pair] lies on the way from the run that was patched (0) to the other (1)."""
-        begin, end = (self.corrupt, self.clean) if how == "denoise" else (self.clean, self.corrupt)
-        way = end - begin
+        begin = self.unpatched(how)
+        way = (self.clean if how == "denoise" else self.corrupt) - begin
         return (patched - begin) / way.masked_fill(way.abs() < LEAST, torch.nan)
 
 

@@ -95,8 +95,9 @@ class Form:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One run of one prompt, float64: what nodes say [node, position, d_model], x̃ [position, d_model + 1] by layer, the
-    length that the norm in front of each layer divides by [position], and the patterns [head, query, key]."""
+    """One run of one prompt, float64: what nodes say [node, position, d_model], x̃ [position, d_model + 1] by layer,
+    the length that the norm in front of each layer divides by [position], and the patterns [head, query, key].
+    """
 
     ids: Tensor
     said: Tensor

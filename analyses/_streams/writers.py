@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._streams.component_graph import EMBED
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
@@ -25,8 +26,6 @@ from headwater.lens.models.weights import head_weights
 from headwater.lens.running.watching import Heads
 from headwater.lens.transformer_lens import names as transformer_lens_names
 from headwater.lens.transformer_lens.run import Run
-
-EMBED = "embed"
 
 
 @dataclass(frozen=True, eq=False)

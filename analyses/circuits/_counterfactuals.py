@@ -1,8 +1,8 @@
-"""What edges carry when they are changed, and runs in which chosen edges carry it.
+"""Counterfactual outputs of nodes, and runs in which chosen edges carry them.
 
-A changed edge hands the counterfactual output of its node to one input: that of the corrupt prompt ("resample"), its
-mean over positions and corrupt prompts ("mean"), or nothing ("zero"). All nodes are computed anew on the way, so a
-run with every edge changed is the corrupt run, and one with none the clean run.
+A changed edge gives one input the counterfactual output of its node: the output on the corrupt prompt ("resample"), the
+mean over positions and corrupt prompts ("mean"), or zero ("zero"). Every run recomputes all nodes. A run with every
+edge changed therefore equals the corrupt run, and a run with none equals the clean run.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from headwater.lens.models.closeness import close_or_refuse, rounding_mend
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A batch of pairs with what is asked of it, and what its nodes say, [node, pair, position, d_model], clean and
-    when changed."""
+    """A batch of pairs, its score, and the outputs of all nodes: `clean` and counterfactual (`other`).
+
+    Both are [node, pair, position, d_model].
+    """
 
     pairs: Pairs
     told: Told
@@ -31,7 +33,7 @@ class Case:
 
     @property
     def drop(self) -> Tensor:
-        """What each node loses when it is changed, [node, pair, position, d_model]."""
+        """Clean minus counterfactual output of each node, [node, pair, position, d_model]."""
         return self.clean - self.other
 
 
@@ -40,11 +42,11 @@ def cases_of(wiring: Wiring, batches: list[Pairs], asked: Asked, ablation: Ablat
     found = []
     with torch.no_grad():
         for pairs in batches:
-            clean, streams = _streams(wiring, pairs.clean)
-            corrupt, other = _streams(wiring, pairs.corrupt)
-            _check_sums(wiring, streams, other, clean[1] - corrupt[1])
-            told = asked.told(wiring.model, pairs, clean[0], corrupt[0])
-            found.append(Case(pairs, told, clean[1], corrupt[1]))
+            (clean, sent, streams), (corrupt, other, others) = (
+                _run(wiring, ids) for ids in (pairs.clean, pairs.corrupt)
+            )
+            _check_sums(wiring, streams, others, sent - other)
+            found.append(Case(pairs, asked.told(wiring.model, pairs, clean, corrupt), sent, other))
         if ablation == "resample":
             return found
         count = sum(case.other[0, :, :, 0].numel() for case in found)
@@ -53,14 +55,15 @@ def cases_of(wiring: Wiring, batches: list[Pairs], asked: Asked, ablation: Ablat
         return [replace(case, other=said.expand_as(case.clean)) for case in found]
 
 
-def _streams(wiring: Wiring, ids: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+def _run(wiring: Wiring, ids: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Logits, the output of each node [node, pair, position, d_model], and the stream that each group reads."""
     streams = []
 
     def reads(group: Inputs, x: Tensor, sent: list[Tensor]) -> None:
         streams.append(x)
 
     logits, sent = wiring.run(ids, reads)
-    return (logits, torch.stack(sent)), streams
+    return logits, torch.stack(sent), streams
 
 
 def _check_sums(wiring: Wiring, clean: list[Tensor], other: list[Tensor], nodes: Tensor) -> None:
@@ -72,14 +75,12 @@ def _check_sums(wiring: Wiring, clean: list[Tensor], other: list[Tensor], nodes:
 
 
 def changed(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:
-    """The measure [copy, pair] with some edges changed: `edges` [copy, node, input], 1 where an edge is."""
-    copies, size = len(edges), len(case.pairs.clean)
-    logits = changed_logits(wiring, case, edges)
-    return case.told.value(logits).unflatten(0, (copies, size))
+    """The measure [copy, pair] with the edges `edges` [copy, node, input] changed."""
+    return case.told.value(changed_logits(wiring, case, edges)).unflatten(0, (len(edges), -1))
 
 
 def changed_logits(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:
-    """Logits [copy · pair, position, vocab], one copy of all pairs after another."""
+    """Logits [copy · pair, position, vocab] with `edges` [copy, node, input] changed, copy after copy."""
     copies = len(edges)
     other = case.other.repeat(1, copies, 1, 1)
     rows = edges.to(other).repeat_interleave(len(case.pairs.clean), 0)
@@ -101,7 +102,7 @@ def changed_logits(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:
 def slopes(wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Gradients of the measure at each input [pair, input, position, d_model] and each node [node, pair, …].
 
-    `said` [node, pair, position, d_model] takes the place of what the nodes from number `first` on say.
+    `said` [node, pair, position, d_model] replaces the outputs of the nodes from number `first` on.
     """
     leaves: list[Tensor] = []
     voices: list[Tensor] = []
@@ -121,16 +122,12 @@ def slopes(wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = Non
     with torch.enable_grad():
         logits, _ = wiring.run(case.pairs.clean, reads, sends, grad=True)
         total = case.told.value(logits).sum()
-        found = torch.autograd.grad(total, [*leaves, *voices], allow_unused=True)
-    whole = [
-        torch.zeros_like(leaf) if slope is None else slope
-        for leaf, slope in zip([*leaves, *voices], found, strict=True)
-    ]
-    return torch.cat(whole[: len(leaves)], 1).detach(), torch.cat(whole[len(leaves) :]).detach()
+        found = torch.autograd.grad(total, [*leaves, *voices], materialize_grads=True)
+    return torch.cat(found[: len(leaves)], 1), torch.cat(found[len(leaves) :])
 
 
 def nodes_of_layers(wiring: Wiring) -> list[slice]:
-    """Nodes that speak at once: the embedding, the heads of a layer, an MLP."""
+    """Nodes whose outputs are computed together: the embedding, the heads of one layer, one MLP."""
     starts = [0]
     for place, name in enumerate(wiring.senders):
         if name != EMBED and (name.endswith(".0") or name.startswith("mlp")):

@@ -1,8 +1,8 @@
-"""Circuits as graphs: from scores to a `networkx.DiGraph`, from a graph to the edges that are in it, and choosing some.
+"""Circuits as graphs: from scores to a `networkx.DiGraph`, from a graph to a mask of edges, and the selection of edges.
 
 Nodes are "embed", "5.1", "mlp.3" and "logits", and the inputs of heads: "5.1.q", "5.1.k", "5.1.v", or "5.kv0.k" where
-heads share it. An edge goes from a node to an input and carries `score` and `input`; from each input an edge of kind
-"inside" leads on to its head. Everything on a graph is text or a number, so files keep it whole.
+heads share keys and values. An edge goes from a node to an input and carries `score` and `input`. An edge of kind
+"inside" joins each input of a head to that head. All attributes are texts or numbers, so that files can store them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import networkx as nx
 from torch import Tensor
 
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._streams.component_graph import EMBED, LOGITS, KeyValues, Wiring
+from headwater.analyses._streams.component_graph import EMBED, LOGITS, Wiring
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
@@ -27,7 +27,7 @@ HEAD_INPUTS = ("q", "k", "v")
 def graph_of(
     wiring: Wiring, scores: Tensor | None, attrs: Mapping[str, Any], nodes: Tensor | None = None
 ) -> nx.DiGraph:
-    """Every edge of a model with its score [node, input], and every node's where there is one [node]."""
+    """The graph of all edges with their scores [node, input]; `nodes` [node] are scores of the nodes."""
     graph = nx.DiGraph(**attrs)
     for place, name in enumerate(wiring.senders):
         more = {} if nodes is None else {"score": float(nodes[place])}
@@ -46,7 +46,7 @@ def graph_of(
 
 
 def told_by_name(name: str) -> dict[str, Any]:
-    """What a node is, and its layer and head, from its name: "embed", "mlp.3" or "5.1"."""
+    """The kind, layer and head of a node, from its name: "embed", "mlp.3" or "5.1"."""
     if name == EMBED:
         return {"kind": "embed"}
     if name.startswith("mlp."):
@@ -60,10 +60,8 @@ def edges_of(graph: nx.DiGraph) -> list[tuple[str, str]]:
 
 
 def wiring_of(model: HookedModel, graph: nx.DiGraph) -> Wiring:
-    """The model taken apart as the graph's inputs are named."""
-    names = [name for name in graph if name.split(".")[-1] in ("k", "v")]
-    kind: KeyValues = "kv" if any(".kv" in name for name in names) else "head"
-    return Wiring(model, kind)
+    """The wiring whose inputs are named as in the graph: keys per query head or per key–value head."""
+    return Wiring(model, "kv" if any(".kv" in name for name in graph) else "head")
 
 
 def mask_of(wiring: Wiring, graph: nx.DiGraph) -> Tensor:
@@ -81,17 +79,12 @@ def mask_of(wiring: Wiring, graph: nx.DiGraph) -> Tensor:
 
 
 def pruned(graph: nx.DiGraph) -> nx.DiGraph:
-    """Without nodes that nothing leads to or that lead to nothing, until none is left; embed and logits stay."""
+    """A copy without nodes that lack parents or children, removed until none remains; embed and logits stay."""
     graph = graph.copy()
-    while True:
-        gone = [
-            name
-            for name in graph
-            if name not in (EMBED, LOGITS) and (graph.in_degree(name) == 0 or graph.out_degree(name) == 0)
-        ]
-        if not gone:
-            return graph
+    ends = {EMBED, LOGITS}
+    while gone := [n for n in graph if n not in ends and not (graph.in_degree(n) and graph.out_degree(n))]:
         graph.remove_nodes_from(gone)
+    return graph
 
 
 @checked
@@ -104,11 +97,19 @@ def select_circuit(
 ) -> nx.DiGraph:
     """The circuit of the `n` best edges: "top" by score alone, "greedy" from the logits down.
 
-    Greedy takes the best edge into what is already part of the circuit, again and again (as Dijkstra's algorithm
-    walks). Nodes without parents or without children are then taken away with their edges, so fewer than `n` may be
-    left. Best is the largest |score|, or the largest score with `signed`. A graph with scores on its nodes alone
+    Greedy repeatedly adds the best edge into a node that is already in the circuit (as in Dijkstra's algorithm). Nodes
+    without parents or without children are then removed with their edges, so fewer than `n` edges may remain. Best
+    means the largest |score|, or with `signed` the largest score. A graph whose nodes alone have scores
     (`level="node"`) gives the best `n` nodes and every edge between them.
-    Source: Hanna, Pezzelle & Belinkov 2024 (arXiv 2403.17806) and their code, checked.
+    Source: Hanna, Pezzelle & Belinkov 2024 (arXiv 2403.17806); compared with their code.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> clean = "When Mary and John went to the store , John gave a drink to"
+    >>> corrupt = "When Mary and John went to the store , Mary gave a drink to"
+    >>> whole = hw.analyses.edge_attribution(model, [(clean, corrupt)], answer="Mary", wrong="John", steps=1)
+    >>> ("mlp.3", "logits") in hw.analyses.select_circuit(whole, 100).edges
+    True
     """
 
     def worth(score: float) -> float:
@@ -129,14 +130,10 @@ def select_circuit(
     if not scores:
         raise AnalysisError("the graph has no scores to choose by; give one of edge_attribution")
     best = sorted(scores, key=lambda edge: -scores[edge])[:n]
-    kept = best if selection == "top" else _greedy(graph, scores, n)
-    return pruned(_only(graph, set(kept)))
-
-
-def _only(graph: nx.DiGraph, kept: set[tuple[str, str]]) -> nx.DiGraph:
+    kept = set(best if selection == "top" else _greedy(graph, scores, n))
     found = graph.copy()
     found.remove_edges_from([edge for edge in edges_of(graph) if edge not in kept])
-    return found
+    return pruned(found)
 
 
 def _greedy(graph: nx.DiGraph, scores: dict[tuple[str, str], float], n: int) -> list[tuple[str, str]]:

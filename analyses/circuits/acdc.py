@@ -1,7 +1,7 @@
-"""ACDC: the circuit that is left when every edge that is not missed is taken out, one after another.
+"""ACDC: the circuit that remains after removing, one after another, every edge whose removal costs little.
 
-Conmy et al. 2023 (arXiv 2304.14997), as a baseline: one forward pass per edge and batch, in an order on which the
-result depends. For circuits of large models use `edge_attribution`.
+Conmy et al. 2023 (arXiv 2304.14997), as a baseline: one forward pass per edge and batch, and the result depends on the
+order of the edges. For circuits of large models use `edge_attribution`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,12 @@ from headwater.analyses._measures.measure import AnswerSetting, PositionSetting,
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
 from headwater.analyses._streams.component_graph import EMBED, KeyValues, Wiring
-from headwater.analyses.circuits._counterfactuals import (
-    Case,
-    cases_of,
-    changed,
-    changed_logits,
-)
+from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed, changed_logits
 from headwater.analyses.circuits._graphs import graph_of, pruned
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
 
-ROWS = 64  # copies of pairs that run together
+ROWS = 64  # prompts in one forward pass
 
 
 @analysis
@@ -49,17 +44,22 @@ def acdc(
 ) -> nx.DiGraph:
     """The edges whose removal costs `tau` or more, each with that cost as `score`.
 
-    Inputs are visited from the logits down, and into each the latest node first; an edge is taken out for good when
-    `cost(with it out) - cost(so far) < tau`. The cost is the mean over pairs of `KL(clean ‖ now)` of the next token at
-    `position`, in nats, or minus the measure. An edge that is out carries what it does in `edge_attribution`; edges
-    into a node that leads nowhere any more are taken out untried.
-    Unit: nats, or that of the measure. Source: the authors' code, checked.
+    Inputs are visited from the logits down, and the edges into each input from the latest node to the earliest. An edge
+    is removed for good if `cost(without it) - cost(so far) < tau`. The cost is the mean over pairs of `KL(clean ‖ now)`
+    of the next token at `position`, in nats, or minus the measure. A removed edge carries the counterfactual of
+    `ablation`, as in `edge_attribution`. Edges into a node that no longer leads anywhere are removed without a run.
 
     Question: Which connections are left when every one that is not missed is taken out?
     Unit: what taking the edge out costs when its turn comes: nats (kl) or the measure.
-    Source: Conmy et al. 2023, arXiv:2304.14997.
+    Source: Conmy et al. 2023, arXiv:2304.14997; compared with the authors' code.
     Cost: one forward pass per edge and batch, several at once while edges are taken out.
     Not for: ranking edges; edges that back each other up, of which the order decides which one stays.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> graph = hw.analyses.acdc(model, [("John gave", "Mary gave")], tau=100.0)
+    >>> list(graph)
+    ['embed', 'logits']
     """
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
@@ -94,10 +94,10 @@ def _next_tokens(wiring: Wiring, case: Case, out: Tensor, position: int) -> Tens
 def _visited(
     wiring: Wiring, known: Tensor, costs: Callable[[Tensor], list[float]], tau: float, most: int
 ) -> Tensor:
-    """What each edge costs, [node, input], NaN for those that are out.
+    """The cost of each kept edge, [node, input]; NaN for removed edges.
 
-    Several steps run at once, as if each edge were taken out when its turn comes, as most are; what was run behind one
-    that stays is not used, and the next try is shorter.
+    Several steps run in one batch, on the assumption that each of their edges will be removed, as most are. Results
+    after the first edge that stays are discarded, and the next batch is shorter.
     """
     out, scores = torch.zeros_like(known), torch.full(known.shape, torch.nan, dtype=torch.float64)
     so_far, size = costs(out[None])[0], 1

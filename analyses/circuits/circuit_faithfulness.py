@@ -1,8 +1,8 @@
-"""Faithfulness of a circuit: how much of what a model does is left when only the circuit's edges carry the prompt.
+"""Faithfulness of a circuit: how much of the model's behaviour remains when only the circuit's edges carry the prompt.
 
-Every edge outside of the circuit carries its corrupt value and all nodes are computed anew (Hanna, Pezzelle &
-Belinkov 2024, arXiv 2403.17806); completeness is the same of all other edges. Values depend strongly on what
-the changed edges carry, so that stands in the attributes. One pass per batch and circuit.
+Every edge outside the circuit carries its counterfactual value, and all nodes are recomputed (Hanna, Pezzelle &
+Belinkov 2024, arXiv 2403.17806). Completeness is the same score for the complement. Both depend strongly on the
+counterfactual (`ablation`). One pass per batch and circuit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from headwater.analyses._measures.measure import AnswerSetting, PositionSetting,
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
 from headwater.analyses._streams.component_graph import Wiring
-from headwater.analyses.circuits._counterfactuals import cases_of, changed
+from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed
 from headwater.analyses.circuits._graph_files import (
     circuit_of,
     read_circuit as read_circuit,
@@ -37,7 +37,7 @@ from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
-SMALLEST = 1e-6  # difference between clean and changed run below which a share of it is not defined
+SMALLEST = 1e-6  # below this difference between the clean and the changed run a share is undefined
 SCORES = ("faithfulness", "completeness")
 
 
@@ -59,25 +59,33 @@ def circuit_faithfulness(
     seed: Annotated[int, "seed of the resampling", Bounds(0)] = 0,
     batch_size: Annotated[int, "pairs of equal length that run together", Bounds(1)] = 16,
 ) -> xr.Dataset:
-    """`mean`, `low` and `high` [score, size] of faithfulness and completeness, with the measures they come from.
+    """`mean`, `low` and `high` [score, size] of faithfulness and completeness, and the measures they come from.
 
-    `faithfulness = (m(circuit) - m(none)) / (m(all) - m(none))` with m(none) the measure when every edge is changed
-    (the corrupt run for "resample") and m(all) that of the clean run, each a mean over pairs; `completeness` is the
-    same of the edges that are not in the circuit: near 0 where nothing else does the work. Intervals (95 %) redraw the
-    pairs. Per pair: `measure` [edges, size, pair] of the circuit and of its complement, `whole` and `nothing` [pair],
-    and `share` [score, size, pair], NaN where whole and nothing differ by less than 1e-6 (counted in `undefined`).
+    `faithfulness = (m(circuit) - m(none)) / (m(all) - m(none))`. m(none) is the measure with every edge changed (the
+    corrupt run for "resample"), m(all) that of the clean run; each is a mean over pairs. `completeness` is the same
+    score of the edges outside the circuit: near 0 if nothing else does the work. Intervals (95 %) resample the pairs.
+    Per pair: `measure` [kept, size, pair] of the circuit and of its complement, `whole` and `nothing` [pair], and
+    `share` [score, size, pair]. `share` is NaN where whole and nothing differ by less than 1e-6; `undefined` counts
+    such pairs.
 
-    `graph` is a circuit (nodes that nothing leads to, or that lead to nothing, are left out), or a file of
-    `write_circuit`, which is read for its edges alone; with `sizes` it must have scores, of which `select_circuit`
-    takes so many first: the coordinate `edges` says how many were left. None: `edge_attribution` is asked first, and
-    without sizes its best tenth, quarter and half are tried. Measures and pairs are those of `edge_attribution`.
-    Unit: share of the difference. Source: the authors' code, checked.
+    `graph` is a circuit, or a file of `write_circuit`, of which only the edges are used. Nodes without a path from the
+    embedding or to the logits are removed first. With `sizes` the graph must have scores, and `select_circuit` chooses
+    that many edges; the coordinate `edges` holds the number that remained. None: `edge_attribution` makes the graph,
+    and without `sizes` its best tenth, quarter and half are tried. Measures and pairs are as in `edge_attribution`.
 
     Question: How much of what the model does is left when only this circuit carries the prompt?
     Unit: share of the measure's difference between clean and corrupt (1: all of it, 0: nothing; may leave 0 to 1).
-    Source: Hanna et al. 2024, arXiv:2403.17806; Wang et al. 2023, arXiv:2211.00593.
+    Source: Hanna et al. 2024, arXiv:2403.17806; Wang et al. 2023, arXiv:2211.00593; compared with the authors' code.
     Cost: two passes per batch, and two for each size of circuit.
     Not for: comparing circuits judged with different ablations; a circuit's being the only one that does it.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> clean = "When Mary and John went to the store , John gave a drink to"
+    >>> corrupt = "When Mary and John went to the store , Mary gave a drink to"
+    >>> found = hw.analyses.circuit_faithfulness(model, None, [(clean, corrupt)], sizes=[200, 1519], draws=10)
+    >>> found["mean"].sel(score="faithfulness").round(1).values.tolist()
+    [0.8, 1.0]
     """
     listed = _listed(sizes)
     if graph is None:
@@ -86,13 +94,12 @@ def circuit_faithfulness(
         listed = [count // 10, count // 4, count // 2] if listed is None else listed
     graph = circuit_of(graph)
     wiring = wiring_of(model, graph)
-    mask_of(wiring, graph)  # an edge that the model does not have is named, also where pruning would hide it
+    mask_of(wiring, graph)  # refuses edges that the model does not have, before pruning can remove them
     circuits = [pruned(graph)] if listed is None else [select_circuit(graph, n, selection) for n in listed]
     masks = torch.stack([mask_of(wiring, circuit) for circuit in circuits])
     asked = Asked(measure, answer, wrong, position)
-    found = _measures(wiring, pairs, asked, ablation, masks, batch_size)
-    whole, nothing, kept, others = (part.numpy() for part in found)
-    result = _summary(whole, nothing, kept, others, draws, seed)
+    cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)
+    result = _summary(*_measures(wiring, cases, masks, len(pairs)), draws, seed)
     counts = masks.sum((1, 2)).tolist()
     result = result.assign_coords(size=listed or counts, edges=("size", counts))
     told = {"pairs": len(pairs), "edges_of_model": int(wiring.edges().sum()), "level": LEVEL}
@@ -100,7 +107,7 @@ def circuit_faithfulness(
 
 
 def _listed(sizes: int | Sequence[int] | Literal["all"]) -> list[int] | None:
-    """The sizes one by one; None for the graph as it is."""
+    """The sizes as a list; None for the graph as it is."""
     found = None if sizes == "all" else np.atleast_1d(sizes).tolist()
     if found == []:
         raise AnalysisError("sizes is empty; give a number of edges, a list of them, or 'all'")
@@ -108,32 +115,22 @@ def _listed(sizes: int | Sequence[int] | Literal["all"]) -> list[int] | None:
 
 
 def _measures(
-    wiring: Wiring,
-    pairs: PairExamples,
-    asked: Asked,
-    ablation: Ablation,
-    masks: Tensor,
-    batch_size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Measures of the clean run and the run with all edges changed [pair], of circuits and complements [size, pair]."""
+    wiring: Wiring, cases: list[Case], masks: Tensor, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The measure: clean and with all edges changed [pair], of circuits and complements [kept, size, pair]."""
     known = wiring.edges()
-    whole, nothing = (torch.zeros(len(pairs), dtype=torch.float64) for _ in range(2))
-    kept, others = (torch.zeros(len(masks), len(pairs), dtype=torch.float64) for _ in range(2))
-    cases = cases_of(wiring, pairs_of(wiring.model, pairs, batch_size), asked, ablation)
+    changes = torch.cat([known[None], known & ~masks, masks])
+    whole, found = np.zeros(count), np.zeros((len(changes), count))
     for case in tqdm(cases, desc="circuit faithfulness", unit="batch", disable=None):
-        mine = case.pairs.places
-        whole[mine] = case.told.clean
-        nothing[mine] = changed(wiring, case, known[None])[0].double().cpu()
-        for place, mask in enumerate(masks):
-            kept[place, mine] = changed(wiring, case, (known & ~mask)[None])[0].double().cpu()
-            others[place, mine] = changed(wiring, case, mask[None])[0].double().cpu()
-    return whole, nothing, kept, others
+        whole[case.pairs.places] = case.told.clean
+        for place, edges in enumerate(changes):
+            found[place, case.pairs.places] = changed(wiring, case, edges[None])[0].double().cpu()
+    return whole, found[0], found[1:].reshape(2, len(masks), count)
 
 
 def _summary(
-    whole: np.ndarray, nothing: np.ndarray, kept: np.ndarray, others: np.ndarray, draws: int, seed: int
+    whole: np.ndarray, nothing: np.ndarray, measures: np.ndarray, draws: int, seed: int
 ) -> xr.Dataset:
-    measures = np.stack([kept, others])  # [score, size, pair]
     apart = whole - nothing
     defined = np.abs(apart) >= SMALLEST
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -164,5 +161,6 @@ def _summary(
 
 
 def _ratio(measures: np.ndarray, nothing: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """The mean share of the difference between the clean run and the run with every edge changed."""
     whole = apart.mean()
     return (measures - nothing).mean(-1) / (whole if abs(whole) >= SMALLEST else np.nan)

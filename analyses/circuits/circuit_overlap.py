@@ -1,7 +1,7 @@
-"""How much two circuits share: heads, nodes and edges in common, beside what circuits drawn at random would share.
+"""How much two circuits share: heads, nodes and edges in common, compared with circuits drawn at random.
 
 Merullo, Eickhoff & Pavlick (ICLR 2024) counted heads: 25 of 32 for indirect and coloured objects in GPT-2 Medium, and
-17 to 25 % with circuits of other tasks (text, not code). No model is run; graphs or files of graphs are all it takes.
+17 to 25 % with circuits of other tasks (from the text, not from code). The analysis reads graphs and runs no model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from scipy.stats import hypergeom
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses.circuits._graph_files import circuit_of
+from headwater.analyses.circuits._graphs import edges_of
 from headwater.lens.errors import AnalysisError
 
 
@@ -29,24 +30,37 @@ def circuit_overlap(
 ) -> xr.Dataset:
     """What two circuits have in common: each variable is over `what`, "heads", "nodes" and "edges".
 
-    `both`, `only_a` and `only_b` count; `share` is `|a ∩ b| / |a ∪ b|`, NaN for two empty circuits. With `whole`, the
-    graph of all that there is, the size of which makes what is drawn: `chance` is the share to be expected of two
-    circuits of these sizes drawn from it, and `p` the probability of as much in common or more, both exact
-    (hypergeometric); else NaN. Drawn circuits need not hang together, which makes chance smaller than for circuits that
-    must. Heads are compared by layer and number wherever they write; edges inside of heads do not count. Each graph may
-    be a file of `write_circuit`. AnalysisError where a circuit holds what `whole` lacks.
-    Unit: share of what is in either (counts are counts). Source: the paper's text; `chance` and `p` are ours.
+    `both`, `only_a` and `only_b` are counts. `share` is `|a ∩ b| / |a ∪ b|`, NaN for two empty circuits. `whole` is the
+    graph of the entire model, from which random circuits of the same sizes are drawn. With it, `chance` is the expected
+    share of two such circuits and `p` the probability of as much in common or more, both exact (hypergeometric);
+    without it both are NaN. Random circuits need not be connected, which makes `chance` smaller than for connected
+    ones. Heads are compared by layer and number; edges inside heads do not count. Each graph may be a file of
+    `write_circuit`. AnalysisError where a circuit holds something that `whole` lacks.
 
     Question: How much do two circuits share?
-    Unit: share of what is in either.
-    Source: Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744.
+    Unit: share of what is in either; counts are counts.
+    Source: Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744 (its text); `chance` and `p` are ours.
     Cost: none to speak of: no model is run.
     Not for: shares of circuits of different sizes side by side (see chance); whether the shared part does anything.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> clean = "When Mary and John went to the store , John gave a drink to"
+    >>> corrupt = "When Mary and John went to the store , Mary gave a drink to"
+    >>> whole = hw.analyses.edge_attribution(model, [(clean, corrupt)], answer="Mary", wrong="John", steps=1)
+    >>> small, large = (hw.analyses.select_circuit(whole, n) for n in (50, 100))
+    >>> found = hw.analyses.circuit_overlap(small, large, whole)
+    >>> found.only_a.values.tolist(), bool((found.share > found.chance).all())
+    ([0, 0, 0], True)
     """
     graph_a, graph_b = (circuit_of(given) for given in (graph_a, graph_b))
     whole = None if whole is None else circuit_of(whole)
     rows = []
-    for what, members in (("heads", _heads), ("nodes", _nodes), ("edges", _edges)):
+    for what, members in (
+        ("heads", _heads),
+        ("nodes", _nodes),
+        ("edges", lambda graph: set(edges_of(graph))),
+    ):
         a, b = members(graph_a), members(graph_b)
         row: dict[str, float] = {"both": len(a & b), "only_a": len(a - b), "only_b": len(b - a)}
         row["share"] = len(a & b) / len(a | b) if a | b else np.nan
@@ -63,7 +77,7 @@ def circuit_overlap(
     return xr.Dataset(
         {name: ("what", [row[name] for row in rows]) for name in rows[0]},
         coords={"what": ["heads", "nodes", "edges"]},
-        attrs={**{"model": " and ".join(models)}, "against_whole": whole is not None},
+        attrs={"model": " and ".join(models), "against_whole": whole is not None},
     )
 
 
@@ -73,10 +87,6 @@ def _heads(graph: nx.DiGraph) -> set[tuple[int, int]]:
 
 def _nodes(graph: nx.DiGraph) -> set[str]:
     return {name for name, kind in graph.nodes(data="kind") if kind != "input"}
-
-
-def _edges(graph: nx.DiGraph) -> set[tuple[str, str]]:
-    return {(u, v) for u, v, kind in graph.edges(data="kind") if kind != "inside"}
 
 
 def _chance(whole: int, a: int, b: int, both: int) -> tuple[float, float]:

@@ -1,8 +1,8 @@
-"""Edge attribution: how much each connection between two parts of a model carries of what tells two prompts apart.
+"""Edge attribution: how much each connection between two parts of a model carries of the difference of two prompts.
 
-EAP (Syed, Rager & Conmy 2023, arXiv 2310.10348) and EAP-IG (Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806), with
-the exact effect of every edge beside them. Grouped queries, parallel blocks and norms behind the heads are handled. A
-gradient is a slope: where attention saturates it is near 0 on edges that matter, and the exact effect is not.
+EAP (Syed, Rager & Conmy 2023, arXiv 2310.10348) and EAP-IG (Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806) estimate
+the effect of an edge from a gradient; `how="exact"` measures it. Grouped queries, parallel blocks and norms behind the
+heads are supported. Where attention saturates the gradient is near 0 even on edges that matter.
 """
 
 from __future__ import annotations
@@ -23,22 +23,16 @@ from headwater.analyses._measures.measure import AnswerSetting, PositionSetting,
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
 from headwater.analyses._streams.component_graph import KeyValues, Wiring
-from headwater.analyses.circuits._counterfactuals import (
-    Case,
-    cases_of,
-    changed,
-    nodes_of_layers,
-    slopes,
-)
+from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed, nodes_of_layers, slopes
 from headwater.analyses.circuits._graphs import graph_of, select_circuit as select_circuit
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
 How = Literal["inputs", "activations", "clean_corrupt", "exact"]
-MOST_EDGES = 20_000  # of the exact method, where each is a forward pass
-ROWS = 64  # that run together
-TOGETHER = 4096  # edges whose means are redrawn at once, for memory
+MOST_EDGES = 20_000  # limit of the exact method, which runs a forward pass for each
+ROWS = 64  # prompts in one forward pass of the exact method
+TOGETHER = 4096  # edges whose means are resampled at once, to bound memory
 
 
 @analysis
@@ -61,28 +55,38 @@ def edge_attribution(
 ) -> nx.DiGraph:
     """Every edge u → v with `score` = mean over pairs of `Σ_{position,d} (a_u(clean) - a_u(corrupt)) · ∂m/∂in_v`.
 
-    `a_u` is what node u adds to the residual stream, `in_v` the stream as input v reads it, before its norm, which is
-    differentiated. The score is the drop of m when the edge is changed, to first order: positive edges help.
-    `steps=1`: the gradient on the clean prompt (EAP). `how="inputs"`: its mean at the embeddings
-    `e_corrupt + k/steps·(e_clean - e_corrupt)`, k = 0 … steps - 1 (EAP-IG). "activations": the same with what u
-    and the nodes beside it say in the place of the embeddings. "clean_corrupt": the mean of both ends. "exact": the
-    drop itself, `m(clean) - m(clean with the edge changed)`. `level="node"` scores nodes, with what they say to all.
+    `a_u` is the output that node u adds to the residual stream. `in_v` is the stream that input v reads, before its
+    norm; the gradient goes through that norm. The score estimates, to first order, how far m drops when the edge is
+    changed: a positive edge helps. `steps=1` takes the gradient on the clean prompt (EAP). `how="inputs"` averages it
+    over the embeddings `e_corrupt + k/steps·(e_clean - e_corrupt)`, k = 0 … steps - 1 (EAP-IG). "activations"
+    interpolates the outputs of each layer's nodes instead of the embeddings. "clean_corrupt" averages the two ends.
+    "exact" is the drop itself, `m(clean) - m(clean with the edge changed)`. `level="node"` scores nodes: all edges of a
+    node are changed.
 
-    `pairs` are (clean, corrupt) texts or ids of equal length, or examples of a prompt set. m is the logit of
-    `answer` less that of `wrong` at `position` (of the examples, or what the model predicts on each prompt), or
-    `measure(logits) → [pair]`. Nodes "embed", "5.1", "mlp.3", "logits"; inputs "5.1.q", or "5.kv0.k" where
-    `key_values="kv"`; edges of kind "inside" join inputs to heads. AnalysisError for a model whose stream is not the
-    sum of its nodes.
+    `pairs` are (clean, corrupt) texts or ids of equal length, or examples of a prompt set. m is the logit of `answer`
+    minus that of `wrong` at `position` (default: the example's tokens, or the model's predictions on the two prompts),
+    or `measure(logits) → [pair]`. Nodes are "embed", "5.1", "mlp.3" and "logits"; inputs are "5.1.q", or "5.kv0.k" with
+    `key_values="kv"`; edges of kind "inside" join inputs to heads. AnalysisError for a model whose residual stream is
+    not the sum of its nodes.
 
-    From two pairs on, `low` and `high` of an edge (or node) bound 95 % of the means of redrawn pairs, drawn alike for
-    all edges; they say nothing of the slope's own error. `per_pair` adds `scores`, one per pair, as JSON.
-    Unit: that of the measure. Source: the authors' code, checked; averaging of "activations" over layers, from memory.
+    From two pairs on, `low` and `high` of an edge (or node) bound 95 % of the means of resampled pairs, the same
+    resamples for all edges. They do not include the error of the first-order estimate. `per_pair` adds `scores`, one
+    per pair (JSON).
 
     Question: Which connections between heads and MLPs carry what makes the difference?
     Unit: drop of the measure when the edge is changed, mean over pairs (positive: the edge helps).
-    Source: Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806.
+    Source: Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806; compared with the authors' code,
+    except the average over layers of "activations".
     Cost: two passes and `steps` forward and backward passes per batch; exact: a pass per edge, many at once.
     Not for: edges that back each other up, of which each looks needless; saturated attention (gradients alone).
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> clean = "When Mary and John went to the store , John gave a drink to"
+    >>> corrupt = "When Mary and John went to the store , Mary gave a drink to"
+    >>> graph = hw.analyses.edge_attribution(model, [(clean, corrupt)], answer="Mary", wrong="John", steps=1)
+    >>> max((score, u, v) for u, v, score in graph.edges(data="score") if score is not None)[1:]
+    ('mlp.3', 'logits')
     """
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
@@ -107,19 +111,16 @@ def _shape(wiring: Wiring, level: str) -> tuple[int, ...]:
 def _spread(
     wiring: Wiring, graph: nx.DiGraph, scores: np.ndarray, draws: int, seed: int, per_pair: bool
 ) -> None:  # fmt: skip
-    """Put the interval of each score [pair, node] or [pair, node, input] on the graph, and the scores if asked for."""
+    """Write the interval of each score [pair, node] or [pair, node, input] to the graph, and the scores if asked."""
     count = len(scores)
-    if scores.ndim == 2:
-        places: list[tuple[int, ...]] = [(n,) for n in range(scores.shape[1])]
-        told = [graph.nodes[name] for name in wiring.senders]
-    else:
-        places = [(int(u), int(v)) for u, v in wiring.edges().nonzero()]
-        told = [graph.edges[wiring.senders[u], wiring.receivers[v]] for u, v in places]
+    places = (np.arange(len(wiring.senders)),) if scores.ndim == 2 else wiring.edges().numpy().nonzero()
+    ends = zip(places, (wiring.senders, wiring.receivers), strict=False)
+    names = zip(*([known[n] for n in place] for place, known in ends), strict=True)
+    told = [graph.nodes[name[0]] if len(name) == 1 else graph.edges[name] for name in names]
     times = [np.bincount(pick, minlength=count) for pick in redraws(count, draws, seed)]
     weights = np.stack(times) / count  # [draw, pair]
-    for start in range(0, len(places), TOGETHER):
-        some = places[start : start + TOGETHER]
-        each = np.stack([scores[(slice(None), *place)] for place in some], 1)  # [pair, edge]
+    for start in range(0, len(told), TOGETHER):
+        each = scores[(slice(None), *(place[start : start + TOGETHER] for place in places))]  # [pair, edge]
         low, high = bounds(weights @ each)
         for n, about in enumerate(told[start : start + TOGETHER]):
             if count > 1:
@@ -155,27 +156,20 @@ def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Ten
 
 def _exact(wiring: Wiring, cases: list[Case], level: str) -> Tensor:
     known = wiring.edges()
-    edges = known.T.nonzero().flip(1)  # those into one input run together
-    changes = len(wiring.senders) if level == "node" else len(edges)
-    if changes > MOST_EDGES:
+    # the indices [change, 1 or 2] of a node, or of an edge; edges into one input run together
+    changes = torch.arange(len(known))[:, None] if level == "node" else known.T.nonzero().flip(1)
+    if len(changes) > MOST_EDGES:
         raise AnalysisError(
-            f'{wiring.model.name} has {changes} edges and how="exact" runs each; it takes {MOST_EDGES} at most, so use '
-            '"inputs"'
+            f'{wiring.model.name} has {len(changes)} edges and how="exact" runs each; it takes {MOST_EDGES} at most, '
+            'so use "inputs"'
         )
     count = sum(len(case.pairs.places) for case in cases)
     scores = torch.zeros(count, *_shape(wiring, level), dtype=torch.float64)
     for case in cases:
-        copies = max(1, ROWS // len(case.pairs.clean))
-        for start in tqdm(range(0, changes, copies), desc="edges", unit="run", disable=None):
-            mine = range(start, min(start + copies, changes))
-            masks = torch.zeros(len(mine), *known.shape)
-            for copy, n in enumerate(mine):
-                if level == "node":
-                    masks[copy, n] = known[n].float()
-                else:
-                    masks[copy, edges[n, 0], edges[n, 1]] = 1.0
-            drops = case.told.clean - changed(wiring, case, masks).double().cpu()  # [copy, pair]
-            for copy, n in enumerate(mine):
-                place = (n,) if level == "node" else tuple(edges[n].tolist())
-                scores[(case.pairs.places, *place)] = drops[copy]
+        places = torch.tensor(case.pairs.places)[:, None]
+        for some in tqdm(changes.split(max(1, ROWS // len(places))), desc="edges", unit="run", disable=None):
+            masks = torch.zeros(len(some), *known.shape, dtype=torch.bool)
+            masks[(torch.arange(len(some)), *some.T)] = True
+            drops = case.told.clean - changed(wiring, case, masks & known).double().cpu()  # [copy, pair]
+            scores[(places, *some.T)] = drops.T
     return scores

@@ -1,9 +1,9 @@
-"""Activation patching: which activations carry what makes the answer of one prompt differ from that of another?
+"""Activation patching: which activations carry the difference between the answers to two prompts?
 
-The method is standard (Wang et al. 2022, arXiv 2211.00593, for heads; Meng et al. 2022 for the stream); numbers agree
-with TransformerLens' `patching`. Many cells run at once as copies of the prompts, begun at the layer that is patched
-and at the first position that changes, and only the logits that are read are computed. Cells are tried one at a time:
-what two of them do together is not seen.
+The standard method (Wang et al. 2022, arXiv 2211.00593, for heads; Meng et al. 2022 for the residual stream); the
+numbers agree with TransformerLens' `patching`. Many cells run in one batch as copies of the prompts. A run starts at
+the patched layer and at the first position that changes, and computes only the logits that are read. Each cell is
+patched alone, so interactions of cells do not show.
 """
 
 from __future__ import annotations
@@ -51,33 +51,37 @@ def patch(
     wrong: WrongOfPairs = None,
     position: PositionSetting = -1,
 ) -> xr.DataArray:
-    """Normalised effect [batch, layer, …] of replacing one cell, by the kind of cell.
+    """Normalised effect [batch, layer, …] of replacing one cell.
 
     `what`: "head" (z of a head at all positions) and "q", "k", "v" and "pattern" of a head give [batch, layer, head];
-    "head_position" [batch, layer, head, position]; "residual" (the stream entering the layer) and "mlp" (what the MLP
-    adds) at one position [batch, layer, position]; "destination_source" (one attention weight)
-    [batch, layer, head, query, key].
-    `how="denoise"`: the corrupt run with the clean activation, `(m_patched - m_corrupt)/(m_clean - m_corrupt)`;
-    "noise": the clean run with the corrupt one, `(m_patched - m_clean)/(m_corrupt - m_clean)`. `ablation` "zero" or
-    "mean" (over the pairs of one length, at each position): the cell becomes that. Where the denominator is below 1e-6
-    the effect is NaN, and the attribute `undefined` counts such pairs.
-    k and v of grouped queries: `per="kv_head"` replaces the head that a group shares ([batch, layer, kv_head]),
-    "query_head" what one query head sees of it; without `per` a model with grouped queries is refused.
+    "head_position" [batch, layer, head, position]; "residual" (the stream entering the layer) and "mlp" (the output of
+    the MLP) at one position [batch, layer, position]; "destination_source" (one attention weight) [batch, layer, head,
+    query, key]. `how="denoise"`: the corrupt run with the clean activation, `(m_patched - m_corrupt)/(m_clean -
+    m_corrupt)`; "noise": the clean run with the corrupt one, `(m_patched - m_clean)/(m_corrupt - m_clean)`. `ablation`
+    "zero" or "mean" (over the pairs of one length, at each position) replaces the cell by that instead. Where the
+    denominator is below 1e-6 the effect is NaN; the attribute `undefined` counts such pairs. k and v under grouped
+    queries: `per="kv_head"` replaces the head that a group shares ([batch, layer, kv_head]), "query_head" the copy that
+    one query head reads. Without `per` a model with grouped queries is refused.
 
-    `clean` and `corrupt` are prompts of equal length; where `corrupt` is None, `clean` holds pairs of them, or examples
-    of a prompt set. `measure`: "logit_difference" of `answer` and `wrong` (those given, else the examples', else what
-    the model predicts) at `position`, or a function logits [pair, position, vocab] → [pair], called with the pairs of
-    one length in their order. The coordinates `clean` and `corrupt` [batch] are the measure of the prompts as they are.
-    Edits that are on stay on, in every run.
-    Unit: share of the way. Source: the formulas, checked against TransformerLens 4.3 and dense runs; papers from
-    memory.
+    `clean` and `corrupt` are prompts of equal length. With `corrupt=None`, `clean` holds pairs of them, or examples of
+    a prompt set. `measure`: "logit_difference" of `answer` and `wrong` at `position` (default: the examples' tokens, or
+    the model's predictions), or a function logits [pair, position, vocab] → [pair], called with the pairs of one length
+    in their order. The coordinates `clean` and `corrupt` [batch] are the measure of the unpatched prompts. Active edits
+    apply to every run.
 
     Question: Which activations carry what makes two prompts differ?
     Unit: share of the way from the patched run's measure (0) to the other prompt's (1).
-    Source: Wang et al. 2022, arXiv:2211.00593; Meng et al. 2022, arXiv:2202.05262.
-    Cost: per cell a run from its layer and position on, many at once; destination_source has heads·S² cells per
-    layer.
+    Source: Wang et al. 2022, arXiv:2211.00593; Meng et al. 2022, arXiv:2202.05262; compared with TransformerLens 4.3.
+    Cost: per cell a run from its layer and position on, many at once; destination_source has heads·S² cells per layer.
     Not for: cells that stand in for each other; which path an effect takes (path_patch); prompts of unequal length.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> clean = "When Mary and John went to the store , John gave a drink to"
+    >>> corrupt = "When Mary and John went to the store , Mary gave a drink to"
+    >>> effect = hw.analyses.patch(model, clean, corrupt, answer="Mary", wrong="John", what="residual")
+    >>> effect.dims, effect.sel(layer=0).argmax("position").values.tolist()  # the prompts differ at position 10
+    (('batch', 'layer', 'position'), [10])
     """
     asked = Asked(measure, answer, wrong, position)
     groups = groups_of(model, clean, corrupt, ablation)
@@ -113,9 +117,7 @@ def _swept(
         (len(layers), *cells.shape(pairs.length), len(pairs.places)), torch.nan, dtype=torch.float64
     )
     if idle:
-        out[(slice(None), *torch.tensor(idle).T)] = told.effect(
-            told.corrupt if how == "denoise" else told.clean, how
-        )
+        out[(slice(None), *torch.tensor(idle).T)] = told.effect(told.unpatched(how), how)
     together = _together(cells, run, copies, ablation)
     for place, layer in enumerate(tqdm(layers, desc="patching", unit="layer", disable=None)):
         source = cells.source(seen, layer, ablation)
@@ -123,13 +125,13 @@ def _swept(
             swap = cells.swap(model, layer, some, source, copies.window(start))
             patched = copies.measure(swap, len(some), layer, start)
             out[(place, *torch.tensor(some).T)] = told.effect(patched, how)
-    return torch.stack([told.clean, told.corrupt]), out.movedim(-1, 0)
+    return told.ends, out.movedim(-1, 0)
 
 
 def _together(
     cells: Cells, run: list[Index], copies: Copies, ablation: Ablation
 ) -> list[tuple[int, list[Index]]]:
-    """Cells that run at once, with the position at which they begin: that of the first."""
+    """Groups of cells that run in one batch, each with the position at which its run starts."""
     found, done = [], 0
     while done < len(run):
         start = cells.start(run[done], copies, ablation)

@@ -1,9 +1,9 @@
-"""Path patching: whose output makes the answer differ by way of these inputs alone?
+"""Path patching: whose output changes the answer by way of chosen inputs (the receivers) alone?
 
-Three runs per sender (Wang et al. 2022, arXiv 2211.00593; as Merullo et al. 2024 run it): the other prompt for what
-the sender says there; the prompt itself with that in the sender's place and every other head as it was, to see what
-the receivers get; the prompt with that in the receivers' places. Senders run together as copies of the prompts. One
-sender at a time: what two of them do together is not seen.
+Three runs per sender (Wang et al. 2022, arXiv 2211.00593; in the variant of Merullo et al. 2024). The other prompt
+gives the sender's output. The prompt itself, with that output and with every other head frozen, gives the inputs of the
+receivers. The prompt itself, with those inputs at the receivers, is measured. Many senders run in one batch as copies
+of the prompts. Each sender is patched alone, so interactions of senders do not show.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, Pairs
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.analyses._runs.replace_activations import Parts, Per, Swap
+from headwater.analyses._streams.component_graph import EMBED
+from headwater.analyses.circuits._graphs import told_by_name
 from headwater.analyses.circuits._patch_cells import groups_of, replacement
 from headwater.analyses.circuits._receivers import Receivers
 from headwater.lens.edits.heads import Ablation
@@ -31,8 +33,6 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.transformer_lens import names
 from headwater.lens.transformer_lens.run import Function
-
-EMBED = "embed"
 
 
 @analysis
@@ -54,27 +54,33 @@ def path_patch(
     wrong: WrongOfPairs = None,
     position: PositionSetting = -1,
 ) -> xr.DataArray:
-    """Normalised effect [batch, sender] of what each sender says to the receivers.
+    """Normalised effect [batch, sender] of each sender's output on the answer, by way of the receivers.
 
     Senders are "embed" (the stream entering the first layer), the heads "0.0", "0.1" … and the MLPs "mlp.0" … in layers
-    before the last receiver's. For a sender s: (1) the other run gives z_s (or what the MLP adds); (2) the
-    run itself with that, all other heads' z frozen to what they were, MLPs computed anew (`mlps="free"`: paths through
-    them count) or frozen too ("frozen": the direct path alone), gives the receivers' inputs; (3) the run itself with
-    those inputs at the receivers, all else free, is measured. All receivers are given at once; q, k and v are replaced
-    at every position.
-    `how="noise"`: the clean run, `(m_patched - m_clean)/(m_corrupt - m_clean)`; "denoise": the corrupt run,
-    `(m_patched - m_corrupt)/(m_clean - m_corrupt)`. Where the denominator is below 1e-6 the effect is NaN, and
-    `undefined` counts it. Under grouped queries `per` says whether "5.1.k" is key–value head 1 or what query head 1
-    sees of it. `clean`, `corrupt`, `measure`, `answer`, `wrong`, `position` as in `patch`; `ablation` too, of what the
-    sender says.
-    Unit: share of the way. Source: the released code of Merullo et al., with all positions in the place of the last
-    alone; checked against three dense runs written by hand, and on a circuit built by hand.
+    before the last receiver's. For a sender s: (1) the other run gives z_s (or the output of the MLP). (2) The run
+    itself with that output gives the receivers' inputs; the z of all other heads is frozen, and MLPs are recomputed
+    (`mlps="free"`: paths through them count) or frozen too ("frozen": the direct path alone). (3) The run itself with
+    those inputs at the receivers, everything else recomputed, is measured. All receivers are patched together; q, k and
+    v are replaced at every position. `how="noise"`: the clean run, `(m_patched - m_clean)/(m_corrupt - m_clean)`;
+    "denoise": the corrupt run, `(m_patched - m_corrupt)/(m_clean - m_corrupt)`. Where the denominator is below 1e-6 the
+    effect is NaN; `undefined` counts such pairs. Under grouped queries `per` says whether "5.1.k" is key–value head 1
+    or the copy that query head 1 reads. `clean`, `corrupt`, `measure`, `answer`, `wrong` and `position` are as in
+    `patch`; so is `ablation`, which here replaces the sender's output.
 
     Question: Whose output makes two prompts differ by way of these inputs?
     Unit: share of the way from the patched run's measure (0) to the other prompt's (1).
-    Source: Wang et al. 2022, arXiv:2211.00593; Merullo et al. 2024, arXiv:2310.08744.
+    Source: Wang et al. 2022, arXiv:2211.00593; Merullo et al. 2024, arXiv:2310.08744, whose code patches the last
+    position alone, where this patches all; compared with three full runs by hand.
     Cost: two runs per sender, from its layer upwards, many senders at once; one run where logits receive.
     Not for: senders that stand in for each other; the whole effect of a sender (patch); prompts of unequal length.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> clean = "When Mary and John went to the store , John gave a drink to"
+    >>> corrupt = "When Mary and John went to the store , Mary gave a drink to"
+    >>> effect = hw.analyses.path_patch(model, clean, corrupt, answer="Mary", wrong="John")
+    >>> str(effect.sender[effect.argmax("sender").item()].values)
+    'mlp.3'
     """
     into = Receivers.of(model, receivers, per)
     asked = Asked(measure, answer, wrong, position)
@@ -85,7 +91,7 @@ def path_patch(
     ends = torch.zeros(2, count, dtype=torch.float64)
     for pairs in groups:
         paths = _Paths(model, pairs, asked, into, mlps == "frozen", how, ablation)
-        ends[:, pairs.places] = paths.ends
+        ends[:, pairs.places] = paths.told.ends
         found[pairs.places] = paths.effects(senders)
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
     return xr.DataArray(
@@ -100,7 +106,7 @@ def path_patch(
 
 
 def _senders(model: HookedModel, into: Receivers) -> list[str]:
-    """All that stands before the last receiver, in the order of a run."""
+    """All nodes before the last receiver, in the order of a run."""
     known = names.places(model)
     found = [EMBED]
     for layer in model.layers:
@@ -111,7 +117,7 @@ def _senders(model: HookedModel, into: Receivers) -> list[str]:
 
 
 class _Paths:
-    """The runs for the pairs of one length."""
+    """Path patching of the pairs of one length; `here` is the prompt that is patched, `there` the other one."""
 
     def __init__(
         self, model: HookedModel, pairs: Pairs, asked: Asked, into: Receivers, frozen: bool, how: How,
@@ -136,31 +142,20 @@ class _Paths:
             name: replacement(tensor[count:, window], ablation) for name, tensor in seen.cache.items()
         }
 
-    @property
-    def ends(self) -> Tensor:
-        """The measures of both sides, [2, pair]."""
-        return torch.stack([self.told.clean, self.told.corrupt])
-
     def effects(self, senders: list[str]) -> Tensor:
         """[pair, sender]."""
         if self.start >= self.copies.stop:  # nothing differs where it could be read
-            plain = self.told.corrupt if self.how == "denoise" else self.told.clean
-            return self.told.effect(plain.repeat(len(senders), 1), self.how).T
+            return self.told.effect(self.told.unpatched(self.how).repeat(len(senders), 1), self.how).T
         fit, found = self.copies.fitting(self.start), []
         for layer in tqdm([None, *self.model.layers], desc="path patching", unit="layer", disable=None):
-            mine = [name for name in senders if self._layer(name) == layer]
+            mine = [name for name in senders if told_by_name(name).get("layer") == layer]
             found += [self._some(mine[i : i + fit]) for i in range(0, len(mine), fit)]
         return self.told.effect(torch.cat(found), self.how).T
 
-    def _layer(self, sender: str) -> int | None:
-        if sender == EMBED:
-            return None
-        return int(sender.removeprefix("mlp.").partition(".")[0])
-
     def _some(self, senders: list[str]) -> Tensor:
-        """The measure [sender, pair] with what these senders, all of one layer, say to the receivers."""
+        """The measure [sender, pair] with the output of these senders, all of one layer, at the receivers."""
         copies, into = len(senders), self.into
-        rows, layer = copies * len(self.copies.ids), self._layer(senders[0])
+        rows, layer = copies * len(self.copies.ids), told_by_name(senders[0]).get("layer")
         stream = f"blocks.{into.layer}.hook_resid_pre"
         first = Swap(
             self.model, rows, forward=self._frozen(senders), parts=into.parts,
@@ -183,17 +178,17 @@ class _Paths:
         return lambda found: self.into.given(layer, found, values)
 
     def _frozen(self, senders: list[str]) -> dict[str, Function]:
-        """Every head as it was but for the senders, each in its own copy; MLPs too where they are frozen."""
-        copies, start = len(senders), self._layer(senders[0])
+        """Replacements that freeze all heads (and MLPs) but the senders, each of which is patched in its own copy."""
+        copies, start = len(senders), told_by_name(senders[0]).get("layer")
         changed: dict[str, Tensor] = {}
         for name in self.heads | (self.mlps if self.frozen else set()):
             if start is None or int(name.split(".")[1]) >= start:
-                changed[name] = _copies(self.here[name], copies)
+                changed[name] = torch.cat([self.here[name]] * copies)
         frozen: dict[str, Function] = {name: _always(value) for name, value in changed.items()}
         for copy, sender in enumerate(senders):
             rows = slice(copy * len(self.copies.ids), (copy + 1) * len(self.copies.ids))
             if sender == EMBED:
-                frozen[self.embedded] = _always(_copies(self.there[self.embedded], copies))
+                frozen[self.embedded] = _always(torch.cat([self.there[self.embedded]] * copies))
             elif sender.startswith("mlp."):
                 name = f"blocks.{start}.hook_mlp_out"
                 if self.frozen:
@@ -206,16 +201,12 @@ class _Paths:
         return frozen
 
 
-def _copies(tensor: Tensor, count: int) -> Tensor:
-    return tensor.repeat(count, *[1] * (tensor.dim() - 1))
-
-
 def _always(value: Tensor) -> Function:
     return lambda tensor, hook: value
 
 
 def _in_rows(value: Tensor, rows: slice) -> Function:
-    """An MLP's output replaced in one copy of the prompts; in the others it is what it is."""
+    """Replace an MLP's output in one copy of the prompts only."""
 
     def replaced(tensor: Tensor, hook: object) -> Tensor:
         tensor = tensor.clone()

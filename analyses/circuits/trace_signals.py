@@ -56,35 +56,34 @@ def trace_signals(
 ) -> nx.DiGraph:
     """Trace the roots that fire from `position` (on `source`) back to heads that do not fire.
 
-    A head fires on (i, j), j not the first token, where `A_ij ≥ firing` and its score is ≥ 0. Of the terms
-    `σ_k (x̃_i·u_k)(v_k·x̃_j)` of its score the largest are used whose sum exceeds `slices` of it (all positive ones
-    where none does). An output y of an earlier head at i gives `Σ_k g_k √σ_k (u_k·ỹ)/scale_i` to the query's side, g_k
-    the sign of x̃_i·u_k, and at j `Σ_k g_k √σ_k (v_k·ỹ)/scale_j` to the key's. Of each side the largest contributions
-    are edges whose sum exceeds `share` of all; a side of which earlier heads make less than 1e-4 has none. A head that
+    A head fires on (i, j), j not the first token, where `A_ij ≥ firing` and its score is ≥ 0. Of the terms `σ_k
+    (x̃_i·u_k)(v_k·x̃_j)` of its score the largest are used whose sum exceeds `slices` of it (all positive ones where
+    none does). An output y of an earlier head at i gives `Σ_k g_k √σ_k (u_k·ỹ)/scale_i` to the query's side, g_k the
+    sign of x̃_i·u_k, and at j `Σ_k g_k √σ_k (v_k·ỹ)/scale_j` to the key's. Of each side the largest contributions are
+    edges whose sum exceeds `share` of all; a side of which earlier heads make less than 1e-4 has none. A head that
     fires where it speaks is traced in turn.
 
-    `relative` puts x̃_j less the mean of all keys, each by its weight A_im, in the place of x̃_j, in the score as in what
-    heads give to the key's side; which pairs fire stays as it is.
+    `relative` puts x̃_j less the mean of all keys, each by its weight A_im, in the place of x̃_j, in the score as in
+    what heads give to the key's side; which pairs fire stays as it is.
 
     Graph: nodes "8.6@12" (the head as it writes at position 12), and its inputs "8.6.q@12" and "8.6.k@4" on the pairs
     it fires on; `count` is the number of prompts, `pairs` that of the traced pairs on which a head fires. Edges into
     inputs carry `weight`, the mean contribution over the `count` prompts that have it, and `input` "q" or "k"; `total`
     of an input is what all upstream gives to it, traced or not, in the mean. Edges of kind "inside" join a head's
-    inputs to it. `names(prompt, position)` names positions, so that prompts of different lengths add up.
-    Attributes: `head_nodes`, `edges` and `edges_from_heads` count the graph; `firings` (JSON) the pairs on which each
-    head fires in all prompts, up to the query position, traced or not; `control_firings` those of `control`, texts cut
-    to the longest prompt's length, from all positions. Published settings: the defaults with `constant=True`.
-    Rotary models are decomposed per pair of positions; norms on queries and keys are refused. A bias of positions
-    (ALiBi) is no part of the score.
-    Unit: that of ABOUT. Source: the authors' code, checked; that `constant` may be off, "all", and how
-    the relative variant treats the key's side, are ours.
+    inputs to it. `names(prompt, position)` names positions, so that prompts of different lengths add up. Attributes:
+    `head_nodes`, `edges` and `edges_from_heads` count the graph; `firings` (JSON) the pairs on which each head fires in
+    all prompts, up to the query position, traced or not; `control_firings` those of `control`, texts cut to the longest
+    prompt's length, from all positions. Published settings: the defaults with `constant=True`. Rotary models are
+    decomposed per pair of positions; norms on queries and keys are refused. A bias of positions (ALiBi) is no part of
+    the score.
+    Unit: that of ABOUT. Source: the authors' code, checked; that `constant` may be off, "all", and how the relative
+    variant treats the key's side, are ours.
 
     Question: Which earlier heads made a head look where it looks?
     Unit: coordinates in the slices used, each times the root of its strength; mean over prompts.
     Source: Franco & Crovella 2024, arXiv:2410.00340.
     Cost: two passes per prompt; one decomposition of size d_head per head, per firing where a model rotates.
-    Not for: weights of different readers side by side; causal claims without an intervention; heads that look
-    evenly.
+    Not for: weights of different readers side by side; causal claims without an intervention; heads that look evenly.
     """
     rules = Rules(firing, slices, share, constant, upstream, relative)
     heads = heads_of(model, roots)
