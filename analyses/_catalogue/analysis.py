@@ -1,6 +1,6 @@
-"""`@analysis` makes a function an analysis: its settings are held to their limits, its results say what they are.
+"""`@analysis` turns a function into an analysis: it checks the settings and describes the result in its attributes.
 
-What an analysis is stands once, in its docstring, in paragraphs that begin with a label: `Question:`, `Unit:`,
+The docstring of the function describes the analysis, in paragraphs that begin with a label: `Question:`, `Unit:`,
 `Source:`, `Cost:` and `Not for:`. The catalogue, the command line and the attributes of every result read them there.
 """
 
@@ -29,13 +29,13 @@ LABELS = {"question": "Question", "unit": "Unit", "paper": "Source", "cost": "Co
 LABELLED = re.compile(
     rf"^({'|'.join(LABELS.values())}): (.+?)(?=\n\n|\n(?:{'|'.join(LABELS.values())}): |\Z)", re.S | re.M
 )
-LONGEST = 200  # characters of a setting that a result keeps
-UNKEPT = ("resume", "batch_size")  # settings of how it ran, not of what came
+LONGEST = 200  # characters of the longest setting that a result keeps
+UNKEPT = ("resume", "batch_size")  # settings that change how a run goes and not its result
 
 
 @dataclass(frozen=True)
 class About:
-    """Question, unit, source, cost and limits of one analysis; `keep` is what a record made for it holds."""
+    """Question, unit, source, cost and limits of one analysis; `keep` is the content that a record needs for it."""
 
     question: str
     unit: str
@@ -55,13 +55,14 @@ def analysis(
 def analysis(
     function: Any = None, *, keep: tuple[str, ...] = ("qk",), like: Callable[..., Any] | None = None
 ) -> Any:
-    """`function`, which refuses settings outside of their limits and describes what it returns.
+    """Wrap `function` so that it refuses settings outside their limits and describes its result.
 
-    `keep` is what a record made for it holds. `like` is the analysis whose labels it shares, for a companion.
+    `keep` is the content that a record needs for it. A companion of an analysis gives that analysis as `like` and
+    shares its labels.
     """
     if function is None:
         return functools.partial(analysis, keep=keep, like=like)
-    about = about_of(function, keep) if like is None else about_of(like, keep)
+    about = about_of(like or function, keep)
     signature, run = inspect.signature(function), checked(function)
 
     @functools.wraps(function)
@@ -86,7 +87,7 @@ def analysis(
 
 
 def about_of(function: Callable[..., Any], keep: tuple[str, ...]) -> About:
-    """What the docstring says. ValueError where a label is missing."""
+    """The labelled paragraphs of the docstring. ValueError where a label is missing."""
     text = inspect.getdoc(function) or ""
     found = {label: " ".join(words.split()) for label, words in LABELLED.findall(text)}
     missing = [label for label in LABELS.values() if label not in found]
@@ -106,7 +107,7 @@ def unlabelled(text: str) -> str:
 
 
 def _inputs(function: Callable[..., Any]) -> Inputs:
-    """What an analysis reads, by the names of its first parameters."""
+    """The kind of input of an analysis, found from the names of its first parameters."""
     names, (first, *others) = [*(found := inspect.signature(function).parameters)], found.values()
     if first.name == "record":
         return "record"
@@ -120,9 +121,9 @@ def _inputs(function: Callable[..., Any]) -> Inputs:
 def _described(
     about: About, source: Any, settings: Mapping[str, Any], own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Attributes of a result: of which model under which edits, with which settings, and what was asked.
+    """Attributes of a result: model, edits, settings, and the question with its unit, source and limits.
 
-    What the analysis itself wrote stands above the settings as they were given: heads that a name stands for, say.
+    Attributes that the analysis wrote win over settings as given, such as resolved heads.
     """
     origin: Mapping[str, Any] = {}
     if isinstance(source, Record):
@@ -135,13 +136,13 @@ def _described(
 
 
 def _storable(value: Any) -> Any:
-    """Values that netCDF can not hold as JSON text."""
+    """`value` in a type that netCDF stores; other types become JSON text."""
     if isinstance(value, bool):
         return int(value)
     if value is None:
         return ""
     if isinstance(value, str):
-        return str(value)  # torch's version is text of a kind of its own, which no graph file takes
+        return str(value)  # torch.__version__ is a subclass of str, which graph files refuse
     if isinstance(value, int | float):
         return value
     return json.dumps(value, default=str)

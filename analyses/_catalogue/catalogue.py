@@ -1,7 +1,7 @@
 """The list of all analyses, read from the folder: one file, one public function of the same name.
 
-The typed keyword parameters of that function are its settings, from which the command line and the dashboard
-make their inputs. Nothing is imported until the list is asked for. Adding an analysis is adding its file.
+The typed keyword parameters of that function are its settings. The command line and the dashboard make their inputs
+from them. The modules are imported at the first call. A new file adds an analysis.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGE = "headwater.analyses"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(About):
-    """One analysis: what it says about itself, its settings, and the function that answers."""
+    """One analysis: its labels, its settings and its function."""
 
     name: str
     settings: tuple[Setting, ...]
@@ -31,11 +31,11 @@ class Entry(About):
 
     @property
     def description(self) -> str:
-        """What the docstring of the function says beside its labels: formula, axes, conventions."""
+        """The docstring of the function without labels and examples: formula, axes, conventions."""
         return unlabelled(inspect.getdoc(self.function) or "")
 
     def setting(self, name: str) -> Setting:
-        """The setting called `name`, or an error that lists those there are."""
+        """The setting called `name`. AnalysisError lists the known ones."""
         for setting in self.settings:
             if setting.name == name:
                 return setting
@@ -58,7 +58,7 @@ def catalogue() -> dict[str, Entry]:
 
 
 def entry(name: str) -> Entry:
-    """The analysis called `name`, or an error that offers the nearest names."""
+    """The analysis called `name`. AnalysisError offers the nearest names."""
     known = catalogue()
     if name not in known:
         raise AnalysisError(f"no analysis is called {name!r}; {nearest(name, known)}")

@@ -1,8 +1,8 @@
 """The settings of an analysis, read from its typed keyword parameters, and their limits.
 
-A `Setting` says what kind of input it needs (number, integer, flag, choice, positions, text), its default, its limits
-and its help line. `parse` reads it from text; `check` refuses a value of another type or outside of the limits, in one
-line. The command line and the dashboard read settings; `checked` makes a function refuse the same from Python.
+A `Setting` describes an input field: its kind (number, integer, flag, choice, positions, text), default, limits and
+help line. `parse` reads a value from text; `check` refuses a value of another type or outside the limits. The command
+line and the dashboard build their inputs from settings; `checked` applies the same checks to calls from Python.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of a numeric setting, both included unless `above`: then `low` itself is outside. None is no limit."""
+    """Limits of a numeric setting, both inclusive; with `above`, `low` is exclusive. None is no limit."""
 
     low: float | None = None
     high: float | None = None
@@ -47,7 +47,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Setting:
-    """One keyword parameter of an analysis, as an input field needs it."""
+    """One keyword parameter of an analysis, described for an input field."""
 
     name: str
     kind: Kind
@@ -60,7 +60,7 @@ class Setting:
     hint: Any = Any  # the type that values have in Python
 
     def parse(self, text: str) -> Any:
-        """The value that `text` stands for; "none" (or nothing) is None where the setting may be left out."""
+        """The value of `text`; "none" or empty text is None where the setting is optional."""
         if self.optional and text.strip().lower() in ("", "none"):
             return None
         if self.kind == "text":
@@ -72,7 +72,7 @@ class Setting:
             raise AnalysisError(f"{self.name}={text!r} is not {self._wanted()}") from None
 
     def check(self, value: Any) -> Any:
-        """`value`, or an error that names the setting, the value and the limits."""
+        """Return `value`, or raise AnalysisError with the setting, the value and the limits."""
         if value is None and self.optional:
             return value
         if not _fits(value, self.hint):
@@ -114,13 +114,13 @@ class Setting:
 
 
 def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """`function`, which now refuses settings outside of what its annotations say before anything runs."""
+    """`function` with a check of its settings against their annotations before each call."""
     names = tuple(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def held(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         given = dict(zip(names, args, strict=False)) | kwargs
-        # annotations are read at the first call, when every module is there
+        # annotations are read at the first call, when every module is loaded
         for setting in settings_of(function):
             if setting.name in given:
                 setting.check(given[setting.name])
@@ -131,9 +131,9 @@ def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
 @functools.cache
 def settings_of(function: Callable[..., Any]) -> tuple[Setting, ...]:
-    """Settings of `function`, in their order: its parameters with a default or an annotation, but for callables."""
+    """Settings of `function` in their order: parameters with a default or `Annotated` type, except callables."""
     bare = inspect.unwrap(function)
-    # what it returns may be of a library that is imported when it runs
+    # the return type may belong to a library that is imported only when the function runs
     told = {name: hint for name, hint in bare.__annotations__.items() if name != "return"}
     hints = typing.get_type_hints(
         types.SimpleNamespace(__annotations__=told), bare.__globals__, include_extras=True
@@ -147,23 +147,17 @@ def settings_of(function: Callable[..., Any]) -> tuple[Setting, ...]:
 
 
 def _setting(name: str, hint: Any, default: Any) -> Setting | None:
-    notes: tuple[Any, ...] = ()
-    if typing.get_origin(hint) is typing.Annotated:
-        hint, *rest = typing.get_args(hint)
-        notes = tuple(rest)
+    annotated = typing.get_origin(hint) is typing.Annotated
+    hint, *notes = typing.get_args(hint) if annotated else (hint,)
     help_line = next((note for note in notes if isinstance(note, str)), "")
     bounds = next((note for note in notes if isinstance(note, Bounds)), Bounds())
-    origins = _origins(hint)
-    choices = tuple(
-        choice
-        for member in _members(hint)
-        if typing.get_origin(member) is Literal
-        for choice in typing.get_args(member)
-    )
-    optional = type(None) in origins or None in choices
-    choices = tuple(choice for choice in choices if choice is not None)
-    if Callable in origins or Any in origins:  # for Python alone
+    origins = {typing.get_origin(member) or member for member in _members(hint)}
+    if Callable in origins or Any in origins:  # cannot be given as text, only from Python
         return None
+    literals = [each for each in _members(hint) if typing.get_origin(each) is Literal]
+    known = [choice for literal in literals for choice in typing.get_args(literal)]
+    optional = type(None) in origins or None in known
+    choices = tuple(choice for choice in known if choice is not None)
     if int in origins and origins & {Sequence, Iterable}:
         kind: Kind = "positions"
     elif choices:
@@ -171,17 +165,9 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
     else:
         kinds: dict[Any, Kind] = {bool: "flag", int: "integer", float: "number", str: "text"}
         kind = next(word for of, word in kinds.items() if of in origins)
-    return Setting(
-        name,
-        kind,
-        default,
-        help_line,
-        choices if kind == "choice" else (),
-        bounds,
-        optional,
-        "all" in choices or str in origins,
-        hint,
-    )
+    every = "all" in choices or str in origins
+    choices = choices if kind == "choice" else ()
+    return Setting(name, kind, default, help_line, choices, bounds, optional, every, hint)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -189,15 +175,9 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if union else (hint,)
 
 
-def _origins(hint: Any) -> set[Any]:
-    return {typing.get_origin(member) or member for member in _members(hint)}
-
-
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of type `hint`. Numbers and lists may be numpy's or torch's; True and False are no numbers."""
-    return any(
-        _is(value, typing.get_origin(member) or member, typing.get_args(member)) for member in _members(hint)
-    )
+    """Whether `value` is of type `hint`. Numbers and lists may be numpy's or torch's; booleans are not numbers."""
+    return any(_is(value, typing.get_origin(each) or each, typing.get_args(each)) for each in _members(hint))
 
 
 def _is(value: Any, kind: Any, parts: tuple[Any, ...]) -> bool:

@@ -1,13 +1,14 @@
-"""What attention mixes into each position, as vectors: the terms whose sum a block hands on.
+"""The output of an attention layer at each position as a sum of vectors, one for each token that it attends to.
 
-For one layer the output of position i is `Σ_j y_ij + biases` with `y_ij = s_i·Σ_h A_ij f_h(x_j) + 1[i=j] x_i`,
-`f_h(x) = v_h W_O^h`; `s_i` is the scale of a norm on the attention's output alone (Gemma 2), 1 elsewhere. Where a norm
-follows the sum (BERT) its linear part is applied to each term. Norms are found by what they are given, not by their
-names, and the terms are held to add up to what the model computed, else the model is refused.
+For one layer the output of position i is `Σ_j y_ij + biases` with `y_ij = s_i·Σ_h A_ij f_h(x_j) + 1[i=j] x_i` and
+`f_h(x) = v_h W_O^h`; `s_i` is the scale of a norm on the attention's output alone (Gemma 2), else 1. Where a norm
+follows the sum (BERT), its linear part is applied to each term. Norms are identified by their inputs and outputs in a
+run, not by their names. A model whose terms do not add up to its own output is refused.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,16 +26,16 @@ from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.weights import head_weights
 from headwater.lens.running.watching import Call, Heads, watching
 
-FEW = 64  # asked rows that are read one by one; beyond, all rows are walked over in blocks
+FEW = 64  # up to this many asked rows are read one by one; more are read with all rows, in blocks
 
 
 @dataclass(frozen=True, eq=False)
 class Mixing:
-    """One layer: everything the terms `y_ij` follow from, in float64, position axes of equal length.
+    """The factors of one layer's terms `y_ij`, in float64, position axes of equal length.
 
     `value` [batch, head, key, d_head] per query head, `z` the heads' outputs of the same shape, `output` W_O [head,
-    d_head, d_model], `entering` x and `mixed` the sum with its biases, behind the norm `first` where there is one, both
-    [batch, position, d_model]; `second` is the norm that ends the block where one does.
+    d_head, d_model]. `entering` is x and `mixed` the sum with its biases, after the norm `first` if there is one, both
+    [batch, position, d_model]. `second` is the norm at the end of the block, if there is one.
     """
 
     map: AttentionMap
@@ -66,25 +67,24 @@ class Mixing:
 
     def total(self, residual: bool, norms: tuple[Norm, ...] = ()) -> Tensor:
         """`Σ_j y_ij`, [batch, position, d_model]."""
-        found = self.scale[..., None] * self._through(self.z, norms).sum(1)
-        return (found + self.own(norms) if residual else found) / self.divisor(norms)[..., None]
+        return self._sum(self.z, residual, norms)
 
     def selves(self, residual: bool, norms: tuple[Norm, ...] = ()) -> Tensor:
         """`y_ii`, [batch, position, d_model]."""
         weights = self.map.statistic("self").double().nan_to_num().to(self.value.device)
-        found = self.scale[..., None] * self._through(weights[..., None] * self.value, norms).sum(1)
+        return self._sum(weights[..., None] * self.value, residual, norms)
+
+    def _sum(self, z: Tensor, residual: bool, norms: tuple[Norm, ...]) -> Tensor:
+        found = self.scale[..., None] * self._through(z, norms).sum(1)
         return (found + self.own(norms) if residual else found) / self.divisor(norms)[..., None]
 
     def divisor(self, norms: tuple[Norm, ...]) -> Tensor:
-        """What the norms divide a position's terms by, [batch, position]."""
-        found = torch.ones_like(self.scale)
-        for norm in norms:
-            found = found * norm.deviation
-        return found
+        """The product of the norms' deviations at each position, [batch, position]."""
+        return math.prod((norm.deviation for norm in norms), start=torch.ones_like(self.scale))
 
 
 def rows_of(map: AttentionMap, wanted: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows and their weights [batch, head, row, key] in float64; all rows, or those that hold the wanted."""
+    """Blocks of rows and their weights [batch, head, row, key] in float64; all rows, or at least the wanted ones."""
     rows = None if wanted is None else wanted.unique().tolist()
     if rows is None or len(rows) > FEW:
         for span, weights in map.row_blocks():
@@ -98,9 +98,9 @@ def rows_of(map: AttentionMap, wanted: Tensor | None = None) -> Iterator[tuple[s
 def norm_blocks(
     mixing: Mixing, residual: bool, norms: tuple[Norm, ...], wanted: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of `‖y_ij‖`, [batch, row, key], without the vectors: from the products `f_h·f_g` of each key.
+    """Rows of `‖y_ij‖`, [batch, row, key], from the products `f_h·f_g` of each key, without the vectors `y_ij`.
 
-    `‖Σ_h A_h f_h‖² = Σ_hg A_h A_g f_h·f_g`, heads² numbers per key in the place of d_model.
+    `‖Σ_h A_h f_h‖² = Σ_hg A_h A_g f_h·f_g`: heads² numbers per key, not d_model for each pair.
     """
     terms = mixing.terms(norms)
     products = torch.einsum("bhkm,bgkm->bkhg", terms, terms)

@@ -1,10 +1,11 @@
-"""A model taken apart into nodes that write to the residual stream and inputs that read from it, run with changes.
+"""A model as a graph of nodes that write to the residual stream and inputs that read from it, and runs with changed
+edges.
 
-Nodes are the embedding, every head and every MLP; inputs are each head's queries, keys and values, each MLP's input and
-the logits. An input reads the sum of all nodes before it (and biases), so that what one node says to one input can be
-changed alone: `Passage` runs the model with a stream of its own for every input. Heads of one layer that a norm behind
-them joins (Gemma 2) are counted with that norm's scale as it is in the run. Parallel blocks read what their attention
-reads. The norm in front of an input is part of the model, not of the edge.
+Nodes are the embedding, every head and every MLP. Inputs are the queries, keys and values of each head, each MLP's
+input and the logits. An input reads the sum of all earlier nodes (and biases). `Passage` runs the model with a separate
+stream for every input, so that a single edge can be changed. A norm behind the heads (Gemma 2) keeps the scale that it
+has in the run. A parallel MLP reads the same stream as its attention. The norm in front of an input belongs to the
+model, not to the edge.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ EMBED, LOGITS = "embed", "logits"
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs that read the stream at the same place: `names`, numbered from `first`; they see `senders` nodes."""
+    """Inputs that read the stream at the same place: `names`, numbered from `first`; the first `senders` nodes reach
+    them.
+    """
 
     layer: int
     kind: Literal["q", "k", "v", "mlp", "logits"]
@@ -43,8 +46,8 @@ class Inputs:
         return slice(self.first, self.first + len(self.names))
 
 
-# the streams [batch, input, position, d_model] that the inputs read instead of x [batch, position, d_model], and what
-# nodes say instead of [node, batch, position, d_model], the first of them numbered; None leaves it
+# (inputs, stream [batch, position, d_model], node outputs so far) → a stream for each input [batch, input, position,
+# d_model]; (number of the first node, outputs [node, batch, position, d_model]) → new outputs. None changes nothing.
 Reads = Callable[[Inputs, Tensor, list[Tensor]], Tensor | None]
 Sends = Callable[[int, Tensor], Tensor | None]
 
@@ -58,18 +61,17 @@ class _Layer:
 
 
 class Wiring:
-    """`senders` the nodes and `groups` the inputs of a model, in the order of a run.
+    """The nodes (`senders`) and inputs (`groups`) of a model, in the order of a run.
 
-    `key_values` says what the keys and values of grouped queries are: "head" gives every query head an input of its
-    own, "kv" one to the heads that share them.
+    `key_values` under grouped queries: "head" gives each query head its own key and value inputs, "kv" one to all heads
+    that share them.
     """
 
     def __init__(self, model: HookedModel, key_values: KeyValues = "head") -> None:
         _refuse(model)
         self.model = model
-        self.grouped = model.n_kv_heads != model.n_heads
-        self.wide = self.grouped and key_values == "head"
-        self.shared = self.grouped and key_values == "kv"
+        self.shared = model.n_kv_heads != model.n_heads and key_values == "kv"
+        self.wide = model.n_kv_heads != model.n_heads and not self.shared
         self.layers = {layer: self._layer(layer) for layer in model.layers}
         self.senders: list[str] = [EMBED]
         self.groups: list[Inputs] = []
@@ -118,7 +120,7 @@ class Wiring:
         return _Layer(weights, block, behind, parallel)
 
     def heads_of(self, receiver: str) -> list[str]:
-        """The heads that an input of queries, keys or values belongs to."""
+        """The heads that read through an input of queries, keys or values."""
         layer, head, _ = receiver.split(".")
         if not head.startswith("kv"):
             return [f"{layer}.{head}"]
@@ -127,7 +129,7 @@ class Wiring:
         return [f"{layer}.{n}" for n in range(first, first + size)]
 
     def edges(self) -> Tensor:
-        """Which edges there are, bool [node, input]."""
+        """Mask of the edges, bool [node, input]."""
         found = torch.zeros(len(self.senders), len(self.receivers), dtype=torch.bool)
         for group in self.groups:
             found[: group.senders, group.span] = True
@@ -136,7 +138,7 @@ class Wiring:
     def run(
         self, ids: Tensor, reads: Reads | None = None, sends: Sends | None = None, *, grad: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits [batch, position, vocab] and what each node said, [batch, position, d_model]."""
+        """Logits [batch, position, vocab] and the output of each node, [batch, position, d_model]."""
         passage = Passage(self, len(ids), reads, sends)
         with passage.on():
             logits = self.model(ids, grad=grad)
@@ -144,7 +146,7 @@ class Wiring:
 
 
 class Passage(Run):
-    """One run in which `reads` makes what each input reads and `sends` changes what nodes say."""
+    """One run in which `reads` replaces the streams of inputs and `sends` the outputs of nodes."""
 
     def __init__(self, wiring: Wiring, batch: int, reads: Reads | None, sends: Sends | None) -> None:
         self.wiring, self.reads, self.sends = wiring, reads, sends
@@ -179,7 +181,7 @@ class Passage(Run):
         super().__init__(wiring.model, places, batch, forward=forward)
 
     def _after(self, place: Activation, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Keys and values of every query head are more features than the module gave."""
+        """Replace the module's output by keys or values of every query head, which are more features."""
         if not self.wiring.wide or not place.name.endswith(("hook_k", "hook_v")):
             return super()._after(place, module, args, output)
         self.missed.discard(place.name)
@@ -197,7 +199,7 @@ class Passage(Run):
         return function
 
     def _said(self, outputs: Tensor) -> Tensor:
-        """Note what the next nodes say, [node, batch, position, d_model], and give what they say instead."""
+        """Record the outputs of the next nodes [node, batch, position, d_model], after `sends`, and return them."""
         changed = None if self.sends is None else self.sends(len(self.sent), outputs)
         outputs = outputs if changed is None else changed
         self.sent += outputs.unbind(0)
@@ -224,7 +226,7 @@ class Passage(Run):
 
         def function(z: Tensor, hook: Any) -> None:
             parts = torch.einsum("bshe,hed->hbsd", z, weights.W_O.to(z))
-            if layer.behind is not None:  # all heads make its scale; the bias goes to them in equal shares
+            if layer.behind is not None:  # one scale for all heads, who share the bias equally
                 parts = parts + weights.b_O.to(z) / len(parts)
                 norm = layer.behind.at(parts.sum(0))
                 parts = norm.linear(parts) / norm.deviation[..., None]
@@ -247,7 +249,7 @@ class Passage(Run):
             if found is None:
                 return None
             read = found[:, 0]
-            # one norm serves attention and MLP, and the MLP gets what it gave
+            # one norm serves attention and MLP: the module is the MLP itself, so its input is already normalised
             norm = layer.block.norm1 if layer is not None and shared else None
             return read if norm is None else norm(read)
 

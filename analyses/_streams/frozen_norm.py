@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm with the scale that they have in a run: linear maps, under which a sum falls apart."""
+"""LayerNorm and RMSNorm with the scale of a run held fixed: linear maps, which act on each term of a sum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headwater.lens.models import blocks
 
 @dataclass(frozen=True, eq=False)
 class NormForm:
-    """What a norm does to any input, biases apart: `gain ⊙ (x, less its mean if centred) / sqrt(spread + epsilon)`."""
+    """A norm without its bias: `gain ⊙ (x, minus its mean if centred) / sqrt(spread + epsilon)`."""
 
     gain: Tensor
     centred: bool
@@ -22,14 +22,14 @@ class NormForm:
         return cls(blocks.norm_gain(norm, width), blocks.takes_mean_out(norm, width), blocks.epsilon(norm))
 
     def at(self, given: Tensor) -> Norm:
-        """The norm with the scale that `given` [..., d_model] has."""
+        """The norm with its scale fixed to that of `given` [..., d_model]."""
         spread = given.var(-1, correction=0) if self.centred else given.square().mean(-1)
         return Norm(self.gain.to(given), self.centred, (spread + self.epsilon).sqrt())
 
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """The linear part of a norm on given inputs, `gain ⊙ (x, less its mean if centred) / deviation`.
+    """A norm with fixed scale, `gain ⊙ (x, minus its mean if centred) / deviation`.
 
     `gain` [d_model], `deviation` [batch, position].
     """
@@ -47,10 +47,10 @@ class Norm:
         return replace(self, deviation=self.deviation[:, position])
 
     def linear(self, x: Tensor) -> Tensor:
-        """Without the division, which differs by position."""
+        """The norm without the division by `deviation`."""
         return self.gain * (x - x.mean(-1, keepdim=True) if self.centred else x)
 
     def divided(self, x: Tensor) -> Tensor:
-        """Of vectors [batch, position, …, d_model], or [batch, …, d_model] where the norm is that of one position."""
+        """The norm of vectors [batch, position, …, d_model], or [batch, …, d_model] after `at`."""
         inner = [1] * (x.dim() - self.deviation.dim())
         return self.linear(x) / self.deviation.reshape(*self.deviation.shape, *inner)

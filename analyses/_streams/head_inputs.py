@@ -1,8 +1,8 @@
-"""What a head reads from each part of the stream: queries, keys and values as sums over all that wrote before.
+"""The input of a head as a sum over the parts of the residual stream: queries, keys and values by component.
 
-The norm in front of the attention is taken with its scale as it is in the run, so it is linear; what it and the
-projection add by themselves is the part "bias". Rotation by position is linear too, and is found by what it makes of
-unit vectors in the model itself, so that every kind of it is met.
+The norm in front of the attention keeps its scale of the run, so it is linear. The biases of the norm and of the
+projection form the part "bias". Rotary embeddings are linear too; the model itself applies them to unit vectors, so
+that every variant of them is covered.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ BIAS = "bias"
 
 
 def one_head(model: HookedModel, text: str | Head) -> Head:
-    """The head called so, or an error that names those there are."""
+    """The head of that name. The error lists the heads of the model."""
     return named([text], model.layers, model.n_heads)[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """`parts` [batch, position, component, d_model] of the normalised stream that a layer's attention reads, "bias"
-    last; `names` of the components."""
+    """The components `parts` [batch, position, component, d_model] of the normalised stream that a layer's attention
+    reads, and their `names`; "bias" is the last."""
 
     names: list[str]
     parts: Tensor
@@ -50,30 +50,32 @@ class Reading:
         return cls([*named, BIAS], torch.cat([stacked, constant], 2))
 
     def through(self, matrix: Tensor, bias: Tensor) -> Tensor:
-        """[batch, position, component, d] behind a projection [d_model, d], whose bias [d] goes to "bias"."""
+        """The parts after a projection [d_model, d], [batch, position, component, d]; its bias [d] goes to "bias"."""
         found = self.parts @ matrix.double()
         found[:, :, -1] += bias.double()
         return found
 
 
 def rotations(model: HookedModel, batch: Batch, head: Head, places: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """What stands between a head's projections and its scores, [d, d] for the query at one place, the key at another.
+    """The maps [d, d] between a head's projections and its scores, for a query and a key at the positions `places`.
 
-    Unit vectors are put behind the projections, one in each copy of a text, and met again where attention begins.
+    Each copy of a text gets one unit vector as the output of the projections; the vector that attention receives is a
+    row of the map.
     """
-    layer, group = head.layer, model.n_heads // model.n_kv_heads
-    count = model.d_head
-    forward: dict[str, Function] = {}
-    for part, place, index in (("q", places[0], head.head), ("k", places[1], head.head // group)):
-        forward[f"blocks.{layer}.attn.hook_{part}"] = _units(place, index)
+    layer, count = head.layer, model.d_head
+    q_head, k_head = head.head, head.head // (model.n_heads // model.n_kv_heads)
+    forward = {
+        f"blocks.{layer}.attn.hook_q": _units(places[0], q_head),
+        f"blocks.{layer}.attn.hook_k": _units(places[1], k_head),
+    }
     swap = Swap(model, count, forward=forward, parts=[layer])
     swap.logits(batch.ids[:1].repeat(count, 1), 0)
     q, k = (swap.seen[layer][part].double() for part in "qk")
-    return q[:, head.head, places[0]], k[:, head.head // group, places[1]]
+    return q[:, q_head, places[0]], k[:, k_head, places[1]]
 
 
 def refuse_other_sum(found: Tensor, expected: Tensor, what: str) -> None:
-    """AnalysisError where parts do not add up to what the model computed."""
+    """AnalysisError where the parts do not add up to the model's own value."""
     then = (
         ": something between the stream and it is not linear (a norm on queries and keys), or an edit is on"
     )

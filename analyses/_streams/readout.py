@@ -1,4 +1,4 @@
-"""What the end of a model reads off the residual stream: the final norm and the unembedding, as a direction."""
+"""The end of a model as a direction in the residual stream: final norm and unembedding."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from headwater.lens.models.closeness import close_or_refuse
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """The final norm, its scale frozen, and the unembedding of an answer less that of a wrong one, at one position.
+    """The final norm with fixed scale at one position, and `direction`: the unembedding of the answer minus the wrong
+    one.
 
-    `total` [batch] is the difference of the logits before a soft cap, `bias` [batch] the share of biases in it.
+    `total` [batch] is the difference of the logits before a soft cap, `bias` [batch] the part that biases contribute.
     """
 
     norm: Norm
@@ -51,7 +52,7 @@ class Readout:
         return cls(found, direction, total, bias)
 
     def shares(self, vectors: Tensor) -> Tensor:
-        """What vectors [batch, …, d_model] at the position give to the difference, [batch, …]."""
+        """The contributions of vectors [batch, …, d_model] at the position to `total`, [batch, …]."""
         direction = self.direction.reshape(len(vectors), *[1] * (vectors.dim() - 2), -1)
         return (self.norm.divided(vectors) * direction).sum(-1)
 
@@ -65,7 +66,7 @@ def unembedding(model: HookedModel) -> tuple[nn.Module, Any]:
 
 
 def soft_cap(model: HookedModel) -> float | None:
-    """What bounds the model's logits (Gemma 2), None where nothing does."""
+    """The soft cap of the model's logits (Gemma 2), or None."""
     return getattr(model.hf.config.get_text_config(), "final_logit_softcapping", None)
 
 
@@ -75,7 +76,7 @@ def capped(model: HookedModel, logits: Tensor) -> Tensor:
 
 
 def refuse_other_logits(model: HookedModel, read: Tensor, own: Tensor) -> None:
-    """AnalysisError where logits that were read off the stream are not those of the model."""
+    """AnalysisError where logits computed from the stream differ from the model's own."""
     what = f"the logits of {model.name} are not its final norm and unembedding of the stream"
     then = ": a scale or a transform is between, so that they can not be read off the stream"
     close_or_refuse(read, own, what, then, allowed=2e-3, least=1.0)

@@ -1,8 +1,8 @@
-"""Scores of attention as forms of the stream: `s = x̃ᵀ Ω ỹ`, taken apart into orthogonal slices (sparse decomposition).
+"""Attention scores as bilinear forms of the residual stream, `s = x̃ᵀ Ω ỹ`, split into orthogonal slices.
 
-x̃ is the stream behind the norm with a 1 beside it, so that biases are in Ω = [W_Q; b_Q] R_i R_jᵀ [W_K; b_K]ᵀ; R are
-the rotations of rotary models, which depend on the distance, and are read off the model itself. Ω has rank d_head at
-most and is never built: its singular vectors come from two thin QR decompositions and one of size d_head.
+x̃ is the stream after the norm with a 1 appended, so that Ω = [W_Q; b_Q] R_i R_jᵀ [W_K; b_K]ᵀ includes the biases. R
+are the rotations of rotary models; they are measured on the model itself. Ω has rank d_head at most and is never built:
+its singular vectors come from two thin QR decompositions and an SVD of size d_head.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headwater.lens.models.closeness import close_or_refuse, rounding_mend
 from headwater.lens.models.weights import head_weights
 from headwater.lens.transformer_lens import names as transformer_lens_names
 
-ROWS = 8  # unit queries that run together when rotations are read off
+ROWS = 8  # unit queries in one run when rotations are measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,12 @@ class Slices:
     right: Tensor
 
     def terms(self, x: Tensor, y: Tensor) -> Tensor:
-        """What each slice gives to the score of a query's x̃ and a key's ỹ, [slice]."""
+        """The contribution of each slice to the score of a query's x̃ and a key's ỹ, [slice]."""
         return self.strength * (self.left @ x) * (self.right @ y)
 
 
 def leading(values: Tensor, whole: float, share: float) -> Tensor:
-    """Places of the fewest largest `values` whose sum exceeds share·whole; all above 0 where no such sum does."""
+    """Indices of the fewest largest `values` whose sum exceeds share·whole; of all positive ones if no sum does."""
     order = values.argsort(descending=True)
     enough = (values[order].cumsum(0) > share * whole).nonzero()
     count = int(enough[0]) + 1 if len(enough) else int((values > 0).sum())
@@ -46,13 +46,13 @@ def leading(values: Tensor, whole: float, share: float) -> Tensor:
 
 
 def used(terms: Tensor, share: float) -> Tensor:
-    """Places of the slices that a score uses, whichever its sign is."""
+    """Indices of the slices that a score of either sign uses."""
     score = float(terms.sum())
     return leading(terms, score, share) if score >= 0 else leading(-terms, -score, share)
 
 
 class Form:
-    """The forms of one layer's heads; float64. `turns` are rotations [position, d_head, d_head], None for none."""
+    """The forms of one layer's heads, float64. `turns`: rotations [position, d_head, d_head], or None."""
 
     def __init__(self, model: HookedModel, layer: int, turns: Tensor | None) -> None:
         norm = blocks.block(model, layer).norm1
@@ -71,7 +71,7 @@ class Form:
         return q @ k.mT
 
     def slices(self, head: int, query: int, key: int) -> Slices:
-        """The slices of a head, at the positions of a query and a key where the model rotates."""
+        """The slices of a head; in a rotary model they depend on the positions of query and key."""
         place = (head,) if self.turns is None else (head, query, key)
         if place not in self._known:
             (q_basis, q_rest), (k_basis, k_rest) = (torch.linalg.qr(m[head]) for m in (self.query, self.key))
@@ -83,20 +83,20 @@ class Form:
         return self._known[place]
 
     def keys_at(self, head: int, query: int, key: int, place: int) -> Tensor:
-        """The right sides of a pair's slices as they read a key that stands elsewhere, [slice, d_model + 1]."""
+        """The right sides of a pair's slices for a key at another position, `place`: [slice, d_model + 1]."""
         parts = self.slices(head, query, key)
         if self.turns is None or place == key:
             return parts.right
         basis, rest = torch.linalg.qr(self.key[head])
-        # from its own place to that of the pair's key; YaRN's turns also stretch, so the transpose does not undo them
+        # from `place` to `key`; YaRN also scales, so the inverse is not the transpose
         turn = self.turns[place] @ torch.linalg.inv(self.turns[key])
         return (self.key[head] @ turn @ torch.linalg.pinv(rest) @ basis.mT @ parts.right.mT).mT
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One run of one prompt, float64: what nodes say [node, position, d_model], x̃ [position, d_model + 1] by layer,
-    the length that the norm in front of each layer divides by [position], and the patterns [head, query, key].
+    """One run of one prompt, float64: the nodes' outputs `said` [node, position, d_model], and by layer the stream x̃
+    [position, d_model + 1], the divisor of the norm in front [position], and the patterns [head, query, key].
     """
 
     ids: Tensor
@@ -106,14 +106,14 @@ class Prompt:
     pattern: dict[int, Tensor]
 
     def spoken(self, nodes: Any, layer: int, position: int, form: Form, constant: bool) -> Tensor:
-        """What nodes say at a position as a layer's heads read it, augmented: [node, d_model + 1]."""
+        """The outputs of nodes at a position as a layer's heads read them, augmented: [node, d_model + 1]."""
         y = self.said[nodes, position]
         y = y - y.mean(-1, keepdim=True) if form.centred else y
         return torch.nn.functional.pad(y, (0, 1), value=float(constant)) / self.scale[layer][position]
 
 
 class Forms:
-    """The forms of every layer, and prompts run for them. AnalysisError where scores are no forms of the stream."""
+    """The forms of every layer, and runs of prompts. AnalysisError where scores are not bilinear in the stream."""
 
     def __init__(self, model: HookedModel, prompts: Sequence[Tensor]) -> None:
         self.model = model
@@ -157,7 +157,7 @@ class Forms:
 
 
 def _turns(model: HookedModel, ids: Tensor) -> dict[int, Tensor]:
-    """What a rotary model multiplies queries by, [position, d_head, d_head] by layer: what it makes of unit queries."""
+    """The rotations of a rotary model's queries, [position, d_head, d_head] by layer: its results for unit queries."""
     size = model.d_head
     found: dict[int, list[Tensor]] = {layer: [] for layer in model.layers}
 

@@ -1,8 +1,8 @@
-"""Everything that writes to the residual stream, as vectors.
+"""All terms of the residual stream, as vectors.
 
-The stream at a layer is the embedding plus what every head, attention bias and MLP before it added; a norm on the
-attention's output (Gemma 2) is taken as the division it was in the run. The sums are held to what the model computed,
-and a model whose stream is no such sum (norms behind the sum, as in BERT) is refused by name.
+The stream at a layer is the embedding plus the outputs of all earlier heads, attention biases and MLPs. A norm on the
+attention's output (Gemma 2) is applied to each term with its scale of the run. The sums are compared with the model's
+own values. A model whose stream is no such sum (norms after the addition, as in BERT) is refused.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from headwater.lens.transformer_lens.run import Run
 class Layer:
     """One layer of a run, in float64: map, values [batch, kv head, key, d], and W_O [head, d, d_model].
 
-    `result` [batch, position, head, d_model] is what each head adds, `bias` [batch, position, d_model] what
-    the output's bias does, `mlp` the MLP, `entering` the stream before all; `behind` the norm behind the attention.
+    `result` [batch, position, head, d_model] is the output of each head. `bias`, `mlp` and `entering` [batch, position,
+    d_model] are the output bias, the output of the MLP and the stream before the layer. `behind` is the norm on the
+    attention's output.
     """
 
     map: AttentionMap
@@ -46,13 +47,13 @@ class Layer:
     behind: Norm | None
 
     def written(self, vectors: Tensor, position: int) -> Tensor:
-        """What vectors [batch, …, d_model] behind W_O come to in the stream at a position."""
+        """The terms that outputs of W_O [batch, …, d_model] add to the stream at a position."""
         return vectors if self.behind is None else self.behind.at(position).divided(vectors)
 
 
 @dataclass(frozen=True, eq=False)
 class Writers:
-    """A run of texts of one length: `layers` by number, `last` the stream behind the last, `logits`."""
+    """A run of texts of one length: `layers` by number, `last` the stream after the last layer, `logits`."""
 
     model: HookedModel
     layers: dict[int, Layer]
@@ -80,8 +81,9 @@ class Writers:
         return cls(model, layers, kept[final], logits.double())
 
     def parts(self, before: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        """(name, vectors [batch, position, d_model]) of all that is added before a layer: "embed", "0.0" …, "bias.0",
-        "mlp.0" …; their sum is the stream there."""
+        """(name, vectors [batch, position, d_model]) of the terms before a layer: "embed", "0.0" …, "bias.0", "mlp.0"
+        …; their sum is the stream there.
+        """
         yield EMBED, self.layers[self.model.layers[0]].entering
         for number, layer in self.layers.items():
             if before is not None and number >= before:

@@ -1,7 +1,7 @@
-"""Graphs in files: GraphML, JSON in networkx' node-link form, and JSON as circuit viewers like Neuronpedia's read it.
+"""Graphs in files: GraphML, networkx' node-link JSON, and the JSON of circuit viewers such as Neuronpedia.
 
-All three are read back with every attribute they hold; the viewers' form holds nodes, edges and scores under its own
-names, and what it has no name for beside them. Files are text, and nothing in them is run.
+All three are read back with every attribute. The viewers' form holds nodes, edges and scores under the viewers' names,
+and all attributes in a field "headwater" beside them. The files are text, and reading runs nothing in them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,24 @@ NODE_TYPES = {
     "input": "head input",
 }
 EDGE_TYPES = ("edge", "inside")
+# errors of the parsers on text that is no graph
+UNREADABLE = (
+    ValueError, LookupError, TypeError, AttributeError, RecursionError, ParseError, nx.NetworkXException,
+)  # fmt: skip
 
 
 @checked
 def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None) -> Path:
-    """Write a graph to `path`; the form goes by the ending (.graphml or .json) unless it is said."""
+    """Write a graph to `path`; without `form` the ending (.graphml or .json) decides.
+
+    >>> import headwater as hw
+    >>> import networkx, tempfile
+    >>> graph = networkx.DiGraph()
+    >>> graph.add_node("embed", kind="embed")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     hw.analyses.write_circuit(graph, f"{folder}/circuit.graphml").name
+    'circuit.graphml'
+    """
     path = Path(path)
     form = _form(path) if form is None else form
     if form == "graphml":
@@ -48,15 +61,23 @@ def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None)
 
 
 def circuit_of(given: nx.DiGraph | str | Path) -> nx.DiGraph:
-    """A circuit that is a graph already, or the file of one."""
+    """A graph as it is, or the graph of a file."""
     return given if isinstance(given, nx.DiGraph) else read_circuit(given)
 
 
 def read_circuit(path: str | Path) -> nx.DiGraph:
     """The graph of a file that `write_circuit` wrote, in any of its forms, or of a result printed as JSON.
 
-    A file is held to be data: one line says what is wrong with one that is too large, declares entities or types, or
-    holds other names, kinds or values than a circuit has.
+    The file is checked: AnalysisError with the reason where it is too large, declares entities or types, or holds
+    names, kinds or values that no circuit has.
+
+    >>> import headwater as hw
+    >>> import networkx, tempfile
+    >>> graph = networkx.DiGraph()
+    >>> graph.add_node("5.1", kind="head", layer=5, head=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     hw.analyses.read_circuit(hw.analyses.write_circuit(graph, f"{folder}/circuit.json")).nodes["5.1"]
+    {'kind': 'head', 'layer': 5, 'head': 1}
     """
     if not isinstance(path, str | os.PathLike):
         kind = type(path).__name__
@@ -75,21 +96,13 @@ def read_circuit(path: str | Path) -> nx.DiGraph:
         found = nx.relabel_nodes(found, {name: name.replace("mlp ", "mlp.", 1) for name in found})
     except _Strange as fault:
         raise AnalysisError(f"{path} is not a graph that write_circuit wrote: {fault}") from None
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        ParseError,
-        nx.NetworkXException,
-    ):
+    except UNREADABLE:
         raise AnalysisError(f"{path} is not a graph that write_circuit wrote") from None
     return found
 
 
 class _Strange(Exception):
-    """What a file holds that no circuit does."""
+    """The file holds something that no circuit has."""
 
 
 def _parsed(text: str, form: Form) -> nx.Graph:
@@ -97,7 +110,7 @@ def _parsed(text: str, form: Form) -> nx.Graph:
         if declared := [word for word in ("<!DOCTYPE", "<!ENTITY") if word in text]:
             raise _Strange(f"{declared[0]} is not taken, since entities can grow without end")
         found = nx.parse_graphml(text)
-        for added in ("node_default", "edge_default"):  # by the reader
+        for added in ("node_default", "edge_default"):  # added by networkx' reader
             found.graph.pop(added, None)
         return found
     content = parse_json(text, "it", _Strange)
@@ -109,7 +122,7 @@ def _parsed(text: str, form: Form) -> nx.Graph:
 
 
 def _hold(graph: nx.DiGraph) -> None:
-    """Refuse names, kinds and values that no circuit has."""
+    """Refuse names, kinds and values that no circuit has. `_Strange` says which."""
     for name, about in graph.nodes(data=True):
         shown = repr(name)[:60]
         if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
@@ -119,7 +132,7 @@ def _hold(graph: nx.DiGraph) -> None:
             raise _Strange(f"node {shown} is of kind {str(about.get('kind'))[:40]!r}; there are {known}")
         for what in {"head": ("layer", "head"), "mlp": ("layer",)}.get(about["kind"], ()):
             number = about.get(what)
-            # a trace names MLPs by their name alone
+            # nodes of MLPs in a trace have no layer attribute in files of older versions
             if number is None and about["kind"] == "mlp":
                 continue
             if type(number) is not int or number < 0:
@@ -147,7 +160,7 @@ def _hold_values(what: str, about: dict[Any, Any]) -> None:
 
 
 def as_neuronpedia(graph: nx.DiGraph) -> dict[str, Any]:
-    """`metadata`, `nodes` and `links` with weights, under the names that viewers of attribution graphs use."""
+    """`metadata`, `nodes` and `links` with weights, under the names of attribution graph viewers."""
     told = dict(graph.graph)
     nodes = []
     for name, about in graph.nodes(data=True):

@@ -111,25 +111,22 @@ def select_circuit(
     >>> ("mlp.3", "logits") in hw.analyses.select_circuit(whole, 100).edges
     True
     """
-
-    def worth(score: float) -> float:
-        return score if signed else abs(score)
-
-    given = {(u, v): s for u, v, s in graph.edges(data="score") if s is not None}
-    told = {name: about["score"] for name, about in graph.nodes.items() if "score" in about}
-    for place, score in (given | told).items():
+    edges = {(u, v): s for u, v, s in graph.edges(data="score") if s is not None}
+    nodes = {name: about["score"] for name, about in graph.nodes.items() if "score" in about}
+    for place, score in (edges | nodes).items():
         if not isinstance(score, Real) or not math.isfinite(score):
             name = place if isinstance(place, str) else " → ".join(map(str, place))
             raise AnalysisError(
                 f"the score of {name} is {score!r}; give finite numbers, as of edge_attribution"
             )
-    scores = {edge: worth(score) for edge, score in given.items()}
-    nodes = {name: worth(score) for name, score in told.items()}
-    if not scores and nodes:
-        return _of_nodes(graph, sorted(nodes, key=lambda name: -nodes[name])[:n])
+    scores: dict[Any, float] = {
+        place: score if signed else abs(score) for place, score in (edges or nodes).items()
+    }
     if not scores:
         raise AnalysisError("the graph has no scores to choose by; give one of edge_attribution")
-    best = sorted(scores, key=lambda edge: -scores[edge])[:n]
+    best = sorted(scores, key=lambda place: -scores[place])[:n]
+    if not edges:
+        return _of_nodes(graph, best)
     kept = set(best if selection == "top" else _greedy(graph, scores, n))
     found = graph.copy()
     found.remove_edges_from([edge for edge in edges_of(graph) if edge not in kept])
@@ -159,7 +156,8 @@ def _greedy(graph: nx.DiGraph, scores: dict[tuple[str, str], float], n: int) -> 
 
 
 def _of_nodes(graph: nx.DiGraph, chosen: list[str]) -> nx.DiGraph:
-    inputs = {name for name, kind in graph.nodes(data="kind") if kind == "input"}
+    """The chosen nodes, embed and logits, with their inputs and every edge between them."""
     stay = {*chosen, EMBED, LOGITS}
-    stay |= {name for name in inputs if any(head in stay for head in graph.successors(name))}
+    inputs = [name for name, kind in graph.nodes(data="kind") if kind == "input"]
+    stay.update([name for name in inputs if not stay.isdisjoint(graph.successors(name))])
     return pruned(graph.subgraph(stay).copy())

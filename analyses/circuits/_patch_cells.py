@@ -1,6 +1,6 @@
-"""The cells that `patch` tries one by one: what each replaces, where it stands in a layer, and which can be left out.
+"""The cells that `patch` replaces one by one: their indices, their place in an activation, and which need no run.
 
-Cells of one layer differ in one index alone, so they run as copies of the prompts, one replacement in each copy.
+The cells of one layer run in one batch, as copies of the prompts with one replacement in each copy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALL = slice(None)
 def groups_of(
     model: HookedModel, clean: Examples | PairExamples, corrupt: Examples | None, ablation: Ablation
 ) -> list[Pairs]:
-    """The pairs in groups of one length, each of which has a mean where that is asked for."""
+    """The pairs in groups of one length. AnalysisError where `ablation="mean"` meets a group of one pair."""
     groups = pairs_of(model, side_by_side(model, clean, corrupt))
     if ablation == "mean" and any(len(pairs.places) < 2 for pairs in groups):
         raise AnalysisError("ablation='mean' needs two or more pairs of each length")
@@ -42,7 +42,7 @@ def groups_of(
 
 
 def replacement(other: Tensor, ablation: Ablation) -> Tensor:
-    """What takes a place [pair, …], by what the other side has there."""
+    """The replacement [pair, …] of an activation, given that of the other prompt."""
     if ablation == "zero":
         return torch.zeros_like(other)
     return other.mean(0, keepdim=True).expand_as(other) if ablation == "mean" else other
@@ -50,7 +50,7 @@ def replacement(other: Tensor, ablation: Ablation) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """`dims` of a cell's index, and the heads there are: query heads, or key–value heads where these are patched."""
+    """`dims` of a cell's index, and the number of heads: key–value heads where those are patched, else query heads."""
 
     what: What
     dims: tuple[str, ...]
@@ -77,8 +77,9 @@ class Cells:
         return tuple(self.heads if "head" in dim else length for dim in self.dims)
 
     def indices(self, copies: Copies, ablation: Ablation) -> tuple[list[Index], list[Index]]:
-        """Cells to run, those of early positions first, and cells where nothing can change that is read; keys behind
-        the query of a causal model are neither."""
+        """Cells to run, sorted by position, and cells that cannot change the measure; weights on keys after the query
+        of a causal model are in neither list.
+        """
         all_of = itertools.product(*(range(size) for size in self.shape(copies.ids.shape[1])))
         real = [c for c in all_of if not (self.causal and self.what == "destination_source" and c[2] > c[1])]
         run = [c for c in real if self.start(c, copies, ablation) < copies.stop]
@@ -101,12 +102,11 @@ class Cells:
         return next((n for n, dim in enumerate(self.dims) if dim in ("position", "query")), None)
 
     def kept(self, layers: list[int]) -> dict[str, Any]:
-        """What a run is to keep for `source`."""
+        """The activations that a run must keep for `source`."""
         return {"parts": layers} if self.what in ("q", "k", "v") else {"keep": [self.name(n) for n in layers]}
 
     def source(self, seen: Swap, layer: int, ablation: Ablation) -> Tensor:
-        """What takes the cells' place: the other side's activations, in the second half of the rows that were seen,
-        their mean over pairs, or nothing."""
+        """The replacement of the cells, from the other prompts' activations: the second half of the rows of `seen`."""
         both = seen.seen[layer][self.what] if self.what in ("q", "k", "v") else seen.cache[self.name(layer)]
         found = both[len(both) // 2 :]
         return replacement(expanded(found, self.heads) if self.expand else found, ablation)
@@ -115,7 +115,7 @@ class Cells:
         return f"blocks.{layer}.{NAMES[self.what]}"
 
     def swap(self, model: HookedModel, layer: int, cells: list[Index], source: Tensor, window: slice) -> Swap:
-        """A run of one copy of the prompts per cell, of the positions of a window, with that cell replaced in it."""
+        """A run over the positions of a window, with one copy of the prompts per cell and that cell replaced in it."""
         rows, within = len(cells) * len(source), self._within(source, window)
         places = [self._place(cell, window.start) for cell in cells]
 
@@ -137,7 +137,7 @@ class Cells:
         return Swap(model, rows, attention={layer: parts})
 
     def _within(self, source: Tensor, window: slice) -> Tensor:
-        """What a run of a window meets: keys and values begin at the first position, in every window.
+        """The part of `source` that a run over a window computes: keys and values start at the first position.
 
         z is [pair, position, head, d], the stream [pair, position, d], patterns [pair, head, query, key], q, k and v
         [pair, head, position, d].
@@ -149,7 +149,7 @@ class Cells:
         return source[:, :, window] if self.what == "q" else source[:, window]
 
     def _place(self, cell: Index, start: int) -> tuple[slice | int, ...]:
-        """Where a cell is in one copy of what a run from `start` meets."""
+        """The index of a cell in one copy of the activation of a run from `start`."""
         if self.what == "head":
             return ALL, ALL, cell[0]
         if self.what == "head_position":

@@ -1,4 +1,4 @@
-"""What an effect is sent to in path patching: queries, keys or values of heads, the stream at a layer, the logits."""
+"""The receivers of path patching: queries, keys or values of heads, the stream at a layer, or the logits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ STREAM = re.compile(r"\s*residual\.(\d{1,5})\s*")
 class Receivers:
     """`kind` "parts": `parts[layer]` are (q, k or v; head) of that layer; "residual": the stream entering `layer`.
 
-    `shared` says that heads of k and v are key–value heads. `layer` is the first that may be changed: senders stand
-    before it, where `kind` is "logits" all do.
+    `shared` says that heads of k and v are key–value heads. `layer` is the first layer that receives, one past the last
+    layer for "logits".
     """
 
     kind: Literal["parts", "residual", "logits"]
@@ -65,11 +65,11 @@ class Receivers:
 
     @property
     def last(self) -> int:
-        """The last layer in which anything is received; a run can end there."""
+        """The last layer with a receiver; senders come before it."""
         return max(self.parts, default=self.layer)
 
     def wide(self, layer: int, found: Parts) -> Parts:
-        """Keys and values as the receivers of a layer count them."""
+        """Keys and values per query head, where the receivers of a layer are query heads' copies."""
         part_of = {part for part, _ in self.parts.get(layer, ())}
         if self.shared or not part_of & {"k", "v"}:
             return found

@@ -1,7 +1,8 @@
-"""One prompt on which signals are traced: who fires on what, who sent the signal, and the walk from the roots back.
+"""Signal tracing in one prompt: which heads fire on which pairs, which heads sent the signal, and the walk from the
+roots.
 
-The rules are those of sparse attention decomposition (Franco & Crovella 2024, arXiv 2410.00340); the relative variant
-asks why this key rather than the mean of all, each counted by its weight.
+The rules are those of sparse attention decomposition (Franco & Crovella 2024, arXiv 2410.00340). The relative variant
+asks why this key rather than the weighted mean of all keys.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from headwater.lens.errors import AnalysisError, HeadError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, HeadNames, every_head, named
 
-LEAST = 1e-4  # of what a side reads in all: heads that together say less are rounding
+LEAST = 1e-4  # contributions below this share of what a side reads are rounding errors
 Upstream = Literal["heads", "all"]
 Names = Callable[[int, int], str]  # (number of the prompt, position) → the position's name
 Source = Annotated[int | Sequence[int] | None, "key that roots look at, one or one per prompt; none: any"]
@@ -30,7 +31,7 @@ Source = Annotated[int | Sequence[int] | None, "key that roots look at, one or o
 
 @dataclass(frozen=True)
 class Rules:
-    """How a trace is walked; the settings of `trace_signals` of the same names."""
+    """The settings of `trace_signals` of the same names."""
 
     firing: float
     slices: float
@@ -42,7 +43,7 @@ class Rules:
 
 @dataclass
 class Seen:
-    """What one prompt showed: contributions by edge, all that an input was given, and the nodes of the trace."""
+    """The trace of one prompt: contributions by edge, the total by input, and the nodes."""
 
     edges: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     totals: dict[str, list[float]] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """A prompt on which signals are traced."""
+    """The walk from readers to senders in one prompt."""
 
     forms: Forms
     prompt: Prompt
@@ -87,7 +88,7 @@ class Walk:
         return found
 
     def senders(self, head: Head, query: int, key: int) -> dict[str, tuple[float, dict[str, float]]]:
-        """For each side what all nodes give to it, and those that are traced with what they give."""
+        """For each side ("q", "k") the total contribution, and the traced senders with their contributions."""
         rules, form, x = self.rules, self.forms.layers[head.layer], self.prompt.x[head.layer]
         parts, read = form.slices(head.head, query, key), self._keys(head, query, key)
         heard = sum((share * (right @ x[place]) for place, share, right in read), torch.zeros(()))
@@ -100,7 +101,7 @@ class Walk:
         }
 
     def _keys(self, head: Head, query: int, key: int) -> list[tuple[int, float, Tensor]]:
-        """The places that the key's side reads, how much of each, and along which axes [slice, d_model + 1]."""
+        """The positions that the key side reads, each with its weight and its axes [slice, d_model + 1]."""
         form = self.forms.layers[head.layer]
         shares = {key: 1.0}
         if self.rules.relative:
@@ -111,7 +112,7 @@ class Walk:
         return [(place, share, form.keys_at(head.head, query, key, place)) for place, share in shares.items()]
 
     def _given(self, head: Head, readers: list[tuple[int, Tensor]]) -> tuple[float, dict[str, float]]:
-        """What nodes give along readers [d_model + 1] of places: the sum, and the few that make most of it."""
+        """Contributions of nodes along the axis [d_model + 1] of each position: the sum, and the leading senders."""
         rules, form, x = self.rules, self.forms.layers[head.layer], self.prompt.x[head.layer]
         group = next(g for g in self.forms.wiring.groups if g.layer == head.layer and g.kind == "q")
         names = self.forms.wiring.senders[: group.senders]
@@ -134,7 +135,7 @@ class Walk:
 
 
 def heads_of(model: HookedModel, given: HeadNames | None) -> list[Head]:
-    """The heads that are named, or all of them."""
+    """The named heads; None: all heads."""
     if given is None:
         return every_head(model.layers, model.n_heads)
     heads = named(given, model.layers, model.n_heads)
@@ -180,8 +181,8 @@ def trace(walk: Walk, roots: list[Head], query: int, key: int | None) -> Seen:
 
 
 def statistics(graph: nx.DiGraph) -> dict[str, int]:
-    """How large a trace is, as published traces are counted: a head at a position is one node whether it reads or
-    writes there, and connections are those from heads."""
+    """The size of a trace, counted as in the paper: a head at a position is one node whether it reads or writes there,
+    and connections are the edges from heads."""
     names = {name for name, kind in graph.nodes(data="kind") if kind in ("head", "input")}
     merged = {re.sub(r"^(\d+\.\d+)\.[qk]@", r"\1@", name) for name in names}
     edges = [u for u, _, kind in graph.edges(data="kind") if kind == "edge"]

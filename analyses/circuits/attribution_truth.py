@@ -9,7 +9,7 @@ are the subject of `circuit_faithfulness`.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,16 +23,13 @@ from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of
-from headwater.analyses.circuits.edge_attribution import edge_attribution
+from headwater.analyses.circuits.edge_attribution import How, edge_attribution
 from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.model import HookedModel
 
-EDGES: dict[str, dict[str, Any]] = {
-    "eap": {"how": "inputs", "steps": 1},
-    "eap_ig_inputs": {"how": "inputs"},
-    "eap_ig_activations": {"how": "activations"},
-    "clean_corrupt": {"how": "clean_corrupt"},
-}
+EDGES: dict[str, How] = {
+    "eap": "inputs", "eap_ig_inputs": "inputs", "eap_ig_activations": "activations", "clean_corrupt": "clean_corrupt",
+}  # fmt: skip
 HEADS = "gate_slope"
 STATISTICS = ("spearman", "spearman_size", "pearson")
 
@@ -79,12 +76,13 @@ def attribution_truth(
     of_heads = np.empty((2, len(model.layers), model.n_heads, len(pairs)))  # slope and effect
     for pair in tqdm(pairs_of(model, pairs, 1), desc="heads", unit="pair", disable=None):
         of_heads[..., pair.places] = _heads(model, pair, asked)[..., None]
+    ways: dict[str, How] = {**EDGES, "exact": "exact"}
     graphs = [
         edge_attribution(
-            model, pairs, measure, answer=answer, wrong=wrong, position=position, draws=1, per_pair=True, batch_size=1,
-            **{"steps": steps} | how,
+            model, pairs, measure, 1 if name == "eap" else steps, how, answer=answer, wrong=wrong, position=position,
+            draws=1, per_pair=True, batch_size=1,
         )
-        for how in (*EDGES.values(), {"how": "exact"})
+        for name, how in ways.items()
     ]  # fmt: skip
     edges = [(u, v) for u, v, score in graphs[0].edges(data="score") if score is not None]
     # [method and exact, edge, pair]
@@ -140,12 +138,8 @@ def _correlations(
 
 def _alike(predicted: np.ndarray, effect: np.ndarray) -> np.ndarray:
     """The three statistics of two vectors; NaN where one of them is constant."""
-    sides = (
-        (rankdata(predicted), rankdata(effect)),
-        (rankdata(np.abs(predicted)), rankdata(np.abs(effect))),
-        (predicted, effect),
-    )
-    return np.array([_pearson(*both) for both in sides])
+    scales = rankdata, lambda values: rankdata(np.abs(values)), lambda values: values
+    return np.array([_pearson(scale(predicted), scale(effect)) for scale in scales])
 
 
 def _pearson(one: np.ndarray, other: np.ndarray) -> float:

@@ -1,10 +1,9 @@
-"""Circuit repair: heads made to look at the wrong answers' tokens, and whether the model then errs less.
+"""Circuit repair: force heads to attend to the tokens of the wrong answers, and see whether the model errs less.
 
-Merullo, Eickhoff & Pavlick (ICLR 2024, arXiv 2310.08744): in GPT-2 Medium the heads that keep movers off the wrong name
-(inhibition heads) do not fire on coloured objects; forced onto the wrong colours they do, 49.6 → 93.7 % right. An
-analysis and not a script, because the question is asked of any model, heads and prompts, and is worth nothing without
-its controls: the same number of other heads, and the same heads on random tokens. It costs one pass of every prompt per
-treatment and draw; what it leaves out: MLPs that tell answers apart.
+Merullo, Eickhoff & Pavlick (ICLR 2024, arXiv 2310.08744): in GPT-2 Medium the inhibition heads, which keep mover heads
+off the wrong name, do not fire on coloured objects; forced onto the wrong colours they raise the accuracy from 49.6 to
+93.7 %. The analysis adds two controls: the same number of other heads, and the same heads on random tokens. MLPs that
+tell the answers apart are not covered.
 """
 
 from __future__ import annotations
@@ -56,30 +55,37 @@ def repair(
     seed: Annotated[int, "seed of the controls and of the resampling", Bounds(0)] = 0,
     batch_size: Annotated[int, "prompts of equal length that run together", Bounds(1)] = 32,
 ) -> xr.Dataset:
-    """`accuracy` [treatment, bound]: how often the likeliest next token is the answer, with the intervals of 95 %.
+    """`accuracy` [treatment, bound]: how often the likeliest next token is the answer, with 95 % intervals.
 
-    In every clean prompt the attention of `heads` at query `position` is put evenly on the tokens that read like a
-    wrong answer ("forced"), like the answer ("onto_answer"), or on as many random tokens that read like neither
-    ("random_keys"); or as many random other heads (no movers) are put on the wrong ones ("random_heads"; all there are
-    where they are fewer, NaN where there is none). Controls are means over `controls` draws; "none" is the model as it
-    is. The answer is asked for at the last position.
+    In every clean prompt the attention of `heads` at query `position` is set to equal weights on the tokens that equal
+    a wrong answer ("forced"), on those that equal the answer ("onto_answer"), or on as many random tokens that equal
+    neither ("random_keys"). "random_heads" forces as many random other heads, no movers, onto the wrong ones (all there
+    are where they are fewer; NaN where there is none). Controls are means over `controls` draws; "none" is the
+    unchanged model. The answer is read at the last position.
 
-    `answer` and `wrong` are those of the examples (all wrong ones), or what the model predicts on the clean and rather
-    on the corrupt prompt. A prompt without a token to look at stays as it is; `untouched` counts those without a wrong
-    one. Without `heads`, `inhibition_like` finds `count` of them and the movers, by the corrupt prompts.
+    `answer` and `wrong` default to those of the examples (all wrong ones), else to the model's predictions on the two
+    prompts. A prompt without a token to force onto stays unchanged; `untouched` counts prompts without a wrong one.
+    Without `heads`, `inhibition_like` finds `count` of them and the movers from the corrupt prompts.
 
-    `right` [treatment, batch] is 0, 1 or the share of draws; `difference` the answer's logit less the highest wrong
+    `right` [treatment, batch] is 0, 1 or the share of draws; `difference` is the answer's logit minus the highest wrong
     one's. `repaired` and `new_mistakes` [treatment] are shares of all prompts: wrong before and right under the
-    treatment, and the other way round. `change` [of, treatment, bound] are paired differences from "none" of accuracy
-    and difference. `attention` [treatment, mover, on, batch] is the movers' weight at the last position on wrong and
-    right tokens, `attention_change` [treatment, mover, on, bound] what the treatment makes of it.
-    Unit: share; logits; weight. Source: the paper's text; even weights, controls and the watch are ours.
+    treatment, and the reverse. `change` [of, treatment, bound] are paired differences from "none" of accuracy and
+    difference. `attention` [treatment, mover, on, batch] is the movers' weight from the last position on wrong and
+    right tokens, `attention_change` [treatment, mover, on, bound] its difference from "none".
 
     Question: Does the model err less when these heads are made to look at the wrong answers?
     Unit: share of prompts answered right; difference: logits; attention: weight.
-    Source: Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744.
+    Source: Merullo, Eickhoff & Pavlick 2024, arXiv:2310.08744 (its text); equal weights, controls and movers are ours.
     Cost: 3 + 2·`controls` passes per prompt, as many recordings of movers; path_patch twice where no head is named.
     Not for: choosing heads on the prompts they are then judged on; what heads do by themselves: weights are forced.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> clean = "When Mary and John went to the store , John gave a drink to"
+    >>> corrupt = "When Mary and John went to the store , Mary gave a drink to"
+    >>> found = hw.analyses.repair(model, [(clean, corrupt)], heads="2.0", movers="3.0", controls=1, draws=2)
+    >>> found.right.sel(treatment="none").values.tolist()
+    [1.0]
     """
     forced, watched = (named(each, model.layers, model.n_heads) for each in (heads, movers))
     if not forced:
@@ -102,15 +108,12 @@ def repair(
                 seen[slot][:, :, places] = found[2]
                 bar.update()
     result = _dataset(finite_mean(right, 1), finite_mean(difference, 1), finite_mean(seen, 1), draws, seed)
-    result = result.assign_coords(mover=[str(head) for head in watched])
+    names = [str(head) for head in watched]
+    untouched = sum(not case.wrongs for case in cases)
+    result = result.assign_coords(mover=names)
     return result.assign_attrs(
-        {
-            "heads": [str(h) for h in forced],
-            "movers": [str(h) for h in watched],
-            "pairs": len(cases),
-            "untouched": sum(not case.wrongs for case in cases),
-        }
-    )  # fmt: skip
+        heads=[str(h) for h in forced], movers=names, pairs=len(cases), untouched=untouched
+    )
 
 
 @checked
@@ -120,11 +123,18 @@ def inhibition_like(
     count: Annotated[int, Bounds(1)] = 2,
     movers: Annotated[int, Bounds(1)] = 3,
 ) -> tuple[list[Head], list[Head]]:
-    """Heads that act on the answer through the queries of movers, and these: by two sweeps of `path_patch`.
+    """Heads that change the answer by way of the movers' queries, and the movers, found by two runs of `path_patch`.
 
-    Movers are the heads behind the first layer whose output moves the logits most (mean over pairs, MLPs free), the
-    found ones the `count` heads below whose output moves them most, either way, by the movers' queries alone. That they
-    are found does not say that they do much: the effect may be small.
+    Movers are the heads after the first layer whose output changes the logits most (mean over pairs, MLPs recomputed).
+    The inhibition-like heads are the `count` earlier heads whose output changes the logits most, in either direction,
+    through the movers' queries alone. Their effect may still be small.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> clean = "When Mary and John went to the store , John gave a drink to"
+    >>> corrupt = "When Mary and John went to the store , Mary gave a drink to"
+    >>> hw.analyses.inhibition_like(model, [(clean, corrupt)], count=1, movers=1)[1]
+    [Head(layer=3, head=0)]
     """
     found = path_patch(model, pairs, None)
     late = _ranked(found, model.layers[1:])[:movers]
@@ -139,16 +149,15 @@ def inhibition_like(
 
 
 def _ranked(found: xr.DataArray, layers: Sequence[int]) -> list[Head]:
-    """Heads of some layers, those with the largest mean effect first."""
-    known = np.isfinite(found.values)
-    effect = np.abs(np.where(known, found.values, 0.0).sum(0) / np.maximum(known.sum(0), 1))
+    """Heads of some layers, the largest mean effect first."""
+    effect = np.abs(np.nan_to_num(finite_mean(found.values, 0)))
     names = [str(name) for name in found["sender"].values]
     order = [names[n] for n in np.argsort(-effect, kind="stable") if names[n][0].isdigit()]
     return [head for head in map(Head.parse, order) if head.layer in layers]
 
 
 class _Case:
-    """A prompt as ids [position], the answer's id and the wrong ones', and where each reads so up to the query."""
+    """A prompt: ids [position], the ids of its answers, and the positions up to the query that hold one of them."""
 
     def __init__(self, place: int, ids: Tensor, answer: int, wrong: list[int], position: int) -> None:
         self.place, self.ids, self.answer, self.wrong = place, ids, answer, wrong
@@ -157,7 +166,7 @@ class _Case:
         self.wrongs = torch.isin(seen, torch.tensor(wrong)).nonzero()[:, 0].tolist()
 
     def random(self, rng: np.random.Generator, position: int) -> list[int]:
-        """As many positions up to the query that read like neither; all where there are fewer."""
+        """As many other positions up to the query as hold wrong answers; all where there are fewer."""
         taken = {*self.answers, *self.wrongs}
         free = [n for n in range(position % len(self.ids) + 1) if n not in taken]
         return sorted(rng.permutation(free)[: len(self.wrongs)].tolist())
@@ -216,7 +225,7 @@ def _run(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Right [prompt], difference [prompt] and the watched heads' weights [mover, wrong and right, prompt]."""
     ids = torch.stack([case.ids for case in batch])
-    by_keys: dict[tuple[int, ...], list[int]] = {}
+    by_keys: dict[tuple[int, ...], list[int]] = {}  # rows that share their forced keys share an edit
     for row, mine in enumerate(keys):
         if heads and mine:
             by_keys.setdefault(tuple(mine), []).append(row)

@@ -1,7 +1,8 @@
-"""What a head's signal to another does: taken out of its output, or added again, beside signals of random slices.
+"""What a head's signal to another head does: it is removed or doubled, and compared with signals of random slices.
 
-The interventions of sparse attention decomposition (Franco & Crovella 2024, arXiv 2410.00340). "Global" edits the
-attention's output, which every later part reads; "local" edits the query or key of the one reader, and nothing else.
+The interventions of sparse attention decomposition (Franco & Crovella 2024, arXiv 2410.00340). "global" edits the
+output of the sender's attention layer, which every later part reads; "local" edits the query or key of one reader
+alone.
 """
 
 from __future__ import annotations
@@ -55,22 +56,30 @@ def signal_interventions(
 ) -> xr.Dataset:
     """Change the signal of `sender` to `reader` on the pair (`position`, `source`), once per prompt.
 
-    The signal is the projection of the sender's output on the span of the slices that the reader's score uses (their
-    query sides for "q", taken at `position`; their key sides for "k", at `source`, the key looked at most, other than
-    the first token, unless given), without the constant, its mean over features taken out where the norm does. "global"
-    adds ∓factor·signal to the attention's output, "local" ∓factor·signal·W/scale to the reader's query or key.
-    Controls draw as many of the reader's other slices (all of them where fewer are left).
+    The signal is the projection of the sender's output onto the span of the slices that the reader's score uses. For
+    "q" it is taken at `position` from their query sides, for "k" at `source` from their key sides. `source` defaults to
+    the key with the largest weight other than the first token. The constant is left out, and the mean over features is
+    removed where the norm removes it. "global" adds ∓factor·signal to the attention's output, "local"
+    ∓factor·signal·W/scale to the reader's query or key. Controls draw as many of the reader's other slices (all of them
+    where fewer are left).
 
-    Dataset over batch: `change` of the measure (the logit of `answer`, less that of `wrong`) and `score_change` of the
+    Dataset over batch: `change` of the measure (the logit of `answer`, minus that of `wrong`) and `score_change` of the
     reader on the pair, with `change_random` and `score_change_random` [batch, draw]; `cosine` and `norm_ratio` of the
     sender's output after to before; `weight`, the reader's attention on the pair; `key`; `slices`, how many are used.
-    "local" with "k" is refused where heads share keys. Unit: that of ABOUT. Source: the authors' code, checked.
+    "local" with "k" is refused where heads share keys.
 
     Question: What does one head's signal to another head do?
     Unit: change of the measure, and of the reader's score (as the model scales it).
-    Source: Franco & Crovella 2024, arXiv:2410.00340.
+    Source: Franco & Crovella 2024, arXiv:2410.00340; compared with the authors' code.
     Cost: four passes per prompt, one of them of 1 + `draws` copies.
     Not for: heads that stand in for each other; a signal of which the random slices hold as much.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> text = "When Mary and John went to the store , John gave a drink to"
+    >>> found = hw.analyses.signal_interventions(model, text, reader="3.1", sender="1.3", draws=2)
+    >>> found.attrs["reader"], found.score_change_random.dims, round(found.score_change.item())
+    ('3.1', ('batch', 'draw'), -1)
     """
     if where == "local" and side == "k" and model.n_kv_heads != model.n_heads:
         raise AnalysisError(
@@ -86,7 +95,7 @@ def signal_interventions(
         pair = _Pair.of(
             forms, forms.run(ids), chosen, side, place, position, sources[place], slices, constant
         )
-        chosen = (str(pair.reader), str(pair.sender))  # those of the first prompt are everyone's
+        chosen = (str(pair.reader), str(pair.sender))  # the first prompt's choice holds for all
         signals = pair.signals(draws, generator) * (-factor if how == "ablate" else factor)
         values, scores = _run(model, pair, signals, where, explained, place)
         rows.append(_row(pair, signals[0], values, scores))
@@ -94,13 +103,13 @@ def signal_interventions(
     return xr.Dataset(
         {name: (dims, np.array([row[name] for row in rows])) for name, dims in names.items()},
         coords={"batch": np.arange(len(rows)), "draw": np.arange(draws)},
-        attrs={"reader": chosen[0], "sender": chosen[1], "slices_share": slices, **explained.settings},
+        attrs={"reader": chosen[0], "sender": chosen[1], **explained.settings},
     )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """A reader on a pair of positions, a sender at one of them, and what of its output the reader's slices hold."""
+    """A reader on a pair of positions, a sender at one of them, and the slices that the reader's score uses."""
 
     prompt: Prompt
     form: Form
@@ -109,7 +118,7 @@ class _Pair:
     side: str
     query: int
     key: int
-    output: Tensor  # the sender's, augmented, not scaled [d_model + 1]
+    output: Tensor  # of the sender, augmented, not divided by the norm's scale [d_model + 1]
     axes: Tensor  # one side of all slices [slice, d_model + 1]
     used: Tensor
 
@@ -150,7 +159,7 @@ class _Pair:
         return self.query if self.side == "q" else self.key
 
     def signals(self, draws: int, generator: torch.Generator) -> Tensor:
-        """The signal, and those of random slices: [1 + draw, d_model]."""
+        """The signal, and the signals of random slices: [1 + draw, d_model]."""
         others = [n for n in range(len(self.axes)) if n not in self.used.tolist()]
         found = [self._in(self.used)]
         for _ in range(draws):
@@ -167,7 +176,7 @@ class _Pair:
 def _run(
     model: HookedModel, pair: _Pair, signals: Tensor, where: str, explained: Explained, place: int
 ) -> tuple[Tensor, Tensor]:
-    """The measure and the reader's score, as it is and with each change, [1 + 1 + draw]."""
+    """The measure and the reader's score, unchanged and with each signal, [1 + 1 + draw]."""
     changes = torch.cat([torch.zeros_like(signals[:1]), signals])
     layer, head = pair.reader
     scores: list[Tensor] = []

@@ -1,9 +1,8 @@
-"""Signal tracing: which heads before it made a head look where it looks, and which heads made those look, as a graph.
+"""Signal tracing: which earlier heads made a head attend where it attends, and which heads made those, as a graph.
 
 Sparse attention decomposition (Franco & Crovella 2024, arXiv 2410.00340): a score is a sum over the orthogonal slices
-of its bilinear form, a head that fires uses few of them, and heads whose outputs lie in those sent the signal. Norms
-are frozen at the scale of the run. Two passes and no counterfactual prompt; what it finds is a reading of the weights,
-to be tried with `signal_interventions`.
+of its bilinear form. A head that fires uses few of them, and heads whose outputs lie in those slices sent the signal.
+Norms keep the scale of the run. Two passes and no counterfactual prompt; `signal_interventions` tests the result.
 """
 
 from __future__ import annotations
@@ -57,33 +56,39 @@ def trace_signals(
     """Trace the roots that fire from `position` (on `source`) back to heads that do not fire.
 
     A head fires on (i, j), j not the first token, where `A_ij ≥ firing` and its score is ≥ 0. Of the terms `σ_k
-    (x̃_i·u_k)(v_k·x̃_j)` of its score the largest are used whose sum exceeds `slices` of it (all positive ones where
-    none does). An output y of an earlier head at i gives `Σ_k g_k √σ_k (u_k·ỹ)/scale_i` to the query's side, g_k the
-    sign of x̃_i·u_k, and at j `Σ_k g_k √σ_k (v_k·ỹ)/scale_j` to the key's. Of each side the largest contributions are
-    edges whose sum exceeds `share` of all; a side of which earlier heads make less than 1e-4 has none. A head that
-    fires where it speaks is traced in turn.
+    (x̃_i·u_k)(v_k·x̃_j)` of its score, the fewest largest are used whose sum exceeds `slices` times the score (all
+    positive ones where none does). The output y of an earlier head contributes `Σ_k g_k √σ_k (u_k·ỹ)/scale_i` to the
+    query side at i, with g_k the sign of x̃_i·u_k, and `Σ_k g_k √σ_k (v_k·ỹ)/scale_j` to the key side at j. On each
+    side the fewest largest contributions become edges whose sum exceeds `share` of all; a side to which earlier heads
+    contribute less than 1e-4 has none. A sender that fires at its position is traced in turn.
 
-    `relative` puts x̃_j less the mean of all keys, each by its weight A_im, in the place of x̃_j, in the score as in
-    what heads give to the key's side; which pairs fire stays as it is.
+    `relative` replaces x̃_j by x̃_j minus the mean of all keys, weighted by A_im, both in the score and in the
+    contributions to the key side; the firing pairs stay the same.
 
-    Graph: nodes "8.6@12" (the head as it writes at position 12), and its inputs "8.6.q@12" and "8.6.k@4" on the pairs
-    it fires on; `count` is the number of prompts, `pairs` that of the traced pairs on which a head fires. Edges into
-    inputs carry `weight`, the mean contribution over the `count` prompts that have it, and `input` "q" or "k"; `total`
-    of an input is what all upstream gives to it, traced or not, in the mean. Edges of kind "inside" join a head's
-    inputs to it. `names(prompt, position)` names positions, so that prompts of different lengths add up. Attributes:
+    Graph: nodes "8.6@12" (the head's output at position 12) and its inputs "8.6.q@12" and "8.6.k@4" on the pairs it
+    fires on; `count` is the number of prompts, `pairs` the number of traced pairs on which a head fires. Edges into
+    inputs carry `weight`, the mean contribution over the `count` prompts that have it, and `input` "q" or "k". `total`
+    of an input is the mean of all upstream contributions, traced or not. Edges of kind "inside" join a head's inputs to
+    it. `names(prompt, position)` names positions, so that prompts of different lengths add up. Attributes:
     `head_nodes`, `edges` and `edges_from_heads` count the graph; `firings` (JSON) the pairs on which each head fires in
-    all prompts, up to the query position, traced or not; `control_firings` those of `control`, texts cut to the longest
+    all prompts, up to the query position, traced or not; `control_firings` those in `control`, texts cut to the longest
     prompt's length, from all positions. Published settings: the defaults with `constant=True`. Rotary models are
-    decomposed per pair of positions; norms on queries and keys are refused. A bias of positions (ALiBi) is no part of
-    the score.
-    Unit: that of ABOUT. Source: the authors' code, checked; that `constant` may be off, "all", and how the relative
-    variant treats the key's side, are ours.
+    decomposed per pair of positions; norms on queries and keys are refused. A position bias (ALiBi) is not part of the
+    score.
 
     Question: Which earlier heads made a head look where it looks?
     Unit: coordinates in the slices used, each times the root of its strength; mean over prompts.
-    Source: Franco & Crovella 2024, arXiv:2410.00340.
+    Source: Franco & Crovella 2024, arXiv:2410.00340; compared with the authors' code, except `constant` off,
+    upstream="all" and the key side of `relative`, which are ours.
     Cost: two passes per prompt; one decomposition of size d_head per head, per firing where a model rotates.
     Not for: weights of different readers side by side; causal claims without an intervention; heads that look evenly.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> text = "When Mary and John went to the store , John gave a drink to"
+    >>> graph = hw.analyses.trace_signals(model, text, roots="3.1")
+    >>> sorted(graph.predecessors("3.1@14"))
+    ['3.1.k@14', '3.1.q@14']
     """
     rules = Rules(firing, slices, share, constant, upstream, relative)
     heads = heads_of(model, roots)
@@ -108,12 +113,12 @@ def trace_signals(
         told |= {"control_firings": _fired(others), "control_texts": len(texts)}
     graph = _graph(found)
     told |= {"roots": [str(h) for h in heads], "prompts": len(prompts)}
-    graph.graph.update({**vars(rules), **told, **statistics(graph)})
+    graph.graph.update({**told, **statistics(graph)})
     return graph
 
 
 def _fired(counts: Counter[str]) -> dict[str, int]:
-    """The heads that fire at all, most often first."""
+    """The heads that fire, most often first."""
     return {head: count for head, count in counts.most_common() if count}
 
 
