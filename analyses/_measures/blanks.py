@@ -1,4 +1,4 @@
-"""The token that stands where a token was taken away, and a model's answers to texts with such blanks."""
+"""The token that replaces a removed token, and the scores of texts with such blanks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BlankSetting = Annotated[str | None, "token that takes a token's place; none: th
 
 
 def blank_id(model: HookedModel, blank: str | None) -> int:
-    """The blank's id: the one named, else [MASK] of a model that reads both ways, else unknown, pad, end of text."""
+    """The blank's id: as named, else [MASK] of a bidirectional model, else unknown, pad or end of text."""
     if blank is not None:
         return token_id(model, blank, "blank")
     names = ("unk_token_id", "pad_token_id", "eos_token_id")
@@ -30,14 +30,14 @@ def blank_id(model: HookedModel, blank: str | None) -> int:
 
 
 def blanked(ids: Tensor, gone: Tensor, blank: int) -> Tensor:
-    """`ids` [position] with the blank where `gone` bool [form, position] is true: [form, position]."""
+    """`ids` [position] with the blank where `gone` [form, position] is true: [form, position]."""
     return torch.where(gone, blank, ids.expand(len(gone), -1))
 
 
 def answers(
     model: HookedModel, batch: Batch, value: Callable[[Tensor, Tensor], Tensor], forms: Tensor, size: int
 ) -> Tensor:
-    """The explained number of each form [text, form, position] of the texts of a batch, float64 [text, form]."""
+    """The score of each form [text, form, position] of the texts of a batch, float64 [text, form]."""
     outputs = model if model.has_lm_head else model.embeddings
     count, each, length = forms.shape
     rows = forms.reshape(-1, length)

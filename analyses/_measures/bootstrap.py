@@ -1,4 +1,4 @@
-"""Bootstrap: 95 % intervals from texts drawn again with replacement, and p-values corrected for their number."""
+"""Bootstrap: 95 % intervals from texts resampled with replacement, and p-values corrected for multiple tests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ LEVEL = 0.95
 
 
 def redraws(count: int, draws: int, seed: int) -> np.ndarray:
-    """Indices of `count` texts drawn again with replacement, [draw, text]."""
+    """Indices of `count` texts resampled with replacement, [draw, text]."""
     return np.random.default_rng(seed).integers(count, size=(draws, count))
 
 
 def bounds(drawn: np.ndarray, quantile: Callable[..., np.ndarray] = np.quantile) -> np.ndarray:
-    """The two numbers between which 95 % of the redrawn statistics [draw, …] lie, [2, …]."""
+    """The two bounds that hold 95 % of the resampled statistics [draw, …], [2, …]."""
     tail = (1 - LEVEL) / 2
     return quantile(drawn, [tail, 1 - tail], axis=0)
 
 
 def interval(values: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over axis 0 [text, …], and the bounds between which 95 % of the means of redrawn texts lie.
+    """Mean over axis 0 [text, …], and the bounds that hold 95 % of the means of resampled texts.
 
-    All columns are drawn together, so that differences between them stay paired. NaN entries are left out; fewer than
-    two texts have no interval (NaN).
+    All columns use the same resamples, so that differences between them stay paired. NaN entries are left out. Fewer
+    than two texts have no interval (NaN).
     """
     mean = finite_mean(values, 0)
     if len(values) < 2:
@@ -42,7 +42,7 @@ def intervals(
     seed: int,
     names: Sequence[str] = ("mean", "low", "high"),
 ) -> dict[str, tuple[Sequence[str], np.ndarray]]:
-    """Mean and bounds of `interval` as variables of a result, by name."""
+    """Mean and bounds of `interval` as variables of a Dataset, by name."""
     return {name: (dims, part) for name, part in zip(names, interval(values, draws, seed), strict=True)}
 
 
@@ -55,7 +55,7 @@ def finite_mean(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def corrected_p(p: np.ndarray, correction: str | None) -> np.ndarray:
-    """p [test] after correction for their number: below a level exactly where the procedure rejects at that level."""
+    """Adjusted p [test]: below a level exactly where the procedure ("holm", else Benjamini–Hochberg) rejects."""
     order = np.argsort(p, kind="stable")
     count = len(p)
     if correction is None:

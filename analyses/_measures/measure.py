@@ -1,7 +1,8 @@
-"""The number about a model's output that an analysis explains: a token's log-probability, a difference, or the user's.
+"""The score of a model's output that an analysis explains: a token's log-probability, a difference, or the user's
+measure.
 
-Rows may be edited copies of one text, so the answer of a text is fixed once, on the text as it is, and asked of every
-copy.
+Rows of a batch may be edited copies of one text. The answer of a text is therefore fixed once, on the unedited text,
+and used for every copy.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ KindSetting = Annotated[Kind, "what is read off for a token"]
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """What is explained: `measure`, or `kind` of the answer (less that of the wrong one) at `position`."""
+    """The settings of a score: `measure`, or `kind` of the answer (minus that of the wrong one) at `position`."""
 
     model: HookedModel
     measure: Measure | None
@@ -62,30 +63,31 @@ class Explained:
         return {"answer": self.answer, "wrong": self.wrong, "position": self.position, "kind": self.kind}
 
     def ids_of(self, what: Literal["answer", "wrong"], batch: Batch) -> list[int] | None:
-        """The answers (or the wrong ones) of the texts of a batch, in their order there; None where none is given."""
+        """The ids of the answers (or wrong tokens) of the texts of a batch, in batch order; None if not given."""
         given = self.answer if what == "answer" else self.wrong
         return None if given is None else self._ids(given, what, batch).tolist()
 
     def of(self, batch: Batch, plain: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-        """`value(outputs, texts)`: one number per row of `outputs`, row n being a copy of text `texts[n]` of the batch.
+        """`value(outputs, texts)`: one number per row of `outputs`; row n is a copy of text `texts[n]` of the batch.
 
-        The model runs once as it is, to see that the measure is finite and what the model predicts, unless its outputs
-        are given as `plain`.
+        `plain` are the outputs for the unedited texts; without them the model runs once. They give the default answer,
+        and the measure must be finite on them.
         """
         if plain is None:
             plain = self.model(batch.ids) if self.model.has_lm_head else self.model.embeddings(batch.ids)
         count, length = batch.ids.shape
         place_of(self.position, length, f"example {batch.places[0]}")
-        value: Callable[[Tensor, Tensor], Tensor]
-        if self.measure is not None:
-            measure = self.measure
-            value = lambda found, texts: measure(found)  # noqa: E731
-        else:
+        asked = None if self.answer is None else self._ids(self.answer, "answer", batch)
+        against = None if self.wrong is None else self._ids(self.wrong, "wrong", batch)
+        if asked is None and self.measure is None:
             asked = plain[:, self.position].argmax(-1)
-            if self.answer is not None:
-                asked = self._ids(self.answer, "answer", batch)
-            against = None if self.wrong is None else self._ids(self.wrong, "wrong", batch)
-            value = lambda found, texts: self._read(found, asked, against, texts)  # noqa: E731
+
+        def value(outputs: Tensor, texts: Tensor) -> Tensor:
+            if asked is None:
+                assert self.measure is not None
+                return self.measure(outputs)
+            return self._read(outputs, asked, against, texts)
+
         first = one_each(value(plain, torch.arange(count)), count, "measure", "row")
         refuse_infinite(first, "the measure of example", batch.places)
         return value
@@ -117,7 +119,7 @@ class Explained:
 
 
 def run_embedded(model: HookedModel, embedded: Tensor) -> Tensor:
-    """Logits (or last hidden states) [batch, position, …] of word embeddings in the place of tokens; gradients flow."""
+    """Logits (or last hidden states) [batch, position, …] for word embeddings instead of ids, with gradients."""
     more = {"use_cache": False} if "use_cache" in inspect.signature(model.hf.forward).parameters else {}
     with torch.enable_grad() if embedded.requires_grad else torch.no_grad():
         found = model.hf(inputs_embeds=embedded, **more)
@@ -125,6 +127,6 @@ def run_embedded(model: HookedModel, embedded: Tensor) -> Tensor:
 
 
 def embedded_tokens(model: HookedModel, ids: Tensor) -> Tensor:
-    """Word embeddings [batch, position, d_model] as the model's own layer gives them, without a gradient."""
+    """The model's word embeddings of the tokens, [batch, position, d_model], without gradients."""
     with torch.no_grad():
         return model.hf.get_input_embeddings()(ids.to(model.device)).detach()

@@ -1,7 +1,7 @@
-"""The number that is asked of pairs of prompts: what tells their two sides apart, and what patching is to move.
+"""The score of clean/corrupt pairs: the number that separates the two prompts and that patching moves.
 
-It is fixed once, on a pair's own clean and corrupt run: the difference of two tokens' logits at a position, or the
-user's own number, asked of every copy of the prompts by itself.
+The score is fixed on the two unpatched prompts: the difference of two tokens' logits at a position, or the user's own
+measure. Each copy of the prompts is scored separately.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ WrongOfPairs = Annotated[
     Answer | None,
     "token to compare with; none: the example's first, or what the model predicts for the corrupt prompt",
 ]
-LEAST = 1e-6  # a pair whose clean and corrupt prompts differ by less has no effect to speak of
+LEAST = 1e-6  # below this difference of clean and corrupt scores an effect is undefined
 
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """The number that is asked of the pairs of one length; `clean` and `corrupt` [pair] are theirs, in float64.
+    """The score of a batch of equally long clean/corrupt pairs. `clean`, `corrupt`: of the unpatched prompts, float64
+    [pair].
 
-    `position` is the one that is read and `tokens` (in their order) are those; None where all may be.
+    `position` is the position whose logits are read and `tokens` (sorted) the tokens; None if all may be read.
     """
 
     clean: Tensor
     corrupt: Tensor
     position: int | None
     tokens: Tensor | None
-    value: Callable[[Tensor], Tensor]  # logits of copies of the pairs, one after another → one number per row
+    value: Callable[[Tensor], Tensor]  # logits of copies of the pairs, copy after copy → one number per row
 
     def of(self, logits: Tensor, copies: int) -> Tensor:
-        """[copy, pair] in float64."""
+        """The scores [copy, pair] of the logits of copies, float64."""
         return self.value(logits).unflatten(0, (copies, -1)).double().cpu()
 
     @property
@@ -60,7 +61,7 @@ class Told:
         return self.corrupt if how == "denoise" else self.clean
 
     def effect(self, patched: Tensor, how: How) -> Tensor:
-        """Where `patched` [cell, pair] lies on the way from the run that was patched (0) to the other (1)."""
+        """`patched` [cell, pair] on the scale from the unpatched score (0) to that of the other prompt (1)."""
         begin = self.unpatched(how)
         way = (self.clean if how == "denoise" else self.corrupt) - begin
         return (patched - begin) / way.masked_fill(way.abs() < LEAST, torch.nan)
@@ -68,7 +69,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of the logits: a measure, or the answer's logit less that of a wrong one at a position."""
+    """The settings of a score: a measure, or the answer's logit minus a wrong one's at a position."""
 
     measure: PairMeasure
     answer: Answer | None
@@ -93,13 +94,13 @@ class Asked:
         return {"measure": self.measure, **more, "position": self.position}
 
     def place(self, pairs: Pairs) -> int | None:
-        """The one position that is read, from the left; None where the user's measure may read all."""
+        """The position that is read, counted from the left; None where the user's measure may read all."""
         if callable(self.measure):
             return None
         return place_of(self.position, pairs.length, f"pair {pairs.places[0]}")
 
     def told(self, model: HookedModel, pairs: Pairs, clean: Tensor, corrupt: Tensor) -> Told:
-        """Fix what is asked, by the logits [pair, position (all, or the one that is read), vocab] of both sides."""
+        """Fix the score from the logits [pair, position (all, or the one that is read), vocab] of both prompts."""
         place, tokens = self.place(pairs), None
         if callable(self.measure):
             value = _of_each(self.measure, len(pairs.places))
@@ -123,8 +124,9 @@ class Asked:
     def _answers(
         self, model: HookedModel, pairs: Pairs, clean: Tensor, corrupt: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The two tokens of each pair: those given, else those of the examples, else what the model predicts: on the
-        clean prompt, and on the corrupt one rather than the answer."""
+        """The two tokens of each pair: as given, else from the examples, else predicted by the model: the likeliest
+        token on the clean prompt, and the likeliest other token on the corrupt one.
+        """
         among_all, among_these = Batch(pairs.clean, pairs.places), Batch(pairs.clean, [*range(len(clean))])
         asked = Explained(model, None, self.answer, self.wrong, self.position, "logit")
         known = Explained(model, None, pairs.answers, pairs.wrongs, self.position, "logit")
@@ -146,14 +148,14 @@ def _at(logits: Tensor, place: int) -> Tensor:
 
 
 def _of_each(measure: Measure, count: int) -> Callable[[Tensor], Tensor]:
-    """The user's measure, called with one copy of the pairs at a time."""
+    """The user's measure, called on one copy of the pairs at a time."""
     return lambda logits: torch.cat(
         [one_each(measure(copy), count, "measure", "pair") for copy in logits.split(count)]
     )
 
 
 def _difference(place: int, right: Tensor, other: Tensor, tokens: Tensor) -> Callable[[Tensor], Tensor]:
-    """The difference of two tokens' logits, of logits of all tokens or of `tokens` alone."""
+    """The difference of two tokens' logits. The logits are of all tokens, or of `tokens` alone."""
 
     def value(logits: Tensor) -> Tensor:
         row = _at(logits, place)

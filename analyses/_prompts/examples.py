@@ -1,8 +1,7 @@
 """Examples in batches of equal length, and the loss of each example.
 
-Only texts of the same length share a batch, so no padding exists, positions are those of the text alone, and
-a loss given by the user sees nothing but real tokens. Many texts of different lengths therefore run one by
-one.
+Only texts of the same length share a batch. There is no padding, positions are those of the text alone, and a loss of
+the user gets real tokens only. Many texts of different lengths therefore run one by one.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def one_by_one(model: HookedModel, examples: Examples) -> list[Tensor]:
 
 
 def drawn_in_turn(batches: list[Batch], steps: int, generator: torch.Generator, what: str) -> Iterator[Batch]:
-    """A batch for each step of a training, in an order that is drawn anew whenever all had their turn."""
+    """A batch for each training step, in a random order that is redrawn after each epoch."""
     order = torch.arange(0)
     for step in tqdm(range(steps), desc=what, unit="step", disable=None):
         if step % len(batches) == 0:
@@ -114,7 +113,7 @@ def loss_of(model: HookedModel, loss: Loss | None) -> Value:
 
 
 def one_each(found: object, count: int, what: str, of: str) -> Tensor:
-    """What a function of the user's gave, where it is one number for each of so many."""
+    """The result of a user's function. AnalysisError unless it is one number for each of `count` items."""
     if not isinstance(found, Tensor) or found.shape != (count,):
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise AnalysisError(f"{what} must return one value per {of}, shape ({count},), got {got}")
@@ -122,7 +121,7 @@ def one_each(found: object, count: int, what: str, of: str) -> Tensor:
 
 
 def refuse_infinite(numbers: Tensor, what: str, places: Sequence[int]) -> None:
-    """AnalysisError that names the first place whose number is NaN or infinite."""
+    """AnalysisError with the place of the first number that is NaN or infinite."""
     if not numbers.isfinite().all():
         bad = int((~numbers.isfinite()).nonzero()[0])
         raise AnalysisError(f"{what} {places[bad]} is not finite ({numbers[bad]}); give one that is")

@@ -1,6 +1,6 @@
-"""Clean and corrupt prompts of equal length, in groups that run together, whatever form they are given in.
+"""Clean and corrupt prompts of equal length, in groups that run together, from any form in which they are given.
 
-Pairs of one length share a group, so no padding is ever run. What is asked of them is in `_asked`.
+Pairs of one length share a group, so there is no padding. Their score is defined in `_measures/pair_scores.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PairExamples = Sequence[Any]
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of one length: ids [pair, position] of both sides, the place of each pair among all, and what prompt sets
-    say of their examples: the answer and the first wrong one of each, None where they are not known of all."""
+    """Pairs of one length: ids [pair, position] of both prompts, the index of each pair among all, and from prompt sets
+    the answer and the first wrong answer of each; None unless known for all."""
 
     clean: Tensor
     corrupt: Tensor
@@ -37,13 +37,13 @@ class Pairs:
 
     @property
     def first(self) -> int:
-        """The first position at which any pair differs, or their length; in a causal model nothing differs before."""
+        """The first position at which any pair differs, or their length."""
         differ = (self.clean != self.corrupt).any(0).nonzero()[:, 0]
         return int(differ[0]) if len(differ) else self.length
 
 
 def side_by_side(model: HookedModel, clean: Any, corrupt: Examples | None) -> PairExamples:
-    """Pairs of clean and corrupt prompts given as two lists; without the second, the first holds pairs already."""
+    """Pairs from two lists of prompts; with `corrupt=None`, `clean` holds pairs already."""
     if corrupt is None:
         if isinstance(clean, (str, Tensor)):
             raise AnalysisError(
@@ -59,7 +59,7 @@ def side_by_side(model: HookedModel, clean: Any, corrupt: Examples | None) -> Pa
 
 
 def pairs_of(model: HookedModel, given: PairExamples, size: int | None = None) -> list[Pairs]:
-    """All pairs in groups of equal length, shorter ones first, of at most `size`; an error names one that is none."""
+    """All pairs in groups of equal length and at most `size`, shorter ones first. AnalysisError for an invalid pair."""
     if model.part_name != "text":
         raise AnalysisError(
             f"{model.name} is read as its {model.part_name}; patching takes models of one text"

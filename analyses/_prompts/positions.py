@@ -1,7 +1,7 @@
-"""Positions as users say them, turned into columns of a padded batch.
+"""Token positions as users give them, converted to columns of a padded batch.
 
-Positions count the real tokens of each batch row: 0 is the first real token and -1 the last, whatever padding
-lies around them, so that a row of a batch and the same text alone are asked about the same token.
+Positions count the real tokens of each batch row: 0 is the first real token and -1 the last, wherever the padding is. A
+position therefore means the same token in a row of a batch and in the text alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Positions = Sequence[int] | int | Literal["all"]
 
 
 class Labelled(Protocol):
-    """A padded batch of texts, such as a record: its tokens as text, and which columns are real [batch, position]."""
+    """A padded batch of texts, such as a record: tokens as text, and the mask of real tokens [batch, position]."""
 
     @property
     def strings(self) -> list[list[str]]: ...
@@ -29,7 +29,7 @@ class Labelled(Protocol):
 
 
 def place_of(position: int, length: int, of: str, what: str = "position") -> int:
-    """The position counted from the left; AnalysisError where `of`, a text of so many tokens, has none such."""
+    """The position counted from the left. AnalysisError if `of`, a text of `length` tokens, is too short."""
     if not -length <= position < length:
         raise AnalysisError(
             f"{what}={position}, but {of} has {length} tokens; give a position from {-length} to {length - 1}"
@@ -70,8 +70,8 @@ def position_coordinates(
     keys: Positions = "all",
     key_columns: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Coordinates of a [batch, query, key] result: the asked positions, the columns they mean, and the
-    tokens; all keys unless some were asked for."""
+    """Coordinates of a [batch, query, key] result: the asked positions, their columns and their tokens; all keys unless
+    `keys` names some."""
     tokens = np.array(texts.strings, dtype=object)
     if key_columns is None:
         key_columns = torch.arange(texts.valid.shape[1]).expand(len(columns), -1)
@@ -86,6 +86,4 @@ def position_coordinates(
 
 
 def _named(positions: Positions, columns: Tensor) -> Any:
-    return (
-        list(range(columns.shape[1])) if isinstance(positions, str) else np.atleast_1d(np.asarray(positions))
-    )
+    return np.arange(columns.shape[1]) if isinstance(positions, str) else np.atleast_1d(positions)

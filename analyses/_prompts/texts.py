@@ -1,7 +1,7 @@
-"""Texts that a model is run on, in batches of equal length, and their place in one padded result.
+"""Texts that a model runs on, in batches of equal length, and their places in one padded result.
 
-No padding is ever run, so a text in a batch gives what it gives alone; `Texts` keeps the padded columns that a record
-of the same texts would have, and `spread` writes the values of a batch into them.
+There is no padding in a run, so a text gives the same values in a batch as alone. `Texts` has the padded columns of a
+record of the same texts, and `spread` writes the values of a batch into them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from headwater.analyses._prompts.positions import Positions, columns_of, positio
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
-Pull = Callable[[Tensor], Tensor]  # rows [text, asked, token] of what a layer gives → of what it reads
+Pull = Callable[[Tensor], Tensor]  # rows [text, asked, token] over a layer's outputs → over its inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Texts:
 
     @classmethod
     def of(cls, model: HookedModel, examples: Examples, size: int, longest: int | None = None) -> Texts:
-        """The examples as `model` reads them; an error where one has more than `longest` tokens."""
+        """The examples as tokens of `model`. AnalysisError if one has more than `longest` tokens."""
         if model.part_name != "text":
             raise AnalysisError(
                 f"{model.name} is read as its {model.part_name}; this analysis takes models of one text"
@@ -63,7 +63,7 @@ class Texts:
         return columns_of(queries, self.valid, "queries")
 
     def rows(self, batch: Batch, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Token of each asked column in the texts of a batch, and whether it is one and not padding: [text, asked]."""
+        """Token index of each asked column in the texts of a batch, and whether it is a real token: [text, asked]."""
         mine = columns[batch.places]
         rank = (self.valid[batch.places].cumsum(1) - 1).clamp_min(0)
         return rank.gather(1, mine), self.valid[batch.places].gather(1, mine)
@@ -97,6 +97,6 @@ class Texts:
 
 
 def indicators(rows: Tensor, real: Tensor, length: int) -> Tensor:
-    """One row per asked query with 1 at its token, [text, asked, token] in float64; NaN where it is padding."""
+    """One-hot rows of the asked tokens, [text, asked, token] in float64; NaN where the query is padding."""
     found = torch.zeros(*rows.shape, length, dtype=torch.float64).scatter_(2, rows[..., None], 1.0)
     return found.masked_fill(~real[..., None], torch.nan)

@@ -1,9 +1,9 @@
-"""Runs of copies of the prompts of some pairs, no more of each than a change can reach and the measure reads.
+"""Forward passes over copies of the prompts of some pairs, restricted to what a change can reach and the measure reads.
 
-A run begins at the layer that is changed (`_resuming`) and, in a causal model, at the first position that is: keys and
-values of the positions before it are those of the prompts as they are, and positions behind the one that is read are
-left out. The language head gives the logits that are read. All this is tried on the prompts as they are before it is
-used; a model that then says anything else, or has edits on, runs whole.
+A run starts at the changed layer (`resume_at_layer`) and, in a causal model, at the first changed position; keys and
+values of earlier positions come from the unchanged prompts. Positions after the one that is read are left out, and the
+language head computes only the logits that are read. Each shortcut is first tried on the unchanged prompts. A model
+whose logits then differ, or that has edits, runs in full.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from headwater.analyses._measures.pair_scores import Asked, How, Told
 from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._runs.replace_activations import Swap, narrow_head
-from headwater.analyses._runs.resume_at_layer import Resuming, foreign, listened
+from headwater.analyses._runs.resume_at_layer import Resuming, foreign, listened, mapped
 from headwater.lens.attention import context
 from headwater.lens.attention.standing_in import runs_itself
 from headwater.lens.errors import HeadwaterError
@@ -26,16 +26,17 @@ from headwater.lens.model import HookedModel
 from headwater.lens.models import prefix_cache
 from headwater.lens.running.forward import check_ready
 
-ROWS = 1024  # tokens of all copies that run together
-KEYS = 16_384  # keys that they attend to
+ROWS = 1024  # tokens of all copies in one run
+KEYS = 16_384  # keys of all copies in one run
 
 
 @dataclass(frozen=True, eq=False)
 class Copies:
-    """`ids` [pair, position] of the side that is changed. Changes at `first` or later, read before `stop`, can show.
+    """`ids` [pair, position] of the prompts that are changed. Only changes from `first` to before `stop` have an
+    effect.
 
-    `past` are keys and values by layer, empty where runs can not begin in the middle; `logits` those of the prompts as
-    they are; `tokens` those that the head gives, None for all.
+    `past`: keys and values by layer, empty where a run cannot start in the middle. `logits`: of the unchanged prompts.
+    `tokens`: the tokens whose logits the head computes, None for all.
     """
 
     model: HookedModel
@@ -53,7 +54,9 @@ class Copies:
         cls, model: HookedModel, pairs: Pairs, asked: Asked, how: How,
         keep: Collection[str] = (), parts: Collection[int] = (),
     ) -> tuple[Copies, Swap]:  # fmt: skip
-        """Run both sides once, the one that is changed in the first half of the rows; what is kept of them, too."""
+        """Run both prompts of each pair once, those that are changed in the first half of the rows. Also return the
+        run.
+        """
         base, other = (pairs.corrupt, pairs.clean) if how == "denoise" else (pairs.clean, pairs.corrupt)
         plainly = model.causal and not context.active(model.key) and context.current_gates(model.key) is None
         for side in (base, other):
@@ -66,19 +69,23 @@ class Copies:
         halves = (found[count:], found[:count]) if how == "denoise" else (found[:count], found[count:])
         told = asked.told(model, pairs, *halves)
         head = narrow_head(model)
+
+        def base_rows(tensor: Tensor) -> Tensor:
+            return tensor[:count] if len(tensor) == 2 * count else tensor
+
         made = cls(
             model, base, told,
             first=pairs.first if plainly else 0,
             stop=place + 1 if plainly and place is not None else pairs.length,
             logits=found[:count],
-            resuming=Resuming(model.layers, {block: _first_rows(out, count) for block, out in outputs.items()}),
+            resuming=Resuming(model.layers, {block: mapped(out, base_rows) for block, out in outputs.items()}),
             past=prefix_cache.filled(cache, count, pairs.length),
             tokens=told.tokens if head is not None and runs_itself(head) and not foreign(head) else None,
         )  # fmt: skip
         return made._tried(), seen
 
     def _tried(self) -> Copies:
-        """With no more left out than what the prompts as they are do not miss."""
+        """Drop each shortcut that does not reproduce the logits of the unchanged prompts."""
         layers, some = self.model.layers, replace(self, tokens=None)
         found = next((c for c in (self, some) if c._holds(layers[0], self.stop // 2)), replace(some, past=[]))
         by_position = all(_has_positions(output, self.ids.shape) for output in self.resuming.outputs.values())
@@ -87,11 +94,11 @@ class Copies:
         return found
 
     def _holds(self, layer: int, start: int) -> bool:
-        """Whether the logits of the prompts as they are come out again, but for how sums are rounded."""
+        """Whether a run from `layer` and `start` reproduces the logits of the unchanged prompts up to rounding."""
         try:
             found = self._logits(Swap(self.model, len(self.ids)), 1, layer, start)
         except (HeadwaterError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            return False  # transformers has no word of its own for a model that can not begin in the middle
+            return False  # transformers has no error of its own for models that cannot start in the middle
         expected = self.logits
         if self.tokens is not None and found.shape != expected.shape:
             expected = expected[..., self.tokens]
@@ -99,11 +106,11 @@ class Copies:
         return found.shape == expected.shape and bool((found - expected).abs().max() <= near)
 
     def window(self, start: int) -> slice:
-        """The positions of a run in which nothing before `start` changes."""
+        """The positions that a run computes if nothing before `start` changes."""
         return slice(start, self.stop) if self.past else slice(0, self.ids.shape[1])
 
     def fitting(self, start: int) -> int:
-        """How many copies run together."""
+        """The number of copies in one run from `start`."""
         window, pairs = self.window(start), len(self.ids)
         return max(min(ROWS // (pairs * (window.stop - window.start)), KEYS // (pairs * window.stop)), 1)
 
@@ -122,12 +129,6 @@ class Copies:
         if place is None and window.start:
             found = torch.cat([self.logits[:, : window.start].repeat(copies, 1, 1), found], 1)
         return found
-
-
-def _first_rows(output: Any, count: int) -> Any:
-    if isinstance(output, Tensor):
-        return output[: len(output) // 2] if len(output) == 2 * count else output
-    return tuple(_first_rows(part, count) for part in output) if isinstance(output, tuple) else output
 
 
 def _has_positions(output: Any, shape: torch.Size) -> bool:

@@ -1,8 +1,8 @@
-"""Runs in which chosen cells of a model's activations are replaced: many copies of the prompts, one cell in each.
+"""Forward passes in which chosen cells of a model's activations are replaced: copies of the prompts, one cell in each.
 
-Activations go by TransformerLens' names (lens/transformer_lens/names.py); queries, keys and values are met where
-attention takes them, [batch, head, position, d], so that positions are already rotated in, and keys and values can be
-given to one query head alone.
+Activations have TransformerLens' names (lens/transformer_lens/names.py). Queries, keys and values are replaced at the
+input of attention, [batch, head, position, d], after rotary embeddings, where keys and values can also be set for one
+query head alone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ Per = Literal["query_head", "kv_head"]
 
 
 class Swap(Run):
-    """`forward` at names; `attention` by layer: q, k and v in, the same out, perhaps with more heads of keys.
+    """`forward` are functions by activation name; `attention` by layer: q, k and v → q, k and v, also with more key
+    heads.
 
-    What `keep` and `parts` (layers) ask for is in `cache` and in `seen`, as it is after the changes.
+    After the run `cache` holds the activations in `keep`, and `seen` the q, k and v of the layers in `parts`, both with
+    the changes.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Swap(Run):
     def logits(
         self, ids: Tensor, position: int | None, past: prefix_cache.Cache | None = None, tokens: Tensor | None = None
     ) -> Tensor:  # fmt: skip
-        """Logits of this run: of one position alone where one is given and the model can leave out the others, and of
-        `tokens` alone where they are given. `past` holds, or gets, the keys and values of positions before."""
+        """Logits [batch, position, vocab] of this run: of all positions or of `position`, and of all tokens or of
+        `tokens` where the head allows it. `past` holds the keys and values of earlier positions and receives the new
+        ones.
+        """
         hf = self.model.hf
         known = inspect.signature(hf.forward).parameters
         more: dict[str, object] = {"use_cache": False} if "use_cache" in known else {}
@@ -77,7 +81,7 @@ class Swap(Run):
 
 
 def per_head(model: Opened, part: str, per: Per | None) -> bool:
-    """Whether keys or values of a query head are meant, and not those that a group of them shares."""
+    """Whether `per` selects a query head's own copy of keys or values, not the head that a group shares."""
     if part == "q":
         if per == "kv_head" and model.n_kv_heads != model.n_heads:
             raise AnalysisError(
@@ -94,12 +98,12 @@ def per_head(model: Opened, part: str, per: Per | None) -> bool:
 
 
 def expanded(tensor: Tensor, heads: int) -> Tensor:
-    """Keys or values [batch, kv head, …] as every query head sees them, [batch, head, …]."""
+    """Keys or values [batch, kv head, …] repeated for every query head, [batch, head, …]."""
     return tensor.repeat_interleave(heads // tensor.shape[1], 1)
 
 
 def narrow_head(model: Opened) -> nn.Linear | None:
-    """The language head, where its logits of a few tokens can be had without all others."""
+    """The language head if it is a plain linear layer, of which single rows can be computed; else None."""
     head = model.hf.get_output_embeddings()
     return head if type(head) is nn.Linear and "forward" not in vars(head) else None
 

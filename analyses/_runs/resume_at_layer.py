@@ -1,13 +1,13 @@
-"""Runs of copies of a batch that begin at a layer: the blocks below hand back what they gave for the batch itself.
+"""Forward passes over copies of a batch that start at a layer: the blocks below return stored outputs of the batch.
 
-It holds as long as nothing but the edited layer and those above it differs from the run that was kept. That is tried
-on the last layer before it is used; a model whose blocks are not found, or do not give the same again, runs whole.
+This is valid if only the edited layer and the layers above it differ from the stored run. It is tried on the last layer
+before it is used. A model whose blocks are unknown, or do not reproduce their outputs, runs in full.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,8 @@ from headwater.lens.models import blocks as anatomy
 
 @dataclass(frozen=True, eq=False)
 class Resuming:
-    """`outputs`: what each block gave for a batch, in the order of the layers; `base`: the batch's loss [text] in
-    float64, where that was asked."""
+    """`outputs`: the output of each block for a batch, in the order of the layers; `base`: the batch's loss [text] in
+    float64, if computed."""
 
     layers: list[int]
     outputs: Mapping[nn.Module, Any] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Resuming:
 
     @classmethod
     def of(cls, model: HookedModel, batch: Batch, value: Value) -> Resuming:
-        """Run the batch once, and try what was kept."""
+        """Run the batch once and store the outputs; drop them if a resumed run gives another loss."""
         with listened(model) as outputs:
             base = value(batch).double().cpu()
         found = cls(model.layers, outputs, base)
@@ -47,12 +47,17 @@ class Resuming:
 
     @contextlib.contextmanager
     def before(self, layer: int, copies: int, positions: slice | None = None) -> Iterator[None]:
-        """The next run in this context, of `copies` of the batch, begins with the block of `layer`; no later one.
+        """The next run in this context, of `copies` of the batch, starts with the block of `layer`; later runs do not.
 
-        With `positions` it is a run of these alone.
+        With `positions` the run covers these positions alone.
         """
-        below = list(self.outputs)[: self.layers.index(layer)] if self.outputs else []
-        held = {block: _repeated(self.outputs[block], copies, positions) for block in below}
+
+        def repeated(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach() if positions is None else tensor.detach()[:, positions]
+            return tensor.repeat(copies, *[1] * (tensor.dim() - 1))
+
+        below = list(self.outputs)[: self.layers.index(layer)]
+        held = {block: mapped(self.outputs[block], repeated) for block in below}
 
         def kept(block: nn.Module) -> Any:
             return lambda *_, **__: held.pop(block, None)
@@ -62,8 +67,9 @@ class Resuming:
 
 
 def foreign(module: nn.Module) -> bool:
-    """Whether a module has hooks of a user: transformers leaves some where hidden states were once asked for, and those
-    of Headwater do nothing for whoever does not listen."""
+    """Whether a module has hooks of a user. Hooks of transformers (left from requests for hidden states) and of
+    Headwater do not count.
+    """
     hooked = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return any(
         not (getattr(hook, "__module__", None) or "").startswith(("transformers.", "headwater."))
@@ -72,22 +78,20 @@ def foreign(module: nn.Module) -> bool:
 
 
 def _blocks(model: HookedModel) -> list[nn.Module]:
-    """One block per layer, or none where that is not so, where edits are on, which may carry what they saw from layer
-    to layer, or where the user's own hooks wait for every layer."""
-    if context.active(model.key):
-        return []
+    """One block per layer, or none where runs can not be resumed: blocks that are unknown or shared, active edits
+    (which may carry state from layer to layer), or hooks of the user (which expect every layer to run).
+    """
     try:
         blocks = [anatomy.block(model, layer).module for layer in model.layers]
     except ModelError:
         return []
-    if any(foreign(module) for block in blocks for module in block.modules()):
-        return []
-    return blocks if len(set(blocks)) == len(blocks) else []
+    hooked = any(foreign(module) for block in blocks for module in block.modules())
+    return [] if hooked or context.active(model.key) or len(set(blocks)) < len(blocks) else blocks
 
 
 @contextlib.contextmanager
 def listened(model: HookedModel) -> Iterator[dict[nn.Module, Any]]:
-    """What each block of the model gives in a run inside; empty behind it where a run can not be resumed."""
+    """The output of each block in a run inside the context; emptied afterwards if runs cannot be resumed."""
     blocks = _blocks(model)
     into: dict[nn.Module, Any] = {}
 
@@ -100,10 +104,8 @@ def listened(model: HookedModel) -> Iterator[dict[nn.Module, Any]]:
         into.clear()
 
 
-def _repeated(output: Any, copies: int, positions: slice | None) -> Any:
-    if isinstance(output, Tensor):
-        output = output.detach() if positions is None else output.detach()[:, positions]
-        return output.repeat(copies, *[1] * (output.dim() - 1))
+def mapped(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The output of a block with `function` applied to every tensor in it."""
     if isinstance(output, tuple):
-        return tuple(_repeated(part, copies, positions) for part in output)
-    return output
+        return tuple(mapped(part, function) for part in output)
+    return function(output) if isinstance(output, Tensor) else output
