@@ -86,12 +86,8 @@ class Asked:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """For the attributes of a result."""
-        if callable(self.measure):
-            return {"measure": getattr(self.measure, "__name__", str(self.measure))}
-        given = {"answer": self.answer, "wrong": self.wrong}
-        more = {name: value for name, value in given.items() if value is not None}
-        return {"measure": self.measure, **more, "position": self.position}
+        """For the attributes of a result, beside the settings of the analysis."""
+        return {"measure": getattr(self.measure, "__name__", str(self.measure))}
 
     def place(self, pairs: Pairs) -> int | None:
         """The position that is read, counted from the left; None where the user's measure may read all."""

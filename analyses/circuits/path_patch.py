@@ -93,7 +93,6 @@ def path_patch(
         paths = _Paths(model, pairs, asked, into, mlps == "frozen", how, ablation)
         ends[:, pairs.places] = paths.told.ends
         found[pairs.places] = paths.effects(senders)
-    told = receivers if isinstance(receivers, str) else ", ".join(receivers)
     return xr.DataArray(
         found.numpy(),
         dims=("batch", "sender"),
@@ -101,7 +100,7 @@ def path_patch(
             "batch": np.arange(count), "sender": senders, "clean": ("batch", ends[0]), "corrupt": ("batch", ends[1]),
         },
         name="path_patch",
-        attrs={"receivers": told, "undefined": int(found.isnan().all(1).sum()), **asked.settings},
+        attrs={"undefined": int(found.isnan().all(1).sum()), **asked.settings},
     )  # fmt: skip
 
 
