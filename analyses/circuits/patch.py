@@ -55,13 +55,16 @@ def patch(
 
     `what`: "head" (z of a head at all positions) and "q", "k", "v" and "pattern" of a head give [batch, layer, head];
     "head_position" [batch, layer, head, position]; "residual" (the stream entering the layer) and "mlp" (the output of
-    the MLP) at one position [batch, layer, position]; "destination_source" (one attention weight) [batch, layer, head,
-    query, key]. `how="denoise"`: the corrupt run with the clean activation, `(m_patched - m_corrupt)/(m_clean -
-    m_corrupt)`; "noise": the clean run with the corrupt one, `(m_patched - m_clean)/(m_corrupt - m_clean)`. `ablation`
-    "zero" or "mean" (over the pairs of one length, at each position) replaces the cell by that instead. Where the
-    denominator is below 1e-6 the effect is NaN; the attribute `undefined` counts such pairs. k and v under grouped
-    queries: `per="kv_head"` replaces the head that a group shares ([batch, layer, kv_head]), "query_head" the copy that
-    one query head reads. Without `per` a model with grouped queries is refused.
+    the MLP) at one position [batch, layer, position]; "destination_source" (one attention weight)
+    [batch, layer, head, query, key].
+
+    `how="denoise"`: the corrupt run with the clean activation, `(m_patched - m_corrupt)/(m_clean - m_corrupt)`;
+    "noise": the clean run with the corrupt one, `(m_patched - m_clean)/(m_corrupt - m_clean)`. `ablation` "zero" or
+    "mean" (over the pairs of one length, at each position) replaces the cell by that instead. Where the denominator is
+    below 1e-6 the effect is NaN; the attribute `undefined` counts such pairs.
+
+    k and v under grouped queries: `per="kv_head"` replaces the head that a group shares ([batch, layer, kv_head]),
+    "query_head" the copy that one query head reads. Without `per` a model with grouped queries is refused.
 
     `clean` and `corrupt` are prompts of equal length. With `corrupt=None`, `clean` holds pairs of them, or examples of
     a prompt set. `measure`: "logit_difference" of `answer` and `wrong` at `position` (default: the examples' tokens, or

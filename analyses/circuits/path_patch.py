@@ -61,9 +61,11 @@ def path_patch(
     itself with that output gives the receivers' inputs; the z of all other heads is frozen, and MLPs are recomputed
     (`mlps="free"`: paths through them count) or frozen too ("frozen": the direct path alone). (3) The run itself with
     those inputs at the receivers, everything else recomputed, is measured. All receivers are patched together; q, k and
-    v are replaced at every position. `how="noise"`: the clean run, `(m_patched - m_clean)/(m_corrupt - m_clean)`;
-    "denoise": the corrupt run, `(m_patched - m_corrupt)/(m_clean - m_corrupt)`. Where the denominator is below 1e-6 the
-    effect is NaN; `undefined` counts such pairs. Under grouped queries `per` says whether "5.1.k" is key–value head 1
+    v are replaced at every position.
+
+    `how="noise"`: the clean run, `(m_patched - m_clean)/(m_corrupt - m_clean)`; "denoise": the corrupt run,
+    `(m_patched - m_corrupt)/(m_clean - m_corrupt)`. Where the denominator is below 1e-6 the effect is NaN; `undefined`
+    counts such pairs. Under grouped queries `per` says whether "5.1.k" is key–value head 1
     or the copy that query head 1 reads. `clean`, `corrupt`, `measure`, `answer`, `wrong` and `position` are as in
     `patch`; so is `ablation`, which here replaces the sender's output.
 

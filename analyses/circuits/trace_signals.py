@@ -69,12 +69,14 @@ def trace_signals(
     fires on; `count` is the number of prompts, `pairs` the number of traced pairs on which a head fires. Edges into
     inputs carry `weight`, the mean contribution over the `count` prompts that have it, and `input` "q" or "k". `total`
     of an input is the mean of all upstream contributions, traced or not. Edges of kind "inside" join a head's inputs to
-    it. `names(prompt, position)` names positions, so that prompts of different lengths add up. Attributes:
-    `head_nodes`, `edges` and `edges_from_heads` count the graph; `firings` (JSON) the pairs on which each head fires in
-    all prompts, up to the query position, traced or not; `control_firings` those in `control`, texts cut to the longest
-    prompt's length, from all positions. Published settings: the defaults with `constant=True`. Rotary models are
-    decomposed per pair of positions; norms on queries and keys are refused. A position bias (ALiBi) is not part of the
-    score.
+    it. `names(prompt, position)` names positions, so that prompts of different lengths add up.
+
+    Attributes: `head_nodes`, `edges` and `edges_from_heads` count the graph; `firings` (JSON) the pairs on which each
+    head fires in all prompts, up to the query position, traced or not; `control_firings` those in `control`, texts cut
+    to the longest prompt's length, from all positions. Published settings: the defaults with `constant=True`.
+
+    Rotary models are decomposed per pair of positions; norms on queries and keys are refused. A position bias (ALiBi)
+    is not part of the score.
 
     Question: Which earlier heads made a head look where it looks?
     Unit: coordinates in the slices used, each times the root of its strength; mean over prompts.
