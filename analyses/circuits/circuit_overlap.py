@@ -56,17 +56,13 @@ def circuit_overlap(
     graph_a, graph_b = (circuit_of(given) for given in (graph_a, graph_b))
     whole = None if whole is None else circuit_of(whole)
     rows = []
-    for what, members in (
-        ("heads", _heads),
-        ("nodes", _nodes),
-        ("edges", lambda graph: set(edges_of(graph))),
-    ):
-        a, b = members(graph_a), members(graph_b)
+    for what, members in (("heads", _heads), ("nodes", _nodes), ("edges", edges_of)):
+        a, b = set(members(graph_a)), set(members(graph_b))
         row: dict[str, float] = {"both": len(a & b), "only_a": len(a - b), "only_b": len(b - a)}
         row["share"] = len(a & b) / len(a | b) if a | b else np.nan
         row["chance"], row["p"] = np.nan, np.nan
         if whole is not None:
-            known = members(whole)
+            known = set(members(whole))
             if missing := sorted(map(str, (a | b) - known)):
                 raise AnalysisError(
                     f"whole lacks {len(missing)} of the circuits' {what}, as {missing[0]}; take the same model's"
