@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from headwater.kernels.backends import blocked
 from headwater.kernels.backends.choose import choose
 from headwater.kernels.edits.weights import WeightEdit
@@ -13,21 +11,21 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.fits import check_fit
 from headwater.kernels.rules.prepare import prepare
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.shapes import Keys, Output, Queries, Values
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Queries,
+    k: Keys,
+    v: Values,
     rule: ScoreRule,
     edits: Sequence[WeightEdit] = (),
     backend: str = "auto",
     statistics: Sequence[str] = (),
     differentiable: bool = False,
-) -> tuple[Tensor, AttentionMap]:
-    """z [batch, head, query, d_value] in v's dtype, and the map.
+) -> tuple[Output, AttentionMap]:
+    """z in v's dtype, and the map. Rows without a visible key give zero output.
 
-    `q` [batch, head, query, d_head]; `k`, `v` [batch, kv head, key, d]. Rows without a visible key give zero output.
     `statistics` are names that will be asked of the map: a backend that has them from the same pass leaves them there.
     z always carries gradients. The map does if `differentiable`: its products and statistics then hold a graph of the
     size of the whole map, and come from blocks of rows, as fused kernels have no gradient of their log-sum-exp.

@@ -94,7 +94,7 @@ class HookedModel(TransformerLens):
 
     def loss(
         self, given: Any = None, attention_mask: Any = None, *, grad: bool = False, **more: Any
-    ) -> Float[Tensor, "batch"]:
+    ) -> Float[Tensor, " batch"]:
         """Mean next-token loss over the real tokens of each example, [batch], in nats; ModelError unless causal."""
         found = self.to_tokens(given, attention_mask, **more)
         if not self.causal:

@@ -4,6 +4,8 @@ Two busy threads were slower than one on two cores, and the suite runs one proce
 """
 
 import os
+import re
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,19 +15,14 @@ import jaxtyping
 import torch
 from hypothesis import HealthCheck, settings
 
+ROOT = Path(__file__).parents[1]
 # the modules whose signatures state shapes: in the tests every call is held to them
 jaxtyping.install_import_hook(
     [
-        "headwater.kernels.maps.attention_map",
-        "headwater.lens.model",
-        "headwater.lens.models.weights",
-        "headwater.lens.prompts.token_sets",
-        "headwater.lens.recipes.text",
-        "headwater.lens.recipes.vision",
-        "headwater.lens.records.contents",
-        "headwater.lens.records.record",
-        "headwater.lens.records.sinks",
-        "headwater.lens.running.forward",
+        ".".join(("headwater", *path.relative_to(ROOT).with_suffix("").parts))
+        for folder in ("kernels", "lens")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"^from (jaxtyping|headwater.kernels.tiles.shapes) ", path.read_text("utf-8"), re.M)
     ],
     "shape_checks.shapes",
 )

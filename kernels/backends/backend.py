@@ -6,21 +6,35 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from headwater.kernels.edits.weights import WeightEdit, WeightStep
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.shapes import (
+    AtKeys,
+    AtQueries,
+    Groups,
+    Keys,
+    Output,
+    OverKeys,
+    OverQueries,
+    PerKey,
+    PerQuery,
+    Queries,
+    Values,
+)  # fmt: skip
 
 
 class Pass(NamedTuple):
-    """What a forward pass leaves: z, lse [batch, head, query], the weight edits with their factors, row statistics.
+    """What a forward pass leaves: z, lse, the weight edits with their factors, row statistics.
 
     On a row that sees no key z is zero and lse -inf.
     """
 
-    z: Tensor
-    lse: Tensor
+    z: Output
+    lse: PerQuery
     steps: tuple[WeightStep, ...]
     found: dict[str, Tensor]
 
@@ -40,7 +54,7 @@ class Backend(Protocol):
     free: ClassVar[Sequence[str]] = ()
 
     def why_not(
-        self, q: Tensor, k: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        self, q: Queries, k: Keys, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         transposed: bool = False, value_width: int = 0,
     ) -> str | None:  # fmt: skip
         """What it can not compute here, in words that follow "can not compute"; None where it can.
@@ -50,36 +64,36 @@ class Backend(Protocol):
         ...
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        self, q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         statistics: Sequence[str] = (),
     ) -> Pass:  # fmt: skip
-        """z [batch, head, query, d_value], and with it those of the `statistics` that are `free`."""
+        """z, and with it those of the `statistics` that are `free`."""
         ...
 
-    def gather(self, state: MapState, x: Tensor) -> Tensor:
-        """`P @ x` for x [batch, head|1, key, c] → [batch, head, query, c]."""
+    def gather(self, state: MapState, x: OverKeys) -> AtQueries:
+        """`P @ x`."""
         ...
 
-    def scatter(self, state: MapState, y: Tensor) -> Tensor:
-        """`P^T @ y` for y [batch, head|1, query, c] → [batch, head, key, c]."""
+    def scatter(self, state: MapState, y: OverQueries) -> AtKeys:
+        """`P^T @ y`."""
         ...
 
     def received(
-        self, state: MapState, queries: Tensor | None, later: tuple[int, int] | None
-    ) -> Tensor | None:
-        """Column sums [batch, head, key] of the rows `queries`, bool [batch|1, query]; None where blocks are as good.
+        self, state: MapState, queries: Bool[Tensor, "#batch query"] | None, later: tuple[int, int] | None
+    ) -> PerKey | None:
+        """Column sums of the rows `queries`; None where blocks are as good.
 
         `later=(near, far)` counts the queries that stand near to far positions after the key, both ends included.
         """
         return None
 
     def statistics(
-        self, state: MapState, names: Sequence[str], groups: Tensor | None, window: int
+        self, state: MapState, names: Sequence[str], groups: Groups | None, window: int
     ) -> dict[str, Tensor] | None:
         """The named statistics with the conventions of kernels/maps/statistics.py; None where blocks are as good."""
         return None
 
-    def _column_sums(self, state: MapState, queries: Tensor | None) -> Tensor:
+    def _column_sums(self, state: MapState, queries: Bool[Tensor, "#batch query"] | None) -> PerKey:
         """`received` as a product with one column of ones."""
         queries = torch.ones(1, state.shape[2]) if queries is None else queries.float()
         ones = queries[:, None, :, None].to(state.q.device)

@@ -19,6 +19,7 @@ from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block, tile_dtype
 from headwater.kernels.tiles.row_blocks import blocks
+from headwater.kernels.tiles.shapes import AtKeys, AtQueries, Keys, OverKeys, OverQueries, Queries, Values
 
 
 class Blocked(Backend):
@@ -29,13 +30,13 @@ class Blocked(Backend):
         return None
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        self, q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         statistics: Sequence[str] = (),
     ) -> Pass:  # fmt: skip
         """z carries gradients; lse and the factors of the edits do not."""
         return attend(q, k, v, rule, edits)
 
-    def gather(self, state: MapState, x: Tensor) -> Tensor:
+    def gather(self, state: MapState, x: OverKeys) -> AtQueries:
         batch, heads, queries, _ = state.shape
         out = state.q.new_zeros(batch, heads, queries, x.shape[-1], dtype=state.dtype)
         for block in blocks(batch, range(heads), state.mask):
@@ -43,7 +44,7 @@ class Blocked(Backend):
             out[block.batch, block.heads, block.rows] = state.block(block) @ values
         return out
 
-    def scatter(self, state: MapState, y: Tensor) -> Tensor:
+    def scatter(self, state: MapState, y: OverQueries) -> AtKeys:
         batch, heads, _, keys = state.shape
         out = state.q.new_zeros(batch, heads, keys, y.shape[-1], dtype=state.dtype)
         for block in blocks(batch, range(heads), state.mask):
@@ -53,9 +54,9 @@ class Blocked(Backend):
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Queries,
+    k: Keys,
+    v: Values,
     rule: ScoreRule,
     edits: Sequence[WeightEdit] = (),
     differentiable: bool = False,
@@ -83,9 +84,7 @@ def attend(
     return Pass(z, lse, steps, {})
 
 
-def _attend_block(
-    q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit], block: Block
-):
+def _attend_block(q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[WeightEdit], block: Block):
     """One block of `attend`: its output, its lse and the row factors of each edit."""
     scores = rule.scores(q, k, block)
     lse = rule.row_constant(scores, block)

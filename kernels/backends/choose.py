@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from headwater.kernels.backends.backend import Backend
 from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.shapes import Keys, Queries
 
 PACKAGE = "headwater.kernels.backends"
 
@@ -48,8 +47,8 @@ class Choice(NamedTuple):
 
 
 def choose(
-    q: Tensor,
-    k: Tensor,
+    q: Queries,
+    k: Keys,
     rule: ScoreRule,
     edits: Sequence[WeightEdit] = (),
     backend: str = "auto",

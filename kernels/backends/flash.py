@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from headwater.kernels.backends import fused_kernel, key_classes, score_edits
@@ -28,6 +29,16 @@ from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import tile_dtype
 from headwater.kernels.tiles.heads import per_query_head
+from headwater.kernels.tiles.shapes import (
+    AtKeys,
+    AtQueries,
+    Keys,
+    OverKeys,
+    OverQueries,
+    PerKey,
+    Queries,
+    Values,
+)  # fmt: skip
 
 MOST_COLUMNS = 16
 MOST_CALLS = 6  # beyond that blocks of rows are as fast
@@ -47,7 +58,7 @@ class Flash(Backend):
     reason = "softmax on the CPU"
 
     def why_not(
-        self, q: Tensor, k: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        self, q: Queries, k: Keys, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         transposed: bool = False, value_width: int = 0,
     ) -> str | None:  # fmt: skip
         if reason := fused_kernel.why_not(q, k, replace(rule, edits=()), transposed):
@@ -70,7 +81,7 @@ class Flash(Backend):
         return f"edits that take {calls} calls of the kernel" if calls > MOST_CALLS else None
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        self, q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         statistics: Sequence[str] = (),
     ) -> Pass:  # fmt: skip
         if not edits and not rule.edits:
@@ -87,7 +98,7 @@ class Flash(Backend):
             parts.append(Part(c, *_attend(calls, q, k, v, hidden)))
         return joined(q, k, v, rule, edits, classes, parts, few.nonzero()[:, 0])
 
-    def gather(self, state: MapState, x: Tensor) -> Tensor:
+    def gather(self, state: MapState, x: OverKeys) -> AtQueries:
         rule, lse = state.rule, state.lse
         silent = torch.isinf(lse)[..., None]
         q, k, x = _high(state.q), _high(state.k), _high(x)
@@ -109,7 +120,7 @@ class Flash(Backend):
         found = found + folded.kept[..., None] * own + folded.gather(rule, x)
         return found.masked_fill(silent, 0.0)
 
-    def scatter(self, state: MapState, y: Tensor) -> Tensor:
+    def scatter(self, state: MapState, y: OverQueries) -> AtKeys:
         rule, lse = state.rule, state.lse
         q, k, y = _high(state.q), _high(state.k), _high(y).expand(-1, state.shape[1], -1, -1)
         folded = refold(state)
@@ -131,8 +142,8 @@ class Flash(Backend):
         return found.index_add(2, place[there].to(found.device), own.to(found)) + folded.scatter(rule, y)
 
     def received(
-        self, state: MapState, queries: Tensor | None, later: tuple[int, int] | None
-    ) -> Tensor | None:
+        self, state: MapState, queries: Bool[Tensor, "#batch query"] | None, later: tuple[int, int] | None
+    ) -> PerKey | None:
         return self._column_sums(state, queries) if later is None else None
 
 
@@ -161,7 +172,7 @@ def _lower(rule: ScoreRule, q: Tensor) -> list[Call]:
     return calls
 
 
-def _attend(calls: Sequence[Call], q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
+def _attend(calls: Sequence[Call], q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Tensor, Tensor]:
     """z and lse of unedited weights, each row from the call that is for it."""
     z, lse = _call(calls[0], q, k, v, rule)
     for call in calls[1:]:
@@ -172,7 +183,7 @@ def _attend(calls: Sequence[Call], q: Tensor, k: Tensor, v: Tensor, rule: ScoreR
     return z, lse
 
 
-def _call(call: Call, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
+def _call(call: Call, q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Tensor, Tensor]:
     """The fused kernel with the scores of the call."""
     bias = rule.bias
     if bias is not None and call.factor is not None:

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from headwater.kernels.rules.rule import ScoreRule, with_sink
 from headwater.kernels.tiles.block import tile_dtype
 from headwater.kernels.tiles.heads import per_query_head
+from headwater.kernels.tiles.shapes import AtKeys, AtQueries, Keys, Output, PerQuery, Queries, Values
 
 # (output, lse [batch, head, query] in natural log); lse is 0 on a row without keys, which callers mend
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -136,8 +138,8 @@ def _call(
     return out[..., :wanted], lse
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor]:
-    """Output z [batch, head, query, d_value] and lse [batch, head, query]; zero and -inf on a row without keys."""
+def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Output, PerQuery]:
+    """Output z and lse; zero and -inf on a row without keys."""
     first, last = _span(rule)
     causal = _is_causal(rule, first, last)
     if causal is None:
@@ -182,11 +184,12 @@ def _empty(rule: ScoreRule, bias: Tensor | None, first: int, last: int) -> Tenso
 
 
 def scatter(
-    q: Tensor, k: Tensor, rule: ScoreRule, lse: Tensor, y: Tensor, key_bias: Tensor | None = None
-) -> Tensor:
-    """`P^T @ y` for y [batch, head, query, c] → [batch, head, key, c]; rows whose lse is +inf give nothing.
+    q: Queries, k: Keys, rule: ScoreRule, lse: PerQuery, y: AtQueries,
+    key_bias: Float[Tensor, "#batch #head key"] | None = None,
+) -> AtKeys:  # fmt: skip
+    """`P^T @ y`; rows whose lse is +inf give nothing.
 
-    `key_bias` [batch|1, head|1, key] is added to the scores of a key, and may hide it (-inf).
+    `key_bias` is added to the scores of a key, and may hide it (-inf).
     Column j of P is `exp(scale*k_j·q_i - lse_i)` over i: a softmax over the queries, times the exponential of its own
     log-sum-exp. A learned sink is inside `lse` already.
     """

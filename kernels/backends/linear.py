@@ -18,6 +18,7 @@ from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.heads import per_query_head
+from headwater.kernels.tiles.shapes import AtKeys, AtQueries, Keys, OverKeys, OverQueries, Queries, Values
 
 CHUNK = 128  # rows whose own triangle is computed as a tile
 
@@ -28,7 +29,7 @@ class Running(Backend):
     reason = "linear attention as running sums"
 
     def why_not(
-        self, q: Tensor, k: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        self, q: Queries, k: Keys, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         transposed: bool = False, value_width: int = 0,
     ) -> str | None:  # fmt: skip
         if rule.normaliser is None or rule.normaliser.name != "products":
@@ -42,7 +43,7 @@ class Running(Backend):
         return None if rule.mask.left is None else "a sliding window"
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        self, q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         statistics: Sequence[str] = (),
     ) -> Pass:  # fmt: skip
         kind, mask = rule.normaliser, rule.mask
@@ -63,10 +64,10 @@ class Running(Backend):
         z = (z / total[..., None]).masked_fill(silent[..., None], 0.0)
         return Pass(z, total.log().masked_fill(silent, float("-inf")), (), {})
 
-    def gather(self, state: MapState, x: Tensor) -> Tensor:
+    def gather(self, state: MapState, x: OverKeys) -> AtQueries:
         return _gather(state.q, state.k, state.rule, x) * torch.exp(-state.lse)[..., None].to(state.q)
 
-    def scatter(self, state: MapState, y: Tensor) -> Tensor:
+    def scatter(self, state: MapState, y: OverQueries) -> AtKeys:
         mask, q = state.mask, state.q
         sent = (q * state.rule.scale * torch.exp(-state.lse)[..., None].to(q)).flip(2)
         ahead = None if mask.right is None else mask.queries - mask.keys + mask.shift + mask.right

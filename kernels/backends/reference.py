@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from headwater.kernels.backends.backend import Pass
 from headwater.kernels.backends.blocked import Blocked
 from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.reference import dense
 from headwater.kernels.rules.prepare import prepare
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.shapes import Keys, Queries, Values
 
 
 class Reference(Blocked):
@@ -20,7 +19,7 @@ class Reference(Blocked):
     prepared = False
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        self, q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         statistics: Sequence[str] = (),
     ) -> Pass:  # fmt: skip
         z, lse, _ = dense.attend(q, k, v, rule, edits)

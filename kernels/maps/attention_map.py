@@ -20,8 +20,9 @@ from headwater.kernels.maps import pairs, received, statistics, summaries
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.tiles import row_blocks
 from headwater.kernels.tiles.block import Block
+from headwater.kernels.tiles.shapes import AtKeys, AtQueries, Groups, PerKey, PerQuery, Weights
 
-Groups = Bool[Tensor, "group key"] | Bool[Tensor, "batch group key"]
+Rows = slice | Bool[Tensor, " query"] | Bool[Tensor, "#batch query"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +45,13 @@ class AttentionMap(MapState):
         """The operator that carries values of queries to keys: `map.T @ y`."""
         return TransposedMap(self)
 
-    def __matmul__(self, x: Tensor) -> Float[Tensor, "batch head query c"]:
-        """Each query gathers x over the keys → [batch, head, query, c]; x is [key, c], [batch, key, c] or has heads."""
+    def __matmul__(self, x: Float[Tensor, "*heads key c"]) -> AtQueries:
+        """Each query gathers x over the keys; x is [key, c], [batch, key, c] or [batch, head, key, c]."""
         x = _operand(x, self.shape, self.shape[3], "key")
         return choose_for(self).gather(self, x.to(self.q.device))
 
-    def tile(
-        self, queries: slice, keys: slice, heads: list[int] | None = None
-    ) -> Float[Tensor, "batch head query key"]:
-        """Exact weights of a window, [batch, head, query, key] in float32; slices without a step."""
+    def tile(self, queries: slice, keys: slice, heads: list[int] | None = None) -> Weights:
+        """Exact weights of a window in float32; slices without a step."""
         rows, columns = (
             _plain(s, n, name)
             for s, n, name in ((queries, self.shape[2], "queries"), (keys, self.shape[3], "keys"))
@@ -61,14 +60,14 @@ class AttentionMap(MapState):
         block = Block(slice(0, self.shape[0]), chosen, rows, columns)
         return self.block(block).float()
 
-    def dense(self, heads: list[int] | None = None) -> Float[Tensor, "batch head query key"]:
-        """The whole map [batch, head, query, key]: quadratic memory, asked for by name."""
+    def dense(self, heads: list[int] | None = None) -> Weights:
+        """The whole map: quadratic memory, asked for by name."""
         return self.tile(slice(0, self.shape[2]), slice(0, self.shape[3]), heads)
 
     def row_blocks(
         self, heads: list[int] | None = None, elements: int | None = None
     ) -> Iterator[tuple[slice, Float[Tensor, "batch head row key"]]]:
-        """All rows, a block at a time: (rows, weights [batch, head, row, key]), every chosen head in each block."""
+        """All rows, a block at a time, with their weights: every chosen head in each block."""
         chosen = list(range(self.shape[1])) if heads is None else heads
         batch, _, queries, keys = self.shape
         budget = row_blocks.BLOCK_ELEMENTS if elements is None else elements
@@ -78,11 +77,11 @@ class AttentionMap(MapState):
             yield rows, self.tile(rows, slice(0, keys), chosen)
 
     def topk(self, k: int) -> tuple[Float[Tensor, "batch head query k"], Int[Tensor, "batch head query k"]]:
-        """The k largest weights of each row and their columns, [batch, head, query, k]; 0 and -1 beyond the last."""
+        """The k largest weights of each row and their columns; 0 and -1 beyond the last."""
         return summaries.topk(self, k)
 
     def pooled(self, block: int, how: str = "max") -> Float[Tensor, "batch head query_cell key_cell"]:
-        """The map in cells of block × block weights, "max" or "mean" of each: [batch, head, query cell, key cell]."""
+        """The map in cells of block × block weights, the "max" or the "mean" of each."""
         return summaries.pooled(self, block, how)
 
     def shares(self) -> AttentionMap:
@@ -99,38 +98,38 @@ class AttentionMap(MapState):
 
     def statistic(
         self, name: str, groups: Groups | None = None, window: int = statistics.WINDOW, of: str = "weights"
-    ) -> Shaped[Tensor, "batch head *axes"]:
+    ) -> Shaped[Tensor, "batch head *numbers"]:
         """One statistic (kernels/maps/statistics.py lists them and their units)."""
         return self.statistics((name,), groups, window, of)[name]
 
     def statistics(
         self, names: tuple[str, ...], groups: Groups | None = None, window: int = statistics.WINDOW,
         of: str = "weights",
-    ) -> dict[str, Shaped[Tensor, "batch head *axes"]]:  # fmt: skip
+    ) -> dict[str, Shaped[Tensor, "batch head *numbers"]]:  # fmt: skip
         """Several statistics in one pass, `of` the "weights" as they are or of their "shares" (one pass more)."""
         if of not in ("weights", "shares"):
             raise ValueError(f"statistics are of 'weights' or of 'shares'; got of={of!r}")
         return statistics.compute(self.shares() if of == "shares" else self, names, groups, window)
 
     def received(
-        self, queries: slice | Tensor | None = None, later: tuple[int, int] | None = None,
+        self, queries: Rows | None = None, later: tuple[int, int] | None = None,
         heads: list[int] | None = None,
-    ) -> Float[Tensor, "batch head key"]:  # fmt: skip
-        """Sum of the weights that some queries put on each key, [batch, head, key] (kernels/maps/received.py)."""
+    ) -> PerKey:  # fmt: skip
+        """Sum of the weights that some queries put on each key (kernels/maps/received.py)."""
         return received.received(self, queries, later, heads)
 
     def visible(
-        self, queries: slice | Tensor | None = None, later: tuple[int, int] | None = None
+        self, queries: Rows | None = None, later: tuple[int, int] | None = None
     ) -> Int[Tensor, "batch head key"]:
-        """How many of these queries see each key, int64 [batch, head, key]: what `received` is divided by."""
+        """How many of these queries see each key: what `received` is divided by."""
         return received.visible(self, queries, later)
 
-    def at(self, columns: Tensor) -> Float[Tensor, "batch head query n"]:
-        """Exact weights at some key columns of each row, [batch, head, query, n] (kernels/maps/pairs.py)."""
+    def at(self, columns: Int[Tensor, "*heads query n"]) -> Float[Tensor, "batch head query n"]:
+        """Exact weights at some key columns of each row (kernels/maps/pairs.py)."""
         return pairs.at(self, columns)
 
-    def stripe(self, offset: int) -> Float[Tensor, "batch head query"]:
-        """Weight of each query on the key `offset` positions before it, [batch, head, query]; 0 where there is none."""
+    def stripe(self, offset: int) -> PerQuery:
+        """Weight of each query on the key `offset` positions before it; 0 where there is none."""
         return pairs.stripe(self, offset)
 
 
@@ -146,8 +145,8 @@ class TransposedMap:
         batch, heads, queries, keys = self.map.shape
         return (batch, heads, keys, queries)
 
-    def __matmul__(self, y: Tensor) -> Float[Tensor, "batch head key c"]:
-        """y [query, c], [batch, query, c] or [batch, head, query, c] → [batch, head, key, c]."""
+    def __matmul__(self, y: Float[Tensor, "*heads query c"]) -> AtKeys:
+        """Each key collects y from the queries; y is [query, c], [batch, query, c] or [batch, head, query, c]."""
         source = self.map
         y = _operand(y, source.shape, source.shape[2], "query").to(source.q.device)
         return choose_for(source, transposed=True).scatter(source, y)

@@ -7,6 +7,7 @@ and no pass over the map: a block whose columns are chosen row by row. Memory is
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from headwater.kernels.rules.map_state import MapState
@@ -51,10 +52,12 @@ def at(map: MapState, columns: Tensor) -> Tensor:
     return found
 
 
-def after_previous(ids: Tensor, valid: Tensor | None = None) -> Tensor:
+def after_previous(
+    ids: Int[Tensor, "batch position"], valid: Bool[Tensor, "batch position"] | None = None
+) -> Int[Tensor, "batch position"]:
     """The column after the last earlier occurrence of the token at each position: where an induction head looks.
 
-    `ids` int64 and `valid` bool are [batch, position]; int64 [batch, position], -1 where the token is new or padding.
+    -1 where the token is new or padding.
     `map.at(after_previous(ids)[..., None])` is the induction stripe. O(S log S), no pairs of positions.
     """
     length = ids.shape[1]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Pattern, Uniform
@@ -34,18 +35,21 @@ from headwater.kernels.reference.normalisers import products, sinkhorn, weights 
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.shapes import Keys, Output, PerKey, PerQuery, Queries, Values, Weights
+
+Seen = Bool[Tensor, "batch head query key"]
 
 
 class Dense(NamedTuple):
-    """Output [batch, head, query, d_value], lse [batch, head, query] and weights [batch, head, query, key]."""
+    """Output, log-sum-exp and weights, all float64."""
 
-    z: Tensor
-    lse: Tensor
-    weights: Tensor
+    z: Output
+    lse: PerQuery
+    weights: Weights
 
 
-def visible(rule: ScoreRule, batch: int, heads: int) -> Tensor:
-    """Which keys each query sees, bool [batch, head, query, key]."""
+def visible(rule: ScoreRule, batch: int, heads: int) -> Seen:
+    """Which keys each query sees."""
     mask = rule.mask
     query = torch.arange(mask.queries)[:, None] + mask.query_offset
     key = torch.arange(mask.keys)[None, :] + mask.key_offset
@@ -65,7 +69,7 @@ def visible(rule: ScoreRule, batch: int, heads: int) -> Tensor:
     return seen
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = ()) -> Dense:
+def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[WeightEdit] = ()) -> Dense:
     """Attention with its score edits and weight edits, every step on the whole map."""
     batch, heads = q.shape[:2]
     group = heads // k.shape[1]
@@ -106,19 +110,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[Wei
     return Dense(weights @ v, lse, weights)
 
 
-def of_heads(edit: ScoreEdit | WeightEdit) -> Tensor:
-    """The heads of an edit, bool [batch|1, head, 1, 1]."""
+def of_heads(edit: ScoreEdit | WeightEdit) -> Bool[Tensor, "#batch head 1 1"]:
+    """The heads of an edit."""
     return (edit.heads if edit.heads.dim() == 2 else edit.heads[None])[:, :, None, None]
 
 
-def positions(rule: ScoreRule) -> tuple[Tensor, Tensor]:
-    """Absolute positions of the queries [query, 1] and of the keys [1, key]."""
+def positions(rule: ScoreRule) -> tuple[Int[Tensor, "query 1"], Int[Tensor, "1 key"]]:
+    """Absolute positions of the queries and of the keys."""
     mask = rule.mask
     query = torch.arange(mask.queries)[:, None] + mask.query_offset
     return query, torch.arange(mask.keys)[None, :] + mask.key_offset
 
 
-def edited_scores(scores: Tensor, edit: ScoreEdit, rule: ScoreRule) -> Tensor:
+def edited_scores(scores: Weights, edit: ScoreEdit, rule: ScoreRule) -> Weights:
     """One score edit on every head."""
     if isinstance(edit, ScaleScores):
         return edit.tau * scores
@@ -136,7 +140,7 @@ def edited_scores(scores: Tensor, edit: ScoreEdit, rule: ScoreRule) -> Tensor:
     return torch.where(pairs, scores + edit.amount * scores.abs(), scores)
 
 
-def edited(weights: Tensor, edit: WeightEdit, rule: ScoreRule) -> Tensor:
+def edited(weights: Weights, edit: WeightEdit, rule: ScoreRule) -> Weights:
     """One weight edit on every head and row."""
     if isinstance(edit, Rescale):
         keys, to = edit.keys[:, None, None, :], edit.to[:, None, None, :]
@@ -172,8 +176,10 @@ def edited(weights: Tensor, edit: WeightEdit, rule: ScoreRule) -> Tensor:
     return torch.where(has_mass, (1 - edit.amount) * weights + edit.amount * mixed, weights)
 
 
-def pattern(kind: Pattern, rule: ScoreRule, batch: int, heads: int) -> Tensor:
-    """A fixed pattern as a map [batch, head, query, key]; its rows sum to 1, or are zero where it has no mass."""
+def pattern(
+    kind: Pattern, rule: ScoreRule, batch: int, heads: int
+) -> Float[Tensor, "#batch #head query key"]:
+    """A fixed pattern as a map; its rows sum to 1, or are zero where it has no mass."""
     query, key = positions(rule)
     seen = visible(rule, batch, heads).double()
     if isinstance(kind, Uniform):
@@ -195,7 +201,7 @@ def pattern(kind: Pattern, rule: ScoreRule, batch: int, heads: int) -> Tensor:
     return torch.where(total > 0, weights / total, 0.0)
 
 
-def of_map(kind: OfMap) -> Tensor:
+def of_map(kind: OfMap) -> Weights:
     """The whole of another map, zero on its rows of padding."""
     other = kind.map
     assert isinstance(other, MapState)
@@ -204,7 +210,12 @@ def of_map(kind: OfMap) -> Tensor:
     return dense if valid is None else dense * valid[:, None, :, None]
 
 
-def at_positions(weights: Tensor, rule: ScoreRule, first_query: int, first_key: int) -> Tensor:
+def at_positions(
+    weights: Float[Tensor, "#batch #head there_query there_key"],
+    rule: ScoreRule,
+    first_query: int,
+    first_key: int,
+) -> Float[Tensor, "#batch #head query key"]:
     """Weights whose rows and columns begin at the given positions, read at the positions of this map; 0 elsewhere."""
     row, column = (
         place.flatten() - first
@@ -220,9 +231,9 @@ def at_positions(weights: Tensor, rule: ScoreRule, first_query: int, first_key: 
 
 
 def statistics(
-    dense: Dense, rule: ScoreRule, groups: Tensor | None = None, window: int = 10
-) -> dict[str, Tensor]:
-    """Every statistic by its definition; `groups` is bool [group, key]. Rows: NaN where padding or nothing is seen.
+    dense: Dense, rule: ScoreRule, groups: Bool[Tensor, "group key"] | None = None, window: int = 10
+) -> dict[str, Shaped[Tensor, "batch head *numbers"]]:
+    """Every statistic by its definition. Rows: NaN where padding or nothing is seen.
 
     `argmax` is -1 on such rows; `window` clips the distance of `windowed_distance` (tokens).
     """
@@ -267,11 +278,12 @@ def statistics(
 
 
 def received(
-    dense: Dense, rule: ScoreRule, queries: Tensor | None = None, later: tuple[int, int] | None = None
-) -> tuple[Tensor, Tensor]:
-    """What each key receives from some queries, and how many of them see it; both [batch, head, key].
+    dense: Dense, rule: ScoreRule, queries: Bool[Tensor, "#batch query"] | None = None,
+    later: tuple[int, int] | None = None,
+) -> tuple[PerKey, Int[Tensor, "batch head key"]]:  # fmt: skip
+    """What each key receives from some queries, and how many of them see it.
 
-    `queries` is bool [batch|1, query]; `later=(near, far)` leaves the queries that stand near to far positions after
+    `later=(near, far)` leaves the queries that stand near to far positions after
     the key, both ends included. Queries that are padding are in neither.
     """
     batch, heads, rows, keys = dense.weights.shape
@@ -286,8 +298,10 @@ def received(
     return (dense.weights * chosen).sum(-2), (visible(rule, batch, heads) & chosen).sum(-2)
 
 
-def at(dense: Dense, rule: ScoreRule, columns: Tensor) -> Tensor:
-    """Weights at `columns` [batch, head, query, n], 0 where a column is outside or the row is padding."""
+def at(
+    dense: Dense, rule: ScoreRule, columns: Int[Tensor, "batch head query n"]
+) -> Float[Tensor, "batch head query n"]:
+    """Weights at `columns`, 0 where a column is outside or the row is padding."""
     inside = (columns >= 0) & (columns < dense.weights.shape[-1])
     if rule.mask.valid_queries is not None:
         inside = inside & rule.mask.valid_queries[:, None, :, None]

@@ -9,11 +9,17 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from headwater.kernels.tiles.shapes import PerQuery, Queries, Weights
 
-def products(q: Tensor, k: Tensor, kind: str, features: str | None, scale: float, seen: Tensor) -> Tensor:
-    """Scores before cap, bias and edits, [batch, head, query, key]; `seen` says which keys each query sees."""
+
+def products(
+    q: Queries, k: Float[Tensor, "batch head key d_head"], kind: str, features: str | None, scale: float,
+    seen: Bool[Tensor, "batch head query key"],
+) -> Weights:  # fmt: skip
+    """Scores before cap, bias and edits; `seen` says which keys each query sees."""
     if kind == "linear":
         phi = {
             "elu1": lambda x: torch.where(x > 0, x + 1, torch.exp(x)),
@@ -28,10 +34,12 @@ def products(q: Tensor, k: Tensor, kind: str, features: str | None, scale: float
     return scale * q @ k.mT
 
 
-def weights(scores: Tensor, sink: Tensor | None, kind: str, **parameters) -> tuple[Tensor, Tensor]:
-    """The map and ln Z [batch, head, query]; no weights and -inf on a row that sees nothing.
+def weights(
+    scores: Weights, sink: Float[Tensor, "#batch #head #query 1"] | None, kind: str, **parameters
+) -> tuple[Weights, PerQuery]:
+    """The map and ln Z; no weights and -inf on a row that sees nothing.
 
-    `sink` broadcasts to [batch, head, query, 1]: a key whose value is 0. `kind` is not sinkhorn.
+    `sink` is a key whose value is 0. `kind` is not sinkhorn.
     """
     hidden = scores == -torch.inf
     # a row that sees nothing is computed as if it saw all, and emptied afterwards: the formulas would divide 0 by 0
@@ -80,10 +88,12 @@ def denominator(total: Tensor, kind: str, parameters: dict) -> Tensor:
     return total
 
 
-def sinkhorn(scores: Tensor, iterations: int, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+def sinkhorn(
+    scores: Weights, iterations: int, queries: Bool[Tensor, "#batch query"], keys: Bool[Tensor, "#batch key"]
+) -> tuple[Weights, PerQuery]:
     """Doubly stochastic weights by Sinkhorn's iterations in the log domain, and ln Z = -(u + ln n).
 
-    `queries` and `keys`, bool [batch|1, query] and [batch|1, key], are the real ones, with the marginals 1/n and 1/m.
+    `queries` and `keys` mark the real ones, with the marginals 1/n and 1/m.
     """
     log_n, log_m = (real.sum(-1).clamp_min(1).double().log()[:, None, None] for real in (queries, keys))
     row_sees = (scores > -torch.inf).any(-1)

@@ -54,6 +54,10 @@ def check_fit(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[
         _hold(f"mask.{name}", getattr(rule.mask, name), ("batch|1, any",), sizes)
     for edit in (*rule.edits, *edits):
         for name, tensor in _tensors(edit):
+            if name not in SHAPES:
+                raise TypeError(
+                    f"{type(edit).__name__}.{name}: add its shape to SHAPES in kernels/rules/fits.py"
+                )
             _hold(f"{type(edit).__name__}.{name}", tensor, SHAPES[name], sizes)
 
 

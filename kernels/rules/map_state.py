@@ -7,41 +7,44 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from headwater.kernels.edits.weights import Shares, WeightStep
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block, tile_dtype
 from headwater.kernels.tiles.mask import Mask
+from headwater.kernels.tiles.shapes import Keys, PerQuery, Queries, Tile
 
 
 @dataclass(frozen=True, eq=False)
 class MapState:
-    """Maps of one layer: `q` [batch, head, query, d_head], `k` [batch, kv head, key, d_head], `lse` like q less d_head.
+    """The maps of one layer.
 
     `lse` is +inf on the rows that have no weights (padding, or every key hidden): `of` marks them. `backend` is the
     name of the backend that computes products and statistics, or "auto". `known` holds row statistics that came out of
     the forward pass already, with the conventions of kernels/maps/statistics.py.
     """
 
-    q: Tensor
-    k: Tensor
+    # saved records are checked against these annotations as they are written: they have to name Tensor themselves
+    q: Float[Tensor, "batch head query d_head"]
+    k: Float[Tensor, "batch kv_head key d_head"]
     rule: ScoreRule
-    lse: Tensor
+    lse: Float[Tensor, "batch head query"]
     steps: tuple[WeightStep, ...] = ()
     backend: str = "auto"
-    known: Mapping[str, Tensor] = field(default_factory=dict)
+    known: Mapping[str, Float[Tensor, "batch head query"]] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
-        q: Tensor,
-        k: Tensor,
+        q: Queries,
+        k: Keys,
         rule: ScoreRule,
-        lse: Tensor,
+        lse: PerQuery,
         steps: tuple[WeightStep, ...] = (),
         backend: str = "auto",
-        known: Mapping[str, Tensor] | None = None,
+        known: Mapping[str, PerQuery] | None = None,
     ) -> Self:
         """From a forward pass: rows that are padding or see nothing get lse = +inf, hence no weights."""
         silent = lse == float("-inf")
@@ -65,7 +68,7 @@ class MapState:
         """Whether weights may be negative."""
         return self.rule.signed and not any(isinstance(step.edit, Shares) for step in self.steps)
 
-    def log_weights(self, block: Block) -> Tensor:
+    def log_weights(self, block: Block) -> Tile:
         """Logarithms of the unedited weights of a block, -inf where hidden; a new tensor that may be written to.
 
         Of signed weights it gives the logarithms of their sizes.
@@ -81,8 +84,8 @@ class MapState:
         # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
         return scores.sub_(row).clamp_(max=0)
 
-    def block(self, block: Block) -> Tensor:
-        """Edited weights of any block [batch, head, row, column], in float32 or float64, from lse and row factors."""
+    def block(self, block: Block) -> Tile:
+        """Edited weights of any block, in float32 or float64, from lse and row factors."""
         if self.rule.normaliser is None:
             tile = self.log_weights(block).exp_()
         else:

@@ -10,7 +10,6 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from headwater.kernels.edits.scores import BiasKeys
@@ -18,9 +17,10 @@ from headwater.kernels.rules.normaliser import FEATURES, Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.rules.sinkhorn import potentials
 from headwater.kernels.tiles.block import tile_dtype
+from headwater.kernels.tiles.shapes import Keys, Queries
 
 
-def prepare(q: Tensor, k: Tensor, rule: ScoreRule) -> tuple[Tensor, Tensor, ScoreRule]:
+def prepare(q: Queries, k: Keys, rule: ScoreRule) -> tuple[Queries, Keys, ScoreRule]:
     """Queries, keys and the rule whose tiles are the map of the given rule. ValueError where there is no such map."""
     kind = rule.normaliser
     if kind is None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from headwater.kernels.edits.scores import BiasKeys, ScoreEdit
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.tiles.block import Block, tile_dtype
 from headwater.kernels.tiles.mask import HIDDEN, Mask
+from headwater.kernels.tiles.shapes import Keys, Queries, Tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +34,11 @@ class ScoreRule:
     scale: float
     mask: Mask
     softcap: float | None = None
-    sinks: Tensor | None = None
-    bias: Tensor | None = None
+    sinks: Float[Tensor, " head"] | Float[Tensor, "#batch head #query"] | None = None
+    bias: Float[Tensor, "#batch #head #query #key"] | None = None
     edits: tuple[ScoreEdit, ...] = ()
     normaliser: Normaliser | None = None
-    alibi: Tensor | None = None
+    alibi: Float[Tensor, " head"] | None = None
 
     def detached(self) -> ScoreRule:
         """The rule without the gradients of its learned sinks, its bias and its slopes."""
@@ -53,11 +55,8 @@ class ScoreRule:
         moved = self.bias is not None or self.alibi is not None or bool(self.edits)
         return kind.name == "cog" or kind.features == "identity" or moved
 
-    def scores(self, q: Tensor, k: Tensor, block: Block) -> Tensor:
-        """Masked scores of one block, [batch, head, row, column], in float32 (float64 for float64 queries).
-
-        `q` is [batch, head, query, d_head], `k` [batch, kv head, key, d_head].
-        """
+    def scores(self, q: Queries, k: Keys, block: Block) -> Tile:
+        """Masked scores of one block, in float32 (float64 for float64 queries)."""
         scores = _products(q, k, self.scale, block)
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
@@ -90,8 +89,8 @@ class ScoreRule:
         """Logits of the learned sink, [batch|1, head, query|1]; None where there is none."""
         return self.sinks[None, :, None] if self.sinks is not None and self.sinks.dim() == 1 else self.sinks
 
-    def row_constant(self, scores: Tensor, block: Block) -> Tensor:
-        """L of whole rows, [batch, head, row], the sink merged: the log-sum-exp; -inf on a row that sees nothing."""
+    def row_constant(self, scores: Tile, block: Block) -> Float[Tensor, "block_batch block_head row"]:
+        """L of whole rows, the sink merged: the log-sum-exp; -inf on a row that sees nothing."""
         sink = self.sink_logits
         if sink is not None:
             sink = block.of_maps(sink if sink.shape[2] == 1 else sink[:, :, block.rows]).to(scores)
@@ -113,8 +112,8 @@ def with_sink(lse: Tensor, sink: Tensor | None) -> Tensor:
     return torch.where(lse == HIDDEN, lse, torch.logaddexp(lse, sink.to(lse).expand_as(lse)))
 
 
-def _products(q: Tensor, k: Tensor, scale: float, block: Block) -> Tensor:
-    """scale * q·k of the pairs of a block, [batch, head, row, column]."""
+def _products(q: Queries, k: Keys, scale: float, block: Block) -> Tile:
+    """scale * q·k of the pairs of a block."""
     batch, heads, rows, columns, chosen = block
     high, group = tile_dtype(q), q.shape[1] // k.shape[1]
     every = len(heads) == q.shape[1] and bool((heads == torch.arange(len(heads))).all())

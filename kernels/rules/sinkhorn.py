@@ -18,10 +18,11 @@ from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block, tile_dtype
 from headwater.kernels.tiles.mask import HIDDEN
 from headwater.kernels.tiles.row_blocks import blocks
+from headwater.kernels.tiles.shapes import Keys, PerKey, Queries
 
 
-def potentials(q: Tensor, k: Tensor, rule: ScoreRule, iterations: int) -> Tensor:
-    """v [batch, head, key] after an odd number of iterations, float32 (float64 for float64 queries); 0 on hidden keys.
+def potentials(q: Queries, k: Keys, rule: ScoreRule, iterations: int) -> PerKey:
+    """v after an odd number of iterations, float32 (float64 for float64 queries); 0 on hidden keys.
 
     `rule` is that of the plain softmax; its scores are taken after its edits.
     """

@@ -34,7 +34,7 @@ class HeadWeights:
     b_Q: Float[Tensor, "head d_head"]
     b_K: Float[Tensor, "kv_head d_head"]
     b_V: Float[Tensor, "kv_head d_value"]
-    b_O: Float[Tensor, "d_model"]
+    b_O: Float[Tensor, " d_model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class LayerWeights:
     key: Float[Tensor, "head d_model d_head"]
     value: Float[Tensor, "head d_model d_value"]
     output: Float[Tensor, "head d_value d_model"]
-    gain: Float[Tensor, "d_model"]
+    gain: Float[Tensor, " d_model"]
 
 
 def head_weights(

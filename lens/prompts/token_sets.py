@@ -19,7 +19,7 @@ from headwater.lens.errors import PromptError
 from headwater.lens.prompts.prompt_sets import year_tokens
 
 Kind = Literal["probability", "logit"]
-Measure = Callable[[Float[Tensor, "pair position vocab"]], Float[Tensor, "pair"]]
+Measure = Callable[[Float[Tensor, "pair position vocab"]], Float[Tensor, " pair"]]
 
 
 def years_measure(examples: Sequence[Any], tokenizer: Any, kind: Kind = "probability") -> Measure:
@@ -72,7 +72,7 @@ def sets_measure(
     if empty:
         raise PromptError(f"set {empty[0]} holds no token; give one or more right and wrong tokens")
 
-    def over_sets(logits: Float[Tensor, "pair position vocab"]) -> Float[Tensor, "pair"]:
+    def over_sets(logits: Float[Tensor, "pair position vocab"]) -> Float[Tensor, " pair"]:
         row = logits[:, position]
         row = row if row.dtype == torch.float64 else row.float()
         if len(right) not in (1, len(row)):

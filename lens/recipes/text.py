@@ -20,7 +20,7 @@ from headwater.lens.naming.heads import Head, Heads, Layers, chosen
 from headwater.lens.naming.positions import Positions
 from headwater.lens.naming.tokens import Tokens
 
-Measure = Callable[[Float[Tensor, "batch position vocab"], Tokens], Float[Tensor, "batch"]]
+Measure = Callable[[Float[Tensor, "batch position vocab"], Tokens], Float[Tensor, " batch"]]
 
 
 def attention_calibration(

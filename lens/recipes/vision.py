@@ -155,7 +155,7 @@ def visual_emphasis(
 
 
 def emphasised_tokens(
-    first: Float[Tensor, "patch"], last: Float[Tensor, "patch"], share: float = 0.25
+    first: Float[Tensor, " patch"], last: Float[Tensor, " patch"], share: float = 0.25
 ) -> tuple[list[int], list[int]]:
     """PAINT's local and summary patches, from the class token's attention [patch] in two layers."""
     local = first.topk(int(len(first) * share)).indices.tolist()

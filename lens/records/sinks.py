@@ -82,7 +82,7 @@ def massive_sizes(first: Float[Tensor, "layer *rows d_model"]) -> Float[Tensor, 
     return relative(first[start : max(3 * len(first) // 4, start + 1)]).amax(0)
 
 
-def massive_dimensions(sizes: Float[Tensor, "d_model"], tau: float = TAU) -> list[int]:
+def massive_dimensions(sizes: Float[Tensor, " d_model"], tau: float = TAU) -> list[int]:
     """The dimensions whose size is above tau, at most the eight largest."""
     found = sizes.topk(min(MOST_DIMENSIONS, len(sizes)))
     return sorted(int(d) for d, size in zip(found.indices, found.values, strict=True) if size > tau)

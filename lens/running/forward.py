@@ -119,7 +119,7 @@ def next_token_losses(
     return losses, real
 
 
-def next_token_loss(logits: Float[Tensor, "batch position vocab"], given: Tokens) -> Float[Tensor, "batch"]:
+def next_token_loss(logits: Float[Tensor, "batch position vocab"], given: Tokens) -> Float[Tensor, " batch"]:
     """Mean cross-entropy over the real next tokens of each row, [batch], in nats."""
     losses, real = next_token_losses(logits, given)
     return (losses * real).sum(-1) / real.sum(-1)

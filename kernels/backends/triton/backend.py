@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from headwater.kernels.backends import blocked, key_classes, score_edits
@@ -36,6 +37,17 @@ from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores
 from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.tiles.shapes import (
+    AtKeys,
+    AtQueries,
+    Groups,
+    Keys,
+    OverKeys,
+    OverQueries,
+    PerKey,
+    Queries,
+    Values,
+)  # fmt: skip
 
 MOST_BLOCKS = 15
 WIDEST = 256
@@ -59,7 +71,7 @@ class Triton(Backend):
         self.tiles = tiles
 
     def why_not(
-        self, q: Tensor, k: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        self, q: Queries, k: Keys, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         transposed: bool = False, value_width: int = 0,
     ) -> str | None:  # fmt: skip
         if not installed():
@@ -92,10 +104,10 @@ class Triton(Backend):
         return None
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
-        statistics: Sequence[str] = (), groups: Tensor | None = None,
+        self, q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
+        statistics: Sequence[str] = (), groups: Groups | None = None,
     ) -> Pass:  # fmt: skip
-        """`statistics` are names of `ROW`, `groups` bool [group, key] or [batch, group, key] for "mass".
+        """`statistics` are names of `ROW`, `groups` are the keys of "mass".
 
         Weights that a pattern is mixed into are measured in blocks of rows (kernels/maps/statistics.py): none of their
         statistics come from here.
@@ -127,7 +139,7 @@ class Triton(Backend):
         return Pass(z, lse, steps, _finish(found, _silent(lse, rule)))
 
     def _with_keys_aside(
-        self, q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[WeightEdit],
+        self, q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[WeightEdit],
         classes: KeyClasses, span: tuple[int, int],
     ) -> Pass:  # fmt: skip
         """Edits whose sets, but for one, lie on a few neighbouring keys: one walk without them, then they alone."""
@@ -145,7 +157,7 @@ class Triton(Backend):
         result = joined(q, k, v, rule, edits, classes, [Part(classes.most(), z, others)], columns)
         return result._replace(z=result.z.to(v.dtype))
 
-    def gather(self, state: MapState, x: Tensor) -> Tensor:
+    def gather(self, state: MapState, x: OverKeys) -> AtQueries:
         q, k, rule, lse = state.q, state.k, state.rule, state.lse
         folded = refold(state)
         pieces = [
@@ -157,7 +169,7 @@ class Triton(Backend):
         found = torch.cat(pieces, -1)
         return found if folded is None else found + folded.gather(rule, x.float())
 
-    def scatter(self, state: MapState, y: Tensor) -> Tensor:
+    def scatter(self, state: MapState, y: OverQueries) -> AtKeys:
         q, k, rule, lse = state.q, state.k, state.rule, state.lse
         folded = refold(state)
         pieces = [
@@ -172,7 +184,7 @@ class Triton(Backend):
         return found + folded.scatter(rule, y.float().expand(*q.shape[:2], -1, -1))
 
     def statistics(
-        self, state: MapState, names: Sequence[str], groups: Tensor | None = None, window: int = 10
+        self, state: MapState, names: Sequence[str], groups: Groups | None = None, window: int = 10
     ) -> dict[str, Tensor] | None:
         """Row statistics in one K1 pass, and "received" in one K2 pass, from a finished forward pass."""
         if mixes(state.steps):
@@ -197,8 +209,11 @@ class Triton(Backend):
         return {name: found[name] for name in names}
 
     def received(
-        self, state: MapState, queries: Tensor | None = None, later: tuple[int, int] | None = None
-    ) -> Tensor | None:
+        self,
+        state: MapState,
+        queries: Bool[Tensor, "#batch query"] | None = None,
+        later: tuple[int, int] | None = None,
+    ) -> PerKey | None:
         if mixes(state.steps):
             return self._column_sums(state, queries) if later is None else None
         span = None

@@ -47,6 +47,7 @@ def test_a_row_that_sees_nothing_has_no_weights(kind):
 def test_lssa_scores_know_directions_and_how_many_keys_are_seen():
     q, k = torch.tensor([[3.0, 0, 0, 0]]).double(), torch.tensor([[0.1, 0, 0, 0], [0, 5, 0, 0]]).double()
     seen = torch.tensor([[True, True]])
-    assert products(q, k, "lssa", None, 1.0, seen)[0].tolist() == pytest.approx(
+    q, k, seen = (x[None, None] for x in (q, k, seen))
+    assert products(q, k, "lssa", None, 1.0, seen)[0, 0, 0].tolist() == pytest.approx(
         [math.log(4) * math.log(2), 0]
     )

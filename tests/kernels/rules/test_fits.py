@@ -6,8 +6,10 @@ left out, heads on the last axis gave finite nonsense.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
+import jaxtyping
 import pytest
 import torch
 
@@ -78,6 +80,15 @@ def call(backend: str, edit: object = None, **changed: tuple[int, ...]) -> None:
     attend(q, k, v, rule, () if score or edit is None else (edit,), backend)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def as_users_have_it() -> Iterator[None]:
+    """Signatures are not checked, as outside of the tests."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("as_users_have_it")
 @pytest.mark.parametrize("backend", ["auto", "blocked", "reference", "flash"])
 def test_a_call_that_does_not_fit_is_refused(backend: str) -> None:
     assert backend in NAMES
@@ -89,6 +100,15 @@ def test_a_call_that_does_not_fit_is_refused(backend: str) -> None:
     for edit, message in EDITS.values():
         with pytest.raises(ValueError, match=message):
             call(backend, edit)
+
+
+def test_a_tensor_field_without_a_shape_says_where_to_add_it() -> None:
+    @dataclass(frozen=True)
+    class New:
+        columns: torch.Tensor
+
+    with pytest.raises(TypeError, match=r"^New\.columns: add its shape to SHAPES in kernels/rules/fits\.py$"):
+        call("auto", New(bools(1, 5)))
 
 
 def test_every_tensor_of_an_edit_has_a_shape_that_is_held() -> None:
