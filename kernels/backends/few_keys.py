@@ -34,6 +34,8 @@ def joined(
 ) -> Pass:  # fmt: skip
     """Attention over all keys: those of the parts and `columns`, int64 [n], which no part has. In high precision."""
     batch, heads, queries, _ = q.shape
+    # lse = ln(sum_c exp(lse_c) + sum_n exp(s_n)): the parts c and the single columns n share one denominator, into
+    # which a learned sink goes last. A part's weights are then exp(lse_c - lse) times those it has by itself.
     scores = _scores(q, k, rule, columns)
     lse = torch.stack([*(part.lse for part in parts), scores.logsumexp(-1)]).logsumexp(0)
     live = lse > -torch.inf
@@ -44,6 +46,7 @@ def joined(
     masses = torch.einsum("bhqk,bck->bhcq", weights, groups)
     for part, share in zip(parts, shares, strict=True):
         masses[:, :, part.kind] += share
+    # every part has keys of one class, so its edited output is factor * share * z_c
     folded, steps = fold(edits, classes, rule, live, masses)
     place = classes.of_key[:, columns].long()[:, None, :, None].expand(batch, heads, -1, queries)
     z = (weights * folded.factor.gather(2, place).mT) @ per_query_head(v[:, :, columns].to(weights), heads)

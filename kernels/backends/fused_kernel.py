@@ -161,6 +161,7 @@ def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Output, Per
 
 def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Attention over disjoint keys as attention over all of them: each part by the mass of its own log-sum-exp."""
+    # Z = sum_c Z_c over the disjoint parts, and z = sum_c (Z_c / Z) z_c with Z_c / Z = exp(lse_c - lse)
     lse = torch.stack([part for _, part in parts]).logsumexp(0)
     row = torch.where(lse == float("-inf"), math.inf, lse)
     return sum(torch.exp(part - row)[..., None].to(z) * z for z, part in parts), lse  # pyright: ignore[reportReturnType]
@@ -202,6 +203,11 @@ def scatter(
             own_bias = None if key_bias is None else key_bias[..., part]
             found.append(scatter(q, k[:, :, part], half, lse, y, own_bias))
         return torch.cat(found, 2)
+    # The transposed product as attention. With keys as queries, [k_j, 1], and queries as keys, [q_i, -lse_i / scale],
+    # the scores are  scale * q_i·k_j - lse_i = ln p_ij,  [batch, head, key, query]. The kernel normalises them over i:
+    # it gives  sum_i p_ij y_i / m_j  and  ln m_j  with m_j = sum_i p_ij, so the product is its output times m_j.
+    # Reversing both sequences turns "row i sees the keys j <= i" into "j sees the rows i >= j", which reads as
+    # a causal mask again. The kernel wants values as wide as its d_head + 1, hence pieces of y.
     high = tile_dtype(q)
     keys = per_query_head(k[:, :, first:last].to(high), heads)
     silent = torch.isinf(lse)

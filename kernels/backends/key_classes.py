@@ -5,6 +5,14 @@ Keys that belong to the same sets of every edit form a class, so after any seque
 was mixed in. The masses of the classes, which one pass gives, settle all factors by arithmetic on [batch, head, query]
 tensors: exact, whatever the edits, for up to 16 classes. Kernels compute the first two terms; the products with the
 patterns (kernels/backends/pattern_products.py) are added to theirs.
+
+Example: four keys, one edit that halves the weights on key 0 and hands the freed mass to keys 2 and 3. Key 0 is in
+`keys`, keys 2 and 3 are in `to`, key 1 is in neither: three classes, numbered by their membership.
+
+    of_key = [2, 0, 1, 1]        inside[0, "keys"] = [F, F, T]        inside[0, "to"] = [F, T, F]
+
+A row with the weights [0.6, 0.2, 0.1, 0.1] has the class masses [0.2, 0.2, 0.6]. It frees 0.5 * 0.6 = 0.3, so the
+factors of the classes are [1, 1 + 0.3 / 0.2, 0.5] = [1, 2.5, 0.5], and the edited row is [0.3, 0.2, 0.25, 0.25].
 """
 
 from __future__ import annotations
@@ -109,6 +117,7 @@ def classify(edits: Sequence[WeightEdit], keys: int, device: torch.device) -> Ke
     of_key = torch.zeros(1, keys, dtype=torch.long, device=device)
     inside: dict[tuple[int, str], list[bool]] = {}
     for place, members in _sets(edits).items():
+        # one more bit for every set; unique keeps the numbers small and only those that occur
         values, of_key = (2 * of_key + members.to(device)).unique(return_inverse=True)
         # a class may have split in two: what was known of it holds for both
         before = (values // 2).tolist()
@@ -179,6 +188,8 @@ def fold(
     own = rule.mask.own_key().to(device)[:, None]
     own_class = classes.of_key[:, own_columns(rule.mask, device)].long()[:, None]
 
+    # State before edit e: weight_ij = factor_i[class of j] * p_ij + kept_i * [j = i] + sum over mixed of their share.
+    # Every edit multiplies all three terms alike; a mix then adds its own term.
     steps, mixed = [], []
     for e, edit in enumerate(edits):
         assert isinstance(edit, Rescale | MixIdentity | MixPattern)

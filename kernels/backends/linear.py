@@ -69,6 +69,8 @@ class Running(Backend):
 
     def scatter(self, state: MapState, y: OverQueries) -> AtKeys:
         mask, q = state.mask, state.q
+        # sum_i (q_i·k_j) exp(-L_i) y_i: keys take the part of the rows. Key j is seen by the rows from j on, so both
+        # sequences are reversed, and the sum runs from the last query down.
         sent = (q * state.rule.scale * torch.exp(-state.lse)[..., None].to(q)).flip(2)
         ahead = None if mask.right is None else mask.queries - mask.keys + mask.shift + mask.right
         keys = per_query_head(state.k, q.shape[1]).flip(2)
@@ -92,6 +94,8 @@ def _running(a: Tensor, b: Tensor, x: Tensor, ahead: int | None) -> Tensor:
     """`sum_j (a_i·b_j) x_j` over the j up to i + ahead (None: over all)."""
     if ahead is None:
         return a @ (b.mT @ x)
+    # State S = sum of b_j x_j^T, [batch, head, d, c], over the columns that every row of the chunk sees. A chunk is
+    # a @ S, plus its own triangle as a masked tile over the columns that only some of its rows see.
     rows, columns = a.shape[2], b.shape[2]
     state = b[:, :, :0].mT @ x[:, :, :0]
     done, found = 0, []

@@ -42,6 +42,7 @@ def gather(pattern: Pattern, mask: Mask, heads: int, x: Tensor) -> Tensor:
             values = x[block.batch][:, block.heads, block.columns]
             out[block.batch, block.heads, block.rows] = tile @ values
         return out
+    # With C[n] = sum of weight * x over the first n keys in the order of the pattern:  (T @ x)_i = C[high_i] - C[low_i]
     low, high, weight, order = (place[:, None, :, None] for place in found)
     out = x.new_empty(len(x), x.shape[1], mask.queries, x.shape[-1])
     for some in _few_heads(x):
@@ -63,6 +64,8 @@ def scatter(pattern: Pattern, mask: Mask, y: Tensor) -> Tensor:
             out[block.batch, block.heads, block.columns] += tile.mT @ values
         return out
     low, high, weight, order = (place[:, None, :, None] for place in found)
+    # The transpose of a difference of prefix sums: row i adds y_i from place low_i on and takes it back at high_i, and
+    # the prefix sum of these steps at place n is the sum of y over the rows whose range holds n.
     back = order.argsort(2)
     out = y.new_empty(batch, heads, keys, width)
     for some in _few_heads(y):

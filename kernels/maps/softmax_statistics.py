@@ -69,7 +69,10 @@ def stream(map: MapState, names: list[str], found: dict[str, Tensor], window: in
     for b in (slice(i, min(i + some_rows, batch)) for i in range(0, batch, some_rows)):
         for h in (slice(i, min(i + some_heads, heads)) for i in range(0, heads, some_heads)):
             chosen = torch.arange(h.start, h.stop)
-            # one more feature carries the row's log-sum-exp; queries are left unscaled, as scaling rounds them
+            # One more feature carries the row's log-sum-exp through the product: with q' = [q_i, -lse_i / scale] and
+            # k' = [k_j, 1],  scale * q'·k' = scale * q_i·k_j - lse_i = ln p_ij,  and no subtraction per pair is left.
+            # A row without weights gets -1e30 there, so that its weights are exp(-1e30) = 0. The queries themselves
+            # are left unscaled, as scaling rounds them.
             lse = map.lse[b, h, :, None].to(high)
             start = torch.where(torch.isinf(lse), HIDDEN_LOG, lse / -rule.scale)
             q = torch.cat([map.q[b, h].to(high), start], -1)
@@ -147,8 +150,10 @@ def _measure(
     if excess:
         # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
         logs.clamp_(max=0)
+    # exp(scale * x) = 2^(scale * log2(e) * x)
     torch.exp2(logs.mul_(unit), out=weights)
     if "entropy" in at:
+        # -sum_j w ln w, from logarithms to base 2; 0 * -1e30 of a hidden pair is 0
         at["entropy"].copy_(torch.mul(weights, logs, out=logs).sum(-1).mul_(-1 / LOG2E))
     ahead = rows.start + mask.shift - columns.start
     one_sided = mask.right is not None and mask.right <= 0

@@ -45,7 +45,7 @@ def _round(q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor) -> Tensor:
             part = _columns(q, k, rule, v, block)
         place = (block.batch.start, int(block.heads[0]))
         before = sums.get(place)
-        # not in place: autograd needs what it adds to
+        # blocks of other rows see the same columns: their log-sum-exps are joined. Not in place, for autograd
         sums[place] = (block, part if before is None else torch.logaddexp(before[1], part))
     mask = rule.mask
     real = torch.tensor([mask.keys]) if mask.valid_keys is None else mask.valid_keys.sum(-1)
@@ -53,6 +53,7 @@ def _round(q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor) -> Tensor:
     found = torch.zeros_like(v)
     for block, total in sums.values():
         unseen = total == HIDDEN
+        # v_j = -ln m - logsumexp_i(s_ij + u_i)
         found[block.batch, block.heads] = (
             -block.of_batch(log_keys) - total.masked_fill(unseen, 0.0)
         ).masked_fill(unseen, 0.0)
@@ -69,5 +70,6 @@ def _columns(q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor, block: Block) -> 
     log_queries = block.of_batch(real.clamp_min(1).to(rows).log())[:, None, None]
     if mask.valid_queries is not None:
         silent = silent | ~block.of_rows(mask.valid_queries[:, None]).to(rows.device)
+    # u_i = -ln n - logsumexp_j(s_ij + v_j); -inf takes a row out of the sum over the rows
     u = (-log_queries - rows.masked_fill(silent, 0.0)).masked_fill(silent, HIDDEN)
     return (scores + u[..., None]).logsumexp(-2)

@@ -64,6 +64,8 @@ def columns(
     head_flags = 0
     if BLOCKED:
         head_flags = tl.load(HEAD_FLAGS + batch * head_flags_batch + head)
+    # Kept for the whole walk: k [N, D], received [N] = sum_i p_ij and out [N, C] = sum_i p_ij y_i. No other program has
+    # these keys, so the sums need no atomics. The weights are final, p = 2^(s - lse): nothing has to be rescaled.
     received = tl.zeros([BLOCK_N], tl.float32)
     out = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
 
@@ -81,6 +83,7 @@ def columns(
     rim = tl.maximum(rim, 0) // BLOCK_M * BLOCK_M
     first_row = pair.to(tl.int64) * queries
 
+    # as in K1: phase 0 is [low, clear), 1 the inner rows, 2 [rim, high); tiles are [key, query], transposed to K1's
     for phase in tl.static_range(3):
         begin, end = clear, rim
         if phase == 0:
@@ -125,6 +128,7 @@ def columns(
                 score, row[None, :], column[:, None], keys, shift, left, right, key_flags, row_flags,
                 phase != 1, LEFT, RIGHT, PADDED, BLOCKED,
             )  # fmt: skip
+            # no weight exceeds 1, whatever the rounding of scores says; lse is 1e30 on rows without weights: p = 0
             p = tl.exp2(tl.minimum(score - lse[None, :], 0.0))
             if CLASSES > 0:
                 kept = tl.load(KEPT + first_row + row, mask=here, other=0.0)

@@ -115,7 +115,8 @@ def rows_pass(
         "PLACE": "argmax" in names, "GROUPS": count, "skipped": skipped,
     }  # fmt: skip
     plain = not (args["CAPPED"] or args["BIASED"] or args["SLOPED"] or args["TEMPERED"])
-    # beside the search for the largest weight it would cost a change of layout for every tile (Triton 3.9)
+    # FOLDED: the scale is left to the exponential (rows.py). Beside the search for the largest weight that would cost
+    # a change of layout for every tile (Triton 3.9)
     args["FOLDED"] = plain and rule.scale > 0 and not replay and "argmax" not in names
     paired = args["BIASED"] and not args["KEYED"]
     heavy = folded is not None or not HEAVY.isdisjoint(names)
@@ -183,6 +184,8 @@ def _arguments(q: Tensor, k: Tensor, rule: ScoreRule, folded: Folded | None) -> 
     head_flags = torch.zeros(1, heads, dtype=torch.int32, device=device)
     if mask.valid_keys is not None:
         key_flags = key_flags | (~mask.valid_keys).to(device, torch.int32)
+    # key_flags: bit 0 is padding, bits 1 to 15 the blocked sets, bits 16 to 19 the class of the key. A set hides a pair
+    # where key, query and head all carry its bit.
     for bit, edit in enumerate(blocks, 1):
         key_flags = key_flags | edit.keys.to(device, torch.int32) << bit
         query_flags = query_flags | edit.queries.to(device, torch.int32) << bit

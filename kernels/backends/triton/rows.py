@@ -87,9 +87,12 @@ def rows(
         row_flags = tl.load(QUERY_FLAGS + batch * query_flags_batch + row, mask=on_rows, other=0)
         row_flags = (row_flags & tl.load(HEAD_FLAGS + batch * head_flags_batch + head))[:, None]
 
-    # scores and their maxima are in this unit: where nothing but a positive scale is between them and base 2, it is
-    # left to the multiply-add before the exponential
+    # FOLDED: nothing but a positive scale lies between q·k and the score in base 2, so scores and maxima stay raw and
+    # the scale is multiplied in where the exponential is taken: 2^(unit * s - unit * highest), one multiply-add.
     unit = inner if FOLDED else 1.0
+    # What the walk carries, all in registers. m is `highest`, and p_ij = 2^(s_ij - m_i) until the end of the walk:
+    #   total [M] = sum p      spread [M] = sum p (s - m)      far, farther, clipped [M] = sum p times a distance
+    #   mass [M, 16] = sum p of each group of keys             z [M, V] = sum p v
     highest = tl.full([BLOCK_M], 0.0 if REPLAY else NOTHING_SEEN, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     spread = tl.zeros([BLOCK_M], tl.float32)
@@ -118,6 +121,7 @@ def rows(
         rim = tl.minimum(tl.maximum(row0 + shift + right + 1, 0), keys)
     rim = skipped + tl.maximum(rim - skipped, 0) // BLOCK_N * BLOCK_N
 
+    # Phase 0 walks over [low, clear), 1 over [clear, rim), 2 over [rim, high): only the rims, 0 and 2, test the mask.
     for phase in tl.static_range(3):
         if phase > 0 or LEFT:
             begin, end = clear, rim
@@ -187,6 +191,8 @@ def rows(
                     else:
                         peak = tl.max(compared, 1)
                     new_highest = tl.maximum(highest, peak)
+                    # Online softmax: once the maximum is m' instead of m, all that was summed shrinks by 2^(m - m').
+                    # sum p (s - m') = 2^(m - m') (sum p (s - m) + (m - m') sum p), hence the line for `spread`.
                     if not REPLAY:
                         score = score * unit - (new_highest * unit)[:, None]
                         p = tl.exp2(score)
@@ -240,6 +246,9 @@ def rows(
     else:
         nothing = highest <= NOTHING_SEEN
         highest = highest * unit
+        # lse = m + log2(total), in base 2; a learned sink joins the denominator only here, so that it is never the
+        # maximum. `share` = 2^(m - lse) turns all sums over p into sums over weights. With w = share * p and s - m for
+        # the scores, entropy = lse * sum w - sum w s = share * ((lse - m) * total - spread), times ln 2 for nats.
         lse = highest + tl.log2(tl.where(nothing, 1.0, total))
         if SUNK:
             sink = tl.load(SINKS + head) * LOG2_E
@@ -280,7 +289,8 @@ def rows(
             mass = mass * share[:, None]
         tl.store(mass_at, mass, mask=on_rows[:, None] & (g < GROUPS)[None, :])
 
-    # single weights: own, previous and first key, then the two of which one is the largest
+    # Single weights: own, previous and first key, then the two of which one is the largest. One dot product per row
+    # and key here costs less than a comparison per pair in the walk.
     left_of_two = highest
     for which in tl.static_range(5):
         if PLACE if which > 2 else (OWN if which == 0 else BEFORE if which == 1 else EARLIEST) >= 0:

@@ -1,6 +1,7 @@
 """What the two Triton kernels share: loads, the score of a pair in base 2, who sees whom, and products of weights.
 
-The formulas are those of `rule.py`. Scores carry log2(e), so that the softmax is `exp2`; a hidden pair gets a finite
+The formulas are those of `rule.py`. Scores carry log2(e), as GPUs have an instruction for 2^x and none for e^x:
+exp(s) = 2^(s * log2(e)), and the factor joins the scale, which is multiplied in anyway. A hidden pair gets a finite
 score of -1e30, which keeps `weight * score` free of NaN. A bias below that counts as hidden.
 """
 
@@ -76,6 +77,7 @@ def edited(weight, row, column, shift, key_class, FACTOR, plane, at, on_rows, ke
     FACTOR is [class, row] at stride `plane`; `at`, `on_rows` are offsets and mask of the rows, in the orientation of
     `weight`, and so are `row`, `column`, `key_class` and `kept`.
     """
+    # a table of CLASSES entries per row, read by selection: registers can not be indexed
     factor = tl.load(FACTOR + at, mask=on_rows, other=1.0)
     factor = tl.where(key_class == 0, factor, 0.0)
     for c in tl.static_range(1, CLASSES):
@@ -92,6 +94,7 @@ def product(a, b, accumulator, MODE: tl.constexpr):
     few columns stays on the tensor cores; any other MODE is the `input_precision` of one product.
     """
     if MODE == "split":
+        # a b = (a_high + a_low)(b_high + b_low), without the last of four products, which is below 2^-16
         a_high, b_high = a.to(tl.bfloat16), b.to(tl.bfloat16)
         a_low = (a - a_high.to(tl.float32)).to(tl.bfloat16)
         b_low = (b - b_high.to(tl.float32)).to(tl.bfloat16)
