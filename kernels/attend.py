@@ -1,4 +1,4 @@
-"""Attention as a model's forward pass calls it: the output, and the operator of the weights that made it."""
+"""Attention as a model's forward pass calls it: the output, and the operator of its attention weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attend(
 ) -> tuple[Output, AttentionMap]:
     """z in v's dtype, and the map. Rows without a visible key give zero output.
 
-    `statistics` are names that will be asked of the map: a backend that has them from the same pass leaves them there.
+    `statistics` are names that the caller will ask of the map: a backend that gets them from the same pass keeps them.
     z always carries gradients. The map does if `differentiable`: its products and statistics then hold a graph of the
     size of the whole map, and come from blocks of rows, as fused kernels have no gradient of their log-sum-exp.
 

@@ -1,4 +1,4 @@
-"""What a backend is: a way to compute attention, and the products and statistics of its maps, in linear memory."""
+"""`Backend`: the interface to one way of computing attention, and products and statistics of its maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention in blocks of whole rows, in plain torch on any device: the backend that can do every combination.
+"""Attention in blocks of whole rows, in plain torch on any device. This backend takes every combination.
 
 A block holds all visible keys of some rows, so scores, softmax, weight edits and statistics are the plain formulas on
 it. Memory is one block (about 2 MB per tensor) beside inputs and outputs; arithmetic is float32, or float64 for float64

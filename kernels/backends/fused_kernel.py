@@ -1,9 +1,9 @@
 """Attention through torch's fused CPU kernel, which also gives the row log-sum-exp: fast, linear memory, plain softmax.
 
-It takes causal masks (inside a cache in two calls) and bidirectional ones, key padding, additive bias, grouped queries
-and learned sinks (a factor on the output), and edits by way of kernels/backends/flash.py; why it refuses anything
-else is said by `why_not`. `P^T @ Y` is attention again: queries and keys change places, one more feature carries -lse,
-and both sequences are reversed so that causal stays causal.
+It takes causal masks (in two calls where queries start inside a cache) and bidirectional masks, key padding, an
+additive bias, grouped queries and learned sinks (a factor on the output). kernels/backends/flash.py adds the edits.
+`why_not` names what it refuses. `P^T @ Y` is attention again: queries and keys change places, one more feature carries
+-lse, and both sequences are reversed so that causal stays causal.
 """
 
 from __future__ import annotations

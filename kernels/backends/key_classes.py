@@ -1,8 +1,8 @@
-"""Weight edits as fused kernels take them: factors per row and class of keys, and mass kept on the own position.
+"""Weight edits in the form of fused kernels: a factor per row and class of keys, and mass kept on the own position.
 
 Keys that belong to the same sets of every edit form a class, so after any sequence of edits the weight is
 `F_i(class of j) * p_ij`, plus `d_i` where j is i's own position, plus `G_i(class of j) * t_ij` for each pattern t that
-was mixed in. The masses of the classes, which one pass gives, settle all factors by arithmetic on [batch, head, query]
+was mixed in. One pass gives the masses of the classes; they determine all factors by arithmetic on [batch, head, query]
 tensors: exact, whatever the edits, for up to 16 classes. Kernels compute the first two terms; the products with the
 patterns (kernels/backends/pattern_products.py) are added to theirs.
 
@@ -61,7 +61,7 @@ class KeyClasses:
         return int(self.of_key.flatten().bincount(minlength=self.count).argmax())
 
     def few(self) -> tuple[int, int] | None:
-        """The columns `first:last` that hold all other classes, where they are few; None where they are not."""
+        """The columns `first:last` that hold all other classes; None where they are more than `FEW`."""
         other = (self.of_key != self.most()).any(0).nonzero()[:, 0]
         if not len(other):
             return 0, 1
@@ -71,8 +71,10 @@ class KeyClasses:
 
 @dataclass(frozen=True, eq=False)
 class Mixed:
-    """A pattern in a map, times `factor` [batch, head, class, query]; `on` are its own masses of the classes, where
-    they were needed."""
+    """One pattern that was mixed in, and its `factor` per class and query, [batch, head, class, query].
+
+    `on`: the pattern's own mass on each class, of the same shape; None where the factors were saved.
+    """
 
     pattern: Pattern
     factor: Tensor
@@ -142,7 +144,7 @@ def why_not(edits: Sequence[WeightEdit], keys: int, device: torch.device) -> str
 
 
 def own_columns(mask: Mask, device: torch.device) -> Tensor:
-    """The column of each query's own position, int64 [query]; any where there is none."""
+    """The column of each query's own position, int64 [query]; some column where there is none."""
     return (torch.arange(mask.queries, device=device) + mask.shift).clamp(0, max(mask.keys - 1, 0))
 
 

@@ -1,4 +1,4 @@
-"""Linear attention without its map: running sums of k_j x_j^T, O(S·d·c) time, linear memory, in plain torch.
+"""Linear attention by running sums of k_j x_j^T in plain torch: O(S·d·c) time, linear memory, no map.
 
 For the map w_ij = q_i·k_j * exp(-L_i) of `linear` attention, whose feature maps are in q and k already, the product
 with x is `q_i (sum over visible j of k_j x_j^T)`: Katharopoulos et al. 2020. Behind a causal mask the sum runs along

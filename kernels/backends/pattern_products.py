@@ -1,9 +1,9 @@
-"""Products with the patterns that an edit mixes into a map: `T @ x` and `T^T @ y`, unnormalised, as `tile` has them.
+"""Products with the patterns that an edit mixes into a map: `T @ x` and `T^T @ y`, not normalised, as in the tiles.
 
 A row of most patterns has the same weight on every key of one range, in the order of the keys or in one that puts equal
 tokens side by side: its product is a difference of two prefix sums, and the transpose a prefix sum of differences.
-Both take linear time and memory, some heads at a time; the sums are float64, so that nothing is lost by subtracting. A
-pattern that is given (`Fixed`) or another map (`OfMap`) goes a block of rows at a time.
+Both take linear time and memory, some heads at a time. The sums are float64, so that their differences keep float32's
+digits. Given weights (`Fixed`) and another map (`OfMap`) are multiplied a block of rows at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The dense reference as a backend of forward passes, for small inputs; its maps are read by the others."""
+"""The dense reference as a backend, for small inputs. Its maps compute products and statistics by another backend."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Score edits as fused kernels take them: a factor per head and a bias per key, and pairs that are hidden.
+"""Score edits in the form of fused kernels: a factor per head, a bias per key, and hidden pairs.
 
-The other score edits are refused by name.
+`why_not` refuses the other score edits by name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`AttentionMap`: a layer's attention maps as an operator, from what defines them, never as stored maps.
+"""`AttentionMap`: a layer's attention maps as an operator that never stores the maps.
 
 It holds the rotated queries and keys, the score rule, the row log-sum-exp and the row factors of the weight edits:
 O(S·d) numbers. Products, tiles, rows and statistics are computed exactly when they are asked for; `dense()` alone

@@ -1,4 +1,4 @@
-"""What both walks over a map measure of a piece of it: sums over rows by distance, and single weights of each row.
+"""Statistics of one piece of a map: sums over a row by distance, and single weights. Both walks over a map use them.
 
 A piece is weights [..., row, column]. `ahead` is the position of its first row less that of its first column.
 """
@@ -19,7 +19,7 @@ def of_rows(
     window: int,
     scratch: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Those of the named statistics that are sums by distance or lie on a diagonal, each [..., row].
+    """The named statistics that are sums by distance or lie on a diagonal, each [..., row]; other names are ignored.
 
     `one_sided`: no key of the piece that has weight lies ahead of its query. `window` is where `windowed_distance`
     clips (tokens). `scratch`, of the size of the weights, is written over.

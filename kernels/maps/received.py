@@ -1,4 +1,4 @@
-"""What keys receive from some of the queries, exactly: of a range or set of rows, or of the queries a little later.
+"""Attention that each key receives from some queries, exactly: from a set of rows, or from queries a little later.
 
 `visible` counts the queries that the sum is over, so that `received / visible` is a mean weight. With `later` given
 only the band of pairs that it names is computed, O(S·band); a set of rows costs those rows; everything at once costs

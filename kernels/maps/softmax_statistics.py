@@ -1,11 +1,11 @@
 """Statistics of plain softmax maps in one lean walk over blocks of whole rows: the fast path of `statistics.compute`.
 
 A block is one product of queries and keys in which the row's log-sum-exp rides as one more feature, one multiplication
-by the scale and to base 2, one exponential, and about one cheap sweep for each statistic. Scaling after the product and
-not before it keeps the digits of large scores: the queries are not rounded again. Of torch's exponentials exp2 is
-taken, which with its multiplication is faster than exp alone. It takes what is linear in q·k under any mask; score
-edits, weight edits, soft-caps, biases and other normalisers go the general way. Memory: two blocks, 8 MB in float32,
-and copies of the queries and keys of the heads in hand.
+by the scale and log2(e), one exponential, and about one cheap sweep for each statistic. Scaling after the product and
+not before it keeps the digits of large scores: the queries are not rounded again. torch's exp2 and its multiplication
+are faster than exp alone. It works if the scores are `scale * q·k`, under any mask. Score edits, weight edits,
+soft-caps, biases and other normalisers take the general walk in kernels/maps/statistics.py. Memory: two blocks, 8 MB in
+float32, and copies of the queries and keys of the heads in hand.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _size(piece: Piece) -> int:
 
 
 def _hide(mask: Mask, block: Block, logs: Tensor, rims: dict[tuple[int, ...], Tensor]) -> None:
-    """Where a band alone hides, its rim is all that is looked at, and `rims` keeps those that come again."""
+    """Hide pairs in `logs`. Under a plain band only its rims are visited; `rims` keeps their masks for other heads."""
     heads, rows, columns = block.heads, block.rows, block.columns
     begin, end = mask.interior(rows, columns)
     whole = end <= begin

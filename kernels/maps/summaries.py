@@ -1,8 +1,8 @@
 """Exact summaries of maps that are smaller than a map: the strongest keys of each row, and block-pooled maps.
 
-Both walk over blocks of rows once; memory is the result plus one block. That is so on every backend: on a GPU the
-blocks are larger, and the weights are reduced there. Pooling by the largest weight keeps a previous-token head and a
-sink visible but overstates mass; by the mean it keeps mass and hides what is thin.
+Both walk over blocks of rows once, on every backend; memory is the result plus one block. On a GPU the blocks are
+larger and are reduced there. Pooling by the largest weight keeps a previous-token head and a sink visible but
+overstates mass. Pooling by the mean keeps mass but hides a stripe one token wide.
 """
 
 from __future__ import annotations

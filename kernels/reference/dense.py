@@ -1,6 +1,6 @@
-"""The meaning of attention, its edits and its statistics: dense float64 maps, written to be read beside the formulas.
+"""Attention, its edits and its statistics as dense float64 formulas; every backend is tested against them.
 
-Every other backend must agree with this page. It builds the queries × keys map of every head, so it is for small
+It builds the queries × keys map of every head, so it is for small
 inputs: tests, and `AttentionMap.dense()` is checked against it.
 """
 

@@ -1,4 +1,4 @@
-"""From scores to weights by every normaliser, dense, in float64, as the formulas have it: the meaning of each.
+"""Every normaliser written as its formula, on dense float64 scores. This file defines what each of them means.
 
 `products` gives the scores before cap, bias and edits; `weights` takes them masked (-inf is hidden) and gives the map
 and the logarithm of each row's denominator. Formulas and sources: `normaliser.py`, whose code is not used here.

@@ -1,7 +1,7 @@
-"""Whether queries, keys, values, the score rule and the edits of one call fit together, before anything is computed.
+"""`check_fit` compares the shapes of queries, keys, values, score rule and edits before anything is computed.
 
-The mask says how many queries and keys there are, `q` how many batch rows and heads. Everything else is held to those:
-tensors that broadcast by accident would give finite, wrong numbers.
+The mask gives the numbers of queries and keys, `q` those of batch rows and heads. All other tensors must agree with
+them, as tensors that broadcast by accident would give finite, wrong numbers.
 """
 
 from __future__ import annotations

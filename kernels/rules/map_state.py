@@ -1,4 +1,4 @@
-"""`MapState`: all that defines a layer's attention maps, O(S·d) numbers, and the exact weights of any block of them."""
+"""`MapState` holds the O(S·d) numbers that define a layer's attention maps and the exact weights of any block."""
 
 from __future__ import annotations
 

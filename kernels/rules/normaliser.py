@@ -1,4 +1,4 @@
-"""What turns scores into weights: w_ij = f(s_ij) * exp(-L_i), where L_i is the logarithm of the row's denominator Z_i.
+"""`Normaliser` turns scores into weights: w_ij = f(s_ij) * exp(-L_i), with L_i = ln Z_i and Z_i the row's denominator.
 
 | name | f(s) | Z | source |
 |---|---|---|---|

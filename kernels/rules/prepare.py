@@ -1,7 +1,7 @@
-"""What a normaliser asks of queries, keys and the score rule before any tile: so that its map is f(s) * exp(-L) alone.
+"""`prepare`: the work of a normaliser that is done once per call, so that every tile is f(s) * exp(-L) afterwards.
 
-Feature maps and unit norms are taken once, in float32 or float64; softmax1 becomes a sink logit of 0 and sinkhorn a
-bias of the keys, which every backend that takes those can compute. What comes out needs no preparation.
+Feature maps and unit norms are applied to queries and keys, in float32 or float64. softmax1 becomes a sink logit of 0
+and sinkhorn a bias of the keys: a backend that takes sinks and biases computes both. A prepared rule stays as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headwater.kernels.tiles.shapes import Keys, Queries
 
 
 def prepare(q: Queries, k: Keys, rule: ScoreRule) -> tuple[Queries, Keys, ScoreRule]:
-    """Queries, keys and the rule whose tiles are the map of the given rule. ValueError where there is no such map."""
+    """Queries, keys and rule whose tiles are the map of the given rule. ValueError where the rule has no such map."""
     kind = rule.normaliser
     if kind is None:
         return q, k, rule

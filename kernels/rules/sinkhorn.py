@@ -1,11 +1,14 @@
-"""Potentials of doubly stochastic attention (Sinkformers, Sander et al. 2022, after their public code), linear memory.
+"""Sinkhorn potentials of doubly stochastic attention in linear memory (Sinkformers, Sander et al. 2022, and its code).
 
-With uniform marginals over the n real queries and the m real keys, in the log domain and beginning at v = 0:
-u_i = -ln n - logsumexp_j(s_ij + v_j), then v_j = -ln m - logsumexp_i(s_ij + u_i), as often as asked, ending with u. The
-map n * exp(s + u + v) is then the softmax of s + v over the keys, so only v is kept, as a bias of the keys: rows sum to
-1 exactly, columns to n/m in the limit. One iteration is the softmax itself. Rows and keys that nothing of the other
-side is visible to take no part. Cost: one pass over the scores for every two iterations, in blocks of rows, and as much
-again under autograd, which goes through all iterations.
+With uniform marginals over the n real queries and the m real keys, in the log domain, from v = 0 on and ending with u:
+
+    u_i = -ln n - logsumexp_j(s_ij + v_j)
+    v_j = -ln m - logsumexp_i(s_ij + u_i)
+
+The map n * exp(s + u + v) is then the softmax of s + v over the keys, so only v is kept, as a bias of the keys. Rows
+sum to 1 exactly, columns to n/m in the limit. One iteration is the softmax itself. Rows that see no key and keys that
+no row sees take no part. Cost: one pass over the scores for every two iterations, in blocks of rows. Autograd goes
+through all iterations and costs as much again.
 """
 
 from __future__ import annotations

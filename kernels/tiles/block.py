@@ -17,7 +17,7 @@ from headwater.kernels.tiles.heads import per_batch_row
 class Block(NamedTuple):
     """Rows `rows` of the query heads `heads` of `batch`, over the key columns `columns`.
 
-    Or over `chosen` columns alone, int64 [batch|1, head|1, row|1, column]; `columns` is then a range that holds them.
+    With `chosen`, over those alone, int64 [batch|1, head|1, row|1, column]; `columns` is then a range that holds them.
     """
 
     batch: slice

@@ -1,4 +1,4 @@
-"""Layouts of tensors over heads."""
+"""Tensors per key head or per head, brought to one layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which keys a query may see: a band, real keys, documents, and where that is not enough a function of indices.
+"""`Mask`: which keys a query may see, by a band, padding, documents and, for anything else, a function of indices.
 
 A mask is kept as its description and evaluated one tile at a time, so that no queries × keys tensor exists.
 Positions are absolute: query row `i` stands at `query_offset + i`, key column `j` at `key_offset + j` (a cache moves
@@ -80,7 +80,7 @@ class Mask:
 
     @property
     def beyond_band(self) -> str | None:
-        """What else hides pairs than a band and padding, in words; None where nothing does."""
+        """The part of the mask beyond band and padding, in words; None where there is none."""
         if self.extra is not None:
             return "a mask given as a function"
         return None if self.documents is None else "document blocks"
@@ -116,7 +116,7 @@ class Mask:
         return first, max(first, last)
 
     def interior(self, rows: slice, columns: slice) -> tuple[int, int]:
-        """Columns `begin:end` within `columns` that every row of `rows` sees; empty where that takes looking."""
+        """Columns `begin:end` within `columns` that every row of `rows` sees; empty where the band does not tell."""
         if not self.is_band or self.valid_keys is not None:
             return columns.start, columns.start
         begin, end = columns.start, columns.stop

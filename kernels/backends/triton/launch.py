@@ -1,7 +1,7 @@
-"""How the Triton kernels are launched: tensors and the score rule in, the arguments of K1 and K2 out of them.
+"""Launches the Triton kernels: turns tensors, score rule and edits into the arguments of K1 and K2.
 
-Masks, blocks and classes of keys become bits of one integer per key; nothing here has queries × keys elements, except
-a score bias, which is read where it lies. Triton itself is imported at the first launch.
+Masks, blocks and classes of keys become bits of one integer per key. No tensor here has queries × keys elements,
+except a score bias, which the kernels read in place. Triton itself is imported at the first launch.
 """
 
 from __future__ import annotations
