@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from headwater.lens.errors import AnalysisError
 
@@ -43,6 +43,12 @@ class Bounds:
         return (
             low if self.high is None else f"{low} {'to' if low and not self.above else 'up to'} {self.high:g}"
         )
+
+
+# settings that many analyses have
+BatchSize = Annotated[int, "texts, examples or pairs of equal length that run together", Bounds(1)]
+Draws = Annotated[int, "redrawings of the texts, examples or pairs for the interval", Bounds(1)]
+Seed = Annotated[int, "seed of what is drawn", Bounds(0)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of
@@ -40,7 +40,7 @@ def acdc(
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
-    batch_size: Annotated[int, "pairs of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> nx.DiGraph:
     """The edges whose removal costs `tau` or more, each with that cost as `score`.
 

@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
@@ -43,8 +43,8 @@ def attribution_truth(
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
-    draws: Annotated[int, "resamples of the pairs for the interval", Bounds(1)] = 1000,
-    seed: Annotated[int, "seed of the resampling", Bounds(0)] = 0,
+    draws: Draws = 1000,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """`correlation` [statistic, attribution, bound] between predicted and real effects, both means over pairs.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Draws, Seed
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
@@ -55,9 +55,9 @@ def circuit_faithfulness(
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
-    draws: Annotated[int, "resamples of the pairs for the interval", Bounds(1)] = 1000,
-    seed: Annotated[int, "seed of the resampling", Bounds(0)] = 0,
-    batch_size: Annotated[int, "pairs of equal length that run together", Bounds(1)] = 16,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """`mean`, `low` and `high` [score, size] of faithfulness and completeness, and the measures they come from.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, Seed
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
@@ -49,9 +49,9 @@ def edge_attribution(
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
     draws: Annotated[int, "resamples of the pairs for the intervals", Bounds(1)] = 1000,
-    seed: Annotated[int, "seed of the resampling", Bounds(0)] = 0,
+    seed: Seed = 0,
     per_pair: Annotated[bool, "keep the score of every pair too"] = False,
-    batch_size: Annotated[int, "pairs of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> nx.DiGraph:
     """Every edge u → v with `score` = mean over pairs of `Σ_{position,d} (a_u(clean) - a_u(corrupt)) · ∂m/∂in_v`.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._prompts.examples import Examples, batches_of
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.analyses._streams.component_graph import Inputs, KeyValues, Wiring
@@ -27,7 +27,7 @@ def information_flow_routes(
     examples: Examples,
     queries: Annotated[Positions, 'positions that are looked at, e.g. -1; "all" for every one'] = "all",
     key_values: Annotated[KeyValues, "grouped queries: keys per query head or per KV head"] = "head",
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> nx.DiGraph:
     """Every edge u → v with `score` = mean of `prox(a_u, x_v) / Σ_w prox(a_w, x_v)`.
 

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, loss_of
 from headwater.analyses.heads._losses_without_heads import losses_without
@@ -28,8 +28,8 @@ def all_but_one(
     examples: Examples,
     loss: Loss | None = None,
     ablation: Annotated[Ablation, "output that replaces that of the other heads"] = "zero",
-    batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
-    draws: Annotated[int, "redrawings of the examples for the intervals", Bounds(1)] = 1000,
+    batch_size: BatchSize = 16,
+    draws: Draws = 1000,
     seed: Annotated[int, "seed of the halves, of resampling and of the intervals", Bounds(0)] = 0,
 ) -> xr.Dataset:
     """`change[l, h] = E_x [loss(x; the other heads of layer l ablated) - loss(x)]`.

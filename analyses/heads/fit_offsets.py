@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._measures.measure import Answer, AnswerSetting, PositionSetting
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads._head_vectors import Objective
@@ -38,7 +38,7 @@ def fit_offsets(
     position: PositionSetting = -1,
     steps: Annotated[int, "steps of Adam, each on one batch", Bounds(1)] = 50,
     rate: Annotated[float, "learning rate", Bounds(0.0)] = 1e-2,
-    batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 8,
+    batch_size: BatchSize = 8,
     seed: Annotated[int, "seed of the start, of the order of batches, of random heads", Bounds(0)] = 42,
 ) -> xr.Dataset:
     """Train v in `z' = z + v_lh` of the chosen heads on the loss of `localize_heads`, without a penalty.

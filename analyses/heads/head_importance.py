@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, lengths_of, loss_of
 from headwater.analyses.heads._losses_without_heads import losses_without
 from headwater.lens.edits.heads import Ablation
@@ -33,7 +33,7 @@ def head_importance(
     granularity: Annotated[Literal["token", "example", "batch"], "gradient: absolute value per"] = "example",
     normalise: Annotated[Literal["layer"] | None, "divide each layer by its l2 norm"] = None,
     ablation: Annotated[Ablation, "output that replaces the head's (ablation only)"] = "zero",
-    batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
     seed: Annotated[int, "seed of resampling", Bounds(0)] = 0,
     per_example: Annotated[bool, "keep one value per example instead of their mean"] = False,
 ) -> xr.DataArray:

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._measures.bootstrap import corrected_p, intervals
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads.head_importance import head_importance
@@ -35,7 +35,7 @@ def head_significance(
     ] = "holm",
     level: Annotated[float, "corrected p below which a head counts as significant", Bounds(0.0, 1.0)] = 0.01,
     draws: Annotated[int, "redrawings of the examples", Bounds(100)] = 20_000,
-    batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
     seed: Annotated[int, "seed of the redrawings", Bounds(0)] = 0,
 ) -> xr.Dataset:
     """`effect[l, h] = mean_x d_x`, `d_x = loss(x; head ablated) - loss(x)`, and its p-value.

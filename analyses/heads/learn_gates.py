@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._prompts.examples import Examples, Loss, batches_of, drawn_in_turn, loss_of
 from headwater.lens.model import HookedModel
 
@@ -32,7 +32,7 @@ def learn_gates(
     penalty: Annotated[float, "penalty if all heads are open, in units of the loss", Bounds(0.0)] = 1.0,
     steps: Annotated[int, "steps of Adam, each on one batch", Bounds(1)] = 200,
     rate: Annotated[float, "learning rate", Bounds(0.0)] = 0.1,
-    batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
     seed: Annotated[int, "seed of the noise and of the order of batches", Bounds(0)] = 0,
 ) -> xr.Dataset:
     """Minimise `E[loss with gates g] + penalty · mean_h P(g_h > 0)` over one parameter `a` per head.

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting
 from headwater.analyses._prompts.examples import Examples, Loss
 from headwater.analyses.heads._head_vectors import Objective
@@ -34,7 +34,7 @@ def localize_heads(
     penalty: Annotated[float, "penalty on the scales' absolute values", Bounds(0.0)] = 5e-4,
     steps: Annotated[int, "steps of Adam, each on one batch", Bounds(1)] = 50,
     rate: Annotated[float, "learning rate", Bounds(0.0)] = 5e-3,
-    batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 8,
+    batch_size: BatchSize = 8,
     seed: Annotated[int, "seed of the start and of the order of batches", Bounds(0)] = 0,
 ) -> xr.Dataset:
     """Train A in `z' = (1 + A_lh) ⊙ z` on `loss + penalty·Σ|A|` and score heads by `‖A_lh‖₂`.

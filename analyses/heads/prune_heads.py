@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import Measure
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, loss_of
@@ -42,8 +42,8 @@ def prune_heads(
     normalise: Annotated[Literal["layer"] | None, "divide each layer's importance by its l2 norm"] = "layer",
     controls: Annotated[int, "random orders to compare with", Bounds(0)] = 1,
     speed: Annotated[bool, "time models whose weights lack the heads"] = False,
-    batch_size: Annotated[int, "examples of equal length that run together", Bounds(1)] = 16,
-    draws: Annotated[int, "redrawings of the examples for the intervals", Bounds(1)] = 1000,
+    batch_size: BatchSize = 16,
+    draws: Draws = 1000,
     seed: Annotated[int, "seed of random orders and intervals", Bounds(0)] = 0,
 ) -> xr.Dataset:
     """The measure after the fraction `k · step` of all heads is removed, the least important heads first.

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.positions import place_of
@@ -41,7 +41,7 @@ def direct_logit_attribution(
     unit: Annotated[Unit, "every part, the heads alone, or each head by source token"] = "component",
     norm: Annotated[FinalNorm, "the final norm: its scale as it is, or exact along a path"] = "frozen",
     position: PositionSetting = -1,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.DataArray:
     """`((c - mean(c))/s ⊙ g)·(W_U[answer] - W_U[wrong])` of every part c of the stream at `position`.
 

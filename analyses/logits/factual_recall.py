@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Examples
@@ -66,7 +66,7 @@ def factual_recall(
     position: PositionSetting = -1,
     draws: Annotated[int, "redrawings of the texts for the intervals", Bounds(100)] = 1000,
     seed: Annotated[int, "seed of the halves and of the redrawings", Bounds(0)] = 0,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """Shares of heads in the answer, and the fit `m_p ≈ Σ_h w_h·o_hp + w_r·r_p + b` of m, the output of the MLP of
     `layer`.

@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import place_of
@@ -32,7 +32,7 @@ def logit_lens(
     answer: AnswerSetting = None,
     position: PositionSetting = -1,
     top: Annotated[int, "most likely tokens to list", Bounds(1)] = 5,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """`W_U·norm(x^l)` at `position` for the stream x that enters each layer, and behind the last one (layer "final").
 

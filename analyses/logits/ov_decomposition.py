@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting, WrongSetting
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import place_of
@@ -46,7 +46,7 @@ def ov_decomposition(
     ] = None,
     behind_norm: Annotated[bool, "read the direction behind the final norm, as a logit is"] = False,
     position: PositionSetting = -1,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.DataArray:
     """`A_ij · (c W_V W_O)·u` [batch, key, component] for every key j and every part c of its stream, i at `position`.
 

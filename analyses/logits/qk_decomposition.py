@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
@@ -35,7 +35,7 @@ def qk_decomposition(
     head: Annotated[str | Head, "the head, as 5.1"] = "0.0",
     query: Annotated[int, "token position that looks"] = -1,
     key: Annotated[int | None, "token position looked at; none: where its weight is largest"] = None,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.DataArray:
     """`scale · (R_i W_Q c_a)·(R_j W_K c_b)` [batch, query_part, key_part] for every part of the stream on either side.
 

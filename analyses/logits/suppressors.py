@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, checked
 from headwater.analyses._measures.bootstrap import corrected_p, interval
 from headwater.analyses._measures.measure import AnswerSetting, Explained, PositionSetting
 from headwater.analyses._prompts.examples import Batch, Examples
@@ -57,7 +57,7 @@ def suppressors(
     position: PositionSetting = -1,
     draws: Annotated[int, "redrawings of the texts for the intervals", Bounds(100)] = 1000,
     seed: Annotated[int, "seed of the halves, the random heads and the redrawings", Bounds(0)] = 0,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """Direct logit attribution of the last layer's parts c on t, the likeliest token of the stream x before that layer.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
@@ -37,9 +37,9 @@ def position_swap(
     first: Annotated[int, "one of the two positions, from 0", Bounds(0)] = 0,
     second: Annotated[int | None, "the other; none: 4, or the last of the shortest text", Bounds(0)] = None,
     threshold: Annotated[float, "share above which a token is a sink", Bounds(0.0, 1.0)] = 0.3,
-    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
-    seed: Annotated[int, "seed of the draws", Bounds(0)] = 0,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """Shares and sink rates at two positions, plain and with their position embeddings p swapped.
 

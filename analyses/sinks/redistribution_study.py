@@ -17,7 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import Bounds, Draws
 from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -61,7 +61,7 @@ def redistribution_study(
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
     kind: KindSetting = "log_probability",
-    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
+    draws: Draws = 1000,
     seed: Annotated[int, "seed of the controls and of the draws", Bounds(0)] = 0,
     batch_size: Annotated[int, "texts of equal length, or edited rows, that run together", Bounds(1)] = 16,
     resume: Annotated[str | Path | None, "file of finished passes to resume from; none: no file"] = None,

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
@@ -43,9 +43,9 @@ def sink_contribution(
     rule: RuleSetting = None,
     threshold: ThresholdSetting = None,
     controls: Annotated[int, "sets of random keys, whose results are averaged", Bounds(1)] = 4,
-    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
+    draws: Draws = 1000,
     seed: Annotated[int, "seed of the random keys and of the draws", Bounds(0)] = 0,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """`share` [of, batch, layer, head]: `‖Σ_{j in K} A_ij v_j‖ / ‖z_i‖`, `z_i = Σ_j A_ij v_j`, mean over queries i.
 

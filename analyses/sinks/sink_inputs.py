@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._prompts.examples import Examples, repeated_tokens
 from headwater.analyses.sinks.sink_rate import sink_rate
@@ -33,9 +33,9 @@ def sink_inputs(
     threshold: Annotated[float, "share above which the token is a sink", Bounds(0.0, 1.0)] = 0.3,
     key: Annotated[int, "the token, counted from the first; 0 is the first"] = 0,
     keep_start: Annotated[int, "first tokens that stay, such as a special token", Bounds(0)] = 0,
-    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
+    draws: Draws = 1000,
     seed: Annotated[int, "seed of the tokens and of the draws", Bounds(0)] = 0,
-    batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """`rate` [input, batch]: the fraction of (layer, head) whose share α of token `key` exceeds `threshold`.
 

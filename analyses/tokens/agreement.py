@@ -16,7 +16,7 @@ import xarray as xr
 from scipy import stats
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds, checked
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws, Seed, checked
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -62,9 +62,9 @@ def agreement(
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
     kind: KindSetting = "log_probability",
-    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
-    seed: Annotated[int, "seed of the draws", Bounds(0)] = 0,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """`agreement` [batch, attribution, other], and over texts its `mean`, `low` and `high` [attribution, other].
 

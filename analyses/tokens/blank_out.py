@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -40,7 +40,7 @@ def blank_out(
     kind: KindSetting = "log_probability",
     blank: BlankSetting = None,
     signed: Annotated[bool, "keep the sign: above 0 the token speaks for the answer"] = False,
-    batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.DataArray:
     """`e[j] = |s(x) - s(x with token j blank)|`, as [batch, key]; `signed` keeps the sign.
 

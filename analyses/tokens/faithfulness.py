@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import (
@@ -52,9 +52,9 @@ def faithfulness(
     position: PositionSetting = -1,
     kind: KindSetting = "probability",
     blank: BlankSetting = None,
-    draws: Annotated[int, "draws of the interval", Bounds(1)] = 1000,
+    draws: Draws = 1000,
     seed: Annotated[int, "seed of the random order and of the draws", Bounds(0)] = 0,
-    batch_size: Annotated[int, "texts that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """Curves `deletion`, `insertion` [batch, attribution, fraction], four scores [batch, attribution], and intervals.
 

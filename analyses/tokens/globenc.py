@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
@@ -28,7 +28,7 @@ def globenc(
     examples: Examples,
     queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),
     normalise: Annotated[bool, "divide each layer's rows by their sum before the product"] = False,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.DataArray:
     """Rows of `N_L ··· N_1`, `N_l[i, j] = ‖LN₂(LN₁(Σ_h A_ij^h f_h(x_j) + 1[i=j] x_i))‖`, as [batch, query, key].
 

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -44,7 +44,7 @@ def gradient_rollout(
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
     kind: KindSetting = "logit",
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.DataArray:
     """Rows `R[i, :]` of `R = Ã_L ··· Ã_first`, `Ã_l = rownorm(mean_h relu(∂s/∂A_l ⊙ A_l) + I)`, as [batch, query, key].
 

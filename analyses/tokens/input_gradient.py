@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -41,7 +41,7 @@ def input_gradient(
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
     kind: KindSetting = "log_probability",
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.DataArray:
     """`g[j] = ‖∂s/∂e_j‖₂` at the word embeddings e, as [batch, key]; `reduce="sum"`: `|Σ_d ∂s/∂e_jd|`.
 

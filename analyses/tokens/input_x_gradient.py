@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -37,7 +37,7 @@ def input_x_gradient(
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
     kind: KindSetting = "log_probability",
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.DataArray:
     """`a[j] = Σ_d e_jd · ∂s/∂e_jd` at the word embeddings e, as [batch, key]; `signed=False` gives `|a[j]|`.
 

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.positions import Positions, position_coordinates
 from headwater.analyses._prompts.texts import Texts
@@ -35,7 +35,7 @@ def norms(
     queries: Annotated[Positions, 'positions to look into, e.g. -1; "all" for every one'] = (-1,),
     stage: Annotated[Stage, "attention alone, with the residual stream, and behind the norm"] = "norm",
     per_head: Annotated[bool, "one length per head (attention alone)"] = False,
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
 ) -> xr.Dataset:
     """Lengths `norm` [batch, layer, query, key] and `mixing_ratio` [batch, layer, query] of what reaches each position.
 

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -44,7 +44,7 @@ def relevance(
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
     kind: KindSetting = "logit",
-    batch_size: Annotated[int, "texts of equal length that run together", Bounds(1)] = 16,
+    batch_size: BatchSize = 16,
     decoder: Annotated[
         str | Sequence[str] | Tensor | None,
         "encoder–decoder models: what the decoder reads; none: its start token",
