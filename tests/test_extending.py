@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 USE = """
-import torch, headwater as hw
+import doctest, torch, headwater as hw
 from headwater import analyses
 from headwater.kernels.attend import attend
 from headwater.kernels.edits.scores import CapScores
@@ -50,6 +50,9 @@ record.save("run.safetensors")
 again = hw.Record.open("run.safetensors", verify=True)
 assert torch.equal(again.map(1).dense(), record.map(1).dense())
 found = analyses.first_key_share(again, skip=2)
+for public in (hw.CapScores, analyses.first_key_share):
+    example, = doctest.DocTestFinder().find(public, public.__name__, globs={})[:1]
+    assert example.examples and not doctest.DocTestRunner().run(example).failed
 assert found.attrs["skip"] == 2 and "CapScores" in found.attrs["edits"]
 try:
     analyses.first_key_share(again, skip=-1)

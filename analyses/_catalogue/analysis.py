@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar, overload
@@ -18,6 +19,7 @@ import networkx as nx
 import xarray as xr
 
 from headwater.analyses._catalogue.settings import checked, settings_of
+from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
@@ -30,6 +32,7 @@ LABELLED = re.compile(
     rf"^({'|'.join(LABELS.values())}): (.+?)(?=\n\n|\n(?:{'|'.join(LABELS.values())}): |\Z)", re.S | re.M
 )
 LONGEST = 200  # characters of the longest setting that a result keeps
+RESERVED = ("dimensions",)  # attributes that scipy's netCDF writer needs itself; kept as "dimensions_"
 UNKEPT = ("resume", "batch_size")  # settings that change how a run goes and not its result
 
 
@@ -88,6 +91,10 @@ def analysis(
 
 def about_of(function: Callable[..., Any], keep: tuple[str, ...]) -> About:
     """The labelled paragraphs of the docstring. ValueError where a label is missing."""
+    if sys.flags.optimize > 1:
+        raise AnalysisError(
+            "python -OO removes the docstrings that describe the analyses; run it without -OO"
+        )
     text = inspect.getdoc(function) or ""
     found = {label: " ".join(words.split()) for label, words in LABELLED.findall(text)}
     missing = [label for label in LABELS.values() if label not in found]
@@ -130,9 +137,14 @@ def _described(
         origin = source.provenance
     elif isinstance(source, Opened):
         origin = provenance(source)
-    short = {name: x for name, x in settings.items() if len(repr(x)) <= LONGEST}
+    short = _free({name: x for name, x in settings.items() if len(repr(x)) <= LONGEST})
     asked = {name: getattr(about, name) for name in ("question", "unit", "paper", "not_for")}
     return {key: _storable(value) for key, value in {**short, **origin, **own, **asked}.items()}
+
+
+def _free(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` under names that a netCDF file takes as attributes."""
+    return {f"{name}_" if name in RESERVED else name: value for name, value in settings.items()}
 
 
 def _storable(value: Any) -> Any:

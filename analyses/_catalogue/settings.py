@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, nearest
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -121,10 +121,15 @@ class Setting:
 
 def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """`function` with a check of its settings against their annotations before each call."""
-    names = tuple(inspect.signature(function).parameters)
+    parameters = inspect.signature(function).parameters
+    names = tuple(parameters)
+    open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
     @functools.wraps(function)
     def held(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        for name in kwargs:
+            if name not in names and not open_ended:
+                raise AnalysisError(f"{function.__name__} has no setting {name!r}; {nearest(name, names)}")
         given = dict(zip(names, args, strict=False)) | kwargs
         # annotations are read at the first call, when every module is loaded
         for setting in settings_of(function):

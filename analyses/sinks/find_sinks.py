@@ -87,7 +87,7 @@ def find_sinks(
     limit = xr.DataArray(default if threshold is None else threshold)
     more: dict[str, object] = {}
     if rule == "massive":
-        score, more["dimensions"] = _massive(record, float(limit), dimensions)
+        score, more["dimensions_"] = _massive(record, float(limit), dimensions)
     elif rule == "spectral":
         score, more["unsettled"] = _spectral(record)
     elif rule == "gu":

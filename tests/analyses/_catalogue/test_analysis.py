@@ -6,6 +6,9 @@ Seen to fail with settings above what the analysis itself wrote, and with the ed
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import networkx as nx
@@ -78,3 +81,22 @@ def test_results_say_what_they_are() -> None:
 def test_settings_are_held_to_their_limits() -> None:
     with pytest.raises(AnalysisError, match="amount=2 is outside its limits; give a number from 0 to 1"):
         made(None)(hw.load("tasks-4l"), 2)
+
+
+def test_a_setting_that_netcdf_reserves_is_kept_under_a_free_name(tmp_path: Path) -> None:
+    found = hw.analyses.find_sinks(hw.load("tasks-4l").record("Mary gave John a drink"))
+    found.to_netcdf(tmp_path / "sinks.nc", engine="scipy")
+    again = xr.load_dataset(tmp_path / "sinks.nc", engine="scipy")
+    assert again.attrs["dimensions_"] == ""
+    assert again.equals(found)
+
+
+def test_without_docstrings_the_cause_is_named() -> None:
+    code = "import headwater as hw; hw.analyses.rollout"
+    run = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, timeout=120)
+    assert "run it without -OO" in run.stderr.splitlines()[-1]
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
+    with pytest.raises(AnalysisError, match="example has no setting 'amounts'; did you mean 'amount'"):
+        made(None)(None, amounts=1)

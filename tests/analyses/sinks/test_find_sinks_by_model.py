@@ -51,12 +51,12 @@ def test_massive_dimensions_are_found_on_the_first_token(pure_sink: hw.HookedMod
     ids = torch.randint(3, 61, (2, 12), generator=torch.Generator().manual_seed(0))
     record = pure_sink.record(ids, keep=KEEP)
     found = find_sinks(record, rule="massive", threshold=5.5)
-    assert json.loads(found.attrs["dimensions"]) == [0]
+    assert json.loads(found.attrs["dimensions_"]) == [0]
     np.testing.assert_array_equal(found.sink.any("layer"), [[True] + [False] * 11] * 2)
     np.testing.assert_allclose(found.score[0, 0, 0], 32**0.5, rtol=5e-3)  # one dimension that carries all
     assert hw.recipes.massive_dimensions(pure_sink, ids, tau=5.5) == [0]
     none = find_sinks(record, rule="massive")  # √32 is below 20 root mean squares
-    assert json.loads(none.attrs["dimensions"]) == []
+    assert json.loads(none.attrs["dimensions_"]) == []
     assert not none.sink.any()
     assert (none.score == 0).all()
 
