@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ def embedded() -> dict[str, dict[str, Any]]:
             continue
         metrics = folder / "metrics.json"
         readme = folder / "README.md"
-        lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
-        text = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+        paragraphs = readme.read_text(encoding="utf-8").split("\n\n") if readme.is_file() else []
+        opening = next((each for each in paragraphs if each.strip() and not each.startswith("#")), "")
+        text = re.split(r"(?<=\.) ", " ".join(opening.split()))[0]  # its first sentence
         found[folder.name] = {
             "path": folder,
             "description": text,
