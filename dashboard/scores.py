@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import streamlit as st
 import xarray as xr
@@ -72,75 +73,51 @@ def _even_spread(run: Run) -> tuple[float, float]:
 
 SCORES = {
     "first": Score(
-        label="Attention to the first token",
-        unit="share",
-        meaning="mean weight that tokens give to the first token; above 0.3 it is counted as an attention sink",
-        of=_sink,
-        limits=_share,
+        "Attention to the first token", "share",
+        "mean weight that tokens give to the first token; above 0.3 it is counted as an attention sink", _sink, _share,
     ),
     "previous": Score(
-        label="Attention to the previous token",
-        unit="share",
-        meaning="mean weight on the token just before",
-        of=_row_mean("previous"),
-        limits=_share,
+        "Attention to the previous token", "share", "mean weight on the token just before",
+        _row_mean("previous"), _share,
     ),
     "self": Score(
-        label="Attention to itself",
-        unit="share",
-        meaning="mean weight of a token on its own position, the first token left out",
-        of=_row_mean("self"),
-        limits=_share,
+        "Attention to itself", "share", "mean weight of a token on its own position, the first token left out",
+        _row_mean("self"), _share,
     ),
     "max": Score(
-        label="Strongest weight",
-        unit="share",
-        meaning="mean of each token's largest weight, the first token left out; 1 looks at one token only",
-        of=_row_mean("max"),
-        limits=_share,
+        "Strongest weight", "share",
+        "mean of each token's largest weight, the first token left out; 1 looks at one token only",
+        _row_mean("max"), _share,
     ),
     "entropy": Score(
-        label="Entropy",
-        unit="nats",
-        meaning="how widely a token spreads its attention: from 0 (one token only) to an even spread over the prompt",
-        of=_row_mean("entropy"),
-        limits=_even_spread,
+        "Entropy", "nats",
+        "how widely a token spreads its attention: from 0 (one token only) to an even spread over the prompt",
+        _row_mean("entropy"), _even_spread,
     ),
     "distance": Score(
-        label="Distance",
-        unit="tokens",
-        meaning="mean distance between a token and what it attends to, the first token left out",
-        of=_row_mean("distance"),
+        "Distance", "tokens", "mean distance between a token and what it attends to, the first token left out",
+        _row_mean("distance"),
     ),
-}
+}  # fmt: skip
 CAUSAL = {
     "induction": Score(
-        label="Induction",
-        unit="share",
-        meaning="on repeated random tokens, weight on what followed the same token before",
-        of=_role("prefix_matching"),
-        limits=_share,
+        "Induction", "share", "on repeated random tokens, weight on what followed the same token before",
+        _role("prefix_matching"), _share,
     ),
     "duplicate": Score(
-        label="Duplicate token",
-        unit="share",
-        meaning="on repeated random tokens, weight on the same token's earlier place",
-        of=_role("duplicate"),
-        limits=_share,
+        "Duplicate token", "share", "on repeated random tokens, weight on the same token's earlier place",
+        _role("duplicate"), _share,
     ),
     "importance": Score(
-        label="Importance (gradient)",
-        unit="nats per unit of gate",
-        meaning="how strongly the loss on this prompt reacts to turning the head down",
-        of=lambda name, prompt: _importance(name, prompt, "gradient"),
+        "Importance (gradient)", "nats per unit of gate",
+        "how strongly the loss on this prompt reacts to turning the head down", partial(_importance, how="gradient"),
     ),
     "ablation": Score(
-        label="Importance (ablation)",
-        unit="rise of loss, nats",
-        meaning="by how much the loss on this prompt rises when the head is removed; below 0 it falls",
-        of=lambda name, prompt: _importance(name, prompt, "ablation"),
+        "Importance (ablation)", "rise of loss, nats",
+        "by how much the loss on this prompt rises when the head is removed; below 0 it falls",
+        partial(_importance, how="ablation"),
     ),
-}
+}  # fmt: skip
 
 
 def offered(run: Run) -> dict[str, Score]:

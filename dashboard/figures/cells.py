@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from headwater.dashboard.figures.labels import ticks
 from headwater.dashboard.figures.pooling import Pooled
+from headwater.dashboard.figures.style import heat
 
 
 def cells(
@@ -24,15 +25,7 @@ def cells(
             f"largest {word} of the block: %{{z:.4f}}<br>query %{{customdata[0]}}, key %{{customdata[1]}}"
             "<extra></extra>"
         )
-    return go.Heatmap(
-        z=pooled.cells,
-        zmin=limits[0],
-        zmax=limits[1],
-        colorscale=colours,
-        customdata=pair,
-        hovertemplate=hover,
-        colorbar={"title": {"text": word, "side": "right"}, "thickness": 14},
-    )
+    return heat(pooled.cells, limits, colours, word, customdata=pair, hovertemplate=hover)
 
 
 def token_axes(
@@ -49,7 +42,7 @@ def token_axes(
     shown = {"tickvals": values, "ticktext": text, "title": "query (attends)", "range": [rows - 0.5, -0.5]}
     figure.update_yaxes(**shown, **plain)
     values, text = _ticks(tokens[1], first[1], columns, pooled.block)
-    shown = {
+    shown |= {
         "tickvals": values,
         "ticktext": text,
         "title": "key (attended to)",

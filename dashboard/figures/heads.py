@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headwater.dashboard.figures.style import CHOSEN, SEQUENTIAL, finish
+from headwater.dashboard.figures.style import SEQUENTIAL, click_layer, finish, heat, outline
 
 
 def head_grid(
@@ -24,46 +24,29 @@ def head_grid(
     grid = values.transpose("layer", "head").values.astype(np.float32)
     layers = values["layer"].values if "layer" in values.coords else np.arange(grid.shape[0])
     heads = values["head"].values if "head" in values.coords else np.arange(grid.shape[1])
-    low, high = limits or _spread(grid)
     across, down = np.meshgrid(heads, layers)
     shown = ["no value" if np.isnan(value) else f"{value:.4g}" for value in grid.ravel()]
+    hover = f"head %{{y}}.%{{x}}<br>%{{customdata}} {unit}<extra></extra>"
     figure = go.Figure(
         [
-            go.Heatmap(
-                z=grid,
+            heat(
+                grid,
+                limits or _spread(grid),
+                SEQUENTIAL,
+                unit,
                 x=heads,
                 y=layers,
-                zmin=low,
-                zmax=high,
-                colorscale=SEQUENTIAL,
                 hoverinfo="skip",
                 xgap=1,
                 ygap=1,
-                colorbar={"title": {"text": unit, "side": "right"}, "thickness": 14},
             ),
-            go.Scatter(
-                x=across.ravel(),
-                y=down.ravel(),
-                mode="markers",
-                customdata=shown,
-                showlegend=False,
-                marker={"symbol": "square", "size": 8, "opacity": 0},
-                hovertemplate=f"head %{{y}}.%{{x}}<br>%{{customdata}} {unit}<extra></extra>",
-                selected={"marker": {"opacity": 0}},
-                unselected={"marker": {"opacity": 0}},
+            click_layer(
+                across.ravel(), down.ravel(), 8, mode="markers", customdata=shown, hovertemplate=hover
             ),
         ]
     )
     if chosen is not None:
-        layer, head = chosen
-        figure.add_shape(
-            type="rect",
-            x0=head - 0.5,
-            x1=head + 0.5,
-            y0=layer - 0.5,
-            y1=layer + 0.5,
-            line={"color": CHOSEN, "width": 3},
-        )
+        outline(figure, chosen[1], chosen[0])
     figure.update_xaxes(
         title="head", dtick=max(1, len(heads) // 24), showgrid=False, zeroline=False, constrain="domain"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headwater.dashboard.figures.style import AFTER, DIVERGING, SEQUENTIAL, finish
+from headwater.dashboard.figures.style import AFTER, DIVERGING, SEQUENTIAL, finish, heat
 
 CURVES = ("fraction", "step", "edges", "size")  # axes along which a value changes: drawn as lines
 MOST = 400  # labels on an axis
@@ -22,12 +22,17 @@ def labelled_map(values: xr.DataArray, title: str, unit: str = "") -> go.Figure:
     known = numbers[np.isfinite(numbers)]
     signed = bool(known.size and known.min() < 0)
     most = float(np.abs(known).max()) if known.size else 1.0
-    shown = go.Heatmap(
-        z=numbers, x=_labels(values, across), y=_labels(values, down), colorscale=DIVERGING if signed else SEQUENTIAL,
-        zmin=-most if signed else None, zmax=most if signed else None,
-        colorbar={"title": {"text": unit, "side": "right"}},
-        hovertemplate=f"{down} %{{y}}, {across} %{{x}}<br>%{{z:.4g}} {unit}<extra></extra>",
-    )  # fmt: skip
+    limits, colours = ((-most, most), DIVERGING) if signed else ((None, None), SEQUENTIAL)
+    hover = f"{down} %{{y}}, {across} %{{x}}<br>%{{z:.4g}} {unit}<extra></extra>"
+    shown = heat(
+        numbers,
+        limits,
+        colours,
+        unit,
+        x=_labels(values, across),
+        y=_labels(values, down),
+        hovertemplate=hover,
+    )
     figure = go.Figure(shown)
     figure.update_xaxes(title=across, type="category")
     figure.update_yaxes(title=down, type="category", autorange="reversed")

@@ -6,12 +6,38 @@ vision; red–blue is kept for signed differences, always symmetric about zero.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import plotly.graph_objects as go
 
 SEQUENTIAL = "Viridis"
 ATTENTION = "Blues"
 DIVERGING = "RdBu_r"
 BEFORE, AFTER, CHOSEN, INK = "#5b7083", "#d1603d", "#e4572e", "#2b3440"
+
+
+def heat(
+    z: np.ndarray, limits: tuple[float | None, float | None], colours: str, unit: str, **more: Any
+) -> go.Heatmap:
+    """Cells whose colours run over ``limits``, with a narrow scale named after the unit."""
+    bar = {"title": {"text": unit, "side": "right"}, "thickness": 14}
+    return go.Heatmap(z=z, zmin=limits[0], zmax=limits[1], colorscale=colours, colorbar=bar, **more)
+
+
+def click_layer(x: np.ndarray, y: np.ndarray, size: int, **more: Any) -> go.Scatter:
+    """Unseen squares over the cells of a heat map, which reports no click: they carry hover text and click."""
+    unseen = {"marker": {"opacity": 0}}
+    return go.Scatter(
+        x=x, y=y, marker={"symbol": "square", "size": size, "opacity": 0}, showlegend=False,
+        selected=unseen, unselected=unseen, **more,
+    )  # fmt: skip
+
+
+def outline(figure: go.Figure, x: float, y: float, wide: float = 0.5, high: float = 0.5) -> None:
+    """Mark the cell at (x, y) as the chosen one."""
+    line = {"color": CHOSEN, "width": 3}
+    figure.add_shape(type="rect", x0=x - wide, x1=x + wide, y0=y - high, y1=y + high, line=line)
 
 
 def finish(figure: go.Figure, title: str, subtitle: str = "", height: int = 420) -> go.Figure:

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from headwater.dashboard.figures.labels import cut, escaped, ticks, token_label, visible
-from headwater.dashboard.figures.style import AFTER, ATTENTION, BEFORE, CHOSEN, finish
+from headwater.dashboard.figures.style import AFTER, ATTENTION, BEFORE, click_layer, finish, heat, outline
 
 PER_ROW = 12
 MOST_IN_A_STRIP = 240
@@ -37,47 +37,21 @@ def token_strip(
     place = np.arange(count)
     shown = ["no value" if np.isnan(value) else f"{value:.4f} {unit}" for value in values]
     dark = (values - limits[0]) / (limits[1] - limits[0]) > 0.55
+    x, y = place % columns, place // columns
     figure = go.Figure(
         [
-            go.Heatmap(
-                z=cells.reshape(rows, columns),
-                zmin=limits[0],
-                zmax=limits[1],
-                colorscale=ATTENTION,
-                xgap=3,
-                ygap=4,
-                hoverinfo="skip",
-                colorbar={"title": {"text": unit, "side": "right"}, "thickness": 14},
-            ),
-            go.Scatter(
-                x=place % columns,
-                y=place // columns,
-                mode="markers+text",
-                showlegend=False,
-                customdata=place,
+            heat(cells.reshape(rows, columns), limits, ATTENTION, unit, xgap=3, ygap=4, hoverinfo="skip"),
+            click_layer(
+                x, y, 10, mode="markers+text", customdata=place, textposition="middle center",
                 text=[escaped(cut(visible(token), 11)) for token in tokens],
-                textposition="middle center",
                 textfont={"color": ["#fff" if is_dark else "#1d2733" for is_dark in dark], "size": 12},
-                marker={"symbol": "square", "size": 10, "opacity": 0},
-                hovertext=[
-                    f"{token_label(token, index)}<br>{shown[index]}" for index, token in enumerate(tokens)
-                ],
+                hovertext=[f"{token_label(token, i)}<br>{shown[i]}" for i, token in enumerate(tokens)],
                 hovertemplate="%{hovertext}<extra></extra>",
-                selected={"marker": {"opacity": 0}},
-                unselected={"marker": {"opacity": 0}},
             ),
         ]
-    )
+    )  # fmt: skip
     if chosen is not None:
-        x, y = chosen % columns, chosen // columns
-        figure.add_shape(
-            type="rect",
-            x0=x - 0.49,
-            x1=x + 0.49,
-            y0=y - 0.47,
-            y1=y + 0.47,
-            line={"color": CHOSEN, "width": 3},
-        )
+        outline(figure, x[chosen], y[chosen], 0.49, 0.47)
     figure.update_xaxes(visible=False, range=[-0.5, columns - 0.5])
     figure.update_yaxes(visible=False, range=[rows - 0.5, -0.5])
     finish(figure, title, subtitle, height=90 + 46 * rows)
@@ -95,21 +69,15 @@ def token_bars(
     subtitle: str = "",
 ) -> go.Figure:
     """One bar per token, or two where ``after`` is given (before and after an edit)."""
-    series = [("before" if after is not None else unit, values, BEFORE)]
-    if after is not None:
-        series.append(("after", after, AFTER))
-    figure = go.Figure()
-    for name, numbers, colour in series:
-        figure.add_trace(
-            go.Bar(
-                x=np.arange(len(tokens)),
-                y=np.asarray(numbers, dtype=np.float32),
-                name=name,
-                marker_color=colour,
-                hovertemplate=f"%{{x}}<br>{name} %{{y:.4f}}<extra></extra>",
-            )
-        )
-    places, text = ticks(tokens, np.arange(len(tokens)))
+    place = np.arange(len(tokens))
+    figure = go.Figure(
+        [
+            go.Bar(x=place, y=numbers, name=name, marker_color=colour,
+                   hovertemplate=f"%{{x}}<br>{name} %{{y:.4f}}<extra></extra>")
+            for name, numbers, colour in _series(unit, values, after)
+        ]
+    )  # fmt: skip
+    places, text = ticks(tokens, place)
     figure.update_xaxes(
         tickvals=places, ticktext=text, tickangle=-60, range=[-0.6, len(tokens) - 0.4], showgrid=False
     )
@@ -128,25 +96,14 @@ def next_token_bars(
 ) -> go.Figure:
     """Probability of each candidate for the next token, most likely on top; with ``after``, in pairs."""
     places = np.arange(len(tokens))
-    series = [("before" if after is not None else "probability", before, BEFORE)]
-    if after is not None:
-        series.append(("after", after, AFTER))
-    figure = go.Figure()
-    for name, numbers, colour in series:
-        numbers = np.asarray(numbers, dtype=np.float32)
-        figure.add_trace(
-            go.Bar(
-                y=places,
-                x=numbers,
-                orientation="h",
-                name=name,
-                marker_color=colour,
-                textposition="outside",
-                text=[f"{number:.3f}" for number in numbers],
-                cliponaxis=False,
-                hovertemplate=f"%{{y}}<br>{name} %{{x:.4f}}<extra></extra>",
-            )
-        )
+    figure = go.Figure(
+        [
+            go.Bar(y=places, x=numbers, orientation="h", name=name, marker_color=colour, textposition="outside",
+                   text=[f"{number:.3f}" for number in numbers], cliponaxis=False,
+                   hovertemplate=f"%{{y}}<br>{name} %{{x:.4f}}<extra></extra>")
+            for name, numbers, colour in _series("probability", before, after)
+        ]
+    )  # fmt: skip
     labels = [escaped(cut(visible(token))) for token in tokens]
     figure.update_yaxes(tickvals=places, ticktext=labels, autorange="reversed", showgrid=False)
     figure.update_xaxes(title="probability", range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
@@ -154,3 +111,11 @@ def next_token_bars(
         showlegend=after is not None, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"}
     )
     return finish(figure, title, height=110 + len(tokens) * (40 if after is not None else 28))
+
+
+def _series(plain: str, values: np.ndarray, after: np.ndarray | None) -> list[tuple[str, np.ndarray, str]]:
+    """Name, numbers and colour of each run: one called ``plain``, or before and after an edit."""
+    runs = (
+        [(plain, values, BEFORE)] if after is None else [("before", values, BEFORE), ("after", after, AFTER)]
+    )
+    return [(name, np.asarray(numbers, dtype=np.float32), colour) for name, numbers, colour in runs]
