@@ -23,6 +23,8 @@ from headwater import analyses
 from headwater.analyses.circuits.circuit_faithfulness import read_circuit, write_circuit
 from headwater.lens.errors import AnalysisError
 
+pytestmark = pytest.mark.slow
+
 Edges = set[tuple[str, str]]
 KINDS = ("induction", "chain", "relation")
 
@@ -154,7 +156,6 @@ def test_acdc_of_shared_keys() -> None:
     assert {v for u, v in graph.edges if u == "1.kv1.k"} == {"1.2"}  # 1.3 leads nowhere
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("mlps", "how"), [("frozen", "noise"), ("free", "denoise")])
 def test_path_patching(given: Case, mlps: str, how: str) -> None:
     """Every sender to every receiver. With free MLPs, what goes through MLP 1 reaches the logits too."""

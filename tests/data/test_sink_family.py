@@ -21,6 +21,8 @@ from headwater import analyses
 from headwater.lens.errors import ModelError
 from headwater.lens.models.embedded import FOLDER
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = ("softmax", "softmax1", "sigmoid", "kvbias", "nope")
 
 

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "data" / "models" / "tasks-4l"
 sys.path[:0] = [str(FOLDER), str(ROOT)]
@@ -175,7 +177,6 @@ def start_training(folder: Path) -> subprocess.Popen:
     )
 
 
-@pytest.mark.slow
 def test_a_killed_training_run_resumes_to_the_same_weights(tmp_path):
     whole, broken = start_training(tmp_path / "whole"), start_training(tmp_path / "broken")
     checkpoint = tmp_path / "broken" / "checkpoint.pt"

@@ -91,6 +91,7 @@ def test_a_setting_that_netcdf_reserves_is_kept_under_a_free_name(tmp_path: Path
     assert again.equals(found)
 
 
+@pytest.mark.slow
 def test_without_docstrings_the_cause_is_named() -> None:
     code = "import headwater as hw; hw.analyses.rollout"
     run = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, timeout=120)

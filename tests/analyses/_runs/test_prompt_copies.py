@@ -82,6 +82,7 @@ def near(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found.coords["clean"], expected.coords["clean"], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", KINDS)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2", "gpt_oss"])
 def test_what_is_left_out_changes_nothing(exact: Callable, monkeypatch, name: str, what: str) -> None:
@@ -98,6 +99,7 @@ def test_what_is_left_out_changes_nothing(exact: Callable, monkeypatch, name: st
         near(ask(), whole(monkeypatch, ask))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma2"])
 def test_other_things_in_the_cells_place(exact: Callable, monkeypatch, name: str) -> None:
     """Nothing and the mean change every position, but a cell of one position none before it."""
@@ -148,6 +150,7 @@ def test_prompts_that_differ_nowhere(exact: Callable) -> None:
         assert found.attrs["undefined"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2", "gpt_oss"])
 def test_path_patching_that_leaves_out_the_same(exact: Callable, monkeypatch, name: str) -> None:
     model, corrupt = exact(name), corrupt_at(3)
