@@ -189,8 +189,12 @@ def test_what_is_left_out(exact: Callable, tokens_run: Callable, name: str) -> N
     found, _ = Copies.of(model, together(corrupt_at(4)), asked, "noise")
     assert (len(found.past), len(found.resuming.outputs), len(found.tokens)) == (3, 3, 4)  # type: ignore[arg-type]
     assert (found.first, found.stop, found.window(4)) == (4, 6, slice(4, 6))
+    given = {"layers": [0], "answer": ANSWER, "wrong": WRONG}
+    analyses.patch(
+        model, CLEAN, corrupt_at(4), **given
+    )  # what is found out about a model once is not counted
     seen = tokens_run(model)
-    analyses.patch(model, CLEAN, corrupt_at(4), layers=[0], answer=ANSWER, wrong=WRONG)
+    analyses.patch(model, CLEAN, corrupt_at(4), **given)
     sides, tried, cells = 2 * 2 * 6, 2 * (2 * 3), 4 * (2 * 2)  # what is tried begins in the middle
     assert sum(seen) == sides + tried + cells
 
