@@ -59,7 +59,7 @@ def take(text: str, state: State) -> None:
         state.choose_head(*hw.Head.parse(maps[0].removeprefix(ATTENTION)))
     if len(given.prompts) > 1:
         state.notices.append(f"The experiment has {len(given.prompts)} prompts; this is the first.")
-    if given.revision is not None and given.revision != resident(given.model).revision:
+    if given.revision is not None and not resident(given.model).weights_digest.matches(given.revision):
         state.notices.append("The experiment was made with other weights; the numbers will differ.")
 
 

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,6 @@ except ImportError:  # Windows, where two runs of one file are not kept apart
 FORMAT = 1
 MOST_BYTES = 2**30
 HEAD = "run"
-Reader = Callable[
-    [dict[str, Any]], tuple[str, Any]
-]  # name and value of a line; KeyError or TypeError if it has none
 
 
 class _File:
@@ -74,13 +71,12 @@ class Journal:
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, path: str | Path | None, run: Mapping[str, Any], fault: Fault, *, anew: bool = False,
-        older: Reader | None = None,
+        cls, path: str | Path | None, run: Mapping[str, Any], fault: Fault, *, anew: bool = False
     ) -> Iterator[Journal]:  # fmt: skip
         """The journal of a run that `run`, plain data, tells from every other; None keeps no file.
 
         A file of another run, or with a line that was changed, is refused; with `anew` what can not be used of it is
-        measured again. `older` reads the lines of an earlier version.
+        measured again.
         """
         if path is None:
             yield cls({})
@@ -91,7 +87,7 @@ class Journal:
             content = file.read()
             pieces: dict[str, Any] = {}
             if not head.startswith(content):  # else it is new, or was cut short in its first line
-                pieces, size, wrong = _read(content, older)
+                pieces, size, wrong = _read(content)
                 wrong = wrong or _differing(pieces[HEAD], wanted)
                 if wrong and not anew:
                     raise fault(f"{path} {wrong}")
@@ -140,14 +136,14 @@ def _line(name: str, value: Any) -> bytes:
     return (json.dumps({"piece": text, "sha256": digest}) + "\n").encode()
 
 
-def _read(content: bytes, older: Reader | None) -> tuple[dict[str, Any], int, str]:
+def _read(content: bytes) -> tuple[dict[str, Any], int, str]:
     """The pieces up to the first line that is none, where that line begins, and what is wrong with it."""
     *whole, _ = content.split(b"\n")
     pieces: dict[str, Any] = {}
     size = 0
     for number, line in enumerate(whole, 1):
         try:
-            name, value = _piece(json.loads(line), older)
+            name, value = _piece(json.loads(line))
             if number == 1 and (name != HEAD or not isinstance(value, dict)):
                 raise ValueError("no first line")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
@@ -158,9 +154,7 @@ def _read(content: bytes, older: Reader | None) -> tuple[dict[str, Any], int, st
     return pieces, size, "" if whole else "is no file of finished pieces; delete it or give another name"
 
 
-def _piece(found: Any, older: Reader | None) -> tuple[str, Any]:
-    if older is not None and "piece" not in found:
-        return older(found)
+def _piece(found: Any) -> tuple[str, Any]:
     if hashlib.sha256(found["piece"].encode()).hexdigest() != found["sha256"]:
         raise ValueError("another digest")
     name, value = json.loads(found["piece"])

@@ -169,7 +169,7 @@ class Experiment(BaseModel):
         """
         place = None if folder is None else Path(folder)
         opened = self.load(place) if model is None else model
-        if self.revision is not None and opened.revision != self.revision:
+        if self.revision is not None and not opened.weights_digest.matches(self.revision):
             raise ExperimentError(
                 f"the experiment is of weights {self.revision}, {opened.name} has {opened.revision}; leave out the "
                 "revision to take them all the same"

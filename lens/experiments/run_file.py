@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from headwater.lens.errors import ExperimentError
 from headwater.lens.experiments.experiment import Experiment
 from headwater.lens.experiments.results import Results, is_result, numbers_of
-from headwater.lens.journal import FORMAT, HEAD, Journal
+from headwater.lens.journal import Journal
 
 if TYPE_CHECKING:
     from headwater.lens.model import HookedModel
@@ -50,8 +50,9 @@ def run_file(
     _earlier(target, experiment)
     opened = experiment.load(folder) if model is None else model
     run = {"inputs": experiment.inputs_digest(), "revision": opened.revision}
+    run |= {"tokenizer": told} if (told := opened.tokenizer_revision) else {}
     count = len(experiment.prompts)
-    with Journal.open(partial, run, ExperimentError, anew=True, older=_older) as kept:
+    with Journal.open(partial, run, ExperimentError, anew=True) as kept:
         earlier = _earlier(target, experiment)  # once more: another run may have come to its end meanwhile
         done = {n: found for n in range(count) if is_result(found := kept.get(str(n)))}
 
@@ -67,7 +68,7 @@ def run_file(
         partial.unlink()
     if earlier is None:
         return Outcome(results, target, None, 0.0, [], sum(1 for _ in numbers_of(results.results)))
-    return _compared(experiment, earlier, results, target)
+    return _compared(experiment, opened, earlier, results, target)
 
 
 def _earlier(target: Path, experiment: Experiment) -> Results | None:
@@ -82,14 +83,9 @@ def _earlier(target: Path, experiment: Experiment) -> Results | None:
     return found
 
 
-def _older(line: dict[str, Any]) -> tuple[str, Any]:
-    """A line of a journal of an earlier version, which had no checksums."""
-    if "inputs" in line:
-        return HEAD, {"format": FORMAT, **line}
-    return str(line["prompt"]), line["result"]
-
-
-def _compared(experiment: Experiment, earlier: Results, results: Results, target: Path) -> Outcome:
+def _compared(
+    experiment: Experiment, opened: HookedModel, earlier: Results, results: Results, target: Path
+) -> Outcome:
     before, after = dict(numbers_of(earlier.results)), dict(numbers_of(results.results))
     differing = sorted(before.keys() ^ after.keys())
     largest = 0.0
@@ -102,7 +98,7 @@ def _compared(experiment: Experiment, earlier: Results, results: Results, target
         largest = max(largest, abs(a - b))
         if not math.isclose(a, b, rel_tol=experiment.tolerance, abs_tol=experiment.tolerance):
             differing.append(name)
-    if earlier.revision != results.revision:
+    if not opened.weights_digest.matches(earlier.revision):
         differing.append("revision of the model")
     return Outcome(results, target, not differing, largest, differing, len(after))
 

@@ -8,7 +8,6 @@ model is then switched to Headwater's attention, and its outputs are compared wi
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from headwater.lens.loading.folder import Folder, check, one_line
 from headwater.lens.loading.opening import open_model
 from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules
-from headwater.lens.models.embedded import embedded
+from headwater.lens.models.embedded import check_embedded, embedded
 from headwater.lens.transformer_lens.bridge import is_bridged, tokenizer_of, unbridged
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
@@ -49,9 +48,9 @@ def load(
     if is_bridged(source):
         hf = unbridged(source)
         known_tokenizer = tokenizer_of(source) if tokenizer is None else tokenizer
-        return open_model(hf, known_tokenizer, type(hf).__name__, _weights_digest(hf))
+        return open_model(hf, known_tokenizer, type(hf).__name__)
     if isinstance(source, PreTrainedModel):
-        return open_model(source, tokenizer, type(source).__name__, _weights_digest(source))
+        return open_model(source, tokenizer, type(source).__name__)
     if isinstance(getattr(source, "_orig_mod", None), PreTrainedModel):
         raise ModelError(
             f"{type(source._orig_mod).__name__} is wrapped by torch.compile; load() the model itself"  # type: ignore[union-attr]
@@ -65,6 +64,7 @@ def load(
         raise ModelError("the name of the model is empty; `headwater models` lists the embedded ones")
     known = embedded()
     if name in known:
+        check_embedded(name)
         return _from_folder(known[name]["path"], tokenizer, name, dtype)
     path = Path(name).expanduser()
     if path.exists():
@@ -119,9 +119,11 @@ def _from_folder(path: Path, tokenizer: Any, name: str, dtype: Any) -> HookedMod
         hf, report = _built(folder, dtype)
         _refuse_incomplete(path, hf, report)
         tokenizer = _tokenizer(path) if tokenizer is None else tokenizer
-        model = open_model(hf, tokenizer, name, _files_digest(folder.weights))
+        model = open_model(hf, tokenizer, name)
         # after the comparison with transformers' own attention, which does not know these rules
         declared_rules.attach(model, path)
+    model.weights_digest.settle()
+    model.weights_digest.files = tuple(folder.weights)
     return model
 
 
@@ -159,26 +161,3 @@ def _tokenizer(folder: Path) -> Any:
         return None
     with one_line(f"the tokenizer in {folder} can not be loaded"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-
-
-def _files_digest(files: list[Path]) -> str:
-    """sha256 over the weight files: the `revision` in records, which identifies the weights."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest() if len(files) > 1 else b"")
-            if len(files) == 1:
-                return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
-    return "sha256:" + digest.hexdigest()
-
-
-def _weights_digest(hf: Any) -> str:
-    """A quick digest of weights in memory: the shape and the first and last 64 numbers of each tensor."""
-    digest = hashlib.sha256()
-    for key, weight in sorted(hf.state_dict().items()):
-        flat = (
-            weight.detach().reshape(-1) if not weight.is_meta else torch.empty(0)
-        )  # open_model refuses meta tensors
-        ends = torch.cat([flat[:64], flat[-64:]]).float().cpu().numpy().tobytes()
-        digest.update(f"{key}{tuple(weight.shape)}".encode() + ends)
-    return "ends-sha256:" + digest.hexdigest()[:16]

@@ -22,13 +22,13 @@ from headwater.lens.models.signature import embedding, image_token, image_tokens
 LENGTH, SAMPLES = 24, 4000  # tokens, and audio samples, in the short run
 
 
-def open_model(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel:
+def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
     """The opened model. `hf` keeps Headwater's attention from now on; after an error it has its own again."""
     _refuse_nonfinite(hf, name)
     hf.eval()
     if not hf._can_set_attn_implementation():
         part = read_only.read_part(hf, _sample(hf))
-        model = HookedModel(hf, tokenizer, {"text": part}, name, revision, read_only=read_only.READ_ONLY)
+        model = HookedModel(hf, tokenizer, {"text": part}, name, read_only=read_only.READ_ONLY)
         _check_tokenizer(model)
         return model
     original = hf.config._attn_implementation
@@ -63,7 +63,7 @@ def open_model(hf: Any, tokenizer: Any, name: str, revision: str) -> HookedModel
     except BaseException:
         hf.set_attn_implementation(original)
         raise
-    model = HookedModel(hf, tokenizer, found, name, revision, unread=unread)
+    model = HookedModel(hf, tokenizer, found, name, unread=unread)
     _check_tokenizer(model)
     return model
 

@@ -1,13 +1,21 @@
-"""The small trained models that ship with Headwater, each with its weights, training script, metrics and licence."""
+"""The small trained models that ship with Headwater, each with its weights, training script, metrics and licence.
+
+`digests.json` holds the sha256 of every file that decides their numbers; `python -m headwater.lens.models.embedded` writes it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from headwater.lens.errors import ModelError
+
+DIGESTS = "digests.json"
+DECIDING = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json")
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "models"
 
 
@@ -29,3 +37,27 @@ def embedded() -> dict[str, dict[str, Any]]:
             "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
         }
     return found
+
+
+def check_embedded(name: str) -> None:
+    """ModelError where a file of an embedded model is not the one that was shipped."""
+    shipped = json.loads((FOLDER / DIGESTS).read_text(encoding="utf-8")).get(name)
+    found = digests(FOLDER / name)
+    if differing := sorted(
+        file for file in {*found, *(shipped or {})} if found.get(file) != (shipped or {}).get(file)
+    ):
+        raise ModelError(
+            f"the embedded model {name} is not the one that was shipped ({differing[0]} was changed); install Headwater "
+            "again, or copy the folder elsewhere and load it by its path"
+        )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file in a model's folder that decides its numbers."""
+    files = sorted(file for pattern in DECIDING for file in folder.glob(pattern))
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+if __name__ == "__main__":
+    written = {name: digests(about["path"]) for name, about in embedded().items()}
+    (FOLDER / DIGESTS).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

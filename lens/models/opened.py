@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from headwater.lens.attention.function import register_layers
 from headwater.lens.errors import EditError, ModelError, nearest
 from headwater.lens.models.parts import Part, Patches
+from headwater.lens.models.revision import Revision, of_tokenizer
 from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
 
 
@@ -18,7 +20,7 @@ class Opened:
     """An open model, seen from one of its parts; the docstring of `HookedModel` explains the attributes."""
 
     def __init__(
-        self, hf: Any, tokenizer: Any, parts: Mapping[str, Part], name: str, revision: str, *,
+        self, hf: Any, tokenizer: Any, parts: Mapping[str, Part], name: str, *,
         unread: tuple[str, ...] = (), read_only: str = "",
     ) -> None:  # fmt: skip
         text = hf.config.get_text_config()
@@ -26,7 +28,7 @@ class Opened:
         self.hf = hf
         self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has a tokenizer inside
         self.name = name
-        self.revision = revision
+        self.weights_digest = Revision(hf)
         self.parts = dict(parts)
         self.unread = unread
         self.read_only = read_only
@@ -92,6 +94,16 @@ class Opened:
         vars(self).update(state)
         self._register_layers()
         self.key = self.part_keys[self.part_name]
+
+    @property
+    def revision(self) -> str:
+        """The digest of everything in the model that decides its numbers, as it is now (models/revision.py)."""
+        return self.weights_digest.now()
+
+    @cached_property
+    def tokenizer_revision(self) -> str:
+        """The digest of what decides which ids a text becomes; empty without a tokenizer."""
+        return of_tokenizer(self.tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -25,4 +25,5 @@ def provenance(model: Opened) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."), "headwater": VERSION, "torch": torch.__version__,
         "transformers": transformers.__version__, "machine": platform.machine(),
         **({"attention": attention} if attention else {}),
+        **({"tokenizer": told} if (told := model.tokenizer_revision) else {}),
     }  # fmt: skip

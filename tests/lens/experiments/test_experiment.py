@@ -101,7 +101,7 @@ def test_nothing_outside_of_the_folder_is_read_or_written(model, tmp_path):
 
 
 def test_other_weights_and_answers_that_are_no_token_are_refused(model):
-    with pytest.raises(ExperimentError, match="is of weights sha256:0, tasks-4l has sha256:"):
+    with pytest.raises(ExperimentError, match="is of weights sha256:0, tasks-4l has model-sha256:"):
         asked(revision="sha256:0").run(model)
     with pytest.raises(HeadwaterError, match="prompt 0: answer='xylophone' is not one token"):
         asked(prompts=[{"text": PROMPT, "answer": "xylophone"}], measures=["probability"]).run(model)

@@ -38,7 +38,7 @@ def test_a_folder_is_the_model_it_was_saved_from(folder):
     ids, _ = tiny_models.batch()
     model = hw.load(folder)
     assert model.name == "small"
-    assert model.revision.startswith("sha256:")
+    assert model.revision.startswith("model-sha256:")
     torch.testing.assert_close(model(ids), hw.load(tiny_models.tiny("gpt2"))(ids))
 
 

