@@ -1,6 +1,7 @@
 """The small trained models that ship with Headwater, each with its weights, training script, metrics and licence.
 
-`digests.json` holds the sha256 of every file that decides their numbers; `python -m headwater.lens.models.embedded` writes it.
+`digests.json` holds the sha256 of every file that decides their numbers. `python -m headwater.lens.models.embedded`
+writes it.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def check_embedded(name: str) -> None:
         file for file in {*found, *(shipped or {})} if found.get(file) != (shipped or {}).get(file)
     ):
         raise ModelError(
-            f"the embedded model {name} is not the one that was shipped ({differing[0]} was changed); install Headwater "
-            "again, or copy the folder elsewhere and load it by its path"
+            f"the embedded model {name} is not the one that was shipped ({differing[0]} was changed); install "
+            "Headwater again, or copy the folder elsewhere and load it by its path"
         )
 
 
