@@ -13,7 +13,7 @@ print("heads", *heads, "movers", *movers)
 # -4 is the asked object; its head 0.6 was found by trying each by itself on other prompts
 for position, names in ((-1, [str(head) for head in heads]), (-4, ["0.6"])):
     found = analyses.repair(
-        model, judged_on, names, position=position, movers=[str(head) for head in movers], controls=2
+        model, judged_on, heads=names, position=position, movers=[str(head) for head in movers], controls=2
     )
     print(f"\n{' '.join(names)} forced at position {position}: answered right, with new mistakes")
     for treatment in found.treatment.values:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
+from torch import Tensor
+
 from headwater.lens.errors import AnalysisError, nearest
 
 Given = ParamSpec("Given")
@@ -142,7 +144,7 @@ def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
 @functools.cache
 def settings_of(function: Callable[..., Any]) -> tuple[Setting, ...]:
-    """Settings of `function` in their order: parameters with a default or `Annotated` type, except callables."""
+    """Settings of `function` in their order: those with a default or `Annotated` type, but no functions and tensors."""
     bare = inspect.unwrap(function)
     # the return type may belong to a library that is imported only when the function runs
     told = {name: hint for name, hint in bare.__annotations__.items() if name != "return"}
@@ -163,7 +165,7 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
     help_line = next((note for note in notes if isinstance(note, str)), "")
     bounds = next((note for note in notes if isinstance(note, Bounds)), Bounds())
     origins = {typing.get_origin(member) or member for member in _members(hint)}
-    if Callable in origins or Any in origins:  # cannot be given as text, only from Python
+    if origins & {Callable, Any, Tensor}:  # cannot be given as text, only from Python
         return None
     literals = [each for each in _members(hint) if typing.get_origin(each) is Literal]
     known = [choice for literal in literals for choice in typing.get_args(literal)]

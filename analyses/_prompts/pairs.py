@@ -5,14 +5,15 @@ Pairs of one length share a group, so there is no padding. Their score is define
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompts.examples import Examples, of_equal_length, one_by_one
+from headwater.analyses._prompts.examples import of_equal_length, one_by_one
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -42,20 +43,77 @@ class Pairs:
         return int(differ[0]) if len(differ) else self.length
 
 
-def side_by_side(model: HookedModel, clean: Any, corrupt: Examples | None) -> PairExamples:
-    """Pairs from two lists of prompts; with `corrupt=None`, `clean` holds pairs already."""
+def side_by_side(model: HookedModel, clean: Any, corrupt: Any = None) -> PairExamples:
+    """A list of pairs, from any form in which pairs are given.
+
+    `clean` and `corrupt` are two texts, two lists of texts or two rows of ids of equal number. With `corrupt=None`,
+    `clean` holds both: a list of pairs, examples of a prompt set, one pair, one example, or a tuple of two lists.
+    """
     if corrupt is None:
-        if isinstance(clean, (str, Tensor)):
+        return _together(model, clean)
+    if callable(corrupt) or corrupt == "logit_difference":
+        raise AnalysisError(
+            "a measure stands in the place of the corrupt prompts; give it by name, as measure=..."
+        )
+    for side, given in (("clean", clean), ("corrupt", corrupt)):
+        if not isinstance(given, str | Tensor) and any(_is_pair(each) for each in given):
             raise AnalysisError(
-                "corrupt is missing; give corrupt prompts, or a list of (clean, corrupt) pairs in the place of clean"
+                f"{side} holds pairs, and {'corrupt' if side == 'clean' else 'clean'} prompts are given too; give a "
+                "list of pairs alone, or clean prompts and corrupt prompts"
             )
-        return clean
     sides = [one_by_one(model, given) for given in (clean, corrupt)]
     if len(sides[0]) != len(sides[1]):
         raise AnalysisError(
             f"there are {len(sides[0])} clean and {len(sides[1])} corrupt prompts; give pairs"
         )
     return list(zip(*sides, strict=True))
+
+
+def _together(model: HookedModel, given: Any) -> PairExamples:
+    """Pairs that were given without corrupt prompts beside them."""
+    if _is_example(given):
+        return [given]
+    if isinstance(given, Iterator):
+        return list(given)
+    if isinstance(given, str | Mapping) or not hasattr(given, "__len__") or _is_prompts(given):
+        raise AnalysisError(
+            "corrupt is missing; give corrupt prompts behind the clean ones, or a list of (clean, corrupt) pairs in "
+            "the place of clean"
+        )
+    if not isinstance(given, tuple) or len(given) != 2 or any(map(_is_pair, given)):
+        return given
+    if all(isinstance(side, list) and len(side) == 2 for side in given):
+        raise AnalysisError(
+            "two lists of two may be two pairs or two clean and two corrupt prompts; give [(clean, corrupt), …], or "
+            "clean prompts and corrupt prompts as two arguments"
+        )
+    if all(isinstance(side, str) or _is_row(side) for side in given):
+        return [given]
+    return side_by_side(model, *given)
+
+
+def _is_example(given: Any) -> bool:
+    return hasattr(given, "prompt") and hasattr(given, "corrupt")
+
+
+def _is_pair(given: Any) -> bool:
+    """Whether this is an example of a prompt set, or a tuple of two prompts."""
+    prompts = isinstance(given, tuple) and len(given) == 2
+    return _is_example(given) or (prompts and all(isinstance(side, str) or _is_row(side) for side in given))
+
+
+def _is_row(given: Any) -> bool:
+    """Whether these are ids [position]."""
+    if isinstance(given, Tensor | np.ndarray):
+        return given.ndim == 1
+    return isinstance(given, list) and len(given) > 0 and all(isinstance(each, int) for each in given)
+
+
+def _is_prompts(given: Any) -> bool:
+    """Whether these are prompts without a second side: texts, or ids [prompt, position]."""
+    if isinstance(given, Tensor | np.ndarray):
+        return given.ndim < 3
+    return isinstance(given, list) and len(given) > 0 and all(isinstance(each, str) for each in given)
 
 
 def pairs_of(model: HookedModel, given: PairExamples, size: int | None = None) -> list[Pairs]:
@@ -81,9 +139,9 @@ def pairs_of(model: HookedModel, given: PairExamples, size: int | None = None) -
 
 
 def _ids(model: HookedModel, place: int, pair: Any) -> tuple[Tensor, Tensor]:
-    if hasattr(pair, "prompt") and hasattr(pair, "corrupt"):
+    if _is_example(pair):
         pair = (pair.prompt, pair.corrupt)
-    if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+    if isinstance(pair, str | Mapping) or _is_row(pair) or not hasattr(pair, "__len__") or len(pair) != 2:
         raise AnalysisError(f"pair {place} is not (clean, corrupt); give two prompts for each")
     both = []
     for given in pair:

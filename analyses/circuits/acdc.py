@@ -18,7 +18,8 @@ from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
-from headwater.analyses._prompts.pairs import PairExamples, pairs_of
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import EMBED, KeyValues, Wiring
 from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed, changed_logits
 from headwater.analyses.circuits._graphs import graph_of, pruned
@@ -31,7 +32,8 @@ ROWS = 64  # prompts in one forward pass
 @analysis
 def acdc(
     model: HookedModel,
-    pairs: PairExamples,
+    pairs: Examples | PairExamples,
+    corrupt: Examples | None = None,
     measure: PairMeasure = "logit_difference",
     tau: Annotated[float, "an edge that costs less is taken out", Bounds(0)] = 0.01,
     metric: Annotated[Literal["kl", "measure"], "what counts as a cost"] = "kl",
@@ -61,6 +63,7 @@ def acdc(
     >>> list(graph)
     ['embed', 'logits']
     """
+    pairs = side_by_side(model, pairs, corrupt)
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
     cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)

@@ -22,7 +22,8 @@ from headwater.analyses._catalogue.settings import Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
-from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of, side_by_side
 from headwater.analyses.circuits.edge_attribution import How, edge_attribution
 from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.model import HookedModel
@@ -37,7 +38,8 @@ STATISTICS = ("spearman", "spearman_size", "pearson")
 @analysis
 def attribution_truth(
     model: HookedModel,
-    pairs: PairExamples,
+    pairs: Examples | PairExamples,
+    corrupt: Examples | None = None,
     measure: PairMeasure = "logit_difference",
     steps: Annotated[int, "points between corrupt and clean of EAP-IG", Bounds(2, 1000)] = 5,
     answer: AnswerSetting = None,
@@ -72,6 +74,7 @@ def attribution_truth(
     >>> hw.analyses.attribution_truth(model, [pair], draws=1).attribution.values.tolist()
     ['eap', 'eap_ig_inputs', 'eap_ig_activations', 'clean_corrupt', 'gate_slope']
     """
+    pairs = side_by_side(model, pairs, corrupt)
     asked = Asked(measure, answer, wrong, position)
     of_heads = np.empty((2, len(model.layers), model.n_heads, len(pairs)))  # slope and effect
     for pair in tqdm(pairs_of(model, pairs, 1), desc="heads", unit="pair", disable=None):
@@ -79,8 +82,8 @@ def attribution_truth(
     ways: dict[str, How] = {**EDGES, "exact": "exact"}
     graphs = [
         edge_attribution(
-            model, pairs, measure, 1 if name == "eap" else steps, how, answer=answer, wrong=wrong, position=position,
-            draws=1, per_pair=True, batch_size=1,
+            model, pairs, measure=measure, steps=1 if name == "eap" else steps, how=how, answer=answer, wrong=wrong,
+            position=position, draws=1, per_pair=True, batch_size=1,
         )
         for name, how in ways.items()
     ]  # fmt: skip

@@ -23,7 +23,8 @@ from headwater.analyses._catalogue.settings import BatchSize, Draws, Seed
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
-from headwater.analyses._prompts.pairs import PairExamples, pairs_of
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import Wiring
 from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed
 from headwater.analyses.circuits._graph_files import (
@@ -45,7 +46,8 @@ SCORES = ("faithfulness", "completeness")
 def circuit_faithfulness(
     model: HookedModel,
     graph: nx.DiGraph | str | Path | None,
-    pairs: PairExamples,
+    pairs: Examples | PairExamples,
+    corrupt: Examples | None = None,
     measure: PairMeasure = "logit_difference",
     ablation: Annotated[Ablation, "what edges outside of the circuit carry"] = "resample",
     sizes: Annotated[
@@ -87,9 +89,10 @@ def circuit_faithfulness(
     >>> found["mean"].sel(score="faithfulness").round(1).values.tolist()
     [0.8, 1.0]
     """
+    pairs = side_by_side(model, pairs, corrupt)
     listed = _listed(sizes)
     if graph is None:
-        graph = edge_attribution(model, pairs, measure, answer=answer, wrong=wrong, position=position)
+        graph = edge_attribution(model, pairs, measure=measure, answer=answer, wrong=wrong, position=position)
         count = len(edges_of(graph))
         listed = [count // 10, count // 4, count // 2] if listed is None else listed
     graph = circuit_of(graph)

@@ -21,7 +21,8 @@ from headwater.analyses._catalogue.settings import BatchSize, Bounds, Seed
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
-from headwater.analyses._prompts.pairs import PairExamples, pairs_of
+from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import KeyValues, Wiring
 from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed, nodes_of_layers, slopes
 from headwater.analyses.circuits._graphs import graph_of, select_circuit as select_circuit
@@ -38,7 +39,8 @@ TOGETHER = 4096  # edges whose means are resampled at once, to bound memory
 @analysis
 def edge_attribution(
     model: HookedModel,
-    pairs: PairExamples,
+    pairs: Examples | PairExamples,
+    corrupt: Examples | None = None,
     measure: PairMeasure = "logit_difference",
     steps: Annotated[int, "points between corrupt and clean; 1 is EAP", Bounds(1, 1000)] = 5,
     how: Annotated[How, "where the gradient is taken, or the effect of every edge itself"] = "inputs",
@@ -63,7 +65,8 @@ def edge_attribution(
     "exact" is the drop itself, `m(clean) - m(clean with the edge changed)`. `level="node"` scores nodes: all edges of a
     node are changed.
 
-    `pairs` are (clean, corrupt) texts or ids of equal length, or examples of a prompt set. m is the logit of `answer`
+    `pairs` are (clean, corrupt) texts or ids of equal length, or examples of a prompt set; or `pairs` are the clean
+    prompts and `corrupt` the others. m is the logit of `answer`
     minus that of `wrong` at `position` (default: the example's tokens, or the model's predictions on the two prompts),
     or `measure(logits) → [pair]`. Nodes are "embed", "5.1", "mlp.3" and "logits"; inputs are "5.1.q", or "5.kv0.k" with
     `key_values="kv"`; edges of kind "inside" join inputs to heads. AnalysisError for a model whose residual stream is
@@ -88,6 +91,7 @@ def edge_attribution(
     >>> max((score, u, v) for u, v, score in graph.edges(data="score") if score is not None)[1:]
     ('mlp.3', 'logits')
     """
+    pairs = side_by_side(model, pairs, corrupt)
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
     cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)

@@ -34,7 +34,7 @@ from headwater.lens.naming.heads import chosen_layers
 def patch(
     model: HookedModel,
     clean: Examples | PairExamples,
-    corrupt: Examples | None,
+    corrupt: Examples | None = None,
     measure: PairMeasure = "logit_difference",
     what: Annotated[What, "what a cell is"] = "head",
     how: Annotated[

@@ -39,7 +39,7 @@ from headwater.lens.transformer_lens.run import Function
 def path_patch(
     model: HookedModel,
     clean: Examples | PairExamples,
-    corrupt: Examples | None,
+    corrupt: Examples | None = None,
     measure: PairMeasure = "logit_difference",
     receivers: Annotated[str | Sequence[str], "logits, residual.3, or 5.1.k, 6.0.q …"] = "logits",
     mlps: Annotated[Literal["free", "frozen"], "whether MLPs pass on what the sender says"] = "free",
@@ -171,7 +171,8 @@ class _Paths:
             received = first.cache[stream]
             second = Swap(self.model, rows, forward={stream: lambda tensor, hook: received})
         else:
-            inject = {layer: self._injected(layer, first.seen[layer]) for layer in into.parts}
+            # a run from the sender's layer does not reach the receivers below it, which the sender does not change
+            inject = {layer: self._injected(layer, values) for layer, values in first.seen.items()}
             second = Swap(self.model, rows, attention=inject)
         return self.copies.measure(second, copies, into.layer, self.start)
 

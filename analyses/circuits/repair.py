@@ -27,8 +27,8 @@ from headwater.analyses._measures.measure import (
     PositionSetting,
     WrongSetting,
 )
-from headwater.analyses._prompts.examples import Batch
-from headwater.analyses._prompts.pairs import PairExamples, pairs_of
+from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._prompts.positions import place_of
 from headwater.analyses.circuits.path_patch import path_patch
 from headwater.lens.edits import InjectPattern
@@ -43,7 +43,8 @@ TREATMENTS = ("none", "forced", "onto_answer", "random_heads", "random_keys")
 @analysis
 def repair(
     model: HookedModel,
-    pairs: PairExamples,
+    pairs: Examples | PairExamples,
+    corrupt: Examples | None = None,
     heads: Annotated[HeadNames, "heads that are forced, as 5.1 5.4; none: found"] = "",
     position: PositionSetting = -1,
     movers: Annotated[HeadNames, "heads whose attention is watched, as 6.0 6.2"] = "",
@@ -87,9 +88,10 @@ def repair(
     >>> found.right.sel(treatment="none").values.tolist()
     [1.0]
     """
+    pairs = side_by_side(model, pairs, corrupt)
     forced, watched = (named(each, model.layers, model.n_heads) for each in (heads, movers))
     if not forced:
-        forced, found_movers = inhibition_like(model, pairs, count)
+        forced, found_movers = inhibition_like(model, pairs, count=count)
         watched = watched or found_movers
     others = [h for h in every_head(model.layers, model.n_heads) if h not in {*forced, *watched}]
     batches = _cases(model, pairs, position, answer, wrong, batch_size)
@@ -119,7 +121,8 @@ def repair(
 @checked
 def inhibition_like(
     model: HookedModel,
-    pairs: PairExamples,
+    pairs: Examples | PairExamples,
+    corrupt: Examples | None = None,
     count: Annotated[int, Bounds(1)] = 2,
     movers: Annotated[int, Bounds(1)] = 3,
 ) -> tuple[list[Head], list[Head]]:
@@ -136,7 +139,8 @@ def inhibition_like(
     >>> hw.analyses.inhibition_like(model, [(clean, corrupt)], count=1, movers=1)[1]
     [Head(layer=3, head=0)]
     """
-    found = path_patch(model, pairs, None)
+    pairs = side_by_side(model, pairs, corrupt)
+    found = path_patch(model, pairs)
     late = _ranked(found, model.layers[1:])[:movers]
     if not late:
         raise AnalysisError(f"{model.name} has no head before another; name heads")
@@ -144,7 +148,7 @@ def inhibition_like(
     if not early:
         late = [head for head in late if head.layer > model.layers[0]]
         early = model.layers[:1]
-    sent = path_patch(model, pairs, None, receivers=[f"{head}.q" for head in late])
+    sent = path_patch(model, pairs, receivers=[f"{head}.q" for head in late])
     return _ranked(sent, early)[:count], late
 
 

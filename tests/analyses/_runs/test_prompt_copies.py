@@ -235,7 +235,7 @@ def test_examples_and_pairs_in_the_place_of_two_lists(pairs: Callable) -> None:
         assert told.attrs["answer"] == "w30"
         assert not np.allclose(told.values, expected.values)
     for message, given in (
-        ("corrupt is missing", "w5 w17"), ("pair 0 is not", ["w5 w17"]), ("pair 1 is not", [("w5", "w6"), 3]),
+        ("corrupt is missing", "w5 w17"), ("corrupt is missing", ["w5 w17"]), ("pair 1 is not", [("w5", "w6"), 3]),
         ("pairs is empty", []),
     ):  # fmt: skip
         with pytest.raises(AnalysisError, match=message):

@@ -52,7 +52,9 @@ def measure(logits: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def attributed(name: str, key_values="head") -> nx.DiGraph:
-    return analyses.edge_attribution(models(name)[0], pairs(), measure, steps=2, key_values=key_values)
+    return analyses.edge_attribution(
+        models(name)[0], pairs(), measure=measure, steps=2, key_values=key_values
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3", "gpt_neox", "opt"])
@@ -62,7 +64,7 @@ def test_all_edges_are_the_clean_run_and_none_the_corrupt(name: str, ablation) -
     graph = attributed(name)
     clean, corrupt = (measure(model(ids)).numpy() for ids in prompts())
     found = analyses.circuit_faithfulness(
-        model, graph, pairs(), measure, sizes=[0, 10**6], ablation=ablation, draws=20
+        model, graph, pairs(), measure=measure, sizes=[0, 10**6], ablation=ablation, draws=20
     )
     np.testing.assert_allclose(found["mean"].sel(score="faithfulness"), [0, 1], atol=1e-9)
     np.testing.assert_allclose(found["mean"].sel(score="completeness"), [1, 0], atol=1e-9)
@@ -92,7 +94,7 @@ def test_half_a_model_is_the_dense_run(name: str, key_values) -> None:
             measure(edge_oracle.run(twin, clean, other, changed, kv=key_values == "kv").logits)
             for changed in (set(edges) - kept, kept)
         ]
-    found = analyses.circuit_faithfulness(model, circuit, pairs(), measure, draws=20)
+    found = analyses.circuit_faithfulness(model, circuit, pairs(), measure=measure, draws=20)
     assert found.edges.item() == len(kept)
     np.testing.assert_allclose(found.measure.sel(kept="circuit")[0], out[0], atol=1e-10)
     np.testing.assert_allclose(found.measure.sel(kept="complement")[0], out[1], atol=1e-10)
@@ -173,7 +175,7 @@ def test_a_long_chain_is_pruned_to_its_end() -> None:
 
 def test_nodes_select_every_edge_between_them() -> None:
     model, _ = models("gpt2")
-    graph = analyses.edge_attribution(model, pairs(), measure, steps=1, level="node")
+    graph = analyses.edge_attribution(model, pairs(), measure=measure, steps=1, level="node")
     best = sorted(
         (n for n, about in graph.nodes(data=True) if "score" in about),
         key=lambda n: -abs(graph.nodes[n]["score"]),
@@ -188,14 +190,16 @@ def test_nodes_select_every_edge_between_them() -> None:
 def test_intervals_are_the_bootstrap_of_the_ratio() -> None:
     model, _ = models("gpt2")
     found = analyses.circuit_faithfulness(
-        model, attributed("gpt2"), pairs(), measure, sizes=[40], draws=300, seed=5
+        model, attributed("gpt2"), pairs(), measure=measure, sizes=[40], draws=300, seed=5
     )
     kept, none, whole = (x.values for x in (found.measure[0, 0], found.nothing, found.whole))
     picks = np.random.default_rng(5).integers(3, size=(300, 3))
     drawn = [(kept[p] - none[p]).mean() / (whole[p] - none[p]).mean() for p in picks]
     assert float(found.low[0, 0]) == pytest.approx(np.quantile(drawn, 0.025))
     assert float(found.high[0, 0]) == pytest.approx(np.quantile(drawn, 0.975))
-    single = analyses.circuit_faithfulness(model, attributed("gpt2"), pairs()[:1], measure, sizes=[40])
+    single = analyses.circuit_faithfulness(
+        model, attributed("gpt2"), pairs()[:1], measure=measure, sizes=[40]
+    )
     assert np.isnan(single.low).all()
 
 
@@ -226,14 +230,14 @@ def test_refuses_circuits_of_another_model(change, message: str) -> None:
     circuit = attributed("gpt2").copy()
     change(circuit)
     with pytest.raises(HeadwaterError, match=message):
-        analyses.circuit_faithfulness(models("gpt2")[0], circuit, pairs(), measure)
+        analyses.circuit_faithfulness(models("gpt2")[0], circuit, pairs(), measure=measure)
 
 
 def test_refuses_what_makes_no_sense(tmp_path: Path) -> None:
     model, _ = models("gpt2")
     same = [(ids, ids) for ids in prompts()[0]]
     with pytest.raises(HeadwaterError, match="no share of the difference is defined"):
-        analyses.circuit_faithfulness(model, attributed("gpt2"), same, measure, draws=2)
+        analyses.circuit_faithfulness(model, attributed("gpt2"), same, measure=measure, draws=2)
     for bad, message in (
         ({"selection": "up"}, "selection='up' is unknown"),
         ({"n": -1}, "n=-1 is outside its limits"),

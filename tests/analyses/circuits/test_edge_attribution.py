@@ -92,7 +92,7 @@ def test_gradients_are_those_of_the_dense_run(name: str, key_values) -> None:
         "clean_corrupt": ({"how": "clean_corrupt"}, [0.0, 1.0]),
     }
     for asked, points in settings.values():
-        graph = analyses.edge_attribution(model, pairs(), measure, key_values=key_values, **asked)
+        graph = analyses.edge_attribution(model, pairs(), measure=measure, key_values=key_values, **asked)
         expected = oracle_scores(lambda a: run(embed=other["embed"] + a * apart), nodes, other, points)
         agree(scores_of(graph), expected)
 
@@ -108,7 +108,7 @@ def test_every_edge_patched_is_the_dense_run(name: str) -> None:
         for edge in picked:
             now = edge_oracle.run(twin, clean, other, {edge})
             expected[edge] = float((measure(plain.logits) - measure(now.logits)).mean())
-    found = scores_of(analyses.edge_attribution(model, pairs(), measure, how="exact"))
+    found = scores_of(analyses.edge_attribution(model, pairs(), measure=measure, how="exact"))
     agree({edge: found[edge] for edge in expected}, expected)
 
 
@@ -122,7 +122,7 @@ def test_what_a_changed_edge_carries(how) -> None:
             other[name] = torch.zeros_like(said) if how == "zero" else said.mean((0, 1)).expand_as(said)
         edge = ("0.1", "1.2.v")
         expected = measure(plain.logits) - measure(edge_oracle.run(twin, clean, other, {edge}).logits)
-    found = scores_of(analyses.edge_attribution(model, pairs(), measure, how="exact", ablation=how))
+    found = scores_of(analyses.edge_attribution(model, pairs(), measure=measure, how="exact", ablation=how))
     assert found[edge] == pytest.approx(float(expected.mean()), rel=1e-6)
 
 
@@ -130,7 +130,7 @@ def test_activations_are_moved_one_place_at_a_time() -> None:
     """For edges out of the embedding it is the same as moving the inputs; for those of the last MLP a closed form."""
     model, twin = models("gpt2")
     by_input, by_activation = (
-        scores_of(analyses.edge_attribution(model, pairs(), measure, steps=2, how=how))
+        scores_of(analyses.edge_attribution(model, pairs(), measure=measure, steps=2, how=how))
         for how in ("inputs", "activations")
     )
     for edge, score in by_input.items():
@@ -154,8 +154,8 @@ def test_activations_are_moved_one_place_at_a_time() -> None:
 def test_a_node_is_worth_what_it_says_to_all(name: str) -> None:
     """Its slope is the sum of its edges' slopes; patched, it is all of its edges at once."""
     model, twin = models(name)
-    edges = scores_of(analyses.edge_attribution(model, pairs(), measure, steps=1))
-    nodes = analyses.edge_attribution(model, pairs(), measure, steps=1, level="node")
+    edges = scores_of(analyses.edge_attribution(model, pairs(), measure=measure, steps=1))
+    nodes = analyses.edge_attribution(model, pairs(), measure=measure, steps=1, level="node")
     for node in ("embed", "0.1", "mlp.0", "1.3", "mlp.1"):
         total = sum(score for (u, _), score in edges.items() if u == node)
         assert nodes.nodes[node]["score"] == pytest.approx(total, rel=1e-6, abs=1e-9)
@@ -164,7 +164,7 @@ def test_a_node_is_worth_what_it_says_to_all(name: str) -> None:
         plain, other = edge_oracle.run(twin, clean), edge_oracle.run(twin, corrupt).nodes
         out = {edge for edge in plain.edges if edge[0] == "0.1"}
         now = edge_oracle.run(twin, clean, other, out)
-    exact = analyses.edge_attribution(model, pairs(), measure, how="exact", level="node")
+    exact = analyses.edge_attribution(model, pairs(), measure=measure, how="exact", level="node")
     expected = float((measure(plain.logits) - measure(now.logits)).mean())
     assert exact.nodes["0.1"]["score"] == pytest.approx(expected, rel=1e-6)
 
@@ -265,7 +265,8 @@ def test_prompts_of_unequal_length_and_batches_change_nothing() -> None:
             {"pairs": [(torch.tensor([1, 2]), torch.tensor([1, 2, 3]))]},
             "pair 0 has 2 clean and 3 corrupt tokens",
         ),
-        ({"pairs": ["one two"]}, "pair 0 is not"),
+        ({"pairs": [("one", "two", "three")]}, "pair 0 is not"),
+        ({"pairs": ["one two"]}, "corrupt is missing"),
     ],
 )
 def test_refuses_what_makes_no_sense(asked, message: str) -> None:
@@ -278,10 +279,10 @@ def test_refuses_what_makes_no_sense(asked, message: str) -> None:
 def test_refuses_models_that_it_can_not_take_apart(name: str) -> None:
     model = hw.load(zoo.build(name))
     with pytest.raises(HeadwaterError):
-        analyses.edge_attribution(model, pairs(), measure, steps=1)
+        analyses.edge_attribution(model, pairs(), measure=measure, steps=1)
 
 
 def test_refuses_to_read_edges_under_edits() -> None:
     model, _ = models("gpt2")
     with model.edit(hw.ScaleHeads({"0.1": 0.0})), pytest.raises(HeadwaterError, match="edits are on"):
-        analyses.edge_attribution(model, pairs(), measure)
+        analyses.edge_attribution(model, pairs(), measure=measure)

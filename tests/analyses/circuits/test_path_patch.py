@@ -1,11 +1,12 @@
 """Path patching against three dense runs written by hand, and on a circuit that was built by hand.
 
 Mutations seen to fail: other heads left free, MLPs always frozen, the sender left as it was, receivers read in the
-prompt as it is, an MLP that sends into every copy.
+prompt as it is, an MLP that sends into every copy, receivers below the sender looked for in its run.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import dense_patching
@@ -100,6 +101,25 @@ def test_three_runs(pairs: Callable, name, receivers, parts, frozen, how) -> Non
     each = [f"{layer}.{head}" if head < 4 else f"mlp.{layer}" for layer in range(last) for head in range(5)]
     assert senders == ["embed", *each]
     check(found, densely(pair.twin, senders, parts, frozen, how))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 12))]
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_any_set_of_receivers(pairs: Callable, name: str, seed: int) -> None:
+    """Receivers stand in any layers, also more than one apart and in the last sender's own."""
+    pair, draw = pairs(name), random.Random(seed)
+    heads = {"q": pair.model.n_heads, "k": pair.model.n_kv_heads, "v": pair.model.n_kv_heads}
+    every = [(part, layer, head) for layer in range(3) for part in "qkv" for head in range(heads[part])]
+    parts = draw.sample(every, draw.randint(1, 5)) if seed else [("q", 0, 0), ("q", 2, 0)]
+    frozen, how = draw.choice([False, True]), draw.choice(["noise", "denoise"])
+    found = analyses.path_patch(
+        pair.model, CLEAN, CORRUPT, receivers=[f"{layer}.{head}.{part}" for part, layer, head in parts],
+        mlps="frozen" if frozen else "free", how=how, answer=ANSWER, wrong=WRONG, per="kv_head",
+    )  # fmt: skip
+    senders = found.sender.values.tolist()
+    np.testing.assert_allclose(found, densely(pair.twin, senders, parts, frozen, how), atol=2e-4, rtol=2e-4)
 
 
 def test_one_query_heads_view_of_shared_keys(pairs: Callable) -> None:

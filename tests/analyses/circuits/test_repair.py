@@ -35,7 +35,9 @@ def test_the_forced_runs_by_hand(pairs, name: str, position: int) -> None:
     """z of the forced heads is the mean of the values of the wrong tokens, put in by a hook on a run of its own."""
     model = pairs(name).model
     heads = ["0.1", "2.3"]
-    found = analyses.repair(model, EXAMPLES, heads, position=position, movers="1.0", controls=2, draws=20)
+    found = analyses.repair(
+        model, EXAMPLES, heads=heads, position=position, movers="1.0", controls=2, draws=20
+    )
     assert found.difference.dims == ("treatment", "batch")
     group = model.n_heads // model.n_kv_heads
     for n, (ids, one) in enumerate(zip(IDS, EXAMPLES, strict=True)):
@@ -75,7 +77,7 @@ def test_the_forced_runs_by_hand(pairs, name: str, position: int) -> None:
 def test_watched_attention_is_that_of_the_run(pairs) -> None:
     """A watched head that is forced too, as the last position's, has all its weight on the wrong tokens."""
     model = pairs("llama").model
-    found = analyses.repair(model, EXAMPLES, "0.1", movers="0.1, 1.0", controls=1, draws=5)
+    found = analyses.repair(model, EXAMPLES, heads="0.1", movers="0.1, 1.0", controls=1, draws=5)
     forced = found.attention.sel(treatment="forced", mover="0.1")
     np.testing.assert_allclose(forced.sel(on="wrong"), 1, atol=1e-6)
     np.testing.assert_allclose(forced.sel(on="right"), 0, atol=1e-6)
@@ -94,7 +96,7 @@ def test_what_is_counted_as_repaired_and_as_a_new_mistake() -> None:
     """On the embedded model, whose heads 1.7 at the asked object's token do read the colour: counts by hand."""
     model = hw.load("tasks-4l")
     drawn = hw.prompt_set("colored_conflict", 12, seed=5, model=model)
-    found = analyses.repair(model, drawn, "1.7", position=-4, controls=1, draws=50)
+    found = analyses.repair(model, drawn, heads="1.7", position=-4, controls=1, draws=50)
     right = found.right.values
     before, after = right[0].astype(bool), right[2].astype(bool)
     names = list(found.treatment.values)
@@ -109,10 +111,10 @@ def test_what_is_counted_as_repaired_and_as_a_new_mistake() -> None:
     assert (
         found.difference.sel(treatment="onto_answer") > found.difference.sel(treatment="forced")
     ).mean() > 0.7
-    again = analyses.repair(model, drawn, ["1.7"], position=-4, controls=1, draws=50)
+    again = analyses.repair(model, drawn, heads=["1.7"], position=-4, controls=1, draws=50)
     assert again.identical(found)
     assert not again.identical(
-        analyses.repair(model, drawn, "1.7", position=-4, controls=1, draws=50, seed=1)
+        analyses.repair(model, drawn, heads="1.7", position=-4, controls=1, draws=50, seed=1)
     )
 
 
@@ -125,7 +127,7 @@ def test_heads_are_found_by_path_patching(pairs) -> None:
     assert len(heads) == 2
     assert max(head.layer for head in heads) < max(head.layer for head in movers)
     found = analyses.repair(model, EXAMPLES, controls=1, draws=5, count=1)
-    assert found.attrs["heads"] == f'["{inhibition_like(model, EXAMPLES, 1)[0][0]}"]'
+    assert found.attrs["heads"] == f'["{inhibition_like(model, EXAMPLES, count=1)[0][0]}"]'
     assert found.sizes["mover"] > 0
 
 
@@ -133,9 +135,9 @@ def test_pairs_of_plain_texts_and_prompts_without_a_wrong_token(pairs) -> None:
     """The answer is then what the model predicts, so it is always right; without a wrong token nothing is forced."""
     model = pairs("llama").model
     texts = [("w5 w6 w7", "w5 w9 w7"), ("w3 w4", "w8 w4")]
-    found = analyses.repair(model, texts, "0.0 0.1", controls=1, draws=5)
+    found = analyses.repair(model, texts, heads="0.0 0.1", controls=1, draws=5)
     assert (found.right.sel(treatment="none") == 1).all()
-    told = analyses.repair(model, texts, "0.0", answer=["w5", "w3"], wrong="w20", controls=1, draws=5)
+    told = analyses.repair(model, texts, heads="0.0", answer=["w5", "w3"], wrong="w20", controls=1, draws=5)
     assert told.attrs["untouched"] == 2
     np.testing.assert_allclose(
         told.difference.sel(treatment="forced"), told.difference.sel(treatment="none"), atol=1e-6
@@ -153,14 +155,14 @@ def test_refusals(pairs, one_head: hw.HookedModel) -> None:
             analyses.repair(model, EXAMPLES, **settings)
         assert "\n" not in str(caught.value)
     ids = [(torch.tensor([5, 6, 7]), torch.tensor([5, 9, 7]))]
-    found = analyses.repair(one_head, ids, "0.0", controls=1, draws=5)  # one prompt has no interval
+    found = analyses.repair(one_head, ids, heads="0.0", controls=1, draws=5)  # one prompt has no interval
     assert np.isnan(found.accuracy.sel(bound="low")).all()
     every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
-    alone = analyses.repair(model, EXAMPLES, every, controls=2, draws=5)
+    alone = analyses.repair(model, EXAMPLES, heads=every, controls=2, draws=5)
     assert np.isnan(alone.right.sel(treatment="random_heads")).all()
     assert np.isfinite(alone.right.sel(treatment="random_keys")).all()
-    few = analyses.repair(model, EXAMPLES, every[1:], controls=2, draws=5)  # the one that is left
-    one = analyses.repair(model, EXAMPLES, "0.0", controls=1, draws=5)
+    few = analyses.repair(model, EXAMPLES, heads=every[1:], controls=2, draws=5)  # the one that is left
+    one = analyses.repair(model, EXAMPLES, heads="0.0", controls=1, draws=5)
     np.testing.assert_allclose(
         few.difference.sel(treatment="random_heads"), one.difference.sel(treatment="forced"), atol=1e-6
     )

@@ -59,5 +59,5 @@ def test_a_measure_of_years_is_patched_and_attributed() -> None:
     found = analyses.patch(model, clean, corrupt, measure, what="residual", layers=[0])
     assert found.sizes["batch"] == 4
     torch.testing.assert_close(torch.tensor(found.clean.values), value.double(), atol=1e-6, rtol=1e-4)
-    graph = analyses.edge_attribution(model, drawn, measure, steps=1)
+    graph = analyses.edge_attribution(model, drawn, measure=measure, steps=1)
     assert any(score for *_, score in graph.edges(data="score"))
