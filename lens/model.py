@@ -37,8 +37,10 @@ class HookedModel(TransformerLens):
     `hf` is the transformers model. `layers` are the layers with attention, `n_heads` the number of query heads,
     `context` the longest prompt in tokens (None: no known limit), `has_lm_head` whether it gives logits over a
     vocabulary. In a model with several parts (models/parts.py) they describe the main part; `part(name)` gives the
-    others. `read_only` says why attention can be read but not edited ("" if it can), `unread` lists stacks that could
-    not be read.
+    others. `read_only` says why attention can be read but not edited ("" if it can). `stack` lists what every block
+    does, in order (models/stack.py): attention that is read, mixers (linear attention, state spaces …) and MLPs.
+    `mixers` are the mixers alone. `unread` names all that mixes positions and has no map: mixers, and stacks that
+    were not read.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from headwater.lens.attention import context
 from headwater.lens.attention.function import NAME
 from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.loading.stacks import with_stacks
 from headwater.lens.model import HookedModel
 from headwater.lens.models import parts, read_only
 from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.signature import embedding, image_token, image_tokens, names, pair, vision_config
+from headwater.lens.models.stack import pattern
 
 LENGTH, SAMPLES = 24, 4000  # tokens, and audio samples, in the short run
 
@@ -27,8 +29,9 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
     _refuse_nonfinite(hf, name)
     hf.eval()
     if not hf._can_set_attn_implementation():
-        part = read_only.read_part(hf, _sample(hf))
-        model = HookedModel(hf, tokenizer, {"text": part}, name, read_only=read_only.READ_ONLY)
+        sample = _sample(hf)
+        found, unread = with_stacks(hf, {"text": read_only.read_part(hf, sample)}, sample)
+        model = HookedModel(hf, tokenizer, found, name, unread=unread, read_only=read_only.READ_ONLY)
         _check_tokenizer(model)
         return model
     original = hf.config._attn_implementation
@@ -57,7 +60,8 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
         unread = _silent(hf, {module for module, _ in calls})
         if before is not None:
             _compare(before, after, sample, hf)
-        found = parts.divide(hf, calls, sample)
+        found, mixing = with_stacks(hf, parts.divide(hf, calls, sample), sample)
+        unread = (*unread, *mixing)
         if "pixel_values" in names(hf) and "vision" not in found:
             unread = (*unread, "vision")  # images in a format that the sample does not have
     except BaseException:
@@ -147,14 +151,14 @@ def _silent(hf: Any, called: set[nn.Module]) -> tuple[str, ...]:
     """The stacks in which no layer was called; ModelError for a stack in which only some layers were called."""
     kinds = {type(module) for module in called}
     paths = {module: path for path, module in hf.named_modules()}
-    heard = {parts.pattern(paths[module]) for module in called}
+    heard = {pattern(paths[module]) for module in called}
     silent = [path for path, m in hf.named_modules() if type(m) in kinds and m not in called]
-    part_heard = [path for path in silent if parts.pattern(path) in heard]
+    part_heard = [path for path in silent if pattern(path) in heard]
     if part_heard:
         raise ModelError(
             f"{type(hf).__name__}: the attention of {part_heard[0]} was not called; it can not be read"
         )
-    return tuple(sorted({parts.pattern(path) for path in silent}))
+    return tuple(sorted({pattern(path) for path in silent}))
 
 
 def _compare(before: Tensor, after: Tensor, sample: dict[str, Tensor], hf: Any) -> None:

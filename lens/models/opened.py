@@ -14,6 +14,7 @@ from headwater.lens.errors import EditError, ModelError, nearest
 from headwater.lens.models.parts import Part, Patches
 from headwater.lens.models.revision import Revision, of_tokenizer
 from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
+from headwater.lens.models.stack import Mixer, mixers_of
 
 
 class Opened:
@@ -60,6 +61,7 @@ class Opened:
         self.part_name = name
         self.causal = part.causal
         self.layers = sorted(part.modules.values())
+        self.stack = part.stack
         self.n_layers = len(self.layers)
         self.n_heads = part.n_heads
         self.n_kv_heads = part.n_kv_heads
@@ -127,6 +129,11 @@ class Opened:
     def patches(self) -> Patches | None:
         """How images become tokens: `patches.prefix` tokens, then `patches.grid`, (rows, columns); None without."""
         return next((part.patches for part in self.parts.values() if part.patches is not None), None)
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """The modules of this part's blocks that mix positions and have no attention map."""
+        return mixers_of(self.stack)
 
     def attention_module(self, layer: int) -> nn.Module:
         """The transformers module of one layer's attention."""

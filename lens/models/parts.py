@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import ModelError
 from headwater.lens.models.signature import FLOATS, embedding, float_input, pair, vision_config
+from headwater.lens.models.stack import StackBlock, pattern
 
 CROSS = re.compile(r"cross|encoder_attn|encdec|encoder_decoder", re.IGNORECASE)
 VISION = re.compile(r"vision|visual|image|pixel", re.IGNORECASE)
@@ -67,6 +68,7 @@ class Part:
     patches: Patches | None = None
     stride: float = 1.0  # audio frames or samples per position
     lengths: Callable[[int], Any] | None = None  # or the model's function from samples to positions
+    stack: tuple[StackBlock, ...] = ()  # what each block does, those without attention too
 
     @property
     def crosses(self) -> bool:
@@ -89,7 +91,7 @@ def divide(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> dict[str, Par
         name = _name(hf, where)
         if name in parts:  # two kinds of attention in one stack, or a tower within a tower
             name = f"{name}:{where}"
-        parts[name] = _part(hf, name, members, sample)
+        parts[name] = _part(hf, name, members, paths, sample)
     main = _main(parts)
     return {main: parts[main], **{n: p for n, p in parts.items() if n != main}}
 
@@ -107,11 +109,6 @@ def _refuse_folded(hf: Any, calls: Calls, paths: Mapping[nn.Module, str], batch:
         raise ModelError(
             f"{type(hf).__name__}: {paths[folded]} folds its windows into the batch; its maps can not be read"
         )
-
-
-def pattern(path: str) -> str:
-    """A module's path with "*" for every number, so that all layers of a stack have the same."""
-    return ".".join("*" if piece.isdigit() else piece for piece in path.split("."))
 
 
 def _name(hf: Any, where: str) -> str:
@@ -133,7 +130,13 @@ def _main(parts: Mapping[str, Part]) -> str:
     return next((n for n in ("decoder", "text") if n in parts), next(iter(parts)))
 
 
-def _part(hf: Any, name: str, calls: list[tuple[nn.Module, AttentionMap]], sample: Any) -> Part:
+def _part(
+    hf: Any,
+    name: str,
+    calls: list[tuple[nn.Module, AttentionMap]],
+    paths: Mapping[nn.Module, str],
+    sample: Any,
+) -> Part:
     map = calls[0][1]
     named = name.partition(":")[0]
     source = FLOATS.get(float_input(hf) or "", "encoder") if "input_ids" not in sample else "encoder"
@@ -144,19 +147,25 @@ def _part(hf: Any, name: str, calls: list[tuple[nn.Module, AttentionMap]], sampl
     patches = _patches(hf, map.shape[3]) if keys == "image" else None
     frames = next((t.shape[-1] for n, t in sample.items() if FLOATS.get(n) == "audio"), 1)
     return Part(
-        name, number(calls), axis, keys, causal, map.shape[1], map.k.shape[1], map.q.shape[3],
+        name, number(calls, paths), axis, keys, causal, map.shape[1], map.k.shape[1], map.q.shape[3],
         width(hf, calls[0][0]), patches, frames / map.shape[3] if keys == "audio" else 1.0,
         getattr(hf, "_get_feat_extract_output_lengths", None) if "input_values" in sample else None,
     )  # fmt: skip
 
 
-def number(calls: Iterable[tuple[nn.Module, Any]]) -> dict[nn.Module, int]:
-    """The layer of each module: its `layer_idx` if these all differ, else the order of the calls."""
+def number(calls: Iterable[tuple[nn.Module, Any]], paths: Mapping[nn.Module, str]) -> dict[nn.Module, int]:
+    """The layer of each module: its `layer_idx` if these are numbers that all differ; else its place in its list of
+    blocks, where all stand in one list; else the order of the calls."""
     modules = list(dict.fromkeys(module for module, _ in calls))
     own = [getattr(module, "layer_idx", None) for module in modules]
-    if all(isinstance(n, int) for n in own) and len(set(own)) == len(own):
-        return dict(zip(modules, own, strict=True))  # type: ignore[arg-type]
-    return {module: layer for layer, module in enumerate(modules)}
+    if not all(isinstance(n, int) and n >= 0 for n in own) or len(set(own)) < len(own):
+        steps = [paths[module].split(".") for module in modules]
+        places = [n for n, piece in enumerate(steps[0]) if piece.isdigit()]
+        differing = [n for n in places if len({path[n] for path in steps}) > 1]
+        if len(differing) != 1:
+            return {module: layer for layer, module in enumerate(modules)}
+        own = [int(path[differing[0]]) for path in steps]
+    return dict(zip(modules, own, strict=True))  # type: ignore[arg-type]
 
 
 def width(hf: Any, module: nn.Module) -> int:

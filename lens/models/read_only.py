@@ -53,7 +53,7 @@ def read_part(hf: Any, sample: Mapping[str, Tensor]) -> Part:
     close_or_refuse(
         _first(plain)[mask], _first(told)[mask], what, "; it can not be read", least=0.1, error=ModelError
     )
-    layers = number(found)
+    layers = number(found, {module: path for path, module in hf.named_modules()})
     _, weights = found[0]
     d_model = width(hf, found[0][0])
     return Part(

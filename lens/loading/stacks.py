@@ -1,0 +1,234 @@
+"""Find what every block of a model does, from one short run.
+
+The blocks are the entries of the module lists that hold the attention modules. Each module of a block is called once
+more with the hidden state of one position changed. If the output changes at another position, the module mixes
+positions. What mixes positions and holds no attention that is read is a mixer, whatever its class is called.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.attention import context, module_hooks
+from headwater.lens.models.parts import Part
+from headwater.lens.models.stack import Kind, StackBlock, Step, mixers_of, named, pattern
+from headwater.lens.running.watching import Call
+
+DEEP = 4  # levels of modules below a block that are looked at
+ROUNDING = 256  # a change of another position below so many roundings of the largest output is none
+
+
+def with_stacks(
+    hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor]
+) -> tuple[dict[str, Part], tuple[str, ...]]:
+    """The parts with their stacks, and texts that name everything that mixes positions and has no map."""
+    look = _Look(hf, parts)
+    arguments = {**sample, **({"use_cache": False} if _takes(hf, "use_cache") else {})}
+    with torch.no_grad(), look.on(), context.discovering():
+        hf(**arguments)
+    found = {
+        name: replace(part, stack=tuple(look.stack(entries, part)))
+        for name, part in parts.items()
+        if (entries := look.entries[name]) is not None
+    }
+    mixers = {mixer: None for part in found.values() for mixer in mixers_of(part.stack)}
+    return found, (*named(list(mixers)), *look.outside())
+
+
+def _takes(hf: Any, name: str) -> bool:
+    known = inspect.signature(hf.forward).parameters
+    return name in known or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+
+
+@dataclass
+class _Look:
+    hf: Any
+    parts: Mapping[str, Part]
+    read: set[nn.Module] = field(init=False)  # attention modules whose maps are read
+    paths: dict[nn.Module, str] = field(init=False)
+    entries: dict[str, list[nn.Module]] = field(init=False)  # the blocks of each part
+    steps: dict[nn.Module, tuple[Step, ...]] = field(init=False, default_factory=dict)
+    others: set[nn.Module] = field(
+        init=False
+    )  # modules outside of the blocks that hold no attention that is read
+    called: set[nn.Module] = field(init=False, default_factory=set)
+    mixing: list[nn.Module] = field(
+        init=False, default_factory=list
+    )  # those of the others that mix positions
+
+    def __post_init__(self) -> None:
+        self.read = {module for part in self.parts.values() for module in part.modules}
+        self.paths = {module: path for path, module in self.hf.named_modules()}
+        self.entries = {name: self._blocks(part) for name, part in self.parts.items()}
+        blocks = {block for entries in self.entries.values() for block in entries}
+        inside = {module for block in blocks for module in block.modules()}
+        self.others = {m for m in self.hf.modules() if m not in inside and not blocks & set(m.modules())}
+
+    def _blocks(self, part: Part) -> list[nn.Module]:
+        """The entries of the lists that hold the attention modules of a part, at the deepest number that differs."""
+        steps = [self.paths[module].split(".") for module in part.modules]
+        places = [place for place, piece in enumerate(steps[0]) if piece.isdigit()]
+        differing = [n for n in places if len({path[n] for path in steps}) > 1]
+        if not places:
+            return []
+        place = differing[-1] if differing else places[0]
+        holders = dict.fromkeys(".".join(path[:place]) for path in steps)
+        return [entry for path in holders for entry in self.hf.get_submodule(path).children()]
+
+    # --- the run
+
+    def on(self) -> Any:
+        """Look at each block as soon as it has run, so that only the calls of one block are kept."""
+        blocks = {block for entries in self.entries.values() for block in entries}
+        calls: dict[nn.Module, Call] = {}
+
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not isinstance(output, Tensor) and not (
+                isinstance(output, tuple | list) and output and isinstance(output[0], Tensor)
+            ):
+                return
+            # a copy, because some blocks add to it in place
+            calls[module] = Call(module, args, kwargs, module_hooks.first_output(output).detach().clone())
+            if module in blocks:
+                with module_hooks.off():
+                    self.steps[module] = tuple(self._steps(module, calls))
+                calls.clear()
+            elif module in self.others:
+                self.called.add(module)
+                with module_hooks.off():
+                    if calls[module].output.shape == _given(calls[module]).shape and self._mixes(
+                        calls[module]
+                    ):
+                        self.mixing.append(module)
+                calls.clear()
+
+        watched = {m for block in blocks for m in self._within(block, DEEP)} | self.others
+        return module_hooks.on(watched, after=keep)
+
+    def _within(self, module: nn.Module, levels: int) -> Iterator[nn.Module]:
+        yield module
+        if levels and module not in self.read:
+            for child in module.children():
+                yield from self._within(child, levels - 1)
+
+    # --- one block
+
+    def _steps(self, block: nn.Module, calls: Mapping[nn.Module, Call]) -> list[Step]:
+        found: list[tuple[Kind, nn.Module]] = list(self._inside(block, calls, calls[block]))
+        reads = bool(self.read & set(block.modules()))
+        if not reads and not any(kind == "mixer" for kind, _ in found) and self._mixes(calls[block]):
+            found = [("mixer", block)]
+        order = {module: place for place, module in enumerate(calls)}
+        found.sort(key=lambda step: order.get(step[1], len(order)))
+        return [Step(kind, self.paths[module], type(module).__name__) for kind, module in found]
+
+    def _inside(
+        self, module: nn.Module, calls: Mapping[nn.Module, Call], block: Call
+    ) -> Iterator[tuple[Kind, nn.Module]]:
+        for child in module.children():
+            if child in self.read:
+                yield "attention", child
+            elif child not in calls or self.read & set(child.modules()):
+                yield from self._inside(child, calls, block)
+            elif _of_stream(calls[child], block) and self._mixes(calls[child]):
+                yield "mixer", self._innermost(child, calls)
+            elif _is_mlp(calls[child], block):
+                yield "mlp", child
+
+    def _innermost(self, module: nn.Module, calls: Mapping[nn.Module, Call]) -> nn.Module:
+        """The module inside of `module` whose output `module` adds to what it was given; else `module`."""
+        whole = calls[module]
+        if _given(whole).shape != whole.output.shape:
+            return module
+        added = whole.output - _given(whole)
+        close = 1e-3 * float(added.abs().max())
+        for child in module.children():
+            call = calls.get(child)
+            same = call is not None and call.output.shape == added.shape
+            if same and torch.allclose(call.output, added, rtol=1e-3, atol=close) and self._mixes(call):
+                return self._innermost(child, calls)
+        return module
+
+    def _mixes(self, call: Call) -> bool:
+        """Whether a change of one position's hidden state changes the output at another position."""
+        given = _given(call)
+        if given.dim() < 2 or not given.is_floating_point() or call.output.dim() != given.dim():
+            return False
+        rows, after = (given, call.output) if given.dim() == 2 else (given[0], call.output[0])
+        if len(rows) != len(after) or len(rows) < 3:
+            return False
+        place = len(rows) // 3 if given.dim() > 2 else 0
+        changed = given.clone()
+        (changed if given.dim() == 2 else changed[0])[place] = rows[place].flip(-1) + rows[-1]
+        try:
+            again = _called(call, changed)
+            if not _moved(call.output, again, place):
+                return False
+            return _moved(_called(call, given.clone()), again, place)  # unless it changes what it is given
+        except Exception:  # it can not be called again, so nothing shows that it keeps positions apart
+            return True
+
+    # --- what came of it
+
+    def stack(self, entries: list[nn.Module], part: Part) -> Iterator[StackBlock]:
+        for place, block in enumerate(entries):
+            own = [layer for module, layer in part.modules.items() if module in set(block.modules())]
+            yield StackBlock(own[0] if own else place, self.paths[block], self.steps.get(block, ()))
+
+    def outside(self) -> list[str]:
+        """What mixes positions outside of the blocks, and blocks that did not run; the outermost modules alone."""
+        blocks = [block for entries in self.entries.values() for block in entries]
+        silent = [block for block in blocks if block not in self.steps]
+        for holder in self.others:
+            if isinstance(holder, nn.ModuleList) and not self.called & set(holder.modules()):
+                silent += [entry for entry in holder if _names_attention(entry)]
+        return [*self._kinds(self.mixing, ""), *self._kinds(silent, ", not called")]
+
+    def _kinds(self, modules: list[nn.Module], note: str) -> list[str]:
+        outermost = [m for m in modules if not any(m is not n and m in set(n.modules()) for n in modules)]
+        kinds = {(type(module).__name__, pattern(self.paths[module])): None for module in outermost}
+        return [f"{name} ({where}{note})" for name, where in kinds]
+
+
+def _names_attention(module: nn.Module) -> bool:
+    return any("attention" in type(inner).__name__.lower() for inner in module.modules())
+
+
+def _moved(before: Tensor, after: Tensor, place: int) -> bool:
+    """Whether outputs of the first row differ anywhere but at a position."""
+    before, after = (t if t.dim() == 2 else t[0] for t in (before, after))
+    moved = (after - before).flatten(1).abs().amax(1)
+    moved[place] = 0
+    return bool(moved.max() > ROUNDING * torch.finfo(after.dtype).eps * before.abs().max())
+
+
+def _given(call: Call) -> Tensor:
+    tensors = [*call.args, call.kwargs.get("hidden_states"), *call.kwargs.values()]
+    return next((t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()), torch.empty(0))
+
+
+def _called(call: Call, given: Tensor) -> Tensor:
+    old = _given(call)
+    args = tuple(given if item is old else item for item in call.args)
+    kwargs = {name: given if item is old else item for name, item in call.kwargs.items()}
+    return module_hooks.first_output(call.module(*args, **kwargs))
+
+
+def _of_stream(call: Call, block: Call) -> bool:
+    """Whether a module takes one vector for each position of the block."""
+    given, stream = _given(call), _given(block)
+    return given.dim() > 1 and given.shape[:-1] in (stream.shape[:-1], (stream[..., 0].numel(),))
+
+
+def _is_mlp(call: Call, block: Call) -> bool:
+    """Whether a module with weight matrices writes vectors as wide as the stream; not a mere change of basis."""
+    width = _given(block).shape[-1]
+    if call.output.shape[-1] != width or not any(w.dim() > 1 for w in call.module.parameters()):
+        return False
+    return not isinstance(call.module, nn.Linear) or _given(call).shape[-1] != width

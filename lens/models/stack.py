@@ -1,0 +1,89 @@
+"""What every block of a stack does, in order: attention that is read, other mixers of positions, MLPs.
+
+A mixer is a module that carries information from one position to another and that no attention map covers: linear
+attention, a gated delta rule, a state space, a short convolution, attention outside of the interface. The list is made
+when a model is opened (loading/stacks.py), from what the modules do in a run and not from their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["attention", "mixer", "mlp"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One module of a block: `path` in the transformers model, `name` of its class.
+
+    "attention": a part of the model reads its maps; "mixer": it mixes positions and has no map; "mlp": it works on each
+    position by itself.
+    """
+
+    kind: Kind
+    path: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A mixer without an attention map, in block `layer`."""
+
+    layer: int
+    path: str
+    name: str
+
+
+@dataclass(frozen=True)
+class StackBlock:
+    """One block: its `layer` number, which is that of its attention where it has one, its `path`, and its `steps`."""
+
+    layer: int
+    path: str
+    steps: tuple[Step, ...]
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        return tuple(Mixer(self.layer, step.path, step.name) for step in self.steps if step.kind == "mixer")
+
+
+def mixers_of(stack: Iterable[StackBlock]) -> tuple[Mixer, ...]:
+    """All mixers of a stack, in order."""
+    return tuple(mixer for block in stack for mixer in block.mixers)
+
+
+def pattern(path: str) -> str:
+    """A module's path with "*" for every number, so that all layers of a stack have the same."""
+    return ".".join("*" if piece.isdigit() else piece for piece in path.split("."))
+
+
+def named(mixers: Sequence[Mixer]) -> list[str]:
+    """One text per kind of mixer: "JambaMambaMixer in layers 0 and 2 (model.layers.*.mamba)".
+
+    >>> named([Mixer(0, "layers.0.mamba", "Mamba"), Mixer(1, "layers.1.mamba", "Mamba")])
+    ['Mamba in layers 0 and 1 (layers.*.mamba)']
+    """
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for mixer in mixers:
+        kinds.setdefault((mixer.name, pattern(mixer.path)), []).append(mixer.layer)
+    return [f"{name} in {_layers(layers)} ({where})" for (name, where), layers in kinds.items()]
+
+
+def _layers(numbers: Iterable[int]) -> str:
+    """ "layer 3", "layers 0 and 2", "layers 0-2, 4 and 6"."""
+    found: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    runs = [
+        piece
+        for run in found
+        for piece in ([str(n) for n in run] if len(run) < 3 else [f"{run[0]}-{run[-1]}"])
+    ]
+    if len(runs) == 1:
+        return f"layer{'s' if '-' in runs[0] else ''} {runs[0]}"
+    return f"layers {', '.join(runs[:-1])} and {runs[-1]}"
