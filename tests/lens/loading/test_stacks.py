@@ -13,7 +13,7 @@ from hybrid_models import HYBRIDS, built, hybrid
 
 import headwater as hw
 from headwater.lens.loading import zoo
-from headwater.lens.models.stack import Mixer, named
+from headwater.lens.models.stack import named
 
 IDS = torch.randint(3, 90, (1, 9), generator=torch.Generator().manual_seed(1))
 
@@ -104,10 +104,3 @@ def test_opening_changes_neither_outputs_nor_buffers():
     expected = hf(input_ids=IDS).logits
     torch.testing.assert_close(hw.load(hf).hf(input_ids=IDS).logits, expected, atol=1e-5, rtol=1e-4)
     assert all(tensor.equal(before[name]) for name, tensor in hf.state_dict().items())
-
-
-def test_layers_of_mixers_are_told_in_runs():
-    mixers = [Mixer(n, f"layers.{n}.m", "M") for n in (0, 1, 2, 4, 5, 9)]
-    assert named(mixers) == ["M in layers 0-2, 4, 5 and 9 (layers.*.m)"]
-    assert named(mixers[:3]) == ["M in layers 0-2 (layers.*.m)"]
-    assert named(mixers[-1:]) == ["M in layer 9 (layers.*.m)"]
