@@ -28,6 +28,7 @@ def cells(row: Row) -> list[str]:
     """One line of the table, as text."""
     numbers = [number(getattr(row, name)) for name in NUMBERS]
     verdict = "WRONG" if row.faults else "read only" if row.head_edit == "refused" else "works"
+    verdict = "refused" if row.refusal else verdict
     return [row.title, row.parts, *numbers, verdict]
 
 

@@ -7,11 +7,12 @@ output. Every difference is the largest absolute one over real tokens, of the lo
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from torch import Tensor
 from transformers.utils import logging
 
 from headwater.lens.edits import ScaleHeads, Temperature
-from headwater.lens.errors import EditError
+from headwater.lens.errors import EditError, HeadwaterError, ModelError
 from headwater.lens.loading import zoo
 from headwater.lens.loading.load import load
 from headwater.lens.loading.opening import answer
 from headwater.lens.model import HookedModel
-from headwater.lens.models import declared_rules
+from headwater.lens.models import declared_rules, signature
 from headwater.lens.models.embedded import embedded
 
 TOLERANCE, MAPS, MOVED = (
@@ -41,7 +42,10 @@ Inputs = dict[str, Any]  # tensors, under transformers' names
 
 @dataclass
 class Row:
-    """One line of the table. Numbers are largest differences; None: the architecture has no such case."""
+    """One line of the table. Numbers are largest differences; None: the architecture has no such case.
+
+    `refusal` is the line that `load` refused the model with, or "". A row that is refused has no numbers.
+    """
 
     title: str
     model: str
@@ -49,12 +53,13 @@ class Row:
     plain: float | None = None
     right: float | None = None
     left: float | None = None
-    cache: float | None = None
-    static: float | None = None
+    cache: float | str | None = None
+    static: float | str | None = None
     maps: float | None = None
     attention_edit: float | str | None = None
     head_edit: float | str | None = None
     faults: list[str] = field(default_factory=list)
+    refusal: str = ""
 
 
 def names() -> list[str]:
@@ -63,19 +68,26 @@ def names() -> list[str]:
 
 
 def measure_all() -> Iterator[Row]:
-    """The rows one by one, with transformers' log and progress bars switched off.
+    """The rows one by one, without the logs and progress bars of other packages."""
+    with quiet():
+        for name in names():
+            yield measure(name)
 
-    On one torch thread: on models this small, more threads are slower.
-    """
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switch off what transformers and bitsandbytes log, and use one thread: on models this small, more are slower."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    threads = torch.get_num_threads()
+    quantisation = getLogger("bitsandbytes")
+    level, threads = quantisation.level, torch.get_num_threads()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    quantisation.setLevel(ERROR)
     try:
-        for name in names():
-            yield measure(name)
+        yield
     finally:
+        quantisation.setLevel(level)
         torch.set_num_threads(threads)
         logging.set_verbosity(verbosity)
         if bars:
@@ -86,8 +98,11 @@ def measure(name: str) -> Row:
     """The row of one family of the zoo, or of one trained model."""
     if name in zoo.FAMILIES:
         family = zoo.FAMILIES[name]
-        reference, given = zoo.build(name), zoo.inputs(name)
-        hooked = load(copy.deepcopy(reference))
+        try:
+            reference, given = zoo.build(name), zoo.inputs(name)
+            hooked = load(zoo.build(name))  # a copy of 4-bit weights that never ran can not run
+        except HeadwaterError as error:
+            return Row(family.title, family.model, "–", refusal=str(error))
         return _Trial(family.title, family.kind, reference, hooked, given, family.static).run()
     folder = _trained()[name]
     hooked = load(folder)
@@ -141,7 +156,7 @@ class _Trial:
         found = _hooked(self.hooked, given)
         return _largest(expected, found, _real(given, expected))
 
-    def _generation(self, options: dict[str, Any]) -> float:
+    def _generation(self, options: dict[str, Any]) -> float | str:
         """The difference of the logits of every step, with padding on the left; infinite if the tokens differ."""
         given = _padded(self.given, "left")
         given.pop("decoder_input_ids", None)
@@ -151,7 +166,10 @@ class _Trial:
         }  # fmt: skip
         with torch.no_grad():
             expected = self.reference.generate(**given, **settings)
-            found = self.hooked.hf.generate(**given, **settings)
+            try:
+                found = self.hooked.hf.generate(**given, **settings)
+            except HeadwaterError:
+                return "refused"
         if not expected.sequences.equal(found.sequences):
             return float("inf")
         pairs = zip(expected.logits, found.logits, strict=True)
@@ -165,10 +183,15 @@ class _Trial:
         worst = 0.0
         for name, weights in _attentions(self.reference, given).items():
             part = records.get(name)
-            if part is None or len(part.layers) != len(weights):
+            if part is None:
                 return float("inf")
-            for layer, dense in zip(part.layers, weights, strict=True):
-                difference = (part.pattern(layer) - dense).abs() * part.valid[:, None, :, None]
+            found = [part.pattern(layer) for layer in part.layers]
+            # MiniMax lists the states of its linear attention among the weights
+            weights = [dense for dense in weights if dense.shape == found[0].shape]
+            if len(weights) != len(found):
+                return float("inf")
+            for pattern, dense in zip(found, weights, strict=True):
+                difference = (pattern - dense).abs() * part.valid[:, None, :, None]
                 worst = max(worst, float(difference.max()))
         return worst if set(records) == set(self.hooked.parts) else float("inf")
 
@@ -190,7 +213,7 @@ class _Trial:
         size = max(1.0, float(_eager(self.reference, self.given).abs().max()))
         for what in ("plain", "right", "left", "cache", "static"):
             value = getattr(row, what)
-            if value is not None and not value <= TOLERANCE * size:
+            if isinstance(value, float) and not value <= TOLERANCE * size:
                 row.faults.append(f"{what}: outputs differ by {value:.0e}")
         if row.maps is None or not row.maps <= MAPS:
             row.faults.append(f"maps: recorded weights differ by {row.maps:.0e}")
@@ -208,16 +231,22 @@ def _split(given: Inputs) -> tuple[Tensor | None, Tensor | None, Inputs]:
 
 def _hooked(model: HookedModel, given: Inputs) -> Tensor:
     ids, mask, more = _split(given)
-    logits = model.has_lm_head or hasattr(model.hf, "logit_scale")  # of texts, or of pairs of image and text
-    return model(ids, mask, **more) if logits else model.embeddings(ids, mask, **more)
+    try:
+        return model(ids, mask, **more)
+    except ModelError:  # no logits of any kind
+        return model.embeddings(ids, mask, **more)
 
 
 def _eager(model: Any, given: Inputs) -> Tensor:
-    """The output of the eager model; `position_ids` count from the first real token, as in transformers' `generate`."""
+    """The output of the eager model; `position_ids` count from the first real token, as in transformers' `generate`.
+
+    RoBERTa and models like it count so by themselves, from the id of padding.
+    """
     given = dict(given)
     mask = given.get("attention_mask")
     known = inspect.signature(model.forward).parameters
-    if mask is not None and not mask[:, 0].all() and "position_ids" in known:
+    counts = signature.first_position(model) > 0
+    if mask is not None and not mask[:, 0].all() and "position_ids" in known and not counts:
         given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
     with torch.no_grad():
         return answer(model(**given))
@@ -259,7 +288,7 @@ def _attentions(model: Any, given: Inputs) -> dict[str, tuple[Tensor, ...]]:
             found = {n: getattr(out, f"{n}_attentions") for n in ("decoder", "encoder", "cross")}
         if found:
             return found
-        name = "vision" if "input_ids" not in given else "text"
+        name = "audio" if "input_values" in given else "vision" if "input_ids" not in given else "text"
         found = {name: out.attentions}
         if "input_ids" in given and "pixel_values" in given:
             tower = model.model.vision_tower

@@ -1,6 +1,6 @@
 """The table in docs/models.md is what the command measures, and no architecture does worse than it says there.
 
-Its models are those of `zoo.py`. Seen to fail: generation with a static cache refused (a mask that is no tensor), the
+Its models are those of `zoo.py`: `zoo_decoders.py`, `zoo_hybrids.py` and `zoo_towers.py` on the sizes of `zoo_shapes.py`. Seen to fail: generation with a static cache refused (a mask that is no tensor), the
 padding of the encoder left out of cross-attention, edits that prepare to nothing, a page whose numbers are a tenth of
 what they are.
 """
@@ -28,12 +28,16 @@ def as_number(cell: str) -> float | None:
 def test_no_architecture_does_worse_than_the_page_says(name):
     row = coverage.measure(name)
     assert row.faults == []
+    assert "not installed" not in row.refusal, "a row of the page was not measured"
     stated, found = architectures.read(PAGE.read_text(encoding="utf-8"))[row.title], architectures.cells(row)
     assert (stated[0], stated[1], stated[-1]) == (found[0], found[1], found[-1])
     for heading, old, new in zip(architectures.HEADINGS[2:8], stated[2:8], found[2:8], strict=True):
+        if "refused" in (old, new):
+            assert old == new, heading
+            continue
         before, now = as_number(old), as_number(new)
         assert (before is None) == (now is None), heading
-        assert before is None or now <= max(3 * before, FLOOR), heading
+        assert before is None or now is None or now <= max(3 * before, FLOOR), heading
     assert [cell == "refused" for cell in stated[8:10]] == [cell == "refused" for cell in found[8:10]]
 
 
