@@ -1,6 +1,9 @@
 """The table in docs/models.md is what the command measures, and no architecture does worse than it says there.
 
-Its models are those of `zoo.py`: `zoo_decoders.py`, `zoo_hybrids.py` and `zoo_towers.py` on the sizes of `zoo_shapes.py`. Seen to fail: generation with a static cache refused (a mask that is no tensor), the
+Its models are those of `zoo.py`: `zoo_decoders.py`, `zoo_hybrids.py` and `zoo_towers.py` on
+the sizes of `zoo_shapes.py`.
+
+Seen to fail: generation with a static cache refused (a mask that is no tensor), the
 padding of the encoder left out of cross-attention, edits that prepare to nothing, a page whose numbers are a tenth of
 what they are.
 """
