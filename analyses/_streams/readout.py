@@ -14,6 +14,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
 from headwater.lens.models.closeness import close_or_refuse
+from headwater.lens.models.linear import linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class Readout:
         stream = run.last[:, position]
         found = Norm.of(norm, stream)
         constant = blocks.norm_bias(norm, stream.shape[-1]).to(stream)
-        weight, own = head.weight.detach().double(), getattr(head, "bias", None)
+        end = linear(head, "the language head")
+        weight, own = end.weight.T.detach().double(), end.bias
 
         def read(tokens: Tensor) -> tuple[Tensor, Tensor]:
             bias = (weight[tokens] * constant).sum(-1)

@@ -20,6 +20,7 @@ from headwater.analyses._streams.writers import Writers
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
+from headwater.lens.models.linear import linear
 from headwater.lens.models.token_ids import token_id
 from headwater.lens.transformer_lens import names
 
@@ -64,7 +65,8 @@ def readouts(run: Writers, position: int, answer: Tensor, wrong: Tensor | None) 
 def less_the_mean(run: Writers, position: int, single: Readout) -> Readout:
     """A readout of one token's logit less the mean of all logits before a soft cap. No softmax sees that mean."""
     norm, head = unembedding(run.model)
-    mean, own = head.weight.detach().double().mean(0), getattr(head, "bias", None)
+    end = linear(head, "the language head")
+    mean, own = end.weight.detach().double().mean(1), end.bias
     bias = mean @ blocks.norm_bias(norm, len(mean)).to(mean)
     bias = bias if own is None else bias + own.detach().double().mean()
     found = replace(single, direction=single.direction - mean, bias=single.bias - bias)

@@ -176,7 +176,7 @@ def _shares(run: Writers, position: int, against: Against) -> tuple[list[str], T
     """Names of the last layer's parts, their shares [batch, component], and the likeliest token before the layer."""
     number, layer = list(run.layers.items())[-1]
     norm, head = unembedding(run.model)
-    stream = layer.entering[:, position].to(head.weight.dtype)
+    stream = layer.entering[:, position].to(run.model.dtype)
     with torch.no_grad():
         token = head(norm(stream)).argmax(-1)
     readout = Readout.of(run, position, token, None)

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from headwater.lens.errors import ModelError, nearest
+from headwater.lens.loading import adapters
 from headwater.lens.loading.folder import Folder, check, one_line
 from headwater.lens.loading.opening import open_model
 from headwater.lens.model import HookedModel
@@ -36,7 +37,8 @@ def load(
     """Open a model.
 
     `source` is one of: an embedded name (`headwater models` lists them); a local folder; a hub id; a transformers model
-    in memory; a TransformerBridge. A model in memory is put into eval mode and its attention runs through Headwater
+    in memory, also with adapters of peft (a PeftModel: its adapters stay unmerged and active) or with weights of 8 or 4
+    bits; a TransformerBridge. A model in memory is put into eval mode and its attention runs through Headwater
     from then on; its weights are not changed. A bridge is not changed: the model inside is rebuilt beside it on the
     same weights. Without a `tokenizer` (folders usually bring one) prompts are token ids. `dtype` (default float32)
     applies to models read from disk. ModelError says why a model can not be found, trusted or read exactly.
@@ -49,7 +51,10 @@ def load(
         hf = unbridged(source)
         known_tokenizer = tokenizer_of(source) if tokenizer is None else tokenizer
         return open_model(hf, known_tokenizer, type(hf).__name__)
+    if adapters.is_adapted(source):
+        source = adapters.adapted(source)
     if isinstance(source, PreTrainedModel):
+        adapters.refuse_changed_attention(source)
         return open_model(source, tokenizer, type(source).__name__)
     if isinstance(getattr(source, "_orig_mod", None), PreTrainedModel):
         raise ModelError(

@@ -83,6 +83,10 @@ def answer(out: Any) -> Tensor:
 
 def _refuse_nonfinite(hf: Any, name: str) -> None:
     for key, weight in hf.state_dict().items():
+        if not isinstance(
+            weight, Tensor
+        ):  # the packed weights of torch's quantised modules are whole numbers
+            continue
         if weight.is_meta:
             raise ModelError(
                 f"the weights of {name} are offloaded (device_map), first {key}, and can not be checked; load it "

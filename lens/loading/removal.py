@@ -19,7 +19,8 @@ from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.closeness import relative_difference
-from headwater.lens.models.projections import attention_with_projections, matrix, projections
+from headwater.lens.models.linear import linear, outputs
+from headwater.lens.models.projections import attention_with_projections, projections
 from headwater.lens.naming.heads import Heads, chosen
 
 PROBE = 8  # tokens of the text on which the smaller and the gated model are compared
@@ -74,14 +75,21 @@ def _shrink(
             "remove whole groups, or equally many heads of each"
         )
     found = projections(model, layer)
+    into_heads = linear(found.output)
+    stored = into_heads.stored and all(linear(p.module).stored for p in (found.query, found.key, found.value))
+    if not stored:
+        raise ModelError(
+            f"the projections of layer {layer} of {model.name} give something else than their stored weights "
+            "(adapters, few bits), so no heads can be cut out of them; merge the adapters or load the weights as floats"
+        )
     features: dict[nn.Module, list[Tensor]] = {}
     for part, which in ((found.query, kept), (found.key, kept_kv), (found.value, kept_kv)):
-        own = part.heads(torch.arange(matrix(part.module).shape[1]))[which]
+        own = part.heads(torch.arange(outputs(part.module)))[which]
         features.setdefault(part.module, []).append(own.flatten())
     for module, own in features.items():
         _keep(smaller.get_submodule(paths[module]), torch.cat(own).sort().values, outputs=True)
     output = smaller.get_submodule(paths[found.output])
-    into = torch.arange(matrix(output).shape[0]).view(model.n_heads, -1)[kept].flatten()
+    into = torch.arange(into_heads.weight.shape[0]).view(model.n_heads, -1)[kept].flatten()
     _keep(output, into, outputs=False)
     if silent:
         nn.init.zeros_(output.weight)  # type: ignore[arg-type]

@@ -117,7 +117,8 @@ class Opened:
 
     def _first_weight(self) -> Tensor:
         table = embedding(self.hf)
-        return next(self.hf.parameters()) if table is None else table.weight
+        floats = (p for p in self.hf.parameters() if p.is_floating_point())  # quantised weights are integers
+        return next(floats) if table is None else table.weight
 
     @property
     def start(self) -> int:

@@ -1,7 +1,8 @@
 """The query, key, value and output projections of an attention module, and which features belong to which head.
 
 A `Projection` is a module and a view that splits the last axis of a tensor, its features, into [head, d_head]. The same
-view works on an activation, a weight and a bias; writing to it changes the original tensor.
+view works on an activation, a weight and a bias. Weights are what the module gives (linear.py): with adapters and with
+quantised weights they are the effective ones.
 
 Known layouts: GPT-2 and GPT-BigCode (c_attn), separate q_proj, k_proj, v_proj (Llama, Mistral, Qwen, Gemma, OPT, Phi,
 GPT-OSS, OLMo, Cohere, Granite, ViT, CLIP …), Phi-3 (qkv_proj), GPT-NeoX (query_key_value), ModernBERT (Wqkv), BERT-like
@@ -15,29 +16,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from headwater.lens.errors import ModelError
+from headwater.lens.models.linear import linear, outputs
 from headwater.lens.models.opened import Opened
 
 
 class Projection(NamedTuple):
-    """A module, and the view [..., feature] → [..., head, d_head] of its features for one of q, k, v."""
+    """A module, the view [..., feature] → [..., head, d_head] of its features for one of q, k, v, and its path."""
 
     module: nn.Module
     heads: Callable[[Tensor], Tensor]
+    path: str = ""
 
-    @property
-    def matrix(self) -> Tensor:
-        """[d_model, head, d_head], a view of the weight."""
-        return self.heads(matrix(self.module))
-
-    @property
-    def bias(self) -> Tensor | None:
-        """[head, d_head], a view of the bias."""
-        bias = getattr(self.module, "bias", None)
-        return None if bias is None else self.heads(bias)
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """The matrix [d_model, head, d_head] and the bias [head, d_head], to be read and not written to."""
+        found = linear(self.module, self.path)
+        return self.heads(found.weight), None if found.bias is None else self.heads(found.bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +55,6 @@ class Shape(NamedTuple):
     d_head: int
 
 
-def matrix(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as [in, out]; `nn.Linear` stores it transposed, transformers' Conv1D does not."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight if isinstance(module, Conv1D) else weight.T
-
-
 def projections(model: Opened, layer: int) -> Projections:
     """The projections of one layer's attention; ModelError for an unknown layout."""
     return _found(model, layer)[1]
@@ -83,7 +73,10 @@ def _found(model: Opened, layer: int) -> tuple[nn.Module, Projections]:
         module = model.hf.get_submodule(path)
         layout = next((make for parts, make in LAYOUTS.items() if all(_has(module, p) for p in parts)), None)
         if layout is not None:
-            return module, _checked(layout(module, shape), shape, module, layer)
+            found = layout(module, shape)
+            parts = (found.query, found.key, found.value)
+            query, key, value = (part._replace(path=names[part.module]) for part in parts)
+            return module, _checked(Projections(query, key, value, found.output), shape, module, layer)
     raise ModelError(
         f"the attention weights of {type(inner).__name__} (layer {layer}) are not in a known layout"
     )
@@ -96,10 +89,11 @@ def _checked(found: Projections, shape: Shape, module: nn.Module, layer: int) ->
         ("key", found.key, shape.kv),
         ("value", found.value, shape.kv),
     ):
+        features = outputs(part.module)
         try:
-            seen = tuple(part.matrix.shape[1:])
+            seen = tuple(part.heads(torch.empty(1, features)).shape[1:])
         except RuntimeError:
-            seen = (matrix(part.module).shape[-1],)
+            seen = (features,)
         if len(seen) != 2 or seen[0] != heads or (name != "value" and seen[1] != shape.d_head):
             raise ModelError(
                 f"the {name} projection of {type(module).__name__} (layer {layer}) gives {list(seen)} features, not "

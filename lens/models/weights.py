@@ -2,7 +2,7 @@
 
 Activations are row vectors: `q = x @ W_Q[h] + b_Q[h]`, `z = a @ v`, `out = Σ_h z[h] @ W_O[h] + b_O`. `head_weights` can
 fold in the norm before the attention, centre, and repeat keys and values per query head. projections.py lists the known
-layouts; any other raises ModelError.
+layouts; any other raises ModelError. Adapters and quantised weights count: linear.py says how a matrix is found.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from headwater.lens.errors import ModelError
 from headwater.lens.models import blocks
 from headwater.lens.models.blocks import norm_bias, norm_gain, output_norm
+from headwater.lens.models.linear import linear, table
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.projections import attention_with_projections, matrix, projections
+from headwater.lens.models.projections import attention_with_projections, projections
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,17 +66,15 @@ def head_weights(
     if centre and not fold:
         raise ModelError("centre=True needs fold=True: only a folded norm's input has no mean")
     found = projections(model, layer)
-    read = {
-        name: _copy(part.matrix).movedim(1, 0)
-        for name, part in (("Q", found.query), ("K", found.key), ("V", found.value))
-    }
-    biases = {"Q": found.query.bias, "K": found.key.bias, "V": found.value.bias}
+    parts = {"Q": found.query.weights(), "K": found.key.weights(), "V": found.value.weights()}
+    read = {name: _copy(weight).movedim(1, 0) for name, (weight, _) in parts.items()}
     bias = {
-        n: _copy(b) if b is not None else read[n].new_zeros(read[n].shape[::2]) for n, b in biases.items()
+        name: read[name].new_zeros(read[name].shape[::2]) if own is None else _copy(own)
+        for name, (_, own) in parts.items()
     }
-    write = _copy(matrix(found.output)).unflatten(0, (model.n_heads, -1))
-    own = getattr(found.output, "bias", None)
-    write_bias = write.new_zeros(write.shape[-1]) if own is None else _copy(own)
+    out = linear(found.output, f"the output projection of layer {layer}")
+    write = _copy(out.weight).unflatten(0, (model.n_heads, -1))
+    write_bias = write.new_zeros(write.shape[-1]) if out.bias is None else _copy(out.bias)
     if fold:
         before, _ = _norms(model, layer)
         gain, shift = (f(before, write.shape[-1]).to(write) for f in (norm_gain, norm_bias))
@@ -112,7 +111,10 @@ def circuit_ends(model: Opened) -> tuple[Float[Tensor, "vocab d_model"], Float[T
     embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
     if head is None:
         raise ModelError(f"{model.name} has no language head; load a causal language model")
-    embed, unembed = embedding.weight.detach().float(), head.weight.detach().float().T
+    embed, unembed = (
+        table(embedding, model.vocab).float(),
+        linear(head, "the language head").weight.detach().float(),
+    )
     if embed.shape[1] != unembed.shape[0]:
         raise ModelError(
             f"{model.name} embeds in {embed.shape[1]} dimensions and reads out from {unembed.shape[0]}"

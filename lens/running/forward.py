@@ -16,6 +16,7 @@ from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
 from headwater.lens.models import inputs, read_only
 from headwater.lens.models.axes import TEXTS, axis
+from headwater.lens.models.linear import refuse_without_gradient
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records import destination, plan, sinks
@@ -32,6 +33,8 @@ def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> An
     wants_grad = grad or (gates is not None and gates.requires_grad)
     if model.read_only and context.listeners(model.key):
         return read_only.run(model, given, more)
+    if wants_grad:
+        refuse_without_gradient(model.hf.modules())
     with torch.enable_grad() if wants_grad else torch.no_grad():
         return model.hf(**inputs.arguments(model, given), **more)
 

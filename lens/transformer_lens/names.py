@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from headwater.lens.errors import ModelError, nearest
 from headwater.lens.models import blocks
 from headwater.lens.models.blocks import TransformerBlock
+from headwater.lens.models.linear import linear
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.projections import Projections, matrix, projections
+from headwater.lens.models.projections import Projections, projections
 from headwater.lens.transformer_lens.run import Activation, Run
 
 _known: WeakKeyDictionary[Opened, dict[str, Activation]] = WeakKeyDictionary()
@@ -131,7 +132,7 @@ def _of_mlp(start: str, block: TransformerBlock) -> Iterator[Activation]:
 def _result(found: Projections, heads: int, start: str) -> Activation:
     return Activation(
         start + "attn.hook_result", "result", found.output, lambda x: x.unflatten(-1, (heads, -1)),
-        lambda: matrix(found.output).unflatten(0, (heads, -1)),
+        lambda: linear(found.output).weight.unflatten(0, (heads, -1)),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from headwater.kernels.tiles.block import Block
 from headwater.lens.attention import context, module_hooks
 from headwater.lens.errors import ModelError
 from headwater.lens.models import blocks
+from headwater.lens.models.linear import linear
 from headwater.lens.models.opened import Opened
 
 Kind = Literal["attention", "input", "output", "scale", "normalized", "features", "result"]
@@ -219,7 +220,7 @@ class Run(context.Tap):
             parts = torch.einsum("bshe,hed->bshd", place.heads(args[0]), place.weight().to(args[0]))
             if (found := self.passing(place.name, parts)) is parts:
                 return output
-            bias = getattr(module, "bias", None)
+            bias = linear(module).bias
             return found.sum(2) if bias is None else found.sum(2) + bias
         return self._in_norm(place, module, args[0], output)
 
