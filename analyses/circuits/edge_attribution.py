@@ -8,6 +8,7 @@ heads are supported. Where attention saturates the gradient is near 0 even on ed
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import networkx as nx
@@ -30,7 +31,7 @@ from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
-How = Literal["inputs", "activations", "clean_corrupt", "exact"]
+How = Literal["inputs", "activations", "activations_released", "clean_corrupt", "exact"]
 MOST_EDGES = 20_000  # limit of the exact method, which runs a forward pass for each
 ROWS = 64  # prompts in one forward pass of the exact method
 TOGETHER = 4096  # edges whose means are resampled at once, to bound memory
@@ -61,9 +62,11 @@ def edge_attribution(
     norm; the gradient goes through that norm. The score estimates, to first order, how far m drops when the edge is
     changed: a positive edge helps. `steps=1` takes the gradient on the clean prompt (EAP). `how="inputs"` averages it
     over the embeddings `e_corrupt + k/steps·(e_clean - e_corrupt)`, k = 0 … steps - 1 (EAP-IG). "activations"
-    interpolates the outputs of each layer's nodes instead of the embeddings. "clean_corrupt" averages the two ends.
-    "exact" is the drop itself, `m(clean) - m(clean with the edge changed)`. `level="node"` scores nodes: all edges of a
-    node are changed.
+    interpolates the outputs of one layer's nodes at a time instead of the embeddings, for the edges out of these nodes.
+    "activations_released" is EAP-IG-activations as its authors' code has it: at each of these sites in turn, at
+    k = 1 … steps, the gradients of all edges are taken, also of those whose node does not move, and averaged over
+    sites and steps. "clean_corrupt" averages the two ends. "exact" is the drop itself, `m(clean) - m(clean with the
+    edge changed)`. `level="node"` scores nodes: all edges of a node are changed.
 
     `pairs` are (clean, corrupt) texts or ids of equal length, or examples of a prompt set; or `pairs` are the clean
     prompts and `corrupt` the others. m is the logit of `answer`
@@ -79,8 +82,9 @@ def edge_attribution(
     Question: Which connections between heads and MLPs carry what makes the difference?
     Unit: drop of the measure when the edge is changed, mean over pairs (positive: the edge helps).
     Source: Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806; compared with the authors' code,
-    except the average over layers of "activations".
-    Cost: two passes and `steps` forward and backward passes per batch; exact: a pass per edge, many at once.
+    but "activations" is ours: what the authors run under that name is "activations_released", and ranks differ.
+    Cost: two passes and `steps` forward and backward passes per batch, for activations that many per site; exact: a
+    pass per edge, many at once.
     Not for: edges that back each other up, of which each looks needless; saturated attention (gradients alone).
 
     >>> import headwater as hw
@@ -139,6 +143,13 @@ def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Ten
     everyone = slice(0, len(wiring.senders))
     if how == "clean_corrupt":
         parts.append((everyone, [slopes(wiring, case), slopes(wiring, case, 0, case.other[:1])]))
+    elif how == "activations_released":
+        points = (
+            slopes(wiring, case, site.start, case.other[site] + k / steps * case.drop[site])
+            for site in nodes_of_layers(wiring)
+            for k in range(1, steps + 1)
+        )
+        parts.append((everyone, [_mean(points)]))
     elif steps == 1:
         parts.append((everyone, [slopes(wiring, case)]))
     else:
@@ -156,6 +167,14 @@ def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Ten
             found.append(torch.einsum("ubsd,brsd->bur", drop, at_inputs))
     scores = torch.cat(found, 1).double().cpu()
     return scores * wiring.edges() if level == "edge" else scores
+
+
+def _mean(points: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The means of two tensors over points, of which one at a time is in memory."""
+    count, at_inputs, at_nodes = 0, torch.zeros(()), torch.zeros(())
+    for one, other in points:
+        count, at_inputs, at_nodes = count + 1, at_inputs + one, at_nodes + other
+    return at_inputs / count, at_nodes / count
 
 
 def _exact(wiring: Wiring, cases: list[Case], level: str) -> Tensor:

@@ -25,9 +25,13 @@ class Told:
 
 
 def run(
-    hf, ids: Tensor, other=None, changed=frozenset(), kv: bool = False, embed: Tensor | None = None
-) -> Told:
-    """Run with `other[u]` on the `changed` edges (u, v); `kv` names keys and values by their own heads."""
+    hf, ids: Tensor, other=None, changed=frozenset(), kv: bool = False, embed: Tensor | None = None,
+    said: dict[str, Tensor] | None = None,
+) -> Told:  # fmt: skip
+    """Run with `other[u]` on the `changed` edges (u, v), and with `said[u]` in the place of the output of node u.
+
+    `kv` names keys and values by their own heads.
+    """
     told, config = Told(), hf.config
     kind, heads = config.model_type, config.num_attention_heads
     few = getattr(config, "num_key_value_heads", heads)
@@ -93,10 +97,12 @@ def run(
             )  # an RMSNorm multiplies each feature
             for name in names:
                 told.nodes[name] = told.nodes[name] * scale
+        told.nodes |= {name: tensor for name, tensor in (said or {}).items() if name in told.nodes}
         seen = before if kind == "gpt_neox" else list(told.nodes)
         norm2 = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm"}.get(kind, "post_attention_layernorm")
-        said = block.mlp(getattr(block, norm2)(reads(f"mlp.{layer}", seen)))
-        told.nodes[f"mlp.{layer}"] = block.post_feedforward_layernorm(said) if kind == "gemma2" else said
+        output = block.mlp(getattr(block, norm2)(reads(f"mlp.{layer}", seen)))
+        told.nodes[f"mlp.{layer}"] = block.post_feedforward_layernorm(output) if kind == "gemma2" else output
+        told.nodes |= {name: tensor for name, tensor in (said or {}).items() if name in told.nodes}
     logits = out(last(reads("logits", list(told.nodes))))
     cap = getattr(config, "final_logit_softcapping", None)
     told.logits = cap * torch.tanh(logits / cap) if cap else logits

@@ -1,8 +1,8 @@
 """Edges against a dense float64 run of every edge by itself, and against circuits whose edges are known.
 
 Mutations seen to fail: the corrupt and the clean value exchanged, the norm in front of an input left out, the MLP of
-a parallel block reading its own layer's heads, the interpolation turned round, the scale of the norm behind the heads
-forgotten.
+a parallel block reading its own layer's heads, the interpolation turned round, steps counted from 0, the scale of the
+norm behind the heads forgotten.
 """
 
 from __future__ import annotations
@@ -148,6 +148,38 @@ def test_activations_are_moved_one_place_at_a_time() -> None:
         (slope,) = torch.autograd.grad(measure(logits).sum(), said)
         score += float((apart * slope).sum()) / 2 / 2
     assert by_activation["mlp.1", "logits"] == pytest.approx(score, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_activations_as_released_move_every_site_for_every_edge(name: str) -> None:
+    """Written like the authors' loop: sites, steps from 1 on, and the gradients of all edges each time."""
+    model, twin = models(name)
+    clean, corrupt = prompts()
+    nodes, other = (
+        {node: said.detach() for node, said in edge_oracle.run(twin, ids).nodes.items()}
+        for ids in (clean, corrupt)
+    )
+    heads = [[f"{layer}.{head}" for head in range(4)] for layer in range(2)]
+    sites, steps = [["embed"], heads[0], ["mlp.0"], heads[1], ["mlp.1"]], 2
+    total: dict[tuple[str, str], float] = {}
+    for site in sites:
+        for k in range(1, steps + 1):
+            said = {node: other[node] + k / steps * (nodes[node] - other[node]) for node in site}
+            found = edge_oracle.run(twin, clean, embed=said.pop("embed", None), said=said)
+            grads = torch.autograd.grad(
+                measure(found.logits).sum(), list(found.leaves.values()), materialize_grads=True
+            )
+            slope = dict(zip(found.leaves, grads, strict=True))
+            for u, v in found.edges:
+                total[u, v] = total.get((u, v), 0) + float(((nodes[u] - other[u]) * slope[v]).sum())
+    expected = {edge: score / (len(sites) * steps) / len(clean) for edge, score in total.items()}
+    asked = {"measure": measure, "how": "activations_released", "steps": steps}
+    agree(scores_of(analyses.edge_attribution(model, pairs(), **asked)), expected)
+    ours = scores_of(
+        analyses.edge_attribution(model, pairs(), measure=measure, how="activations", steps=steps)
+    )
+    largest = max(map(abs, expected.values()))
+    assert max(abs(ours[edge] - score) for edge, score in expected.items()) > 0.02 * largest
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2"])
