@@ -30,10 +30,10 @@ def examine() -> dict[str, Any]:
 
     from headwater.command.choices import choices
     from headwater.lens.models.embedded import embedded
+    from headwater.lens.records.free_memory import free_memory
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     backends = [trial for device in devices for trial in _trials(device)]
-    memory = psutil.virtual_memory()
     models = sorted(embedded())
     return {
         "headwater": _version("headwater"),
@@ -45,7 +45,7 @@ def examine() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "devices": [_device(device) for device in devices],
-        "memory": {"total": memory.total, "available": memory.available},
+        "memory": {"total": psutil.virtual_memory().total, "available": free_memory()},
         "backends": backends,
         "choices": [choice for device in devices[:2] for choice in choices(device)],
         "packages": {name: _version(name) for name in PACKAGES},

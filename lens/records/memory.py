@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from headwater.kernels.edits.weights import MixIdentity
@@ -19,6 +18,7 @@ from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.errors import EditError, ResourceError
 from headwater.lens.models.opened import Opened
+from headwater.lens.records.free_memory import free_memory
 from headwater.lens.records.recorder import Recorder
 
 ENTRY = 210  # bytes of the file header for one tensor: name, dtype, shape, offsets and digest
@@ -115,7 +115,7 @@ def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
         json.dumps([model.to_strings(row.tolist()) for row in recorder.tokens.ids]) if model.vocab else ""
     )
     file = total + len(strings) + header_size({"": recorder})
-    available = int(psutil.virtual_memory().available)
+    available = free_memory()
     return Estimate(total, parts, available, 4 * rows * keys, file, (total - shared) // layers + shared)
 
 
