@@ -8,6 +8,8 @@ A `Fault` makes the error from its text, such as `ExperimentError`.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -17,6 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 Fault = Callable[[str], Exception]
 
@@ -157,9 +164,18 @@ class NewFile:
         try:
             handle = os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
         except (OSError, AttributeError):  # not on this file system, or not on this system
+            self._sweep()
             self._beside = self._free_name()
             handle = os.open(self._beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            _hold(handle)
         return os.fdopen(handle, "w+b")
+
+    def _sweep(self) -> None:
+        """Delete what killed processes left of this file; one that is being written is held by its process."""
+        for left in self._target.parent.glob(f".{glob.escape(self._target.name[:50])}.*.part"):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                if _hold(file.fileno()):
+                    left.unlink()
 
     def _free_name(self) -> Path:
         return self._target.with_name(f".{self._target.name[:50]}.{secrets.token_hex(6)}.part")
@@ -178,6 +194,17 @@ class NewFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _hold(handle: int) -> bool:
+    """Lock a file until it is closed; False where another process has it, or where there are no locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The `headwater` command: dashboard, models, record, analyze, experiment, doctor.
+"""The `headwater` command: dashboard, models, record, analyze, experiment, verify, doctor.
 
 Data goes to standard output (`--json` for programs), progress and errors to standard error. Bad input is one line and
 exit code 2, Ctrl-C is 130. Nothing heavy is imported before a command needs it, so `--help` answers at once.
@@ -192,6 +192,24 @@ def experiment(
     typer.echo(found.results.to_json() if as_json else output.outcome(found), nl=not as_json)
     if found.verified is False:
         raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    files: Annotated[list[Path], typer.Argument(help="Records, results, experiments, circuits.")],
+) -> None:
+    """Say what saved files hold, and whether they are as they were written."""
+    from headwater.command.verify import verify
+
+    wrong = False
+    for file in files:
+        try:
+            typer.echo(f"{file}: {verify(file)}")
+        except HeadwaterError as error:
+            typer.echo(f"headwater: {' '.join(str(error).split())}", err=True)
+            wrong = True
+    if wrong:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from headwater.lens.models.parts import Part, Patches
 from headwater.lens.models.revision import Revision, of_tokenizer
 from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
 from headwater.lens.models.stack import Mixer, mixers_of
+from headwater.lens.naming.tokens import encoding
 
 
 class Opened:
@@ -156,7 +157,7 @@ class Opened:
             return []
         found: dict[str, None] = {}
         for text in [texts] if isinstance(texts, str) else texts:
-            read = self.tokenizer(text, return_offsets_mapping=True)
+            read = encoding(self.tokenizer, text, return_offsets_mapping=True)
             for token, (begin, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
                 if token == unknown and end > begin:
                     found[text[begin:end]] = None

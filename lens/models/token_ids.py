@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headwater.lens.errors import PromptError
 from headwater.lens.models.opened import Opened
+from headwater.lens.naming.tokens import encoding
 
 
 def token_id(model: Opened, given: str | int, what: str) -> int:
@@ -24,7 +25,10 @@ def token_id(model: Opened, given: str | int, what: str) -> int:
             f"{what}={given!r} needs a tokenizer, which {model.name} lacks; write a token as #17"
         )
     unknown = getattr(model.tokenizer, "unk_token_id", None)
-    tried = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (given, f" {given}")]
+    tried = [
+        encoding(model.tokenizer, text, add_special_tokens=False)["input_ids"]
+        for text in (given, f" {given}")
+    ]
     for ids in tried:
         if len(ids) == 1 and (ids[0] != unknown or given == model.tokenizer.unk_token):
             return int(ids[0])

@@ -85,14 +85,9 @@ def _encode(texts: list[str], tokenizer: Any, attention_mask: Any, side: str) ->
         raise PromptError("attention_mask belongs to token ids; for texts the padding is known")
     blank = [i for i, text in enumerate(texts) if not text.strip()]
     if blank:
-        where = "" if len(texts) == 1 else f" (number {', '.join(map(str, blank))} of {len(texts)})"
+        where = "" if len(texts) == 1 else f" (number {', '.join(str(i + 1) for i in blank)} of {len(texts)})"
         raise PromptError(f"the prompt is empty{where}; write some text")
-    try:
-        rows = [tokenizer(text, add_special_tokens=True)["input_ids"] for text in texts]
-    except (UnicodeError, TypeError) as error:
-        raise PromptError(
-            f"the text can not be encoded ({str(error).splitlines()[0]}); remove the broken characters"
-        ) from None
+    rows = [encoding(tokenizer, text, add_special_tokens=True)["input_ids"] for text in texts]
     if not all(rows):
         raise PromptError(
             f"the tokenizer makes no token of {_short(texts[[bool(r) for r in rows].index(False)])}"
@@ -104,6 +99,17 @@ def _encode(texts: list[str], tokenizer: Any, attention_mask: Any, side: str) ->
         span = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
         ids[i, span], mask[i, span] = torch.tensor(row), True
     return Tokens(ids, mask)
+
+
+def encoding(tokenizer: Any, text: str, **options: Any) -> Any:
+    """What the tokenizer makes of a text; PromptError for characters that no text has, such as broken bytes."""
+    try:
+        text.encode()
+        return tokenizer(text, **options)
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{text!r:.60} is no text: character {error.start} is a broken byte or half a character; give UTF-8"
+        ) from None
 
 
 def pad_id(tokenizer: Any) -> int:

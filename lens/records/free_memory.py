@@ -66,7 +66,10 @@ def _process_room() -> Iterator[int]:
     except ImportError:  # Windows
         return
     used = psutil.Process().memory_info()
-    for kind, taken in ((resource.RLIMIT_AS, used.vms), (resource.RLIMIT_DATA, getattr(used, "data", used.rss))):
+    for kind, taken in (
+        (resource.RLIMIT_AS, used.vms),
+        (resource.RLIMIT_DATA, getattr(used, "data", used.rss)),
+    ):
         most, _ = resource.getrlimit(kind)
         if most != resource.RLIM_INFINITY:
             yield most - taken

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,26 @@ def test_a_name_stays_within_its_folder(tmp_path: Path) -> None:
     for name in ("..", "../out", "link/out", str(tmp_path / "in" / "a"), "a\0b"):
         assert within(tmp_path / "in", name) is None
     assert within(tmp_path / "in", "a/../b") == (tmp_path / "in" / "b").resolve()
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    file = tmp_path / "big.bin"
+    code = (
+        "import os, signal, sys; from pathlib import Path; del os.O_TMPFILE\n"
+        "from headwater.lens.files import NewFile; from headwater.lens.errors import HeadwaterError\n"
+        "new = NewFile(Path(sys.argv[1]), HeadwaterError); new.file.write(bytes(10**6)); new.file.flush()\n"
+        "print('written', flush=True); sys.stdin.readline() if sys.argv[2] == 'wait' else None\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(file)]
+    subprocess.run([*arguments, "die"], stdout=subprocess.DEVNULL)
+    assert len(list(tmp_path.glob(".big.bin.*.part"))) == 1
+    with subprocess.Popen([*arguments, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout is not None
+        living.stdout.readline()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(os, "O_TMPFILE")
+            write_text(file, "whole", HeadwaterError)
+        assert len(list(tmp_path.glob(".big.bin.*.part"))) == 1, "the one that is being written stays"
+        living.kill()
+    assert file.read_text() == "whole"

@@ -61,5 +61,5 @@ def test_texts_are_padded_and_blank_ones_refused():
     assert found.ids.tolist() == [[1, 1, 2], [1, 3, 9]]
     assert found.mask.tolist() == [[True] * 3, [True, True, False]]
     assert to_tokens(["a bb", "ccc"], Words(), side="left").ids.tolist() == [[1, 1, 2], [9, 1, 3]]
-    with pytest.raises(PromptError, match=r"empty \(number 1 of 2\)"):
+    with pytest.raises(PromptError, match=r"empty \(number 2 of 2\)"):
         to_tokens(["a", " "], Words())

@@ -1,0 +1,53 @@
+"""`headwater verify`: every byte of a saved file is held to the digests in it, and its content to its form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from headwater.lens.errors import HeadwaterError
+from headwater.lens.files import parse_json, read_text
+
+MOST_BYTES = 2**32
+
+
+def verify(path: Path) -> str:
+    """What the file holds, in one line; HeadwaterError says what is wrong with it."""
+    if path.suffix == ".safetensors":
+        return _record(path)
+    if path.suffix == ".json":
+        content = parse_json(read_text(path, MOST_BYTES, HeadwaterError), str(path), HeadwaterError)
+        if isinstance(content, dict) and "digest" in content:
+            return _results(path)
+        if isinstance(content, dict) and "prompts" in content:
+            return _experiment(path)
+    return _circuit(path)
+
+
+def _record(path: Path) -> str:
+    from headwater.lens.records.record import Record
+
+    found = Record.open(path, verify=True)
+    return f"{found!r}: every tensor has its digest"
+
+
+def _results(path: Path) -> str:
+    from headwater.lens.experiments.results import Results
+
+    found = Results.open(path)
+    return f"results of {len(found.results)} prompts with {found.model}: the digest agrees"
+
+
+def _experiment(path: Path) -> str:
+    from headwater.lens.experiments.experiment import Experiment
+
+    found = Experiment.open(path)
+    return f"an experiment with {found.model} on {len(found.prompts)} prompts; it holds no digest of itself"
+
+
+def _circuit(path: Path) -> str:
+    from headwater.analyses.circuits._graph_files import read_circuit
+
+    found = read_circuit(path)
+    return (
+        f"a circuit of {len(found)} nodes and {found.number_of_edges()} edges; it holds no digest of itself"
+    )
