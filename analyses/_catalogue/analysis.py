@@ -13,12 +13,13 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 import networkx as nx
 import xarray as xr
 
 from headwater.analyses._catalogue.settings import checked, settings_of
+from headwater.analyses._catalogue.sources import Inputs, Maps, check_call
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
 from headwater.lens.records.provenance import provenance
@@ -26,7 +27,6 @@ from headwater.lens.records.record import Record
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-Inputs = Literal["record", "model", "model+examples", "model+pairs", "circuits"]
 LABELS = {"question": "Question", "unit": "Unit", "paper": "Source", "cost": "Cost", "not_for": "Not for"}
 LABELLED = re.compile(
     rf"^({'|'.join(LABELS.values())}): (.+?)(?=\n\n|\n(?:{'|'.join(LABELS.values())}): |\Z)", re.S | re.M
@@ -38,7 +38,10 @@ UNKEPT = ("resume", "batch_size")  # settings that change how a run goes and not
 
 @dataclass(frozen=True)
 class About:
-    """Question, unit, source, cost and limits of one analysis; `keep` is the content that a record needs for it."""
+    """Question, unit, source, cost and limits of one analysis.
+
+    `keep` is the content that a record needs for it, and `maps` says which maps it can read.
+    """
 
     question: str
     unit: str
@@ -47,29 +50,31 @@ class About:
     not_for: str
     inputs: Inputs
     keep: tuple[str, ...] = ("qk",)
+    maps: Maps = "any"
 
 
 @overload
 def analysis(function: Callable[Given, Result]) -> Callable[Given, Result]: ...
 @overload
 def analysis(
-    *, keep: tuple[str, ...] = ("qk",), like: Callable[..., Any] | None = None
+    *, keep: tuple[str, ...] = ("qk",), maps: Maps = "any", like: Any = None
 ) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]: ...
 def analysis(
-    function: Any = None, *, keep: tuple[str, ...] = ("qk",), like: Callable[..., Any] | None = None
+    function: Any = None, *, keep: tuple[str, ...] = ("qk",), maps: Maps = "any", like: Any = None
 ) -> Any:
-    """Wrap `function` so that it refuses settings outside their limits and describes its result.
+    """Wrap `function` so that it refuses settings and inputs that it can not take, and describes its result.
 
-    `keep` is the content that a record needs for it. A companion of an analysis gives that analysis as `like` and
-    shares its labels.
+    `keep` is the content that a record needs for it; `maps="square"` refuses records of cross-attention. A companion
+    of an analysis gives that analysis as `like` and shares all that is said about it.
     """
     if function is None:
-        return functools.partial(analysis, keep=keep, like=like)
-    about = about_of(like or function, keep)
+        return functools.partial(analysis, keep=keep, maps=maps, like=like)
+    about = about_of(function, keep, maps) if like is None else like.about
     signature, run = inspect.signature(function), checked(function)
 
     @functools.wraps(function)
     def described(*args: Any, **kwargs: Any) -> Any:
+        check_call(function.__name__, about.inputs, about.maps, signature, args, kwargs)
         result = run(*args, **kwargs)
         if isinstance(result, xr.DataArray | xr.Dataset | nx.DiGraph):
             attrs = result.graph if isinstance(result, nx.DiGraph) else result.attrs
@@ -89,7 +94,7 @@ def analysis(
     return described
 
 
-def about_of(function: Callable[..., Any], keep: tuple[str, ...]) -> About:
+def about_of(function: Callable[..., Any], keep: tuple[str, ...], maps: Maps) -> About:
     """The labelled paragraphs of the docstring. ValueError where a label is missing."""
     if sys.flags.optimize > 1:
         raise AnalysisError(
@@ -104,6 +109,7 @@ def about_of(function: Callable[..., Any], keep: tuple[str, ...]) -> About:
         **{name: found[label].rstrip(".") for name, label in LABELS.items()},
         inputs=_inputs(function),
         keep=keep,
+        maps=maps,
     )
 
 

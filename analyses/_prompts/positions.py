@@ -69,19 +69,21 @@ def position_coordinates(
     columns: Tensor,
     keys: Positions = "all",
     key_columns: Tensor | None = None,
+    key_texts: Labelled | None = None,
 ) -> dict[str, Any]:
     """Coordinates of a [batch, query, key] result: the asked positions, their columns and their tokens; all keys unless
-    `keys` names some."""
-    tokens = np.array(texts.strings, dtype=object)
+    `keys` names some. `key_texts` holds the tokens that are looked at, where they are others than those that look."""
+    key_texts = texts if key_texts is None else key_texts
+    tokens, seen = (np.array(each.strings, dtype=object) for each in (texts, key_texts))
     if key_columns is None:
-        key_columns = torch.arange(texts.valid.shape[1]).expand(len(columns), -1)
+        key_columns = torch.arange(key_texts.valid.shape[1]).expand(len(columns), -1)
     return {
         "batch": np.arange(len(columns)),
         "query": _named(positions, columns),
         "key": _named(keys, key_columns),
         "position": (("batch", "query"), columns.numpy()),
         "query_token": (("batch", "query"), np.take_along_axis(tokens, columns.numpy(), 1).astype(str)),
-        "key_token": (("batch", "key"), np.take_along_axis(tokens, key_columns.numpy(), 1).astype(str)),
+        "key_token": (("batch", "key"), np.take_along_axis(seen, key_columns.numpy(), 1).astype(str)),
     }
 
 

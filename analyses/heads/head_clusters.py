@@ -15,6 +15,7 @@ import xarray as xr
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import pdist, squareform
+from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
@@ -94,16 +95,20 @@ def head_clusters(
 
 def pooled_maps(record: Record, cells: int) -> np.ndarray:
     """Maps pooled to cells × cells, [layer · head, query cell, key cell]: a sum over keys, a mean over queries."""
-    valid = record.valid
-    own = (valid.cumsum(1) - 1) * cells // valid.sum(1, keepdim=True)
-    inside = (torch.nn.functional.one_hot(own.clamp_min(0), cells) * valid[..., None]).double()
-    rows = inside / inside.sum(1, keepdim=True)  # NaN where a short text leaves a cell empty
+    looking, seen = _in_cells(record.valid, cells), _in_cells(record.key_axis.valid, cells)
+    rows = looking / looking.sum(1, keepdim=True)  # NaN where a short text leaves a cell empty
     found = []
     for layer in record.layers:
-        on_cells = (record.map(layer) @ inside.float()).double().cpu()  # [batch, head, query, key cell]
+        on_cells = (record.map(layer) @ seen.float()).double().cpu()  # [batch, head, query, key cell]
         per_text = torch.einsum("bqr,bhqc->bhrc", rows, on_cells)
         found.append(per_text.nanmean(0).nan_to_num())
     return torch.cat(found).numpy()
+
+
+def _in_cells(valid: Tensor, cells: int) -> Tensor:
+    """Which cell each real token falls into, 0 or 1, [batch, position, cell] in float64."""
+    own = (valid.cumsum(1) - 1) * cells // valid.sum(1, keepdim=True)
+    return (torch.nn.functional.one_hot(own.clamp_min(0), cells) * valid[..., None]).double()
 
 
 def statistics_of(record: Record) -> np.ndarray:

@@ -26,6 +26,13 @@ def received_share(record: Record, unit_rows: bool = False, queries: Tensor | No
     `unit_rows` divides each row by its sum first, for maps whose rows do not sum to 1. `queries` (bool [batch, query])
     limits numerator and denominator to these queries.
     """
+    return share_and_visible(record, unit_rows, queries)[0]
+
+
+def share_and_visible(
+    record: Record, unit_rows: bool = False, queries: Tensor | None = None
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """`received_share`, and how many of these queries see each key, [batch, layer, head, key]."""
     received, visible = record.statistic("received"), record.statistic("visible")
     if unit_rows or queries is not None:
         kept = record.valid if queries is None else queries & record.valid
@@ -34,9 +41,9 @@ def received_share(record: Record, unit_rows: bool = False, queries: Tensor | No
             template.copy(data=np.stack([pair[which].numpy() for pair in pairs], axis=1))
             for which, template in enumerate((received, visible))
         )
-    real = xr.DataArray(record.valid.numpy(), dims=("batch", "key"))
+    real = xr.DataArray(record.key_axis.valid.numpy(), dims=("batch", "key"))
     share = (received / visible.where(visible > 0)).where(real).astype(np.float64)
-    return share.drop_attrs().rename("received_share")
+    return share.drop_attrs().rename("received_share"), visible
 
 
 def _of_queries(map: AttentionMap, kept: Tensor, unit_rows: bool) -> tuple[Tensor, Tensor]:

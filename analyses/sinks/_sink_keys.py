@@ -25,11 +25,12 @@ def sink_keys(
 
     A rule runs with its default settings and this threshold. ACT's first sinks stay in unless `drop_first`.
     """
-    batch, length = record.valid.shape
+    valid = record.key_axis.valid
+    batch, length = valid.shape
     shape = (batch, len(record.layers), record.n_heads, length)
     if rule is None:
-        picked = torch.zeros_like(record.valid).scatter_(1, columns_of(keys, record.valid, "keys"), True)
-        return (picked & record.valid)[:, None, None].expand(shape)
+        picked = torch.zeros_like(valid).scatter_(1, columns_of(keys, valid, "keys"), True)
+        return (picked & valid)[:, None, None].expand(shape)
     found = find_sinks(record, rule=rule, threshold=threshold, drop_first=drop_first).sink
     if "head" not in found.dims:
         found = found.expand_dims(head=record.n_heads)

@@ -17,13 +17,14 @@ import xarray as xr
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses.sinks._received_share import received_share
+from headwater.analyses.sinks._received_share import share_and_visible
 from headwater.analyses.sinks._singular_vector import leading_shares
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records import sinks
 from headwater.lens.records.record import Record
 
 Rule = Literal["share", "gu", "act", "massive", "spectral"]
+QUARTER = 0.25  # of the queries, which share and gu ask for by default
 DIRECTION = 0.5  # at most one token of a head has more than half of a direction
 
 
@@ -37,7 +38,11 @@ def find_sinks(
     alpha: Annotated[float, "act: multiples of the uniform share 1/N", Bounds(0.0)] = 5.0,
     length: Annotated[int | None, "gu: tokens of each text that count; none: all", Bounds(1)] = 64,
     drop_first: Annotated[bool, "act: leave out each head's first sink, the initial token"] = True,
-    min_queries: Annotated[int, "tokens that fewer queries see have no score", Bounds(1)] = 1,
+    min_queries: Annotated[
+        int | None,
+        "tokens that fewer queries see have no score; none: share and gu a quarter, else 1",
+        Bounds(1),
+    ] = None,
     unit_rows: Annotated[bool, "divide each row by its sum first (learned sinks, normalisers)"] = False,
     dimensions: Annotated[int | Sequence[int] | None, "massive: of the stream; none: search for them"] = None,
 ) -> xr.Dataset:
@@ -58,9 +63,12 @@ def find_sinks(
     need a higher threshold.
 
     Dataset: `score` and bool `sink` [batch, layer, head, key]; `heads` [batch, key], the fraction of (layer, head) for
-    which the token is a sink; `found_*` [found], the list of sinks, largest score first, with batch, layer, head,
-    position (column), token and score. Padding and tokens that no query sees have score NaN and are never sinks.
-    `min_queries` does the same to tokens near the end of a causal text, whose share is the mean of few weights.
+    which the token is a sink; `found_*` [found], the list of sinks with batch, layer, head, position (column), token
+    and score: the token with the largest `heads` first, and of each token the largest score first. Padding and tokens
+    that no query sees have score NaN and are never sinks. `min_queries` does the same to tokens near the end of a
+    causal text, whose share is the mean of few weights: the last token's is its weight on itself. By default share and
+    gu leave out tokens that fewer than a quarter as many queries see as see the best seen token of that head; the other
+    rules leave out none. In cross-attention the tokens are the encoder's.
 
     Question: Which tokens are attention sinks, and for which heads?
     Unit: score: mean weight a token gets per query that sees it (massive: root mean squares; spectral: share of a
@@ -74,36 +82,37 @@ def find_sinks(
 
     >>> import headwater as hw
     >>> record = hw.load("tasks-4l").record("When Mary and John went to the store , John gave a drink to")
-    >>> found = hw.analyses.find_sinks(record, min_queries=4)
-    >>> found.sink.dims, bool(found.sink.sel(layer=1, head=4, key=0))
-    (('batch', 'layer', 'head', 'key'), True)
+    >>> found = hw.analyses.find_sinks(record)
+    >>> found.sink.dims, found.found_token.values[0].item()  # a sink of the most heads
+    (('batch', 'layer', 'head', 'key'), '<bos>')
     """
     if unit_rows and rule in ("massive", "spectral"):
         raise AnalysisError(f"unit_rows divides the rows of received shares; rule={rule!r} has none")
     if dimensions is not None and rule != "massive":
         raise AnalysisError(f"dimensions={dimensions!r} belong to rule='massive'; got rule={rule!r}")
-    counts = xr.DataArray(record.valid.sum(1).numpy(), dims="batch")
+    counts = xr.DataArray(record.key_axis.valid.sum(1).numpy(), dims="batch")
     default = {"act": alpha / counts, "massive": sinks.TAU, "spectral": DIRECTION}.get(rule, sinks.SHARE)
     limit = xr.DataArray(default if threshold is None else threshold)
     more: dict[str, object] = {}
+    seen = record.statistic("visible")
     if rule == "massive":
         score, more["dimensions_"] = _massive(record, float(limit), dimensions)
     elif rule == "spectral":
         score, more["unsettled"] = _spectral(record)
     elif rule == "gu":
-        score = _first_tokens(record, length, unit_rows)
+        score, seen = _first_tokens(record, length, unit_rows)
     else:
-        score = received_share(record, unit_rows)
-    if min_queries > 1:
-        seen = record.statistic("visible")
-        score = score.where((seen.max("head") if rule == "massive" else seen) >= min_queries)
+        score, _ = share_and_visible(record, unit_rows)
+    seen = seen.max("head") if rule == "massive" else seen
+    least = QUARTER * seen.max("key") if rule in ("share", "gu") else 1
+    score = score.where(seen >= (least if min_queries is None else min_queries))
     sink = score > limit
     if rule == "act" and drop_first:
         places = sink.transpose("batch", "layer", "head", "key")
         sink = places.copy(data=sinks.without_first(torch.as_tensor(places.values)).numpy())
     within = [name for name in ("layer", "head") if name in score.dims]
     heads = sink.mean(within).where(score.notnull().any(within))
-    result = xr.Dataset({"score": score, "sink": sink, "heads": heads, **_list(record, score, sink)})
+    result = xr.Dataset({"score": score, "sink": sink, "heads": heads, **_list(record, score, sink, heads)})
     return result.assign_attrs({"threshold": limit.values.tolist(), **more})
 
 
@@ -126,15 +135,17 @@ def _spectral(record: Record) -> tuple[xr.DataArray, int]:
     found = [leading_shares(record.map(layer)) for layer in record.layers]
     template = record.statistic("visible")
     scores = template.copy(data=torch.stack([shares for shares, _ in found], 1).double().numpy())
-    scores = scores.where(template > 0).where(xr.DataArray(record.valid.numpy(), dims=("batch", "key")))
+    scores = scores.where(template > 0).where(
+        xr.DataArray(record.key_axis.valid.numpy(), dims=("batch", "key"))
+    )
     return scores.drop_attrs().rename("leading_share"), int(sum((~settled).sum() for _, settled in found))
 
 
-def _first_tokens(record: Record, length: int | None, unit_rows: bool) -> xr.DataArray:
-    """α of the first `length` tokens of each text; a causal map needs no second run for that."""
-    longest = int(record.valid.sum(1).max())
+def _first_tokens(record: Record, length: int | None, unit_rows: bool) -> tuple[xr.DataArray, xr.DataArray]:
+    """`share_and_visible` of the first `length` tokens of each text; a causal map needs no second run for that."""
+    longest = int(record.key_axis.valid.sum(1).max())
     if length is None or longest <= length:
-        return received_share(record, unit_rows)
+        return share_and_visible(record, unit_rows)
     if not record.causal:
         raise AnalysisError(
             f"a text has {longest} tokens and sees ahead, so it can not be cut to {length} afterwards; "
@@ -142,19 +153,23 @@ def _first_tokens(record: Record, length: int | None, unit_rows: bool) -> xr.Dat
         )
     early = record.valid & (record.valid.cumsum(1) <= length)
     kept = xr.DataArray(early.numpy(), dims=("batch", "key"))
-    return received_share(record, unit_rows, early).where(kept)
+    share, seen = share_and_visible(record, unit_rows, early)
+    return share.where(kept), seen
 
 
-def _list(record: Record, score: xr.DataArray, sink: xr.DataArray) -> dict[str, xr.DataArray]:
-    """The sinks one by one, largest score first."""
+def _list(
+    record: Record, score: xr.DataArray, sink: xr.DataArray, heads: xr.DataArray
+) -> dict[str, xr.DataArray]:
+    """The sinks one by one: the token that is a sink of most heads first, and of each token the largest score."""
     dims = [name for name in ("batch", "layer", "head", "key") if name in score.dims]
     places = np.argwhere(sink.transpose(*dims).values)
     values = score.transpose(*dims).values[tuple(places.T)]
-    order = np.argsort(-values, kind="stable")
+    row, column = places[:, dims.index("batch")], places[:, dims.index("key")]
+    order = np.lexsort((-values, column, row, -heads.transpose("batch", "key").values[row, column]))
     columns: dict[str, np.ndarray] = dict(zip(dims, places[order].T, strict=True))
     columns["layer"] = np.asarray(record.layers)[columns["layer"]]
     columns["position"] = columns.pop("key")
-    strings = np.array(record.strings, dtype=object)
+    strings = np.array(record.key_axis.strings, dtype=object)
     columns["token"] = strings[columns["batch"], columns["position"]].astype(str)
     columns["score"] = values[order]
     return {f"found_{name}": xr.DataArray(column, dims="found") for name, column in columns.items()}

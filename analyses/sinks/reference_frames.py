@@ -27,7 +27,7 @@ END = 0.25  # share that each end has in a bidirectional frame
 FRAMES = ("none", "centralised", "distributed", "bidirectional")
 
 
-@analysis
+@analysis(maps="square")
 def reference_frames(
     record: Record,
     tau: Annotated[float, "weight from which a query attends to a token", Bounds(0.0, 1.0)] = 0.3,

@@ -23,7 +23,7 @@ from headwater.lens.records.record import Record
 OF = ("sinks", "others")
 
 
-@analysis(keep=("qkv", "residual"))
+@analysis(keep=("qkv", "residual"), maps="square")
 def sink_norms(
     record: Record,
     keys: Annotated[Positions, "the sinks, counted in real tokens of each text; 0 is the first"] = 0,

@@ -45,7 +45,7 @@ def sink_rate(
     >>> [round(x, 1) for x in found.rate.mean("head").values.tolist()]  # layer by layer
     [0.0, 0.6, 0.1, 0.5]
     """
-    column = xr.DataArray(columns_of(key, record.valid, "key")[:, 0].numpy(), dims="batch")
+    column = xr.DataArray(columns_of(key, record.key_axis.valid, "key")[:, 0].numpy(), dims="batch")
     share = received_share(record, unit_rows).isel(key=column)
     share = share.reset_coords(drop=True).assign_coords({name: share[name] for name in ("layer", "head")})
     if bool(share.isnull().all()):

@@ -17,7 +17,7 @@ from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.lens.records.record import Record
 
 
-@analysis
+@analysis(maps="square")
 def attention_distance(
     record: Record,
     queries: Annotated[Positions, 'queries to average over (the response, say), or "all"'] = "all",

@@ -33,7 +33,7 @@ LONGEST = 1024  # tokens; beyond, the graph of a deep model has tens of millions
 UNIT = 2**30  # capacity 1 as an integer: the solver counts in int32, and a position gives out 1 in all
 
 
-@analysis
+@analysis(maps="square")
 def flow(
     record: Record,
     queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),

@@ -21,7 +21,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
 
-@analysis
+@analysis(maps="square")
 def future_influence(
     record: Record,
     share: Annotated[

@@ -18,7 +18,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
 
-@analysis
+@analysis(maps="square")
 def patch_distance(
     record: Record,
     per_example: Annotated[bool, "keep one value per image instead of their mean"] = False,

@@ -40,6 +40,7 @@ def raw_attention(
 
     Heads of all chosen layers have the same weight. If `heads` names heads, `layers` is not read. With `keys` and
     `queries="all"` the result holds columns: who looks at these tokens.
+    In cross-attention the keys are the encoder's tokens.
 
     Question: Which tokens does a position look at?
     Unit: attention weight, a row sums to 1 where heads have no learned sink (the mean; the largest: more).
@@ -63,15 +64,18 @@ def raw_attention(
         return weights * len(picked) / count if over == "mean" else weights
 
     rows = functools.reduce(JOIN[over], itertools.starmap(of_layer, chosen.items()))
-    blank = ~record.valid.gather(1, columns)[..., None] | ~record.valid[:, None]
+    looked_at = record.key_axis
+    blank = ~record.valid.gather(1, columns)[..., None] | ~looked_at.valid[:, None]
     rows = rows.masked_fill(blank, torch.nan)
-    asked = None if keys is None else columns_of(keys, record.valid, "keys")
+    asked = None if keys is None else columns_of(keys, looked_at.valid, "keys")
     if asked is not None:
         rows = rows.gather(2, asked[:, None].expand(-1, columns.shape[1], -1))
     return xr.DataArray(
         rows.numpy(),
         dims=("batch", "query", "key"),
-        coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, asked),
+        coords=position_coordinates(
+            record, queries, columns, "all" if keys is None else keys, asked, looked_at
+        ),
         name="raw_attention",
         attrs={"heads": [f"{x}.{h}" for x, picked in chosen.items() for h in picked]},
     )

@@ -24,7 +24,7 @@ from headwater.lens.records.record import Record
 CHUNK = 64  # columns per pass: about the width of a head, so that a pass costs one attention call
 
 
-@analysis
+@analysis(maps="square")
 def rollout(
     record: Record,
     queries: Annotated[Positions, 'positions to explain, e.g. -1; "all" for every one'] = (-1,),

@@ -50,6 +50,8 @@ COLUMN = {
 }
 GROUPED = {"mass": "weight on each named group of keys"}
 NAMES = (*ROW, *COLUMN, *GROUPED)
+# statistics that need the query's own position among the keys; cross-attention has none
+RELATIVE = ("self", "previous", "distance", "distance_squared", "windowed_distance")
 # what a record holds unless it is asked for something else: the rest costs more, or needs groups, or follows from these
 DEFAULT = tuple(n for n in NAMES if n not in ("mass", "sink", "distance_squared", "windowed_distance"))
 WINDOW = 10  # tokens at which `windowed_distance` clips, as in Li et al. 2025

@@ -45,3 +45,8 @@ class Contents:
     keys: Axis | None = None
     parts: Mapping[str, Contents] = field(default_factory=dict)
     residuals: dict[int | str, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+
+    @property
+    def key_axis(self) -> Axis:
+        """The tokens that are looked at: `keys` in cross-attention, else the record's own tokens."""
+        return Axis(self.tokens, self.valid, self.strings) if self.keys is None else self.keys

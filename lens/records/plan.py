@@ -24,8 +24,6 @@ from headwater.lens.records.contents import Axis
 from headwater.lens.records.record import DEFAULT_STATISTICS, Record
 from headwater.lens.records.recorder import Recorder, key_positions
 
-# statistics that need the query's own position among the keys; cross-attention has none
-RELATIVE = ("self", "previous", "distance", "distance_squared", "windowed_distance")
 Groups = Mapping[str, Any] | Sequence[str] | str | None
 
 
@@ -59,12 +57,12 @@ def recorders(
 def _fitting(
     view: Opened, asked: tuple[str, ...], groups: Mapping[str, Tensor] | None, strict: bool
 ) -> tuple[str, ...]:
-    """The statistics that a part has: no `RELATIVE` ones in cross-attention, no "mass" without groups.
+    """The statistics that a part has: no relative ones in cross-attention, no "mass" without groups.
 
     With `strict` asking for such a statistic by name is a RecordError.
     """
     if view.parts[view.part_name].crosses:
-        relative = [name for name in asked if name in RELATIVE]
+        relative = [name for name in asked if name in kernel.RELATIVE]
         if relative and strict and asked != DEFAULT_STATISTICS:
             raise RecordError(
                 f"{relative[0]!r} is not defined in cross-attention: no key is the query's own position; leave it out"

@@ -99,6 +99,11 @@ class Record(Contents):
         """
         if name not in kernel.NAMES:
             raise RecordError(f"unknown statistic {name!r}: {nearest(name, kernel.NAMES)}")
+        if self.keys is not None and name in kernel.RELATIVE:
+            raise RecordError(
+                f"{name!r} is not defined in cross-attention: no key is the query's own position; take the record of "
+                "another part, or another statistic"
+            )
         if name not in self.statistics:
             if name == "mass" and not self.groups:
                 raise RecordError(
@@ -147,7 +152,7 @@ class Record(Contents):
         coords: dict[str, Any] = {"layer": self.layers, "head": list(range(self.n_heads))}
         if name == "mass":
             coords["group"] = list(self.groups)
-        strings = self.keys.strings if last == "key" and self.keys is not None else self.strings
+        strings = self.key_axis.strings if last == "key" else self.strings
         coords["token"] = (("batch", last), np.array(strings, dtype=object))
         meaning = {**kernel.ROW, **kernel.COLUMN, **kernel.GROUPED}[name]
         unit = {

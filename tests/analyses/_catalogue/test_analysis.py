@@ -100,4 +100,4 @@ def test_without_docstrings_the_cause_is_named() -> None:
 
 def test_an_unknown_setting_is_refused_with_the_nearest() -> None:
     with pytest.raises(AnalysisError, match="example has no setting 'amounts'; did you mean 'amount'"):
-        made(None)(None, amounts=1)
+        made(None)(hw.load("tasks-4l"), amounts=1)

@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 import torch
 
+import headwater as hw
 from headwater import analyses
 from headwater.analyses._catalogue.catalogue import catalogue
 from headwater.analyses._catalogue.settings import Setting
 from headwater.lens.errors import AnalysisError
 
+MODEL = hw.load("sink-2l-softmax")
+RECORD = MODEL.record([3, 4, 5])
 SETTINGS = [(name, setting) for name, found in catalogue().items() for setting in found.settings]
+
+
+def source(name: str) -> list[Any]:
+    """The record or model that the analysis reads, and something for each other argument that it needs."""
+    entry = catalogue()[name]
+    needed = [p for p in inspect.signature(entry.function).parameters.values() if p.default is p.empty]
+    return [RECORD if entry.inputs == "record" else MODEL, *[object() for _ in needed[1:]]]
 
 
 def outside(setting: Setting) -> list[tuple[Any, str]]:
@@ -44,10 +54,9 @@ def outside(setting: Setting) -> list[tuple[Any, str]]:
 )
 def test_every_setting_of_every_analysis_is_held_to_its_limits(name: str, setting: Setting) -> None:
     function = catalogue()[name].function
-    needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     for value, line in outside(setting):
         with pytest.raises(AnalysisError) as caught:
-            function(*[object() for _ in needed], **{setting.name: value})
+            function(*source(name), **{setting.name: value})
         assert str(caught.value).startswith(f"{setting.name}=")
         assert line in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -62,7 +71,7 @@ def test_python_and_command_line_say_the_same(name: str, setting: Setting) -> No
             setting.parse(text)
         value = text if setting.kind == "choice" else float(text) if setting.kind == "number" else int(text)
         with pytest.raises(AnalysisError) as given:
-            catalogue()[name].function(**{setting.name: value})
+            catalogue()[name].function(*source(name), **{setting.name: value})
         assert str(given.value) == str(typed.value)
 
 
@@ -85,7 +94,7 @@ def test_a_value_too_long_for_one_line_is_named_by_its_type() -> None:
     with pytest.raises(
         AnalysisError, match=r"^heads=an object of Tensor is unknown; give one of mean, max, min$"
     ):
-        analyses.rollout(object(), heads=torch.zeros(9, 9, 9))
+        analyses.rollout(RECORD, heads=torch.zeros(9, 9, 9))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +102,8 @@ def test_a_value_too_long_for_one_line_is_named_by_its_type() -> None:
     [
         (lambda: analyses.select_circuit(None, -1), "n=-1 is outside its limits; give a whole number from 0"),
         (lambda: analyses.select_circuit(None, 1, "up"), "selection='up' is unknown; give one of top, greedy"),
-        (lambda: analyses.flow_graph(None, residual=2), "residual=2 is outside its limits; give a number from 0 to 1"),
+        (lambda: analyses.flow_graph(RECORD, residual=2), "residual=2 is outside its limits; give a number from 0 "
+         "to 1"),
         (lambda: analyses.between([1], [2], alpha=-1), "alpha=-1 is outside its limits; give a number from 0"),
         (lambda: analyses.inhibition_like(None, [], count=0), "count=0 is outside its limits; give a whole number"),
     ],

@@ -47,7 +47,7 @@ def test_act_threshold_follows_each_text(pairs: Callable, batch) -> None:
     found = find_sinks(record, rule="act")
     np.testing.assert_allclose(json.loads(found.attrs["threshold"]), 5 / mask.sum(1))
     kept = find_sinks(record, rule="act", threshold=0.2, drop_first=False)
-    share = find_sinks(record, rule="share", threshold=0.2)
+    share = find_sinks(record, rule="share", threshold=0.2, min_queries=1)
     np.testing.assert_array_equal(kept.sink, share.sink)
 
 
@@ -92,7 +92,15 @@ def test_the_list_names_every_sink_once(pairs: Callable) -> None:
     assert int(found.sizes["found"]) == int(found.sink.sum()) > 0
     index = tuple(found[f"found_{name}"].values for name in ("batch", "layer", "head", "position"))
     np.testing.assert_array_equal(found.score.values[index], found.found_score)
-    assert (np.diff(found.found_score) <= 0).all()
+    listed = list(
+        zip(*(found[f"found_{name}"].values.tolist() for name in ("batch", "position")), strict=True)
+    )
+    heads = [float(found.heads[place]) for place in listed]
+    assert (np.diff(heads) <= 0).all()
+    for token in dict.fromkeys(listed):
+        places = [i for i, other in enumerate(listed) if other == token]
+        assert places == list(range(places[0], places[-1] + 1))
+        assert (np.diff(found.found_score[places]) <= 0).all()
     assert found.found_token.values[0] == record.strings[index[0][0]][index[3][0]]
 
 
@@ -100,17 +108,29 @@ def test_tokens_seen_by_few_queries_can_be_left_out(pairs: Callable) -> None:
     record = pairs("gpt2").model.record(
         torch.randint(3, 61, (1, 12), generator=torch.Generator().manual_seed(0))
     )
-    every = find_sinks(record, threshold=0.2)
+    every = find_sinks(record, threshold=0.2, min_queries=1)
     some = find_sinks(record, threshold=0.2, min_queries=4)
+    assert find_sinks(record, threshold=0.2, min_queries=3).equals(find_sinks(record, threshold=0.2))
     np.testing.assert_array_equal(some.sink[..., :9], every.sink[..., :9])  # token 8 of 12 is seen by four
     assert every.sink[..., 9:].any()
     assert not some.sink[..., 9:].any()
 
 
+def test_the_first_token_of_a_short_text_comes_first() -> None:
+    record = hw.load("tasks-4l").record("When Mary and John went to the store , John gave a drink to")
+    found = find_sinks(record)
+    assert found.found_token.values[0] == "<bos>"
+    assert (
+        found.heads.isnull().values[0].tolist() == [False] * 12 + [True] * 3
+    )  # 3 tokens are seen by 3 or fewer of 15
+    by_self = find_sinks(record, min_queries=1)
+    assert by_self.found_position.values.max() == 14
+
+
 def test_pure_sink_and_uniform(pure_sink: hw.HookedModel, uniform: hw.HookedModel) -> None:
     ids = torch.randint(3, 61, (1, 40), generator=torch.Generator().manual_seed(0))
     found = find_sinks(pure_sink.record(ids))
-    np.testing.assert_array_equal(found.heads.values[0], [1.0] + [0.0] * 39)
+    np.testing.assert_array_equal(found.heads.fillna(0).values[0], [1.0] + [0.0] * 39)
     assert int(find_sinks(pure_sink.record(ids), rule="act").sink.sum()) == 0  # the initial one is left alone
     assert int(find_sinks(uniform.record(ids), rule="share", threshold=0.2).sink.sum()) == 0
 
