@@ -18,6 +18,7 @@ from headwater.lens.attention import context
 from headwater.lens.edits.base import Edit, Prepared, applied
 from headwater.lens.errors import EditError, ModelError, PromptError
 from headwater.lens.models import inputs
+from headwater.lens.models.beginning import first_token
 from headwater.lens.models.token_groups import token_groups
 from headwater.lens.naming.heads import Layers
 from headwater.lens.naming.tokens import Tokens
@@ -55,18 +56,35 @@ class HookedModel(TransformerLens):
     When Mary and John went to the store , John gave a drink to Mary
     """
 
+    def __repr__(self) -> str:
+        told = first_token(self).partition(" (")[0]
+        return (
+            super().__repr__()
+            if self.tokenizer is None
+            else f"{super().__repr__()[:-1]}, first token {told})"
+        )
+
     # --- prompts
 
+    @property
+    def first_token(self) -> str:
+        """Which token is the first of a text, and who puts it there: "'<s>' (the tokenizer puts it)"."""
+        return first_token(self)
+
     def to_tokens(
-        self, given: Any = None, attention_mask: Any = None, side: Literal["left", "right"] = "right", **more: Any
+        self, given: Any = None, attention_mask: Any = None, side: Literal["left", "right"] = "right", *,
+        prepend_bos: bool | None = None, **more: Any,
     ) -> Int[Tokens, "batch position"]:  # fmt: skip
         """The inputs of a call as checked `Tokens`: ids int64 and mask bool, [batch, position], and further inputs.
 
-        `given` is a text, a list of texts, token ids, or a floating-point tensor of images or audio features; `more`
-        are further inputs under transformers' names (models/inputs.py). Texts of unequal length are padded on `side`.
-        PromptError says what is wrong. Every method below takes the same inputs, or the `Tokens` that this returns.
+        `given` is a text, a pair of texts `("a", "b")`, chat messages `[{"role": "user", "content": "a"}]`, a list of
+        these, token ids, or a floating-point tensor of images or audio features; `more` are further inputs under
+        transformers' names (models/inputs.py). Texts of unequal length are padded on `side`. `prepend_bos=True` puts
+        the token that begins a text in front, False leaves it out, None does as `load` was told: by default what the
+        tokenizer does. A text that holds a beginning gets no second one, with a warning. PromptError says what is
+        wrong. Every method below takes the same inputs, or the `Tokens` that this returns.
         """
-        return inputs.read(self, given, attention_mask, side, more)
+        return inputs.read(self, given, attention_mask, side, more, prepend_bos=prepend_bos)
 
     # --- running
 

@@ -33,6 +33,7 @@ LABELLED = re.compile(
 )
 LONGEST = 200  # characters of the longest setting that a result keeps
 RESERVED = ("dimensions",)  # attributes that scipy's netCDF writer needs itself; kept as "dimensions_"
+TEXTS = ("examples", "clean", "pairs")  # parameters that hold prompts
 UNKEPT = ("resume", "batch_size")  # settings that change how a run goes and not its result
 
 
@@ -87,7 +88,8 @@ def analysis(
                 for name, value in given.arguments.items()
                 if callable(value) and not isinstance(value, Opened)
             }
-            attrs.update(_described(about, given.args[0], told, attrs))
+            texts = next((given.arguments[name] for name in TEXTS if name in given.arguments), None)
+            attrs.update(_described(about, given.args[0], texts, told, attrs))
         return result
 
     described.about = about  # type: ignore[attr-defined]
@@ -132,9 +134,9 @@ def _inputs(function: Callable[..., Any]) -> Inputs:
 
 
 def _described(
-    about: About, source: Any, settings: Mapping[str, Any], own: Mapping[str, Any]
+    about: About, source: Any, texts: Any, settings: Mapping[str, Any], own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Attributes of a result: model, edits, settings, and the question with its unit, source and limits.
+    """Attributes of a result: model, edits, first token, settings, and the question with its unit, source and limits.
 
     Attributes that the analysis wrote win over settings as given, such as resolved heads.
     """
@@ -142,7 +144,7 @@ def _described(
     if isinstance(source, Record):
         origin = source.provenance
     elif isinstance(source, Opened):
-        origin = provenance(source)
+        origin = provenance(source, texts)
     short = _free({name: x for name, x in settings.items() if len(repr(x)) <= LONGEST})
     asked = {name: getattr(about, name) for name in ("question", "unit", "paper", "not_for")}
     return {key: _storable(value) for key, value in {**short, **origin, **own, **asked}.items()}

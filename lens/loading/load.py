@@ -32,8 +32,9 @@ NEAR = 0.6  # a name this similar to an embedded one counts as a typing error
 
 
 def load(
-    source: str | os.PathLike[str] | nn.Module, tokenizer: Any = None, *, dtype: Any = None
-) -> HookedModel:
+    source: str | os.PathLike[str] | nn.Module, tokenizer: Any = None, *, dtype: Any = None,
+    prepend_bos: bool | None = None,
+) -> HookedModel:  # fmt: skip
     """Open a model.
 
     `source` is one of: an embedded name (`headwater models` lists them); a local folder; a hub id; a transformers model
@@ -41,12 +42,25 @@ def load(
     bits; a TransformerBridge. A model in memory is put into eval mode and its attention runs through Headwater
     from then on; its weights are not changed. A bridge is not changed: the model inside is rebuilt beside it on the
     same weights. Without a `tokenizer` (folders usually bring one) prompts are token ids. `dtype` (default float32)
-    applies to models read from disk. ModelError says why a model can not be found, trusted or read exactly.
+    applies to models read from disk. `prepend_bos` says whether a text begins with the token for it: True puts it in
+    front (as TransformerLens does), False leaves it out, None does what the tokenizer does; `model.first_token` and the
+    attributes of every result say which token is the first. ModelError says why a model can not be found, trusted or
+    read exactly.
 
     >>> import headwater as hw
     >>> hw.load("tasks-4l")
-    HookedModel('tasks-4l', LlamaForCausalLM, 4 layers × 8 heads, d_model 256)
+    HookedModel('tasks-4l', LlamaForCausalLM, 4 layers × 8 heads, d_model 256, first token '<bos>')
     """
+    model = _opened(source, tokenizer, dtype)
+    if prepend_bos and getattr(model.tokenizer, "bos_token_id", None) is None:
+        raise ModelError(
+            f"prepend_bos=True: the tokenizer of {model.name} has no token that begins a text; leave it out"
+        )
+    model.prepend_bos = prepend_bos
+    return model
+
+
+def _opened(source: str | os.PathLike[str] | nn.Module, tokenizer: Any, dtype: Any) -> HookedModel:
     if is_bridged(source):
         hf = unbridged(source)
         known_tokenizer = tokenizer_of(source) if tokenizer is None else tokenizer

@@ -183,8 +183,9 @@ def _of_real(output: Tensor, sample: dict[str, Tensor]) -> Tensor:
 
 
 def _check_tokenizer(model: HookedModel) -> None:
-    size = len(model.tokenizer) if hasattr(model.tokenizer, "__len__") else 0
-    if size > model.vocab:
+    """ModelError for a tokenizer whose own words are more than the embeddings; tokens added to it may have none."""
+    size = getattr(model.tokenizer, "vocab_size", 0)
+    if isinstance(size, int) and size > model.vocab > 0:
         raise ModelError(
             f"the tokenizer knows {size} tokens but {model.name} embeds only {model.vocab}; it belongs to another model"
         )

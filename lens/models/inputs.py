@@ -8,7 +8,8 @@ audio features.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,31 +18,54 @@ from torch import Tensor
 from headwater.lens.errors import ModelError, PromptError, nearest
 from headwater.lens.models.axes import axis
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.signature import first_position, float_input, names
+from headwater.lens.models.signature import (
+    FLOATS,
+    first_position,
+    float_input,
+    image_tokens,
+    markers,
+    names,
+    pair,
+    vision_config,
+)
 from headwater.lens.naming import tokens
+from headwater.lens.naming.texts import is_text
 from headwater.lens.naming.tokens import Tokens
 
 DECODER = ("decoder_input_ids", "decoder_attention_mask")
+TYPES = "token_type_ids"
+ReadText = Callable[..., Tokens]  # (given, attention_mask=…) → tokens, with the settings of one call
 
 
 def read(
     model: Opened, given: Any, attention_mask: Any = None, side: Literal["left", "right"] = "right",
-    more: Mapping[str, Any] | None = None, following: int = 0,
+    more: Mapping[str, Any] | None = None, following: int = 0, prepend_bos: bool | None = None,
 ) -> Tokens:  # fmt: skip
     """The inputs of one call, checked; PromptError says what is missing, unknown or out of range.
 
     `following` is how many tokens will be generated after the prompt; they must fit into the context too.
+    `prepend_bos` is about the beginning of a text (naming/texts.py); None is the model's own.
     """
-    found = _read(model, given, attention_mask, side, more or {})
+    if prepend_bos is not None and not is_text(given):
+        raise PromptError("prepend_bos belongs to texts; write the first token into token ids yourself")
+    begins = model.prepend_bos if prepend_bos is None else prepend_bos
+    read_text = partial(
+        tokens.to_tokens, tokenizer=model.tokenizer, side=side, prepend_bos=begins, generating=following > 0
+    )
+    found = _read(model, given, attention_mask, read_text, more or {})
     if model.vocab:
         tokens.check(found, model.vocab, model.context, following)
     return found
 
 
-def _read(model: Opened, given: Any, attention_mask: Any, side: Any, more: Mapping[str, Any]) -> Tokens:
-    if isinstance(given, Tokens) and given.more:
-        return given
+def _read(model: Opened, given: Any, attention_mask: Any, read: ReadText, more: Mapping[str, Any]) -> Tokens:
     extra = {name: value for name, value in more.items() if value is not None}
+    if isinstance(given, Tokens) and given.more:
+        if extra:
+            raise PromptError(
+                f"these tokens hold {', '.join(given.more)} already; give {next(iter(extra))} where they are made"
+            )
+        return given
     known = names(model.hf)
     unknown = [name for name in extra if name not in known]
     if unknown:
@@ -54,11 +78,12 @@ def _read(model: Opened, given: Any, attention_mask: Any, side: Any, more: Mappi
     for name in extra.keys() - DECODER:
         extra[name] = _tensor(model, name, extra[name])
     if model.is_encoder_decoder:
-        return _pair(model, given, attention_mask, side, extra)
+        return _pair(model, given, attention_mask, read, extra)
     if model.vocab == 0:
         return _without_text(model, given, extra)
-    found = _text(model, given, attention_mask, side)
-    return _with_images(model, found, extra)
+    found = _with_images(model, _text(model, read(given, attention_mask=attention_mask)), extra)
+    _check_types(model, found)
+    return found
 
 
 def _tensor(model: Opened, name: str, value: Any) -> Tensor:
@@ -73,11 +98,29 @@ def _tensor(model: Opened, name: str, value: Any) -> Tensor:
     return found
 
 
-def _text(model: Opened, given: Any, attention_mask: Any, side: Any) -> Tokens:
-    found = tokens.to_tokens(given, model.tokenizer, attention_mask, side)
+def _text(model: Opened, found: Tokens) -> Tokens:
+    """`found` without the further inputs that the model does not take, checked; padding gets an id that is embedded."""
     tokens.check(found, model.vocab, None)
     outside = (found.ids < 0) | (found.ids >= model.vocab)
-    return Tokens(found.ids.masked_fill(~found.mask & outside, 0), found.mask)
+    known = names(model.hf) if found.more else []
+    more = {name: value for name, value in found.more.items() if name in known}
+    return Tokens(found.ids.masked_fill(~found.mask & outside, 0), found.mask, more)
+
+
+def _check_types(model: Opened, found: Tokens) -> None:
+    types = found.more.get(TYPES)
+    if types is None:
+        return
+    if types.shape != found.ids.shape or types.is_floating_point():
+        raise PromptError(
+            f"{TYPES} must be integers of the tokens' shape {list(found.ids.shape)}; "
+            f"got {types.dtype} {list(types.shape)}"
+        )
+    kinds = getattr(model.hf.config, "type_vocab_size", None)
+    if isinstance(kinds, int) and kinds and (int(types.min()) < 0 or int(types.max()) >= kinds):
+        raise PromptError(
+            f"{TYPES} go from {int(types.min())} to {int(types.max())}; {model.name} knows 0 to {kinds - 1}"
+        )
 
 
 def _without_text(model: Opened, given: Any, extra: dict[str, Tensor]) -> Tokens:
@@ -93,15 +136,17 @@ def _without_text(model: Opened, given: Any, extra: dict[str, Tensor]) -> Tokens
     return Tokens(found.ids, found.mask, extra)
 
 
-def _pair(model: Opened, given: Any, attention_mask: Any, side: Any, extra: dict[str, Any]) -> Tokens:
+def _pair(
+    model: Opened, given: Any, attention_mask: Any, read: ReadText, extra: dict[str, Any]
+) -> Tokens:  # fmt: skip
     """Encoder and decoder tokens; without a decoder text the decoder reads only its start token."""
     target, target_mask = (extra.pop(name, None) for name in DECODER)
     floats = float_input(model.hf)
     more: dict[str, Tensor] = dict(extra)
     if floats is None:
-        source = _text(model, given, attention_mask, side)
+        source = _text(model, read(given, attention_mask=attention_mask))
         _fits(source.ids.shape[1], model.source_context, "the encoder's text")
-        more |= {"input_ids": source.ids, "attention_mask": source.mask.long()}
+        more |= {"input_ids": source.ids, "attention_mask": source.mask.long(), **source.more}
         batch = len(source.ids)
     else:
         if floats not in more:
@@ -120,9 +165,8 @@ def _pair(model: Opened, given: Any, attention_mask: Any, side: Any, extra: dict
 
 def _target(model: Opened, given: Any, mask: Any) -> Tokens:
     """Decoder tokens. A text is what the decoder should write: it gets the start token in front, and no end token."""
-    text = isinstance(given, str) or (isinstance(given, list | tuple) and given and isinstance(given[0], str))
-    found = _text(model, given, mask, "right")
-    if not text:
+    found = _text(model, tokens.to_tokens(given, model.tokenizer, mask))
+    if not is_text(given):
         return found
     ids, real = found.ids, found.mask
     end = getattr(model.tokenizer, "eos_token_id", None)
@@ -138,11 +182,14 @@ def _target(model: Opened, given: Any, mask: Any) -> Tokens:
 
 def _with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Tokens:
     """A text with its images; one image token per image is repeated to the number of tokens that an image takes."""
-    per_image, marker = model.image_tokens, model.image_token
-    if "pixel_values" not in extra or marker is None or per_image == 0:
+    marker, pixels = model.image_token, extra.get("pixel_values")
+    _refuse_markers(model, found, extra)
+    extra = {**found.more, **extra}
+    per_image = 0 if pixels is None or marker is None else tokens_of_image(model, pixels)
+    if pixels is None or per_image == 0:
         return Tokens(found.ids, found.mask, extra)
     places = (found.ids == marker) & found.mask
-    images = len(extra["pixel_values"])
+    images = len(pixels)
     count = int(places.sum())
     if count == images and per_image > 1:
         found = _repeated(found, places, per_image)
@@ -151,6 +198,28 @@ def _with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Toke
             f"{images} images take {images * per_image} image tokens ({marker}) in the text, or one each; got {count}"
         )
     return Tokens(found.ids, found.mask, extra)
+
+
+def tokens_of_image(model: Opened, pixels: Tensor) -> int:
+    """How many tokens one of these images takes in a text; 0 if unknown."""
+    if "vision" not in model.parts or pixels.dim() != 4:
+        return 0
+    if tuple(pixels.shape[-2:]) == pair(getattr(vision_config(model.hf), "image_size", None)):
+        return model.image_tokens
+    return image_tokens(model.hf, pixels[:1].to(model.device, model.dtype))
+
+
+def _refuse_markers(model: Opened, found: Tokens, extra: Mapping[str, Tensor]) -> None:
+    """PromptError for a token that stands for an image, a video or a sound which is not given."""
+    for kind, marker in markers(model.hf).items():
+        there = (found.ids == marker) & found.mask
+        given = any(kind in name or FLOATS.get(name) == kind for name in extra)
+        if there.any() and not given:
+            row, column = there.nonzero()[0].tolist()
+            raise PromptError(
+                f"token {marker} at batch {row}, position {column} stands for {'an' if kind[0] in 'ai' else 'a'} "
+                f"{kind}, and none is given; give {float_input(model.hf) or kind}=…, or leave the token out"
+            )
 
 
 def _repeated(found: Tokens, places: Tensor, times: int) -> Tokens:

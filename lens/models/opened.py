@@ -15,7 +15,7 @@ from headwater.lens.models.parts import Part, Patches
 from headwater.lens.models.revision import Revision, of_tokenizer
 from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
 from headwater.lens.models.stack import Mixer, mixers_of
-from headwater.lens.naming.tokens import encoding
+from headwater.lens.naming.texts import encoding
 
 
 class Opened:
@@ -34,6 +34,7 @@ class Opened:
         self.parts = dict(parts)
         self.unread = unread
         self.read_only = read_only
+        self.prepend_bos: bool | None = None  # None: a text begins as the tokenizer makes it
         self.is_encoder_decoder = bool(getattr(hf.config, "is_encoder_decoder", False))
         self.vocab = int(table.num_embeddings) if table is not None else 0
         self.source_context: int | None = getattr(text, "max_position_embeddings", None)

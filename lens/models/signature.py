@@ -67,6 +67,13 @@ def image_token(hf: Any) -> int | None:
     return next((n for n in found if isinstance(n, int)), None)
 
 
+def markers(hf: Any) -> dict[str, int]:
+    """The ids of the tokens that stand for other inputs in a text, by kind: "image", "video", "audio"."""
+    found = {kind: getattr(hf.config, f"{kind}_token_id", None) for kind in ("video", "audio")}
+    found["image"] = image_token(hf)
+    return {kind: token for kind, token in found.items() if isinstance(token, int)}
+
+
 def image_tokens(hf: Any, pixels: Tensor | None = None) -> int:
     """How many positions one image takes in a text, measured on `pixels` or a blank image; 0 if unknown."""
     if image_token(hf) is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headwater.lens.errors import PromptError
 from headwater.lens.models.opened import Opened
-from headwater.lens.naming.tokens import encoding
+from headwater.lens.naming.texts import encoding
 
 
 def token_id(model: Opened, given: str | int, what: str) -> int:

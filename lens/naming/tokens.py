@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headwater.lens.errors import PromptError
+from headwater.lens.naming import texts
 
 
 class Tokens(Tensor):
@@ -40,25 +41,27 @@ class Tokens(Tensor):
 
 
 def to_tokens(
-    given: Any, tokenizer: Any, attention_mask: Any = None, side: Literal["left", "right"] = "right"
-) -> Tokens:
-    """A string, a list of strings, or integer ids ([position] or [batch, position]) as `Tokens`.
+    given: Any, tokenizer: Any, attention_mask: Any = None, side: Literal["left", "right"] = "right",
+    prepend_bos: bool | None = None, generating: bool = False,
+) -> Tokens:  # fmt: skip
+    """Text (`naming/texts.py`), or integer ids ([position] or [batch, position]), as `Tokens`.
 
-    Texts of unequal length are padded on `side`. PromptError for an empty prompt, or one that is none of these.
+    Texts of unequal length are padded on `side`; `more` holds `token_type_ids` where the tokenizer tells the texts of a
+    pair apart. PromptError for an empty prompt, or one that is none of these.
     """
     if isinstance(given, Tokens):
         return given
-    if isinstance(given, str):
-        given = [given]
-    if isinstance(given, list | tuple) and given and all(isinstance(text, str) for text in given):
-        return _encode(list(given), tokenizer, attention_mask, side)
+    if texts.is_text(given):
+        if attention_mask is not None:
+            raise PromptError("attention_mask belongs to token ids; for texts the padding is known")
+        return _padded(texts.rows(given, tokenizer, prepend_bos, generating), pad_id(tokenizer), side)
     if isinstance(given, list | tuple) and any(isinstance(text, str) for text in given):
         raise PromptError("a list of prompts must hold only texts; got a mix of texts and other things")
     try:
         ids = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):
         raise PromptError(
-            f"a prompt is a text, a list of texts or token ids of equal length; got {_short(given)}"
+            f"a prompt is a text, a list of texts or token ids of equal length; got {texts.short(given)}"
         ) from None
     if ids.numel() == 0:
         raise PromptError("the prompt is empty; give at least one token")
@@ -76,46 +79,23 @@ def to_tokens(
     return Tokens(ids, mask.bool().to(ids.device))
 
 
-def _encode(texts: list[str], tokenizer: Any, attention_mask: Any, side: str) -> Tokens:
-    if tokenizer is None:
-        raise PromptError(
-            "the model was loaded without a tokenizer; give token ids, or load(model, tokenizer=…)"
-        )
-    if attention_mask is not None:
-        raise PromptError("attention_mask belongs to token ids; for texts the padding is known")
-    blank = [i for i, text in enumerate(texts) if not text.strip()]
-    if blank:
-        where = "" if len(texts) == 1 else f" (number {', '.join(str(i + 1) for i in blank)} of {len(texts)})"
-        raise PromptError(f"the prompt is empty{where}; write some text")
-    rows = [encoding(tokenizer, text, add_special_tokens=True)["input_ids"] for text in texts]
-    if not all(rows):
-        raise PromptError(
-            f"the tokenizer makes no token of {_short(texts[[bool(r) for r in rows].index(False)])}"
-        )
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad_id(tokenizer), dtype=torch.long)
+def _padded(rows: list[texts.Row], filler: int, side: str) -> Tokens:
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), longest), filler, dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    types = torch.zeros_like(ids)
     for i, row in enumerate(rows):
-        span = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
-        ids[i, span], mask[i, span] = torch.tensor(row), True
-    return Tokens(ids, mask)
+        span = slice(longest - len(row.ids), None) if side == "left" else slice(0, len(row.ids))
+        ids[i, span], mask[i, span] = torch.tensor(row.ids), True
+        if row.types is not None:
+            types[i, span] = torch.tensor(row.types)
+    return Tokens(ids, mask, {"token_type_ids": types} if types.any() else None)
 
 
-def encoding(tokenizer: Any, text: str, **options: Any) -> Any:
-    """What the tokenizer makes of a text; PromptError for characters that no text has, such as broken bytes."""
-    try:
-        text.encode()
-        return tokenizer(text, **options)
-    except UnicodeEncodeError as error:
-        raise PromptError(
-            f"{text!r:.60} is no text: character {error.start} is a broken byte or half a character; give UTF-8"
-        ) from None
-
-
-def pad_id(tokenizer: Any) -> int:
-    """The token that fills rows up: the tokenizer's own, else the one that ends a text, else 0."""
+def pad_id(tokenizer: Any, vocab: int | None = None) -> int:
+    """The token that fills rows up: the tokenizer's own, else the one that ends a text, else 0; below `vocab`."""
     ids = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None))
-    return next((i for i in ids if i is not None), 0)
+    return next((i for i in ids if i is not None and (vocab is None or i < vocab)), 0)
 
 
 def check(tokens: Tokens, vocab: int, context: int | None, extra: int = 0) -> None:
@@ -126,7 +106,7 @@ def check(tokens: Tokens, vocab: int, context: int | None, extra: int = 0) -> No
         row, column = wrong.nonzero()[0].tolist()
         raise PromptError(
             f"token id {int(tokens.ids[row, column])} at batch {row}, position {column} is outside of the vocabulary "
-            f"(0 to {vocab - 1}); use this model's tokenizer"
+            f"(0 to {vocab - 1}): the model has no embedding for it; leave it out, or use this model's tokenizer"
         )
     counts = tokens.mask.sum(-1)
     if (counts == 0).any():
@@ -147,8 +127,3 @@ def check(tokens: Tokens, vocab: int, context: int | None, extra: int = 0) -> No
             f"the prompt has {tokens.ids.shape[1]} tokens{more}, the model's context is {context}; shorten it by "
             f"{longest - context}"
         )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

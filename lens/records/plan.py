@@ -14,7 +14,8 @@ from torch import Tensor
 
 from headwater.kernels.maps import statistics as kernel
 from headwater.lens.errors import PromptError, RecordError, nearest
-from headwater.lens.models.axes import axis
+from headwater.lens.models.axes import TEXTS, axis
+from headwater.lens.models.beginning import first_token
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.parts import Part
 from headwater.lens.models.token_groups import token_groups
@@ -117,13 +118,17 @@ def finish(model: Opened, found: Tokens, made: Mapping[str, Recorder]) -> Record
 def _about(model: Opened, part: Part, found: Tokens) -> dict[str, Any]:
     """What the provenance of a record says about its part: name and patch grid."""
     about: dict[str, Any] = {"part": part.name} if len(model.parts) > 1 or part.queries != "text" else {}
+    text = axis(part, part.queries, found) if part.queries in TEXTS else None
+    about["first_token"] = "" if text is None else first_token(model, text)
     pixels = found.more.get("pixel_values")
     if pixels is None or model.patches is None:
         return about
     rows, columns = model.patches.grid_of(pixels)
     if part.queries == "image":
         about |= {"patch_grid": [rows, columns], "prefix_tokens": model.patches.prefix}
-    elif part.queries == "text" and model.image_tokens == rows * columns:
+    elif (
+        part.queries == "text" and int((found.ids == model.image_token).sum()) == len(pixels) * rows * columns
+    ):
         about |= {"patch_grid": [rows, columns]}
     return about
 

@@ -11,14 +11,16 @@ import transformers
 
 from headwater.lens.attention import context
 from headwater.lens.models import declared_rules
+from headwater.lens.models.beginning import first_token
 from headwater.lens.models.opened import Opened
 
 VERSION = version("headwater")
 
 
-def provenance(model: Opened) -> dict[str, Any]:
-    """The provenance of numbers that `model` computes now, in this context."""
+def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
+    """The provenance of numbers that `model` computes now, in this context; `given` are token ids, None for texts."""
     attention = model.read_only or declared_rules.described(model)
+    first = first_token(model, given)
     return {
         "model": model.name, "revision": model.revision,
         "edits": [edit.to_dict() for edit in context.user_edits(model.key)],
@@ -26,4 +28,5 @@ def provenance(model: Opened) -> dict[str, Any]:
         "transformers": transformers.__version__, "machine": platform.machine(),
         **({"attention": attention} if attention else {}),
         **({"tokenizer": told} if (told := model.tokenizer_revision) else {}),
+        **({"first_token": first} if first else {}),
     }  # fmt: skip

@@ -23,6 +23,7 @@ from headwater.lens.models import inputs, residual_stream
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import names
 from headwater.lens.naming.heads import Layers
+from headwater.lens.naming.texts import is_single, is_text
 from headwater.lens.naming.tokens import Tokens, pad_id
 from headwater.lens.records import destination, plan
 from headwater.lens.records.generation_recorder import GenerationRecorder
@@ -67,13 +68,14 @@ def generate(
         raise PromptError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     known = names(model.hf)
     read = {name: options.pop(name) for name in list(options) if name in known}
-    found = inputs.read(model, given, attention_mask, "left", read, max_new_tokens)
+    found = inputs.read(
+        model, given, attention_mask, "left", read, max_new_tokens, options.pop("prepend_bos", None)
+    )
     check_ready(model, found, max_new_tokens)
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
     if getattr(model.hf.generation_config, "pad_token_id", None) is None:
-        settings.setdefault("pad_token_id", pad_id(model.tokenizer))
-    text = _is_text(given)
-    listener = _Tokens(model, settings, on_token, text, isinstance(given, str))
+        settings.setdefault("pad_token_id", pad_id(model.tokenizer, model.vocab))
+    listener = _Tokens(model, settings, on_token, is_text(given), is_single(given))
     if on_token is not None or wanted is not None:
         _refuse_beams(model, settings)
         settings["streamer"] = listener
@@ -208,11 +210,7 @@ def _refuse_unrecordable(model: Opened, settings: dict[str, Any]) -> None:
 
 
 def _written(model: Opened, given: Any, ids: Tensor) -> Any:
-    if not _is_text(given):
+    if not is_text(given):
         return ids
     texts = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts[0] if isinstance(given, str) else texts
-
-
-def _is_text(given: Any) -> bool:
-    return isinstance(given, str) or (isinstance(given, list | tuple) and isinstance(given[0], str))
+    return texts[0] if is_single(given) else texts

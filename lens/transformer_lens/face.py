@@ -92,7 +92,7 @@ class TransformerLens(Opened):
 
     def run_with_hooks(
         self, given: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *, return_type: str | None = "logits",
-        attention_mask: Any = None, grad: bool = False, **ignored: Any,
+        attention_mask: Any = None, grad: bool = False, prepend_bos: bool | None = None, **ignored: Any,
     ) -> Any:  # fmt: skip
         """One forward pass with hook functions: `function(tensor, hook=point)` returns a new tensor, or None to keep.
 
@@ -104,7 +104,7 @@ class TransformerLens(Opened):
         _refuse(ignored)
         forward, backward = _by_name(self, fwd_hooks), _by_name(self, bwd_hooks)
         places = [transformer_lens_names.check(self, n) for n in {**forward, **backward}]
-        tokens = inputs.read(self, given, attention_mask)
+        tokens = inputs.read(self, given, attention_mask, prepend_bos=prepend_bos)
         run = Run(self, places, len(tokens), forward=forward, backward=backward)
         return _run(self, run, tokens, return_type, grad or bool(backward))
 
@@ -112,7 +112,8 @@ class TransformerLens(Opened):
         self, given: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, *,
         names_filter: str | Iterable[str] | Callable[[str], bool] | None = None, return_type: str | None = "logits",
         attention_mask: Any = None, device: Any = None, pos_slice: int | slice | None = None,
-        stop_at_layer: int | None = None, incl_bwd: bool = False, grad: bool = False, **ignored: Any,
+        stop_at_layer: int | None = None, incl_bwd: bool = False, grad: bool = False,
+        prepend_bos: bool | None = None, **ignored: Any,
     ) -> tuple[Any, Any]:  # fmt: skip
         """One forward pass; returns (output, cache), with the named activations on `device`, at `pos_slice`.
 
@@ -130,7 +131,7 @@ class TransformerLens(Opened):
             stop = f"blocks.{at}.hook_resid_pre" if at < layers else None
         known = transformer_lens_names.places(self)
         places = [known[n] for n in known if n in kept or n == stop]
-        tokens = inputs.read(self, given, attention_mask)
+        tokens = inputs.read(self, given, attention_mask, prepend_bos=prepend_bos)
         run = Run(
             self, places, len(tokens), keep=kept, gradients=incl_bwd, stop=stop,
             stored=lambda name, tensor: _positions(name, tensor, pos_slice).to(device or tensor.device),

@@ -16,7 +16,7 @@ from headwater.lens.models.embedded import check_embedded, embedded
 def test_embedded_models_open_by_name(name):
     model = hw.load(name)
     assert model.tokenizer is not None
-    assert model(model.tokenizer.bos_token or "a").isfinite().all()
+    assert model([0, 1]).isfinite().all()
 
 
 @pytest.mark.parametrize("name", sorted(embedded()))

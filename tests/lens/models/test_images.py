@@ -141,3 +141,52 @@ def test_one_image_token_stands_for_all_of_its_patches():
     with pytest.raises(PromptError, match=r"2 images take 18 image tokens \(90\) in the text, or one each"):
         model(ids[:, :5], **more)
     assert list(model.record(ids[:, 11:]).parts) == [], "a text without an image has no image tower to record"
+
+
+def test_a_token_for_an_image_without_an_image_is_refused_everywhere():
+    model, _ = pair("llava")
+    ids = torch.tensor([[5, zoo.IMAGE_TOKEN, 7, 8]])
+    for run in (model, model.record, model.loss, model.to_tokens, model.embeddings, model.run_with_cache):
+        with pytest.raises(
+            PromptError, match="token 90 at batch 0, position 1 stands for an image, and none is"
+        ):
+            run(ids)
+    with pytest.raises(PromptError, match="give pixel_values=…, or leave the token out"):
+        model.generate(ids, 2)
+    pixels = torch.randn(1, 3, 12, 12)
+    assert model(ids, pixel_values=pixels).shape[1] == 12
+    assert model(ids, torch.tensor([[1, 0, 0, 0]])).isfinite().all()  # the marker is padding
+
+
+def test_image_tokens_are_counted_from_the_picture():
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    text = {
+        "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 128,
+    }  # fmt: skip
+    tower = {
+        "model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+        "patch_size": 4, "mlp_ratio": 1,
+    }  # fmt: skip
+    config = LlavaConfig(
+        text_config=text, vision_config=tower, image_token_index=90, vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    dense = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    model = hw.load(copy.deepcopy(dense))
+    for side in (16, 32):
+        pixels, count = torch.randn(1, 3, side, side), (side // 4) ** 2
+        ids = torch.tensor([[5, *[90] * count, 7, 8]])
+        with torch.no_grad():
+            expected = dense(input_ids=ids, pixel_values=pixels).logits
+        torch.testing.assert_close(model(ids, pixel_values=pixels), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            model([[5, 90, 7, 8]], pixel_values=pixels), expected, atol=1e-5, rtol=1e-4
+        )
+        record = model.record(ids, pixel_values=pixels)
+        assert record.tokens.shape[1] == count + 3
+        assert record.part("vision").strings[0][1] == "0,0"
+    with pytest.raises(PromptError, match="1 images take 16 image tokens"):
+        model([[5, 90, 90, 8]], pixel_values=torch.randn(1, 3, 16, 16))
