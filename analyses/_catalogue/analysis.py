@@ -22,7 +22,7 @@ from headwater.analyses._catalogue.settings import checked, settings_of
 from headwater.analyses._catalogue.sources import Inputs, Maps, check_call
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
-from headwater.lens.records.provenance import provenance
+from headwater.lens.records.provenance import as_attributes, provenance
 from headwater.lens.records.record import Record
 
 Given = ParamSpec("Given")
@@ -142,9 +142,9 @@ def _described(
     """
     origin: Mapping[str, Any] = {}
     if isinstance(source, Record):
-        origin = source.provenance
+        origin = as_attributes(source.provenance)
     elif isinstance(source, Opened):
-        origin = provenance(source, texts)
+        origin = as_attributes(provenance(source, texts))
     short = _free({name: x for name, x in settings.items() if len(repr(x)) <= LONGEST})
     asked = {name: getattr(about, name) for name in ("question", "unit", "paper", "not_for")}
     return {key: _storable(value) for key, value in {**short, **origin, **own, **asked}.items()}

@@ -49,7 +49,9 @@ def as_text(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
     lines = [str(told["question"])] if told.get("question") else []
     lines += [f"unit: {told['unit']}"] if told.get("unit") else []
     lines += ["", *(tables.of_graph(result) if isinstance(result, nx.DiGraph) else tables.of(result))]
-    return "\n".join([*lines, "", f"not for: {told['not_for']}"] if told.get("not_for") else lines)
+    ends = {"not covered by any map": told.get("not_covered"), "not for": told.get("not_for")}
+    last = [f"{name}: {text}" for name, text in ends.items() if text]
+    return "\n".join([*lines, "", *last] if last else lines)
 
 
 def as_page(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
@@ -97,7 +99,9 @@ def summary(record: Record) -> str:
         ["layer", *names],
         *([layer, *(float(m[i]) for m in means)] for i, layer in enumerate(record.layers)),
     ]
-    return "\n".join([told, *tables.columns(table), "means over heads and tokens; --json gives every value"])
+    lines = [told, *tables.columns(table), "means over heads and tokens; --json gives every value"]
+    left_out = found.attrs.get("not_covered")
+    return "\n".join([*lines, f"not covered by any map: {left_out}"] if left_out else lines)
 
 
 def outcome(found: Outcome) -> str:

@@ -139,7 +139,8 @@ class _Trial:
             f"{n} {len(p.modules)}×{p.n_heads}" + (f"/{p.n_kv_heads}" if p.n_kv_heads != p.n_heads else "")
             for n, p in self.hooked.parts.items()
         )
-        row = Row(self.title, type(self.hooked.hf).__name__, ", ".join(stacks))
+        left_out = f"; not covered: {'; '.join(self.hooked.unread)}" if self.hooked.unread else ""
+        row = Row(self.title, type(self.hooked.hf).__name__, ", ".join(stacks) + left_out)
         row.plain = self._difference(self.given)
         if "attention_mask" in self.given:
             row.right, row.left = (self._difference(_padded(self.given, side)) for side in ("right", "left"))

@@ -85,9 +85,10 @@ class Opened:
         return found
 
     def __repr__(self) -> str:
+        left_out = f", not covered: {'; '.join(self.unread)}" if self.unread else ""
         return (
             f"{type(self).__name__}({self.name!r}, {type(self.hf).__name__}, {self.n_layers} layers × "
-            f"{self.n_heads} heads, d_model {self.d_model})"
+            f"{self.n_heads} heads, d_model {self.d_model}{left_out})"
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,10 @@ VERSION = version("headwater")
 
 
 def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
-    """The provenance of numbers that `model` computes now, in this context; `given` are token ids, None for texts."""
+    """The provenance of numbers that `model` computes now, in this context; `given` are token ids, None for texts.
+
+    "not_covered" names what mixes positions and has no attention map; "mixers" are [layer, path, class] of this part.
+    """
     attention = model.read_only or declared_rules.described(model)
     first = first_token(model, given)
     return {
@@ -27,6 +31,16 @@ def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."), "headwater": VERSION, "torch": torch.__version__,
         "transformers": transformers.__version__, "machine": platform.machine(),
         **({"attention": attention} if attention else {}),
+        **({"not_covered": list(model.unread)} if model.unread else {}),
+        **({"mixers": [[m.layer, m.path, m.name] for m in model.mixers]} if model.mixers else {}),
         **({"tokenizer": told} if (told := model.tokenizer_revision) else {}),
         **({"first_token": first} if first else {}),
     }  # fmt: skip
+
+
+def as_attributes(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance as attributes of a result: what is not covered as one text."""
+    found = {name: value for name, value in provenance.items() if name != "mixers"}
+    if isinstance(told := found.get("not_covered"), list):
+        found["not_covered"] = "; ".join(map(str, told))
+    return found

@@ -19,8 +19,10 @@ from torch import Tensor
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import HeadError, RecordError, nearest
+from headwater.lens.models.stack import Mixer
 from headwater.lens.records import save_open
 from headwater.lens.records.contents import Contents
+from headwater.lens.records.provenance import as_attributes
 
 DEFAULT_STATISTICS = kernel.DEFAULT
 
@@ -51,6 +53,17 @@ class Record(Contents):
         if name not in self.parts:
             raise RecordError(f"the record has no part {name!r}: {nearest(name, self.parts)}")
         return self.parts[name]
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """What mixed positions in this part of the model beside attention, and has no map here."""
+        told = self.provenance.get("mixers", ())
+        try:
+            return tuple(Mixer(int(layer), str(path), str(name)) for layer, path, name in told)
+        except (TypeError, ValueError):
+            raise RecordError(
+                f"the record's mixers should be [layer, path, class], got {str(told)[:80]}"
+            ) from None
 
     def map(self, layer: int) -> AttentionMap:
         """The maps of one layer as an operator [batch, head, query, key]; RecordError if none were kept."""
@@ -165,7 +178,7 @@ class Record(Contents):
     def _flat_provenance(self) -> dict[str, Any]:
         return {
             key: value if isinstance(value, str | int | float) else str(value)
-            for key, value in self.provenance.items()
+            for key, value in as_attributes(self.provenance).items()
         }
 
 
