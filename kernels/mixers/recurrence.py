@@ -28,8 +28,9 @@ class RecurrenceMap(MixerMap):
     """o_t = S_tᵀ q_t with S_t = a_t ⊙ S_{t-1} + β_t k_t v_tᵀ, as o = A v; signed, causal, exact.
 
     `q` and `k` [batch, group, position, d]: each group serves as many neighbouring heads. `log_decay` [batch, head,
-    position, 1 or d] is log a, at most 0; the one of the first position has no effect. `write` [batch, head, position]
-    is β. With `delta` the state is corrected, S_t = (I - β_t k_t k_tᵀ)(a_t ⊙ S_{t-1}) + β_t k_t v_tᵀ.
+    position, 1 or d] is log a, at most 0; the one of the first position has no effect. With `rates` [head, d], row n
+    of the state decays by log a · rate_n, so that log a takes one number a position. `write` [batch, head, position] is
+    β. With `delta` the state is corrected, S_t = (I - β_t k_t k_tᵀ)(a_t ⊙ S_{t-1}) + β_t k_t v_tᵀ.
 
     >>> import torch
     >>> from headwater.kernels.mixers.recurrence import RecurrenceMap
@@ -46,6 +47,7 @@ class RecurrenceMap(MixerMap):
     log_decay: Float[Tensor, "batch head position d_decay"]
     write: Float[Tensor, "batch head position"]
     delta: bool = False
+    rates: Float[Tensor, "head d"] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -112,7 +114,8 @@ class RecurrenceMap(MixerMap):
     def _n_together(self, width: int) -> int:
         """How many heads go through a chunk at once."""
         state = self.q.shape[-1] * max(width, 1)
-        inside = CHUNK * CHUNK * self.log_decay.shape[-1] + CHUNK * max(width, 1)
+        each = self.log_decay.shape[-1] if self.rates is None else self.rates.shape[-1]
+        inside = CHUNK * CHUNK * each + CHUNK * max(width, 1)
         return max(BLOCK_ELEMENTS // max(self.shape[0] * max(state, inside), 1), 1)
 
 
@@ -138,7 +141,9 @@ class _Chunk:
         group = heads // (map.shape[1] // map.q.shape[1])
         q, k, write = map.q[:, group, span], map.k[:, group, span], map.write[:, heads, span, None]
         # differences of sums of logs, in float64: a difference of two large float32 numbers would be all rounding
-        total = map.log_decay[:, heads, span].double().clamp_min(FORGOTTEN).cumsum(2)
+        step = map.log_decay[:, heads, span].double()
+        step = step if map.rates is None else step * map.rates[heads, None].double()
+        total = step.clamp_min(FORGOTTEN).cumsum(2)
         future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
         between = (total[:, :, :, None] - total[:, :, None]).masked_fill(future[..., None], -torch.inf)
         between, since = between.exp().to(q), total.exp().to(q)

@@ -1,6 +1,7 @@
 """The recurrence in chunks, and what `mixer_map.py` asks of every map of such a layer."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,12 +57,23 @@ def test_windows_and_rows_are_the_dense_formula(
         torch.testing.assert_close(found, shares.mean(1))
 
 
-def test_a_reset_forgets_what_came_before() -> None:
-    map, _ = made(9, False, True)
-    map.log_decay[:, :, 5] = -torch.inf
-    assert not map.dense()[:, :, 5:, :5].any()
-    assert map.dense()[:, :, 5:, 5:].isfinite().all()
-    assert (map @ torch.ones(9, 1)).isfinite().all()
+def test_rates_are_a_decay_of_each_row_of_the_state() -> None:
+    map, given = made(20, True, False)
+    rates = 1 + torch.arange(12, dtype=torch.float64).view(4, 3)
+    spelled = of({**given, "log_decay": given["log_decay"] * rates[:, None]}, True)
+    found = replace(map, rates=rates)
+    torch.testing.assert_close(found @ given["v"], spelled @ given["v"])
+    torch.testing.assert_close(found.dense(), spelled.dense())
+
+
+def test_a_reset_forgets_what_came_before_and_leaves_the_rest_exact() -> None:
+    given = example(30, vector=True)
+    given["log_decay"][:, :, 2:9] = -torch.inf
+    q, k = (per_head(given[n], 4) for n in ("q", "k"))
+    exact = recur(q, k, given["log_decay"].exp(), given["write"], given["v"], False)
+    map = of({name: x.float() for name, x in given.items()})
+    torch.testing.assert_close((map @ given["v"]).double(), exact, rtol=1e-5, atol=1e-5)
+    assert not map.dense()[:, :, 8:, :8].any()
 
 
 def test_strong_decay_over_a_long_text_keeps_float32_exact() -> None:
