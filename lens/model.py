@@ -17,6 +17,7 @@ from torch import Tensor
 from headwater.lens.attention import context
 from headwater.lens.edits.base import Edit, Prepared, applied
 from headwater.lens.errors import EditError, ModelError, PromptError
+from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.models import inputs
 from headwater.lens.models.beginning import first_token
 from headwater.lens.models.token_groups import token_groups
@@ -26,7 +27,7 @@ from headwater.lens.records import destination, plan
 from headwater.lens.records.memory import Estimate, total
 from headwater.lens.records.record import DEFAULT_STATISTICS, Record
 from headwater.lens.running import generation
-from headwater.lens.running.forward import forward, head_outputs, next_token_loss, record
+from headwater.lens.running.forward import forward, head_outputs, mixer_maps, next_token_loss, record
 from headwater.lens.transformer_lens.face import TransformerLens
 
 LOGITS = ("logits", "logits_per_image")
@@ -192,6 +193,17 @@ class HookedModel(TransformerLens):
         `edited=False` runs the model without the edits that are on. EditError for a read-only model.
         """
         return head_outputs(self, self.to_tokens(given, attention_mask, **more), edited)
+
+    def mixer_maps(
+        self, given: Any = None, attention_mask: Any = None, **more: Any
+    ) -> dict[int, EffectiveMap]:
+        """The exact map of every layer that mixes positions without softmax attention, by layer, from one run.
+
+        Linear attention, gated delta rules, selective state spaces, RG-LRU and short convolutions: `map @ values` on
+        the layer's inner values, signed (lens/mixers/effective_map.py). Each is held to what the layer gave in the run.
+        ModelError, by name, for a mixer of another kind or one that does not agree, and for a model without mixers.
+        """
+        return mixer_maps(self, self.to_tokens(given, attention_mask, **more))
 
     # --- changing
 

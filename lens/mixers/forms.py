@@ -62,9 +62,9 @@ def gated_delta_rule(given: Arguments) -> Form:
 def state_space_by_head(given: Arguments) -> Form:
     """Mamba-2: x [batch, position, head, c], dt [batch, position, head], A [head], B, C [batch, position, group, n]."""
     _fresh(given, "initial_states")
-    step = _full(given["dt"])
-    step = step if given.get("dt_bias") is None else step + _full(given["dt_bias"])
-    step = softplus(step) if given.get("dt_softplus") else step
+    step = given["dt"]
+    step = step if given.get("dt_bias") is None else step + given["dt_bias"].to(step)
+    step = _full(softplus(step) if given.get("dt_softplus") else step)
     step = step.clamp(*(given.get("dt_limit") or (0.0, float("inf"))))
     map = RecurrenceMap(
         _heads(given["C"]), _heads(given["B"]), _heads(step * _full(given["A"]))[..., None], _heads(step)
@@ -86,9 +86,9 @@ def state_space_by_head(given: Arguments) -> Form:
 def state_space_by_channel(given: Arguments) -> Form:
     """Mamba-1: x and dt [batch, channel, position], A [channel, n], B and C [batch, n, position]."""
     x = given["hidden_states"]
-    step = _full(given["dt"])
-    step = step if given.get("delta_bias") is None else step + _full(given["delta_bias"])[:, None]
-    step = softplus(step) if given.get("delta_softplus") else step
+    step = given["dt"]
+    step = step if given.get("delta_bias") is None else step + given["delta_bias"].to(step)[:, None]
+    step = _full(softplus(step) if given.get("delta_softplus") else step)
     reads, writes = (_full(given[n]).mT[:, None] for n in ("C", "B"))
     map = RecurrenceMap(reads, writes, -step[..., None], step, rates=-_full(given["A"]))
 

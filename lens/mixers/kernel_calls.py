@@ -79,7 +79,7 @@ def _with_functions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
                 if left_out in bound.arguments:
                     bound.arguments[left_out] = None
                 bound.arguments.get("kwargs", {}).pop(left_out, None)
-            _hold_inner(form, function(*bound.args, **bound.kwargs))
+            _hold_inner(form, function(*bound.args, **bound.kwargs), _dtype(args, kwargs))
             met.append(form)
             return form.answer()
 
@@ -118,7 +118,7 @@ def _with_lru(
 
     def scan(*given: Any, **named: Any) -> Any:
         form = forms.real_gated_lru(signature.bind(lru, *given, **named).arguments)
-        _hold_inner(form, lru._rnn_scan(*given, **named))  # type: ignore[operator]
+        _hold_inner(form, lru._rnn_scan(*given, **named), _dtype(args, kwargs))  # type: ignore[operator]
         met.append(form)
         return form.answer()
 
@@ -147,7 +147,7 @@ def _with_lightning(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         met.append(forms.lightning_attention(*states.chunk(3, -1), module.slope_rate))  # type: ignore[arg-type]
 
     def lend(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        _hold_inner(met[0], given[0])
+        _hold_inner(met[0], given[0], given[0].dtype)
         return (met[0].answer(), *given[1:]), named
 
     with on(module.qkv_proj, after=read), on(module.norm, before=lend):  # type: ignore[arg-type]
@@ -155,25 +155,40 @@ def _with_lightning(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return met[0], output
 
 
-def _hold_inner(form: Form, own: Any) -> None:
+def _hold_inner(form: Form, own: Any, dtype: torch.dtype) -> None:
     """Hold `map @ values` to what the layer's function gives, head by head: beside a large skip, the layer's output
     would not show a wrong map."""
     ours, own = form.map @ form.values, form.take(own)
-    worst, close = differing(ours, own, (0, 2, 3))
-    if not bool((worst <= close).all()):
-        raise ModelError(
-            f"the map differs by {float(worst.max()):.1e} from the layer's own recurrence (rounding is "
-            f"{float(close.max()):.1e})"
-        )
+    worst, rounding = differing(ours, own, (0, 2, 3), dtype)
+    if not bool((worst <= rounding).all()):
+        raise ModelError(f"the map differs from the layer's own recurrence by {_size(worst, rounding)}")
 
 
-def differing(ours: Tensor, own: Tensor, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def hold_output(ours: Tensor, own: Tensor) -> None:
+    """Hold what a layer gives with the map to what it gave by itself."""
+    worst, rounding = differing(ours, own, (0, 1, 2), own.dtype)
+    if not bool(worst <= rounding):
+        raise ModelError(f"with the map the layer's output differs from its own by {_size(worst, rounding)}")
+
+
+def differing(ours: Tensor, own: Tensor, over: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The largest difference over some axes, and what rounding may make of it: 1e-4 of the largest number in float32,
-    4 roundings of a coarser dtype. Infinite where the shapes differ."""
+    4 roundings of a coarser dtype that the layer computes in. Infinite where the shapes differ."""
     if ours.shape != own.shape:
         return torch.tensor(torch.inf), torch.tensor(0.0)
-    share = max(CLOSE, ROUNDINGS * torch.finfo(own.dtype).eps)
+    share = max(CLOSE, ROUNDINGS * torch.finfo(dtype).eps)
     return (ours - own).abs().amax(over), share * own.abs().float().amax(over)
+
+
+def _size(worst: Tensor, rounding: Tensor) -> str:
+    place = int((worst - rounding).nan_to_num(torch.inf).argmax())
+    return f"{float(worst.flatten()[place]):.1e}, where rounding is at most {float(rounding.flatten()[place]):.1e}"
+
+
+def _dtype(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.dtype:
+    """The dtype of the hidden states that a layer was given."""
+    states = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point())
+    return states.dtype
 
 
 def _tensor(output: Any) -> Tensor:

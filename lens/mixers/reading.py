@@ -11,8 +11,8 @@ from torch import nn
 
 from headwater.lens.attention import module_hooks
 from headwater.lens.errors import ModelError
-from headwater.lens.mixers import kernel_calls
 from headwater.lens.mixers.effective_map import EffectiveMap
+from headwater.lens.mixers.kernel_calls import hold_output, known, observed
 from headwater.lens.models.opened import Opened
 
 
@@ -36,15 +36,10 @@ def reading(model: Opened, provenance: Mapping[str, Any]) -> Iterator[dict[int, 
         own = module_hooks.first_output(output).detach()
         try:
             with torch.no_grad(), module_hooks.off():
-                form, ours = kernel_calls.observed(module, args, kwargs)
+                form, ours = observed(module, args, kwargs)
+            hold_output(ours, own)
         except ModelError as error:
             raise ModelError(f"{what} has no effective map: {error}") from None
-        worst, close = kernel_calls.differing(ours, own, (0, 1, 2))
-        if not bool(worst <= close):
-            raise ModelError(
-                f"{what} has no effective map: with the map its output differs by {float(worst):.1e} from its own "
-                f"(rounding is {float(close):.1e})"
-            )
         found[layer] = EffectiveMap(
             layer, path, type(module).__name__, form.kind, form.map, form.values, form.skip, form.offset, own,
             provenance,
@@ -52,12 +47,20 @@ def reading(model: Opened, provenance: Mapping[str, Any]) -> Iterator[dict[int, 
 
     with module_hooks.on(places, after=keep):
         yield found
+    silent = [f"layer {layer} ({path})" for layer, path in places.values() if layer not in found]
+    if silent:
+        raise ModelError(f"{model.name}: {', '.join(silent)} did not run, so it has no effective map")
 
 
 def _places(model: Opened) -> dict[nn.Module, tuple[int, str]]:
     """The modules to read, with their layer and path; ModelError for a mixer of an unknown kind."""
     places: dict[nn.Module, tuple[int, str]] = {}
-    for path, module in model.hf.named_modules():
-        if kernel_calls.known(module):
-            places[module] = (next(int(p) for p in path.split(".") if p.isdigit()), path)
+    for mixer in model.mixers:
+        what = f"layer {mixer.layer} of {model.name}: {mixer.name} ({mixer.path})"
+        module = model.hf.get_submodule(mixer.path)
+        if not known(module):
+            raise ModelError(f"{what} has no effective map: Headwater does not know how it mixes positions")
+        if mixer.layer in {layer for layer, _ in places.values()}:
+            raise ModelError(f"{what} is the second mixer of its layer, and a layer has one effective map")
+        places[module] = (mixer.layer, mixer.path)
     return places

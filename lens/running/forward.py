@@ -14,6 +14,8 @@ from torch import Tensor
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
+from headwater.lens.mixers.effective_map import EffectiveMap
+from headwater.lens.mixers.reading import reading
 from headwater.lens.models import inputs, read_only
 from headwater.lens.models.axes import TEXTS, axis
 from headwater.lens.models.linear import refuse_without_gradient
@@ -21,6 +23,7 @@ from headwater.lens.models.opened import Opened
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records import destination, plan, sinks
 from headwater.lens.records.memory import total
+from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
 from headwater.lens.running import ids
@@ -96,6 +99,17 @@ def head_outputs(
     with context.listening(outputs), contextlib.nullcontext() if edited else context.unedited(model.key):
         forward(model, given)
     return torch.stack([outputs.by_layer[layer] for layer in model.layers], 1)
+
+
+def mixer_maps(model: Opened, given: Tokens) -> dict[int, EffectiveMap]:
+    """`HookedModel.mixer_maps`."""
+    if not model.mixers:
+        raise ModelError(
+            f"every layer of {model.name} that mixes positions is attention; model.record(…) gives its maps"
+        )
+    with reading(model, provenance(model)) as found:
+        forward(model, given)
+    return found
 
 
 class _Outputs:
