@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headwater.lens.attention import context
-from headwater.lens.edits.base import Edit, Prepared, applied
+from headwater.lens.edits.base import Edit, Prepared
+from headwater.lens.edits.block import EditBlock, checked
 from headwater.lens.errors import EditError, ModelError, PromptError
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.models import inputs
@@ -216,17 +217,13 @@ class HookedModel(TransformerLens):
         that an edit can say keys="subject". EditError for an edit that does not fit this model.
         """
         self.refuse_read_only("can not be edited")
-        for given in edits:
-            if not isinstance(given, Edit):
-                raise EditError(
-                    f"model.edit takes edits such as hw.ScaleHeads({{'2.3': 0.0}}); got {given!r}"
-                )
+        for given in map(checked, edits):
             if given.own_position and self.parts[self.part_name].crosses:
                 raise EditError(
                     f"{type(given).__name__} has no meaning in cross-attention: no key is the query's own position; "
                     "edit another part"
                 )
-        return applied(self, [given.prepare(self, groups or {}) for given in edits])
+        return EditBlock(self, [given.prepare(self, groups or {}) for given in edits])
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -239,10 +236,14 @@ class HookedModel(TransformerLens):
         Gates [batch|1, layer, head, position] differ by position. If `gates` requires a gradient, runs inside track it.
         """
         self.refuse_read_only("can not be edited")
-        if gates.dim() not in (3, 4) or gates.shape[1:3] != (self.n_layers, self.n_heads):
+        if (
+            not isinstance(gates, Tensor)
+            or gates.dim() not in (3, 4)
+            or gates.shape[1:3] != (self.n_layers, self.n_heads)
+        ):
             raise EditError(
                 f"gates must be [batch or 1, {self.n_layers} layers, {self.n_heads} heads], and may have one more "
-                f"axis for positions; got {list(gates.shape)}"
+                f"axis for positions; got {list(gates.shape) if isinstance(gates, Tensor) else type(gates).__name__}"
             )
         return context.gated(self.key, gates)
 

@@ -7,12 +7,11 @@ edit is a subclass with `_lower`, imported in `edits/__init__.py`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -23,9 +22,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context
 from headwater.lens.attention.context import ActiveEdit, Lowered
-from headwater.lens.attention.module_hooks import After, Before, on
+from headwater.lens.attention.module_hooks import After, Before
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
 from headwater.lens.models.opened import Opened
@@ -33,7 +31,7 @@ from headwater.lens.naming import heads as naming, positions
 from headwater.lens.naming.heads import Head, Heads, Layers
 from headwater.lens.naming.positions import Positions
 from headwater.lens.naming.tokens import Tokens
-from headwater.lens.running.ids import enter, reading
+from headwater.lens.running.ids import enter
 
 Rows = str | int | Iterable[int]
 LIMITS = ("queries", "where", "rows")
@@ -267,24 +265,6 @@ class HeadWise(Edit, ABC):
 
     @abstractmethod
     def _lower(self, call: LayerCall) -> Lowered: ...
-
-
-@contextlib.contextmanager
-def applied(model: Opened, prepared: Sequence[Prepared]) -> Iterator[None]:
-    """Inside, the prepared edits are on, in this context only."""
-    with contextlib.ExitStack() as stack:
-        if any(p.reads_tokens for p in prepared):
-            stack.enter_context(reading(model))
-        stack.enter_context(context.editing(model.key, prepared))
-        for one in prepared:
-            for module, *acts in one.hooks:
-                stack.enter_context(on(module, *(_where_on(act, one, model.key) for act in acts)))
-        yield
-
-
-def _where_on(act: Callable[..., Any] | None, prepared: Prepared, key: object) -> Any:
-    """The hook function, for runs in which the edit is on: `context.unedited` switches edits off inside the block."""
-    return act and (lambda *given: act(*given) if prepared in context.active(key) else None)
 
 
 def batch_rows(given: Rows, where: str) -> tuple[int, ...] | None:

@@ -78,6 +78,12 @@ def _opened(source: str | os.PathLike[str] | nn.Module, tokenizer: Any, dtype: A
         raise ModelError(
             f"{type(source).__name__} is not a transformers model; load() takes one, a folder, or a name"
         )
+    if isinstance(source, HookedModel):
+        raise ModelError(f"{source.name} is open already; use it as it is, or give source.hf to open it anew")
+    if not isinstance(source, str | os.PathLike):
+        raise ModelError(
+            f"load takes a name, a folder or a model of transformers; got {type(source).__name__}"
+        )
     name = os.fspath(source)
     if not isinstance(name, str) or not name.strip():
         raise ModelError("the name of the model is empty; `headwater models` lists the embedded ones")

@@ -64,8 +64,8 @@ def generate(
             f"{model.name} is not a causal language model and can not continue a text; "
             "load a model with a language head"
         )
-    if max_new_tokens < 1:
-        raise PromptError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise PromptError(f"max_new_tokens is a whole number of at least 1; got {max_new_tokens!r}")
     known = names(model.hf)
     read = {name: options.pop(name) for name in list(options) if name in known}
     found = inputs.read(
