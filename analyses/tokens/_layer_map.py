@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
@@ -38,6 +38,7 @@ class Joining:
         cls, record: Record, residual: float, heads: Reduction | Sequence[Sequence[float]], add_residual: bool,
         last_layer: int | None,
     ) -> Joining:  # fmt: skip
+        refuse_mixers(record.provenance.get("model"), record.mixers, "a product of maps", high=last_layer)
         layers = consecutive_layers(record, last_layer)
         mixing = head_mixing(heads, layers, record.n_heads)
         return cls(layers, residual if add_residual else 0.0, mixing)
@@ -51,10 +52,11 @@ def consecutive_layers(record: Record, last: int | None) -> list[int]:
     layers = [layer for layer in record.layers if last is None or layer <= last]
     if not layers or (last is not None and layers[-1] != last):
         raise AnalysisError(f"last_layer={last} is not in this record; it has layers {record.layers}")
-    gap = [layer for before, layer in pairwise(layers) if layer != before + 1]
+    known = record.provenance.get("attention_layers", range(layers[-1]))
+    gap = [layer for layer in known if layers[0] < layer < layers[-1] and layer not in layers]
     if gap:
         raise AnalysisError(
-            f"layer {gap[0] - 1} is missing from this record; layers are followed one into the next"
+            f"layer {gap[0]} is missing from this record; layers are followed one into the next"
         )
     signed = [layer for layer in layers if layer in record.maps and record.maps[layer].signed]
     if signed:

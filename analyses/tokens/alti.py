@@ -19,6 +19,7 @@ from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.attention_terms import Mixing, mixings
+from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.lens.model import HookedModel
 
 LONGEST = 4096  # tokens; beyond, a layer of width 1024 takes 10^14 operations
@@ -53,6 +54,8 @@ def alti(
     >>> found.key_token.values[0, found[0, 0].values.argmax()].item(), float(found.sum().round(1))
     ('John', 1.0)
     """
+
+    refuse_mixers(model.name, model.mixers, "alti")
 
     def layers(batch: Batch) -> list[Pull]:
         return [partial(_pulled, mixing) for mixing in reversed(mixings(model, batch).values())]

@@ -19,6 +19,7 @@ from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_blocks
+from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.lens.model import HookedModel
 
 
@@ -50,6 +51,8 @@ def globenc(
     >>> found.shape, float(found.sum().round(1))
     ((1, 1, 15), 1.0)
     """
+
+    refuse_mixers(model.name, model.mixers, "globenc")
 
     def layers(batch: Batch) -> list[Pull]:
         return [partial(_pulled, mixing, normalise) for mixing in reversed(mixings(model, batch).values())]

@@ -28,6 +28,7 @@ from headwater.analyses._measures.measure import (
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
+from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.analyses.tokens._gradients import WeightSlopes, weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -71,6 +72,7 @@ def gradient_rollout(
         raise AnalysisError(
             f"first_layer={first_layer} has no attention; the model has layers {model.layers}"
         )
+    refuse_mixers(model.name, model.mixers, "gradient_rollout", first_layer)
     asked = Explained(model, measure, answer, wrong, position, kind)
     layers = [layer for layer in model.layers if first_layer is None or layer >= first_layer]
 

@@ -28,6 +28,7 @@ from headwater.analyses._measures.measure import (
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
+from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.analyses.tokens._encoder_decoder import Pairs, relevance_of_pairs
 from headwater.analyses.tokens._gradients import WeightSlopes, weight_slopes
 from headwater.lens.errors import AnalysisError
@@ -82,6 +83,8 @@ def relevance(
     >>> found.key_token.values[0, found[0, 0, :-1].values.argmax()].item()  # beside the position itself
     'and'
     """
+    for part in map(model.part, model.parts) if model.is_encoder_decoder else [model]:
+        refuse_mixers(model.name, part.mixers, "relevance")
     asked = Explained(model, measure, answer, wrong, position, kind)
     if model.is_encoder_decoder:
         pairs = Pairs.of(model, examples, decoder, batch_size)

@@ -19,6 +19,7 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Texts, indicators
+from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
@@ -67,6 +68,7 @@ def value_zeroing(
     layers = [layer for layer in model.layers if low <= layer <= high]
     if not layers:
         raise AnalysisError(f"first_layer={low} is above last_layer={high}")
+    refuse_mixers(model.name, model.mixers, "value_zeroing", first_layer, last_layer)
     texts = Texts.of(model, examples, 1, LONGEST)
     columns = texts.columns(queries)
     found = texts.empty(columns.shape[1])

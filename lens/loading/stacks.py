@@ -178,13 +178,16 @@ class _Look:
 
     def stack(self, entries: list[nn.Module], part: Part) -> Iterator[StackBlock]:
         for place, block in enumerate(entries):
-            own = [layer for module, layer in part.modules.items() if module in set(block.modules())]
-            yield StackBlock(own[0] if own else place, self.paths[block], self.steps.get(block, ()))
+            inside = set(block.modules())
+            own = [layer for module, layer in part.modules.items() if module in inside]
+            steps = self.steps.get(block)
+            if steps is None:  # it did not run, so nothing is known of it
+                steps = (Step("mixer", self.paths[block], type(block).__name__),)
+            yield StackBlock(own[0] if own else place, self.paths[block], steps)
 
     def outside(self) -> list[str]:
-        """What mixes positions outside of the blocks, and blocks that did not run; the outermost modules alone."""
-        blocks = [block for entries in self.entries.values() for block in entries]
-        silent = [block for block in blocks if block not in self.steps]
+        """What mixes positions outside of the blocks, and other blocks that did not run; the outermost ones alone."""
+        silent: list[nn.Module] = []
         for holder in self.others:
             if isinstance(holder, nn.ModuleList) and not self.called & set(holder.modules()):
                 silent += [entry for entry in holder if _names_attention(entry)]
