@@ -137,12 +137,16 @@ def analyze(
         Path | None, typer.Option("--circuit", help="Judge the circuit in this file (GraphML or JSON).")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Draw the result into this file.")] = None,
+    chosen: Annotated[
+        list[str] | None, typer.Option("--select", help="One value of an axis, axis=value; repeatable.")
+    ] = None,
     edits: Edits = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question of the catalogue about a model and prompts, or about circuit files."""
     from headwater.analyses._catalogue.catalogue import catalogue, entry
     from headwater.command import inputs, output
+    from headwater.command.select import select
 
     if analysis is None:
         typer.echo(output.as_json(list(catalogue().values())) if as_json else output.catalogue(catalogue()))
@@ -167,11 +171,14 @@ def analyze(
         _note_unknown(loaded, texts)
         with loaded.edit(*changes), _busy(asked.name):
             result = _of_model(asked, loaded, texts, settings, circuit)
+    try:
+        result = select(result, chosen or [])
+    finally:  # whatever is wrong with --select or --html, what was computed is printed
+        typer.echo(output.as_json(result) if as_json else output.as_text(result))
     if html is not None:
         with _extra("dashboard"):
             page = output.as_page(result)
         write_text(html, page, HeadwaterError)
-    typer.echo(output.as_json(result) if as_json else output.as_text(result))
 
 
 @app.command()

@@ -13,6 +13,7 @@ import networkx as nx
 import xarray as xr
 
 from headwater.command import tables
+from headwater.command.select import advice
 from headwater.dashboard.export import to_json
 from headwater.lens.errors import AnalysisError
 
@@ -78,11 +79,11 @@ def as_page(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
                 array, [] if tokens is None else [tables.cell(token) for token in tokens.values.ravel()]
             )
         except ValueError as error:
-            reasons.append(f"{array.name}: {error}")
+            reasons.append(f"{array.name}: {error}{advice(array)}")
         else:
             drawn.append(shown.to_html(full_html=False, include_plotlyjs=not drawn))
     if not drawn:
-        raise AnalysisError("; ".join(reasons))
+        raise AnalysisError(f"nothing was drawn: {reasons[0]}")
     return head + "\n".join(drawn)
 
 
