@@ -157,7 +157,8 @@ class HookedModel(TransformerLens):
 
         `statistics`: names from kernels/maps/statistics.py; "mass" needs `groups`, {name: key positions} or names of
         `token_groups`. `keep`: () for statistics only, "qk" for maps, "qkv" for maps and values; "residual" adds the
-        residual stream, or stands alone. `layers` limits all of these. With edits on, the record is of the edited
+        residual stream, or stands alone; so does "mixers" the exact maps of layers without softmax attention, as in
+        `mixer_maps`. `layers` limits all but the mixers. With edits on, the record is of the edited
         weights. `keep_on`: "device" (the model's), "cpu" or "disk". On "disk" each layer is written while the model
         runs, to `path` or a temporary file, so a record may be larger than memory; `path` appears when it is complete.
         A model with several parts gives the record of its main part, the others in `record.parts`;

@@ -34,9 +34,9 @@ class EffectiveMap:
     kind: str
     map: MixerMap
     values: Float[Tensor, "batch head position c"]
-    skip: Float[Tensor, " head"] | None
-    offset: Float[Tensor, " head"] | None
     output: Float[Tensor, "batch position d_model"]
+    skip: Float[Tensor, " head"] | None = None
+    offset: Float[Tensor, " head"] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -41,7 +41,7 @@ def reading(model: Opened, provenance: Mapping[str, Any]) -> Iterator[dict[int, 
         except ModelError as error:
             raise ModelError(f"{what} has no effective map: {error}") from None
         found[layer] = EffectiveMap(
-            layer, path, type(module).__name__, form.kind, form.map, form.values, form.skip, form.offset, own,
+            layer, path, type(module).__name__, form.kind, form.map, form.values, own, form.skip, form.offset,
             provenance,
         )  # fmt: skip
 

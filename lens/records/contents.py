@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.mixers.effective_map import EffectiveMap
 
 
 class Axis(NamedTuple):
@@ -28,7 +29,8 @@ class Contents:
     were kept. `groups` are the named groups of keys. `keys` are the tokens of the key axis in cross-attention; None
     means: the same tokens as the queries. `parts` are the records of the other parts of a model: "encoder" and "cross"
     beside a decoder, "vision" beside a text. `residuals` are the stream entering each layer, and "final" after the
-    last; at padding they hold whatever the model computed there.
+    last; at padding they hold whatever the model computed there. `effective` are the exact maps of layers without
+    softmax attention, by layer, where they were kept.
     """
 
     tokens: Int[Tensor, "batch position"]
@@ -45,6 +47,7 @@ class Contents:
     keys: Axis | None = None
     parts: Mapping[str, Contents] = field(default_factory=dict)
     residuals: dict[int | str, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+    effective: dict[int, EffectiveMap] = field(default_factory=dict)
 
     @property
     def key_axis(self) -> Axis:

@@ -13,6 +13,7 @@ import torch
 
 from headwater.lens.attention import context
 from headwater.lens.errors import RecordError
+from headwater.lens.mixers.reading import reading
 from headwater.lens.models import residual_stream
 from headwater.lens.records.memory import Estimate, header_size
 from headwater.lens.records.record import Record
@@ -76,12 +77,14 @@ def keeping(
 
 @contextlib.contextmanager
 def listening(recorders: Mapping[str, Recorder]) -> Iterator[None]:
-    """Inside, the recorders get the attention of every layer, and the residual stream if they keep it."""
+    """Inside, the recorders get the attention of every layer, and the residual stream and mixers if they keep them."""
     with contextlib.ExitStack() as stack:
         for recorder in recorders.values():
             stack.enter_context(context.listening(recorder))
             if recorder.keeps_residuals:
                 stack.enter_context(residual_stream.listening(recorder.source, recorder.take_residual))
+            if recorder.keeps_mixers:
+                recorder.effective = stack.enter_context(reading(recorder.source, {}))
         yield
 
 

@@ -108,6 +108,8 @@ def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
         "score rules and edits": shared + each,
         "values": values * keys * model.n_kv_heads * ("qkv" in recorder.keep),
         "residual stream": (layers + 1) * per_stream * recorder.keeps_residuals,
+        # about the values, queries, keys and outputs of a layer; its own widths are known only when it has run
+        "mixers": 10 * 4 * batch * positions * model.d_model * len(model.mixers) * recorder.keeps_mixers,
         "tokens": tokens,
     }
     total = sum(parts.values())
@@ -129,6 +131,7 @@ def header_size(recorders: Mapping[str, Recorder]) -> int:
             ENTRY * (tensors + 4 * edits) + LAYER * (1 + edits) * recorder.keeps_maps
         )
         size += ENTRY * (4 + len(recorder.groups))
+        size += (9 * ENTRY + LAYER) * len(recorder.source.mixers) * recorder.keeps_mixers
         size += sum(
             len(json.dumps(edit.to_dict(), default=str)) for edit in context.user_edits(recorder.model)
         )

@@ -20,10 +20,13 @@ from headwater.kernels.edits.patterns import Pattern
 from headwater.kernels.edits.scores import MaskScores, ScoreEdit
 from headwater.kernels.edits.weights import RowCondition, WeightEdit, WeightStep
 from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.mixers.convolution import ConvolutionMap
+from headwater.kernels.mixers.recurrence import RecurrenceMap
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.errors import RecordError
+from headwater.lens.mixers.effective_map import EffectiveMap
 
 # an edit that only a function describes is no data
 GROUPS = {
@@ -31,11 +34,12 @@ GROUPS = {
     "WeightEdit": get_args(WeightEdit),
     "Pattern": get_args(Pattern),
     "BlockReader": (AttentionMap,),
+    "MixerMap": (RecurrenceMap, ConvolutionMap),
 }
-SINGLE = (Mask, Normaliser, AttentionMap, ScoreRule, RowCondition, WeightStep)
+SINGLE = (Mask, Normaliser, AttentionMap, ScoreRule, RowCondition, WeightStep, EffectiveMap)
 KINDS: dict[str, type] = {c.__name__: c for c in (*SINGLE, *(c for group in GROUPS.values() for c in group))}
-# not saved: the backend, which each machine chooses, and `known`, which can be computed again
-LEFT_OUT = {"AttentionMap": ("backend", "known")}
+# not saved: the backend, which each machine chooses, `known`, which can be computed again, and what the record says
+LEFT_OUT = {"AttentionMap": ("backend", "known"), "EffectiveMap": ("provenance",)}
 PLAIN = {"bool": bool, "int": int, "float": int | float, "str": str}
 DEEPEST = 24
 Add = Callable[[str, Tensor], None]
@@ -49,7 +53,7 @@ class Packer:
         # holds the tensors: a freed one could give its address, which is the key here, to another
         self._shared: dict[tuple, tuple[str, Tensor]] = {}
 
-    def pack(self, map: AttentionMap, name: str) -> dict[str, Any]:
+    def pack(self, map: AttentionMap | EffectiveMap, name: str) -> dict[str, Any]:
         """The map as JSON data; RecordError if a part of it is a Python function."""
         return self._item(map, name)
 
@@ -117,6 +121,40 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> AttentionMap:
         raise ValueError(f"a map was expected, found {type(map).__name__}")
     check(map)
     return map
+
+
+def unpack_effective(packed: Any, tensors: dict[str, Tensor]) -> EffectiveMap:
+    """The packed map of a layer without softmax attention; errors as in `unpack`."""
+    found = _unpacked(packed, tensors, 0)
+    if not isinstance(found, EffectiveMap):
+        raise ValueError(f"an effective map was expected, found {type(found).__name__}")
+    map = found.map
+    batch, heads, length, _ = found.values.shape
+    shapes: list[tuple[str, Tensor | None, tuple[int | None, ...]]] = [
+        ("values", found.values, (batch, heads, length, None)),
+        ("skip", found.skip, (heads,)), ("offset", found.offset, (heads,)),
+        ("output", found.output, (batch, length, None)),
+    ]  # fmt: skip
+    if isinstance(map, RecurrenceMap):
+        _, groups, _, state = map.q.shape
+        if not groups or heads % groups or map.log_decay.shape[-1] not in (1, state):
+            raise ValueError(f"{heads} heads in {groups} groups with a state of {state}")
+        shapes += [
+            ("q", map.q, (batch, groups, length, state)), ("k", map.k, (batch, groups, length, state)),
+            ("log_decay", map.log_decay, (batch, heads, length, None)), ("write", map.write, (batch, heads, length)),
+            ("rates", map.rates, (heads, state)),
+        ]  # fmt: skip
+    elif isinstance(map, ConvolutionMap):
+        shapes.append(("taps", map.taps, (heads, None)))
+        if (map.batch, map.length) != (batch, length):
+            raise ValueError(f"a convolution over {map.batch} × {map.length}")
+    for name, value, shape in shapes:
+        fits = value is None or (value.is_floating_point() and value.dim() == len(shape))
+        if not fits or (
+            value is not None and any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True))
+        ):
+            raise ValueError(f"{name} of an effective map is {list(value.shape)}")  # type: ignore[union-attr]
+    return found
 
 
 def _unpacked(packed: Any, tensors: dict[str, Tensor], depth: int) -> Any:

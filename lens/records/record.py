@@ -19,6 +19,7 @@ from torch import Tensor
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import HeadError, RecordError, nearest
+from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.models.stack import Mixer
 from headwater.lens.records import save_open
 from headwater.lens.records.contents import Contents
@@ -71,6 +72,19 @@ class Record(Contents):
         if layer not in self.maps:
             raise RecordError("the record holds statistics alone; record with keep=('qk',) to have its maps")
         return self.maps[layer]
+
+    def effective_map(self, layer: int) -> EffectiveMap:
+        """The exact map of a layer without softmax attention, recorded with keep="mixers"; else RecordError."""
+        if layer in self.effective:
+            return self.effective[layer]
+        mixers = [mixer.layer for mixer in self.mixers]
+        if layer in mixers and not self.effective:
+            raise RecordError(
+                "the record holds no mixers; record with keep=('qk', 'mixers') to have their maps"
+            )
+        raise HeadError(
+            f"layer {layer} has no mixer; mixers are in layers {', '.join(map(str, mixers)) or 'none'}"
+        )
 
     def residual(self, layer: int | str) -> Float[Tensor, "batch position d_model"]:
         """The residual stream at the input of a layer, or after the last block ("final"), [batch, position, d_model].

@@ -6,6 +6,7 @@ The tensors stay on the model's device, go to the CPU, or are written to a file 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import RecordError, nearest
+from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Head, Layers, chosen_layers
@@ -23,7 +25,7 @@ from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record, stack
 from headwater.lens.records.save_open import RecordWriter
 
-LEVELS = ("qk", "qkv", "residual")
+LEVELS = ("qk", "qkv", "residual", "mixers")
 
 
 class Recorder:
@@ -53,7 +55,8 @@ class Recorder:
             or {"qk", "qkv"} <= set(self.keep)
         ):
             raise RecordError(
-                f"keep must be (), or 'qk' or 'qkv' and with it, or alone, 'residual'; got {self.keep!r}"
+                "keep must be (), or 'qk' or 'qkv' and with it, or alone, 'residual' and 'mixers'; got "
+                f"{self.keep!r}"
             )
         self.groups = {str(n): key_positions(p, tokens) for n, p in (groups or {}).items()}
         if "mass" in self.statistics and not self.groups:
@@ -64,6 +67,7 @@ class Recorder:
         self._maps: dict[int, AttentionMap] = {}
         self._values: dict[int, Tensor] = {}
         self._residuals: dict[int | str, Tensor] = {}
+        self.effective: dict[int, EffectiveMap] = {}
 
     @property
     def keeps_maps(self) -> bool:
@@ -72,6 +76,10 @@ class Recorder:
     @property
     def keeps_residuals(self) -> bool:
         return "residual" in self.keep and not self.source.parts[self.source.part_name].crosses
+
+    @property
+    def keeps_mixers(self) -> bool:
+        return "mixers" in self.keep and bool(self.source.mixers)
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
         refuse_overflow(layer, map)
@@ -131,11 +139,15 @@ class Recorder:
         model = self.source
         names = self.statistics if self.writer is None else ()
         statistics = {n: torch.stack([self._found[layer][n] for layer in self.layers], 1) for n in names}
+        told = provenance(model)
+        effective = {layer: replace(each, provenance=told) for layer, each in self.effective.items()}
+        if self.device is not None:
+            effective = {layer: on_device(each, self.device) for layer, each in effective.items()}
         ids, valid = self.tokens.ids.cpu(), self.tokens.mask.cpu()
         strings = [model.to_strings(row) for row in ids]
         return Record(
             ids, valid, strings, self.layers, model.n_heads, model.causal, statistics, self._maps, self._values,
-            self.groups, provenance(model), residuals=self._residuals,
+            self.groups, told, residuals=self._residuals, effective=effective,
         )  # fmt: skip
 
 

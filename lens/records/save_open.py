@@ -1,9 +1,9 @@
 """Save and open records: one safetensors file with JSON metadata in its header.
 
 Tensors: `tokens`, `valid`, `strings` (JSON as bytes), `statistic.NAME.LAYER`, `map.LAYER.q|k|lse|rule…`, `value.LAYER`,
-`residual.LAYER`, `group.N`, and padding `pad.N`. Names of the model's other parts begin with `part.N.`. A record can be
-written while the model runs, layer by layer. A file may come from a stranger: opening it executes nothing, checks
-every name, dtype and shape, and raises RecordError for anything unexpected.
+`residual.LAYER`, `mixer.LAYER…`, `group.N`, and padding `pad.N`. Names of the model's other parts begin with `part.N.`.
+A record can be written while the model runs, layer by layer. A file may come from a stranger: opening it executes
+nothing, checks every name, dtype and shape, and raises RecordError for anything unexpected.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import RecordError
 from headwater.lens.files import parse_json
 from headwater.lens.records.contents import Axis, Contents
-from headwater.lens.records.pack_maps import Add, Packer, unpack
+from headwater.lens.records.pack_maps import Add, Packer, unpack, unpack_effective
 from headwater.lens.records.safetensors_file import RecordFile, read
 from headwater.lens.records.stacked import Stacked
 
@@ -73,11 +74,15 @@ class RecordWriter:
                 self._add(f"{name}strings", torch.frombuffer(text, dtype=torch.uint8))
         for i, group in enumerate(record.groups.values()):
             self._add(f"group.{i}", group)
+        effective = {
+            str(layer): self._packer.pack(each, f"{self._prefix}mixer.{layer}")
+            for layer, each in record.effective.items()
+        }
         return {
             "layers": record.layers, "n_heads": record.n_heads, "causal": record.causal,
             "statistics": self._names, "values": self._layers["values"], "residuals": self._residuals,
             "groups": list(record.groups), "keys": record.keys is not None, "provenance": record.provenance,
-            "maps": self._maps, "prefix": self._prefix,
+            "maps": self._maps, "effective": effective, "prefix": self._prefix,
         }  # fmt: skip
 
     def _add(self, name: str, tensor: Tensor) -> None:
@@ -205,12 +210,19 @@ def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str,
         stream = residuals[place if place == "final" else int(place)] = take(f"residual.{place}")
         if stream.dim() != 3 or tuple(stream.shape[:2]) != (batch, queries):
             raise ValueError(f"a residual stream of {list(stream.shape)}")
-    unknown = [name for name in left if not name.startswith(f"{prefix}map.")]
+    effective = {}
+    for layer, packed in header.get("effective", {}).items():
+        found = effective[int(layer)] = replace(
+            unpack_effective(packed, tensors), provenance=dict(header["provenance"])
+        )
+        if found.layer != int(layer) or (len(found.values), found.values.shape[2]) != (batch, queries):
+            raise ValueError(f"the effective map of layer {str(layer)[:20]} does not fit")
+    unknown = [name for name in left if not name.startswith((f"{prefix}map.", f"{prefix}mixer."))]
     if unknown:
         raise ValueError(f"unknown tensor {unknown[0][:60]!r}")
     return kind(
         *axis, layers, heads, bool(header["causal"]), Stacked(statistics), maps, values, groups,
-        dict(header["provenance"]), keys=keys, parts=parts, residuals=residuals,
+        dict(header["provenance"]), keys=keys, parts=parts, residuals=residuals, effective=effective,
     )  # fmt: skip
 
 

@@ -98,6 +98,11 @@ def _recorded(
     main = next(iter(model.parts))
     recorders = plan.recorders(model, found, wanted.statistics, wanted.layers, wanted.keep, groups)
     recorder: Recorder = recorders[main]
+    if recorder.keeps_mixers:
+        raise RecordError(
+            "keep='mixers' needs one run over the whole text, and generation goes token by token; generate first and "
+            "record the finished text"
+        )
     longest = found.ids.shape[1] + more
     cost = estimate(recorder, longest)
     folder = None
