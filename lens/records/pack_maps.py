@@ -149,11 +149,12 @@ def unpack_effective(packed: Any, tensors: dict[str, Tensor]) -> EffectiveMap:
         if (map.batch, map.length) != (batch, length):
             raise ValueError(f"a convolution over {map.batch} × {map.length}")
     for name, value, shape in shapes:
-        fits = value is None or (value.is_floating_point() and value.dim() == len(shape))
-        if not fits or (
-            value is not None and any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True))
+        if value is not None and not (
+            value.is_floating_point()
+            and value.dim() == len(shape)
+            and all(m > 0 if n is None else n == m for n, m in zip(shape, value.shape, strict=True))
         ):
-            raise ValueError(f"{name} of an effective map is {list(value.shape)}")  # type: ignore[union-attr]
+            raise ValueError(f"{name} of an effective map is {list(value.shape)}")
     return found
 
 
