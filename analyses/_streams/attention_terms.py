@@ -1,15 +1,16 @@
 """The output of an attention layer at each position as a sum of vectors, one for each token that it attends to.
 
 For one layer the output of position i is `Σ_j y_ij + biases` with `y_ij = s_i·Σ_h A_ij f_h(x_j) + 1[i=j] x_i` and
-`f_h(x) = v_h W_O^h`; `s_i` is the scale of a norm on the attention's output alone (Gemma 2), else 1. Where a norm
-follows the sum (BERT), its linear part is applied to each term. Norms are identified by their inputs and outputs in a
-run, not by their names. A model whose terms do not add up to its own output is refused.
+`f_h(x) = v_h W_O^h`; `s_i` is the scale of a norm on the attention's output alone (Gemma 2), else 1. With an output
+gate (Qwen3-Next) `f_h(x_j)` is `(g_i^h ⊙ v_h) W_O^h`, which depends on the query too. Where a norm follows the sum
+(BERT), its linear part is applied to each term. Norms are identified by their inputs and outputs in a run, not by their
+names. A model whose terms do not add up to its own output is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks as anatomy
 from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.weights import head_weights
+from headwater.lens.running import output_gates
 from headwater.lens.running.watching import Call, Heads, watching
 
 FEW = 64  # up to this many asked rows are read one by one; more are read with all rows, in blocks
@@ -33,9 +35,10 @@ FEW = 64  # up to this many asked rows are read one by one; more are read with a
 class Mixing:
     """The factors of one layer's terms `y_ij`, in float64, position axes of equal length.
 
-    `value` [batch, head, key, d_head] per query head, `z` the heads' outputs of the same shape, `output` W_O [head,
-    d_head, d_model]. `entering` is x and `mixed` the sum with its biases, after the norm `first` if there is one, both
-    [batch, position, d_model]. `second` is the norm at the end of the block, if there is one.
+    `value` [batch, head, key, d_head] per query head, `z` the heads' outputs of the same shape (times the output
+    gate `gate`, if there is one), `output` W_O [head, d_head, d_model]. `entering` is x and `mixed` the sum with its
+    biases, after the norm `first` if there is one, both [batch, position, d_model]. `second` is the norm at the end of
+    the block, if there is one.
     """
 
     map: AttentionMap
@@ -47,10 +50,28 @@ class Mixing:
     scale: Tensor
     first: Norm | None
     second: Norm | None
+    gate: Tensor | None = None
 
-    def terms(self, norms: tuple[Norm, ...] = ()) -> Tensor:
-        """`f_h(x_j)`, through the linear parts of `norms`: [batch, head, key, d_model]."""
-        return self._through(self.value, norms)
+    def terms(self, norms: tuple[Norm, ...] = (), query: int = 0) -> Tensor:
+        """`f_h(x_j)`, through the linear parts of `norms`: [batch, head, key, d_model]. With an output gate they are
+        those of one query."""
+        return self._through(
+            self.value if self.gate is None else self.value * self.gate[:, :, query, None], norms
+        )
+
+    def vectors(
+        self, blocks: Iterable[tuple[slice, Tensor]], norms: tuple[Norm, ...] = ()
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """`Σ_h A_ij f_h(x_j)` of blocks of rows with their weights [batch, head, row, key]: spans of rows and their
+        vectors [batch, key, row, d_model]. With an output gate the rows come one by one."""
+        terms = None if self.gate is not None else self.terms(norms).permute(0, 2, 1, 3)
+        for span, weights in blocks:
+            if terms is not None:
+                yield span, weights.double().permute(0, 3, 2, 1) @ terms
+                continue
+            for place, query in enumerate(range(span.start, span.stop)):
+                each = torch.einsum("bhk,bhkm->bkm", weights[:, :, place].double(), self.terms(norms, query))
+                yield slice(query, query + 1), each[:, :, None]
 
     def _through(self, z: Tensor, norms: tuple[Norm, ...]) -> Tensor:
         output = self.output
@@ -72,7 +93,8 @@ class Mixing:
     def selves(self, residual: bool, norms: tuple[Norm, ...] = ()) -> Tensor:
         """`y_ii`, [batch, position, d_model]."""
         weights = self.map.statistic("self").double().nan_to_num().to(self.value.device)
-        return self._sum(weights[..., None] * self.value, residual, norms)
+        z = weights[..., None] * self.value
+        return self._sum(z if self.gate is None else z * self.gate, residual, norms)
 
     def _sum(self, z: Tensor, residual: bool, norms: tuple[Norm, ...]) -> Tensor:
         found = self.scale[..., None] * self._through(z, norms).sum(1)
@@ -100,8 +122,12 @@ def norm_blocks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows of `‖y_ij‖`, [batch, row, key], from the products `f_h·f_g` of each key, without the vectors `y_ij`.
 
-    `‖Σ_h A_h f_h‖² = Σ_hg A_h A_g f_h·f_g`: heads² numbers per key, not d_model for each pair.
+    `‖Σ_h A_h f_h‖² = Σ_hg A_h A_g f_h·f_g`: heads² numbers per key, not d_model for each pair. With an output gate the
+    products differ from query to query, so the vectors of each row are made.
     """
+    if mixing.gate is not None:
+        yield from _gated_norms(mixing, residual, norms, wanted)
+        return
     terms = mixing.terms(norms)
     products = torch.einsum("bhkm,bgkm->bkhg", terms, terms)
     own = mixing.own(norms)
@@ -120,6 +146,17 @@ def norm_blocks(
         yield span, square.clamp_min(0).sqrt() / divisor[:, span, None]
 
 
+def _gated_norms(
+    mixing: Mixing, residual: bool, norms: tuple[Norm, ...], wanted: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    own, divisor = mixing.own(norms), mixing.divisor(norms)
+    for span, vectors in mixing.vectors(rows_of(mixing.map, wanted), norms):
+        vectors = vectors[:, :, 0] * mixing.scale[:, span, None]
+        if residual:
+            vectors[:, span.start] += own[:, span.start]
+        yield span, (vectors.norm(dim=-1) / divisor[:, span])[:, None]
+
+
 # --- reading them from a run
 
 
@@ -131,7 +168,8 @@ def mixings(model: HookedModel, batch: Batch) -> dict[int, Mixing]:
     }
     heads = Heads(model)
     watched = [module for block in blocks.values() for module in (block.module, block.attention)]
-    with watching([*watched, *norms]) as calls, context.listening(heads):
+    inside = [module for layer in model.layers for module in output_gates.modules_of(model, layer)]
+    with watching(dict.fromkeys([*watched, *norms, *inside])) as calls, context.listening(heads):
         model.embeddings(batch.ids)
     found = {}
     for layer, block in blocks.items():
@@ -139,15 +177,18 @@ def mixings(model: HookedModel, batch: Batch) -> dict[int, Mixing]:
         whole = next(call for call in calls if call.module is block.module)
         attention = next(call for call in calls if call.module is block.attention)
         inside = [call for call in calls if norms.get(call.module) == layer]
-        found[layer] = _mixing(model, layer, heads.layers[layer], whole, attention, inside)
+        gate = output_gates.output_gate(model, layer, calls, heads.layers[layer][2])
+        found[layer] = _mixing(model, layer, heads.layers[layer], gate, whole, attention, inside)
     return found
 
 
 def _mixing(
-    model: HookedModel, layer: int, heads: tuple[AttentionMap, Tensor, Tensor], whole: Call, attention: Call,
-    norms: list[Call],
+    model: HookedModel, layer: int, heads: tuple[AttentionMap, Tensor, Tensor], gate: Tensor | None, whole: Call,
+    attention: Call, norms: list[Call],
 ) -> Mixing:  # fmt: skip
     map, value, z = heads[0], heads[1].double(), heads[2].detach().double()
+    gate = None if gate is None else gate.double()
+    z = z if gate is None else z * gate
     weights = head_weights(model, layer)
     output, bias = weights.W_O.double().to(z.device), weights.b_O.double().to(z.device)
     written = torch.einsum("bhqd,hdm->bqm", z, output) + bias
@@ -171,7 +212,7 @@ def _mixing(
         allowed=1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2,
     )  # fmt: skip
     value = value.repeat_interleave(map.shape[1] // value.shape[1], 1)
-    return Mixing(map, value, z, output, x, mixed.double(), scale, first, second)
+    return Mixing(map, value, z, output, x, mixed.double(), scale, first, second, gate)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -67,23 +67,24 @@ def _pulled(mixing: Mixing, rows: Tensor) -> Tensor:
     """`rows @ C` of one layer, a few rows of C at a time: [batch, asked, key]."""
     rows = rows.to(mixing.value.device)
     norms = () if mixing.first is None else (mixing.first,)
-    terms = mixing.terms(norms).permute(0, 2, 1, 3)  # [batch, key, head, d_model]
     own, divisor = mixing.own(norms), mixing.divisor(norms)
     out = torch.zeros_like(rows)
-    elements = max(ELEMENTS // terms.shape[-1], 1) * mixing.map.shape[1]
-    for span, weights in mixing.map.row_blocks(elements=elements):
-        vectors = weights.double().permute(0, 3, 2, 1) @ terms  # [batch, key, row, d_model]
+    elements = max(ELEMENTS // mixing.entering.shape[-1], 1) * mixing.map.shape[1]
+    for span, vectors in mixing.vectors(mixing.map.row_blocks(elements=elements), norms):
         vectors = vectors * mixing.scale[:, None, span, None]
         place = torch.arange(span.start, span.stop)
         vectors[:, place, place - span.start] += own[:, span]
         vectors = vectors / divisor[:, None, span, None]
-        whole = mixing.mixed[:, span]
-        near = whole.abs().sum(-1)[:, None] - (whole[:, None] - vectors).abs().sum(-1)
-        shares = near.clamp_min(0).mT  # [batch, row, key]
-        # a masked key has a term of zeros, whose nearness is 0 but for rounding
-        shares = shares.masked_fill(~(vectors.abs().amax(-1) > 0).mT, 0.0)
-        total = shares.sum(-1, keepdim=True)
-        stay = torch.nn.functional.one_hot(place, shares.shape[-1]).to(shares)
-        shares = torch.where(total > 0, shares / total.clamp_min(torch.finfo(total.dtype).tiny), stay)
-        out += rows[..., span] @ shares
+        out += rows[..., span] @ _shares(mixing.mixed[:, span], vectors, place)
     return out
+
+
+def _shares(whole: Tensor, vectors: Tensor, place: Tensor) -> Tensor:
+    """Rows of C [batch, row, key] from outputs [batch, row, d_model] and their vectors [batch, key, row, d_model]."""
+    near = whole.abs().sum(-1)[:, None] - (whole[:, None] - vectors).abs().sum(-1)
+    shares = near.clamp_min(0).mT
+    # a masked key has a term of zeros, whose nearness is 0 but for rounding
+    shares = shares.masked_fill(~(vectors.abs().amax(-1) > 0).mT, 0.0)
+    total = shares.sum(-1, keepdim=True)
+    stay = torch.nn.functional.one_hot(place, shares.shape[-1]).to(shares)
+    return torch.where(total > 0, shares / total.clamp_min(torch.finfo(total.dtype).tiny), stay)

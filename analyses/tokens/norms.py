@@ -105,10 +105,11 @@ def _asked(
 
 def _by_head(mixing: Mixing, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows of `‖A_ij f_h(x_j)‖`, [batch, head, row, key]."""
-    terms = mixing.terms()
-    sizes = terms.norm(dim=-1)
+    sizes = mixing.terms().norm(dim=-1)[:, :, None] if mixing.gate is None else None
     for span, weights in rows_of(mixing.map, rows):
-        yield span, weights * sizes[:, :, None] * mixing.scale[:, None, span, None]
+        queries = range(span.start, span.stop)
+        each = torch.stack([mixing.terms((), q).norm(dim=-1) for q in queries], 2) if sizes is None else sizes
+        yield span, weights * each * mixing.scale[:, None, span, None]
 
 
 def _ratio(mixing: Mixing, residual: bool, behind: tuple[Norm, ...]) -> Tensor:

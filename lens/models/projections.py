@@ -7,11 +7,13 @@ quantised weights they are the effective ones.
 Known layouts: GPT-2 and GPT-BigCode (c_attn), separate q_proj, k_proj, v_proj (Llama, Mistral, Qwen, Gemma, OPT, Phi,
 GPT-OSS, OLMo, Cohere, Granite, ViT, CLIP …), Phi-3 (qkv_proj), GPT-NeoX (query_key_value), ModernBERT (Wqkv), BERT-like
 (query, key, value), DistilBERT (q_lin …), T5 (q, k, v, o). Any other raises ModelError: low-rank projections (DeepSeek)
-have no matrix per head, gated ones (Qwen3-Next) give more than queries.
+have no matrix per head. An output gate (running/output_gates.py) is found by its shape: a module that gives one number
+per head or per feature (AFMoE, LFM3), or the second half of what the query projection gives for each head (Qwen3-Next).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,12 +41,16 @@ class Projection(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Projections:
-    """The views give queries [.., head, d_head], keys and values [.., kv head, d_head]; `output` mixes the heads."""
+    """The views give queries [.., head, d_head], keys and values [.., kv head, d_head]; `output` mixes the heads.
+
+    `gate` gives what an output gate is the activation of, [.., head, d_value] or [.., head, 1]; None without one.
+    """
 
     query: Projection
     key: Projection
     value: Projection
     output: nn.Module
+    gate: Projection | None = None
 
 
 class Shape(NamedTuple):
@@ -74,12 +80,35 @@ def _found(model: Opened, layer: int) -> tuple[nn.Module, Projections]:
         layout = next((make for parts, make in LAYOUTS.items() if all(_has(module, p) for p in parts)), None)
         if layout is not None:
             found = layout(module, shape)
-            parts = (found.query, found.key, found.value)
+            query, gate = _ungated(module, found, shape)
+            parts = (query, found.key, found.value)
             query, key, value = (part._replace(path=names[part.module]) for part in parts)
-            return module, _checked(Projections(query, key, value, found.output), shape, module, layer)
+            gate = None if gate is None else gate._replace(path=names[gate.module])
+            return module, _checked(Projections(query, key, value, found.output, gate), shape, module, layer)
     raise ModelError(
         f"the attention weights of {type(inner).__name__} (layer {layer}) are not in a known layout"
     )
+
+
+def _ungated(attention: nn.Module, found: Projections, shape: Shape) -> tuple[Projection, Projection | None]:
+    """The queries alone, and the gate beside them."""
+    query = found.query
+    if query.module not in (found.key.module, found.value.module):
+        width = outputs(query.module)
+        if width == 2 * shape.heads * shape.d_head:
+            halves = (lambda x, n=n: x.unflatten(-1, (shape.heads, 2, -1))[..., n, :] for n in (0, 1))
+            own, gate = (query._replace(heads=half) for half in halves)
+            return own, gate
+    known = {query.module, found.key.module, found.value.module, found.output}
+    for name, module in attention.named_children():
+        fits = GATE.search(name) and module not in known and _inputs(module) == _inputs(query.module)
+        if fits and outputs(module) % shape.heads == 0:
+            return query, Projection(module, lambda x: x.unflatten(-1, (shape.heads, -1)))
+    return query, None
+
+
+def _inputs(module: nn.Module) -> int:
+    return int(getattr(module, "in_features", -1))
 
 
 def _checked(found: Projections, shape: Shape, module: nn.Module, layer: int) -> Projections:
@@ -160,6 +189,7 @@ def _separate(query: str, key: str, value: str, *outputs: str) -> Layout:
     return layout
 
 
+GATE = re.compile(r"^g_|gate")
 SEPARATE = (
     ("self.query", "self.key", "self.value", "output.dense"),
     ("query", "key", "value", "dense"),

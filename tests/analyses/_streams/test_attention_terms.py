@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import gated_models
 import numpy as np
 import pytest
 import torch
@@ -14,8 +15,8 @@ import transformers as hf
 
 import headwater as hw
 from headwater import analyses
-from headwater.analyses._prompts.examples import Batch
-from headwater.analyses._streams.attention_terms import mixings
+from headwater.analyses._prompts.examples import Batch, batches_of
+from headwater.analyses._streams.attention_terms import mixings, norm_blocks
 from headwater.lens.errors import AnalysisError
 
 SHAPE = {
@@ -92,3 +93,33 @@ def test_models_that_are_read_only_or_have_two_texts() -> None:
     twofold = hw.load(hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=61, **sizes)).eval())
     with pytest.raises(AnalysisError, match="is read as its decoder"):
         analyses.gradient_rollout(twofold, ids)
+
+
+@pytest.mark.parametrize("name", gated_models.CONFIGS)
+def test_terms_of_gated_attention_add_up_and_have_their_lengths(name):
+    ids = torch.randint(3, 90, (1, 7), generator=torch.Generator().manual_seed(2))
+    expected = gated_models.dense(gated_models.gated(name), name, ids, 1)
+    model = hw.load(gated_models.gated(name))
+    mixing = mixings(model, next(iter(batches_of(model, ids, 1))))[1]
+    # y_ij of every head by the formula: (A_ij g_i v_j) W_O
+    each = torch.einsum(
+        "bhqk,bhqd,bhkd,hdm->bhqkm", expected["weights"], expected["gate"], expected["value"], expected["W_O"]
+    )
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    torch.testing.assert_close(
+        torch.einsum("bhqd,hdm->bqm", mixing.z, mixing.output), each.sum((1, 3)), **close
+    )
+    rows = mixing.vectors(mixing.map.row_blocks())
+    found = torch.cat([vectors for _, vectors in rows], 2).transpose(1, 2)
+    behind = mixing.scale[..., None, None]
+    if mixing.scale.eq(1).all():
+        torch.testing.assert_close(found, each.sum(1), **close)
+        lengths = hw.analyses.norms(model, ids, queries="all", stage="attention").norm
+        torch.testing.assert_close(torch.as_tensor(lengths.values)[:, 1], each.sum(1).norm(dim=-1), **close)
+        heads = hw.analyses.norms(model, ids, queries="all", stage="attention", per_head=True).norm
+        torch.testing.assert_close(torch.as_tensor(heads.values)[:, 1], each.norm(dim=-1), **close)
+    lengths = torch.cat([part for _, part in norm_blocks(mixing, residual=True, norms=())], 1)
+    whole = found * behind
+    place = torch.arange(7)
+    whole[:, place, place] += mixing.entering
+    torch.testing.assert_close(lengths, whole.norm(dim=-1), **close)
