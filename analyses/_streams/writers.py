@@ -1,17 +1,18 @@
 """All terms of the residual stream, as vectors.
 
-The stream at a layer is the embedding plus the outputs of all earlier heads, attention biases and MLPs. A norm on the
-attention's output (Gemma 2) is applied to each term with its scale of the run. The sums are compared with the model's
-own values. A model whose stream is no such sum (norms after the addition, as in BERT) is refused.
+The stream at a layer is the embedding plus what all earlier modules added: heads, attention biases, MLPs, and mixers
+that have no attention map (linear attention, state spaces, convolutions), in blocks without attention too. A norm on a
+module's output (Gemma 2) is applied to its term; for heads it keeps its scale of the run. In every block the sum is
+held to the model's own stream. A model whose stream is no such sum (norms after the addition, as in BERT) is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._streams.component_graph import EMBED
@@ -21,20 +22,22 @@ from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
-from headwater.lens.models.closeness import close_or_refuse, rounding_mend
+from headwater.lens.models.closeness import COARSE, close_or_refuse, rounding_mend
+from headwater.lens.models.stack import StackBlock
 from headwater.lens.models.weights import head_weights
-from headwater.lens.running.watching import Heads
-from headwater.lens.transformer_lens import names as transformer_lens_names
-from headwater.lens.transformer_lens.run import Run
+from headwater.lens.running.watching import Call, Heads, watching
+
+# allowed relative difference between the stream and its sum, in float32 and float64, and in lower precision
+STREAM, STREAM_COARSE = 1e-4, 3e-2
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One layer of a run, in float64: map, values [batch, kv head, key, d], and W_O [head, d, d_model].
 
-    `result` [batch, position, head, d_model] is the output of each head. `bias`, `mlp` and `entering` [batch, position,
-    d_model] are the output bias, the output of the MLP and the stream before the layer. `behind` is the norm on the
-    attention's output.
+    `result` [batch, position, head, d_model] is the output of each head. `bias`, `mixer`, `mlp` and `entering` [batch,
+    position, d_model] are the output bias, the outputs of mixers and of MLPs in the block, and the stream before it.
+    `behind` is the norm on the attention's output.
     """
 
     map: AttentionMap
@@ -43,6 +46,7 @@ class Layer:
     entering: Tensor
     result: Tensor
     bias: Tensor
+    mixer: Tensor
     mlp: Tensor
     behind: Norm | None
 
@@ -53,54 +57,106 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Writers:
-    """A run of texts of one length: `layers` by number, `last` the stream after the last layer, `logits`."""
+    """A run of texts of one length: `layers` by number, `terms` of every block by layer number, `embedded` the stream
+    before the first block, `last` the stream after the last one, `logits`."""
 
     model: HookedModel
     layers: dict[int, Layer]
+    terms: dict[int, dict[str, Tensor]]
+    embedded: Tensor
     last: Tensor
     logits: Tensor
 
     @classmethod
     def of(cls, model: HookedModel, batch: Batch) -> Writers:
-        known = transformer_lens_names.places(model)
-        names = [f"blocks.{layer}.hook_{what}" for layer in model.layers for what in ("attn_out", "mlp_out")]
-        if missing := [name for name in names if name not in known]:
+        if model.is_encoder_decoder:
             raise AnalysisError(
-                f"the stream of {model.name} is no sum of what its parts add ({missing[0]} is not added to it, as "
-                "where a norm stands behind the sum), so logits do not fall apart into parts"
+                f"{model.name} is not one stack that reads text, so its stream is no single sum"
             )
-        names += [f"blocks.{layer}.hook_resid_pre" for layer in model.layers]
-        final = f"blocks.{model.layers[-1]}.hook_resid_post"
-        names += [final, *(f"blocks.{layer}.attn.hook_z" for layer in model.layers)]
-        run = Run(model, [known[name] for name in names], len(batch.ids), keep=names)
-        heads = Heads(model)
-        with run.on(), context.listening(heads):
+        heads, blocks_of = Heads(model), {b.layer: model.hf.get_submodule(b.path) for b in model.stack}
+        inside = (m for block in model.stack for m in _watched(model, block))
+        with watching([*blocks_of.values(), *inside]) as calls, context.listening(heads):
             logits = model(batch.ids)
-        kept = {name: tensor.double() for name, tensor in run.cache.items()}
-        layers = {layer: _layer(model, layer, kept, heads) for layer in model.layers}
-        return cls(model, layers, kept[final], logits.double())
+        seen = {call.module: call for call in calls}
+        layers: dict[int, Layer] = {}
+        terms: dict[int, dict[str, Tensor]] = {}
+        for block in model.stack:
+            call, own = seen[blocks_of[block.layer]], _own(model, block, seen)
+            attended = []
+            if block.layer in heads.layers:
+                attended = [seen[blocks.block(model, block.layer).attention_out].output.double()]
+            _hold(model, block, call, [*attended, *own.values()])
+            if attended:
+                layers[block.layer] = layer = _layer(model, block.layer, call, attended[0], heads, own)
+                names = [f"{block.layer}.{head}" for head in range(model.n_heads)]
+                by_head = dict(zip(names, layer.result.unbind(2), strict=True))
+                own = by_head | {f"bias.{block.layer}": layer.bias} | own
+            terms[block.layer] = own
+        first, last = (seen[blocks_of[model.stack[n].layer]] for n in (0, -1))
+        return cls(model, layers, terms, first.given.double(), last.output.double(), logits.double())
 
     def parts(self, before: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        """(name, vectors [batch, position, d_model]) of the terms before a layer: "embed", "0.0" …, "bias.0", "mlp.0"
-        …; their sum is the stream there.
+        """(name, vectors [batch, position, d_model]) of the terms before a layer: "embed", "0.0" …, "bias.0",
+        "mixer.0", "mlp.0" …; their sum is the stream there.
         """
-        yield EMBED, self.layers[self.model.layers[0]].entering
-        for number, layer in self.layers.items():
+        yield EMBED, self.embedded
+        for number, own in self.terms.items():
             if before is not None and number >= before:
                 return
-            for head in range(self.model.n_heads):
-                yield f"{number}.{head}", layer.result[:, :, head]
-            yield f"bias.{number}", layer.bias
-            yield f"mlp.{number}", layer.mlp
+            yield from own.items()
 
 
-def _layer(model: HookedModel, number: int, kept: dict[str, Tensor], heads: Heads) -> Layer:
-    map, value, _ = heads.layers[number]
+def _watched(model: HookedModel, block: StackBlock) -> Iterator[nn.Module]:
+    """The modules of a block whose outputs may be added to the stream: those of its steps, and norms behind them."""
+    yield from model.hf.get_submodule(block.path).children()
+    for step in block.steps:
+        yield model.hf.get_submodule(step.path)
+
+
+def _own(model: HookedModel, block: StackBlock, seen: Mapping[nn.Module, Call]) -> dict[str, Tensor]:
+    """What the mixers and MLPs of a block add to the stream: {"mixer.3": [batch, position, d_model], "mlp.3": …}."""
+    stream = seen[model.hf.get_submodule(block.path)].given
+    found: dict[str, Tensor] = {}
+    for step in block.steps:
+        if step.kind == "attention":
+            continue
+        module, name = model.hf.get_submodule(step.path), f"{step.kind}.{block.layer}"
+        output = seen[module].output
+        behind = [
+            call.output
+            for child in model.hf.get_submodule(block.path).children()
+            if child is not module and (call := seen.get(child)) is not None and _same(call, output)
+        ]
+        term = (behind[0] if behind else output).double()
+        if term.numel() == stream.numel():
+            found[name] = found.get(name, 0) + term.reshape(stream.shape)
+    return found
+
+
+def _same(call: Call, output: Tensor) -> bool:
+    """Whether a module was given an output as it is."""
+    given = next((x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor)), None)
+    return given is not None and given.shape == output.shape and torch.equal(given, output)
+
+
+def _hold(model: HookedModel, block: StackBlock, call: Call, written: list[Tensor]) -> None:
+    """AnalysisError unless a block adds to the stream what its modules wrote, and nothing else."""
+    allowed = STREAM if torch.finfo(model.dtype).eps < COARSE else STREAM_COARSE
+    close_or_refuse(
+        call.given.double() + sum(written), call.output.double(),
+        f"the stream of {model.name} is no sum of what its parts add: block {block.layer} gives something else",
+        f", as where a norm stands behind the sum or a part is scaled{rounding_mend(model)}", allowed=allowed,
+    )  # fmt: skip
+
+
+def _layer(
+    model: HookedModel, number: int, call: Call, added: Tensor, heads: Heads, own: Mapping[str, Tensor]
+) -> Layer:
+    map, value, z = heads.layers[number]
     weights, block = head_weights(model, number), blocks.block(model, number)
-    start = f"blocks.{number}."
-    z, added = kept[f"{start}attn.hook_z"], kept[f"{start}hook_attn_out"]
+    entering = call.given.double()
     output, bias = weights.W_O.double(), weights.b_O.double()
-    result = torch.einsum("bshe,hed->bshd", z, output)
+    result = torch.einsum("bhse,hed->bshd", z.detach().double(), output)
     raw = result.sum(2) + bias
     bias = bias.expand_as(added)
     behind = None
@@ -110,6 +166,5 @@ def _layer(model: HookedModel, number: int, kept: dict[str, Tensor], heads: Head
         result, bias = behind.divided(result), behind.divided(bias) + constant
     what = f"what the heads of layer {number} of {model.name} write does not add up to its attention's output"
     close_or_refuse(result.sum(2) + bias, added, what, rounding_mend(model))
-    return Layer(
-        map, value.double(), output, kept[f"{start}hook_resid_pre"], result, bias, kept[f"{start}hook_mlp_out"], behind
-    )  # fmt: skip
+    mixer, mlp = (own.get(f"{kind}.{number}", torch.zeros_like(entering)) for kind in ("mixer", "mlp"))
+    return Layer(map, value.double(), output, entering, result, bias, mixer, mlp, behind)

@@ -105,7 +105,7 @@ def _path(run: Writers, readout: Readout, norm: FinalNorm, position: int) -> Rea
         return readout
     module, _ = unembedding(run.model)
     end = run.last[:, position]
-    embedded = run.layers[run.model.layers[0]].entering[:, position]
+    embedded = run.embedded[:, position]
     begin = torch.zeros_like(end) if norm == "path_from_zero" else embedded
     return PathReadout.of(readout, blocks.epsilon(module), begin, end)
 

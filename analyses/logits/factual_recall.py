@@ -165,7 +165,7 @@ def _read(
         return shares, totals, readings, nothing, nothing
     at, model = run.layers[layer], run.model
     own = reads_own_heads(model, layer)
-    stream = at.entering + (at.result.sum(2) + at.bias if own else 0)
+    stream = at.entering + (at.result.sum(2) + at.bias + at.mixer if own else 0)
     each = torch.stack([run.layers[h.layer].result[:, position, h.head] for h in named], 1)
     rest = stream[:, position] - each.sum(1)
     return shares, totals, readings, torch.cat([each, rest[:, None]], 1), at.mlp[:, position]

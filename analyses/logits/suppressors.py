@@ -181,8 +181,7 @@ def _shares(run: Writers, position: int, against: Against) -> tuple[list[str], T
         token = head(norm(stream)).argmax(-1)
     readout = Readout.of(run, position, token, None)
     readout = less_the_mean(run, position, readout) if against == "mean" else readout
-    parts = {f"{number}.{h}": layer.result[:, position, h] for h in range(run.model.n_heads)}
-    parts |= {f"bias.{number}": layer.bias[:, position], f"mlp.{number}": layer.mlp[:, position]}
+    parts = {name: vectors[:, position] for name, vectors in run.terms[number].items()}
     return list(parts), torch.stack([readout.shares(part) for part in parts.values()], -1).cpu(), token
 
 
@@ -199,8 +198,8 @@ def _tested(share: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def _chosen(found: dict[str, np.ndarray], names: list[str], level: float, least: float) -> np.ndarray:
-    """Which parts are suppressors, bool [component]. The bias of the attention's output can not be scaled."""
-    parts = np.array([not name.startswith("bias.") for name in names])
+    """Which parts are suppressors, bool [component]. Biases and mixers are not scaled."""
+    parts = np.array([not name.startswith(("bias.", "mixer.")) for name in names])
     below = (found["mean"] <= -least) & (found["high"] < 0)
     return parts & below & (found["p_corrected"] < level)
 
