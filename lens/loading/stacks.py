@@ -21,7 +21,10 @@ from headwater.lens.models.stack import Kind, StackBlock, Step, mixers_of, named
 from headwater.lens.running.watching import Call
 
 DEEP = 4  # levels of modules below a block that are looked at
-ROUNDING = 256  # a change of another position below so many roundings of the largest output is none
+ROUNDING = (
+    256  # a change of another position below so many roundings of the output, by root mean square, is none
+)
+COARSE = 0.02  # nor below this share of it, which many roundings of 16 bits do not reach
 
 
 def with_stacks(
@@ -147,7 +150,8 @@ class _Look:
         if _given(whole).shape != whole.output.shape:
             return module
         added = whole.output - _given(whole)
-        close = 1e-3 * float(added.abs().max())
+        rounding = torch.finfo(added.dtype).eps * float(whole.output.abs().max())
+        close = 1e-3 * float(added.abs().max()) + 2 * rounding
         for child in module.children():
             call = calls.get(child)
             same = call is not None and call.output.shape == added.shape
@@ -206,9 +210,10 @@ def _names_attention(module: nn.Module) -> bool:
 def _moved(before: Tensor, after: Tensor, place: int) -> bool:
     """Whether outputs of the first row differ anywhere but at a position."""
     before, after = (t if t.dim() == 2 else t[0] for t in (before, after))
-    moved = (after - before).flatten(1).abs().amax(1)
+    moved = (after.float() - before.float()).flatten(1).square().mean(1).sqrt()
     moved[place] = 0
-    return bool(moved.max() > ROUNDING * torch.finfo(after.dtype).eps * before.abs().max())
+    least = min(ROUNDING * torch.finfo(after.dtype).eps, COARSE)
+    return bool(moved.max() > least * before.float().square().mean().sqrt())
 
 
 def _given(call: Call) -> Tensor:

@@ -61,6 +61,14 @@ def test_mixers_are_found_by_what_they_do(name):
     assert model.unread == tuple(named(model.mixers))
 
 
+@pytest.mark.parametrize("name", ["jamba", "falcon_h1", "lfm2", "zamba2", "minimax", "qwen3_next"])
+def test_16_bits_hide_no_mixer_and_make_none(name):
+    exact = hw.load(hybrid(name))
+    coarse = hw.load(hybrid(name).to(torch.bfloat16))
+    assert coarse.stack == exact.stack
+    assert coarse.unread == exact.unread
+
+
 @pytest.mark.parametrize("name", ["llama", "falcon", "t5", "llava", "deepseek_v3", "bert"])
 def test_a_plain_model_has_no_mixers(name):
     model = hw.load(zoo.build(name))
