@@ -46,11 +46,12 @@ def graph_of(
 
 
 def told_by_name(name: str) -> dict[str, Any]:
-    """The kind, layer and head of a node, from its name: "embed", "mlp.3" or "5.1"."""
+    """The kind, layer and head of a node, from its name: "embed", "mlp.3", "mixer.2" or "5.1"."""
     if name == EMBED:
         return {"kind": "embed"}
-    if name.startswith("mlp."):
-        return {"kind": "mlp", "layer": int(name.removeprefix("mlp."))}
+    kind, _, layer = name.partition(".")
+    if kind in ("mlp", "mixer"):
+        return {"kind": kind, "layer": int(layer)}
     return {"kind": "head", **Head.parse(name)._asdict()}
 
 

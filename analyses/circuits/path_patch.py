@@ -34,6 +34,8 @@ from headwater.lens.model import HookedModel
 from headwater.lens.transformer_lens import names
 from headwater.lens.transformer_lens.run import Function
 
+BESIDE = ("mixer", "mlp")  # what writes to the stream beside heads
+
 
 @analysis
 def path_patch(
@@ -42,7 +44,9 @@ def path_patch(
     corrupt: Examples | None = None,
     measure: PairMeasure = "logit_difference",
     receivers: Annotated[str | Sequence[str], "logits, residual.3, or 5.1.k, 6.0.q …"] = "logits",
-    mlps: Annotated[Literal["free", "frozen"], "whether MLPs pass on what the sender says"] = "free",
+    mlps: Annotated[
+        Literal["free", "frozen"], "whether MLPs and mixers pass on what the sender says"
+    ] = "free",
     how: Annotated[How, "restore the clean output in the corrupt run, or spoil the clean run"] = "noise",
     ablation: Annotated[
         Ablation, "what the sender says: as in the other run, its mean, nothing"
@@ -56,12 +60,12 @@ def path_patch(
 ) -> xr.DataArray:
     """Normalised effect [batch, sender] of each sender's output on the answer, by way of the receivers.
 
-    Senders are "embed" (the stream entering the first layer), the heads "0.0", "0.1" … and the MLPs "mlp.0" … in layers
-    before the last receiver's. For a sender s: (1) the other run gives z_s (or the output of the MLP). (2) The run
-    itself with that output gives the receivers' inputs; the z of all other heads is frozen, and MLPs are recomputed
-    (`mlps="free"`: paths through them count) or frozen too ("frozen": the direct path alone). (3) The run itself with
-    those inputs at the receivers, everything else recomputed, is measured. All receivers are patched together; q, k and
-    v are replaced at every position.
+    Senders are "embed" (the stream entering the first block), the heads "0.0", "0.1" …, the MLPs "mlp.0" … and mixers
+    without attention, "mixer.0" …, in layers before the last receiver's. For a sender s: (1) the other run gives z_s
+    (or the output of the MLP or mixer). (2) The run itself with that output gives the receivers' inputs; the z of all
+    other heads is frozen, and MLPs and mixers are recomputed (`mlps="free"`: paths through them count) or frozen too
+    ("frozen": the direct path alone). (3) The run itself with those inputs at the receivers, everything else
+    recomputed, is measured. All receivers are patched together; q, k and v are replaced at every position.
 
     `how="noise"`: the clean run, `(m_patched - m_clean)/(m_corrupt - m_clean)`; "denoise": the corrupt run,
     `(m_patched - m_corrupt)/(m_clean - m_corrupt)`. Where the denominator is below 1e-6 the effect is NaN; `undefined`
@@ -110,11 +114,16 @@ def _senders(model: HookedModel, into: Receivers) -> list[str]:
     """All nodes before the last receiver, in the order of a run."""
     known = names.places(model)
     found = [EMBED]
-    for layer in model.layers:
+    for layer in _layers(model):
         if layer < into.last:
-            found += [f"{layer}.{head}" for head in range(model.n_heads)]
-            found += [f"mlp.{layer}"] if f"blocks.{layer}.hook_mlp_out" in known else []
+            found += [f"{layer}.{head}" for head in range(model.n_heads)] if layer in model.layers else []
+            found += [f"{kind}.{layer}" for kind in BESIDE if f"blocks.{layer}.hook_{kind}_out" in known]
     return found
+
+
+def _layers(model: HookedModel) -> list[int]:
+    """The numbers of all blocks, those without attention too."""
+    return sorted({*model.layers, *(block.layer for block in model.stack)})
 
 
 class _Paths:
@@ -128,13 +137,13 @@ class _Paths:
         self.how: How = how
         known = names.places(model)
         self.heads = {f"blocks.{layer}.attn.hook_z" for layer in model.layers}
-        self.mlps = {name for name in known if name.endswith("hook_mlp_out")}
-        if frozen and len(self.mlps) < len(model.layers):
-            raise AnalysisError(
-                f"what the MLPs of {model.name} add to the stream is not known; use mlps='free'"
-            )
-        self.embedded = f"blocks.{model.layers[0]}.hook_resid_pre"
-        self.copies, seen = Copies.of(model, pairs, asked, how, keep=[*self.heads, *self.mlps, self.embedded])
+        self.beside = {name for name in known if name.endswith(tuple(f"hook_{kind}_out" for kind in BESIDE))}
+        if frozen:
+            self._refuse_unknown()
+        self.embedded = f"blocks.{_layers(model)[0]}.hook_resid_pre"
+        self.copies, seen = Copies.of(
+            model, pairs, asked, how, keep=[*self.heads, *self.beside, self.embedded]
+        )
         self.told = self.copies.told
         self.start = self.copies.first if ablation == "resample" else 0
         window, count = self.copies.window(self.start), len(pairs.places)
@@ -143,12 +152,28 @@ class _Paths:
             name: replacement(tensor[count:, window], ablation) for name, tensor in seen.cache.items()
         }
 
+    def _refuse_unknown(self) -> None:
+        """AnalysisError unless everything beside heads that writes to the stream can be frozen."""
+        known = names.places(self.model)
+        wanted = {
+            f"blocks.{layer}.hook_attn_out": "MLPs" for layer in self.model.layers
+        }  # known if all adds up
+        for block in self.model.stack:
+            kinds = {step.kind for step in block.steps if step.kind != "attention"}
+            told = {"mlp": "MLPs", "mixer": "mixers"}
+            wanted |= {f"blocks.{block.layer}.hook_{kind}_out": told[kind] for kind in kinds}
+        if missing := next((name for name in wanted if name not in known), None):
+            raise AnalysisError(
+                f"what the {wanted[missing]} of {self.model.name} add to the stream is not known (layer "
+                f"{missing.split('.')[1]}); use mlps='free'"
+            )
+
     def effects(self, senders: list[str]) -> Tensor:
         """[pair, sender]."""
         if self.start >= self.copies.stop:  # nothing differs where it could be read
             return self.told.effect(self.told.unpatched(self.how).repeat(len(senders), 1), self.how).T
         fit, found = self.copies.fitting(self.start), []
-        for layer in tqdm([None, *self.model.layers], desc="path patching", unit="layer", disable=None):
+        for layer in tqdm([None, *_layers(self.model)], desc="path patching", unit="layer", disable=None):
             mine = [name for name in senders if told_by_name(name).get("layer") == layer]
             found += [self._some(mine[i : i + fit]) for i in range(0, len(mine), fit)]
         return self.told.effect(torch.cat(found), self.how).T
@@ -162,9 +187,7 @@ class _Paths:
             self.model, rows, forward=self._frozen(senders), parts=into.parts,
             keep=[stream] if into.kind == "residual" else (),
         )  # fmt: skip
-        measured = self.copies.measure(
-            first, copies, self.model.layers[0] if layer is None else layer, self.start
-        )
+        measured = self.copies.measure(first, copies, self._from(layer), self.start)
         if into.kind == "logits":
             return measured
         if into.kind == "residual":
@@ -176,14 +199,19 @@ class _Paths:
             second = Swap(self.model, rows, attention=inject)
         return self.copies.measure(second, copies, into.layer, self.start)
 
+    def _from(self, layer: int | None) -> int:
+        """The layer with attention below which nothing of a run changes, if block `layer` or the embedding does."""
+        layers = self.model.layers
+        return layers[0] if layer is None else next((n for n in layers if n >= layer), layers[-1])
+
     def _injected(self, layer: int, values: Parts):
         return lambda found: self.into.given(layer, found, values)
 
     def _frozen(self, senders: list[str]) -> dict[str, Function]:
-        """Replacements that freeze all heads (and MLPs) but the senders, each of which is patched in its own copy."""
+        """Replacements that freeze all heads (and MLPs and mixers) but the senders, each patched in its own copy."""
         copies, start = len(senders), told_by_name(senders[0]).get("layer")
         changed: dict[str, Tensor] = {}
-        for name in self.heads | (self.mlps if self.frozen else set()):
+        for name in self.heads | (self.beside if self.frozen else set()):
             if start is None or int(name.split(".")[1]) >= start:
                 changed[name] = torch.cat([self.here[name]] * copies)
         frozen: dict[str, Function] = {name: _always(value) for name, value in changed.items()}
@@ -191,8 +219,8 @@ class _Paths:
             rows = slice(copy * len(self.copies.ids), (copy + 1) * len(self.copies.ids))
             if sender == EMBED:
                 frozen[self.embedded] = _always(torch.cat([self.there[self.embedded]] * copies))
-            elif sender.startswith("mlp."):
-                name = f"blocks.{start}.hook_mlp_out"
+            elif (kind := sender.partition(".")[0]) in BESIDE:
+                name = f"blocks.{start}.hook_{kind}_out"
                 if self.frozen:
                     changed[name][rows] = self.there[name]
                 else:

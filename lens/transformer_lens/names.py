@@ -2,9 +2,10 @@
 
 `places(model)` lists the names of a model. `hook_embed`, `hook_pos_embed`, `hook_attn_out`, `hook_resid_mid` and
 `hook_mlp_out` are listed only if they add up to the residual stream in a short run; in post-norm models such as BERT
-they do not, and are left out. As in TransformerLens 4, `hook_resid_mid` is the input of the norm before the MLP: a
-change there reaches the MLP but not the stream after it. `attn.hook_result` is listed, but a cache keeps it only if it
-is named.
+they do not, and are left out. A module that mixes positions without attention has the name `hook_mixer_out`, which
+TransformerLens does not have; blocks without attention have the names of what they hold. As in TransformerLens 4,
+`hook_resid_mid` is the input of the norm before the MLP: a change there reaches the MLP but not the stream after it.
+`attn.hook_result` is listed, but a cache keeps it only if it is named.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from headwater.lens.models.blocks import TransformerBlock
 from headwater.lens.models.linear import linear
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.projections import Projections, projections
+from headwater.lens.models.stack import StackBlock
 from headwater.lens.transformer_lens.run import Activation, Run
 
 _known: WeakKeyDictionary[Opened, dict[str, Activation]] = WeakKeyDictionary()
 ATTENTION = ("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z")
 ROTARY = ("attn.hook_rot_q", "attn.hook_rot_k")
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
-SUMS = ("hook_attn_out", "hook_resid_mid", "hook_mlp_out")
+WRITTEN = ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")  # what a block adds to the stream
+# allowed relative difference of the stream from its sum, in float32 and float64, and in lower precision
+SAME, SAME_COARSE = 1e-4, 2e-2
 
 
 def places(model: Opened) -> dict[str, Activation]:
@@ -83,8 +87,12 @@ def _all(model: Opened) -> Iterator[Activation]:
     for table in blocks.position_tables(model.hf)[:1]:
         yield Activation("hook_pos_embed", "output", table)
     rotary = is_rotary(model)
-    for layer in model.layers:
-        yield from _of_block(model, layer, rotary)
+    others = {block.layer: block for block in model.stack}
+    for layer in sorted({*model.layers, *others}):
+        if layer in model.layers:
+            yield from _of_block(model, layer, rotary)
+        if layer in others:
+            yield from _of_steps(model, others[layer])
     yield from _of_norm("ln_final.", blocks.final_norm(model.hf))
 
 
@@ -129,6 +137,20 @@ def _of_mlp(start: str, block: TransformerBlock) -> Iterator[Activation]:
             yield Activation(start + name, kind, module)  # type: ignore[arg-type]
 
 
+def _of_steps(model: Opened, block: StackBlock) -> Iterator[Activation]:
+    """Mixers without a map; in a block without attention its MLPs and the stream around it too."""
+    start, module = f"blocks.{block.layer}.", model.hf.get_submodule(block.path)
+    alone = block.layer not in model.layers
+    if alone:
+        yield Activation(start + "hook_resid_pre", "input", module)
+    for kind in ("mixer", "mlp") if alone else ("mixer",):
+        paths = [step.path for step in block.steps if step.kind == kind]
+        if len(paths) == 1:  # what several write has no one name
+            yield Activation(f"{start}hook_{kind}_out", "output", model.hf.get_submodule(paths[0]))
+    if alone:
+        yield Activation(start + "hook_resid_post", "output", module)
+
+
 def _result(found: Projections, heads: int, start: str) -> Activation:
     return Activation(
         start + "attn.hook_result", "result", found.output, lambda x: x.unflatten(-1, (heads, -1)),
@@ -138,26 +160,29 @@ def _result(found: Projections, heads: int, start: str) -> Activation:
 
 def _not_adding_up(model: Opened, known: Mapping[str, Activation]) -> set[str]:
     """The names of residual-stream terms that do not add up in this model, from one short run."""
-    wanted = [n for n in known if n.endswith(("hook_resid_pre", "hook_resid_post", *EMBEDDINGS, *SUMS))]
+    wanted = [
+        n
+        for n in known
+        if n.endswith(("hook_resid_pre", "hook_resid_post", "hook_resid_mid", *EMBEDDINGS, *WRITTEN))
+    ]
     length = min(model.context or 16, 16)
     ids = (torch.arange(length)[None] * 7919 + 5) % model.vocab
     run = Run(model, [known[name] for name in wanted], batch=1, keep=wanted)
     with run.on(), torch.no_grad():
         model.hf(input_ids=ids.to(model.device))
     embedded = [run.cache[name] for name in EMBEDDINGS if name in run.cache]
-    first = run.cache.get(f"blocks.{min(model.layers)}.hook_resid_pre")
+    first = run.cache.get(next((name for name in wanted if name.endswith("hook_resid_pre")), ""))
     wrong = set(run.missed) if _same(first, *embedded) else {*run.missed, *EMBEDDINGS}
-    for layer in model.layers:
+    for layer in sorted({int(name.split(".")[1]) for name in wanted if name.startswith("blocks.")}):
         start = f"blocks.{layer}."
-        pre, post, added, mid, mlp = (
-            run.cache.get(start + name) for name in ("hook_resid_pre", "hook_resid_post", *SUMS)
-        )
-        serial = _same(mid, pre, added) and _same(post, mid, mlp)
-        parallel = not serial and _same(post, pre, added, mlp)
+        pre, post, mid = (run.cache.get(f"{start}hook_resid_{name}") for name in ("pre", "post", "mid"))
+        terms = {name: run.cache.get(start + name) for name in WRITTEN if start + name in known}
+        before_mlp = [tensor for name, tensor in terms.items() if name != "hook_mlp_out"]
+        serial = _same(mid, pre, *before_mlp) and _same(post, mid, terms.get("hook_mlp_out"))
         if not serial:
             wrong |= {f"{start}hook_resid_mid"}
-        if not serial and not parallel:
-            wrong |= {f"{start}hook_attn_out", f"{start}hook_mlp_out"}
+        if not serial and not _same(post, pre, *terms.values()):
+            wrong |= {start + name for name in WRITTEN}
     return wrong
 
 
@@ -165,4 +190,5 @@ def _same(total: Tensor | None, *terms: Tensor | None) -> bool:
     if total is None or any(term is None or term.shape[-1] != total.shape[-1] for term in terms):
         return False
     rest = total.float() - sum(term.float() for term in terms if term is not None)
-    return bool(rest.norm() <= 2e-2 * total.float().norm())
+    allowed = SAME if torch.finfo(total.dtype).eps < SAME else SAME_COARSE
+    return bool(rest.norm() <= allowed * total.float().norm())
