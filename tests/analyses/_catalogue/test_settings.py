@@ -105,7 +105,8 @@ def test_a_value_too_long_for_one_line_is_named_by_its_type() -> None:
         (lambda: analyses.flow_graph(RECORD, residual=2), "residual=2 is outside its limits; give a number from 0 "
          "to 1"),
         (lambda: analyses.between([1], [2], alpha=-1), "alpha=-1 is outside its limits; give a number from 0"),
-        (lambda: analyses.inhibition_like(None, [], count=0), "count=0 is outside its limits; give a whole number"),
+        (lambda: analyses.inhibition_like(None, [], count=0), "count=0 is outside its limits; give a whole number "
+         "from 1"),
     ],
 )  # fmt: skip
 def test_companions_are_held_to_theirs(call: Any, line: str) -> None:
