@@ -27,9 +27,9 @@ def patch_distance(
 
     Hop 0 is the patch itself. `per_patch` divides each ring by its number of patches first, since the border cuts
     rings. `mean_hops` is `mean_i Σ_j A_ij·hop(i, j) / Σ_j A_ij` over patches j. `to_prefix` is the weight of patches on
-    the class and register tokens, `from_prefix` the weight of each of these on all patches. All are [layer, head], the
-    first two also [hop]; with `per_example` [batch, …]. `strength` over all hops and `to_prefix` add up to the mass of
-    a row. AnalysisError for a record without a grid (`record.part("vision")` has one).
+    the other tokens (class, register, detection), `from_prefix` the weight of each of these on all patches. All are
+    [layer, head], the first two also [hop]; with `per_example` [batch, …]. `strength` over all hops and `to_prefix` add
+    up to the mass of a row. AnalysisError for a record without a grid (`record.part("vision")` has one).
 
     Question: How far on the image does each head look?
     Unit: attention weight; mean_hops: patches.
@@ -54,9 +54,10 @@ def patch_distance(
             f"the record has no grid of patches; give one of images{others and ', here ' + others}"
         )
     (rows, columns), prefix = about["patch_grid"], int(about["prefix_tokens"])
+    suffix = int(about.get("suffix_tokens", 0))
     places = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns)))
     hops = torch.cdist(places, places, p=torch.inf).long()  # whole numbers, so exact
-    layers = [_of_layer(record, layer, hops, prefix) for layer in record.layers]
+    layers = [_of_layer(record, layer, hops, prefix, suffix) for layer in record.layers]
     dims = ("batch", "layer", "head")
     found = {name: torch.stack([layer[name] for layer in layers], 1).numpy() for name in layers[0]}
     result = xr.Dataset(
@@ -68,7 +69,7 @@ def patch_distance(
     return result.assign_coords(batch=np.arange(len(record.valid))) if per_example else result.mean("batch")
 
 
-def _of_layer(record: Record, layer: int, hops: Tensor, prefix: int) -> dict[str, Tensor]:
+def _of_layer(record: Record, layer: int, hops: Tensor, prefix: int, suffix: int) -> dict[str, Tensor]:
     """The five numbers of one layer, [batch, head] or [batch, head, hop]."""
     map = record.map(layer)
     batch, heads, queries, _ = map.shape
@@ -76,27 +77,29 @@ def _of_layer(record: Record, layer: int, hops: Tensor, prefix: int) -> dict[str
     strength = torch.zeros(batch, heads, rings.shape[1], dtype=torch.float64)
     per_patch, mean_hops = torch.zeros_like(strength), torch.zeros(batch, heads, dtype=torch.float64)
     to_prefix, from_prefix = torch.zeros_like(mean_hops), torch.zeros_like(mean_hops)
+    end = queries - suffix
     for span, tile in map.row_blocks():
-        weights = tile.double().cpu()
-        first = max(prefix - span.start, 0)
-        from_prefix += weights[:, :, :first, prefix:].sum((2, 3))
-        own = hops[max(span.start, prefix) - prefix : span.stop - prefix] if span.stop > prefix else hops[:0]
-        seen = weights[:, :, first:, prefix:]
+        weights, place = tile.double().cpu(), torch.arange(span.start, span.stop)
+        looking = (place >= prefix) & (place < end)
+        from_prefix += weights[:, :, ~looking, prefix:end].sum((2, 3))
+        place, weights = place[looking] - prefix, weights[:, :, looking]
+        own, seen = hops[place], weights[..., prefix:end]
         by_hop = seen.new_zeros(*seen.shape[:3], rings.shape[1])
         by_hop.scatter_add_(-1, own.expand_as(seen), seen)
-        counts = rings[max(span.start, prefix) - prefix :][: len(own)]
         strength += by_hop.sum(2)
-        per_patch += (by_hop / counts).nan_to_num().sum(2)  # 0/0: a ring beyond the border has no patches
+        per_patch += (
+            (by_hop / rings[place]).nan_to_num().sum(2)
+        )  # 0/0: a ring beyond the border has no patches
         mass = by_hop.sum(-1)
         steps = by_hop @ torch.arange(rings.shape[1], dtype=torch.float64)
         mean_hops += torch.where(mass > 0, steps / mass, 0.0).sum(2)
-        to_prefix += weights[:, :, first:, :prefix].sum((2, 3))
-    patches = queries - prefix
+        to_prefix += weights[..., :prefix].sum((2, 3)) + weights[..., end:].sum((2, 3))
+    patches, others = end - prefix, prefix + suffix
     reach = (rings > 0).sum(0)  # number of patches that have each ring
     return {
         "strength": strength / patches,
         "per_patch": per_patch / reach,
         "mean_hops": mean_hops / patches,
         "to_prefix": to_prefix / patches,
-        "from_prefix": from_prefix / prefix if prefix else torch.full_like(from_prefix, torch.nan),
+        "from_prefix": from_prefix / others if others else torch.full_like(from_prefix, torch.nan),
     }

@@ -119,8 +119,11 @@ class Names:
             flags = self.sinks_of(name, mask, layer)[:, head]
         elif (self._part.queries if axis == "query" else self._part.keys) not in TEXTS:
             patches = self._part.patches
-            special = torch.arange(offset + count)[None] < (0 if patches is None else patches.prefix)
-            flags = special if name == "special" else ~special
+            whole = (
+                mask.queries if axis == "query" else mask.keys
+            )  # these parts read all of their tokens at once
+            main = torch.ones(whole, dtype=torch.bool) if patches is None else patches.are_patches(whole)
+            flags = ~main[None] if name == "special" else main[None]
         elif axis == "key" and self._part.crosses:
             raise EditError(f"{name!r}: keys of cross-attention are named by number or as sinks")
         else:

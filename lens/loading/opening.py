@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headwater.lens.attention import context
 from headwater.lens.attention.function import NAME
 from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.loading.patch_places import with_patches
 from headwater.lens.loading.stacks import with_stacks
 from headwater.lens.model import HookedModel
 from headwater.lens.models import parts, read_only
@@ -60,7 +61,7 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
         unread = _silent(hf, {module for module, _ in calls})
         if before is not None:
             _compare(before, after, sample, hf)
-        found, mixing = with_stacks(hf, parts.divide(hf, calls, sample), sample)
+        found, mixing = with_stacks(hf, with_patches(hf, parts.divide(hf, calls, sample), sample), sample)
         unread = (*unread, *mixing)
         if "pixel_values" in names(hf) and "vision" not in found:
             unread = (*unread, "vision")  # images in a format that the sample does not have

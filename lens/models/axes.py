@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from headwater.lens.models.part_axes import CONSTANT
 from headwater.lens.models.parts import Part
 from headwater.lens.models.signature import FLOATS
 from headwater.lens.naming.tokens import Tokens
@@ -21,17 +22,21 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
             return None
         mask = tokens.more.get("attention_mask")
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
+    if name in CONSTANT and all(each not in FLOATS for each in tokens.more):
+        return None
     given = next((t for n, t in tokens.more.items() if FLOATS.get(n) == name), None)
+    if name in CONSTANT:
+        return counted(len(tokens), part.counts[name])
     if given is None:
         return None
     batch, count = len(given), round(given.shape[-1] / part.stride)
     if part.lengths is not None:
         count = int(part.lengths(given.shape[-1]))
     if name == "image":
-        if part.patches is None:
+        batch = given[..., 0, 0, 0].numel()
+        count = part.counts.get(name, 0) if part.patches is None else part.patches.count(given)
+        if not count:
             return None
-        rows, columns = part.patches.grid_of(given)
-        batch, count = given[..., 0, 0, 0].numel(), part.patches.prefix + rows * columns
     return counted(batch, count)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from headwater.lens.attention.function import register_layers
 from headwater.lens.errors import EditError, ModelError, nearest
-from headwater.lens.models.parts import Part, Patches
+from headwater.lens.models.parts import Part
+from headwater.lens.models.patches import Patches
 from headwater.lens.models.revision import Revision, of_tokenizer
 from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
 from headwater.lens.models.stack import Mixer, mixers_of
@@ -50,11 +51,15 @@ class Opened:
     def _register_layers(self) -> None:
         """Register the attention modules of every part with the attention function.
 
-        Cross-attention takes its query positions from the self-attention of the main part, the decoder.
+        Cross-attention takes its query positions from the self-attention of the same tokens, the decoder's.
         """
-        tells = next(iter(self.parts)) if any(part.crosses for part in self.parts.values()) else None
+        crossing = next((part for part in self.parts.values() if part.crosses), None)
+        alike = (
+            n for n, p in self.parts.items() if crossing and not p.crosses and p.queries == crossing.queries
+        )
+        tells = next(alike, None)
         self.part_keys: dict[str, object] = {}
-        for name, part in self.parts.items():
+        for name, part in sorted(self.parts.items(), key=lambda each: each[1].crosses):
             rows = self.part_keys.get(tells or "") if part.crosses else None
             self.part_keys[name] = register_layers(part.modules, rows, name == tells)
 
@@ -131,7 +136,8 @@ class Opened:
 
     @property
     def patches(self) -> Patches | None:
-        """How images become tokens: `patches.prefix` tokens, then `patches.grid`, (rows, columns); None without."""
+        """How images become tokens: `patches.prefix` tokens, `patches.grid` (rows, columns), `patches.suffix` tokens;
+        None without."""
         return next((part.patches for part in self.parts.values() if part.patches is not None), None)
 
     @property

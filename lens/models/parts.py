@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import ModelError
+from headwater.lens.models.part_axes import Axes, axes_of, own_name
+from headwater.lens.models.patches import Patches
 from headwater.lens.models.signature import FLOATS, embedding, float_input, pair, vision_config
 from headwater.lens.models.stack import StackBlock, pattern
 
@@ -25,36 +27,11 @@ AUDIO = re.compile(r"audio|speech|feature_encoder", re.IGNORECASE)
 PROBE = 24  # rows and columns of the first map that are computed to see whether it is causal
 
 
-@dataclass(frozen=True)
-class Patches:
-    """How an image becomes tokens: `prefix` tokens (class token, registers), then the patches, row by row.
-
-    `size` and `image` are (height, width) in pixels, of a patch and of the image size in the config.
-    """
-
-    size: tuple[int, int]
-    image: tuple[int, int]
-    prefix: int
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches at the image size in the config."""
-        return self.image[0] // self.size[0], self.image[1] // self.size[1]
-
-    def grid_of(self, pixels: Tensor) -> tuple[int, int]:
-        """(rows, columns) of patches in images [..., channel, height, width]."""
-        return pixels.shape[-2] // self.size[0], pixels.shape[-1] // self.size[1]
-
-    def names(self, columns: int, count: int) -> list[str]:
-        """ "[CLS]", "[REG1]" … for the prefix, "row,column" for the patches."""
-        found = ["[CLS]", *(f"[REG{i}]" for i in range(1, self.prefix))][: self.prefix]
-        return found + [f"{i // columns},{i % columns}" for i in range(count - self.prefix)]
-
-
 @dataclass(frozen=True, eq=False)
 class Part:
     """One stack: `modules` gives the layer of each attention module; `queries` and `keys` are the names of the axes,
-    "text", "decoder", "encoder", "image" or "audio"."""
+    "text", "decoder", "encoder", "image", "audio", "query" (learned queries) or "state" (other states of the model).
+    `counts` are the lengths of axes that no input gives."""
 
     name: str
     modules: Mapping[nn.Module, int]
@@ -68,6 +45,7 @@ class Part:
     patches: Patches | None = None
     stride: float = 1.0  # audio frames or samples per position
     lengths: Callable[[int], Any] | None = None  # or the model's function from samples to positions
+    counts: Mapping[str, int] = field(default_factory=dict)
     stack: tuple[StackBlock, ...] = ()  # what each block does, those without attention too
 
     @property
@@ -86,12 +64,17 @@ def divide(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> dict[str, Par
     _refuse_folded(hf, calls, paths, len(next(iter(sample.values()))))
     for module, map in calls:
         groups.setdefault(pattern(paths[module]), []).append((module, map))
+    image = next((of[0][1].shape[2] for where, of in groups.items() if _name(hf, where) == "vision"), None)
+    encodes = bool(getattr(hf.config, "is_encoder_decoder", False))
     parts: dict[str, Part] = {}
     for where, members in groups.items():
         name = _name(hf, where)
+        axes = axes_of(name, members[0][1].shape[2:], sample, image, encodes)
+        if axes.queries == "query" and name != "cross":
+            name = own_name(where)
         if name in parts:  # two kinds of attention in one stack, or a tower within a tower
             name = f"{name}:{where}"
-        parts[name] = _part(hf, name, members, paths, sample)
+        parts[name] = _part(hf, name, axes, members, paths, sample)
     main = _main(parts)
     return {main: parts[main], **{n: p for n, p in parts.items() if n != main}}
 
@@ -133,23 +116,20 @@ def _main(parts: Mapping[str, Part]) -> str:
 def _part(
     hf: Any,
     name: str,
+    axes: Axes,
     calls: list[tuple[nn.Module, AttentionMap]],
     paths: Mapping[nn.Module, str],
     sample: Any,
 ) -> Part:
     map = calls[0][1]
-    named = name.partition(":")[0]
-    source = FLOATS.get(float_input(hf) or "", "encoder") if "input_ids" not in sample else "encoder"
-    axis = {"vision": "image", "audio": "audio", "encoder": source, "cross": "decoder"}.get(named, named)
-    keys = source if named == "cross" else axis
     corner = map.tile(slice(0, PROBE), slice(0, PROBE))
-    causal = named != "cross" and map.shape[2] > 1 and not bool(corner.triu(1).any())
-    patches = _patches(hf, map.shape[3]) if keys == "image" else None
+    causal = axes.queries == axes.keys and map.shape[2] > 1 and not bool(corner.triu(1).any())
+    patches = _patches(hf, map.shape[3]) if axes.keys == "image" else None
     frames = next((t.shape[-1] for n, t in sample.items() if FLOATS.get(n) == "audio"), 1)
     return Part(
-        name, number(calls, paths), axis, keys, causal, map.shape[1], map.k.shape[1], map.q.shape[3],
-        width(hf, calls[0][0]), patches, frames / map.shape[3] if keys == "audio" else 1.0,
-        getattr(hf, "_get_feat_extract_output_lengths", None) if "input_values" in sample else None,
+        name, number(calls, paths), axes.queries, axes.keys, causal, map.shape[1], map.k.shape[1], map.q.shape[3],
+        width(hf, calls[0][0]), patches, frames / map.shape[3] if axes.keys == "audio" else 1.0,
+        getattr(hf, "_get_feat_extract_output_lengths", None) if "input_values" in sample else None, axes.counts,
     )  # fmt: skip
 
 
@@ -170,8 +150,8 @@ def number(calls: Iterable[tuple[nn.Module, Any]], paths: Mapping[nn.Module, str
 
 def width(hf: Any, module: nn.Module) -> int:
     for config in (getattr(module, "config", None), hf.config.get_text_config(), hf.config):
-        for field in ("hidden_size", "d_model", "n_embd"):
-            value = getattr(config, field, None)
+        for known in ("hidden_size", "d_model", "n_embd"):
+            value = getattr(config, known, None)
             if isinstance(value, int):
                 return value
     raise ModelError(f"{type(hf).__name__}: its configuration does not say how wide the residual stream is")

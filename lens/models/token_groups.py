@@ -20,9 +20,12 @@ def token_groups(model: Opened, found: Tokens, prompt: int | None = None) -> dic
             f"the prompt has nothing for the part {part.name!r} of {model.name}; give its input too"
         )
     if part.keys not in TEXTS:
-        place = torch.arange(keys.ids.shape[1]).expand_as(keys.ids)
-        prefix = part.patches.prefix if part.patches is not None else 0
-        return {"special": place < prefix, part.keys: place >= prefix}
+        count = keys.ids.shape[1]
+        main = (
+            torch.ones(count, dtype=torch.bool) if part.patches is None else part.patches.are_patches(count)
+        )
+        main = main.expand_as(keys.ids)
+        return {"special": ~main, part.keys: main}
     ids, real = keys.ids.cpu(), keys.mask.cpu()
     groups: dict[str, Tensor] = {}
     if prompt is not None:

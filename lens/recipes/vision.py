@@ -131,15 +131,17 @@ def visual_emphasis(
             f"has {'none that ran' if vision is None else f'{len(vision.layers)} layers and {len(picked)} prompts'}"
         )
     patches = model.parts["vision"].patches
-    prefix = 0 if patches is None else patches.prefix
-    if prefix < 1:
+    if patches is None or patches.prefix < 1:
         raise EditError(
             f"visual_emphasis reads the attention of a class token, and {model.name} has none; "
             "take a model with one"
         )
+    prefix = patches.prefix
     places = [n - int(tokens.mask[0].long().argmax()) for n in picked[0].nonzero()[:, 0].tolist()]
     first, last = (
-        vision.pattern(layer, queries=0)[:, :, 0, prefix:].sum(1).flatten()
+        vision.pattern(layer, queries=0)[:, :, 0, prefix : vision.tokens.shape[1] - patches.suffix]
+        .sum(1)
+        .flatten()
         for layer in (vision.layers[0], vision.layers[-2])
     )
     if len(first) != len(places):

@@ -16,10 +16,12 @@ from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import RecordError, nearest
 from headwater.lens.mixers.effective_map import EffectiveMap
+from headwater.lens.models.axes import TEXTS, counted
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Head, Layers, chosen_layers
 from headwater.lens.naming.tokens import Tokens
+from headwater.lens.records.fit import misfit
 from headwater.lens.records.pack_maps import on_device
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record, stack
@@ -85,6 +87,7 @@ class Recorder:
         refuse_overflow(layer, map)
         if layer not in self.layers:
             return
+        self._number_anew(map)
         if map.signed and "entropy" in self.statistics:
             raise RecordError(
                 f"the weights of layer {layer} may be negative, so 'entropy' is not defined; leave it out: "
@@ -102,7 +105,14 @@ class Recorder:
     def put(
         self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None
     ) -> None:
-        """Keep one layer: on the device, or in the file."""
+        """Keep one layer: on the device, or in the file. RecordError where it does not fit the tokens."""
+        keys = self.keys if self.source.parts[self.source.part_name].crosses else self.tokens
+        shape = (len(self.tokens.ids), self.source.n_heads, self.tokens.ids.shape[1], keys.ids.shape[1])
+        if told := misfit(shape, len(self.groups), statistics, map, value):
+            raise RecordError(
+                f"layer {layer} of {self.source.name} ({self.source.part_name}) gave {told}, so it is not known which "
+                "token is which; nothing was recorded"
+            )
         if self.writer is not None:
             self.writer.layer(layer, statistics, map, value)
             self._found[layer] = {}
@@ -112,6 +122,20 @@ class Recorder:
             self._maps[layer] = map if self.device is None else on_device(map, self.device)
         if value is not None:
             self._values[layer] = value if self.device is None else value.to(self.device)
+
+    def _number_anew(self, map: AttentionMap) -> None:
+        """Number the tokens of images, audio and learned queries as the first map has them, if that is not as planned.
+
+        They are then not told apart by place or kind.
+        """
+        part = self.source.parts[self.source.part_name]
+        if self._found:
+            return
+        batch, _, queries, keys = map.shape
+        if part.queries not in TEXTS and self.tokens.ids.shape != (batch, queries):
+            self.tokens = counted(batch, queries)
+        if part.keys not in TEXTS and self.keys.ids.shape != (batch, keys):
+            self.keys = counted(batch, keys)
 
     def take_residual(self, place: int | str, stream: Tensor) -> None:
         if place != "final" and place not in self.layers:

@@ -24,6 +24,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import RecordError
 from headwater.lens.files import parse_json
 from headwater.lens.records.contents import Axis, Contents
+from headwater.lens.records.fit import refuse_misfit
 from headwater.lens.records.pack_maps import Add, Packer, unpack, unpack_effective
 from headwater.lens.records.safetensors_file import RecordFile, read
 from headwater.lens.records.stacked import Stacked
@@ -31,7 +32,6 @@ from headwater.lens.records.stacked import Stacked
 R = TypeVar("R", bound=Contents)
 FORMAT = 2
 LIMITS = {"layers": 10_000, "heads": 100_000, "parts": 16}
-WHOLE = ("argmax", "visible")  # statistics that are int64
 
 
 class RecordWriter:
@@ -175,67 +175,45 @@ def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str,
 
     axis = _axis(take, "")
     keys = _axis(take, "key.") if header["keys"] else None
-    columns = axis if keys is None else keys
     layers, heads = [int(n) for n in header["layers"]], int(header["n_heads"])
     if not layers or len(set(layers)) != len(layers) or len(layers) > LIMITS["layers"]:
         raise ValueError(f"layers {str(layers)[:60]}")
     if not 0 < heads <= LIMITS["heads"]:
         raise ValueError(f"{heads} heads")
-    batch, queries = axis.tokens.shape
     groups = {str(name): take(f"group.{i}") for i, name in enumerate(header["groups"])}
-    for name, group in groups.items():
-        if group.shape != columns.tokens.shape or group.dtype != torch.bool:
-            raise ValueError(f"the group {name!r} is {list(group.shape)}")
-    shapes = dict.fromkeys(kernel.COLUMN, (batch, heads, columns.tokens.shape[1]))
-    shapes |= {name: (batch, heads, len(groups), queries) for name in kernel.GROUPED}
     statistics = {}
     for name in header["statistics"]:
         if name not in kernel.NAMES:
             raise ValueError(f"unknown statistic {str(name)[:40]!r}")
         statistics[name] = [take(f"statistic.{name}.{layer}") for layer in layers]
-        wanted = shapes.get(name, (batch, heads, queries)), torch.int64 if name in WHOLE else torch.float32
-        if any((tuple(x.shape), x.dtype) != wanted for x in statistics[name]):
-            raise ValueError(f"the statistic {name!r} does not fit")
     maps = {int(layer): unpack(packed, tensors) for layer, packed in header["maps"].items()}
-    shape = (batch, heads, queries, columns.tokens.shape[1])
-    if any(layer not in layers or map.shape != shape for layer, map in maps.items()):
-        raise ValueError(f"maps that are not {shape}")
     values = {int(layer): take(f"value.{int(layer)}") for layer in header["values"]}
-    if any(
-        value.dim() != 4 or (len(value), value.shape[2]) != (batch, shape[3]) for value in values.values()
-    ):
-        raise ValueError("values of another shape")
-    residuals = {}
-    for place in header["residuals"]:
-        stream = residuals[place if place == "final" else int(place)] = take(f"residual.{place}")
-        if stream.dim() != 3 or tuple(stream.shape[:2]) != (batch, queries):
-            raise ValueError(f"a residual stream of {list(stream.shape)}")
+    if beyond := (maps.keys() | values.keys()) - set(layers):
+        raise ValueError(f"maps or values of layer {min(beyond)}, which is not in the record")
+    residuals = {
+        place if place == "final" else int(place): take(f"residual.{place}") for place in header["residuals"]
+    }
     effective = {}
     for layer, packed in header.get("effective", {}).items():
         found = effective[int(layer)] = replace(
             unpack_effective(packed, tensors), provenance=dict(header["provenance"])
         )
-        if found.layer != int(layer) or (len(found.values), found.values.shape[2]) != (batch, queries):
-            raise ValueError(f"the effective map of layer {str(layer)[:20]} does not fit")
+        if found.layer != int(layer):
+            raise ValueError(f"the effective map of layer {str(layer)[:20]} is of layer {found.layer}")
     unknown = [name for name in left if not name.startswith((f"{prefix}map.", f"{prefix}mixer."))]
     if unknown:
         raise ValueError(f"unknown tensor {unknown[0][:60]!r}")
-    return kind(
+    found = kind(
         *axis, layers, heads, bool(header["causal"]), Stacked(statistics), maps, values, groups,
         dict(header["provenance"]), keys=keys, parts=parts, residuals=residuals, effective=effective,
     )  # fmt: skip
+    refuse_misfit(found)
+    return found
 
 
 def _axis(take: Any, name: str) -> Axis:
     tokens, valid, text = take(f"{name}tokens"), take(f"{name}valid"), take(f"{name}strings")
-    if (
-        tokens.dim() != 2
-        or tokens.dtype != torch.int64
-        or valid.shape != tokens.shape
-        or valid.dtype != torch.bool
-    ):
+    if tokens.dim() != 2 or tokens.dtype != torch.int64 or valid.dtype != torch.bool:
         raise ValueError(f"tokens {list(tokens.shape)} and valid {list(valid.shape)} do not belong together")
     strings = parse_json(bytes(text.numpy()).decode(), "the token strings", RecordError)
-    if [len(row) for row in strings] != [tokens.shape[1]] * len(tokens):
-        raise ValueError("as many token strings as tokens are needed")
     return Axis(tokens, valid, [[str(word) for word in row] for row in strings])

@@ -1,0 +1,91 @@
+"""Find where the patches of an image stand among the tokens of its tower, from runs on changed pictures.
+
+A token that changes with the picture is a patch; class tokens, registers and detection tokens enter the first layer
+the same for every picture. Changed corners of the picture tell whether the patches stand row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.attention import context
+from headwater.lens.attention.module_hooks import hidden_states, on
+from headwater.lens.models.parts import Part
+from headwater.lens.models.patches import Patches, special_names
+
+
+class _Seen(Exception):
+    """Ends a run once the first layer of the tower has its input."""
+
+
+def with_patches(hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor]) -> dict[str, Part]:
+    """The parts, with the places of the patches in those that read images.
+
+    A part in which patches do not stand row by row in one piece has no `patches`; its tokens have numbers for names.
+    """
+    pixels = sample.get("pixel_values")
+    if pixels is None or pixels.dim() != 4 or len(pixels) < 2:
+        return dict(parts)
+    return {
+        name: part if part.patches is None else replace(part, patches=_placed(hf, part, part.patches, sample))
+        for name, part in parts.items()
+    }
+
+
+def _placed(hf: Any, part: Part, guess: Patches, sample: Mapping[str, Tensor]) -> Patches | None:
+    height, width = guess.size
+    rows, columns = guess.grid_of(sample["pixel_values"])
+    plain = sample["pixel_values"]
+    corners, whole = plain.clone(), plain + 1
+    corners[0, :, :height, :width] += 1
+    corners[1, :, (rows - 1) * height : rows * height, (columns - 1) * width : columns * width] += 1
+    whole[1] = plain[1]
+    whole[1, :, :height, (columns - 1) * width : columns * width] += 1  # the end of the first row
+    first = min(part.modules, key=part.modules.__getitem__)
+    seen = [_entering(hf, first, {**sample, "pixel_values": given}) for given in (plain, corners, whole)]
+    if any(each is None or each.dim() != 3 for each in seen):
+        return None
+    before, at_corners, at_whole = (each.double() for each in seen if each is not None)
+    moved = [(other - before).abs().amax(-1) for other in (at_corners, at_whole)]
+    places = (moved[1][0] > 1e-6 * before.abs().max()).nonzero()[:, 0].tolist()
+    if len(places) != rows * columns or places != list(range(places[0], places[0] + len(places))):
+        return None
+    found = [int(of_row.argmax()) - places[0] for of_row in (moved[0][0], moved[0][1], moved[1][1])]
+    if found != [0, rows * columns - 1, columns - 1]:
+        return None
+    prefix = places[0]
+    suffix = before.shape[1] - prefix - len(places)
+    return replace(
+        guess, prefix=prefix, suffix=suffix, special=special_names(_tower(hf, first), prefix, suffix)
+    )
+
+
+def _tower(hf: Any, attention: nn.Module) -> nn.Module:
+    """The smallest module around an attention module that also holds modules outside of the list of its blocks."""
+    path = next(path for path, module in hf.named_modules() if module is attention)
+    pieces = path.split(".")
+    numbers = [place for place, piece in enumerate(pieces) if piece.isdigit()]
+    # …encoder.layers.3.attention: the embeddings stand beside the encoder
+    above = pieces[: max(numbers[0] - 2, 0)] if numbers else []
+    return hf.get_submodule(".".join(above))
+
+
+def _entering(hf: Any, module: nn.Module, given: Mapping[str, Tensor]) -> Tensor | None:
+    """The hidden states [batch, position, d_model] that enter a module in one run."""
+    found: list[Tensor] = []
+
+    def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(hidden_states(args, kwargs).detach().clone())
+        raise _Seen
+
+    try:
+        with torch.no_grad(), context.discovering(), on(module, before=take):
+            hf(**given)
+    except _Seen:
+        return found[0]
+    return None
