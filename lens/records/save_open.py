@@ -199,7 +199,9 @@ def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str,
             unpack_effective(packed, tensors), provenance=dict(header["provenance"])
         )
         if found.layer != int(layer):
-            raise ValueError(f"the effective map of layer {str(layer)[:20]} is of layer {found.layer}")
+            raise ValueError(
+                f"the effective map of layer {str(layer)[:20]} does not fit: it is of layer {found.layer}"
+            )
     unknown = [name for name in left if not name.startswith((f"{prefix}map.", f"{prefix}mixer."))]
     if unknown:
         raise ValueError(f"unknown tensor {unknown[0][:60]!r}")
