@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.analyses._streams.frozen_norm import NormForm
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -259,6 +260,15 @@ class Passage(Run):
 def _refuse(model: HookedModel) -> None:
     if not (model.has_lm_head and model.causal) or model.part_name != "text":
         raise AnalysisError(f"{model.name} is not a causal language model; edges are read in those alone")
+    refuse_mixers(
+        model.name, model.mixers, "a graph of heads and MLPs",
+        instead="use patch, or path_patch, where a mixer is a sender and is frozen like an MLP",
+    )  # fmt: skip
+    if alone := next((b for b in model.stack if b.layer not in model.layers and b.steps), None):
+        raise AnalysisError(
+            f"block {alone.layer} of {model.name} holds {alone.steps[0].name} without attention, which has no place in "
+            "a graph of heads and MLPs; use patch or path_patch"
+        )
     if model.edits:
         raise AnalysisError(
             "edits are on; edges are those of a model as it is, so leave the block of model.edit"

@@ -57,3 +57,35 @@ def test_a_block_that_keeps_positions_apart_is_no_missing_layer():
     torch.testing.assert_close(torch.from_numpy(found.values).double(), second @ first, atol=1e-6, rtol=1e-5)
     with pytest.raises(AnalysisError, match="layer 2 is missing"):
         analyses.rollout(hw.load("tasks-4l").record("When Mary and John went", layers=[0, 1, 3]))
+
+
+CIRCUITS = ("edge_attribution", "information_flow_routes", "acdc", "trace_signals")
+
+
+@pytest.mark.parametrize("name", ["jamba", "falcon_h1"])
+def test_graphs_of_heads_and_mlps_refuse_mixers_by_name(name):
+    model, other = hw.load(hybrid(name)), IDS.clone()
+    other[0, 3] = 17
+    for analysis in CIRCUITS:
+        function = getattr(analyses, analysis)
+        given = (IDS, other) if function.about.inputs == "model+pairs" else (IDS,)
+        with pytest.raises(
+            AnalysisError, match=rf"graph of heads and MLPs .*{model.mixers[0].name} in layers"
+        ):
+            function(model, *given)
+
+
+def test_graphs_refuse_blocks_of_mlps_alone_by_name():
+    model = hw.load(
+        built(
+            "NemotronHForCausalLM",
+            hybrid_override_pattern="*-*-",
+            head_dim=8,
+            mamba_num_heads=8,
+            mamba_head_dim=8,
+        )
+    )
+    with pytest.raises(
+        AnalysisError, match="block 1 of NemotronHForCausalLM holds NemotronHMLP without attention"
+    ):
+        analyses.information_flow_routes(model, IDS)
