@@ -21,6 +21,7 @@ from headwater.lens.errors import EditError, ModelError, PromptError
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.models import inputs
 from headwater.lens.models.beginning import first_token
+from headwater.lens.models.classes import logits_of
 from headwater.lens.models.token_groups import token_groups
 from headwater.lens.naming.heads import Layers
 from headwater.lens.naming.tokens import Tokens
@@ -30,8 +31,6 @@ from headwater.lens.records.record import DEFAULT_STATISTICS, Record
 from headwater.lens.running import generation
 from headwater.lens.running.forward import forward, head_outputs, mixer_maps, next_token_loss, record
 from headwater.lens.transformer_lens.face import TransformerLens
-
-LOGITS = ("logits", "logits_per_image")
 
 
 class HookedModel(TransformerLens):
@@ -93,13 +92,14 @@ class HookedModel(TransformerLens):
     def __call__(
         self, given: Any = None, attention_mask: Any = None, *, grad: bool = False, **more: Any
     ) -> Float[Tensor, "batch position vocab"] | Float[Tensor, "batch class"]:
-        """Logits [batch, position, vocab], with the edits that are on; [batch, class] from a classifier.
+        """Logits [batch, position, vocab], with the edits that are on; [batch, class] from a classifier or a reward
+        model, [batch, position, class] from a token classifier, [batch, position, 2] (start, end) from a model that
+        answers questions; `classes` holds the labels.
 
         CLIP and models like it give the similarity [image, text]. Gradients are tracked with `grad=True`, or if a gate
         requires one. ModelError for a model without logits: use `embeddings`.
         """
-        out = forward(self, self.to_tokens(given, attention_mask, **more), grad)
-        found = next((x for x in (getattr(out, n, None) for n in LOGITS) if x is not None), None)
+        found = logits_of(forward(self, self.to_tokens(given, attention_mask, **more), grad))
         if found is None:
             raise ModelError(
                 f"{self.name} has no language head, so it gives no logits; use model.embeddings(...)"
@@ -119,10 +119,9 @@ class HookedModel(TransformerLens):
     ) -> Float[Tensor, " batch"]:
         """Mean next-token loss over the real tokens of each example, [batch], in nats; ModelError unless causal."""
         found = self.to_tokens(given, attention_mask, **more)
-        if not self.causal:
-            raise ModelError(
-                f"{self.name} reads in both directions, so it has no next-token loss; give a loss= of your own"
-            )
+        if not self.causal or not self.has_lm_head:
+            why = "has no language head" if self.causal else "reads in both directions"
+            raise ModelError(f"{self.name} {why}, so it has no next-token loss; give a loss= of your own")
         if int(found.mask.sum(-1).min()) < 2:
             raise PromptError(
                 "a next-token loss needs at least two tokens in every example; give longer prompts"

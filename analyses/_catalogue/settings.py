@@ -171,7 +171,7 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
     known = [choice for literal in literals for choice in typing.get_args(literal)]
     optional = type(None) in origins or None in known
     choices = tuple(choice for choice in known if choice is not None)
-    if int in origins and origins & {Sequence, Iterable}:
+    if int in origins and str not in origins and origins & {Sequence, Iterable}:
         kind: Kind = "positions"
     elif choices:
         kind = "choice"

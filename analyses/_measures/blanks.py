@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._prompts.examples import Batch, outputs_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.token_ids import token_id
@@ -38,12 +38,13 @@ def answers(
     model: HookedModel, batch: Batch, value: Callable[[Tensor, Tensor], Tensor], forms: Tensor, size: int
 ) -> Tensor:
     """The score of each form [text, form, position] of the texts of a batch, float64 [text, form]."""
-    outputs = model if model.has_lm_head else model.embeddings
+    outputs = outputs_of(model)
     count, each, length = forms.shape
     rows = forms.reshape(-1, length)
     texts = torch.arange(count).repeat_interleave(each)
     found = [
-        value(outputs(rows[i : i + size]), texts[i : i + size]).double().cpu()
+        value(outputs(batch.rows(some, rows[i : i + size])), some).double().cpu()
         for i in range(0, len(rows), size)
+        for some in [texts[i : i + size]]
     ]
     return torch.cat(found).view(count, each)

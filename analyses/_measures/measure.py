@@ -7,38 +7,46 @@ and used for every copy.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from headwater.analyses._prompts.examples import Batch, one_each, refuse_infinite
+from headwater.analyses._prompts.examples import Batch, one_each, outputs_of, refuse_infinite
 from headwater.analyses._prompts.positions import place_of
+from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models.token_ids import token_id
+from headwater.lens.models.classes import is_span
+from headwater.lens.models.signature import embedding
+from headwater.lens.models.token_ids import class_id, token_id
 
 Measure = Callable[
     [Tensor], Tensor
-]  # logits, or last hidden states of a model without a head → one value per row
-Answer = str | Sequence[str] | Sequence[int]
+]  # logits of tokens or classes, or last hidden states of a model without a head → one value per row
+Answer = str | int | Sequence[str] | Sequence[int]
 Kind = Literal["log_probability", "probability", "logit"]
 
 # the settings that every analysis of an output takes, with their help lines
 AnswerSetting = Annotated[
-    Answer | None, "token asked about, one or one per text; none: what the model predicts"
+    Answer | None, "token or class asked about, one or one per text; none: what the model predicts"
 ]
-WrongSetting = Annotated[Answer | None, "token to compare with; the difference is then explained"]
-PositionSetting = Annotated[int, "token position whose prediction is explained"]
-KindSetting = Annotated[Kind, "what is read off for a token"]
+WrongSetting = Annotated[Answer | None, "token or class to compare with; the difference is then explained"]
+PositionSetting = Annotated[int, "token position whose prediction is explained; not for one class of a text"]
+KindSetting = Annotated[Kind, "what is read off for a token or class; a single score is read as it is"]
 
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """The settings of a score: `measure`, or `kind` of the answer (minus that of the wrong one) at `position`."""
+    """The settings of a score: `measure`, or `kind` of the answer (minus that of the wrong one) at `position`.
+
+    The answer is a token, or with `of_classes` a class of a classifier. A model of one score (`num_labels` 1) is
+    explained by the score itself. Where a text may have several classes (`problem_type`
+    "multi_label_classification") a probability is of its class alone, and not shared out.
+    """
 
     model: HookedModel
     measure: Measure | None
@@ -46,14 +54,20 @@ class Explained:
     wrong: Answer | None
     position: int
     kind: Kind
+    of_classes: bool = False
 
     def __post_init__(self) -> None:
         if self.measure is not None and (self.answer is not None or self.wrong is not None):
             raise AnalysisError("measure and answer ask for different things; give one of them")
-        if self.measure is None and not self.model.has_lm_head:
+        if self.measure is not None or self.model.has_lm_head or (self.of_classes and self.model.classes):
+            return
+        if self.of_classes:
             raise AnalysisError(
                 f"{self.model.name} has no language head; give measure(hidden) → [batch], of its last hidden states"
             )
+        raise AnalysisError(
+            f"{self.model.name} has no language head, so there is no token's logit to explain"
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -74,13 +88,13 @@ class Explained:
         and the measure must be finite on them.
         """
         if plain is None:
-            plain = self.model(batch.ids) if self.model.has_lm_head else self.model.embeddings(batch.ids)
+            plain = outputs_of(self.model)(batch.ids)
         count, length = batch.ids.shape
         place_of(self.position, length, f"example {batch.places[0]}")
         asked = None if self.answer is None else self._ids(self.answer, "answer", batch)
         against = None if self.wrong is None else self._ids(self.wrong, "wrong", batch)
         if asked is None and self.measure is None:
-            asked = plain[:, self.position].argmax(-1)
+            asked = self._row(plain).argmax(-1)
 
         def value(outputs: Tensor, texts: Tensor) -> Tensor:
             if asked is None:
@@ -93,22 +107,47 @@ class Explained:
         return value
 
     def _read(self, logits: Tensor, asked: Tensor, against: Tensor | None, texts: Tensor) -> Tensor:
-        row = logits[:, self.position]
-        row = row if row.dtype == torch.float64 else row.float()
-        if self.kind != "logit":
-            row = row.log_softmax(-1)
-        if self.kind == "probability":
-            row = row.exp()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.kind != "logit" and is_span(self.model.hf, self.model.classes):
+            logits = logits.log_softmax(1)  # over the positions where the answer may start or end
+        row = self._row(logits)
+        if self.kind != "logit" and not self._is_score(row.shape[-1]):
+            row = self._log_shares(row, self._of_text(logits))
+            row = row.exp() if self.kind == "probability" else row
         texts = texts.to(row.device)
         found = row.gather(1, asked.to(row.device)[texts][:, None])[:, 0]
         if against is None:
             return found
         return found - row.gather(1, against.to(row.device)[texts][:, None])[:, 0]
 
+    def _row(self, logits: Tensor) -> Tensor:
+        """The logits that are read, [row, token or class]."""
+        if logits.dim() == 2 and not self._of_text(logits):
+            logits = logits[..., None]  # one score for each token
+        return logits if logits.dim() == 2 else logits[:, self.position]
+
+    def _of_text(self, logits: Tensor) -> bool:
+        """Whether logits are of whole texts, [row, class], and not of each token."""
+        return logits.dim() == 2 and logits.shape[1] == len(self.model.classes)
+
+    def _is_score(self, width: int) -> bool:
+        """Whether there is one number, as from a reward model, or numbers that are no logits of classes."""
+        kind = getattr(self.model.hf.config, "problem_type", None)
+        return not self.model.has_lm_head and (width == 1 or kind == "regression")
+
+    def _log_shares(self, row: Tensor, of_text: bool) -> Tensor:
+        """Log-probabilities of tokens or classes, [row, token or class]."""
+        if is_span(self.model.hf, self.model.classes):
+            return row
+        kind = getattr(self.model.hf.config, "problem_type", None)
+        alone = not self.model.has_lm_head and of_text and kind == "multi_label_classification"
+        return torch.nn.functional.logsigmoid(row) if alone else row.log_softmax(-1)
+
     def _ids(self, given: Answer, what: str, batch: Batch) -> Tensor:
         """The token of each text of the batch, [text]."""
-        each = [given] if isinstance(given, str) else list(given)
-        ids = [token_id(self.model, one, what) for one in each]
+        each: list[Any] = [given] if isinstance(given, str | Integral) else list(given)  # type: ignore[arg-type]
+        read = token_id if self.model.has_lm_head else class_id
+        ids = [read(self.model, one, what) for one in each]
         if len(ids) == 1:
             return torch.tensor(ids * len(batch.places))
         if len(ids) <= max(batch.places):
@@ -118,15 +157,22 @@ class Explained:
         return torch.tensor([ids[place] for place in batch.places])
 
 
-def run_embedded(model: HookedModel, embedded: Tensor) -> Tensor:
-    """Logits (or last hidden states) [batch, position, …] for word embeddings instead of ids, with gradients."""
-    more = {"use_cache": False} if "use_cache" in inspect.signature(model.hf.forward).parameters else {}
-    with torch.enable_grad() if embedded.requires_grad else torch.no_grad():
-        found = model.hf(inputs_embeds=embedded, **more)
-    return found.logits if model.has_lm_head else found.last_hidden_state
+def run_embedded(model: HookedModel, embedded: Tensor, ids: Tensor) -> Tensor:
+    """What the model gives for tokens [row, position] whose word embeddings are replaced, with gradients.
+
+    The model reads the ids all the same: it may find padding, positions or a text's end by them.
+    """
+
+    def put(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        return embedded.to(output).view_as(output) if output.numel() == embedded.numel() else None
+
+    with on(embedding(model.hf), after=put):
+        return outputs_of(model)(ids, grad=embedded.requires_grad)
 
 
 def embedded_tokens(model: HookedModel, ids: Tensor) -> Tensor:
     """The model's word embeddings of the tokens, [batch, position, d_model], without gradients."""
     with torch.no_grad():
-        return model.hf.get_input_embeddings()(ids.to(model.device)).detach()
+        return embedding(model.hf)(ids.as_subclass(Tensor).to(model.device)).detach()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,34 +16,62 @@ from tqdm import tqdm
 
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.naming.tokens import Tokens
 
-Examples = str | Sequence[str] | Tensor
-Loss = Callable[[Tensor, Tensor], Tensor]  # (logits or last hidden states, token ids) -> [batch]
+Examples = str | Sequence[Any] | Tensor  # all that `HookedModel.to_tokens` reads
+Loss = Callable[
+    [Tensor, Tensor], Tensor
+]  # (logits, or last hidden states without a head, token ids) -> [batch]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Token ids [batch, position] of equally long examples, and the place of each among all examples."""
+    """Token ids [batch, position] of equally long examples, and the place of each among all examples.
+
+    `ids` are `Tokens` where examples have further inputs, such as `token_type_ids`; every run takes them as they are.
+    """
 
     ids: Tensor
     places: list[int]
+
+    def rows(self, which: Tensor | list[int] | slice, ids: Tensor | None = None) -> Tensor:
+        """Some rows of `ids` with their further inputs; `ids`, as many, stand in the place of theirs."""
+        which = which.to(self.ids.device) if isinstance(which, Tensor) else which
+        if isinstance(self.ids, Tokens):
+            return self.ids.rows(which, ids)
+        return self.ids[which] if ids is None else ids
 
 
 Value = Callable[[Batch], Tensor]  # batch -> finite loss per example [batch]
 
 
-def batches_of(model: HookedModel, examples: Examples, size: int) -> list[Batch]:
-    """All examples in batches of at most `size`, shorter texts first; padding is cut off."""
+def batches_of(model: HookedModel, examples: Examples, size: int, beside: bool = False) -> list[Batch]:
+    """All examples in batches of at most `size`, shorter texts first; padding is cut off.
+
+    Further inputs of every token, such as `token_type_ids`, go along; with `beside` those of every example too, such as
+    `pixel_values`. Others are refused.
+    """
     if not isinstance(examples, str) and len(examples) == 0:
         raise AnalysisError("examples is empty; give at least one text or row of tokens")
     tokens = model.to_tokens(examples)
-    if tokens.more:
-        raise AnalysisError(
-            f"examples hold {next(iter(tokens.more))} beside text; this analysis reads text alone"
-        )
-    rows = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-    groups = of_equal_length(list(map(len, rows)), size)
-    return [Batch(torch.stack([rows[place] for place in places]), places) for places in groups]
+    for name, given in tokens.more.items():
+        if given.shape[:2] != tokens.shape and not (beside and len(given) == len(tokens)):
+            raise AnalysisError(f"examples hold {name} beside text; this analysis reads text alone")
+    lengths = tokens.mask.sum(-1).tolist()
+    return [Batch(_together(tokens, places), places) for places in of_equal_length(lengths, size)]
+
+
+def _together(tokens: Tokens, places: list[int]) -> Tensor:
+    """Rows of equal length without their padding."""
+    some = tokens.rows(places)
+
+    def real(given: Tensor) -> Tensor:
+        mask = some.mask.to(given.device)
+        return given[mask].view(len(places), -1) if given.shape == mask.shape else given
+
+    if not some.more:
+        return real(some.ids)
+    return Tokens(real(some.ids), real(some.mask), {name: real(given) for name, given in some.more.items()})
 
 
 def of_equal_length(lengths: Sequence[int], size: int | None) -> list[list[int]]:
@@ -58,8 +87,15 @@ def of_equal_length(lengths: Sequence[int], size: int | None) -> list[list[int]]
 
 
 def one_by_one(model: HookedModel, examples: Examples) -> list[Tensor]:
-    """Ids [position] of every example, in their order."""
-    rows = {batch.places[0]: batch.ids[0] for batch in batches_of(model, examples, 1)}
+    """Ids [position] of every example, in their order; AnalysisError for examples with further inputs."""
+    rows = singles_of(model, examples)
+    refuse_more(rows[0])
+    return [row[0] for row in rows]
+
+
+def singles_of(model: HookedModel, examples: Examples) -> list[Tensor]:
+    """Every example by itself, ids [1, position] with their further inputs, in their order."""
+    rows = {batch.places[0]: batch.ids for batch in batches_of(model, examples, 1)}
     return [rows[place] for place in sorted(rows)]
 
 
@@ -90,14 +126,47 @@ def repeated_tokens(model: HookedModel, length: int, sequences: int, seed: int, 
     return torch.cat([*start, copy, copy], 1)
 
 
+def without_tokens(ids: Tensor, gone: Tensor) -> Tensor:
+    """Rows [row, position] without some positions, `gone` bool [position], and without what belongs to these."""
+    kept = ids.as_subclass(Tensor)[:, ~gone]
+    if not isinstance(ids, Tokens):
+        return kept
+    more = {name: given[:, ~gone] for name, given in ids.more.items()}
+    return Tokens(kept, torch.ones_like(kept, dtype=torch.bool), more)
+
+
+def first_tokens(rows: Sequence[Tensor], length: int) -> Tensor:
+    """The first `length` tokens of rows [1, position], with their further inputs, [row, position]."""
+    ids = torch.cat([row.as_subclass(Tensor)[:, :length] for row in rows])
+    more = [row.more for row in rows if isinstance(row, Tokens)]
+    if not more or not more[0]:
+        return ids
+    cut = {name: torch.cat([one[name][:, :length] for one in more]) for name in more[0]}
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), cut)
+
+
+def refuse_more(ids: Tensor) -> None:
+    """AnalysisError for tokens with further inputs."""
+    if isinstance(ids, Tokens) and ids.more:
+        raise AnalysisError(
+            f"examples hold {next(iter(ids.more))} beside text; this analysis reads text alone"
+        )
+
+
+def outputs_of(model: HookedModel) -> Callable[..., Tensor]:
+    """What the model gives: logits of tokens or classes, the last hidden states of a model without a head."""
+    return model if model.has_lm_head or model.classes else model.embeddings
+
+
 def loss_of(model: HookedModel, loss: Loss | None) -> Value:
     """The loss of each example of a batch: the user's, or the mean next-token loss in nats; never NaN or
     infinite."""
     if loss is None and not (model.has_lm_head and model.causal):
+        given = "logits [batch, class]" if model.classes else "hidden"
         raise AnalysisError(
-            f"{model.name} has no next-token loss; give loss(hidden, tokens) → [batch], e.g. of the last hidden states"
+            f"{model.name} has no next-token loss; give loss({given}, tokens) → [batch] of what the model gives"
         )
-    outputs = model if model.has_lm_head else model.embeddings
+    outputs = outputs_of(model)
 
     def value(batch: Batch) -> Tensor:
         if loss is None and batch.ids.shape[1] < 2:

@@ -18,6 +18,7 @@ from headwater.analyses._prompts.examples import Batch, Examples, batches_of
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.records.plan import strings_of
 
 Pull = Callable[[Tensor], Tensor]  # rows [text, asked, token] over a layer's outputs → over its inputs
 
@@ -31,23 +32,31 @@ class Texts:
     batches: list[Batch]
 
     @classmethod
-    def of(cls, model: HookedModel, examples: Examples, size: int, longest: int | None = None) -> Texts:
-        """The examples as tokens of `model`. AnalysisError if one has more than `longest` tokens."""
-        if model.part_name != "text":
+    def of(
+        cls, model: HookedModel, examples: Examples, size: int, longest: int | None = None, beside: bool = False
+    ) -> Texts:  # fmt: skip
+        """The examples as tokens of `model`. AnalysisError if one has more than `longest` tokens.
+
+        With `beside` the examples may be images, or texts with images.
+        """
+        if model.part_name != "text" and not (
+            beside and model.part_name == "vision" and len(model.parts) == 1
+        ):
             raise AnalysisError(
                 f"{model.name} is read as its {model.part_name}; this analysis takes models of one text"
             )
-        if "vision" in model.parts and model.image_token is None:
+        if model.part_name == "text" and "vision" in model.parts and model.image_token is None:
             raise AnalysisError(
                 f"{model.name} has towers of text and images that never attend to each other; this analysis takes "
                 "models of one text"
             )
-        batches = batches_of(model, examples, size)
+        batches = batches_of(model, examples, size, beside)
         tokens = model.to_tokens(examples)
         found = int(tokens.mask.sum(1).max())
         if longest is not None and found > longest:
             raise AnalysisError(f"a text has {found} tokens and this takes {longest} at most; shorten it")
-        return cls(tokens.mask.cpu(), [model.to_strings(row) for row in tokens.ids], batches)
+        part = model.parts[model.part_name]
+        return cls(tokens.mask.cpu(), strings_of(model, part.queries, part, tokens, tokens.ids), batches)
 
     def empty(self, *shape: int) -> Tensor:
         """NaN [batch, *shape, position] in float64, to be filled by `spread`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headwater.analyses._prompts.examples import Batch, Value
+from headwater.analyses._prompts.examples import Batch, Value, first_tokens
 from headwater.analyses._runs.resume_at_layer import Resuming
 from headwater.kernels.edits.outputs import Gate, ReplaceOutput
 from headwater.kernels.tiles.mask import Mask
@@ -84,7 +84,10 @@ def _copies(batch: Batch, heads: Tensor) -> Iterator[tuple[Tensor, Batch]]:
     """Copies of the batch that run together, one per choice, and the indices of those choices."""
     fit = max(TOKENS // batch.ids.numel(), 1)
     for choices in torch.arange(len(heads)).split(fit):
-        yield choices, Batch(batch.ids.repeat(len(choices), 1), batch.places * len(choices))
+        yield (
+            choices,
+            Batch(batch.rows(torch.arange(len(batch.ids)).repeat(len(choices))), batch.places * len(choices)),
+        )
 
 
 class _Outputs:
@@ -93,7 +96,7 @@ class _Outputs:
     def __init__(self, model: HookedModel, batches: list[Batch], ablation: Ablation, seed: int) -> None:
         self.model, self.ablation = model, ablation
         self.mean: Tensor | None = None
-        self.texts = {p: ids for batch in batches for p, ids in zip(batch.places, batch.ids, strict=True)}
+        self.texts = {place: batch.rows([n]) for batch in batches for n, place in enumerate(batch.places)}
         if ablation == "mean":
             sums = [model.head_outputs(batch.ids, edited=False).double().sum((0, 3)) for batch in batches]
             tokens = sum(batch.ids.numel() for batch in batches)
@@ -107,14 +110,14 @@ class _Outputs:
         if self.mean is not None:
             return self.mean
         length = batch.ids.shape[1]
-        donors = torch.stack([self.texts[self.donors[place]][:length] for place in batch.places])
+        donors = first_tokens([self.texts[self.donors[place]] for place in batch.places], length)
         # the donor is cut before it runs; in a causal model its first outputs would be the same uncut
         return self.model.head_outputs(donors, edited=False)
 
     def _drawn(self, seed: int) -> dict[int, int]:
         """For each text another one that is at least as long."""
         generator, drawn = torch.Generator().manual_seed(seed), {}
-        lengths = {place: len(self.texts[place]) for place in sorted(self.texts)}
+        lengths = {place: self.texts[place].shape[1] for place in sorted(self.texts)}
         for place, own in lengths.items():
             others = [n for n, length in lengths.items() if n != place and length >= own]
             if not others:

@@ -17,10 +17,12 @@ from tqdm import tqdm
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.blanks import blank_id
+from headwater.analyses._prompts.examples import Batch, singles_of, without_tokens
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.lens.edits import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.naming.texts import is_text
 
 
 @analysis
@@ -119,21 +121,27 @@ def _pairs(
             others, hidden = (which.nonzero()[:, 0].tolist() for which in (~gone, gone))
             runs.append((row, row, [Knockout(others, hidden, "all")]))
             continue
-        left = ids[:, ~gone] if how == "remove" else ids.masked_fill(gone, stand_in)
+        left = without_tokens(ids, gone) if how == "remove" else _blanked(ids, gone, stand_in)
         runs.append((row, {**row, "given": left}, []))
     return runs
+
+
+def _blanked(ids: Tensor, gone: Tensor, stand_in: int) -> Tensor:
+    return Batch(ids, [0]).rows(slice(None), ids.masked_fill(gone, stand_in))
 
 
 def _rows(model: HookedModel, examples: Any) -> list[dict[str, Any]]:
     """The model inputs of each text, as mappings; token ids [1, position] without padding."""
     if isinstance(examples, dict):
         return [examples]
-    if isinstance(examples, list | tuple) and examples and isinstance(examples[0], dict):
+    if (
+        isinstance(examples, list | tuple)
+        and examples
+        and isinstance(examples[0], dict)
+        and not is_text(examples)
+    ):
         return list(examples)
-    if not isinstance(examples, str) and len(examples) == 0:
-        raise AnalysisError("examples is empty; give at least one text or row of tokens")
-    tokens = model.to_tokens(examples)
-    return [{"given": ids[mask][None]} for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+    return [{"given": row} for row in singles_of(model, examples)]
 
 
 def _read(model: HookedModel, given: dict[str, Any], position: int) -> Tensor:

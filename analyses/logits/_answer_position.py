@@ -22,6 +22,7 @@ from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
 from headwater.lens.models.linear import linear
 from headwater.lens.models.token_ids import token_id
+from headwater.lens.naming.tokens import Tokens
 from headwater.lens.transformer_lens import names
 
 MEAN, WRONG = "ic", "ic-iw"  # the paper's names: the answer's logit less the mean of all, less the wrong one
@@ -32,15 +33,21 @@ def once(batches: Sequence[Batch]) -> list[Batch]:
     first: dict[tuple[int, ...], int] = {}
     found = []
     for batch in batches:
-        rows = zip(batch.places, batch.ids.tolist(), strict=True)
+        rows = zip(batch.places, _inputs(batch), strict=True)
         if kept := [n for n, (place, ids) in enumerate(rows) if first.setdefault(tuple(ids), place) == place]:
-            found.append(Batch(batch.ids[kept], [batch.places[n] for n in kept]))
+            found.append(Batch(batch.rows(kept), [batch.places[n] for n in kept]))
     return found
+
+
+def _inputs(batch: Batch) -> list[list[int]]:
+    """The ids of each text of a batch, and its further inputs."""
+    more = batch.ids.more.values() if isinstance(batch.ids, Tokens) else ()
+    return torch.cat([batch.ids.as_subclass(torch.Tensor), *(given.flatten(1) for given in more)], 1).tolist()
 
 
 def tokens_of(model: HookedModel, given: Answer | None, what: str) -> Answer | None:
     """The ids of the answers, so that words are turned into tokens once and not per batch."""
-    if given is None or isinstance(given, str):
+    if given is None or isinstance(given, str | int):
         return given
     return [token_id(model, one, what) for one in given]
 

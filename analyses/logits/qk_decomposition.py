@@ -111,7 +111,7 @@ def _terms(
     model, map = run.model, run.layers[head.layer].map
     weights = head_weights(model, head.layer)
     shared = head.head // (model.n_heads // model.n_kv_heads)
-    one = Batch(batch.ids[row : row + 1], [0])
+    one = Batch(batch.rows([row]), [0])
     turns = rotations(model, one, head, places)
     queries = reading.through(weights.W_Q[head.head], weights.b_Q[head.head])[row, places[0]] @ turns[0]
     keys = reading.through(weights.W_K[shared], weights.b_K[shared])[row, places[1]] @ turns[1]

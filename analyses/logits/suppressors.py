@@ -237,7 +237,7 @@ def _judged(
         for n, (names, scales) in enumerate(sets):
             for m, factor in enumerate(scales):
                 with model.edit(*_edits(names, factor)):
-                    logits = model(batch.ids[rows])[:, position].double().cpu()
+                    logits = model(batch.rows(rows))[:, position].double().cpu()
                 found[:, at, n, m] = _measured(logits, asked)
     return found
 

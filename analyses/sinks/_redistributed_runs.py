@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headwater.analyses._measures.bootstrap import finite_mean
-from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._prompts.examples import Batch, outputs_of
 from headwater.analyses.sinks._control_keys import control_keys, half_of_others
 from headwater.analyses.sinks._sink_keys import weight_on
 from headwater.lens.edits import Redistribute
@@ -156,7 +156,7 @@ class Redistributions:
         """The plain run of the batch, and the move of every variant."""
         record, found = find(batch.ids)
         value = value_of(batch)
-        plain = value(self._outputs(batch.ids), torch.arange(len(found)))
+        plain = value(outputs_of(self.model)(batch.ids), torch.arange(len(found)))
         pools = self._pools(record, found, batch.places)
         moves = [self._move(variant, pools) for variant in self.variants()]
         cells = {
@@ -177,10 +177,7 @@ class Redistributions:
         texts = torch.tensor([text for _, text in jobs])
         pairs = [(move, text) for variant, text in jobs if (move := begun.moves[variant]) is not None]
         with self.model.edit(*edits_of(pairs, self.model.layers)):
-            return begun.value(self._outputs(batch.ids[texts.to(batch.ids.device)]), texts).tolist()
-
-    def _outputs(self, ids: Tensor) -> Tensor:
-        return self.model(ids) if self.model.has_lm_head else self.model.embeddings(ids)
+            return begun.value(outputs_of(self.model)(batch.rows(texts)), texts).tolist()
 
     def _slot(self, variant: Variant) -> tuple[int, int, int, int]:
         return variant.heads, variant.keep, self.treatments.index(variant.treatment), variant.draw

@@ -111,7 +111,7 @@ def redistribution_study(
         raise AnalysisError(f"the attention of {model.name} can not be edited: {model.read_only}")
     explained = None
     if measure is not None or answer is not None:
-        explained = Explained(model, measure, answer, wrong, position, kind)
+        explained = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     elif not (model.causal and model.has_lm_head):
         raise AnalysisError(
             f"{model.name} has no next-token loss; give measure(logits) → [batch], or answer="
@@ -127,7 +127,7 @@ def redistribution_study(
 
     texts = Texts.of(model, examples, batch_size)
     later = None if held_out is None else Texts.of(model, held_out, batch_size)
-    if later is not None and answer is not None and not isinstance(answer, str):
+    if later is not None and answer is not None and not isinstance(answer, str | int):
         raise AnalysisError(
             "held_out texts have no answers of their own; give one answer for all, or a measure"
         )
@@ -181,7 +181,7 @@ def _minus_loss(batch: Batch) -> Value:
         raise AnalysisError(f"example {batch.places[0]} has one token; the next-token loss needs two or more")
 
     def value(logits: Tensor, texts: Tensor) -> Tensor:
-        ids = batch.ids[texts.to(batch.ids.device)]
+        ids = batch.rows(texts).as_subclass(Tensor)
         return -next_token_loss(logits.double(), Tokens(ids, torch.ones_like(ids, dtype=torch.bool)))
 
     return value
@@ -227,6 +227,12 @@ def _names(model: HookedModel, mask: Tensor) -> list[str]:
 
 
 def _digest(texts: Texts) -> str:
-    """A digest of the token ids of all texts, in their order."""
-    rows = {place: row.tolist() for b in texts.batches for place, row in zip(b.places, b.ids, strict=True)}
+    """A digest of the token ids of all texts, in their order, and of their further inputs."""
+    rows: dict[int, list[object]] = {}
+    for batch in texts.batches:
+        for place, row in zip(batch.places, batch.ids, strict=True):
+            rows[place] = row.tolist()
+        if isinstance(batch.ids, Tokens) and batch.ids.more:
+            for n, place in enumerate(batch.places):
+                rows[place] += [[name, given[n].tolist()] for name, given in batch.ids.more.items()]
     return digest_of([rows[place] for place in sorted(rows)])

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import interval, intervals
-from headwater.analyses._prompts.examples import Examples, repeated_tokens
+from headwater.analyses._prompts.examples import Batch, Examples, first_tokens, repeated_tokens, singles_of
 from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -60,7 +60,8 @@ def sink_inputs(
     >>> found.rate.dims, found.input.values.tolist()
     (('input', 'batch'), ['natural', 'random', 'repeated'])
     """
-    ids = _natural(model, examples, length)
+    natural = _natural(model, examples, length)
+    ids = natural.ids.as_subclass(Tensor)
     if keep_start >= ids.shape[1]:
         raise AnalysisError(f"keep_start={keep_start} leaves nothing to draw of {ids.shape[1]} tokens")
     count, longest = ids.shape
@@ -72,7 +73,8 @@ def sink_inputs(
         given = torch.cat([ids[:, :keep_start], texts[name].expand_as(ids)[:, keep_start:]], 1)
         found = [
             sink_rate(model.record(part, statistics=("received", "visible"), keep=()), threshold, key)
-            for part in given.split(batch_size)
+            for rows in torch.arange(count).split(batch_size)
+            for part in [natural.rows(rows, given[rows])]
         ]
         shares.append(xr.concat([one.received_share_per_example for one in found], "batch"))
     share = xr.concat(shares, "input").assign_coords(input=list(INPUTS))
@@ -87,13 +89,12 @@ def sink_inputs(
     return result.assign_attrs(length=longest, examples=count)
 
 
-def _natural(model: HookedModel, examples: Examples, length: int) -> Tensor:
-    """The first tokens of every text, cut to one length: int64 [batch, position]."""
+def _natural(model: HookedModel, examples: Examples, length: int) -> Batch:
+    """The first tokens of every text, cut to one length, in their order."""
     if model.part_name != "text" or not model.vocab:
         raise AnalysisError(f"{model.name} is read as its {model.part_name}; this analysis draws words")
-    tokens = model.to_tokens(examples)
-    rows = [ids[real] for ids, real in zip(tokens.ids, tokens.mask, strict=True)]
-    shortest = min(map(len, rows))
+    rows = singles_of(model, examples)
+    shortest = min(row.shape[1] for row in rows)
     if shortest < 2:
         raise AnalysisError("an example has one token; a sink is told from the others in two or more")
-    return torch.stack([row[: min(length, shortest)] for row in rows])
+    return Batch(first_tokens(rows, min(length, shortest)), list(range(len(rows))))

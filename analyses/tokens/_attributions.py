@@ -16,6 +16,7 @@ from torch import Tensor
 from headwater.analyses._measures.measure import Explained
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._prompts.texts import Texts
+from headwater.analyses.tokens._gradients import predicting
 from headwater.lens.errors import AnalysisError, nearest
 from headwater.lens.model import HookedModel
 
@@ -45,12 +46,14 @@ def token_weights(model: HookedModel, batch: Batch, method: str, asked: Explaine
     function: Callable[..., Any] = getattr(
         importlib.import_module(f"headwater.analyses.tokens.{method}"), method
     )
+    reads_row = method not in EXPLAINED
+    row = predicting(asked, [batch]) if reads_row else 0
     if method in OF_RECORD:
-        found = function(model.record(batch.ids, statistics=("row_mass",)), queries=[asked.position])
+        found = function(model.record(batch.ids, statistics=("row_mass",)), queries=[row])
     elif method in BY_QUERY:
-        found = function(model, batch.ids, queries=[asked.position])
+        found = function(model, batch.ids, queries=[row])
     else:
-        rows = {"queries": [asked.position]} if method in EXPLAINED_BY_QUERY else {}
+        rows = {"queries": [row]} if method in EXPLAINED_BY_QUERY else {}
         about = {"measure": asked.measure, "kind": asked.kind, "position": asked.position}
         if not asked.measure:  # the batch holds some of the texts, in its own order, so it gets their answers
             about |= {name: asked.ids_of(name, batch) for name in ("answer", "wrong")}

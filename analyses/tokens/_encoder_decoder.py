@@ -17,10 +17,10 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._measures.measure import Explained
-from headwater.analyses._prompts.examples import Batch, Examples
-from headwater.analyses._prompts.positions import Positions, position_coordinates
+from headwater.analyses._prompts.examples import Batch, Examples, outputs_of
+from headwater.analyses._prompts.positions import Positions, place_of, position_coordinates
 from headwater.analyses._prompts.texts import Texts, indicators
-from headwater.analyses.tokens._gradients import WeightSlopes, slopes_at
+from headwater.analyses.tokens._gradients import Rooted, WeightSlopes, slopes_at
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
@@ -98,9 +98,16 @@ class Pairs:
         return Tokens(batch.ids, torch.ones_like(batch.ids, dtype=torch.bool), more)
 
 
-def relevance_of_pairs(asked: Explained, pairs: Pairs, queries: Positions) -> xr.DataArray:
-    """Rows of `R_sq` and `R_ss` side by side, [batch, query, key]: the encoder's tokens, then the decoder's."""
+def relevance_of_pairs(asked: Explained, pairs: Pairs, queries: Positions | None) -> xr.DataArray:
+    """Rows of `R_sq` and `R_ss` side by side, [batch, query, key]: the encoder's tokens, then the decoder's.
+
+    None is the row of the position that is asked about.
+    """
     texts = pairs.target
+    if queries is None:
+        for batch in texts.batches:
+            place_of(asked.position, batch.ids.shape[1], f"example {batch.places[0]}")
+        queries = [asked.position]
     columns = texts.columns(queries)
     own = texts.empty(columns.shape[1])
     source = torch.full((len(own), columns.shape[1], pairs.source.shape[1]), torch.nan, dtype=torch.float64)
@@ -173,24 +180,17 @@ class _Kept(Heads):
         self.order.append((self, layer))
 
 
-class _Rooted(context.Tap):
-    """Starts the gradient at the first head outputs, so that no embedding, feature or weight needs `requires_grad`."""
-
-    def leaving(self, layer: int, z: Tensor) -> Tensor:
-        return z if z.requires_grad or not torch.is_grad_enabled() else z.detach().requires_grad_()
-
-
 def _slopes(asked: Explained, given: Tokens, batch: Batch) -> tuple[list[WeightSlopes], list[Step]]:
     """Slopes of the encoder's layers, and of the decoder's and cross-attention's in the order of the run."""
     model = asked.model
-    outputs = model if model.has_lm_head else model.embeddings
+    outputs = outputs_of(model)
     value = asked.of(batch, outputs(given))
     order: list[tuple[_Kept, int]] = []
     views = [_Kept(model.part(name), order) for name in SIDES]
     with contextlib.ExitStack() as stack:
         for kept in views:
             stack.enter_context(context.listening(kept))
-            stack.enter_context(context.tapping(kept.view.key, _Rooted()))
+            stack.enter_context(context.tapping(kept.view.key, Rooted()))
         found = value(outputs(given, grad=True), torch.arange(len(given)))
     heads = [kept.layers[layer] for kept, layer in order]
     grads = torch.autograd.grad(found.sum(), [output for *_, output in heads], allow_unused=True)

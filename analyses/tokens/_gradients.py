@@ -7,17 +7,19 @@ per head; blocks of rows of ∂s/∂A are multiplied out when they are asked for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from headwater.analyses._measures.measure import embedded_tokens, run_embedded
-from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._measures.measure import Explained, run_embedded
+from headwater.analyses._prompts.examples import Batch, outputs_of
+from headwater.analyses._prompts.positions import place_of
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
+from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.running.watching import Heads
 
@@ -60,15 +62,21 @@ class WeightSlopes:
 def weight_slopes(model: HookedModel, batch: Batch, value: Value) -> dict[int, WeightSlopes]:
     """Gradient factors of the explained number by layer, from one forward and one backward pass."""
     listener = Heads(model)
-    embedded = embedded_tokens(model, batch.ids).requires_grad_()
-    with context.listening(listener):
-        found = value(run_embedded(model, embedded), torch.arange(len(batch.ids)))
+    with context.listening(listener), context.tapping(model.key, Rooted()):
+        found = value(outputs_of(model)(batch.ids, grad=True), torch.arange(len(batch.ids)))
     kept = {layer: listener.layers[layer] for layer in model.layers}
     slopes = torch.autograd.grad(found.sum(), [output for _, _, output in kept.values()], allow_unused=True)
     return {
         layer: slopes_at(model, layer, heads, slope)
         for (layer, heads), slope in zip(kept.items(), slopes, strict=True)
     }
+
+
+class Rooted(context.Tap):
+    """Starts the gradient at the first head outputs, so that no embedding, feature or weight needs `requires_grad`."""
+
+    def leaving(self, layer: int, z: Tensor) -> Tensor:
+        return z if z.requires_grad or not torch.is_grad_enabled() else z.detach().requires_grad_()
 
 
 def slopes_at(
@@ -80,6 +88,34 @@ def slopes_at(
     slope = _through_edits(model, layer, map.rule.mask, slope)
     group = slope.shape[1] // values.shape[1]
     return WeightSlopes(map, slope.double(), values.repeat_interleave(group, 1).double())
+
+
+def predicting(asked: Explained, batches: Sequence[Batch]) -> int:
+    """The position whose row explains the prediction: the one that is asked about, or the one that a classifier reads.
+
+    What the last attention layer writes at a position reaches the classes only if they are read there. AnalysisError
+    where they are read at several positions, or at another one in each text.
+    """
+    if asked.measure is not None or not asked.model.classes:
+        for batch in batches:
+            place_of(asked.position, batch.ids.shape[1], f"example {batch.places[0]}")
+        return asked.position
+    found: list[tuple[int, int]] = []
+    for batch in batches:
+        slope = weight_slopes(asked.model, batch, asked.of(batch))[asked.model.layers[-1]].slope
+        read = (slope != 0).any(-1).any(1)
+        if not (read.sum(-1) == 1).all():
+            raise AnalysisError(
+                f"{asked.model.name} reads its classes at {int(read.sum(-1).max())} positions; name the rows to read "
+                "out, e.g. queries=[0]"
+            )
+        found += [(place, place - batch.ids.shape[1]) for place in read.long().argmax(-1).tolist()]
+    for places in zip(*found, strict=True):
+        if len(set(places)) == 1:
+            return places[0]
+    raise AnalysisError(
+        f"{asked.model.name} reads its classes at another position in each text; give the texts one by one"
+    )
 
 
 def _through_edits(model: HookedModel, layer: int, mask: Mask, slope: Tensor) -> Tensor:
@@ -101,8 +137,9 @@ def _through_edits(model: HookedModel, layer: int, mask: Mask, slope: Tensor) ->
         return torch.autograd.grad(after, before, slope)[0]
 
 
-def input_slopes(model: HookedModel, embedded: Tensor, value: Value, texts: Tensor) -> Tensor:
-    """∂s/∂x [row, position, d_model] at word embeddings, in float64; row n is a variant of text `texts[n]`."""
+def input_slopes(model: HookedModel, embedded: Tensor, value: Value, batch: Batch, texts: Tensor) -> Tensor:
+    """∂s/∂x [row, position, d_model] at word embeddings, in float64; row n is a variant of text `texts[n]` of the
+    batch."""
     leaf = embedded.detach().requires_grad_()
-    found = value(run_embedded(model, leaf), texts)
+    found = value(run_embedded(model, leaf, batch.rows(texts)), texts)
     return torch.autograd.grad(found.sum(), leaf)[0].double()

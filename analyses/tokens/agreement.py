@@ -90,7 +90,7 @@ def agreement(
     >>> float(found["mean"].sel(attribution="rollout", other="flow").round(1))
     0.9
     """
-    asked = Explained(model, measure, answer, wrong, position, kind)
+    asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     texts = Texts.of(model, examples, batch_size)
     rows = weights_by_method(model, texts, methods, asked)
     names = list(rows)

@@ -61,7 +61,7 @@ def blank_out(
     >>> found.key_token.values[0, found[0].values.argmax()].item()  # without this token the answer loses most
     'Mary'
     """
-    asked = Explained(model, measure, answer, wrong, position, kind)
+    asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     texts = Texts.of(model, examples, batch_size)
     filler = blank_id(model, blank)
     found = texts.empty()

@@ -79,7 +79,7 @@ def faithfulness(
     >>> found.attribution.values.tolist(), found.deletion[0, 0].round(1).values.tolist()
     (['raw_attention', 'random'], [1.0, 0.0, 0.0])
     """
-    asked = Explained(model, measure, answer, wrong, position, kind)
+    asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     texts = Texts.of(model, examples, batch_size)
     filler = blank_id(model, blank)
     rows = weights_by_method(model, texts, methods, asked)

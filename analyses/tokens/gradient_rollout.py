@@ -29,7 +29,7 @@ from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.between_layers import refuse_mixers
-from headwater.analyses.tokens._gradients import WeightSlopes, weight_slopes
+from headwater.analyses.tokens._gradients import WeightSlopes, predicting, weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -38,7 +38,9 @@ from headwater.lens.model import HookedModel
 def gradient_rollout(
     model: HookedModel,
     examples: Examples,
-    queries: Annotated[Positions, 'rows to read out, e.g. -1; "all" for every one'] = (-1,),
+    queries: Annotated[
+        Positions | None, 'rows to read out, e.g. -1; "all" for every one; none: the one that predicts'
+    ] = None,
     first_layer: Annotated[int | None, "lowest layer of the product; none: the first", Bounds(0)] = None,
     measure: Measure | None = None,
     answer: AnswerSetting = None,
@@ -50,7 +52,8 @@ def gradient_rollout(
     """Rows `R[i, :]` of `R = Ã_L ··· Ã_first`, `Ã_l = rownorm(mean_h relu(∂s/∂A_l ⊙ A_l) + I)`, as [batch, query, key].
 
     `s` is `kind` of `answer` (none: the token that the model predicts for the text), less that of `wrong` if one is
-    given, at `position`; or a `measure(logits) → [batch]` of the caller. A row keeps its own position where none of its
+    given, at `position`; or a `measure(logits) → [batch]` of the caller. Without `queries` the row is read that
+    predicts, as in `relevance`. A row keeps its own position where none of its
     weights raises s. Weights are those of the run under the active edits. The released BERT script takes the last layer
     alone (`first_layer=11` of 12), the script for ViT multiplies all.
 
@@ -73,7 +76,7 @@ def gradient_rollout(
             f"first_layer={first_layer} has no attention; the model has layers {model.layers}"
         )
     refuse_mixers(model.name, model.mixers, "gradient_rollout", first_layer)
-    asked = Explained(model, measure, answer, wrong, position, kind)
+    asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     layers = [layer for layer in model.layers if first_layer is None or layer >= first_layer]
 
     def pulls(batch: Batch) -> Iterator[Pull]:
@@ -81,8 +84,10 @@ def gradient_rollout(
         for layer in reversed(layers):
             yield partial(_pulled, slopes.pop(layer))
 
-    found = Texts.of(model, examples, batch_size).rows_down(queries, pulls, "gradient_rollout")
-    return found.assign_attrs(layers=layers)
+    texts = Texts.of(model, examples, batch_size, beside=True)
+    rows: Positions = [predicting(asked, texts.batches)] if queries is None else queries
+    found = texts.rows_down(rows, pulls, "gradient_rollout")
+    return found.assign_attrs(layers=layers, queries=rows)
 
 
 def _pulled(slopes: WeightSlopes, rows: Tensor) -> Tensor:

@@ -64,12 +64,13 @@ def input_gradient(
     >>> found.dims, found.key_token.values[0, found[0].values.argmax()].item()
     (('batch', 'key'), 'When')
     """
-    asked = Explained(model, measure, answer, wrong, position, kind)
+    asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     texts = Texts.of(model, examples, batch_size)
     found = texts.empty()
     for batch in texts.batches:
         value = asked.of(batch)
-        slope = input_slopes(model, embedded_tokens(model, batch.ids), value, torch.arange(len(batch.places)))
+        every = torch.arange(len(batch.places))
+        slope = input_slopes(model, embedded_tokens(model, batch.ids), value, batch, every)
         total = slope.sum(-1).abs()
         if reduce == "sum" and (total <= ROUNDING * slope.abs().sum(-1)).all() and slope.any():
             raise AnalysisError(

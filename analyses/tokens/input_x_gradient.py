@@ -58,13 +58,13 @@ def input_x_gradient(
     >>> found.dims, bool((found >= 0).all())
     (('batch', 'key'), True)
     """
-    asked = Explained(model, measure, answer, wrong, position, kind)
+    asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     texts = Texts.of(model, examples, batch_size)
     found = texts.empty()
     for batch in texts.batches:
         value = asked.of(batch)
         embedded = embedded_tokens(model, batch.ids)
-        slope = input_slopes(model, embedded, value, torch.arange(len(batch.places)))
+        slope = input_slopes(model, embedded, value, batch, torch.arange(len(batch.places)))
         share = (slope * embedded.double()).sum(-1)
         texts.spread(batch, share if signed else share.abs(), found)
     return texts.by_key(found, "input_x_gradient")

@@ -78,7 +78,7 @@ def integrated_gradients(
     >>> found.key_token.values[0, found[0].values.argmax()].item(), bool(abs(found.gap[0]) < 0.02 * abs(found).sum())
     ('to', True)
     """
-    asked = Explained(model, measure, answer, wrong, position, kind)
+    asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     texts = Texts.of(model, examples, batch_size)
     found = texts.empty()
     gaps, taken = np.full(len(found), np.nan), np.zeros(len(found), dtype=int)
@@ -88,7 +88,7 @@ def integrated_gradients(
         start = _start(model, batch, embedded, baseline, blank)
         shares = torch.zeros(batch.ids.shape, dtype=torch.float64)
         for text, place in enumerate(batch.places):
-            path = _Path(model, value, text, start[text], embedded[text], batch_size)
+            path = _Path(model, value, batch, text, start[text], embedded[text], batch_size)
             shares[text], gaps[place], taken[place] = path.shares(steps, tolerance, place)
         texts.spread(batch, shares, found)
     result = texts.by_key(found, "integrated_gradients")
@@ -111,13 +111,15 @@ class _Path:
     """The straight line from the baseline to one text."""
 
     def __init__(
-        self, model: HookedModel, value: Callable[[Tensor, Tensor], Tensor], text: int, start: Tensor, end: Tensor,
-        size: int,
+        self, model: HookedModel, value: Callable[[Tensor, Tensor], Tensor], batch: Batch, text: int, start: Tensor,
+        end: Tensor, size: int,
     ) -> None:  # fmt: skip
-        self.model, self.value, self.text, self.start, self.size = model, value, text, start, size
+        self.model, self.value, self.batch, self.text = model, value, batch, text
+        self.start, self.size = start, size
         self.way = end - start
         ends = torch.stack([start, end])
-        found = value(run_embedded(model, ends), torch.tensor([text, text]))
+        both = torch.tensor([text, text])
+        found = value(run_embedded(model, ends, batch.rows(both)), both)
         first, last = found.double().tolist()
         # equal rows of a batch may be rounded differently
         self.change = last - first if self.way.any() else 0.0
@@ -146,7 +148,8 @@ class _Path:
         for i in range(0, steps, self.size):
             t = torch.from_numpy((points[i : i + self.size] + 1) / 2).to(self.way)
             forms = self.start + t[:, None, None] * self.way
-            slopes = input_slopes(self.model, forms, self.value, torch.full((len(t),), self.text))
+            copies = torch.full((len(t),), self.text)
+            slopes = input_slopes(self.model, forms, self.value, self.batch, copies)
             weight = torch.from_numpy(weights[i : i + self.size] / 2).to(total)
             total += torch.einsum("n,npd->pd", weight, slopes)
         return (total * self.way.double()).sum(-1).cpu()

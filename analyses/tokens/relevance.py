@@ -30,7 +30,7 @@ from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.analyses.tokens._encoder_decoder import Pairs, relevance_of_pairs
-from headwater.analyses.tokens._gradients import WeightSlopes, weight_slopes
+from headwater.analyses.tokens._gradients import WeightSlopes, predicting, weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -39,7 +39,9 @@ from headwater.lens.model import HookedModel
 def relevance(
     model: HookedModel,
     examples: Examples,
-    queries: Annotated[Positions, 'rows to read out, e.g. -1; "all" for every one'] = (-1,),
+    queries: Annotated[
+        Positions | None, 'rows to read out, e.g. -1; "all" for every one; none: the one that predicts'
+    ] = None,
     measure: Measure | None = None,
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
@@ -55,9 +57,10 @@ def relevance(
 
     `Ā_l = mean_h relu(∂s/∂A_l ⊙ A_l)`, so `R = (I + Ā_L) ··· (I + Ā_1)`. `s` is `kind` of `answer` (none: the token
     that the model predicts for the text), less that of `wrong` if one is given, at `position`; or a
-    `measure(logits) → [batch]` of the caller. Read the row of the position that predicts (in the paper: CLS). The
-    identity is left in: the token of the row itself has 1 more than it receives. Weights are those of the run under the
-    active edits.
+    `measure(logits) → [batch]` of the caller. Without `queries` the row is read that predicts: `position`, or of a
+    classifier the position that its classes are read at (in the paper: CLS). The identity is left in: the token of the
+    row itself has 1 more than it receives. Weights are those of the run under the active edits. Images and texts with
+    images are read too.
 
     Encoder–decoder models (T5, BART, Whisper): `examples` are the encoder's texts, or `model.to_tokens(…)` of both
     sides; `position` and `queries` count the decoder's tokens. With s for the decoder and q for the encoder, `R_qq` is
@@ -67,7 +70,7 @@ def relevance(
     then the decoder's; the coordinate `key_part` tells them apart: `R_sq` and `R_ss`. The two have different scales, so
     compare tokens of one side. The encoder never attends to the decoder, so the paper's fourth rule
     (`R_ss ← R_ss + Ā R_qs`) adds nothing. Models whose two streams attend to each other (LXMERT), models whose towers
-    never do (CLIP) and images read beside a text are refused.
+    never do (CLIP) are refused.
 
     Question: Which input tokens does attention carry into this prediction?
     Unit: relevance, from 1 of the token itself upward; only the order within a row has a meaning.
@@ -85,7 +88,7 @@ def relevance(
     """
     for part in map(model.part, model.parts) if model.is_encoder_decoder else [model]:
         refuse_mixers(model.name, part.mixers, "relevance")
-    asked = Explained(model, measure, answer, wrong, position, kind)
+    asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     if model.is_encoder_decoder:
         pairs = Pairs.of(model, examples, decoder, batch_size)
         return relevance_of_pairs(asked, pairs, queries)
@@ -97,7 +100,9 @@ def relevance(
         for layer in reversed(model.layers):
             yield partial(_pulled, slopes.pop(layer))
 
-    return Texts.of(model, examples, batch_size).rows_down(queries, layers, "relevance")
+    texts = Texts.of(model, examples, batch_size, beside=True)
+    rows: Positions = [predicting(asked, texts.batches)] if queries is None else queries
+    return texts.rows_down(rows, layers, "relevance").assign_attrs(queries=rows)
 
 
 def _pulled(slopes: WeightSlopes, rows: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ transformers' own attention. ModelError if they differ, or if the model does not
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from headwater.lens.loading.patch_places import with_patches
 from headwater.lens.loading.stacks import with_stacks
 from headwater.lens.model import HookedModel
 from headwater.lens.models import parts, read_only
+from headwater.lens.models.classes import labels_of, logits_of
 from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.signature import embedding, image_token, image_tokens, names, pair, vision_config
 from headwater.lens.models.stack import pattern
@@ -33,8 +35,7 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
         sample = _sample(hf)
         found, unread = with_stacks(hf, {"text": read_only.read_part(hf, sample)}, sample)
         model = HookedModel(hf, tokenizer, found, name, unread=unread, read_only=read_only.READ_ONLY)
-        _check_tokenizer(model)
-        return model
+        return _checked(model, sample)
     original = hf.config._attn_implementation
     before = None
     sample = _sample(hf)
@@ -42,11 +43,8 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
         if original != NAME:
             try:
                 before = _run(hf, sample, name)
-            except ModelError:
-                if "pixel_values" not in sample or "input_ids" not in sample:
-                    raise
-                sample = _sample(hf, images=False)  # the model wants images in another format
-                before = _run(hf, sample, name)
+            except ModelError as error:
+                sample, before = _another(hf, sample, name, error)
             if not _of_real(before, sample).isfinite().all():
                 # in float64 eager attention gives NaN on padding whose keys are all outside of the window
                 sample = {name: given for name, given in sample.items() if "attention_mask" not in name}
@@ -68,17 +66,44 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
     except BaseException:
         hf.set_attn_implementation(original)
         raise
-    model = HookedModel(hf, tokenizer, found, name, unread=unread)
-    _check_tokenizer(model)
-    return model
+    return _checked(HookedModel(hf, tokenizer, found, name, unread=unread), sample)
+
+
+def _another(
+    hf: Any, sample: dict[str, Tensor], name: str, error: ModelError
+) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+    """A sample of another form that the model takes, and its output; raises the first `error` where there is none."""
+    for given in _forms(hf, sample):
+        try:
+            return given, _run(hf, given, name)
+        except ModelError:
+            continue
+    raise error
+
+
+def _forms(hf: Any, sample: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    if "input_ids" not in sample:
+        return
+    if "pixel_values" in sample:
+        yield _sample(hf, images=False)  # the model wants images in another format
+    end = hf.config.get_text_config().eos_token_id
+    if isinstance(end, int):  # the model reads a text at its end-of-text token
+        ids = sample["input_ids"].masked_fill(sample["input_ids"] == end, max(end - 1, 0))
+        last = sample["attention_mask"].sum(-1, keepdim=True) - 1
+        ids = ids.scatter(1, last, end)
+        yield {"input_ids": ids, "attention_mask": sample["attention_mask"]}
+    yield {name: given[:1] for name, given in sample.items()}  # the model has no padding token
+    yield {name: given[:, None] for name, given in sample.items()}  # each row is one of several choices
 
 
 def answer(out: Any) -> Tensor:
     """The main output of a run: logits, else the last hidden state, else the image–text similarity."""
-    for field in ("logits", "last_hidden_state", "logits_per_image"):
+    for field in ("logits", "last_hidden_state"):
         found = getattr(out, field, None)
         if isinstance(found, Tensor):
             return found
+    if (found := logits_of(out)) is not None:
+        return found
     raise ModelError(f"{type(out).__name__} holds no logits and no hidden state; this model can not be read")
 
 
@@ -181,6 +206,18 @@ def _of_real(output: Tensor, sample: dict[str, Tensor]) -> Tensor:
     if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
         return output
     return output[mask.bool().to(output.device)]  # the last layer may be on another device than the first
+
+
+def _checked(model: HookedModel, sample: dict[str, Tensor]) -> HookedModel:
+    """The model with the labels of its classes, which one more run tells where it has another head than a language
+    head."""
+    _check_tokenizer(model)
+    model.by_choice = "input_ids" in sample and sample["input_ids"].dim() == 3
+    if not model.has_lm_head and model.hf.base_model is not model.hf:
+        with torch.no_grad():
+            out = model.hf(**{name: given[:1] for name, given in sample.items()})
+        model.classes = labels_of(model.hf, out)
+    return model
 
 
 def _check_tokenizer(model: HookedModel) -> None:

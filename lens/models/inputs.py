@@ -143,6 +143,7 @@ def _pair(
     target, target_mask = (extra.pop(name, None) for name in DECODER)
     floats = float_input(model.hf)
     more: dict[str, Tensor] = dict(extra)
+    source = None
     if floats is None:
         source = _text(model, read(given, attention_mask=attention_mask))
         _fits(source.ids.shape[1], model.source_context, "the encoder's text")
@@ -154,7 +155,10 @@ def _pair(
         batch = len(more[floats])
         if given is not None and target is None:
             target, target_mask = given, attention_mask
-    if target is None:
+    if target is None and source is not None and model.classes:  # a classifier's decoder reads the text too
+        first = torch.full((batch, 1), model.start)
+        decoder = Tokens(torch.cat([first.to(source.ids), source.ids[:, :-1]], 1), source.mask)
+    elif target is None:
         decoder = Tokens(torch.full((batch, 1), model.start), torch.ones(batch, 1, dtype=torch.bool))
     else:
         decoder = _target(model, target, target_mask)
@@ -251,16 +255,26 @@ def arguments(model: Opened, given: Tokens, generating: bool = False) -> dict[st
         del found["attention_mask"]
     if model.vocab:
         prefix = "decoder_" if model.is_encoder_decoder else ""
-        found[f"{prefix}input_ids"] = given.ids.to(model.device)
+        found[f"{prefix}input_ids"] = _filled(model, given).to(model.device)
         if (generating and not model.is_encoder_decoder) or not given.mask.all():
             found[f"{prefix}attention_mask"] = given.mask.long().to(model.device)
         left = not given.mask[:, 0].all() and not places_images(model.hf, given)
         if left and not generating and f"{prefix}position_ids" in known:
             positions = (given.mask.long().cumsum(-1) - 1).clamp_min(0) + first_position(model.hf)
             found[f"{prefix}position_ids"] = positions.to(model.device)
+    if model.by_choice:
+        found = {name: given[:, None] for name, given in found.items()}
     if "use_cache" in known and not generating:
         found["use_cache"] = False
     return found
+
+
+def _filled(model: Opened, given: Tokens) -> Tensor:
+    """The ids, with the model's own padding token on padding: a classifier may find the end of a text by it."""
+    filler = getattr(model.hf.config.get_text_config(), "pad_token_id", None)
+    if given.mask.all() or not isinstance(filler, int) or not 0 <= filler < model.vocab:
+        return given.ids
+    return given.ids.masked_fill(~given.mask, filler)
 
 
 def places_images(hf: Any, given: Tokens) -> bool:

@@ -35,6 +35,10 @@ class Opened:
         self.parts = dict(parts)
         self.unread = unread
         self.read_only = read_only
+        self.classes: tuple[str, ...] = ()  # the labels of a classifier, by index
+        self.by_choice = (
+            False  # whether its texts are choices, [row, choice, position]; every row is one choice then
+        )
         self.prepend_bos: bool | None = None  # None: a text begins as the tokenizer makes it
         self.is_encoder_decoder = bool(getattr(hf.config, "is_encoder_decoder", False))
         self.vocab = int(table.num_embeddings) if table is not None else 0

@@ -22,6 +22,7 @@ from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import ModelError
+from headwater.lens.models.classes import logits_of
 from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.inputs import arguments
 from headwater.lens.models.opened import Opened
@@ -50,9 +51,8 @@ def read_part(hf: Any, sample: Mapping[str, Tensor]) -> Part:
     for _, weights in found:
         _check(weights, mask, hf)
     what = f"{type(hf).__name__} computes otherwise when it gives its weights"
-    close_or_refuse(
-        _first(plain)[mask], _first(told)[mask], what, "; it can not be read", least=0.1, error=ModelError
-    )
+    plain, told = (_of_real(out, mask) for out in (plain, told))
+    close_or_refuse(plain, told, what, "; it can not be read", least=0.1, error=ModelError)
     layers = number(found, {module: path for path, module in hf.named_modules()})
     _, weights = found[0]
     d_model = width(hf, found[0][0])
@@ -143,6 +143,8 @@ def _check(weights: Tensor, mask: Tensor, hf: Any) -> None:
         )
 
 
-def _first(out: Any) -> Tensor:
-    found = getattr(out, "logits", None)
-    return out.last_hidden_state if found is None else found
+def _of_real(out: Any, mask: Tensor) -> Tensor:
+    """Logits or hidden states, of real tokens where there are some for each token."""
+    found = logits_of(out)
+    found = out.last_hidden_state if found is None else found
+    return found[mask.to(found.device)] if found.shape[:2] == mask.shape else found

@@ -1,8 +1,8 @@
-"""`token_id`: the token id that a user gives as a word or a number."""
+"""`token_id` and `class_id`: the token or the class that a user gives as a word or a number."""
 
 from __future__ import annotations
 
-from headwater.lens.errors import PromptError
+from headwater.lens.errors import PromptError, nearest
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming.texts import encoding
 
@@ -35,4 +35,22 @@ def token_id(model: Opened, given: str | int, what: str) -> int:
     pieces = ", ".join(map(repr, model.to_strings(tried[0])))
     raise PromptError(
         f"{what}={given!r} is not one token of {model.name} but {pieces}; give a word that is, or an id such as #17"
+    )
+
+
+def class_id(model: Opened, given: str | int, what: str) -> int:
+    """The index of a class given by its label, as an index, or as "#1". PromptError for a class that there is not."""
+    labels = model.classes
+    if isinstance(given, str) and given in labels:
+        if labels.count(given) > 1:
+            raise PromptError(
+                f"{what}={given!r} is the label of several classes of {model.name}; give an index"
+            )
+        return labels.index(given)
+    number = given.removeprefix("#") if isinstance(given, str) else str(given)
+    if number.isdecimal() and int(number) < len(labels):
+        return int(number)
+    known = f"; {nearest(given, labels)}" if isinstance(given, str) else ""
+    raise PromptError(
+        f"{what}={given!r} is no class of {model.name}; give a label or an index from 0 to {len(labels) - 1}{known}"
     )

@@ -76,7 +76,8 @@ def _is_pair(given: Any) -> bool:
 
 
 def _is_chat(given: Any) -> bool:
-    return isinstance(given, list | tuple) and bool(given) and all(isinstance(one, Mapping) for one in given)
+    messages = isinstance(given, list | tuple) and bool(given)
+    return messages and all(isinstance(one, Mapping) and "role" in one for one in given)
 
 
 def _refuse_blank(each: Sequence[Any]) -> None:

@@ -33,6 +33,11 @@ class Tokens(Tensor):
     def ids(self) -> Tensor:
         return self.as_subclass(Tensor)
 
+    def rows(self, which: Any, ids: Tensor | None = None) -> Tokens:
+        """Some rows with their further inputs; `ids`, as many, stand in the place of theirs."""
+        more = {name: given[which] for name, given in self.more.items()}
+        return Tokens(self.ids[which] if ids is None else ids, self.mask[which], more)
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return Tokens, (self.ids, self.mask, self.more)
 

@@ -105,11 +105,11 @@ def finish(model: Opened, found: Tokens, made: Mapping[str, Recorder]) -> Record
             continue
         part = model.parts[name]
         record = recorder.finish()
-        strings = _strings(model, part.queries, part, found, record.tokens)
+        strings = strings_of(model, part.queries, part, found, record.tokens)
         keys = None
         if part.crosses:
             ids, mask = recorder.keys.ids, recorder.keys.mask
-            keys = Axis(ids.cpu(), mask.cpu(), _strings(model, part.keys, part, found, ids))
+            keys = Axis(ids.cpu(), mask.cpu(), strings_of(model, part.keys, part, found, ids))
         about = _about(model, part, found, record.tokens.shape[1])
         records[name] = replace(record, strings=strings, keys=keys, provenance=record.provenance | about)
         try:
@@ -145,7 +145,8 @@ def _about(model: Opened, part: Part, found: Tokens, count: int) -> dict[str, An
     return about
 
 
-def _strings(model: Opened, side: str, part: Part, found: Tokens, ids: Tensor) -> list[list[str]]:
+def strings_of(model: Opened, side: str, part: Part, found: Tokens, ids: Tensor) -> list[list[str]]:
+    """The tokens of one axis as text: patches as "row,column", other inputs by number."""
     count, pixels = ids.shape[1], found.more.get("pixel_values")
     patches = model.patches if part.patches is None else part.patches
     if side == "image" and patches is not None and pixels is not None and count == patches.count(pixels):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
-from headwater.lens.errors import ModelError
+from headwater.lens.errors import ModelError, PromptError
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.mixers.reading import reading
 from headwater.lens.models import inputs, read_only
@@ -38,8 +38,22 @@ def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> An
         return read_only.run(model, given, more)
     if wants_grad:
         refuse_without_gradient(model.hf.modules())
-    with torch.enable_grad() if wants_grad else torch.no_grad():
+    with torch.enable_grad() if wants_grad else torch.no_grad(), _one_text(model):
         return model.hf(**inputs.arguments(model, given), **more)
+
+
+@contextlib.contextmanager
+def _one_text(model: Opened) -> Iterator[None]:
+    """PromptError where a classifier finds the end of a text by a padding token that its configuration lacks."""
+    try:
+        yield
+    except ValueError as error:
+        if "padding token" not in str(error):
+            raise
+        raise PromptError(
+            f"{model.name} reads one text at a time, as its configuration names no padding token; give texts one by "
+            "one, or set model.hf.config.pad_token_id to a token that no text ends with"
+        ) from None
 
 
 def check_ready(model: Opened, given: Tokens, following: int = 0) -> None:

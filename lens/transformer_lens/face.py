@@ -18,6 +18,7 @@ from torch import Tensor
 
 from headwater.lens.errors import ModelError
 from headwater.lens.models import blocks, inputs
+from headwater.lens.models.classes import logits_of
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.weights import HeadWeights, head_weights
 from headwater.lens.naming.tokens import Tokens
@@ -158,6 +159,8 @@ def _run(model: TransformerLens, run: Run, tokens: Tokens, kind: str | None, gra
         raise ModelError(f"{model.name}: {min(run.missed)} was not reached in this run; leave it out")
     if kind is None:
         return None
+    if kind == "logits" and model.classes:
+        return logits_of(output)
     if not model.has_lm_head:
         raise ModelError(f"{model.name} has no language head, so it gives no logits; use return_type=None")
     if kind == "logits":

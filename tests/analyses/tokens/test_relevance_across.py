@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import class_oracle
 import numpy as np
 import pytest
 import torch
@@ -197,12 +198,19 @@ def test_refusals_name_value_and_mend(built: Callable[[str], Twins], pairs: Call
     ]:
         with pytest.raises(HeadwaterError, match=message):
             relevance(given, ids, **settings)
-    llava = built("llava").model
-    images = llava.to_tokens(**zoo.inputs("llava"))
-    with pytest.raises(AnalysisError, match="hold pixel_values beside text; this analysis reads text alone"):
-        relevance(llava, images)
     tokens = model.to_tokens(ids, decoder_input_ids=ids)
     with pytest.raises(AnalysisError, match="hold the decoder's tokens already"):
         relevance(model, tokens, decoder=ids)
     with pytest.raises(AnalysisError, match="batch_size=0 is outside its limits"):
         relevance(model, ids, batch_size=0)
+
+
+def test_a_text_with_an_image_is_read_as_one_row(built: Callable[[str], Twins]) -> None:
+    both, given = built("llava"), zoo.inputs("llava", lengths=(11, 8))
+    found = relevance(both.model, both.model.to_tokens(**given), answer="#5")
+    for row, length in enumerate((20, 17)):
+        one = {name: tensor[row : row + 1] for name, tensor in given.items()}
+        one = {name: t[:, :length] if t.dim() == 2 else t.double() for name, t in one.items()}
+        expected = class_oracle.relevance(both.twin, lambda out: out.logits[:, -1, 5], **one)
+        np.testing.assert_allclose(found[row, 0, :length], expected[0, -1], rtol=1e-4, atol=1e-6)
+    assert found.key_token.values[0, 2] == "#90"
