@@ -34,7 +34,7 @@ class Receivers:
         """From "logits", "residual.3" or one or more of "5.1.q", "5.1.k", "5.1.v"."""
         names = [name for name in (given.split(",") if isinstance(given, str) else given) if name.strip()]
         if [name.strip() for name in names] == ["logits"]:
-            return cls("logits", max(model.layers) + 1, {}, model.n_heads, False)
+            return cls("logits", model.blocks[-1] + 1, {}, model.n_heads, False)
         if len(names) == 1 and (found := STREAM.fullmatch(names[0])):
             layer = int(found[1])
             if layer not in model.layers:

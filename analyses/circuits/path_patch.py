@@ -114,16 +114,11 @@ def _senders(model: HookedModel, into: Receivers) -> list[str]:
     """All nodes before the last receiver, in the order of a run."""
     known = names.places(model)
     found = [EMBED]
-    for layer in _layers(model):
+    for layer in model.blocks:
         if layer < into.last:
             found += [f"{layer}.{head}" for head in range(model.n_heads)] if layer in model.layers else []
             found += [f"{kind}.{layer}" for kind in BESIDE if f"blocks.{layer}.hook_{kind}_out" in known]
     return found
-
-
-def _layers(model: HookedModel) -> list[int]:
-    """The numbers of all blocks, those without attention too."""
-    return sorted({*model.layers, *(block.layer for block in model.stack)})
 
 
 class _Paths:
@@ -140,7 +135,7 @@ class _Paths:
         self.beside = {name for name in known if name.endswith(tuple(f"hook_{kind}_out" for kind in BESIDE))}
         if frozen:
             self._refuse_unknown()
-        self.embedded = f"blocks.{_layers(model)[0]}.hook_resid_pre"
+        self.embedded = f"blocks.{model.blocks[0]}.hook_resid_pre"
         self.copies, seen = Copies.of(
             model, pairs, asked, how, keep=[*self.heads, *self.beside, self.embedded]
         )
@@ -173,7 +168,7 @@ class _Paths:
         if self.start >= self.copies.stop:  # nothing differs where it could be read
             return self.told.effect(self.told.unpatched(self.how).repeat(len(senders), 1), self.how).T
         fit, found = self.copies.fitting(self.start), []
-        for layer in tqdm([None, *_layers(self.model)], desc="path patching", unit="layer", disable=None):
+        for layer in tqdm([None, *self.model.blocks], desc="path patching", unit="layer", disable=None):
             mine = [name for name in senders if told_by_name(name).get("layer") == layer]
             found += [self._some(mine[i : i + fit]) for i in range(0, len(mine), fit)]
         return self.told.effect(torch.cat(found), self.how).T

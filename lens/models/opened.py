@@ -145,6 +145,11 @@ class Opened:
         return next((part.patches for part in self.parts.values() if part.patches is not None), None)
 
     @property
+    def blocks(self) -> list[int]:
+        """The layer numbers of all blocks of this part, those without attention too."""
+        return sorted({*self.layers, *(block.layer for block in self.stack)})
+
+    @property
     def mixers(self) -> tuple[Mixer, ...]:
         """The modules of this part's blocks that mix positions and have no attention map."""
         return mixers_of(self.stack)

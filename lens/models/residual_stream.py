@@ -1,4 +1,6 @@
-"""Read the residual stream at the input of each block and after the last block, in the caller's context only."""
+"""Read the residual stream at the input of each block with attention and after the last block of all, in the caller's
+context only.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from headwater.lens.models.opened import Opened
 
 @contextlib.contextmanager
 def listening(model: Opened, take: Callable[[int | str, Tensor], None]) -> Iterator[None]:
-    """Call `take(layer, stream)` at the input of each block, and `take("final", stream)` after the last.
+    """Call `take(layer, stream)` at the input of each block with attention, and `take("final", stream)` after the last.
 
     `stream` is [batch, position, d_model].
     """
@@ -27,5 +29,6 @@ def listening(model: Opened, take: Callable[[int | str, Tensor], None]) -> Itera
     def leaving(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         take("final", first_output(output))
 
-    with on(layers, before=entering), on(list(layers)[-1], after=leaving):
+    last = model.hf.get_submodule(model.stack[-1].path) if model.stack else list(layers)[-1]
+    with on(layers, before=entering), on(last, after=leaving):
         yield

@@ -88,7 +88,7 @@ def _all(model: Opened) -> Iterator[Activation]:
         yield Activation("hook_pos_embed", "output", table)
     rotary = is_rotary(model)
     others = {block.layer: block for block in model.stack}
-    for layer in sorted({*model.layers, *others}):
+    for layer in model.blocks:
         if layer in model.layers:
             yield from _of_block(model, layer, rotary)
         if layer in others:

@@ -9,7 +9,7 @@ import contextlib
 
 import pytest
 import torch
-from hybrid_models import hybrid
+from hybrid_models import built, hybrid
 
 import headwater as hw
 from headwater import analyses
@@ -54,6 +54,12 @@ def outputs(hf, ids, paths):
     return found
 
 
+def _changed(model, steps, clean, corrupt):
+    frozen = {path: clean[path] for path in steps.values()} | {steps["mixer", 3]: corrupt[steps["mixer", 3]]}
+    with giving(model.hf, frozen), torch.no_grad():
+        return model.hf(input_ids=CLEAN, use_cache=False).logits
+
+
 @pytest.mark.parametrize("name", ["jamba", "lfm2"])
 def test_direct_paths_of_mixers_mlps_and_the_embedding(name):
     model = hw.load(hybrid(name))
@@ -75,6 +81,29 @@ def test_direct_paths_of_mixers_mlps_and_the_embedding(name):
             changed = difference(hf(input_ids=CLEAN, use_cache=False).logits)
         expected = (changed - low) / (high - low)
         assert float(found.sel(sender=sender)[0]) == pytest.approx(expected, abs=1e-4), sender
+
+
+def test_blocks_behind_the_last_attention_are_senders_too():
+    model = hw.load(built("Lfm2ForCausalLM", layer_types=["full_attention", "conv"] * 2))
+    found = analyses.path_patch(model, CLEAN, CORRUPT, answer="#11", wrong="#23", mlps="frozen")
+    names = found.sender.values.tolist()
+    assert [n for n in names if n.startswith("m")] == [
+        "mlp.0",
+        "mixer.1",
+        "mlp.1",
+        "mlp.2",
+        "mixer.3",
+        "mlp.3",
+    ]
+    steps = {(s.kind, b.layer): s.path for b in model.stack for s in b.steps}
+    clean, corrupt = (outputs(model.hf, ids, steps.values()) for ids in (CLEAN, CORRUPT))
+    low, high, changed = (
+        logits[0, -1, 11] - logits[0, -1, 23]
+        for logits in (clean["logits"], corrupt["logits"], _changed(model, steps, clean, corrupt))
+    )
+    assert float(found.sel(sender="mixer.3")[0]) == pytest.approx(
+        float((changed - low) / (high - low)), abs=1e-4
+    )
 
 
 def test_what_is_written_by_unknown_parts_is_refused():
