@@ -59,7 +59,9 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
         unread = _silent(hf, {module for module, _ in calls})
         if before is not None:
             _compare(before, after, sample, hf)
-        found, mixing = with_stacks(hf, with_patches(hf, parts.divide(hf, calls, sample), sample), sample)
+        found, mixing = with_stacks(
+            hf, with_patches(hf, parts.divide(hf, calls, _as_rows(sample)), sample), sample
+        )
         unread = (*unread, *mixing)
         if "pixel_values" in names(hf) and "vision" not in found:
             unread = (*unread, "vision")  # images in a format that the sample does not have
@@ -94,6 +96,12 @@ def _forms(hf: Any, sample: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield {"input_ids": ids, "attention_mask": sample["attention_mask"]}
     yield {name: given[:1] for name, given in sample.items()}  # the model has no padding token
     yield {name: given[:, None] for name, given in sample.items()}  # each row is one of several choices
+
+
+def _as_rows(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The sample as attention sees it: choices [row, choice, position] are rows."""
+    choices = "input_ids" in sample and sample["input_ids"].dim() == 3
+    return {name: given.flatten(0, 1) for name, given in sample.items()} if choices else sample
 
 
 def answer(out: Any) -> Tensor:
