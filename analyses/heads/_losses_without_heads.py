@@ -18,7 +18,6 @@ from headwater.analyses._prompts.examples import Batch, Value, first_tokens
 from headwater.analyses._runs.resume_at_layer import Resuming
 from headwater.kernels.edits.outputs import Gate, ReplaceOutput
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context
 from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
@@ -73,7 +72,7 @@ def losses_without(
                 for choices, rows in _copies(batch, heads):
                     gone = heads[choices].repeat_interleave(len(batch.places), 0)
                     edit = _Ablated(layer, gone, instead)
-                    with resuming.before(layer, len(choices)), context.editing(model.key, [edit]):
+                    with resuming.before(layer, len(choices)), model.acting([edit]):
                         found = value(rows).double().cpu().view(len(choices), -1)
                     after[torch.tensor(batch.places)[:, None], place, choices[None]] = found.T
                 steps.update()

@@ -26,7 +26,6 @@ from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, Thresh
 from headwater.analyses.sinks._uniform_map import even_map
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context
 from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -140,7 +139,7 @@ def _shares(record: Record, flags: Tensor) -> Tensor:
 def _changes(model: HookedModel, batch: Batch, plain: Tensor, flags: Tensor) -> Tensor:
     """KL and change of the logits of each text without the values of these keys, [text, measure] in float64."""
     edit = _InEveryLayer({layer: flags[:, place] for place, layer in enumerate(model.layers)})
-    with context.editing(model.key, [edit]):
+    with model.acting([edit]):
         changed = model(batch.ids)
     before, after = plain.double(), changed.double()
     p, q = before.log_softmax(-1), after.log_softmax(-1)

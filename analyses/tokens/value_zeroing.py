@@ -126,7 +126,7 @@ def _changes(model: HookedModel, layer: int, call: Call, map: AttentionMap, valu
         with (
             torch.no_grad(),
             context.unedited(model.key),
-            context.editing(model.key, [_Without(layer, taken), *edits]),
+            model.acting([_Without(layer, taken), *edits]),
         ):
             without = call.again(call.given.expand(len(taken), -1, -1)).double()
         alike = torch.cosine_similarity(call.output.double().expand_as(without), without, dim=-1)

@@ -57,12 +57,17 @@ def read(text: str) -> dict[str, list[str]]:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Put the table into a page that has the two marks, or make a page of it."""
-    made = "\n".join([BEGIN, "", *table(rows), "", END])
+    write_between(path, BEGIN, table(rows))
+
+
+def write_between(path: Path, begin: str, lines: Iterable[str]) -> None:
+    """Put lines into a page between `begin` and the next `END`; a page that does not exist is made."""
+    made = "\n".join([begin, "", *lines, "", END])
     old = (
-        read_text(path, MOST_PAGE_BYTES, HeadwaterError) if path.exists() else f"# Models\n\n{BEGIN}\n{END}\n"
+        read_text(path, MOST_PAGE_BYTES, HeadwaterError) if path.exists() else f"# Models\n\n{begin}\n{END}\n"
     )
-    before, begin, rest = old.partition(BEGIN)
+    before, first, rest = old.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise HeadwaterError(f"{path} has no place for the table: it needs the lines {BEGIN} and {END}")
+    if not first or not end:
+        raise HeadwaterError(f"{path} has no place for the table: it needs the lines {begin} and {END}")
     write_text(path, before + made + after, HeadwaterError)

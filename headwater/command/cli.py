@@ -224,7 +224,15 @@ def doctor(
     models: Annotated[
         bool, typer.Option("--models", help="Measure every architecture against transformers' own attention.")
     ] = False,
-    write: Annotated[Path | None, typer.Option(help="With --models: the page to put the table into.")] = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Run every analysis on a small model of every architecture.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="With --models or --matrix: the page to put the table into.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="With --matrix: file of finished cells to go on from.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine offers: builds, devices, backends, memory, versions, network."""
@@ -233,6 +241,9 @@ def doctor(
 
     if write is not None:
         check_target(write, HeadwaterError)
+    if matrix:
+        _matrix(write, resume, as_json)
+        return
     if models or write is not None:
         _architectures(write, as_json)
         return
@@ -257,6 +268,21 @@ def _architectures(write: Path | None, as_json: bool) -> None:
         for fault in row.faults:
             typer.echo(f"headwater: {row.title}: {fault}", err=True)
     if any(row.faults for row in rows):
+        raise typer.Exit(1)
+
+
+def _matrix(write: Path | None, resume: Path | None, as_json: bool) -> None:
+    from headwater.command import matrix, matrix_page, output
+
+    with _counted("Running every analysis on every architecture") as tell:
+        cells = matrix.measure(path=resume, tell=tell)
+    if write is not None:
+        matrix_page.write(write, cells)
+    typer.echo(output.as_json(cells) if as_json else "\n".join(matrix_page.lines(cells)))
+    failed = [cell for cell in cells if cell.state in ("wrong", "error")]
+    for cell in failed:
+        typer.echo(f"headwater: {cell.analysis} on {matrix_page.title(cell.row)}: {cell.line}", err=True)
+    if failed:
         raise typer.Exit(1)
 
 

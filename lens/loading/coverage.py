@@ -182,7 +182,7 @@ class _Trial:
         record = self.hooked.record(ids, mask, **more)
         records = {next(iter(self.hooked.parts)): record, **record.parts}
         worst = 0.0
-        for name, weights in _attentions(self.reference, given).items():
+        for name, weights in attentions(self.reference, given).items():
             part = records.get(name)
             if part is None:
                 return float("inf")
@@ -279,7 +279,7 @@ def _largest(expected: Tensor, found: Tensor, real: Tensor | None) -> float:
     return float((difference if real is None or difference.dim() < 3 else difference[real]).max())
 
 
-def _attentions(model: Any, given: Inputs) -> dict[str, tuple[Tensor, ...]]:
+def attentions(model: Any, given: Inputs) -> dict[str, tuple[Tensor, ...]]:
     """The dense weights of the eager model by part: [batch, head, query, key] of each layer."""
     with torch.no_grad():
         out = model(**given, output_attentions=True)

@@ -71,5 +71,5 @@ def test_an_edit_without_effect_and_an_empty_recording_are_faults(monkeypatch):
     assert coverage.measure("llama").faults == [
         "attention edit: changes nothing", "head edit: changes nothing",
     ]  # fmt: skip
-    monkeypatch.setattr(coverage, "_attentions", lambda model, given: {"text": (), "vision": ()})
+    monkeypatch.setattr(coverage, "attentions", lambda model, given: {"text": (), "vision": ()})
     assert any(fault.startswith("maps") for fault in coverage.measure("llama").faults)

@@ -1,0 +1,158 @@
+"""What each analysis is given in the matrix: a subject made from a family of the zoo, and small settings.
+
+A `Subject` is a small random model with inputs of its kind. Answers are token ids, so that no tokenizer is needed; a
+model without logits over a vocabulary is asked by a measure and a loss of its outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from headwater.analyses._catalogue.catalogue import Entry, entry
+from headwater.lens.loading import zoo
+from headwater.lens.loading.load import load
+from headwater.lens.model import HookedModel
+from headwater.lens.records.record import Record
+
+TEXTS, LENGTH = 4, 9  # no length is the width of a head
+ANSWER, WRONG = 11, 23  # token ids
+SMALL: dict[str, Any] = {"draws": 10, "controls": 1, "sequences": 2, "length": 6}
+# settings by analysis, where the defaults are for larger models or need to be named
+SETTINGS: dict[str, dict[str, Any]] = {
+    "agreement": {"methods": "raw_attention rollout"},
+    "attribution_truth": {"steps": 2},
+    "composition": {"draws": 4},
+    "factual_recall": {"draws": 100},
+    "faithfulness": {"methods": "raw_attention rollout", "steps": 2},
+    "find_sinks": {"length": None, "min_queries": 1},
+    "fit_offsets": {"steps": 2, "count": 1},
+    "head_significance": {"draws": 3000},
+    "integrated_gradients": {"steps": 32, "tolerance": 0.2},
+    "learn_gates": {"steps": 2},
+    "localize_heads": {"steps": 2},
+    "prune_heads": {"step": 0.5},
+    "suppressors": {"draws": 100},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model of the zoo, or one part of it, and what it reads: `given` are all inputs under transformers' names."""
+
+    name: str
+    part: str
+    model: HookedModel
+    given: dict[str, Tensor]
+
+    @functools.cache  # noqa: B019 - a subject lives as long as its row of the matrix
+    def record(self, keep: tuple[str, ...]) -> Record:
+        """The record of the part."""
+        more: dict[str, Any] = dict(self.given)
+        ids, mask = more.pop("input_ids", None), more.pop("attention_mask", None)
+        return self.model.record(ids, mask, keep=keep, **more)
+
+    @property
+    def reads(self) -> str:
+        """The name of the input that examples are given as: the text if the model reads one, else images or sound."""
+        return "input_ids" if "input_ids" in self.given else next(iter(self.given))
+
+    @property
+    def examples(self) -> Tensor:
+        """What the analyses of examples take. A text has no images: image tokens become others."""
+        found = self.given[self.reads].clone()
+        return found if found.is_floating_point() else found.masked_fill_(found == zoo.IMAGE_TOKEN, 5)
+
+    @property
+    def corrupt(self) -> Tensor:
+        """The examples with another token in the middle, or turned around."""
+        changed = self.examples
+        if changed.is_floating_point():
+            return changed.flip(-1)
+        middle = LENGTH // 2
+        changed[:, middle] = (changed[:, middle] + 7) % 80 + 3
+        return changed
+
+    @property
+    def pairs(self) -> list[tuple[Any, Any]]:
+        return list(zip(self.examples, self.corrupt, strict=True))
+
+
+def names() -> list[str]:
+    """The rows of the matrix: every family, and the parts of some beside the main one."""
+    found = []
+    for name, family in zoo.FAMILIES.items():
+        found.append(name)
+        if name in ("t5", "bart", "whisper"):
+            found += [f"{name}/encoder", f"{name}/cross"]
+        elif family.kind in ("pair", "chat"):
+            found.append(f"{name}/vision")
+    return found
+
+
+def subject(name: str) -> Subject:
+    """The subject of a row. HeadwaterError if the model can not be opened or is not installed."""
+    family, _, part = name.partition("/")
+    given = zoo.inputs(family, lengths=(LENGTH,) * TEXTS)
+    model = load(zoo.build(family))
+    return Subject(name, part, model.part(part) if part else model, given)
+
+
+def call(asked: Entry, of: Subject) -> Any:
+    """Run one analysis on one subject."""
+    settings = settings_of(asked, of.model)
+    if asked.inputs == "record":
+        return asked.function(of.record(asked.keep), **settings)
+    if asked.inputs == "model":
+        return asked.function(of.model, **settings)
+    if asked.inputs == "circuits":
+        return asked.function(*circuits(of), **settings)
+    if asked.name == "circuit_faithfulness":
+        return asked.function(of.model, None, of.pairs, **settings)
+    if asked.inputs == "model+pairs":
+        few = 2 if asked.name == "attribution_truth" else TEXTS  # it runs every edge
+        return asked.function(of.model, of.pairs[:few], **settings)
+    return asked.function(of.model, of.examples, **settings)
+
+
+def circuits(of: Subject) -> tuple[Any, Any]:
+    """Two circuits of the model, found by two methods."""
+    attribute = entry("edge_attribution").function
+    asked = {"answer": f"#{ANSWER}", "wrong": f"#{WRONG}", "draws": 10}
+    return tuple(
+        attribute(of.model, of.pairs, steps=1, how=how, **asked) for how in ("inputs", "clean_corrupt")
+    )
+
+
+def settings_of(asked: Entry, model: HookedModel) -> dict[str, Any]:
+    """Small settings, an answer where the model writes tokens, and a measure and a loss where it does not."""
+    known = parameters(asked)
+    found = {name: value for name, value in SMALL.items() if name in known} | SETTINGS.get(asked.name, {})
+    if model.has_lm_head:
+        found |= {n: f"#{i}" for n, i in (("answer", ANSWER), ("wrong", WRONG)) if n in known}
+    elif "measure" in known:
+        found["measure"] = strength
+    if "blank" in known and model.vocab:
+        found["blank"] = "#3"
+    if "loss" in known and not (model.has_lm_head and model.causal):
+        found["loss"] = loss
+    return found
+
+
+def parameters(asked: Entry) -> tuple[str, ...]:
+    """The names of all that an analysis can be given."""
+    return tuple(inspect.signature(asked.function).parameters)
+
+
+def strength(outputs: Tensor) -> Tensor:
+    """One number for each row of a model's outputs: the first feature, of the last position if there are positions."""
+    return outputs[:, -1, 0] if outputs.dim() == 3 else outputs[:, 0]
+
+
+def loss(outputs: Tensor, tokens: Tensor) -> Tensor:
+    """A smooth loss of the outputs of each row: squares of every second number, as norms fix the sum of all."""
+    return outputs.flatten(1)[:, ::2].square().mean(1)

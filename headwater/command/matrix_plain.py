@@ -1,0 +1,150 @@
+"""The same model without Headwater: transformers' own eager attention in float64, changed by plain hooks.
+
+`Plain` gives what the independent ways of `matrix_oracles.py` are made of: dense weights, outputs, and runs in which
+the heads' outputs are multiplied, replaced or watched where they enter the output projection.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.command.matrix_calls import ANSWER, WRONG, Subject, loss, strength
+from headwater.lens.loading import zoo
+from headwater.lens.loading.coverage import attentions
+from headwater.lens.loading.opening import answer
+
+PROJECTIONS = (
+    "o_proj", "out_proj", "c_proj", "dense", "Wo", "o", "out_lin", "output.dense", "projection_layer", "attn_out",
+)  # fmt: skip
+
+
+class Plain:
+    """An untouched copy of a subject's model, and runs of it on the subject's inputs."""
+
+    def __init__(self, subject: Subject) -> None:
+        family = zoo.FAMILIES[subject.name.partition("/")[0]]
+        self.hf: Any = zoo.build(subject.name.partition("/")[0])
+        if not family.change.endswith("bit"):  # bitsandbytes multiplies in its own precision
+            self.hf = self.hf.double()
+        if self.hf._can_set_experts_implementation():
+            self.hf.set_experts_implementation("eager")  # the grouped product of experts takes no float64
+        kind = next(self.hf.parameters()).dtype
+        self.given = {n: x.to(kind) if x.is_floating_point() else x for n, x in subject.given.items()}
+        self.subject, self.causal, self.writes = subject, subject.model.causal, subject.model.has_lm_head
+        part = subject.model.parts[subject.model.part_name]
+        paths = {id(module): path for path, module in subject.model.hf.named_modules()}
+        self.heads = part.n_heads
+        self.attention = [self.hf.get_submodule(paths[id(module)]) for module in part.modules]
+        self.paths = [paths[id(module)] for module in part.modules]
+
+    # --- outputs
+
+    def run(self, examples: Tensor | None = None, **more: Any) -> Tensor:
+        """Logits, or the last hidden states of a model without a head over a vocabulary.
+
+        `examples` are text, images or sound, and all that the model reads.
+        """
+        given = {} if examples is None else {self.subject.reads: examples}
+        return answer(self.hf(**given, **more))
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """What the attributions of the matrix explain: the answer's logit less that of the wrong one, at the end."""
+        return outputs[:, -1, ANSWER] - outputs[:, -1, WRONG] if self.writes else strength(outputs)
+
+    def loss(self, outputs: Tensor, ids: Tensor) -> Tensor:
+        """Mean next-token loss of each text, or the loss that the matrix gives a model without one."""
+        if not (self.writes and self.causal):
+            return loss(outputs, ids)
+        chances = outputs[:, :-1].log_softmax(-1)
+        return -chances.gather(-1, ids[:, 1:, None])[..., 0].mean(-1)
+
+    # --- attention
+
+    @functools.cached_property
+    def weights(self) -> list[Tensor]:
+        """Dense weights [batch, head, query, key] of each layer of the part."""
+        shape = self.subject.record(("qk",)).pattern(self.subject.model.layers[0]).shape
+        found = attentions(self.hf, self.given)[self.subject.model.part_name]
+        return [dense for dense in found if dense is not None and dense.shape == shape]
+
+    @property
+    def projections(self) -> list[Any]:
+        """The output projection of each layer, by its name inside of the attention or beside it."""
+        found = []
+        for path, module in zip(self.paths, self.attention, strict=True):
+            beside = self.hf.get_submodule(path.rpartition(".")[0])
+            known = [_child(of, name) for of in (module, beside) for name in PROJECTIONS]
+            found.append(next(each for each in known if each is not None))
+        return found
+
+    @contextmanager
+    def heads_through(self, change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+        """`change(layer, z)` is given the heads' outputs z [batch, position, head, d]; what it returns goes on.
+
+        z is read where it enters the output projection. A gate in between is divided out and multiplied in again.
+        """
+
+        gates: dict[int, Tensor] = {}
+
+        def gate(layer: int) -> Callable[..., None]:
+            def seen(_: nn.Module, __: Any, output: Tensor) -> None:
+                # Qwen3-Next computes queries and gates together, head by head
+                split = output.unflatten(-1, (self.heads, -1))
+                fused = output.shape[-1] > self.projections[layer].in_features
+                gates[layer] = (split.chunk(2, -1)[1] if fused else split).sigmoid()
+
+            return seen
+
+        def hook(layer: int) -> Callable[..., Any]:
+            def seen(_: nn.Module, args: tuple[Tensor, ...]) -> Any:
+                gate = gates.get(layer, torch.ones(()))
+                changed = change(layer, args[0].unflatten(-1, (self.heads, -1)) / gate)
+                return None if changed is None else ((changed * gate).flatten(-2), *args[1:])
+
+            return seen
+
+        handles = [each.register_forward_pre_hook(hook(n)) for n, each in enumerate(self.projections)]
+        for layer, module in enumerate(self.attention):
+            by_itself = getattr(module, "gate_proj", None)
+            if (
+                by_itself is not None
+                or "Qwen3Next" in type(module).__name__
+                or "Qwen3_5" in type(module).__name__
+            ):
+                handles.append((by_itself or module.q_proj).register_forward_hook(gate(layer)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def outputs_of_heads(self, ids: Tensor) -> list[Tensor]:
+        """z of each layer, [batch, position, head, d]."""
+        kept: list[Tensor] = []
+        with self.heads_through(lambda _, z: kept.append(z)), torch.no_grad():
+            self.run(ids)
+        return kept
+
+    def gated(self, ids: Tensor, gates: Tensor) -> Tensor:
+        """The output when head h of layer l is multiplied by `gates` [layer, head] or [batch, layer, head]."""
+        rows = gates.expand(len(ids), *gates.shape[-2:])
+        with self.heads_through(lambda layer, z: z * rows[:, None, layer, :, None]):
+            return self.run(ids)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Word embeddings of the tokens."""
+        return self.hf.get_input_embeddings()(ids).detach()
+
+
+def _child(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        found = module.get_submodule(name)
+    except AttributeError:
+        return None
+    return found if hasattr(found, "weight") or hasattr(found, "base_layer") else None
