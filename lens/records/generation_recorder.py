@@ -28,6 +28,7 @@ from headwater.lens.attention import context
 from headwater.lens.errors import RecordError
 from headwater.lens.records.record import stack
 from headwater.lens.records.recorder import Recorder, refuse_overflow
+from headwater.lens.records.steps import HeldRows, StepMasks
 
 SUMS = ("received", "visible")
 OF_ROWS = ("queries", "rows")
@@ -89,6 +90,8 @@ class _Layer:
     bias: list[Tensor]
     map: AttentionMap | None = None
     length: int = 0
+    masks: StepMasks = dataclasses.field(default_factory=StepMasks)
+    held: HeldRows = dataclasses.field(default_factory=HeldRows)
 
 
 class GenerationRecorder:
@@ -140,6 +143,8 @@ class GenerationRecorder:
         self._measure(so_far, map)
         if self._recorder.keeps_maps:
             self._check_edits(layer, map)
+            so_far.masks.add(mask)
+            so_far.held.add(map)
             so_far.kept["q"].append(map.q)
             so_far.kept["k"].append(map.k[:, :, own : own + rows])
             so_far.kept["lse"].append(map.lse)
@@ -272,11 +277,12 @@ class GenerationRecorder:
             WeightStep(edit, tuple(itertools.islice(factors, len(step.factors))))
             for edit, step in zip(weights, map.steps, strict=True)
         ]
-        rule = replace(
-            map.rule, mask=self._mask(map, length, self.valid), edits=scores, bias=_bias(so_far.bias, length)
-        )
+        mask = so_far.masks.whole(self._mask(map, length, self.valid))
+        rule = replace(map.rule, mask=mask, edits=scores, bias=_bias(so_far.bias, length))
         q, k, lse = (so_far.kept[name].joined() for name in ("q", "k", "lse"))
-        return AttentionMap(q, k, rule, lse, tuple(steps), map.backend)
+        whole = AttentionMap(q, k, rule, lse, tuple(steps), map.backend)
+        so_far.held.hold(layer, whole)
+        return whole
 
 
 def _bias(pieces: list[Tensor], length: int) -> Tensor | None:

@@ -207,7 +207,11 @@ def _refuse_unrecordable(model: Opened, settings: dict[str, Any]) -> None:
         raise RecordError(
             f"{model.name} is {kind}; generate without record=True, then record the whole text with model.record(…)"
         )
-    kind = settings.get("cache_implementation")
+    if settings.get("past_key_values") is not None:
+        raise RecordError("record=True reads the whole text, so it takes no past_key_values; leave them out")
+    kind = settings.get(
+        "cache_implementation", getattr(model.hf.generation_config, "cache_implementation", None)
+    )
     if kind not in (None, "dynamic"):
         raise RecordError(
             f"cache_implementation={kind!r} has no place for the last token; record=True takes 'dynamic'"

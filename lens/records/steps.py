@@ -1,0 +1,109 @@
+"""What is kept of the steps of a generation so that the map of the whole text says what they said.
+
+A step may see keys by another rule than the step before: images see themselves in the prompt and are followed causally,
+a cache drops old keys. `StepMasks` joins the masks of all steps; `HeldRows` holds rows of the whole map to the steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.tiles.mask import Mask
+from headwater.lens.errors import RecordError
+
+IN_PROMPT = 9  # rows of the prompt that are held
+ROUNDING = 1e-3
+
+
+@dataclass
+class StepMasks:
+    """The mask of the prompt, of the last step, and the first key that each row could see in its cache."""
+
+    first: Mask | None = None
+    last: Mask | None = None
+    lowest: list[int] = field(default_factory=list)
+
+    def add(self, mask: Mask) -> None:
+        self.first = mask if self.first is None else self.first
+        self.last = mask
+        self.lowest += [mask.key_offset] * mask.queries
+
+    def whole(self, plain: Mask) -> Mask:
+        """The mask of all rows; `plain` is that of the last step, stretched over the whole text."""
+        first, last = self.first, self.last
+        assert first is not None
+        assert last is not None
+        alike = (first.left, first.right) == (last.left, last.right)
+        if first is last or (alike and first.extra is None and last.extra is None and not self._drops(last)):
+            return plain
+        rows, keys = first.query_offset + first.queries, first.key_offset + first.keys
+        lowest = torch.tensor(self.lowest)
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            early = query < rows
+            seen = torch.where(
+                early,
+                (key < keys) & _seen(first, batch, head, query.clamp(max=rows - 1), key.clamp(max=keys - 1)),
+                _seen(last, batch, head, query, key),
+            )
+            return seen & (key >= lowest.to(key.device)[query])
+
+        left, right = (first.left, first.right) if alike else (None, None)
+        return replace(plain, left=left, right=right, extra=visible)
+
+    def _drops(self, mask: Mask) -> bool:
+        """Whether the cache had dropped keys that the band would show."""
+        left = mask.left
+        return any(low > max(0, row - left if left is not None else 0) for row, low in enumerate(self.lowest))
+
+
+def _seen(mask: Mask, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Visibility by the band and the function of one step."""
+    seen = torch.ones(torch.broadcast_shapes(query.shape, key.shape), dtype=torch.bool, device=key.device)
+    if mask.left is not None:
+        seen = seen & (key >= query - mask.left)
+    if mask.right is not None:
+        seen = seen & (key <= query + mask.right)
+    return seen if mask.extra is None else seen & mask.extra(batch, head, query, key)
+
+
+@dataclass
+class HeldRows:
+    """Numbers of a few rows as their step gave them: of the prompt, of steps 1, 2, 4, 8 …, and of the last step."""
+
+    rows: dict[int, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    latest: int | None = None
+
+    def add(self, map: AttentionMap) -> None:
+        first, count = map.rule.mask.query_offset, map.shape[2]
+        if self.latest is not None and self.steps & (self.steps - 1):  # the step before is not one to keep
+            del self.rows[self.latest]
+        picked = {round(place) for place in torch.linspace(0, count - 1, min(count, IN_PROMPT)).tolist()}
+        for row in picked:
+            self.rows[first + row] = _numbers(map, row, map.rule.mask.key_offset)
+        self.latest = first + count - 1 if self.steps else None
+        self.steps += 1
+
+    def hold(self, layer: int, map: AttentionMap) -> None:
+        """RecordError if the map of the whole text has other rows than the steps had."""
+        for row, told in self.rows.items():
+            found = _numbers(map, row, 0)
+            if not torch.allclose(found, told, atol=ROUNDING, rtol=ROUNDING):
+                raise RecordError(
+                    f"layer {layer}: in the step that read position {row} attention was another than the map of the "
+                    f"whole text says (off by {float((found - told).abs().max()):.2g}), so no one map holds it; use "
+                    "keep=() for statistics alone, or record the finished text with model.record(…)"
+                )
+
+
+def _numbers(map: AttentionMap, row: int, offset: int) -> Tensor:
+    """Sum, sum of squares and mean key of the weights of one row, [batch, head, 3] in float64."""
+    weights = map.tile(slice(row, row + 1), slice(0, map.shape[3]))[:, :, 0].double().cpu()
+    place = torch.arange(offset, offset + weights.shape[-1], dtype=torch.float64)
+    centre = (weights * (place / (1 + map.rule.mask.query_offset + row))).sum(-1)
+    return torch.stack([weights.sum(-1), weights.square().sum(-1), centre], -1)
