@@ -23,7 +23,7 @@ from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks as anatomy
-from headwater.lens.models.closeness import close_or_refuse
+from headwater.lens.models.closeness import close_or_refuse, of_sums
 from headwater.lens.models.weights import head_weights
 from headwater.lens.running import output_gates
 from headwater.lens.running.watching import Call, Heads, watching
@@ -209,7 +209,7 @@ def _mixing(
         written, attended.double(),
         f"the heads of {model.name} do not add up to the attention's output in layer {layer}",
         "; blocks of this architecture can not be taken apart",
-        allowed=1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2,
+        allowed=of_sums(model, 1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2),
     )  # fmt: skip
     value = value.repeat_interleave(map.shape[1] // value.shape[1], 1)
     return Mixing(map, value, z, output, x, mixed.double(), scale, first, second, gate)

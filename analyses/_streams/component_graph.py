@@ -5,7 +5,7 @@ Nodes are the embedding, every head and every MLP. Inputs are the queries, keys 
 input and the logits. An input reads the sum of all earlier nodes (and biases). `Passage` runs the model with a separate
 stream for every input, so that a single edge can be changed. A norm behind the heads (Gemma 2) keeps the scale that it
 has in the run. A parallel MLP reads the same stream as its attention. The norm in front of an input belongs to the
-model, not to the edge.
+model, not to the edge. Before anything is computed, a short run in which every edge is kept is held to the model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.analyses._streams.frozen_norm import NormForm
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks
+from headwater.lens.models import blocks, norms
+from headwater.lens.models.closeness import close_or_refuse, of_sums
 from headwater.lens.models.weights import HeadWeights, head_weights
 from headwater.lens.transformer_lens import names as transformer_lens_names
 from headwater.lens.transformer_lens.run import Activation, Run
 
 KeyValues = Literal["head", "kv"]
 EMBED, LOGITS = "embed", "logits"
+LENGTH = 12  # tokens of the run that is held to the model
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Wiring:
         self._add(max(model.layers) + 1, "logits", [LOGITS], len(self.senders))
         self.receivers = [name for group in self.groups for name in group.names]
         self.number = {name: place for place, name in enumerate(self.senders)}
+        self._hold()
 
     def _add(self, layer: int, kind: Any, names: list[str], senders: int) -> None:
         first = sum(len(group.names) for group in self.groups)
@@ -119,6 +122,45 @@ class Wiring:
         if block.mlp_out is not None and block.norm2 is None and block.norm1 is not None and not parallel:
             raise AnalysisError(f"what the MLP of layer {layer} of {model.name} reads is not known")
         return _Layer(weights, block, behind, parallel)
+
+    def _hold(self) -> None:
+        """AnalysisError unless nodes add up to what the inputs read, and inputs that read all edges give the model's
+        logits. It fails for a norm, a scale or a layer that the graph does not know.
+        """
+        model = self.model
+        length = min(model.context or LENGTH, LENGTH)
+        ids = (torch.arange(length)[None] * 7919 + 5) % model.vocab
+        shared = {layer: self._constants(found) for layer, found in self.layers.items()}
+
+        def read(group: Inputs, stream: Tensor, sent: list[Tensor]) -> Tensor:
+            below = [written for layer, written in shared.items() if layer < group.layer]
+            own = shared.get(group.layer) if group.kind == "mlp" and group.senders == len(sent) else None
+            added = torch.stack([*sent[: group.senders]]).sum(0)
+            for constant in (*below, *([] if own is None else [own])):
+                added = added + constant.to(added)
+            return added[:, None].expand(-1, len(group.names), -1, -1)
+
+        expected = model(ids)
+        try:
+            found, _ = self.run(ids, read)
+        except RuntimeError as error:
+            way_out = '; give key_values="kv"' if self.wide else ""
+            raise AnalysisError(
+                f"{model.name} does more to its queries and keys than project them ({str(error).splitlines()[0]}), so "
+                f"query heads can not be given keys of their own{way_out}"
+            ) from None
+        close_or_refuse(
+            found, expected, f"nodes and edges of {model.name} do not give its logits when every edge is kept",
+            ": something writes to its stream or scales it that the graph does not know, so no edge of it is scored",
+            allowed=of_sums(model), least=1.0,
+        )  # fmt: skip
+
+    @staticmethod
+    def _constants(layer: _Layer) -> Tensor:
+        """What a layer adds to the stream at every position beside its nodes: the bias of its attention."""
+        if layer.behind is None:
+            return layer.weights.b_O
+        return norms.norm_bias(layer.block.attention_out, layer.weights.b_O.shape[0])
 
     def heads_of(self, receiver: str) -> list[str]:
         """The heads that read through an input of queries, keys or values."""
@@ -176,7 +218,7 @@ class Passage(Run):
                 place = Activation(start + "hook_resid_mid", "input", reader)
                 add(place, self._reading(groups[layer, "mlp"], found))
                 add(known[start + "hook_mlp_out"], self._mlp)
-        last = blocks.final_norm(wiring.model.hf) or wiring.model.hf.get_output_embeddings()
+        last = blocks.final_norm(wiring.model) or wiring.model.hf.get_output_embeddings()
         logits = wiring.groups[-1]
         add(Activation("hook_resid_final", "input", last), self._reading(logits, None))
         super().__init__(wiring.model, places, batch, forward=forward)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from headwater.lens.models import blocks
+from headwater.lens.models import norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class NormForm:
 
     @classmethod
     def of(cls, norm: nn.Module, width: int) -> NormForm:
-        return cls(blocks.norm_gain(norm, width), blocks.takes_mean_out(norm, width), blocks.epsilon(norm))
+        return cls(norms.norm_gain(norm, width), norms.takes_mean_out(norm, width), norms.epsilon(norm))
 
     def at(self, given: Tensor) -> Norm:
         """The norm with its scale fixed to that of `given` [..., d_model]."""

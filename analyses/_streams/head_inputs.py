@@ -17,8 +17,8 @@ from headwater.analyses._runs.replace_activations import Swap
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.analyses._streams.writers import Writers
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks
-from headwater.lens.models.closeness import close_or_refuse
+from headwater.lens.models import blocks, norms
+from headwater.lens.models.closeness import close_or_refuse, of_sums
 from headwater.lens.naming.heads import Head, named
 from headwater.lens.transformer_lens.run import Function
 
@@ -46,7 +46,7 @@ class Reading:
         constant = torch.zeros_like(stacked[:, :, :1])
         if norm is not None:
             stacked = Norm.of(norm, run.layers[layer].entering).divided(stacked)
-            constant = constant + blocks.norm_bias(norm, stacked.shape[-1]).to(stacked)
+            constant = constant + norms.norm_bias(norm, stacked.shape[-1]).to(stacked)
         return cls([*named, BIAS], torch.cat([stacked, constant], 2))
 
     def through(self, matrix: Tensor, bias: Tensor) -> Tensor:
@@ -74,12 +74,14 @@ def rotations(model: HookedModel, batch: Batch, head: Head, places: tuple[int, i
     return q[:, q_head, places[0]], k[:, k_head, places[1]]
 
 
-def refuse_other_sum(found: Tensor, expected: Tensor, what: str) -> None:
+def refuse_other_sum(model: HookedModel, found: Tensor, expected: Tensor, what: str) -> None:
     """AnalysisError where the parts do not add up to the model's own value."""
     then = (
         ": something between the stream and it is not linear (a norm on queries and keys), or an edit is on"
     )
-    close_or_refuse(found, expected, f"{what} does not add up from its parts", then, least=1e-2)
+    close_or_refuse(
+        found, expected, f"{what} does not add up from its parts", then, allowed=of_sums(model), least=1e-2
+    )
 
 
 def _units(place: int, index: int) -> Function:

@@ -12,8 +12,8 @@ from headwater.analyses._streams.frozen_norm import Norm
 from headwater.analyses._streams.writers import Writers
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks
-from headwater.lens.models.closeness import close_or_refuse
+from headwater.lens.models import blocks, norms
+from headwater.lens.models.closeness import close_or_refuse, of_sums
 from headwater.lens.models.linear import linear
 
 
@@ -35,7 +35,7 @@ class Readout:
         norm, head = unembedding(run.model)
         stream = run.last[:, position]
         found = Norm.of(norm, stream)
-        constant = blocks.norm_bias(norm, stream.shape[-1]).to(stream)
+        constant = norms.norm_bias(norm, stream.shape[-1]).to(stream)
         end = linear(head, "the language head")
         weight, own = end.weight.T.detach().double(), end.bias
 
@@ -61,7 +61,7 @@ class Readout:
 
 def unembedding(model: HookedModel) -> tuple[nn.Module, Any]:
     """The final norm and the unembedding."""
-    norm, head = blocks.final_norm(model.hf), model.hf.get_output_embeddings()
+    norm, head = blocks.final_norm(model), model.hf.get_output_embeddings()
     if norm is None or head is None:
         raise AnalysisError(f"{model.name} has no final norm and unembedding that are known")
     return norm, head
@@ -81,4 +81,4 @@ def refuse_other_logits(model: HookedModel, read: Tensor, own: Tensor) -> None:
     """AnalysisError where logits computed from the stream differ from the model's own."""
     what = f"the logits of {model.name} are not its final norm and unembedding of the stream"
     then = ": a scale or a transform is between, so that they can not be read off the stream"
-    close_or_refuse(read, own, what, then, allowed=2e-3, least=1.0)
+    close_or_refuse(read, own, what, then, allowed=of_sums(model, 2e-3), least=1.0)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from headwater.analyses._streams.component_graph import Wiring
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks
-from headwater.lens.models.closeness import close_or_refuse, rounding_mend
+from headwater.lens.models import blocks, norms
+from headwater.lens.models.closeness import close_or_refuse, of_sums, rounding_mend
 from headwater.lens.models.weights import head_weights
 from headwater.lens.transformer_lens import names as transformer_lens_names
 
@@ -56,7 +56,7 @@ class Form:
 
     def __init__(self, model: HookedModel, layer: int, turns: Tensor | None) -> None:
         norm = blocks.block(model, layer).norm1
-        self.centred = norm is not None and blocks.takes_mean_out(norm, model.d_model)
+        self.centred = norm is not None and norms.takes_mean_out(norm, model.d_model)
         found = head_weights(model, layer, fold=True, centre=self.centred, expand=True)
         sides = [(found.W_Q, found.b_Q), (found.W_K, found.b_K)]
         self.query, self.key = (torch.cat([w, b[:, None]], 1).double().cpu() for w, b in sides)
@@ -153,7 +153,7 @@ class Forms:
             expected = torch.einsum("she,sef->shf", plain, turns[: len(plain)])
             what = f"layer {layer} of {self.model.name} does more to its queries and keys than rotate them (a norm?)"
             then = f", so its scores are no form of the stream{rounding_mend(self.model)}"
-            close_or_refuse(expected, turned, what, then)
+            close_or_refuse(expected, turned, what, then, allowed=of_sums(self.model))
 
 
 def _turns(model: HookedModel, ids: Tensor) -> dict[int, Tensor]:

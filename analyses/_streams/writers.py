@@ -21,8 +21,8 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks
-from headwater.lens.models.closeness import COARSE, close_or_refuse, rounding_mend
+from headwater.lens.models import blocks, norms
+from headwater.lens.models.closeness import COARSE, close_or_refuse, of_sums, rounding_mend
 from headwater.lens.models.stack import StackBlock
 from headwater.lens.models.weights import head_weights
 from headwater.lens.running.watching import Call, Heads, watching
@@ -162,9 +162,9 @@ def _layer(
     behind = None
     if block.attention_out is not block.attention:
         behind = Norm.of(block.attention_out, raw)
-        constant = blocks.norm_bias(block.attention_out, raw.shape[-1]).to(raw)
+        constant = norms.norm_bias(block.attention_out, raw.shape[-1]).to(raw)
         result, bias = behind.divided(result), behind.divided(bias) + constant
     what = f"what the heads of layer {number} of {model.name} write does not add up to its attention's output"
-    close_or_refuse(result.sum(2) + bias, added, what, rounding_mend(model))
+    close_or_refuse(result.sum(2) + bias, added, what, rounding_mend(model), allowed=of_sums(model))
     mixer, mlp = (own.get(f"{kind}.{number}", torch.zeros_like(entering)) for kind in ("mixer", "mlp"))
     return Layer(map, value.double(), output, entering, result, bias, mixer, mlp, behind)

@@ -16,7 +16,7 @@ from headwater.analyses._measures.pair_scores import Asked, Told
 from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._streams.component_graph import EMBED, Inputs, Wiring
 from headwater.lens.edits.heads import Ablation
-from headwater.lens.models.closeness import close_or_refuse, rounding_mend
+from headwater.lens.models.closeness import close_or_refuse, of_sums, rounding_mend
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def _check_sums(wiring: Wiring, clean: list[Tensor], other: list[Tensor], nodes:
         reads = f"what {group.names[0]} of {wiring.model.name} reads"
         what = f"{reads} is not the sum of the embedding, heads and MLPs before it"
         then = f", so its edges are not known{rounding_mend(wiring.model)}"
-        close_or_refuse(nodes[: group.senders].sum(0), x - y, what, then)
+        close_or_refuse(nodes[: group.senders].sum(0), x - y, what, then, allowed=of_sums(wiring.model))
 
 
 def changed(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from headwater.analyses._streams.readout import Readout, unembedding
 from headwater.analyses._streams.writers import Writers
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks
+from headwater.lens.models import norms
 from headwater.lens.models.linear import linear
 from headwater.lens.models.token_ids import token_id
 from headwater.lens.naming.tokens import Tokens
@@ -74,7 +74,7 @@ def less_the_mean(run: Writers, position: int, single: Readout) -> Readout:
     norm, head = unembedding(run.model)
     end = linear(head, "the language head")
     mean, own = end.weight.detach().double().mean(1), end.bias
-    bias = mean @ blocks.norm_bias(norm, len(mean)).to(mean)
+    bias = mean @ norms.norm_bias(norm, len(mean)).to(mean)
     bias = bias if own is None else bias + own.detach().double().mean()
     found = replace(single, direction=single.direction - mean, bias=single.bias - bias)
     return replace(found, total=found.shares(run.last[:, position]) + found.bias)

@@ -25,7 +25,7 @@ from headwater.analyses._streams.writers import EMBED, Layer, Writers
 from headwater.analyses.logits._answer_position import answers_of
 from headwater.analyses.logits._final_norm import PathReadout
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks
+from headwater.lens.models import norms
 from headwater.lens.models.closeness import close_or_refuse
 
 Unit = Literal["component", "head", "source"]
@@ -107,7 +107,7 @@ def _path(run: Writers, readout: Readout, norm: FinalNorm, position: int) -> Rea
     end = run.last[:, position]
     embedded = run.embedded[:, position]
     begin = torch.zeros_like(end) if norm == "path_from_zero" else embedded
-    return PathReadout.of(readout, blocks.epsilon(module), begin, end)
+    return PathReadout.of(readout, norms.epsilon(module), begin, end)
 
 
 def moved(layer: Layer, position: int) -> Tensor:

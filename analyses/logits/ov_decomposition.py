@@ -137,5 +137,5 @@ def _terms(
     looked = layer.map.tile(slice(at, at + 1), slice(None))[:, head.head, 0].double()
     terms = looked[..., None] * given
     total = read(layer.result[:, at, head.head])
-    refuse_other_sum(terms.sum((1, 2)), total, f"what head {head} of {model.name} moves")
+    refuse_other_sum(model, terms.sum((1, 2)), total, f"what head {head} of {model.name} moves")
     return terms, total

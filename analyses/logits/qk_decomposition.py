@@ -118,6 +118,6 @@ def _terms(
     terms = map.rule.scale * queries @ keys.T
     seen = map.q[row, head.head, places[0]].double(), map.k[row, shared, places[1]].double()
     what = f"the score of head {head} of {model.name}"
-    refuse_other_sum(queries.sum(0), seen[0], what)
-    refuse_other_sum(keys.sum(0), seen[1], what)
+    refuse_other_sum(model, queries.sum(0), seen[0], what)
+    refuse_other_sum(model, keys.sum(0), seen[1], what)
     return terms, (map.rule.scale * seen[0] @ seen[1]).cpu()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from headwater.lens.attention import context
 from headwater.lens.attention.function import NAME
 from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.loading.flows import with_flows
 from headwater.lens.loading.patch_places import with_patches
 from headwater.lens.loading.stacks import with_stacks
 from headwater.lens.model import HookedModel
@@ -34,6 +35,7 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
     if not hf._can_set_attn_implementation():
         sample = _sample(hf)
         found, unread = with_stacks(hf, {"text": read_only.read_part(hf, sample)}, sample)
+        found = with_flows(hf, found, sample)
         model = HookedModel(hf, tokenizer, found, name, unread=unread, read_only=read_only.READ_ONLY)
         return _checked(model, sample)
     original = hf.config._attn_implementation
@@ -62,6 +64,7 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
         found, mixing = with_stacks(
             hf, with_patches(hf, parts.divide(hf, calls, _as_rows(sample)), sample), sample
         )
+        found = with_flows(hf, found, sample)
         unread = (*unread, *mixing)
         if "pixel_values" in names(hf) and "vision" not in found:
             unread = (*unread, "vision")  # images in a format that the sample does not have

@@ -1,24 +1,25 @@
 """The modules of a transformer block by role (norms, attention, MLP), whatever the architecture calls them.
 
-`block(model, layer)` finds them by the module names that transformers commonly uses. The names are guesses: a caller
-that needs the residual stream to add up verifies it on a short input (attention output + MLP output must equal the
-change of the stream), as edits/residual.py and transformer_lens/names.py do.
+`block(model, layer)` finds norms by what they do: the attention reads the output of the one, the MLP that of the other,
+as a run at loading showed (`Flow` of norms.py). The MLP is found by the names that transformers commonly uses, else by
+what the block's stack lists. Names are guesses: a caller that needs the residual stream to add up verifies it on a
+short input (attention output + MLP output must equal the change of the stream), as edits/residual.py and
+transformer_lens/names.py do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headwater.lens.errors import ModelError
+from headwater.lens.models.norms import Flow
 from headwater.lens.models.opened import Opened
+from headwater.lens.models.stack import entry
 
-NORM_BEFORE_ATTENTION = (
-    "ln_1", "input_layernorm", "self_attn_layer_norm", "layernorm_before", "layer_norm1", "attn_norm", "sa_layer_norm",
-)  # fmt: skip
-NORM_BEFORE_MLP = (
+MLP = (
     "pre_feedforward_layernorm", "ln_2", "layernorm_after", "layer_norm2", "mlp_norm", "final_layer_norm",
     "post_attention_layernorm",
 )  # fmt: skip
@@ -55,46 +56,59 @@ class TransformerBlock:
 
 def block(model: Opened, layer: int) -> TransformerBlock:
     """The block of one layer: the entry of a ModuleList that contains the layer's attention module."""
-    inner = model.attention_module(layer)
-    path = next(name for name, module in model.hf.named_modules() if module is inner)
-    steps = path.split(".")
-    place = next((n for n in range(len(steps) - 1, 0, -1) if steps[n].isdigit()), None)
-    if place is None or place + 1 >= len(steps):
+    inner, flow = model.attention_module(layer), model.flows.get(layer, Flow({}, {}))
+    around = entry(model.hf, inner)
+    if around is None:
         raise ModelError(f"{type(inner).__name__} (layer {layer}) does not stand in a list of blocks")
-    around = model.hf.get_submodule(".".join(steps[: place + 1]))
-    attention = around.get_submodule(steps[place + 1])
-    norm1 = first(around, NORM_BEFORE_ATTENTION)
-    after = output_norm(around)
-    norm2 = first(around, NORM_BEFORE_MLP)
-    norm2 = None if norm2 is after else norm2
-    mlp = first(around, MLP)
+    attention = next(child for child in around.children() if inner in set(child.modules()))
+    norm1 = next((flow.reads[module] for module in inner.modules() if module in flow.reads), None)
+    mlp = first(around, MLP) or _listed_mlp(model, around)
     holder = around if first(around, ("fc1",)) is not None else mlp
     gated = first(holder, ("gate_proj", "w1")) is not None
     last = first(holder, MLP_OUT)
+    reader = first(holder, MLP_IN) if holder is around else mlp
+    norm2 = flow.reads.get(reader) if reader is not None else None
+    after = flow.behind.get(attention)
+    if reader not in flow.reads:  # YOLOS: what stands for the MLP is its last layer
+        norm2 = next((norm for norm in flow.reads.values() if norm not in (None, norm1, after)), None)
+    after = None if after is norm2 else after  # BLOOM: what the attention module gives is the stream
+    # one norm serves attention and MLP side by side; in BERT norms stand behind the sums
+    norm2 = None if norm2 is norm1 or flow.ends else norm2
+    written = last if holder is around else mlp
     return TransformerBlock(
         around, attention, norm1, norm2, attention if after is None else after,
         mlp=mlp if mlp is not None else last,
-        mlp_out=first(around, NORM_AFTER_MLP) or (last if holder is around else mlp),
+        mlp_out=flow.behind.get(written, written) if written is not None else None,
         mlp_first=first(holder, MLP_IN), mlp_linear=first(holder, MLP_LINEAR) if gated else None, mlp_last=last,
     )  # fmt: skip
 
 
-def output_norm(around: nn.Module) -> nn.Module | None:
-    """The norm on the attention's output; None where there is none.
+def _listed_mlp(model: Opened, around: nn.Module) -> nn.Module | None:
+    """The one MLP that the stack lists for a block."""
+    own = [block for block in model.stack if model.hf.get_submodule(block.path) is around]
+    paths = [step.path for block in own for step in block.steps if step.kind == "mlp"]
+    return model.hf.get_submodule(paths[0]) if len(paths) == 1 else None
 
-    Llama gives the same name, post_attention_layernorm, to the norm before its MLP; that one is not meant.
+
+def attention_norms(model: Opened, layer: int, readers: Iterable[nn.Module]) -> TransformerBlock:
+    """The block of a layer whose `readers`, the projections to q, k and v, all read its `norm1`; else ModelError."""
+    found, flow = block(model, layer), model.flows.get(layer, Flow({}, {}))
+    if any(reader not in flow.reads or flow.reads[reader] is not found.norm1 for reader in readers):
+        raise ModelError(
+            f"what the attention of layer {layer} of {model.name} reads is neither the stream nor one norm of it, so "
+            "no gain can be folded into its weights; weights(layer, fold=False) gives them as they are"
+        )
+    return found
+
+
+def final_norm(model: Opened) -> nn.Module | None:
+    """The norm between the last block and the language head; None if there is none or it is not known.
+
+    A model without a language head has no reader to tell; its norm is found by name.
     """
-    found = first(around, NORM_AFTER_ATTENTION)
-    ours = (
-        hasattr(around, "post_self_attn_layernorm")
-        or hasattr(around, "pre_feedforward_layernorm")
-        or first(around, NORM_BEFORE_ATTENTION) is None
-    )
-    return found if ours else None
-
-
-def final_norm(hf: nn.Module) -> nn.Module | None:
-    """The norm between the last block and the language head."""
+    if model.head_flow is not None:
+        return next(iter(model.head_flow.reads.values()), None)
+    hf = model.hf
     base = getattr(hf, "base_model", hf)
     trunks = (hf, base, getattr(base, "decoder", None))
     return next((n for t in trunks if isinstance(t, nn.Module) if (n := first(t, FINAL)) is not None), None)
@@ -112,39 +126,3 @@ def first(module: nn.Module | None, names: tuple[str, ...]) -> nn.Module | None:
         return None
     children = (getattr(module, name, None) for name in names)
     return next((child for child in children if isinstance(child, nn.Module)), None)
-
-
-def norm_gain(norm: nn.Module | None, width: int) -> Tensor:
-    """The gain [width] of a LayerNorm or RMSNorm, however it is stored (Gemma stores gain - 1); ones for no norm.
-
-    Measured, not read: a vector of alternating ±1000 has mean 0 and root mean square 1000, large beside epsilon, so the
-    norm returns ±gain + bias.
-    """
-    return torch.ones(width) if norm is None else _affine(norm, width)[0]
-
-
-def norm_bias(norm: nn.Module | None, width: int) -> Tensor:
-    """The bias [width] of a LayerNorm; zeros for RMSNorm and for no norm."""
-    return torch.zeros(width) if norm is None else _affine(norm, width)[1]
-
-
-def _affine(norm: nn.Module, width: int) -> tuple[Tensor, Tensor]:
-    like = next(norm.parameters(), torch.empty(0))
-    probe = torch.full((width,), 1000.0, dtype=like.dtype, device=like.device)
-    probe[1::2] = -1000.0
-    with torch.no_grad():
-        up, down = norm(probe), norm(-probe)
-        return ((up - down) / (2 * probe.sign())).float(), ((up + down) / 2).float()
-
-
-def takes_mean_out(norm: nn.Module, width: int) -> bool:
-    """Whether the norm subtracts the mean: LayerNorm gives the same for x and x + 1, RMSNorm does not."""
-    like = next(norm.parameters(), torch.empty(0))
-    probe = torch.linspace(-1, 1, width, dtype=like.dtype, device=like.device)
-    with torch.no_grad():
-        return bool(torch.allclose(norm(probe), norm(probe + 1), atol=1e-2))
-
-
-def epsilon(norm: nn.Module) -> float:
-    """The epsilon that the norm adds to the variance."""
-    return float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 0.0)

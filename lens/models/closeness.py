@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from headwater.lens.errors import AnalysisError, HeadwaterError
+from headwater.lens.models.linear import QUANTISED, quantised
 from headwater.lens.models.opened import Opened
 
 COARSE = 1e-4  # with a larger machine epsilon than this, sums of a model's parts do not add up
@@ -28,6 +29,11 @@ def close_or_refuse(
     if not difference <= allowed:
         sizes = f"(relative difference {difference:.1e}, allowed {allowed:.0e})"
         raise error(f"{what} {sizes}{then}")
+
+
+def of_sums(model: Opened, allowed: float = 1e-3) -> float:
+    """The `allowed` difference between a sum of a model's parts and its own value: more where weights have few bits."""
+    return max(allowed, QUANTISED) if quantised(model.hf.modules()) else allowed
 
 
 def rounding_mend(model: Opened) -> str:

@@ -11,6 +11,7 @@ Its entries have the rounding of the module: an 8 bit module computes in float16
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
@@ -87,18 +88,25 @@ def table(embedding: nn.Module, count: int) -> Tensor:
 def refuse_without_gradient(modules: Iterable[nn.Module]) -> None:
     """ModelError for a module that gives no gradient to its input, as torch's dynamic quantisation does."""
     for module in modules:
-        plain = type(module) is nn.Linear or not isinstance(getattr(module, "in_features", None), int)
-        if plain or module in _differentiable:
+        plain = any(weight.dim() > 1 and _wide(weight) for weight in module.parameters())
+        if plain or not isinstance(getattr(module, "in_features", None), int) or module in _differentiable:
             continue
-        with torch.enable_grad(), module_hooks.off():
+        with torch.enable_grad(), module_hooks.off(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns where an operator has no gradient
             x = _probe(module)[:1].requires_grad_()
-            y = module(x)
+            y = module_hooks.first_output(module(x))
             if not y.requires_grad or torch.autograd.grad(y.sum(), x, allow_unused=True)[0] is None:
                 raise ModelError(
                     f"{_name(module)} gives no gradient to its input, so nothing can be asked of gradients; load the "
                     "model without this quantisation"
                 )
         _differentiable.add(module)
+
+
+def quantised(modules: Iterable[nn.Module]) -> bool:
+    """Whether a linear module among these computes with weights of few bits."""
+    found = (module for module in modules if isinstance(getattr(module, "in_features", None), int))
+    return any(_allowed(module, torch.empty(0)) == QUANTISED for module in found)
 
 
 def _stored(module: nn.Module) -> Linear | None:

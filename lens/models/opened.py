@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headwater.lens.attention.function import register_layers
 from headwater.lens.errors import EditError, ModelError, nearest
+from headwater.lens.models.norms import HEAD
 from headwater.lens.models.parts import Part
 from headwater.lens.models.patches import Patches
 from headwater.lens.models.revision import Revision, of_tokenizer
@@ -73,6 +74,8 @@ class Opened:
         self.causal = part.causal
         self.layers = sorted(part.modules.values())
         self.stack = part.stack
+        self.flows = part.flows
+        self.head_flow = self.parts[next(iter(self.parts))].flows.get(HEAD)
         self.n_layers = len(self.layers)
         self.n_heads = part.n_heads
         self.n_kv_heads = part.n_kv_heads

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import ModelError
+from headwater.lens.models.norms import Flow
 from headwater.lens.models.part_axes import Axes, axes_of, own_name
 from headwater.lens.models.patches import Patches
 from headwater.lens.models.signature import FLOATS, embedding, float_input, pair, vision_config
@@ -47,6 +48,9 @@ class Part:
     lengths: Callable[[int], Any] | None = None  # or the model's function from samples to positions
     counts: Mapping[str, int] = field(default_factory=dict)
     stack: tuple[StackBlock, ...] = ()  # what each block does, those without attention too
+    flows: Mapping[int | str, Flow] = field(
+        default_factory=dict
+    )  # which norms the modules of each block read
 
     @property
     def crosses(self) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 Kind = Literal["attention", "mixer", "mlp"]
 
 
@@ -47,6 +49,16 @@ class StackBlock:
     @property
     def mixers(self) -> tuple[Mixer, ...]:
         return tuple(Mixer(self.layer, step.path, step.name) for step in self.steps if step.kind == "mixer")
+
+
+def entry(hf: nn.Module, attention: nn.Module) -> nn.Module | None:
+    """The block of an attention module: the entry of the innermost numbered list that holds it; None without one."""
+    path = next(name for name, module in hf.named_modules() if module is attention)
+    steps = path.split(".")
+    place = next((n for n in range(len(steps) - 1, 0, -1) if steps[n].isdigit()), None)
+    if place is None or place + 1 >= len(steps):
+        return None
+    return hf.get_submodule(".".join(steps[: place + 1]))
 
 
 def mixers_of(stack: Iterable[StackBlock]) -> tuple[Mixer, ...]:

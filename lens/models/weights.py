@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from headwater.lens.errors import ModelError
 from headwater.lens.models import blocks
-from headwater.lens.models.blocks import norm_bias, norm_gain, output_norm
 from headwater.lens.models.linear import linear, table
+from headwater.lens.models.norms import norm_bias, norm_gain, takes_mean_out
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.projections import attention_with_projections, projections
+from headwater.lens.models.projections import projections
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def head_weights(
     write_bias = write.new_zeros(write.shape[-1]) if out.bias is None else _copy(out.bias)
     if fold:
         before, _ = _norms(model, layer)
-        gain, shift = (f(before, write.shape[-1]).to(write) for f in (norm_gain, norm_bias))
+        gain, shift = (f(before, read["Q"].shape[1]).to(write) for f in (norm_gain, norm_bias))
         bias = {n: bias[n] + torch.einsum("d,hde->he", shift, read[n]) for n in bias}
         read = {n: gain[:, None] * weight for n, weight in read.items()}
         if centre:
@@ -95,9 +95,9 @@ def layer_weights(model: Opened, layer: int) -> LayerWeights:
     """The weights of attention layer `layer`, one matrix per query head, for QK and OV circuits."""
     found = head_weights(model, layer, expand=True)
     before, after = _norms(model, layer)
-    width = found.W_Q.shape[1]
-    output = found.W_O * norm_gain(after, width).to(found.W_O)
-    return LayerWeights(found.W_Q, found.W_K, found.W_V, output, norm_gain(before, width).to(found.W_Q))
+    output = found.W_O * norm_gain(after, found.W_O.shape[-1]).to(found.W_O)
+    gain = norm_gain(before, found.W_Q.shape[1]).to(found.W_Q)
+    return LayerWeights(found.W_Q, found.W_K, found.W_V, output, gain)
 
 
 def triangle(thin: Tensor) -> Tensor:
@@ -108,9 +108,9 @@ def triangle(thin: Tensor) -> Tensor:
 def circuit_ends(model: Opened) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, "d_model vocab"]]:
     """Token embedding [vocab, d_model] and unembedding [d_model, vocab] with the last norm's gain folded
     in."""
-    embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
-    if head is None:
+    if not model.has_lm_head:
         raise ModelError(f"{model.name} has no language head; load a causal language model")
+    embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
     embed, unembed = (
         table(embedding, model.vocab).float(),
         linear(head, "the language head").weight.detach().float(),
@@ -119,7 +119,12 @@ def circuit_ends(model: Opened) -> tuple[Float[Tensor, "vocab d_model"], Float[T
         raise ModelError(
             f"{model.name} embeds in {embed.shape[1]} dimensions and reads out from {unembed.shape[0]}"
         )
-    last = blocks.final_norm(model.hf)
+    if model.head_flow is None or not model.head_flow.reads:
+        raise ModelError(
+            f"the language head of {model.name} reads neither the stream nor its last norm (a layer is between), so it "
+            "has no unembedding of the stream"
+        )
+    last = blocks.final_norm(model)
     return embed, unembed * norm_gain(last, unembed.shape[0]).to(unembed)[:, None]
 
 
@@ -130,14 +135,13 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _norms(model: Opened, layer: int) -> tuple[nn.Module | None, nn.Module | None]:
     """The norms before and after the attention of a layer; None where there is none."""
-    attention = attention_with_projections(model, layer)
-    names = {module: name for name, module in model.hf.named_modules()}
-    around = model.hf.get_submodule(names[attention].rpartition(".")[0])
-    return blocks.first(around, blocks.NORM_BEFORE_ATTENTION), output_norm(around)
+    found = projections(model, layer)
+    block = blocks.attention_norms(model, layer, (found.query.module, found.key.module, found.value.module))
+    return block.norm1, None if block.attention_out is block.attention else block.attention_out
 
 
 def _refuse_rms(model: Opened, norm: nn.Module | None) -> None:
-    if norm is None or not blocks.takes_mean_out(norm, model.d_model):
+    if norm is None or not takes_mean_out(norm, model.d_model):
         what = "has no norm in front of its attention" if norm is None else f"has {type(norm).__name__}"
         raise ModelError(
             f"{model.name} {what}, which keeps the mean of the stream; centre=True is for LayerNorm models"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from headwater.lens.errors import ModelError
-from headwater.lens.models import blocks, inputs
+from headwater.lens.models import blocks, inputs, norms
 from headwater.lens.models.classes import logits_of
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.weights import HeadWeights, head_weights
@@ -64,8 +64,8 @@ class TransformerLens(Opened):
     def cfg(self) -> Config:
         """The configuration under TransformerLens' names."""
         text = self.hf.config.get_text_config()
-        norm = blocks.final_norm(self.hf)
-        centred = norm is not None and blocks.takes_mean_out(norm, self.d_model)
+        norm = blocks.final_norm(self)
+        centred = norm is not None and norms.takes_mean_out(norm, self.d_model)
         return Config(
             model_name=self.name, n_layers=max(self.layers) + 1, n_heads=self.n_heads,
             n_key_value_heads=None if self.n_kv_heads == self.n_heads else self.n_kv_heads,
@@ -73,7 +73,7 @@ class TransformerLens(Opened):
             d_vocab=self.vocab, device=str(self.device), dtype=self.dtype,
             act_fn=next((v for n in ("activation_function", "hidden_act", "hidden_activation")
                          if isinstance(v := getattr(text, n, None), str)), None),
-            normalization_type="LN" if centred else "RMS", eps=0.0 if norm is None else blocks.epsilon(norm),
+            normalization_type="LN" if centred else "RMS", eps=0.0 if norm is None else norms.epsilon(norm),
             positional_embedding_type="rotary" if transformer_lens_names.is_rotary(self) else "standard",
             final_rms=not centred,
         )  # fmt: skip

@@ -93,7 +93,7 @@ def _all(model: Opened) -> Iterator[Activation]:
             yield from _of_block(model, layer, rotary)
         if layer in others:
             yield from _of_steps(model, others[layer])
-    yield from _of_norm("ln_final.", blocks.final_norm(model.hf))
+    yield from _of_norm("ln_final.", blocks.final_norm(model))
 
 
 def _of_block(model: Opened, layer: int, rotary: bool) -> Iterator[Activation]:

@@ -22,7 +22,7 @@ from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block
 from headwater.lens.attention import context, module_hooks
 from headwater.lens.errors import ModelError
-from headwater.lens.models import blocks
+from headwater.lens.models import norms
 from headwater.lens.models.linear import linear
 from headwater.lens.models.opened import Opened
 
@@ -235,10 +235,10 @@ class Run(context.Tap):
         width = given.shape[-1]
         high = given if given.dtype == torch.float64 else given.float()
         with module_hooks.off():  # these call the norm on probes, which the hook functions must not see
-            takes_mean_out = blocks.takes_mean_out(norm, width)
-            gain, bias = (f(norm, width).to(high) for f in (blocks.norm_gain, blocks.norm_bias))
+            takes_mean_out = norms.takes_mean_out(norm, width)
+            gain, bias = (f(norm, width).to(high) for f in (norms.norm_gain, norms.norm_bias))
         centred = high - high.mean(-1, keepdim=True) if takes_mean_out else high
-        scale = (centred.square().mean(-1, keepdim=True) + blocks.epsilon(norm)).sqrt()
+        scale = (centred.square().mean(-1, keepdim=True) + norms.epsilon(norm)).sqrt()
         seen = scale if place.kind == "scale" else centred / scale
         if (found := self._passing_rows(place.name, seen)) is seen:
             return output

@@ -10,7 +10,7 @@ import tiny_models
 import torch
 
 import headwater as hw
-from headwater.lens.models import blocks
+from headwater.lens.models import blocks, norms
 
 
 @pytest.mark.parametrize("name", tiny_models.CAUSAL)
@@ -37,9 +37,9 @@ def test_the_final_norm_gives_what_the_head_reads(name):
     model = hw.load(tiny_models.tiny(name))
     ids, _ = tiny_models.batch(1, (9, 9))
     stream = model.record(ids, keep=("residual",)).residual("final")
-    norm = blocks.final_norm(model.hf)
+    norm = blocks.final_norm(model)
     with torch.no_grad():
         read = norm(stream)
     torch.testing.assert_close(read, model.embeddings(ids), atol=1e-5, rtol=1e-5)
-    assert blocks.takes_mean_out(norm, 32) == (name == "gpt2")
-    assert blocks.epsilon(norm) == pytest.approx(1e-5 if name in ("gpt2", "gptoss") else 1e-6)
+    assert norms.takes_mean_out(norm, 32) == (name == "gpt2")
+    assert norms.epsilon(norm) == pytest.approx(1e-5 if name in ("gpt2", "gptoss") else 1e-6)

@@ -13,7 +13,8 @@ import transformers as hf
 
 import headwater as hw
 from headwater.lens.errors import ModelError
-from headwater.lens.models.weights import circuit_ends, layer_weights, norm_gain
+from headwater.lens.models.norms import norm_gain
+from headwater.lens.models.weights import circuit_ends, layer_weights
 
 SHARED = {"vocab_size": 61, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 WIDE = SHARED | {
