@@ -117,9 +117,7 @@ def _own(model: HookedModel, block: StackBlock, seen: Mapping[nn.Module, Call]) 
     """What the mixers and MLPs of a block add to the stream: {"mixer.3": [batch, position, d_model], "mlp.3": …}."""
     stream = seen[model.hf.get_submodule(block.path)].given
     found: dict[str, Tensor] = {}
-    for step in block.steps:
-        if step.kind == "attention":
-            continue
+    for step in block.beside:
         module, name = model.hf.get_submodule(step.path), f"{step.kind}.{block.layer}"
         output = seen[module].output
         behind = [

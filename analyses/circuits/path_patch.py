@@ -154,7 +154,7 @@ class _Paths:
             f"blocks.{layer}.hook_attn_out": "MLPs" for layer in self.model.layers
         }  # known if all adds up
         for block in self.model.stack:
-            kinds = {step.kind for step in block.steps if step.kind != "attention"}
+            kinds = {step.kind for step in block.beside}
             told = {"mlp": "MLPs", "mixer": "mixers"}
             wanted |= {f"blocks.{block.layer}.hook_{kind}_out": told[kind] for kind in kinds}
         if missing := next((name for name in wanted if name not in known), None):

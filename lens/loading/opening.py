@@ -34,7 +34,7 @@ def open_model(hf: Any, tokenizer: Any, name: str) -> HookedModel:
     hf.eval()
     if not hf._can_set_attn_implementation():
         sample = _sample(hf)
-        found, unread = with_stacks(hf, {"text": read_only.read_part(hf, sample)}, sample)
+        found, unread = with_stacks(hf, {"text": read_only.read_part(hf, sample)}, sample, read_only=True)
         found = with_flows(hf, found, sample)
         model = HookedModel(hf, tokenizer, found, name, unread=unread, read_only=read_only.READ_ONLY)
         return _checked(model, sample)

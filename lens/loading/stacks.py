@@ -7,6 +7,7 @@ positions. What mixes positions and holds no attention that is read is a mixer, 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from headwater.lens.attention import context, module_hooks
+from headwater.lens.attention.function import register_layers
 from headwater.lens.models.parts import Part
 from headwater.lens.models.stack import Kind, StackBlock, Step, mixers_of, named, pattern
 from headwater.lens.running.watching import Call
@@ -28,10 +30,14 @@ COARSE = 0.02  # nor below this share of it, which many roundings of 16 bits do 
 
 
 def with_stacks(
-    hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor]
+    hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor], read_only: bool = False
 ) -> tuple[dict[str, Part], tuple[str, ...]]:
-    """The parts with their stacks, and texts that name everything that mixes positions and has no map."""
-    look = _Look(hf, parts)
+    """The parts with their stacks, and texts that name everything that mixes positions and has no map.
+
+    `read_only`: the attention does not go through the interface, so what it does beside its map is not looked at.
+    """
+    keys = {} if read_only else {name: register_layers(part.modules) for name, part in parts.items()}
+    look = _Look(hf, parts, keys)
     arguments = {**sample, **({"use_cache": False} if _takes(hf, "use_cache") else {})}
     with torch.no_grad(), look.on(), context.discovering():
         hf(**arguments)
@@ -53,6 +59,7 @@ def _takes(hf: Any, name: str) -> bool:
 class _Look:
     hf: Any
     parts: Mapping[str, Part]
+    keys: Mapping[str, object]  # of the parts whose attention goes through the interface
     read: set[nn.Module] = field(init=False)  # attention modules whose maps are read
     paths: dict[nn.Module, str] = field(init=False)
     entries: dict[str, list[nn.Module]] = field(init=False)  # the blocks of each part
@@ -137,6 +144,8 @@ class _Look:
         for child in module.children():
             if child in self.read:
                 yield "attention", child
+                if child in calls and self._mixes_beside(calls[child]):
+                    yield "mixer", child
             elif child not in calls or self.read & set(child.modules()):
                 yield from self._inside(child, calls, block)
             elif _of_stream(calls[child], block) and self._mixes(calls[child]):
@@ -154,10 +163,43 @@ class _Look:
         close = 1e-3 * float(added.abs().max()) + 2 * rounding
         for child in module.children():
             call = calls.get(child)
-            same = call is not None and call.output.shape == added.shape
-            if same and torch.allclose(call.output, added, rtol=1e-3, atol=close) and self._mixes(call):
+            if call is None or call.output.shape != added.shape:
+                continue
+            if torch.allclose(call.output, added, rtol=1e-3, atol=close) and self._mixes(call):
                 return self._innermost(child, calls)
         return module
+
+    def _mixes_beside(self, call: Call) -> bool:
+        """Whether an attention module moves information between positions beside its map.
+
+        Its values at another position may change with the hidden state of one, or its output although the heads give
+        what they gave before.
+        """
+        given = _given(call)
+        if not self.keys or given.dim() != 3 or len(given[0]) < 3 or call.output.shape[:2] != given.shape[:2]:
+            return False
+        place = len(given[0]) // 3
+        changed = given.clone()
+        changed[0, place] = given[0, place].flip(-1) + given[0, -1]
+        first = _Heads()
+        try:
+            with self._tapped(first):
+                before = _called(call, given.clone())
+            second = _Heads(first.z)
+            with self._tapped(second):
+                after = _called(call, changed)
+        except Exception:  # it can not be called again, so nothing shows that it keeps positions apart
+            return True
+        values = [tensor.transpose(1, 2) for tensor in (first.value, second.value) if tensor is not None]
+        own = len(values) == 2 and values[0].shape[1] == len(given[0])  # keys are the queries' own positions
+        return _moved(before, after, place) or (own and _moved(values[0], values[1], place))
+
+    @contextlib.contextmanager
+    def _tapped(self, tap: context.Tap) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for key in self.keys.values():
+                stack.enter_context(context.tapping(key, tap))
+            yield
 
     def _mixes(self, call: Call) -> bool:
         """Whether a change of one position's hidden state changes the output at another position."""
@@ -201,6 +243,23 @@ class _Look:
         outermost = [m for m in modules if not any(m is not n and m in set(n.modules()) for n in modules)]
         kinds = {(type(module).__name__, pattern(self.paths[module])): None for module in outermost}
         return [f"{name} ({where}{note})" for name, where in kinds]
+
+
+class _Heads(context.Tap):
+    """Keeps the values and the heads' outputs of an attention call, or makes the heads give `held`."""
+
+    def __init__(self, held: Tensor | None = None) -> None:
+        self.held = held
+        self.value: Tensor | None = None
+        self.z: Tensor | None = None
+
+    def entering(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.value = v
+        return q, k, v
+
+    def leaving(self, layer: int, z: Tensor) -> Tensor:
+        self.z = z
+        return z if self.held is None else self.held
 
 
 def _names_attention(module: nn.Module) -> bool:

@@ -47,6 +47,12 @@ class StackBlock:
     steps: tuple[Step, ...]
 
     @property
+    def beside(self) -> tuple[Step, ...]:
+        """The mixers and MLPs, without what mixes positions inside of an attention module."""
+        attending = {step.path for step in self.steps if step.kind == "attention"}
+        return tuple(s for s in self.steps if s.kind != "attention" and s.path not in attending)
+
+    @property
     def mixers(self) -> tuple[Mixer, ...]:
         return tuple(Mixer(self.layer, step.path, step.name) for step in self.steps if step.kind == "mixer")
 

@@ -144,7 +144,7 @@ def _of_steps(model: Opened, block: StackBlock) -> Iterator[Activation]:
     if alone:
         yield Activation(start + "hook_resid_pre", "input", module)
     for kind in ("mixer", "mlp") if alone else ("mixer",):
-        paths = [step.path for step in block.steps if step.kind == kind]
+        paths = [step.path for step in block.beside if step.kind == kind]
         if len(paths) == 1:  # what several write has no one name
             yield Activation(f"{start}hook_{kind}_out", "output", model.hf.get_submodule(paths[0]))
     if alone:

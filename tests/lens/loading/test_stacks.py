@@ -112,3 +112,38 @@ def test_opening_changes_neither_outputs_nor_buffers():
     expected = hf(input_ids=IDS).logits
     torch.testing.assert_close(hw.load(hf).hf(input_ids=IDS).logits, expected, atol=1e-5, rtol=1e-4)
     assert all(tensor.equal(before[name]) for name, tensor in hf.state_dict().items())
+
+
+def test_attention_whose_values_come_from_other_positions_is_named():
+    config = transformers.ZayaConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=48, moe_intermediate_size=16, num_experts=4, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = hw.load(transformers.ZayaForCausalLM(config))
+    assert [(mixer.layer, mixer.name) for mixer in model.mixers] == [
+        (0, "ZayaAttention"),
+        (1, "ZayaAttention"),
+    ]
+    module, values = model.attention_module(0), []
+    hook = module.qkv_proj.register_forward_hook(lambda m, given, output: values.append(output[2].detach()))
+    other = IDS.clone()
+    other[0, 4] = 17
+    model.hf(input_ids=IDS), model.hf(input_ids=other)
+    hook.remove()
+    assert not values[0][0, 5].equal(values[1][0, 5])  # the value at 5 is in part the token at 4
+    assert values[0][0, 6].equal(values[1][0, 6])
+
+
+def test_attention_that_adds_a_convolution_to_its_heads_is_named():
+    hf = zoo.build("llama")
+    attention = hf.model.layers[1].self_attn
+    assert hw.load(hf).mixers == ()
+    attention.register_forward_hook(
+        lambda m, args, kwargs, out: (
+            out[0] + torch.nn.functional.pad(kwargs["hidden_states"], (0, 0, 1, 0))[:, :-1],
+            *out[1:],
+        ),
+        with_kwargs=True,
+    )
+    assert [mixer.path for mixer in hw.load(hf).mixers] == ["model.layers.1.self_attn"]
