@@ -26,5 +26,5 @@ def refuse_mixers(
     if found:
         raise AnalysisError(
             f"{what} needs layers where attention alone moves information between positions; in {model} "
-            f"{' and '.join(named(found))} does too and has no map; {instead}"
+            f"{' and '.join(named(found))} does too and has no attention map; {instead}"
         )

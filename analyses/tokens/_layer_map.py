@@ -2,11 +2,14 @@
 
 `Ã = rownorm((1 - w)·Ā + w·I)`, where `Ā` is the mean of the heads (plain or weighted) or their largest or smallest
 weights. A row without any weight keeps its own position when w > 0, and is undefined (NaN) otherwise.
+
+A layer without softmax attention has an exact map too (lens/mixers/effective_map.py), signed and without row sums of 1.
+With `mixers="effective"` its `Ā` is the mean over heads, or channels, of `|A_ij| / Σ_j |A_ij|`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,41 +18,86 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._streams.between_layers import refuse_mixers
-from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError
+from headwater.lens.models.stack import named
 from headwater.lens.records.record import Record
 
 Reduction = Literal["mean", "max", "min"]
+Mixers = Literal["refuse", "effective"]
 EXTREMES: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "min": torch.amin}
+EFFECTIVE = "effective"  # the mixing of a layer without softmax attention
+
+INSTEAD = (
+    'record with keep=("qk", "mixers") and give mixers="effective" to follow their exact maps, or read layers one by '
+    "one (raw_attention, attention_distance)"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Joining:
-    """How the heads of `layers` are joined: `weight` is the residual stream's w, `mixing` the name of a reduction or
-    head weights [layer, head] that sum to 1 in each layer.
+    """How the heads of `layers` are joined: `weight` is the residual stream's w, `mixing` of each layer the name of a
+    reduction, "effective", or head weights [head] that sum to 1.
     """
 
     layers: list[int]
     weight: float
-    mixing: str | Tensor
+    mixing: list[str | Tensor]
 
     @classmethod
     def of(
         cls, record: Record, residual: float, heads: Reduction | Sequence[Sequence[float]], add_residual: bool,
-        last_layer: int | None,
+        last_layer: int | None, mixers: Mixers,
     ) -> Joining:  # fmt: skip
-        refuse_mixers(record.provenance.get("model"), record.mixers, "a product of maps", high=last_layer)
-        layers = consecutive_layers(record, last_layer)
-        mixing = head_mixing(heads, layers, record.n_heads)
+        if mixers == "refuse":
+            refuse_mixers(
+                record.provenance.get("model"),
+                record.mixers,
+                "a product of maps",
+                high=last_layer,
+                instead=INSTEAD,
+            )
+        between = _mixed(record, last_layer) if mixers == "effective" else []
+        layers = consecutive_layers(record, last_layer, between)
+        attending = [layer for layer in layers if layer not in between]
+        of_heads = head_mixing(heads, attending, record.n_heads)
+        mixing = [
+            EFFECTIVE if layer in between
+            else of_heads if isinstance(of_heads, str)
+            else of_heads[attending.index(layer)]
+            for layer in layers
+        ]  # fmt: skip
         return cls(layers, residual if add_residual else 0.0, mixing)
 
-    def of_layer(self, depth: int) -> str | Tensor:
-        return self.mixing if isinstance(self.mixing, str) else self.mixing[depth]
+
+def attributes(record: Record, joining: Joining) -> dict[str, object]:
+    """What a result says of its layers, and what is left uncovered where mixers count by their exact maps."""
+    told: dict[str, object] = {"layers": joining.layers}
+    if EFFECTIVE in [mixing for mixing in joining.mixing if isinstance(mixing, str)]:
+        followed = named(record.mixers)
+        left = [text for text in record.provenance.get("not_covered", ()) if text not in followed]
+        told["not_covered"] = "; ".join(left)
+    return told
 
 
-def consecutive_layers(record: Record, last: int | None) -> list[int]:
-    """The record's layers up to `last`. AnalysisError where one in between is missing or has signed weights."""
-    layers = [layer for layer in record.layers if last is None or layer <= last]
+def _mixed(record: Record, last: int | None) -> list[int]:
+    """The layers up to `last` without softmax attention, whose maps the record must hold."""
+    layers = [mixer.layer for mixer in record.mixers if last is None or mixer.layer <= last]
+    attending = record.provenance.get("attention_layers", record.layers)
+    both = [layer for layer in layers if layer in attending or layers.count(layer) > 1]
+    if both:
+        raise AnalysisError(
+            f"layer {both[0]} of {record.provenance.get('model')} holds attention and a mixer, or two mixers, and a "
+            "product takes one map a layer; read them one by one with record.map and record.effective_map"
+        )
+    for layer in layers:
+        record.effective_map(layer)
+    return layers
+
+
+def consecutive_layers(record: Record, last: int | None, between: Sequence[int] = ()) -> list[int]:
+    """The record's layers and those `between`, up to `last`. AnalysisError where one in between is missing or has
+    signed weights that no `between` allows."""
+    layers = sorted([*(n for n in record.layers if last is None or n <= last), *between])
     if not layers or (last is not None and layers[-1] != last):
         raise AnalysisError(f"last_layer={last} is not in this record; it has layers {record.layers}")
     known = record.provenance.get("attention_layers", range(layers[-1]))
@@ -90,15 +138,34 @@ def over_row_sums(rows: Tensor, mass: Tensor, weight: float) -> Tensor:
     return torch.where(rows == 0, 0.0, rows / torch.where(total > 0, total, torch.nan))
 
 
-def joined_map(map: AttentionMap, weight: float, mixing: str | Tensor) -> Tensor:
-    """Ã of one layer, dense [batch, query, key] in float64, read block by block; quadratic memory."""
-    batch, _, queries, keys = map.shape
-    joined = torch.zeros(batch, queries, keys, dtype=torch.float64)
-    for span, weights in map.row_blocks():
+def joined_rows(record: Record, layer: int, mixing: str | Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Ā of one layer, a block of rows at a time, [batch, row, key] in float64 on the CPU; zero rows at padding."""
+    if isinstance(mixing, str) and mixing == EFFECTIVE:
+        yield from _effective_rows(record, layer)
+        return
+    for span, weights in record.map(layer).row_blocks():
         weights = weights.double().cpu()
         if isinstance(mixing, str):
-            joined[:, span] = EXTREMES[mixing](weights, dim=1)
+            yield span, EXTREMES[mixing](weights, dim=1)
         else:
-            joined[:, span] = torch.einsum("h,bhqk->bqk", mixing.double(), weights)
-    mixed = (1 - weight) * joined + weight * torch.eye(queries, keys, dtype=torch.float64)
+            yield span, torch.einsum("h,bhqk->bqk", mixing.double(), weights)
+
+
+def _effective_rows(record: Record, layer: int) -> Iterator[tuple[slice, Tensor]]:
+    for span, shares in record.effective_map(layer).map.mean_shares():
+        shares = shares.double().cpu() * record.valid[:, span, None]
+        if bool((shares * ~record.valid[:, None]).any()):
+            raise AnalysisError(
+                f"layer {layer} carries what stands at padding into the text; record texts of unequal length one by one"
+            )
+        yield span, shares
+
+
+def joined_map(record: Record, layer: int, weight: float, mixing: str | Tensor) -> Tensor:
+    """Ã of one layer, dense [batch, query, key] in float64, read block by block; quadratic memory."""
+    batch, length = record.valid.shape
+    joined = torch.zeros(batch, length, length, dtype=torch.float64)
+    for span, rows in joined_rows(record, layer, mixing):
+        joined[:, span] = rows
+    mixed = (1 - weight) * joined + weight * torch.eye(length, dtype=torch.float64)
     return mixed / mixed.sum(-1, keepdim=True)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
-from headwater.analyses.tokens._layer_map import Joining, Reduction, joined_map
+from headwater.analyses.tokens._layer_map import Joining, Mixers, Reduction, attributes, joined_map
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
@@ -44,6 +44,9 @@ def flow(
     add_residual: Annotated[bool, "mix in the residual stream at all"] = True,
     last_layer: Annotated[int | None, "layer of the position; none: the last one recorded", Bounds(0)] = None,
     normalise: Annotated[bool, "divide each row by its sum"] = True,
+    mixers: Annotated[
+        Mixers, "layers without attention: refused, or followed by their exact maps"
+    ] = "refuse",
 ) -> xr.DataArray:
     """`F[i, j] = maxflow((L, i) → (0, j))` over the graph with edges (l, i) → (l-1, j) of capacity `Ã_l[i, j]`.
 
@@ -51,6 +54,8 @@ def flow(
     itself; `normalise` then divides rows by their sum. With one layer, flow equals rollout. An unnormalised flow is at
     most 1 and at most what can enter the token. Capacities are rounded to 2⁻³⁰. Result [batch, query, key]; NaN where
     every path ends in a row without weight.
+
+    `mixers="effective"` follows layers without attention by the shares of their exact maps, as `rollout` says.
 
     Question: How much of each input token can reach a position through the attention of all layers?
     Unit: share of the position, each row sums to 1; unnormalised: the maximum flow, at most 1.
@@ -65,7 +70,7 @@ def flow(
     >>> found.shape, found.key_token.values[0, found[0, 0].values.argmax()].item()
     ((1, 1, 15), 'Mary')
     """
-    joining = Joining.of(record, residual, heads, add_residual, last_layer)
+    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers)
     columns = columns_of(queries, record.valid, "queries")
     capacities = (_capacities(record, joining) * UNIT).round().to(torch.int32).numpy()
     found = np.full((*columns.shape, record.valid.shape[1]), np.nan)
@@ -87,7 +92,7 @@ def flow(
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns),
         name="flow",
-        attrs={"layers": joining.layers},
+        attrs=attributes(record, joining),
     )
 
 
@@ -99,6 +104,7 @@ def flow_graph(
     heads: Reduction | Sequence[Sequence[float]] = "mean",
     add_residual: bool = True,
     last_layer: int | None = None,
+    mixers: Mixers = "refuse",
 ) -> nx.DiGraph:
     """The graph of `flow` for one batch row, with the same settings, as a `networkx.DiGraph`.
 
@@ -118,11 +124,11 @@ def flow_graph(
 
     if not 0 <= row < len(record.valid):
         raise AnalysisError(f"no batch row {row}; the record has rows 0 to {len(record.valid) - 1}")
-    joining = Joining.of(record, residual, heads, add_residual, last_layer)
+    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers)
     place = record.valid[row].nonzero()[:, 0]
     capacities = _capacities(record, joining)[row][:, place[:, None], place].numpy()
     words = [record.strings[row][column] for column in place.tolist()]
-    graph = nx.DiGraph(layers=joining.layers)
+    graph = nx.DiGraph(**attributes(record, joining))
     for depth in range(len(joining.layers) + 1):
         wrote = {"layer": joining.layers[depth - 1]} if depth else {}
         graph.add_nodes_from(((depth, i), {"token": word, **wrote}) for i, word in enumerate(words))
@@ -140,7 +146,7 @@ def _capacities(record: Record, joining: Joining) -> Tensor:
             f"a text has {longest} tokens and flow takes {LONGEST} at most; shorten it or use rollout"
         )
     maps = [
-        joined_map(record.map(layer), joining.weight, joining.of_layer(depth))
+        joined_map(record, layer, joining.weight, joining.mixing[depth])
         for depth, layer in enumerate(joining.layers)
     ]
     return torch.stack(maps, 1).nan_to_num()

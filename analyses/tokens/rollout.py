@@ -7,7 +7,7 @@ way; only heads="max"/"min" read all maps in blocks of rows. Values, output proj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import torch
@@ -17,7 +17,14 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
-from headwater.analyses.tokens._layer_map import EXTREMES, Joining, Reduction, over_row_sums
+from headwater.analyses.tokens._layer_map import (
+    Joining,
+    Mixers,
+    Reduction,
+    attributes,
+    joined_rows,
+    over_row_sums,
+)
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.records.record import Record
 
@@ -39,6 +46,9 @@ def rollout(
     keys: Annotated[
         Positions | None, "input tokens to follow upward; none: all, from the queries down"
     ] = None,
+    mixers: Annotated[
+        Mixers, "layers without attention: refused, or followed by their exact maps"
+    ] = "refuse",
 ) -> xr.DataArray:
     """Rows `R[i, :]` of `R = Ã_L ··· Ã_1` with `Ã_l = rownorm((1 - w)·Ā_l + w·I)`, as [batch, query, key].
 
@@ -49,6 +59,12 @@ def rollout(
 
     With `keys`, columns `R[:, j]` of those input tokens are pushed upward, so that all queries together cost one pass.
     The result holds the asked keys alone, and its rows sum to the share that comes from them.
+
+    Layers that mix positions without attention are refused. With `mixers="effective"`, on a record made with
+    keep=("qk", "mixers"), `Ā_l` of such a layer is the mean over heads (or channels) of `|A_ij| / Σ_j |A_ij|` of its
+    exact map A, after Ali et al. 2024 (arXiv 2403.01590), whatever `heads` says. That is not for signs, which the
+    absolute values drop; for what the layer's short convolution carries, which comes before A; or for the size of
+    what is moved.
 
     A record that does not begin at layer 0 gives shares of the residual stream that enters its first layer.
 
@@ -65,7 +81,7 @@ def rollout(
     >>> found.key_token.values[0, found[0, 0].values.argmax()].item(), float(found.sum().round(1))
     ('Mary', 1.0)
     """
-    joining = Joining.of(record, residual, heads, add_residual, last_layer)
+    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers)
     columns = columns_of(queries, record.valid, "queries")
     followed = None if keys is None else columns_of(keys, record.valid, "keys")
     if followed is None:
@@ -80,7 +96,7 @@ def rollout(
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, followed),
         name="rollout",
-        attrs={"layers": joining.layers},
+        attrs=attributes(record, joining),
     )
 
 
@@ -88,11 +104,11 @@ def _downward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
     """Rows of R, [batch, asked, position], from the last layer to the first: one transposed pass per layer."""
     rows = _indicators(columns, record.valid.shape[1])
     for depth, layer in reversed(list(enumerate(joining.layers))):
-        map, mixing = record.map(layer), joining.of_layer(depth)
+        mixing = joining.mixing[depth]
         if isinstance(mixing, str):
-            rows = _pull_extreme(map, rows, joining.weight, EXTREMES[mixing])
+            rows = _pull_rows(joined_rows(record, layer, mixing), rows, joining.weight)
         else:
-            rows = _pull(map, _row_mass(record, layer), rows, joining.weight, mixing)
+            rows = _pull(record.map(layer), _row_mass(record, layer), rows, joining.weight, mixing)
     return rows.mT.masked_fill(rows.isnan().any(1)[..., None], torch.nan)
 
 
@@ -105,11 +121,11 @@ def _upward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
     shares = torch.nn.functional.pad(_indicators(columns, record.valid.shape[1]), (0, 1))
     weight = joining.weight
     for depth, layer in enumerate(joining.layers):
-        map, mixing = record.map(layer), joining.of_layer(depth)
+        mixing = joining.mixing[depth]
         if isinstance(mixing, str):
-            moved, mass = _push_extreme(map, shares, EXTREMES[mixing])
+            moved, mass = _push_rows(joined_rows(record, layer, mixing), shares)
         else:
-            moved = _push(map, shares, mixing)
+            moved = _push(record.map(layer), shares, mixing)
             mass = torch.einsum("h,bhq->bq", mixing, _row_mass(record, layer).nan_to_num())
         total = ((1 - weight) * mass + weight)[..., None]
         shares = (weight * shares + (1 - weight) * moved) / torch.where(total > 0, total, 1.0)
@@ -136,11 +152,11 @@ def _push(map: AttentionMap, shares: Tensor, mixing: Tensor) -> Tensor:
     return torch.cat(moved, dim=2)
 
 
-def _push_extreme(map: AttentionMap, shares: Tensor, extreme: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-    """`_push` for the largest or smallest weight over heads, and the row sums [batch, query]."""
+def _push_rows(blocks: Iterable[tuple[slice, Tensor]], shares: Tensor) -> tuple[Tensor, Tensor]:
+    """`_push` for a layer that is read in blocks of rows, and the row sums [batch, query]."""
     moved, mass = torch.zeros_like(shares), torch.zeros(shares.shape[:2])
-    for span, weights in map.row_blocks():
-        merged = extreme(weights.float(), dim=1).cpu()
+    for span, merged in blocks:
+        merged = merged.float()
         moved[:, span], mass[:, span] = merged @ shares, merged.sum(-1)
     return moved, mass
 
@@ -155,11 +171,11 @@ def _pull(map: AttentionMap, mass: Tensor, rows: Tensor, weight: float, mixing: 
     return weight * rows + (1 - weight) * torch.cat(moved, dim=2)
 
 
-def _pull_extreme(map: AttentionMap, rows: Tensor, weight: float, extreme: Callable[..., Tensor]) -> Tensor:
-    """`_pull` for the largest or smallest weight over heads, which is not linear and so needs blocks of rows."""
+def _pull_rows(blocks: Iterable[tuple[slice, Tensor]], rows: Tensor, weight: float) -> Tensor:
+    """`_pull` for a layer that is read in blocks of rows: a maximum over heads is not linear, nor are shares."""
     out = torch.zeros_like(rows)
-    for span, weights in map.row_blocks():
-        merged = extreme(weights.float(), dim=1).cpu()  # [batch, query, key]
+    for span, merged in blocks:
+        merged = merged.float()  # [batch, query, key]
         block = over_row_sums(rows[:, span], merged.sum(-1), weight)
         out += (1 - weight) * torch.einsum("bqk,bqt->bkt", merged, block)
         out[:, span] += weight * block

@@ -299,7 +299,8 @@ def _of_model(
     from headwater.command import inputs
 
     if asked.inputs == "record":
-        return asked.function(loaded.record(texts, keep=asked.keep), **settings)
+        kept = ("mixers",) if settings.get("mixers") == "effective" else ()
+        return asked.function(loaded.record(texts, keep=(*asked.keep, *kept)), **settings)
     if asked.inputs == "model+pairs":
         return asked.function(loaded, *inputs.of_pairs(asked.function, texts, circuit), **settings)
     return asked.function(loaded, *([texts] if asked.inputs == "model+examples" else []), **settings)

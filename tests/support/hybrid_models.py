@@ -82,6 +82,15 @@ def hybrid(name: str, seed: int = 0) -> PreTrainedModel:
     return built(kind, seed, **more)
 
 
+def remembering(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with slow decays: at random weights, states forget within a position."""
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if key.endswith(("A_log", "dt_bias", "dt_proj.bias")):
+                weight.fill_(-2.0)
+    return model
+
+
 def built(kind: str, seed: int = 0, **more: Any) -> PreTrainedModel:
     """A small model of any class of transformers."""
     torch.manual_seed(seed)

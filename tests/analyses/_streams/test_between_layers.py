@@ -25,7 +25,7 @@ def test_products_over_layers_refuse_mixers_by_name(name):
     mixer = model.mixers[0]
     for analysis in (*OF_RECORDS, *OF_MODELS):
         with pytest.raises(
-            AnalysisError, match=rf"{mixer.name} in layers? .*has no map; read layers one by one"
+            AnalysisError, match=rf"{mixer.name} in layers? .*has no attention map; .*read layers one by"
         ):
             getattr(analyses, analysis)(
                 record if analysis in OF_RECORDS else model, *[IDS] * (analysis in OF_MODELS)

@@ -14,7 +14,7 @@ from headwater.kernels.mixers.recurrence import RecurrenceMap
 from headwater.lens.errors import ModelError
 from headwater.lens.mixers import forms
 from headwater.lens.mixers.effective_map import EffectiveMap
-from tests.support.hybrid_models import built, hybrid
+from tests.support.hybrid_models import built, hybrid, remembering
 
 # transformers' function, its argument that holds the values, what to leave out, and how both become [batch, head, s, c]
 BY_HEAD = lambda x: x.transpose(1, 2)  # noqa: E731
@@ -38,13 +38,7 @@ LENGTH = 37  # more than a chunk of transformers' functions, and of ours
 
 
 def opened(name: str) -> hw.HookedModel:
-    """A hybrid whose state spaces remember: at random weights they forget within a position."""
-    hf = built("KimiLinearForCausalLM", **KIMI) if name == "kimi" else hybrid(name)
-    with torch.no_grad():
-        for key, weight in hf.named_parameters():
-            if key.endswith(("A_log", "dt_bias", "dt_proj.bias")):
-                weight.fill_(-2.0)
-    return hw.load(hf)
+    return hw.load(remembering(built("KimiLinearForCausalLM", **KIMI) if name == "kimi" else hybrid(name)))
 
 
 def text(rows: int = 1, length: int = LENGTH) -> Tensor:
