@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,9 +69,9 @@ class Joining:
         return cls(layers, residual if add_residual else 0.0, mixing)
 
 
-def attributes(record: Record, joining: Joining) -> dict[str, object]:
+def attributes(record: Record, joining: Joining) -> dict[str, Any]:
     """What a result says of its layers, and what is left uncovered where mixers count by their exact maps."""
-    told: dict[str, object] = {"layers": joining.layers}
+    told: dict[str, Any] = {"layers": joining.layers}
     if EFFECTIVE in [mixing for mixing in joining.mixing if isinstance(mixing, str)]:
         followed = named(record.mixers)
         left = [text for text in record.provenance.get("not_covered", ()) if text not in followed]
