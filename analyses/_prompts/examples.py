@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.tokens import Tokens
+from headwater.lens.progress import progress
 
 Examples = str | Sequence[Any] | Tensor  # all that `HookedModel.to_tokens` reads
 Loss = Callable[
@@ -102,7 +102,7 @@ def singles_of(model: HookedModel, examples: Examples) -> list[Tensor]:
 def drawn_in_turn(batches: list[Batch], steps: int, generator: torch.Generator, what: str) -> Iterator[Batch]:
     """A batch for each training step, in a random order that is redrawn after each epoch."""
     order = torch.arange(0)
-    for step in tqdm(range(steps), desc=what, unit="step", disable=None):
+    for step in progress(range(steps), desc=what, unit="step"):
         if step % len(batches) == 0:
             order = torch.randperm(len(batches), generator=generator)
         yield batches[int(order[step % len(batches)])]

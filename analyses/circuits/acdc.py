@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 import networkx as nx
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds
@@ -25,6 +24,7 @@ from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed
 from headwater.analyses.circuits._graphs import graph_of, pruned
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 
 ROWS = 64  # prompts in one forward pass
 
@@ -105,7 +105,7 @@ def _visited(
     out, scores = torch.zeros_like(known), torch.full(known.shape, torch.nan, dtype=torch.float64)
     so_far, size = costs(out[None])[0], 1
     alive = {"logits"}
-    for group in tqdm(list(reversed(wiring.groups)), desc="acdc", unit="layer input", disable=None):
+    for group in progress(list(reversed(wiring.groups)), desc="acdc", unit="layer input"):
         for number, receiver in reversed(list(enumerate(group.names, group.first))):
             owners = wiring.heads_of(receiver) if group.kind in ("q", "k", "v") else [receiver]
             if not alive.intersection(owners):

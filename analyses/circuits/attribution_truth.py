@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import rankdata
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, Draws, Seed
@@ -27,6 +26,7 @@ from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of, sid
 from headwater.analyses.circuits.edge_attribution import How, edge_attribution
 from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 
 EDGES: dict[str, How] = {
     "eap": "inputs", "eap_ig_inputs": "inputs", "eap_ig_activations": "activations", "clean_corrupt": "clean_corrupt",
@@ -77,7 +77,7 @@ def attribution_truth(
     pairs = side_by_side(model, pairs, corrupt)
     asked = Asked(measure, answer, wrong, position)
     of_heads = np.empty((2, len(model.layers), model.n_heads, len(pairs)))  # slope and effect
-    for pair in tqdm(pairs_of(model, pairs, 1), desc="heads", unit="pair", disable=None):
+    for pair in progress(pairs_of(model, pairs, 1), desc="heads", unit="pair"):
         of_heads[..., pair.places] = _heads(model, pair, asked)[..., None]
     ways: dict[str, How] = {**EDGES, "exact": "exact"}
     graphs = [

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Draws, Seed
@@ -37,6 +36,7 @@ from headwater.analyses.circuits.edge_attribution import edge_attribution
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 
 SMALLEST = 1e-6  # below this difference between the clean and the changed run a share is undefined
 SCORES = ("faithfulness", "completeness")
@@ -124,7 +124,7 @@ def _measures(
     known = wiring.edges()
     changes = torch.cat([known[None], known & ~masks, masks])
     whole, found = np.zeros(count), np.zeros((len(changes), count))
-    for case in tqdm(cases, desc="circuit faithfulness", unit="batch", disable=None):
+    for case in progress(cases, desc="circuit faithfulness", unit="batch"):
         whole[case.pairs.places] = case.told.clean
         for place, edges in enumerate(changes):
             found[place, case.pairs.places] = changed(wiring, case, edges[None])[0].double().cpu()

@@ -15,7 +15,6 @@ import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Seed
@@ -30,6 +29,7 @@ from headwater.analyses.circuits._graphs import graph_of, select_circuit as sele
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 
 How = Literal["inputs", "activations", "activations_released", "clean_corrupt", "exact"]
 MOST_EDGES = 20_000  # limit of the exact method, which runs a forward pass for each
@@ -103,7 +103,7 @@ def edge_attribution(
         scores = _exact(wiring, cases, level)
     else:
         scores = torch.zeros(len(pairs), *_shape(wiring, level), dtype=torch.float64)
-        for case in tqdm(cases, desc="edge attribution", unit="batch", disable=None):
+        for case in progress(cases, desc="edge attribution", unit="batch"):
             scores[case.pairs.places] = _scored(wiring, case, how, steps, level)
     attrs = {"pairs": len(pairs), "interval": LEVEL, **asked.settings}
     mean = scores.mean(0)
@@ -190,7 +190,7 @@ def _exact(wiring: Wiring, cases: list[Case], level: str) -> Tensor:
     scores = torch.zeros(count, *_shape(wiring, level), dtype=torch.float64)
     for case in cases:
         places = torch.tensor(case.pairs.places)[:, None]
-        for some in tqdm(changes.split(max(1, ROWS // len(places))), desc="edges", unit="run", disable=None):
+        for some in progress(changes.split(max(1, ROWS // len(places))), desc="edges", unit="run"):
             masks = torch.zeros(len(some), *known.shape, dtype=torch.bool)
             masks[(torch.arange(len(some)), *some.T)] = True
             drops = case.told.clean - changed(wiring, case, masks & known).double().cpu()  # [copy, pair]

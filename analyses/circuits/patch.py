@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._measures.measure import PositionSetting
@@ -28,6 +27,7 @@ from headwater.analyses.circuits._patch_cells import Cells, Index, What, groups_
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import chosen_layers
+from headwater.lens.progress import progress
 
 
 @analysis
@@ -122,7 +122,7 @@ def _swept(
     if idle:
         out[(slice(None), *torch.tensor(idle).T)] = told.effect(told.unpatched(how), how)
     together = _together(cells, run, copies, ablation)
-    for place, layer in enumerate(tqdm(layers, desc="patching", unit="layer", disable=None)):
+    for place, layer in enumerate(progress(layers, desc="patching", unit="layer")):
         source = cells.source(seen, layer, ablation)
         for start, some in together:
             swap = cells.swap(model, layer, some, source, copies.window(start))

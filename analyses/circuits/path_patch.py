@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._measures.measure import PositionSetting
@@ -31,6 +30,7 @@ from headwater.analyses.circuits._receivers import Receivers
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 from headwater.lens.transformer_lens import names
 from headwater.lens.transformer_lens.run import Function
 
@@ -168,7 +168,7 @@ class _Paths:
         if self.start >= self.copies.stop:  # nothing differs where it could be read
             return self.told.effect(self.told.unpatched(self.how).repeat(len(senders), 1), self.how).T
         fit, found = self.copies.fitting(self.start), []
-        for layer in tqdm([None, *self.model.blocks], desc="path patching", unit="layer", disable=None):
+        for layer in progress([None, *self.model.blocks], desc="path patching", unit="layer"):
             mine = [name for name in senders if told_by_name(name).get("layer") == layer]
             found += [self._some(mine[i : i + fit]) for i in range(0, len(mine), fit)]
         return self.told.effect(torch.cat(found), self.how).T

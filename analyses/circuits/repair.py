@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, checked
@@ -36,6 +35,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.token_ids import token_id
 from headwater.lens.naming.heads import Head, HeadNames, every_head, named
+from headwater.lens.progress import progress
 
 TREATMENTS = ("none", "forced", "onto_answer", "random_heads", "random_keys")
 
@@ -100,7 +100,7 @@ def repair(
     shape = (len(TREATMENTS), controls, len(cases))
     right, difference = np.full(shape, np.nan), np.full(shape, np.nan)
     seen = np.full((*shape[:2], len(watched), 2, len(cases)), np.nan)
-    with tqdm(total=len(runs) * len(batches), desc="repair", unit="run", disable=None) as bar:
+    with progress(total=len(runs) * len(batches), desc="repair", unit="run") as bar:
         for (treatment, draw), (acting, keys) in runs.items():
             slot = TREATMENTS.index(treatment), draw
             for batch in batches:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
@@ -32,6 +31,7 @@ from headwater.analyses.circuits._signal_tracing import Source, heads_of, source
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
+from headwater.lens.progress import progress
 
 
 @analysis
@@ -91,7 +91,7 @@ def signal_interventions(
     explained = Explained(model, measure, answer, wrong, position, "logit")
     generator = torch.Generator().manual_seed(seed)
     rows, chosen = [], (reader, sender)
-    for place, ids in enumerate(tqdm(prompts, desc="signals", unit="prompt", disable=None)):
+    for place, ids in enumerate(progress(prompts, desc="signals", unit="prompt")):
         pair = _Pair.of(
             forms, forms.run(ids), chosen, side, place, position, sources[place], slices, constant
         )

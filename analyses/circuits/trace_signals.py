@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import networkx as nx
 import numpy as np
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
@@ -33,6 +32,7 @@ from headwater.analyses.circuits._signal_tracing import (
 )
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import HeadNames
+from headwater.lens.progress import progress
 
 
 @analysis
@@ -99,7 +99,7 @@ def trace_signals(
     forms = Forms(model, prompts)
     found: list[Seen] = []
     counts: Counter[str] = Counter()
-    for place, ids in enumerate(tqdm(prompts, desc="tracing", unit="prompt", disable=None)):
+    for place, ids in enumerate(progress(prompts, desc="tracing", unit="prompt")):
         begin = place_of(position, len(ids), f"prompt {place}")
         key = sources[place]
         end = None if key is None else place_of(key, len(ids), f"prompt {place}", "source")
@@ -110,7 +110,7 @@ def trace_signals(
     if control is not None:
         texts = [ids[: max(map(len, prompts))] for ids in one_by_one(model, control)]
         others: Counter[str] = Counter()
-        for ids in tqdm(texts, desc="control texts", unit="text", disable=None):
+        for ids in progress(texts, desc="control texts", unit="text"):
             others.update(Walk(forms, forms.run(ids), rules, 0, _number).firings(len(ids) - 1))
         told |= {"control_firings": _fired(others), "control_texts": len(texts)}
     graph = _graph(found)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._prompts.examples import Batch, Value, first_tokens
 from headwater.analyses._runs.resume_at_layer import Resuming
@@ -22,6 +21,7 @@ from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 
 TOKENS = 1024  # tokens of all copies that run together; their logits take the memory
 
@@ -61,7 +61,7 @@ def losses_without(
     outputs = _Outputs(model, batches, ablation, seed)
     base = torch.zeros(len(outputs.texts), dtype=torch.float64)
     after = torch.zeros(len(base), model.n_layers, len(heads), dtype=torch.float64)
-    steps = tqdm(total=len(batches) * model.n_layers, desc=what, unit="layer", disable=None)
+    steps = progress(total=len(batches) * model.n_layers, desc=what, unit="layer")
     with torch.no_grad(), steps:
         for batch in batches:
             resuming = Resuming.of(model, batch, value)

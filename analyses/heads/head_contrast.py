@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
@@ -23,6 +22,7 @@ from headwater.lens.edits import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.texts import is_text
+from headwater.lens.progress import progress
 
 
 @analysis
@@ -63,7 +63,7 @@ def head_contrast(
     """
     runs = _pairs(model, examples, without, group, how, blank)
     found = []
-    for first, second, edits in tqdm(runs, desc="head contrast", unit="text", disable=None):
+    for first, second, edits in progress(runs, desc="head contrast", unit="text"):
         plain = _read(model, first, position)
         with model.edit(*edits):
             found.append((plain, _read(model, second, position)))

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds
@@ -22,6 +21,7 @@ from headwater.analyses.heads._losses_without_heads import losses_without
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 
 
 @analysis
@@ -97,7 +97,7 @@ def head_importance(
 def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granularity: str) -> Tensor:
     """|∂loss/∂gate| as [example, layer, head]; one row per batch for the granularity "batch"."""
     found = {}
-    for batch in tqdm(batches, desc="head importance", unit="batch", disable=None):
+    for batch in progress(batches, desc="head importance", unit="batch"):
         size = (len(batch.ids), model.n_layers, model.n_heads)
         positions = (batch.ids.shape[1],) if granularity == "token" else ()
         gates = torch.ones(*size, *positions, device=batch.ids.device, requires_grad=True)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
@@ -24,6 +23,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import circuit_ends
+from headwater.lens.progress import progress
 
 ROLES = (
     "previous", "duplicate", "induction", "prefix_matching", "first", "copying", "positional", "broad", "narrow",
@@ -89,7 +89,7 @@ def head_roles(
     tokens = repeated_tokens(model, length, sequences, seed, bos)
     scores = []
     with torch.no_grad():
-        for ids in tqdm(tokens.split(SHARED), desc="head roles", unit="batch", disable=None):
+        for ids in progress(tokens.split(SHARED), desc="head roles", unit="batch"):
             record = model.record(ids, statistics=(), keep=("qk",))
             layers = [_pattern_scores(record.map(layer), ids, length) for layer in model.layers]
             scores.append(torch.stack(layers, 1))

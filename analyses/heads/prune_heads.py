@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
@@ -26,6 +25,7 @@ from headwater.lens.errors import ModelError
 from headwater.lens.loading.removal import remove_heads
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import every_head
+from headwater.lens.progress import progress
 
 REPEATS = 5
 
@@ -92,7 +92,7 @@ def prune_heads(
     random = [np.random.default_rng([seed, n]).permutation(total).tolist() for n in range(controls)]
     curves = [
         _curve(model, batches, value, way, counts)
-        for way in tqdm([order, *random], desc="prune heads", unit="order", disable=None)
+        for way in progress([order, *random], desc="prune heads", unit="order")
     ]
     ordered = np.array(names)[order]
     removed = np.stack([np.isin(np.arange(total), order[:n]) for n in counts])

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from headwater.analyses._measures.bootstrap import bounds
 from headwater.lens.errors import AnalysisError
+from headwater.lens.progress import progress
 
 SAME = 1e-6  # relative to the longest term: a smaller variation may be float32 rounding of a constant
 WORST = 1e6  # condition number of the terms at length 1, above which a weight is rounding
@@ -93,7 +93,7 @@ def _redrawn(terms: np.ndarray, target: np.ndarray, draws: int, seed: int) -> np
     crossed = np.einsum("ptd,pd->pt", terms, target)
     generator = np.random.default_rng(seed)
     found = []
-    for start in tqdm(range(0, draws, SLICE), desc="weights redrawn", unit="slice", disable=None):
+    for start in progress(range(0, draws, SLICE), desc="weights redrawn", unit="slice"):
         times = (
             generator.multinomial(count, np.full(count, 1 / count), size=min(SLICE, draws - start)) / count
         )

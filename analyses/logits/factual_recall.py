@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds
@@ -40,6 +39,7 @@ from headwater.analyses.logits._least_squares import ScalarFit
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, HeadNames, every_head, named
+from headwater.lens.progress import progress
 
 Apart = Literal["text", "answer"]
 UPSTREAM, LAYER = "upstream", "layer"
@@ -111,7 +111,7 @@ def factual_recall(
     explained = Explained(model, None, *asked_of, position, "logit")
     texts = Texts.of(model, examples, batch_size)
     found: dict[int, _Text] = {}
-    for batch in tqdm(once(texts.batches), desc="factual recall", unit="batch", disable=None):
+    for batch in progress(once(texts.batches), desc="factual recall", unit="batch"):
         place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
         run = Writers.of(model, batch)
         asked, other = answers_of(explained, run, batch)

@@ -16,7 +16,6 @@ import torch
 import xarray as xr
 from scipy.stats import binomtest
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, checked
@@ -33,6 +32,7 @@ from headwater.lens.edits.heads import ScaleHeads
 from headwater.lens.edits.residual import EditMLP
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 
 CHOSEN, JUDGED = "chosen on", "judged on"
 MEASURES = ("accuracy", "probability", "logit", "loss")
@@ -96,7 +96,7 @@ def suppressors(
     batches = once(texts.batches)
     rows: dict[int, tuple[Tensor, int, int]] = {}
     names: list[str] = []
-    for batch in tqdm(batches, desc="suppressors", unit="batch", disable=None):
+    for batch in progress(batches, desc="suppressors", unit="batch"):
         place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
         run = Writers.of(model, batch)
         names, shares, before = _shares(run, position, against)
@@ -228,7 +228,7 @@ def _judged(
     """Measures [measure, text, set, factor] of the kept texts; the first set is the unscaled model."""
     found = np.zeros((len(MEASURES), len(kept), 1 + len(members), len(factors)))
     sets = [((), factors[:1]), *((names, factors) for names in members.values())]
-    for batch in tqdm(batches, desc="suppressors scaled", unit="batch", disable=None):
+    for batch in progress(batches, desc="suppressors scaled", unit="batch"):
         rows = [row for row, place in enumerate(batch.places) if place in kept]
         if not rows:
             continue

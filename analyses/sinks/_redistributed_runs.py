@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._measures.bootstrap import finite_mean
 from headwater.analyses._prompts.examples import Batch, outputs_of
@@ -26,6 +25,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.journal import Journal
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
+from headwater.lens.progress import progress
 from headwater.lens.records.record import Record
 
 Treatment = Literal["sinks", "random_heads", "random_keys", "same_mass"]
@@ -119,7 +119,7 @@ class Redistributions:
         values, freed = np.full(shape, np.nan), np.full(shape, np.nan)
         plain, sinks = np.full(count, np.nan), np.full(count, np.nan)
         variants = self.variants()
-        with tqdm(total=len(variants) * count, desc="redistribution", unit="run", disable=None) as bar:
+        with progress(total=len(variants) * count, desc="redistribution", unit="run") as bar:
             for number, batch in enumerate(batches):
                 piece = f"{name}/{number}"
                 cells, begun = journal.get(piece), None

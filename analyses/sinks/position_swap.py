@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws, Seed
@@ -26,6 +25,7 @@ from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks
+from headwater.lens.progress import progress
 
 VERSIONS = ("plain", "swapped")
 
@@ -76,7 +76,7 @@ def position_swap(
         )
     shape = (2, len(texts.valid), model.n_layers, model.n_heads, 2)
     shares, top = np.full(shape, np.nan), np.zeros(shape[:2], dtype=int)
-    for batch in tqdm(texts.batches, desc="position swap", unit="batch", disable=None):
+    for batch in progress(texts.batches, desc="position swap", unit="batch"):
         for version in range(2):
             with _swapped(table, first, second) if version else contextlib.nullcontext():
                 record = model.record(batch.ids, statistics=("received", "visible"), keep=())

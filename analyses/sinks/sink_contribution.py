@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
@@ -29,6 +28,7 @@ from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 from headwater.lens.records.record import Record
 
 OF = ("sinks", "control")
@@ -78,7 +78,7 @@ def sink_contribution(
     share = np.full((2, count, model.n_layers, model.n_heads), np.nan)
     change = np.full((2, count, 2), np.nan)  # of, text, measure
     keep = ("qkv", "residual") if rule == "massive" else ("qkv",)
-    for batch in tqdm(texts.batches, desc="sink contribution", unit="batch", disable=None):
+    for batch in progress(texts.batches, desc="sink contribution", unit="batch"):
         record = model.record(batch.ids, statistics=("received", "visible"), keep=keep)
         sinks = sink_keys(record, keys, rule, threshold)
         plain = model(batch.ids)

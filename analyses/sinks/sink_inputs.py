@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
@@ -21,6 +20,7 @@ from headwater.analyses._prompts.examples import Batch, Examples, first_tokens, 
 from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import progress
 
 INPUTS = ("natural", "random", "repeated")
 
@@ -69,7 +69,7 @@ def sink_inputs(
     one = repeated_tokens(model, 1, count, seed + 1, None)[:, :1]
     texts = {"natural": ids, "random": random.to(ids), "repeated": one.to(ids)}
     shares = []
-    for name in tqdm(INPUTS, desc="sink inputs", unit="input", disable=None):
+    for name in progress(INPUTS, desc="sink inputs", unit="input"):
         given = torch.cat([ids[:, :keep_start], texts[name].expand_as(ids)[:, keep_start:]], 1)
         found = [
             sink_rate(model.record(part, statistics=("received", "visible"), keep=()), threshold, key)

@@ -11,7 +11,6 @@ from typing import Annotated
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize
@@ -27,6 +26,7 @@ from headwater.analyses._measures.measure import (
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.lens.model import HookedModel
+from headwater.lens.progress import Bar, progress
 
 
 @analysis
@@ -66,7 +66,7 @@ def blank_out(
     filler = blank_id(model, blank)
     found = texts.empty()
     total = sum(batch.ids.numel() for batch in texts.batches)
-    with tqdm(total=total, desc="blank out", unit="token", disable=None) as bar:
+    with progress(total=total, desc="blank out", unit="token") as bar:
         for batch in texts.batches:
             change = _changes(model, batch, asked.of(batch), filler, batch_size, bar)
             texts.spread(batch, change if signed else change.abs(), found)
@@ -79,7 +79,7 @@ def _changes(
     value: Callable[[Tensor, Tensor], Tensor],
     filler: int,
     rows: int,
-    bar: tqdm,
+    bar: Bar,
 ) -> Tensor:
     """The change of the number without each token, [text, token]; a few variants of a text run at a time."""
     ids, place = batch.ids.cpu(), torch.arange(batch.ids.shape[1])

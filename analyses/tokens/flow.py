@@ -16,13 +16,13 @@ import xarray as xr
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import Joining, Mixers, Reduction, attributes, joined_map
 from headwater.lens.errors import AnalysisError
+from headwater.lens.progress import progress
 from headwater.lens.records.record import Record
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def flow(
     for row, real in enumerate(record.valid.numpy()):
         place = np.flatnonzero(real)
         graph = capacities[row][:, place[:, None], place]
-        for asked, column in enumerate(tqdm(columns[row].tolist(), desc="flow", unit="query", disable=None)):
+        for asked, column in enumerate(progress(columns[row].tolist(), desc="flow", unit="query")):
             if real[column]:
                 start = int(np.searchsorted(place, column))
                 found[row, asked] = 0

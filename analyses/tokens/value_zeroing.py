@@ -12,7 +12,6 @@ from typing import Annotated
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
@@ -27,6 +26,7 @@ from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks as anatomy
+from headwater.lens.progress import progress
 from headwater.lens.running.watching import Call, Heads, watching
 
 LONGEST = 1024  # tokens; attention alone takes S³ operations per layer and unit of width
@@ -72,7 +72,7 @@ def value_zeroing(
     texts = Texts.of(model, examples, 1, LONGEST)
     columns = texts.columns(queries)
     found = texts.empty(columns.shape[1])
-    for batch in tqdm(texts.batches, desc="value zeroing", unit="text", disable=None):
+    for batch in progress(texts.batches, desc="value zeroing", unit="text"):
         rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
         calls, heads = _block_calls(model, batch, layers)
         for layer in reversed(layers):

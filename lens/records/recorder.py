@@ -5,7 +5,7 @@ The tensors stay on the model's device, go to the CPU, or are written to a file 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,7 @@ class Recorder:
         if "mass" in self.statistics and not self.groups:
             raise RecordError("the statistic 'mass' needs groups={'name': positions}")
         self.device: torch.device | None = None
+        self.tell: Callable[[], object] = lambda: None  # called after each layer
         self.writer: RecordWriter | None = None
         self._found: dict[int, dict[str, Tensor]] = {}
         self._maps: dict[int, AttentionMap] = {}
@@ -101,6 +102,7 @@ class Recorder:
                 map.q.contiguous(), map.k.contiguous(), map.rule, map.lse, map.steps, map.backend
             )
         self.put(layer, found, kept, value.detach().contiguous() if "qkv" in self.keep else None)
+        self.tell()
 
     def put(
         self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None

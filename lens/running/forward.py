@@ -21,12 +21,15 @@ from headwater.lens.models.axes import TEXTS, axis
 from headwater.lens.models.linear import refuse_without_gradient
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming.tokens import Tokens
+from headwater.lens.progress import progress
 from headwater.lens.records import destination, plan, sinks
 from headwater.lens.records.memory import total
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
 from headwater.lens.running import ids
+
+PATIENCE = 2.0  # seconds after which a recording shows its progress
 
 
 def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> Any:
@@ -99,7 +102,13 @@ def record(
     """The record of one run; `recorders` come from `plan.recorders`."""
     cost = total(recorders.values())
     with destination.keeping(recorders, keep_on, path, cost) as kept:
-        with destination.listening(recorders):
+        layers = sum(len(recorder.layers) for recorder in recorders.values())
+        with (
+            progress(total=layers, desc="record", unit="layer", delay=PATIENCE) as bar,
+            destination.listening(recorders),
+        ):
+            for recorder in recorders.values():
+                recorder.tell = bar.update
             forward(model, given)
         return kept.finish(plan.finish(model, given, recorders), model.part_name)
 
