@@ -25,9 +25,9 @@ from headwater.lens.edits import ScaleHeads, Temperature
 from headwater.lens.errors import EditError, HeadwaterError, ModelError
 from headwater.lens.loading import zoo
 from headwater.lens.loading.load import load
-from headwater.lens.loading.opening import answer
 from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules, signature
+from headwater.lens.models.closeness import answer
 from headwater.lens.models.embedded import embedded
 
 TOLERANCE, MAPS, MOVED = (

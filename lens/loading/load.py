@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ NEAR = 0.6  # a name this similar to an embedded one counts as a typing error
 
 def load(
     source: str | os.PathLike[str] | nn.Module, tokenizer: Any = None, *, dtype: Any = None,
-    prepend_bos: bool | None = None,
+    prepend_bos: bool | None = None, sample: Mapping[str, Any] | None = None,
 ) -> HookedModel:  # fmt: skip
     """Open a model.
 
@@ -44,14 +45,15 @@ def load(
     same weights. Without a `tokenizer` (folders usually bring one) prompts are token ids. `dtype` (default float32)
     applies to models read from disk. `prepend_bos` says whether a text begins with the token for it: True puts it in
     front (as TransformerLens does), False leaves it out, None does what the tokenizer does; `model.first_token` and the
-    attributes of every result say which token is the first. ModelError says why a model can not be found, trusted or
-    read exactly.
+    attributes of every result say which token is the first. `sample` is a small input, {name: tensor} as
+    transformers names them, for a model that takes none of those that Headwater tries on it. ModelError says why a
+    model can not be found, trusted or read exactly.
 
     >>> import headwater as hw
     >>> hw.load("tasks-4l")
     HookedModel('tasks-4l', LlamaForCausalLM, 4 layers × 8 heads, d_model 256, first token '<bos>')
     """
-    model = _opened(source, tokenizer, dtype)
+    model = _opened(source, tokenizer, dtype, sample)
     if prepend_bos and getattr(model.tokenizer, "bos_token_id", None) is None:
         raise ModelError(
             f"prepend_bos=True: the tokenizer of {model.name} has no token that begins a text; leave it out"
@@ -60,16 +62,18 @@ def load(
     return model
 
 
-def _opened(source: str | os.PathLike[str] | nn.Module, tokenizer: Any, dtype: Any) -> HookedModel:
+def _opened(
+    source: str | os.PathLike[str] | nn.Module, tokenizer: Any, dtype: Any, sample: Mapping[str, Any] | None
+) -> HookedModel:  # fmt: skip
     if is_bridged(source):
         hf = unbridged(source)
         known_tokenizer = tokenizer_of(source) if tokenizer is None else tokenizer
-        return open_model(hf, known_tokenizer, type(hf).__name__)
+        return open_model(hf, known_tokenizer, type(hf).__name__, sample)
     if adapters.is_adapted(source):
         source = adapters.adapted(source)
     if isinstance(source, PreTrainedModel):
         adapters.refuse_changed_attention(source)
-        return open_model(source, tokenizer, type(source).__name__)
+        return open_model(source, tokenizer, type(source).__name__, sample)
     if isinstance(getattr(source, "_orig_mod", None), PreTrainedModel):
         raise ModelError(
             f"{type(source._orig_mod).__name__} is wrapped by torch.compile; load() the model itself"  # type: ignore[union-attr]
@@ -90,18 +94,18 @@ def _opened(source: str | os.PathLike[str] | nn.Module, tokenizer: Any, dtype: A
     known = embedded()
     if name in known:
         check_embedded(name)
-        return _from_folder(known[name]["path"], tokenizer, name, dtype)
+        return _from_folder(known[name]["path"], tokenizer, name, dtype, sample)
     path = Path(name).expanduser()
     if path.exists():
-        return _from_folder(path, tokenizer, path.resolve().name, dtype)
+        return _from_folder(path, tokenizer, path.resolve().name, dtype, sample)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
             f"there is no folder {name}; give one that exists, a hub id, or an embedded name (`headwater models`)"
         )
-    return _from_hub(name, tokenizer, dtype)
+    return _from_hub(name, tokenizer, dtype, sample)
 
 
-def _from_hub(name: str, tokenizer: Any, dtype: Any) -> HookedModel:
+def _from_hub(name: str, tokenizer: Any, dtype: Any, sample: Any) -> HookedModel:
     """Open a hub id; huggingface_hub downloads only safetensors and text files into its cache."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -125,7 +129,7 @@ def _from_hub(name: str, tokenizer: Any, dtype: Any) -> HookedModel:
             f"no embedded model, folder or reachable hub model is called {name!r} ({why}){hint}; without a network "
             "give a local folder"
         )
-    return _from_folder(Path(folder), tokenizer, name, dtype)
+    return _from_folder(Path(folder), tokenizer, name, dtype, sample)
 
 
 def _cached(name: str) -> Path | None:
@@ -138,13 +142,13 @@ def _cached(name: str) -> Path | None:
         return None
 
 
-def _from_folder(path: Path, tokenizer: Any, name: str, dtype: Any) -> HookedModel:
+def _from_folder(path: Path, tokenizer: Any, name: str, dtype: Any, sample: Any) -> HookedModel:
     folder = check(path)
     with one_line(f"{path} can not be loaded"):
         hf, report = _built(folder, dtype)
         _refuse_incomplete(path, hf, report)
         tokenizer = _tokenizer(path) if tokenizer is None else tokenizer
-        model = open_model(hf, tokenizer, name)
+        model = open_model(hf, tokenizer, name, sample)
         # after the comparison with transformers' own attention, which does not know these rules
         declared_rules.attach(model, path)
     model.weights_digest.settle()

@@ -1,11 +1,15 @@
-"""Compare two computations of the same numbers; the error says how far apart they are."""
+"""Compare two computations of the same numbers: what of a run counts, and an error that says how far apart they are."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from headwater.lens.errors import AnalysisError, HeadwaterError
+from headwater.lens.errors import AnalysisError, HeadwaterError, ModelError
+from headwater.lens.models.classes import logits_of
 from headwater.lens.models.linear import QUANTISED, quantised
 from headwater.lens.models.opened import Opened
 
@@ -41,3 +45,30 @@ def rounding_mend(model: Opened) -> str:
     if torch.finfo(model.dtype).eps < COARSE:
         return ""
     return f"; it runs in {str(model.dtype).removeprefix('torch.')}, whose rounding may be why: load it in float32"
+
+
+def answer(out: Any) -> Tensor:
+    """The main output: logits, else the last hidden state, else other logits, else the first numbers."""
+    named = (getattr(out, "logits", None), getattr(out, "last_hidden_state", None), logits_of(out))
+    found = next((item for item in named if isinstance(item, Tensor)), None)
+    if found is None:
+        found = next((item for item in _tensors(out) if item.is_floating_point()), None)
+    if found is None:
+        raise ModelError(f"{type(out).__name__} holds no numbers; this model can not be read")
+    return found
+
+
+def of_real(output: Tensor, sample: Mapping[str, Tensor]) -> Tensor:
+    """The rows of real tokens, [token, …], of an output that belongs to the text; any other output as it is."""
+    mask = sample.get("decoder_attention_mask", sample.get("attention_mask"))
+    if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
+        return output
+    return output[mask.bool().to(output.device)]  # the last layer may be on another device than the first
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, Mapping | list | tuple):
+        for item in out.values() if isinstance(out, Mapping) else out:
+            yield from _tensors(item)

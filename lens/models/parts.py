@@ -79,8 +79,7 @@ def divide(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> dict[str, Par
         if name in parts:  # two kinds of attention in one stack, or a tower within a tower
             name = f"{name}:{where}"
         parts[name] = _part(hf, name, axes, members, paths, sample)
-    main = _main(parts)
-    return {main: parts[main], **{n: p for n, p in parts.items() if n != main}}
+    return main_first(parts)
 
 
 def _refuse_folded(hf: Any, calls: Calls, paths: Mapping[nn.Module, str], batch: int) -> None:
@@ -113,8 +112,10 @@ def _name(hf: Any, where: str) -> str:
     return "audio" if FLOATS.get(float_input(hf) or "") == "audio" else "vision"
 
 
-def _main(parts: Mapping[str, Part]) -> str:
-    return next((n for n in ("decoder", "text") if n in parts), next(iter(parts)))
+def main_first(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The same parts, the main one first: the decoder, else the text, else the first."""
+    main = next((n for n in ("decoder", "text") if n in parts), next(iter(parts)))
+    return {main: parts[main], **{n: p for n, p in parts.items() if n != main}}
 
 
 def _part(
@@ -128,7 +129,7 @@ def _part(
     map = calls[0][1]
     corner = map.tile(slice(0, PROBE), slice(0, PROBE))
     causal = axes.queries == axes.keys and map.shape[2] > 1 and not bool(corner.triu(1).any())
-    patches = _patches(hf, map.shape[3]) if axes.keys == "image" else None
+    patches = patches_of(hf, map.shape[3]) if axes.keys == "image" else None
     frames = next((t.shape[-1] for n, t in sample.items() if FLOATS.get(n) == "audio"), 1)
     return Part(
         name, number(calls, paths), axes.queries, axes.keys, causal, map.shape[1], map.k.shape[1], map.q.shape[3],
@@ -161,7 +162,8 @@ def width(hf: Any, module: nn.Module) -> int:
     raise ModelError(f"{type(hf).__name__}: its configuration does not say how wide the residual stream is")
 
 
-def _patches(hf: Any, length: int) -> Patches | None:
+def patches_of(hf: Any, length: int) -> Patches | None:
+    """How images become the `length` tokens of a tower, from the sizes in the configuration; None where they do not."""
     config = vision_config(hf)
     image, size = (pair(getattr(config, field, None)) for field in ("image_size", "patch_size"))
     if image is None or size is None:

@@ -37,7 +37,7 @@ def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> An
     check_ready(model, given)
     gates = context.current_gates(model.key)
     wants_grad = grad or (gates is not None and gates.requires_grad)
-    if model.read_only and context.listeners(model.key):
+    if model.read_only and any(context.listeners(key) for key in model.part_keys.values()):
         return read_only.run(model, given, more)
     if wants_grad:
         refuse_without_gradient(model.hf.modules())

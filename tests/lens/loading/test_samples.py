@@ -1,0 +1,85 @@
+"""Short inputs of the right kind, made from a configuration; what fits none of them takes the user's sample.
+
+Seen to fail: images alone tried for video, spectrograms and boxes; a sample that is not handed on.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+import headwater as hw
+from headwater.lens.errors import ModelError
+from headwater.lens.loading import zoo
+from headwater.lens.loading.samples import samples
+
+SHAPE = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
+SPECTROGRAM = {"max_length": 32, "num_mel_bins": 16, "patch_size": 8, "frequency_stride": 8, "time_stride": 8}
+BOXES = {
+    "vocab_size": 97,
+    "dim_bbox_sinusoid_emb_2d": 32,
+    "dim_bbox_sinusoid_emb_1d": 4,
+    "dim_bbox_projection": 8,
+}
+TWO = {"vocab_size": 97, "l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": 12}
+
+
+def made(name, **config):
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    return kind(kind.config_class(**config)).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "parts"),
+    [
+        ("VideoMAEModel", SHAPE | {"image_size": 16, "patch_size": 8, "num_frames": 4}, {"vision"}),
+        ("ASTModel", SHAPE | SPECTROGRAM, {"audio"}),
+        ("BrosModel", SHAPE | BOXES, {"text"}),
+        ("LxmertModel", SHAPE | TWO, {"text", "vision"}),
+    ],
+)  # fmt: skip
+def test_inputs_of_the_right_kind_are_found(name, config, parts):
+    model = hw.load(made(name, **config))
+    assert set(model.parts) == parts
+
+
+def test_images_come_before_text_alone():
+    tried = [set(sample) for sample in samples(zoo.build("clip"))]
+    assert tried[0] == {"pixel_values", "input_ids", "attention_mask"}
+    assert tried[-1] == {"input_ids", "attention_mask"}
+
+
+def stubborn():
+    """A model that takes texts of even token ids alone."""
+    model = zoo.build("llama")
+
+    def check(module, args, kwargs):
+        if (kwargs["input_ids"] % 2).any():
+            raise ValueError("only even ids")
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
+    return model
+
+
+def test_the_refusal_says_what_was_tried_and_a_sample_mends_it():
+    model = stubborn()
+    with pytest.raises(ModelError, match=r"input_ids \[2, 24\], .*ValueError: only even ids; .*sample="):
+        hw.load(model)
+    opened = hw.load(model, sample={"input_ids": torch.tensor([[4, 6, 8, 10]])})
+    assert opened.n_layers == zoo.build("llama").config.num_hidden_layers
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([1], "sample takes inputs by their names"),
+        ({}, "sample takes inputs by their names"),
+        ({"input_ids": "word"}, "input_ids must be a tensor; got str"),
+        ({"pixels": torch.ones(1)}, "reads no 'pixels'"),
+    ],
+)
+def test_samples_that_are_no_inputs_are_refused(given, reason):
+    with pytest.raises(ModelError, match=reason):
+        hw.load(zoo.build("vit" if "pixels" in given else "llama"), sample=given)
