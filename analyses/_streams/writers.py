@@ -8,7 +8,7 @@ held to the model's own stream. A model whose stream is no such sum (norms after
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from headwater.lens.models import blocks, norms
 from headwater.lens.models.closeness import COARSE, close_or_refuse, of_sums, rounding_mend
 from headwater.lens.models.stack import StackBlock
 from headwater.lens.models.weights import head_weights
+from headwater.lens.running import output_gates
 from headwater.lens.running.watching import Call, Heads, watching
 
 # allowed relative difference between the stream and its sum, in float32 and float64, and in lower precision
@@ -37,7 +38,7 @@ class Layer:
 
     `result` [batch, position, head, d_model] is the output of each head. `bias`, `mixer`, `mlp` and `entering` [batch,
     position, d_model] are the output bias, the outputs of mixers and of MLPs in the block, and the stream before it.
-    `behind` is the norm on the attention's output.
+    `behind` is the norm on the attention's output, `gate` [batch, head, position, d or 1] an output gate.
     """
 
     map: AttentionMap
@@ -49,6 +50,11 @@ class Layer:
     mixer: Tensor
     mlp: Tensor
     behind: Norm | None
+    gate: Tensor | None
+
+    def gated(self, position: int) -> Tensor:
+        """W_O behind the output gate of a query: [batch or 1, head, d, d_model]."""
+        return self.output[None] if self.gate is None else self.gate[:, :, position, :, None] * self.output
 
     def written(self, vectors: Tensor, position: int) -> Tensor:
         """The terms that outputs of W_O [batch, …, d_model] add to the stream at a position."""
@@ -75,7 +81,9 @@ class Writers:
             )
         heads, blocks_of = Heads(model), {b.layer: model.hf.get_submodule(b.path) for b in model.stack}
         inside = (m for block in model.stack for m in _watched(model, block))
-        with watching([*blocks_of.values(), *inside]) as calls, context.listening(heads):
+        gates = (m for layer in model.layers for m in output_gates.modules_of(model, layer))
+        watched = dict.fromkeys([*blocks_of.values(), *inside, *gates])
+        with watching(watched) as calls, context.listening(heads):
             logits = model(batch.ids)
         seen = {call.module: call for call in calls}
         layers: dict[int, Layer] = {}
@@ -87,7 +95,7 @@ class Writers:
                 attended = [seen[blocks.block(model, block.layer).attention_out].output.double()]
             _hold(model, block, call, [*attended, *own.values()])
             if attended:
-                layers[block.layer] = layer = _layer(model, block.layer, call, attended[0], heads, own)
+                layers[block.layer] = layer = _layer(model, block.layer, call, attended[0], heads, calls, own)
                 names = [f"{block.layer}.{head}" for head in range(model.n_heads)]
                 by_head = dict(zip(names, layer.result.unbind(2), strict=True))
                 own = by_head | {f"bias.{block.layer}": layer.bias} | own
@@ -148,13 +156,17 @@ def _hold(model: HookedModel, block: StackBlock, call: Call, written: list[Tenso
 
 
 def _layer(
-    model: HookedModel, number: int, call: Call, added: Tensor, heads: Heads, own: Mapping[str, Tensor]
-) -> Layer:
+    model: HookedModel, number: int, call: Call, added: Tensor, heads: Heads, calls: Sequence[Call],
+    own: Mapping[str, Tensor],
+) -> Layer:  # fmt: skip
     map, value, z = heads.layers[number]
+    gate = output_gates.output_gate(model, number, calls, z)
+    gate = None if gate is None else gate.detach().double()
+    z = z.detach().double() if gate is None else z.detach().double() * gate
     weights, block = head_weights(model, number), blocks.block(model, number)
     entering = call.given.double()
     output, bias = weights.W_O.double(), weights.b_O.double()
-    result = torch.einsum("bhse,hed->bshd", z.detach().double(), output)
+    result = torch.einsum("bhse,hed->bshd", z, output)
     raw = result.sum(2) + bias
     bias = bias.expand_as(added)
     behind = None
@@ -165,4 +177,4 @@ def _layer(
     what = f"what the heads of layer {number} of {model.name} write does not add up to its attention's output"
     close_or_refuse(result.sum(2) + bias, added, what, rounding_mend(model), allowed=of_sums(model))
     mixer, mlp = (own.get(f"{kind}.{number}", torch.zeros_like(entering)) for kind in ("mixer", "mlp"))
-    return Layer(map, value.double(), output, entering, result, bias, mixer, mlp, behind)
+    return Layer(map, value.double(), output, entering, result, bias, mixer, mlp, behind, gate)

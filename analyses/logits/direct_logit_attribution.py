@@ -116,7 +116,8 @@ def moved(layer: Layer, position: int) -> Tensor:
     at = position % queries
     weights = layer.map.tile(slice(at, at + 1), slice(None))[:, :, 0].double()
     values = layer.value.repeat_interleave(heads // layer.value.shape[1], 1)
-    terms = torch.einsum("bhk,bhke,hed->bhkd", weights, values, layer.output)
+    written = layer.gated(at).expand(len(values), -1, -1, -1)
+    terms = torch.einsum("bhk,bhke,bhed->bhkd", weights, values, written)
     terms = layer.written(terms, at)
     what = "head outputs are edited, so they are not what the weights make of the values"
     close_or_refuse(terms.sum(2), layer.result[:, at], what)

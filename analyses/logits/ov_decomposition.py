@@ -131,7 +131,7 @@ def _terms(
     weights = head_weights(model, head.layer)
     shared = head.head // (model.n_heads // model.n_kv_heads)
     at = position % layer.map.shape[2]
-    written = layer.written(layer.output[head.head].expand(layer.map.shape[0], -1, -1), at)
+    written = layer.written(layer.gated(at)[:, head.head].expand(layer.map.shape[0], -1, -1), at)
     values = reading.through(weights.W_V[shared], weights.b_V[shared])
     given = torch.einsum("bkce,be->bkc", values, read(written))
     looked = layer.map.tile(slice(at, at + 1), slice(None))[:, head.head, 0].double()

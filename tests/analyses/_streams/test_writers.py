@@ -17,7 +17,17 @@ from headwater.analyses._streams.writers import Writers
 from headwater.lens.errors import AnalysisError
 
 IDS = torch.randint(3, 90, (1, 10), generator=torch.Generator().manual_seed(3))
-SUMS = ("jamba", "bamba", "granite", "falcon_h1", "recurrent_gemma", "olmo_hybrid")
+SUMS = (
+    "jamba",
+    "bamba",
+    "granite",
+    "falcon_h1",
+    "recurrent_gemma",
+    "olmo_hybrid",
+    "qwen3_next",
+    "lfm2",
+    "nemotron_h",
+)
 
 
 def by_hand(model, names):
@@ -84,3 +94,18 @@ def test_a_stream_that_is_no_sum_is_refused_by_its_block(name):
         AnalysisError, match=r"is no sum of what its parts add: block \d gives something else"
     ):
         Writers.of(model, Batch(IDS, [0]))
+
+
+def test_heads_behind_an_output_gate_by_source_add_up():
+    model = hw.load(hybrid("qwen3_5"))
+    heads, sources = (
+        analyses.direct_logit_attribution(model, IDS, answer="#11", wrong="#23", unit=unit)
+        for unit in ("head", "source")
+    )
+    assert abs(sources.sum("key") - heads).max() < 1e-5
+    logits = model(IDS)[0, -1].double()
+    parts = analyses.direct_logit_attribution(model, IDS, answer="#11", wrong="#23")
+    assert abs(float(parts.sum()) - float(logits[11] - logits[23])) < 1e-5
+    head = analyses.ov_decomposition(model, IDS, head="1.2", answer="#11")
+    total = analyses.direct_logit_attribution(model, IDS, answer="#11", unit="head").sel(layer=1, head=2)
+    assert float(head.sum()) == pytest.approx(float(total[0]), abs=1e-4)
