@@ -16,7 +16,7 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.lens.model import HookedModel
-from headwater.lens.models.weights import layer_weights, triangle
+from headwater.lens.models.weights import layer_weights, mean_is_lost, triangle
 
 CIRCUITS = ("qk", "ov")
 # query, key, value [head, d_model, d_head] and output [head, d_head, d_model]
@@ -30,6 +30,7 @@ def circuit_rank(
 ) -> xr.Dataset:
     """Ranks of `W_QK = W_Q W_Kᵀ` and `W_OV = W_V W_O` of each query head, with the gain of the norm before attention.
 
+    The mean over d_model is left out where LayerNorm takes it out.
     Dataset, all [circuit, layer, head]: `rank`, the number of singular values above `tolerance` times the largest;
     `stable_rank = ‖W‖_F² / ‖W‖₂²`; the norms `frobenius` and `spectral`. `singular_values` [circuit, layer, head,
     direction] begin with the largest. A zero circuit has rank 0 and stable rank NaN. Biases, soft caps and rotary
@@ -70,8 +71,17 @@ def circuit_rank(
 
 
 def sides(model: HookedModel, layer: int) -> Sides:
-    """What the heads of a layer read and write, in float64; the gain of the norm before attention is folded in."""
+    """What the heads of a layer read and write, in float64; the gain of the norm before attention is folded in.
+
+    A LayerNorm takes the mean of the stream out, so what reads that mean is taken out of the weights too; where every
+    reader is behind a LayerNorm, what writes it is taken out as well: no later part of the model sees it.
+    """
     weights = layer_weights(model, layer)
     gain = weights.gain.double()[:, None]
     query, key, value = (gain * w.double() for w in (weights.query, weights.key, weights.value))
-    return query, key, value, weights.output.double()
+    if weights.centred:
+        query, key, value = (w - w.mean(1, keepdim=True) for w in (query, key, value))
+    output = weights.output.double()
+    if mean_is_lost(model):
+        output = output - output.mean(-1, keepdim=True)
+    return query, key, value, output

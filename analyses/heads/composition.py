@@ -33,7 +33,8 @@ def composition(
     """`C = ‖W_OV^a W^b‖_F / (‖W_OV^a‖_F ‖W^b‖_F)` for a head a and a head b of a later layer.
 
     `W^b` is `W_QK` for "q", its transpose for "k" and `W_OV` for "v"; vectors are rows. The gain of the norm before
-    each layer is folded in. Dataset: `score` and `excess = score - baseline` [composition, layer, head, to_layer,
+    each layer is folded in; the mean over d_model, which LayerNorm takes out, is left out.
+    Dataset: `score` and `excess = score - baseline` [composition, layer, head, to_layer,
     to_head], NaN unless a is below b; `baseline` and `spread` [composition], the mean and standard deviation of the
     score of heads with normal random weights of the same shapes. A second baseline rotates the directions of a at
     random: its root mean square is 1/√d_model for any spectra (attribute `turned`). Biases, rotary positions and MLPs

@@ -42,8 +42,8 @@ class HeadWeights:
 class LayerWeights:
     """The matrices of one layer, one per query head, without biases.
 
-    `gain` is the gain of the norm before the attention (ones if there is none). The gain of a norm on the attention's
-    output (Gemma 2, OLMo 2) is folded into `output`.
+    `gain` is the gain of the norm before the attention (ones if there is none), and `centred` whether that norm takes
+    the mean of the stream out (LayerNorm). A norm on the attention's output (Gemma 2, OLMo 2) is folded into `output`.
     """
 
     query: Float[Tensor, "head d_model d_head"]
@@ -51,6 +51,7 @@ class LayerWeights:
     value: Float[Tensor, "head d_model d_value"]
     output: Float[Tensor, "head d_value d_model"]
     gain: Float[Tensor, " d_model"]
+    centred: bool
 
 
 def head_weights(
@@ -95,9 +96,34 @@ def layer_weights(model: Opened, layer: int) -> LayerWeights:
     """The weights of attention layer `layer`, one matrix per query head, for QK and OV circuits."""
     found = head_weights(model, layer, expand=True)
     before, after = _norms(model, layer)
-    output = found.W_O * norm_gain(after, found.W_O.shape[-1]).to(found.W_O)
-    gain = norm_gain(before, found.W_Q.shape[1]).to(found.W_Q)
-    return LayerWeights(found.W_Q, found.W_K, found.W_V, output, gain)
+    read, written = found.W_Q.shape[1], found.W_O.shape[-1]
+    output = found.W_O
+    if after is not None and takes_mean_out(after, written):
+        output = output - output.mean(-1, keepdim=True)
+    output = output * norm_gain(after, written).to(output)
+    gain = norm_gain(before, read).to(found.W_Q)
+    centred = before is not None and takes_mean_out(before, read)
+    return LayerWeights(found.W_Q, found.W_K, found.W_V, output, gain, centred)
+
+
+def mean_is_lost(model: Opened) -> bool:
+    """Whether no part of the model sees the mean over d_model of what its heads write: LayerNorm is before each reader.
+
+    In blocks that end in a norm (BERT), each sum goes through a LayerNorm.
+    """
+    if model.is_encoder_decoder or model.mixers:
+        return False
+    readers: list[nn.Module | None] = []
+    for layer in model.layers:
+        block, flow = blocks.block(model, layer), model.flows.get(layer)
+        if flow is None:
+            return False
+        if flow.ends:
+            readers += {norm for norm in flow.reads.values() if norm is not None} or [None]
+        else:
+            readers += [block.norm1, block.norm2 if block.norm2 is not None else flow.reads.get(block.mlp)]
+            readers += [blocks.final_norm(model)] if layer == model.layers[-1] else []
+    return all(norm is not None and takes_mean_out(norm, model.d_model) for norm in readers)
 
 
 def triangle(thin: Tensor) -> Tensor:
@@ -106,8 +132,10 @@ def triangle(thin: Tensor) -> Tensor:
 
 
 def circuit_ends(model: Opened) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, "d_model vocab"]]:
-    """Token embedding [vocab, d_model] and unembedding [d_model, vocab] with the last norm's gain folded
-    in."""
+    """Token embedding [vocab, d_model] and unembedding [d_model, vocab] with the last norm's gain folded in.
+
+    Where that norm takes the mean out (LayerNorm), the unembedding does not see it either.
+    """
     if not model.has_lm_head:
         raise ModelError(f"{model.name} has no language head; load a causal language model")
     embedding, head = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
@@ -125,7 +153,10 @@ def circuit_ends(model: Opened) -> tuple[Float[Tensor, "vocab d_model"], Float[T
             "has no unembedding of the stream"
         )
     last = blocks.final_norm(model)
-    return embed, unembed * norm_gain(last, unembed.shape[0]).to(unembed)[:, None]
+    unembed = unembed * norm_gain(last, unembed.shape[0]).to(unembed)[:, None]
+    if last is not None and takes_mean_out(last, unembed.shape[0]):
+        unembed = unembed - unembed.mean(0, keepdim=True)
+    return embed, unembed
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ Scores and patterns are dense; a `names_filter` without them builds none. Transf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.lens.errors import ModelError
 from headwater.lens.models import blocks, inputs, norms
@@ -27,6 +27,7 @@ from headwater.lens.transformer_lens import names as transformer_lens_names
 from headwater.lens.transformer_lens.run import Function, Run, Stop
 
 Hooks = Iterable[tuple[str | Callable[[str], bool], Function]]
+Positions = int | slice | tuple[int | None, ...] | Sequence[int]
 UNLIMITED = 2**31 - 1  # n_ctx of a model without a limit
 
 
@@ -78,6 +79,14 @@ class TransformerLens(Opened):
             final_rms=not centred,
         )  # fmt: skip
 
+    @property
+    def ln_final(self) -> nn.Module:
+        """The norm between the last block and the language head, which TransformerLens' logit lens applies."""
+        norm = blocks.final_norm(self)
+        if norm is None:  # TransformerLens asks with hasattr
+            raise AttributeError(f"{self.name} has no norm in front of its language head")
+        return norm
+
     def hook_names(self) -> list[str]:
         """Every activation name of `run_with_cache` and `run_with_hooks`, in the order of a forward pass."""
         return list(transformer_lens_names.places(self))
@@ -112,11 +121,13 @@ class TransformerLens(Opened):
     def run_with_cache(
         self, given: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, *,
         names_filter: str | Iterable[str] | Callable[[str], bool] | None = None, return_type: str | None = "logits",
-        attention_mask: Any = None, device: Any = None, pos_slice: int | slice | None = None,
+        attention_mask: Any = None, device: Any = None, pos_slice: Positions | None = None,
         stop_at_layer: int | None = None, incl_bwd: bool = False, grad: bool = False,
         prepend_bos: bool | None = None, **ignored: Any,
     ) -> tuple[Any, Any]:  # fmt: skip
         """One forward pass; returns (output, cache), with the named activations on `device`, at `pos_slice`.
+
+        `pos_slice` is a position, a slice or its arguments as a tuple, or a list; the position axis stays.
 
         `names_filter=None` keeps every name but `hook_result`. `incl_bwd` runs backward from the loss and adds the
         gradients as "…_grad". Without `incl_bwd` or `grad` no gradient is tracked, unlike in TransformerLens.
@@ -194,11 +205,14 @@ def _layer(name: str) -> int | None:
     return int(name.split(".")[1]) if name.startswith("blocks.") else None
 
 
-def _positions(name: str, tensor: Tensor, wanted: int | slice | None) -> Tensor:
-    """The tensor at some positions (axis 1, of scores and patterns axis 2); an int drops the axis."""
+def _positions(name: str, tensor: Tensor, wanted: Positions | None) -> Tensor:
+    """The tensor at some positions (axis 1, of scores and patterns axis 2); the axis stays, as in TransformerLens."""
     if wanted is None:
         return tensor
-    return tensor[:, :, wanted] if name.endswith(("hook_pattern", "hook_attn_scores")) else tensor[:, wanted]
+    if isinstance(wanted, tuple):  # TransformerLens reads a tuple as the arguments of a slice
+        wanted = slice(*wanted)
+    chosen = [wanted] if isinstance(wanted, int) else wanted
+    return tensor[:, :, chosen] if name.endswith(("hook_pattern", "hook_attn_scores")) else tensor[:, chosen]
 
 
 def _only(tensor: Tensor) -> Tensor:

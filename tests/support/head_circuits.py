@@ -12,10 +12,17 @@ import headwater as hw
 
 
 def matrices(model: hw.HookedModel, layer: int, head: int) -> dict[str, np.ndarray]:
-    """W_QK and W_OV [d_model, d_model] of one head from the folded weights, in float64."""
+    """W_QK and W_OV [d_model, d_model] of one head from the folded weights, in float64.
+
+    The mean over d_model is projected out where LayerNorm takes it out: of what GPT-2 reads, and of what GPT-2 and BERT
+    write.
+    """
     found = model.weights(layer, fold=True, expand=True)
     q, k, v, o = (w[head].double().numpy() for w in (found.W_Q, found.W_K, found.W_V, found.W_O))
-    return {"qk": q @ k.T, "ov": v @ o}
+    no_mean, family = np.eye(len(q)) - 1 / len(q), type(model.hf).__name__[:4]
+    read = no_mean if family == "GPT2" else np.eye(len(q))
+    written = no_mean if family in ("GPT2", "Bert") else np.eye(len(q))
+    return {"qk": read @ q @ k.T @ read, "ov": read @ v @ o @ written}
 
 
 def with_norm_gains(twin: hf.PreTrainedModel) -> hw.HookedModel:

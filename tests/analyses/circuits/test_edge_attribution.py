@@ -307,7 +307,7 @@ def test_refuses_what_makes_no_sense(asked, message: str) -> None:
         analyses.edge_attribution(**{"model": model, "pairs": pairs()} | asked)
 
 
-@pytest.mark.parametrize("name", ["bloom", "deepseek_v3", "llama4", "phi3", "bert"])
+@pytest.mark.parametrize("name", ["bloom", "deepseek_v3", "phi3", "bert"])
 def test_refuses_models_that_it_can_not_take_apart(name: str) -> None:
     model = hw.load(zoo.build(name))
     with pytest.raises(HeadwaterError):

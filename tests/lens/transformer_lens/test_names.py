@@ -301,9 +301,9 @@ def test_options_of_a_cache() -> None:
     model, _ = opened("gpt2")
     _, whole = model.run_with_cache(IDS[:1], return_cache_object=False)
     _, last = model.run_with_cache(IDS[:1], return_cache_object=False, pos_slice=-1)
-    torch.testing.assert_close(last["blocks.1.hook_resid_post"], whole["blocks.1.hook_resid_post"][:, -1])
+    torch.testing.assert_close(last["blocks.1.hook_resid_post"], whole["blocks.1.hook_resid_post"][:, -1:])
     torch.testing.assert_close(
-        last["blocks.1.attn.hook_pattern"], whole["blocks.1.attn.hook_pattern"][:, :, -1]
+        last["blocks.1.attn.hook_pattern"], whole["blocks.1.attn.hook_pattern"][:, :, -1:]
     )
     _, single = model.run_with_cache(IDS[:1], return_cache_object=False, remove_batch_dim=True)
     torch.testing.assert_close(single["blocks.0.attn.hook_z"], whole["blocks.0.attn.hook_z"][0])

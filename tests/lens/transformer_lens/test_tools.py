@@ -131,3 +131,20 @@ def test_head_detector_on_a_trained_model() -> None:
         pattern = record.pattern(layer)[0]
         share = pattern.diagonal(-1, 1, 2).sum(-1) / pattern.sum((1, 2))
         torch.testing.assert_close(found[layer], share, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("place", [-1, slice(1, 3), (0, 3), [0, 2]])
+def test_accumulated_streams_through_the_last_norm(family: str, place: Any) -> None:
+    """The logit lens of TransformerLens on a cache of ours, cut to positions before or after."""
+    model, bridge = pair(family)
+    found, expected = (quietly(m.run_with_cache, CLEAN)[1] for m in (model, bridge))
+    ours, theirs = (c.accumulated_resid(layer=-1, apply_ln=True, pos_slice=place) for c in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    plain, raw = (c.accumulated_resid(layer=-1, pos_slice=place) for c in (found, expected))
+    torch.testing.assert_close(plain, raw, rtol=1e-4, atol=1e-4)
+    assert (ours - plain).abs().max() > 0.1
+    cut, other = (quietly(m.run_with_cache, CLEAN, pos_slice=place)[1] for m in (model, bridge))
+    for name in ("blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.0.attn.hook_pattern"):
+        assert cut[name].shape == other[name].shape
+        torch.testing.assert_close(cut[name], other[name], rtol=1e-4, atol=1e-4)
