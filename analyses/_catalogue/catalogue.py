@@ -21,13 +21,16 @@ from headwater.lens.errors import AnalysisError, nearest
 PACKAGE = "headwater.analyses"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Entry(About):
     """One analysis: its labels, its settings and its function."""
 
     name: str
     settings: tuple[Setting, ...]
     function: Callable[..., Any]
+
+    def __repr__(self) -> str:
+        return f"Entry({self.name!r}, of a {self.inputs})"
 
     @property
     def description(self) -> str:

@@ -15,6 +15,7 @@ from xml.etree.ElementTree import ParseError
 
 import networkx as nx
 
+from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import checked
 from headwater.lens.errors import AnalysisError
 from headwater.lens.files import as_text, parse_json, read_bytes, write_text
@@ -98,7 +99,7 @@ def read_circuit(path: str | Path) -> nx.DiGraph:
         raise AnalysisError(f"{path} is not a graph that write_circuit wrote: {fault}") from None
     except UNREADABLE:
         raise AnalysisError(f"{path} is not a graph that write_circuit wrote") from None
-    return found
+    return Graph(found)
 
 
 class _Strange(Exception):
@@ -181,7 +182,7 @@ def as_neuronpedia(graph: nx.DiGraph) -> dict[str, Any]:
 
 
 def _of_viewer(content: dict[str, Any]) -> nx.DiGraph:
-    graph = nx.DiGraph()
+    graph = Graph()
     graph.graph.update(content["metadata"]["headwater"])
     for node in content["nodes"]:
         graph.add_node(node["node_id"])

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import networkx as nx
 from torch import Tensor
 
+from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._streams.component_graph import EMBED, LOGITS, Wiring
 from headwater.lens.errors import AnalysisError
@@ -28,7 +29,7 @@ def graph_of(
     wiring: Wiring, scores: Tensor | None, attrs: Mapping[str, Any], nodes: Tensor | None = None
 ) -> nx.DiGraph:
     """The graph of all edges with their scores [node, input]; `nodes` [node] are scores of the nodes."""
-    graph = nx.DiGraph(**attrs)
+    graph = Graph(**attrs)
     for place, name in enumerate(wiring.senders):
         more = {} if nodes is None else {"score": float(nodes[place])}
         graph.add_node(name, **told_by_name(name), **more)

@@ -14,6 +14,7 @@ import networkx as nx
 import numpy as np
 
 from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Examples, one_by_one
 from headwater.analyses._prompts.positions import place_of
@@ -129,7 +130,7 @@ def _number(prompt: int, position: int) -> str:
 
 
 def _graph(found: list[Seen]) -> nx.DiGraph:
-    graph = nx.DiGraph()
+    graph = Graph()
     weights: dict[tuple[str, str], list[float]] = {}
     totals: dict[str, list[float]] = {}
     for seen in found:

@@ -198,8 +198,10 @@ def _copying(model: HookedModel) -> tuple[Tensor, str]:
         return missing, "undefined: the model has no language head"
     try:
         embed, unembed = circuit_ends(model)
-        # the vocabulary is summed over once: all heads share W_U·W_E [d_model, d_model]
-        ends = unembed.double() @ embed.double()
+        # the vocabulary is summed over once: all heads share W_U·W_E [d_model, d_model]; tokens that are only read, as
+        # a start token without logits, can not be copied
+        both = min(len(embed), unembed.shape[1])
+        ends = unembed[:, :both].double() @ embed[:both].double()
         scores = [copying_scores(sides(model, layer), ends) for layer in model.layers]
     except ModelError as error:
         return missing, f"undefined: {error}"

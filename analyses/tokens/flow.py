@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
+from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import Joining, Mixers, Reduction, attributes, joined_map
@@ -120,7 +121,6 @@ def flow_graph(
     >>> graph.number_of_nodes(), graph.nodes[0, 2]["token"], graph.graph["layers"]
     (75, 'Mary', '[0, 1, 2, 3]')
     """
-    import networkx as nx  # a second of import that only the graph needs
 
     if not 0 <= row < len(record.valid):
         raise AnalysisError(f"no batch row {row}; the record has rows 0 to {len(record.valid) - 1}")
@@ -128,7 +128,7 @@ def flow_graph(
     place = record.valid[row].nonzero()[:, 0]
     capacities = _capacities(record, joining)[row][:, place[:, None], place].numpy()
     words = [record.strings[row][column] for column in place.tolist()]
-    graph = nx.DiGraph(**attributes(record, joining))
+    graph = Graph(**attributes(record, joining))
     for depth in range(len(joining.layers) + 1):
         wrote = {"layer": joining.layers[depth - 1]} if depth else {}
         graph.add_nodes_from(((depth, i), {"token": word, **wrote}) for i, word in enumerate(words))

@@ -40,6 +40,9 @@ class AttentionMap(MapState):
     torch.Size([1, 8, 9, 1])
     """
 
+    def __repr__(self) -> str:
+        return f"AttentionMap({_size(self.shape)}, {self.backend})"
+
     @property
     def T(self) -> TransposedMap:
         """The operator that carries values of queries to keys: `map.T @ y`."""
@@ -139,6 +142,9 @@ class TransposedMap:
 
     map: AttentionMap
 
+    def __repr__(self) -> str:
+        return f"{self.map!r}.T"
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(batch, head, key, query)."""
@@ -150,6 +156,11 @@ class TransposedMap:
         source = self.map
         y = _operand(y, source.shape, source.shape[2], "query").to(source.q.device)
         return choose_for(source, transposed=True).scatter(source, y)
+
+
+def _size(shape: tuple[int, int, int, int]) -> str:
+    batch, heads, queries, keys = shape
+    return f"{batch} × {heads} heads × {queries} queries × {keys} keys"
 
 
 def _operand(x: Tensor, shape: tuple[int, int, int, int], length: int, axis: str) -> Tensor:

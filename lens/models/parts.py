@@ -52,6 +52,10 @@ class Part:
         default_factory=dict
     )  # which norms the modules of each block read
 
+    def __repr__(self) -> str:
+        tokens = f"{self.queries} × {self.keys}" if self.crosses else self.queries
+        return f"Part({self.name!r}, {len(self.modules)} layers × {self.n_heads} heads, of {tokens})"
+
     @property
     def crosses(self) -> bool:
         """Whether this is cross-attention, where no key is the query's own position."""

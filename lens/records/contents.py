@@ -20,6 +20,10 @@ class Axis(NamedTuple):
     valid: Bool[Tensor, "batch position"]
     strings: list[list[str]]
 
+    def __repr__(self) -> str:
+        batch, length = self.tokens.shape
+        return f"Axis({batch} × {length} tokens)"
+
 
 @dataclass(frozen=True, eq=False)
 class Contents:
