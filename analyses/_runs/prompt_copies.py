@@ -18,10 +18,9 @@ from torch import Tensor
 from headwater.analyses._measures.pair_scores import Asked, How, Told
 from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._runs.replace_activations import Swap, narrow_head
-from headwater.analyses._runs.resume_at_layer import Resuming, foreign, listened, mapped
+from headwater.analyses._runs.resume_at_layer import TRIED, Resuming, foreign, listened, mapped
 from headwater.lens.attention import context
 from headwater.lens.attention.standing_in import runs_itself
-from headwater.lens.errors import HeadwaterError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import prefix_cache
 from headwater.lens.running.forward import check_ready
@@ -89,17 +88,17 @@ class Copies:
         layers, some = self.model.layers, replace(self, tokens=None)
         found = next((c for c in (self, some) if c._holds(layers[0], self.stop // 2)), replace(some, past=[]))
         by_position = all(_has_positions(output, self.ids.shape) for output in self.resuming.outputs.values())
-        if not found._holds(layers[-1], self.stop // 2 if by_position else 0):
-            found = replace(found, resuming=Resuming(layers), past=found.past if by_position else [])
-        return found
+        if by_position and not found._holds(layers[-1], self.stop // 2):
+            return replace(found, resuming=Resuming(layers))
+        return found if by_position else replace(found, past=[])
 
     def _holds(self, layer: int, start: int) -> bool:
         """Whether a run from `layer` and `start` reproduces the logits of the unchanged prompts up to rounding."""
         try:
-            found = self._logits(Swap(self.model, len(self.ids)), 1, layer, start)
-        except (HeadwaterError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-            return False  # transformers has no error of its own for models that cannot start in the middle
-        expected = self.logits
+            found = self._logits(Swap(self.model, TRIED * len(self.ids)), TRIED, layer, start)
+        except Exception:  # transformers has no error of its own for models that cannot start in the middle
+            return False
+        expected = self.logits.repeat(TRIED, 1, 1)
         if self.tokens is not None and found.shape != expected.shape:
             expected = expected[..., self.tokens]
         near = torch.finfo(expected.dtype).eps ** 0.5 * self.logits.abs().max()
@@ -116,6 +115,9 @@ class Copies:
 
     def measure(self, swap: Swap, copies: int, layer: int, start: int) -> Tensor:
         """[copy, pair] in float64, of a run in which nothing changes below `layer` and before `start`."""
+        if layer not in self.resuming.tried:
+            self.resuming.tried[layer] = layer == self.model.layers[0] or self._holds(layer, start)
+        layer = layer if self.resuming.tried[layer] else self.model.layers[0]
         return self.told.of(self._logits(swap, copies, layer, start), copies)
 
     def _logits(self, swap: Swap, copies: int, layer: int, start: int) -> Tensor:

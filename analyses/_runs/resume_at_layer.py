@@ -1,7 +1,8 @@
 """Forward passes over copies of a batch that start at a layer: the blocks below return stored outputs of the batch.
 
-This is valid if only the edited layer and the layers above it differ from the stored run. It is tried on the last layer
-before it is used. A model whose blocks are unknown, or do not reproduce their outputs, runs in full.
+This is valid if only the edited layer and the layers above it differ from the stored run. Each layer is tried on copies
+of the unchanged batch before runs start there: blocks may hand each other more than their outputs, such as shared keys
+and values. Where the outputs are not reproduced, and in a model whose blocks are unknown, runs are in full.
 """
 
 from __future__ import annotations
@@ -22,28 +23,44 @@ from headwater.lens.errors import ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks as anatomy
 
+TRIED = 2  # copies in a trial: one would not show outputs whose first axis is another than the batch
+
 
 @dataclass(frozen=True, eq=False)
 class Resuming:
     """`outputs`: the output of each block for a batch, in the order of the layers; `base`: the batch's loss [text] in
-    float64, if computed."""
+    float64, if computed. `again` runs copies of the unchanged batch and tells whether they give what it gave."""
 
     layers: list[int]
     outputs: Mapping[nn.Module, Any] = field(default_factory=dict)
     base: Tensor = field(default_factory=lambda: torch.empty(0))
+    again: Callable[[], bool] = field(default=lambda: True)
+    tried: dict[int, bool] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: HookedModel, batch: Batch, value: Value) -> Resuming:
-        """Run the batch once and store the outputs; drop them if a resumed run gives another loss."""
+        """Run the batch once and store the outputs."""
         with listened(model) as outputs:
             base = value(batch).double().cpu()
-        found = cls(model.layers, outputs, base)
-        if found.outputs:
-            with found.before(model.layers[-1], 1):
-                again = value(batch).double().cpu()
-            if not torch.allclose(again, base, rtol=1e-5, atol=1e-6):
-                return cls(model.layers, {}, base)
-        return found
+        twice = Batch(batch.rows(torch.arange(len(batch.ids)).repeat(TRIED)), batch.places * TRIED)
+
+        def again() -> bool:
+            return torch.allclose(value(twice).double().cpu(), base.repeat(TRIED), rtol=1e-5, atol=1e-6)
+
+        return cls(model.layers, outputs, base, again)
+
+    def start(self, layer: int) -> int:
+        """The layer at which a run may start whose first change is in `layer`: this one, or the first of all."""
+        if layer not in self.tried:
+            self.tried[layer] = not self.outputs or layer == self.layers[0] or self._holds(layer)
+        return layer if self.tried[layer] else self.layers[0]
+
+    def _holds(self, layer: int) -> bool:
+        try:
+            with self.before(layer, TRIED):
+                return self.again()
+        except Exception:  # transformers has no error of its own for models that cannot start in the middle
+            return False
 
     @contextlib.contextmanager
     def before(self, layer: int, copies: int, positions: slice | None = None) -> Iterator[None]:

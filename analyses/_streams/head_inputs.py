@@ -62,8 +62,8 @@ def rotations(model: HookedModel, batch: Batch, head: Head, places: tuple[int, i
     Each copy of a text gets one unit vector as the output of the projections; the vector that attention receives is a
     row of the map.
     """
-    layer, count = head.layer, model.d_head
-    q_head, k_head = head.head, head.head // (model.n_heads // model.n_kv_heads)
+    layer, shape = head.layer, model.shape(head.layer)
+    count, q_head, k_head = shape.d_head, head.head, head.head // (shape.heads // shape.kv)
     forward = {
         f"blocks.{layer}.attn.hook_q": _units(places[0], q_head),
         f"blocks.{layer}.attn.hook_k": _units(places[1], k_head),

@@ -83,7 +83,7 @@ class Objective:
         `training_loss` [step]; `loss_before` and `loss_after`, the means over all examples.
         """
         model, generator = self.model, torch.Generator().manual_seed(seed)
-        shape = (model.n_layers, model.n_heads, model.d_head)
+        shape = (model.n_layers, model.n_heads, model.d_value)
         mask = chosen[..., None].float()
         vectors = (START * torch.randn(shape, generator=generator) * mask).requires_grad_()
         adam = torch.optim.Adam([vectors], lr=rate)

@@ -22,6 +22,7 @@ from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.progress import progress
+from headwater.lens.running.forward import outputs_by_layer
 
 TOKENS = 1024  # tokens of all copies that run together; their logits take the memory
 
@@ -68,11 +69,12 @@ def losses_without(
             base[batch.places] = resuming.base
             values = outputs.of(batch)
             for place, layer in enumerate(model.layers):
-                instead = None if values is None else values[:, place]
+                instead = None if values is None else values[layer]
+                start = resuming.start(layer)
                 for choices, rows in _copies(batch, heads):
                     gone = heads[choices].repeat_interleave(len(batch.places), 0)
                     edit = _Ablated(layer, gone, instead)
-                    with resuming.before(layer, len(choices)), model.acting([edit]):
+                    with resuming.before(start, len(choices)), model.acting([edit]):
                         found = value(rows).double().cpu().view(len(choices), -1)
                     after[torch.tensor(batch.places)[:, None], place, choices[None]] = found.T
                 steps.update()
@@ -90,20 +92,22 @@ def _copies(batch: Batch, heads: Tensor) -> Iterator[tuple[Tensor, Batch]]:
 
 
 class _Outputs:
-    """Values that replace the outputs of ablated heads, [text, layer, head, position|1, d]; None stands for zero."""
+    """Values that replace the outputs of ablated heads, [text, head, position|1, d] by layer; None stands for zero."""
 
     def __init__(self, model: HookedModel, batches: list[Batch], ablation: Ablation, seed: int) -> None:
         self.model, self.ablation = model, ablation
-        self.mean: Tensor | None = None
+        self.mean: dict[int, Tensor] | None = None
         self.texts = {place: batch.rows([n]) for batch in batches for n, place in enumerate(batch.places)}
         if ablation == "mean":
-            sums = [model.head_outputs(batch.ids, edited=False).double().sum((0, 3)) for batch in batches]
             tokens = sum(batch.ids.numel() for batch in batches)
-            self.mean = (torch.stack(sums).sum(0) / tokens)[None, :, :, None]
+            self.mean = {layer: torch.zeros(()) for layer in model.layers}
+            for batch in batches:
+                for layer, z in outputs_by_layer(model, model.to_tokens(batch.ids), edited=False).items():
+                    self.mean[layer] = self.mean[layer] + z.double().sum((0, 2))[None, :, None] / tokens
         if ablation == "resample":
             self.donors = self._drawn(seed)
 
-    def of(self, batch: Batch) -> Tensor | None:
+    def of(self, batch: Batch) -> dict[int, Tensor] | None:
         if self.ablation == "zero":
             return None
         if self.mean is not None:
@@ -111,7 +115,7 @@ class _Outputs:
         length = batch.ids.shape[1]
         donors = first_tokens([self.texts[self.donors[place]] for place in batch.places], length)
         # the donor is cut before it runs; in a causal model its first outputs would be the same uncut
-        return self.model.head_outputs(donors, edited=False)
+        return outputs_by_layer(self.model, self.model.to_tokens(donors), edited=False)
 
     def _drawn(self, seed: int) -> dict[int, int]:
         """For each text another one that is at least as long."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
@@ -55,8 +55,11 @@ def circuit_rank(
         query, key, value, output = sides(model, layer)
         products = [triangle(a) @ triangle(b).mT for a, b in ((query, key), (value, output.mT))]
         by_layer.append(torch.linalg.svdvals(torch.stack(products)))
-    values = torch.stack(by_layer, 1).cpu()
-    spectral, frobenius = values[..., 0], values.square().sum(-1).sqrt()
+    most = max(found.shape[-1] for found in by_layer)  # heads of other layers may be wider
+    values = torch.stack(
+        [nn.functional.pad(v, (0, most - v.shape[-1]), value=torch.nan) for v in by_layer], 1
+    ).cpu()
+    spectral, frobenius = values[..., 0], values.square().nansum(-1).sqrt()
     found = {
         "rank": (values > tolerance * spectral[..., None]).sum(-1),
         "stable_rank": (frobenius / spectral).square(),  # 0 / 0 is NaN

@@ -143,7 +143,7 @@ def offset_controls(
     """
     steps = {name: settings[name] for name in ("steps", "batch_size") if name in settings}
     judge = Objective.of(moved, model, test, None, answers["test"], -1, 16)
-    empty = torch.zeros(model.n_layers, model.n_heads, model.d_head)
+    empty = torch.zeros(model.n_layers, model.n_heads, model.d_value)
     rows: dict[str, list[float]] = {"own": [], "other": [], "random": [], "none": []}
     for seed in range(draws):
         picked = {"random": random_heads(model, count, seed)}

@@ -129,7 +129,8 @@ def _terms(
     """[batch, key, component], and the head's share [batch]."""
     model, layer = run.model, run.layers[head.layer]
     weights = head_weights(model, head.layer)
-    shared = head.head // (model.n_heads // model.n_kv_heads)
+    shape = model.shape(head.layer)
+    shared = head.head // (shape.heads // shape.kv)
     at = position % layer.map.shape[2]
     written = layer.written(layer.gated(at)[:, head.head].expand(layer.map.shape[0], -1, -1), at)
     values = reading.through(weights.W_V[shared], weights.b_V[shared])

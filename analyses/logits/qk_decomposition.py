@@ -110,7 +110,8 @@ def _terms(
     """[query part, key part] of one text, and the score of the run."""
     model, map = run.model, run.layers[head.layer].map
     weights = head_weights(model, head.layer)
-    shared = head.head // (model.n_heads // model.n_kv_heads)
+    shape = model.shape(head.layer)
+    shared = head.head // (shape.heads // shape.kv)
     one = Batch(batch.rows([row]), [0])
     turns = rotations(model, one, head, places)
     queries = reading.through(weights.W_Q[head.head], weights.b_Q[head.head])[row, places[0]] @ turns[0]

@@ -18,7 +18,7 @@ from headwater.lens.errors import EditError
 from headwater.lens.models import inputs
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming.heads import Head, Heads, Layers, chosen
-from headwater.lens.running.forward import head_outputs
+from headwater.lens.running.forward import outputs_by_layer
 
 __all__ = ["AblateHeads", "OffsetHeads", "ScaleHeads"]
 
@@ -81,8 +81,8 @@ class OffsetHeads(Edit):
             raise EditError(f"OffsetHeads takes a mapping such as {{'5.1': vector}}; got {self.offsets!r}")
         chosen(list(self.offsets), "all", model.layers, model.n_heads)
         offsets = {
-            Head.parse(h): vectors(v, model.d_head, f"OffsetHeads: the offset of head {Head.parse(h)}")
-            for h, v in self.offsets.items()
+            head: vectors(v, model.shape(head.layer).d_value, f"OffsetHeads: the offset of head {head}")
+            for head, v in ((Head.parse(h), v) for h, v in self.offsets.items())
         }
         moved = {head: v for head, v in offsets.items() if v.any()}
         masks = chosen(list(moved), "all", model.layers, model.n_heads)
@@ -138,10 +138,10 @@ class AblateHeads(HeadWise):
         if self.ablation == "zero" or not prepared.heads:
             return prepared
         tokens = inputs.read(model, self.examples)
-        outputs = head_outputs(model, tokens, edited=False)  # [example, layer, head, position, d_head]
+        outputs = outputs_by_layer(model, tokens, edited=False)  # [example, head, position, d_head]
         values = {}
         for layer in prepared.heads:
-            z = outputs[:, model.layers.index(layer)]
+            z = outputs[layer]
             if self.ablation == "mean":
                 real = tokens.mask[:, None, :, None].to(z)
                 values[layer] = ((z * real).sum((0, 2)) / real.sum((0, 2)))[None, :, None]

@@ -29,6 +29,7 @@ from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules, signature
 from headwater.lens.models.closeness import answer
 from headwater.lens.models.embedded import embedded
+from headwater.lens.models.parts import Part
 
 TOLERANCE, MAPS, MOVED = (
     2e-5,
@@ -125,6 +126,13 @@ def _trained() -> dict[str, Path]:
     return found
 
 
+def _heads(part: Part) -> str:
+    """ "4", "4/2" with the key–value heads where they are fewer, and "4/1+2" where layers differ."""
+    heads, shared = ({shape[n] for shape in part.shapes.values()} for n in (0, 1))
+    counts = "+".join(map(str, sorted(heads)))
+    return counts if shared == heads else f"{counts}/{'+'.join(map(str, sorted(shared)))}"
+
+
 @dataclass
 class _Trial:
     title: str
@@ -135,10 +143,7 @@ class _Trial:
     static: bool = True
 
     def run(self) -> Row:
-        stacks = (
-            f"{n} {len(p.modules)}×{p.n_heads}" + (f"/{p.n_kv_heads}" if p.n_kv_heads != p.n_heads else "")
-            for n, p in self.hooked.parts.items()
-        )
+        stacks = (f"{name} {len(part.modules)}×{_heads(part)}" for name, part in self.hooked.parts.items())
         left_out = f"; not covered: {'; '.join(self.hooked.unread)}" if self.hooked.unread else ""
         row = Row(self.title, type(self.hooked.hf).__name__, ", ".join(stacks) + left_out)
         row.plain = self._difference(self.given)

@@ -20,6 +20,7 @@ from headwater.lens.errors import ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.closeness import relative_difference
 from headwater.lens.models.linear import linear, outputs
+from headwater.lens.models.parts import Shape
 from headwater.lens.models.projections import attention_with_projections, projections
 from headwater.lens.naming.heads import Heads, chosen
 
@@ -63,15 +64,17 @@ def _shrink(
     model: HookedModel, layer: int, kept: Tensor, smaller: nn.Module, paths: dict[nn.Module, str]
 ) -> None:
     """Cut one layer of the copy to the `kept` heads, bool [head]."""
+    before = model.shape(layer)
+    heads, shared = before.heads, before.kv
     silent = not kept.any()
     if silent:
-        kept = torch.arange(model.n_heads) == 0
-    groups = kept.view(model.n_kv_heads, -1).sum(1)
+        kept = torch.arange(heads) == 0
+    groups = kept.view(shared, -1).sum(1)
     kept_kv = groups > 0
     if len(groups[kept_kv].unique()) > 1:
         sizes = ", ".join(map(str, groups.tolist()))
         raise ModelError(
-            f"layer {layer} of {model.name} would keep {sizes} query heads of its {model.n_kv_heads} key–value heads; "
+            f"layer {layer} of {model.name} would keep {sizes} query heads of its {shared} key–value heads; "
             "remove whole groups, or equally many heads of each"
         )
     found = projections(model, layer)
@@ -89,12 +92,11 @@ def _shrink(
     for module, own in features.items():
         _keep(smaller.get_submodule(paths[module]), torch.cat(own).sort().values, outputs=True)
     output = smaller.get_submodule(paths[found.output])
-    into = torch.arange(into_heads.weight.shape[0]).view(model.n_heads, -1)[kept].flatten()
+    into = torch.arange(into_heads.weight.shape[0]).view(heads, -1)[kept].flatten()
     _keep(output, into, outputs=False)
     if silent:
         nn.init.zeros_(output.weight)  # type: ignore[arg-type]
     holders = {paths[m] for m in (model.attention_module(layer), attention_with_projections(model, layer))}
-    before = (model.n_heads, model.n_kv_heads, model.d_head)
     for holder in holders:
         _recount(smaller.get_submodule(holder), before, int(kept.sum()), int(kept_kv.sum()))
 
@@ -112,9 +114,9 @@ def _keep(module: Any, features: Tensor, outputs: bool) -> None:
     setattr(module, names[outputs], len(features))
 
 
-def _recount(holder: Any, before: tuple[int, int, int], heads: int, kv: int) -> None:
+def _recount(holder: Any, before: Shape, heads: int, kv: int) -> None:
     """Set the attributes of the module that count heads to the new numbers."""
-    old_heads, old_kv, width = before
+    old_heads, old_kv, width, _ = before
 
     def change(names: Iterable[str], old: int, new: int) -> None:
         for name in names:

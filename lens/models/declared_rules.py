@@ -51,7 +51,8 @@ def attach(model: Opened, folder: Path) -> None:
     if learned not in (True, False) or (learned and normaliser is not None and normaliser.name != "softmax1"):
         raise ModelError(f"{folder}: kv_bias is true or false, and goes with a softmax; got {found!r}")
     for layer in model.layers:
-        key, value = _learned(folder, layer, model.n_heads, model.d_head) if learned else (None, None)
+        shape = model.shape(layer)
+        key, value = _learned(folder, layer, shape.heads, shape.d_head) if learned else (None, None)
         setattr(model.attention_module(layer), ATTRIBUTE, OwnRule(normaliser, key, value))
 
 

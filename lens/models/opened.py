@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headwater.lens.attention.function import register_layers
 from headwater.lens.errors import EditError, ModelError, nearest
 from headwater.lens.models.norms import HEAD
-from headwater.lens.models.parts import Part
+from headwater.lens.models.parts import Part, Shape
 from headwater.lens.models.patches import Patches
 from headwater.lens.models.revision import Revision, of_tokenizer
 from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
@@ -77,9 +77,6 @@ class Opened:
         self.flows = part.flows
         self.head_flow = self.parts[next(iter(self.parts))].flows.get(HEAD)
         self.n_layers = len(self.layers)
-        self.n_heads = part.n_heads
-        self.n_kv_heads = part.n_kv_heads
-        self.d_head = part.d_head
         self.d_model = part.d_model
         self.key = self.part_keys[name]
         self._modules = {layer: module for module, layer in part.modules.items()}
@@ -98,10 +95,46 @@ class Opened:
 
     def __repr__(self) -> str:
         left_out = f", not covered: {'; '.join(self.unread)}" if self.unread else ""
+        heads = _listed({shape.heads for shape in self.parts[self.part_name].shapes.values()}, " or ")
         return (
             f"{type(self).__name__}({self.name!r}, {type(self.hf).__name__}, {self.n_layers} layers × "
-            f"{self.n_heads} heads, d_model {self.d_model}{left_out})"
+            f"{heads} heads, d_model {self.d_model}{left_out})"
         )
+
+    def shape(self, layer: int) -> Shape:
+        """`heads`, `kv`, `d_head` and `d_value` of one layer: query heads, key–value heads, features of a head's
+        queries, and of its output. Layers may differ."""
+        self.attention_module(layer)
+        return self.parts[self.part_name].shapes[layer]
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads per layer; ModelError where layers differ."""
+        return self._of_all("heads", "query heads")
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key–value heads per layer; ModelError where layers differ."""
+        return self._of_all("kv", "key–value heads")
+
+    @property
+    def d_head(self) -> int:
+        """Features of a head's queries and keys; ModelError where layers differ."""
+        return self._of_all("d_head", "features per head")
+
+    @property
+    def d_value(self) -> int:
+        """Features of a head's values and output; ModelError where layers differ."""
+        return self._of_all("d_value", "features per head's output")
+
+    def _of_all(self, what: str, words: str) -> int:
+        found = {getattr(shape, what) for shape in self.parts[self.part_name].shapes.values()}
+        if len(found) > 1:
+            raise ModelError(
+                f"the layers of {self.name} have {_listed(found, ' and ')} {words}, so what takes one number for all "
+                "layers can not be asked of it; model.shape(layer) tells a layer's own"
+            )
+        return next(iter(found))
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, without the keys: a copy has no edits and registers its own modules."""
@@ -186,3 +219,9 @@ class Opened:
     def refuse_read_only(self, what: str) -> None:
         if self.read_only:
             raise EditError(f"the heads of {self.name} {what}: {self.read_only}")
+
+
+def _listed(numbers: set[int], last: str) -> str:
+    """ "4", "2 and 4", "1, 2 and 4"."""
+    *some, final = map(str, sorted(numbers))
+    return f"{', '.join(some)}{last}{final}" if some else final

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,6 +28,16 @@ AUDIO = re.compile(r"audio|speech|feature_encoder", re.IGNORECASE)
 PROBE = 24  # rows and columns of the first map that are computed to see whether it is causal
 
 
+class Shape(NamedTuple):
+    """Of one layer: the number of query heads, of key–value heads, of features of a head's queries and keys, and of its
+    values and output."""
+
+    heads: int
+    kv: int
+    d_head: int
+    d_value: int
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One stack: `modules` gives the layer of each attention module; `queries` and `keys` are the names of the axes,
@@ -39,9 +49,7 @@ class Part:
     queries: str
     keys: str
     causal: bool
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
+    shapes: Mapping[int, Shape]  # by layer: they may differ
     d_model: int
     patches: Patches | None = None
     stride: float = 1.0  # audio frames or samples per position
@@ -135,8 +143,14 @@ def _part(
     causal = axes.queries == axes.keys and map.shape[2] > 1 and not bool(corner.triu(1).any())
     patches = patches_of(hf, map.shape[3]) if axes.keys == "image" else None
     frames = next((t.shape[-1] for n, t in sample.items() if FLOATS.get(n) == "audio"), 1)
+    layers = number(calls, paths)
+    shapes = {}
+    for module, m in calls:
+        features = m.q.shape[3]  # in DeepSeek values are narrower
+        own = int(getattr(module, "v_head_dim", None) or features)
+        shapes[layers[module]] = Shape(m.shape[1], m.k.shape[1], features, own)
     return Part(
-        name, number(calls, paths), axes.queries, axes.keys, causal, map.shape[1], map.k.shape[1], map.q.shape[3],
+        name, layers, axes.queries, axes.keys, causal, shapes,
         width(hf, calls[0][0]), patches, frames / map.shape[3] if axes.keys == "audio" else 1.0,
         getattr(hf, "_get_feat_extract_output_lengths", None) if "input_values" in sample else None, axes.counts,
     )  # fmt: skip

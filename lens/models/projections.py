@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from headwater.lens.errors import ModelError
 from headwater.lens.models.linear import linear, outputs
 from headwater.lens.models.opened import Opened
+from headwater.lens.models.parts import Shape
 
 
 class Projection(NamedTuple):
@@ -53,14 +54,6 @@ class Projections:
     gate: Projection | None = None
 
 
-class Shape(NamedTuple):
-    """The number of query heads, of key–value heads, and of features per head."""
-
-    heads: int
-    kv: int
-    d_head: int
-
-
 def projections(model: Opened, layer: int) -> Projections:
     """The projections of one layer's attention; ModelError for an unknown layout."""
     return _found(model, layer)[1]
@@ -73,7 +66,7 @@ def attention_with_projections(model: Opened, layer: int) -> nn.Module:
 
 def _found(model: Opened, layer: int) -> tuple[nn.Module, Projections]:
     inner = model.attention_module(layer)
-    shape = Shape(model.n_heads, model.n_kv_heads, model.d_head)
+    shape = model.shape(layer)
     names = {module: name for name, module in model.hf.named_modules()}
     for path in (names[inner], names[inner].rpartition(".")[0]):
         module = model.hf.get_submodule(path)
@@ -133,9 +126,9 @@ def _checked(found: Projections, shape: Shape, module: nn.Module, layer: int) ->
 
 def _has(module: Any, path: str) -> bool:
     for part in path.split("."):
-        if not hasattr(module, part):
+        module = getattr(module, part, None)
+        if module is None:
             return False
-        module = getattr(module, part)
     return True
 
 

@@ -27,7 +27,7 @@ from headwater.lens.models.axes import axis
 from headwater.lens.models.closeness import answer, close_or_refuse, of_real
 from headwater.lens.models.inputs import arguments
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.parts import AUDIO, VISION, Part, main_first, number, patches_of, width
+from headwater.lens.models.parts import AUDIO, VISION, Part, Shape, main_first, number, patches_of, width
 from headwater.lens.models.signature import FLOATS
 from headwater.lens.naming.tokens import Tokens
 
@@ -245,9 +245,11 @@ def _part(
     called = [(module, None) for module in modules if module is not None]
     d_model, first = width(hf, called[0][0]), given[0][0]
     causal = name != "cross" and shape[2] > 1 and not bool(first.triu(1).any())
+    layers = number(called, {module: path for path, module in hf.named_modules()})
+    heads, features = shape[1], d_model // shape[1]
     return Part(
-        name, number(called, {module: path for path, module in hf.named_modules()}), queries, keys, causal, shape[1],
-        shape[1], d_model // shape[1], d_model, patches_of(hf, shape[3]) if keys == "image" else None,
+        name, layers, queries, keys, causal, {n: Shape(heads, heads, features, features) for n in layers.values()},
+        d_model, patches_of(hf, shape[3]) if keys == "image" else None,
         counts={keys: shape[3]} if keys in ("image", "audio") else {},
     )  # fmt: skip
 

@@ -40,11 +40,13 @@ class Mixer:
 
 @dataclass(frozen=True)
 class StackBlock:
-    """One block: its `layer` number, which is that of its attention where it has one, its `path`, and its `steps`."""
+    """One block: its `layer` number, which is that of its attention where it has one, its `path`, its `steps`, and the
+    number of `axes` of the hidden state that it hands on, 3 for [batch, position, d_model] (0: not known)."""
 
     layer: int
     path: str
     steps: tuple[Step, ...]
+    axes: int = 0
 
     @property
     def beside(self) -> tuple[Step, ...]:

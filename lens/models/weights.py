@@ -74,7 +74,7 @@ def head_weights(
         for name, (_, own) in parts.items()
     }
     out = linear(found.output, f"the output projection of layer {layer}")
-    write = _copy(out.weight).unflatten(0, (model.n_heads, -1))
+    write = _copy(out.weight).unflatten(0, (model.shape(layer).heads, -1))
     write_bias = write.new_zeros(write.shape[-1]) if out.bias is None else _copy(out.bias)
     if fold:
         before, _ = _norms(model, layer)
@@ -85,7 +85,8 @@ def head_weights(
             _refuse_rms(model, before)
             read = {n: weight - weight.mean(1, keepdim=True) for n, weight in read.items()}
             write, write_bias = write - write.mean(-1, keepdim=True), write_bias - write_bias.mean()
-    if expand and (group := model.n_heads // model.n_kv_heads) > 1:
+    shape = model.shape(layer)
+    if expand and (group := shape.heads // shape.kv) > 1:
         for name in ("K", "V"):
             read[name], bias[name] = (x.repeat_interleave(group, 0) for x in (read[name], bias[name]))
     q, k, v = (read[name].contiguous() for name in "QKV")

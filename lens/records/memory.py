@@ -94,10 +94,13 @@ def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
     width = {"argmax": 8, "visible": 8, "mass": 4 * len(recorder.groups)}
     item = model.dtype.itemsize
     row_constant = 8 if item == 8 else 4
-    per_token = batch * model.d_head * item * layers
-    values = per_token // model.d_head * _value_width(model)
+    shapes = [model.shape(layer) for layer in recorder.layers]
+    values = batch * item * sum(shape.kv * shape.d_value for shape in shapes)
     per_stream = batch * positions * model.d_model * item
-    kept = per_token * (positions * heads + keys * model.n_kv_heads) + rows * row_constant
+    kept = (
+        batch * item * sum(s.d_head * (positions * s.heads + keys * s.kv) for s in shapes)
+        + rows * row_constant
+    )
     shared, each = _rules(model, recorder, (batch, positions, keys)) if recorder.keeps_maps else (0, 0)
     tokens = recorder.tokens.ids.numel() * 9 + batch * keys * len(recorder.groups)
     parts = {
@@ -106,7 +109,7 @@ def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
         ),
         "queries and keys": kept * recorder.keeps_maps,
         "score rules and edits": shared + each,
-        "values": values * keys * model.n_kv_heads * ("qkv" in recorder.keep),
+        "values": values * keys * ("qkv" in recorder.keep),
         "residual stream": (layers + 1) * per_stream * recorder.keeps_residuals,
         # about the values, queries, keys and outputs of a layer; its own widths are known only when it has run
         "mixers": 10 * 4 * batch * positions * model.d_model * len(model.mixers) * recorder.keeps_mixers,
@@ -162,11 +165,6 @@ def _rules(model: Opened, recorder: Recorder, shape: tuple[int, int, int]) -> tu
                 each += factors * 4 * batch * model.n_heads * queries
             each += sum(_bytes(edit) for edit in (*lowered.scores, *lowered.weights))
     return shared, each
-
-
-def _value_width(model: Opened) -> int:
-    """d_value of a head; in DeepSeek it is smaller than d_head."""
-    return int(getattr(model.attention_module(model.layers[0]), "v_head_dim", model.d_head))
 
 
 def _bytes(item: Any) -> int:

@@ -117,11 +117,24 @@ def head_outputs(
     model: Opened, given: Tokens, edited: bool = True
 ) -> Float[Tensor, "batch layer head position d_value"]:
     """`HookedModel.head_outputs`."""
+    found = outputs_by_layer(model, given, edited)
+    if len(widths := {z.shape[-1] for z in found.values()}) > 1:
+        raise ModelError(
+            f"the heads of {model.name} have {' and '.join(map(str, sorted(widths)))} features, by layer, so their "
+            "outputs do not stack; take blocks.0.attn.hook_z and so on from run_with_cache"
+        )
+    return torch.stack(list(found.values()), 1)
+
+
+def outputs_by_layer(
+    model: Opened, given: Tokens, edited: bool = True
+) -> dict[int, Float[Tensor, "batch head position d_value"]]:
+    """Head outputs of each layer, whose widths may differ."""
     model.refuse_read_only("give no head outputs")
     outputs = _Outputs(model.key)
     with context.listening(outputs), contextlib.nullcontext() if edited else context.unedited(model.key):
         forward(model, given)
-    return torch.stack([outputs.by_layer[layer] for layer in model.layers], 1)
+    return {layer: outputs.by_layer[layer] for layer in model.layers}
 
 
 def mixer_maps(model: Opened, given: Tokens) -> dict[int, EffectiveMap]:

@@ -110,7 +110,7 @@ def _of_block(model: Opened, layer: int, rotary: bool) -> Iterator[Activation]:
     for name in (*(ROTARY if rotary else ()), *ATTENTION):
         yield Activation(start + name, "attention")
     if found is not None:
-        yield _result(found, model.n_heads, start)
+        yield _result(found, model.shape(layer).heads, start)
     yield Activation(start + "hook_attn_out", "output", block.attention_out)
     yield from _of_mlp(start, block)
     yield Activation(start + "hook_resid_post", "output", block.module)
