@@ -116,7 +116,8 @@ class Copies:
     def measure(self, swap: Swap, copies: int, layer: int, start: int) -> Tensor:
         """[copy, pair] in float64, of a run in which nothing changes below `layer` and before `start`."""
         if layer not in self.resuming.tried:
-            self.resuming.tried[layer] = layer == self.model.layers[0] or self._holds(layer, start)
+            whole = not self.resuming.outputs or layer == self.model.layers[0]
+            self.resuming.tried[layer] = whole or self._holds(layer, start)
         layer = layer if self.resuming.tried[layer] else self.model.layers[0]
         return self.told.of(self._logits(swap, copies, layer, start), copies)
 

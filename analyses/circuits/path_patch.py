@@ -60,12 +60,13 @@ def path_patch(
 ) -> xr.DataArray:
     """Normalised effect [batch, sender] of each sender's output on the answer, by way of the receivers.
 
-    Senders are "embed" (the stream entering the first block), the heads "0.0", "0.1" …, the MLPs "mlp.0" … and mixers
-    without attention, "mixer.0" …, in layers before the last receiver's. For a sender s: (1) the other run gives z_s
-    (or the output of the MLP or mixer). (2) The run itself with that output gives the receivers' inputs; the z of all
-    other heads is frozen, and MLPs and mixers are recomputed (`mlps="free"`: paths through them count) or frozen too
-    ("frozen": the direct path alone). (3) The run itself with those inputs at the receivers, everything else
-    recomputed, is measured. All receivers are patched together; q, k and v are replaced at every position.
+    Senders are "embed" (the stream entering the first block, where there is one stream), the heads "0.0", "0.1" …, the
+    MLPs "mlp.0" … and mixers without attention, "mixer.0" …, in layers before the last receiver's. For a sender s:
+    (1) the other run gives z_s (or the output of the MLP or mixer). (2) The run itself with that output gives the
+    receivers' inputs; the z of all other heads is frozen, and MLPs and mixers are recomputed (`mlps="free"`: paths
+    through them count) or frozen too ("frozen": the direct path alone). (3) The run itself with those inputs at the
+    receivers, everything else recomputed, is measured. All receivers are patched together; q, k and v are replaced at
+    every position. Receivers may stand in any layers: those that the sender does not come before keep their inputs.
 
     `how="noise"`: the clean run, `(m_patched - m_clean)/(m_corrupt - m_clean)`; "denoise": the corrupt run,
     `(m_patched - m_corrupt)/(m_clean - m_corrupt)`. Where the denominator is below 1e-6 the effect is NaN; `undefined`
@@ -113,7 +114,7 @@ def path_patch(
 def _senders(model: HookedModel, into: Receivers) -> list[str]:
     """All nodes before the last receiver, in the order of a run."""
     known = names.places(model)
-    found = [EMBED]
+    found = [EMBED] if f"blocks.{model.blocks[0]}.hook_resid_pre" in known else []
     for layer in model.blocks:
         if layer < into.last:
             found += [f"{layer}.{head}" for head in range(model.n_heads)] if layer in model.layers else []
@@ -137,7 +138,7 @@ class _Paths:
             self._refuse_unknown()
         self.embedded = f"blocks.{model.blocks[0]}.hook_resid_pre"
         self.copies, seen = Copies.of(
-            model, pairs, asked, how, keep=[*self.heads, *self.beside, self.embedded]
+            model, pairs, asked, how, keep={*self.heads, *self.beside, self.embedded} & set(known)
         )
         self.told = self.copies.told
         self.start = self.copies.first if ablation == "resample" else 0

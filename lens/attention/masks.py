@@ -29,8 +29,9 @@ ASKED = (
 class LazyMask(Tensor):
     """A stand-in for the 4-D attention mask: shape and type of a tensor, but it stores only the `Mask` description.
 
-    transformers passes a 4-D mask tensor on unchanged, which generation with a static cache relies on. Arithmetic would
-    lose the description, so it raises ModelError.
+    transformers passes a 4-D mask tensor on unchanged, which generation with a static cache relies on. The last queries
+    may be cut out of it (Gemma 4 computes no others in layers that share keys). Arithmetic would lose the description,
+    so it raises ModelError.
     """
 
     mask: Mask
@@ -46,6 +47,8 @@ class LazyMask(Tensor):
         name = getattr(func, "__name__", str(func))
         if name in ("contiguous", "to", "detach", "clone", "cuda", "cpu"):
             return args[0]
+        if name == "__getitem__" and (last := _last_queries(args[0].mask, args[1])) is not None:
+            return args[0] if last is args[0].mask else cls(last, args[0].shape[0], args[0].device)
         if name in ASKED:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
@@ -54,6 +57,31 @@ class LazyMask(Tensor):
         raise ModelError(
             f"the model computes with its attention mask ({name}) before attending; this architecture can not be read"
         )
+
+
+def _last_queries(mask: Mask, index: Any) -> Mask | None:
+    """The mask that `index` cuts out of a 4-D mask: all of it, or its last queries; None for any other index."""
+    if not isinstance(index, tuple) or not all(
+        isinstance(part, slice) and part.step is None for part in index
+    ):
+        return None
+    sizes = (None, None, mask.queries, mask.keys)[: len(index)]
+    begin = 0
+    for axis, (part, size) in enumerate(zip(index, sizes, strict=False)):
+        start, stop, _ = part.indices(size or 1)
+        if axis == 2:
+            begin = start
+        elif start:
+            return None
+        if part.stop is not None and (size is None or stop < size):
+            return None
+    if len(index) > len(sizes) or begin >= mask.queries:
+        return None
+    rows = mask.valid_queries
+    return mask if begin == 0 else replace(
+        mask, queries=mask.queries - begin, query_offset=mask.query_offset + begin,
+        valid_queries=None if rows is None else rows[:, begin:],
+    )  # fmt: skip
 
 
 @torch.compiler.disable  # a compiled call would replay the mask of the run that was traced

@@ -64,6 +64,7 @@ class _Look:
     paths: dict[nn.Module, str] = field(init=False)
     entries: dict[str, list[nn.Module]] = field(init=False)  # the blocks of each part
     steps: dict[nn.Module, tuple[Step, ...]] = field(init=False, default_factory=dict)
+    axes: dict[nn.Module, int] = field(init=False, default_factory=dict)  # of what each block hands on
     others: set[nn.Module] = field(
         init=False
     )  # modules outside of the blocks that hold no attention that is read
@@ -108,6 +109,7 @@ class _Look:
             if module in blocks:
                 with module_hooks.off():
                     self.steps[module] = tuple(self._steps(module, calls))
+                self.axes[module] = calls[module].output.dim()
                 calls.clear()
             elif module in self.others:
                 self.called.add(module)
@@ -229,7 +231,7 @@ class _Look:
             steps = self.steps.get(block)
             if steps is None:  # it did not run, so nothing is known of it
                 steps = (Step("mixer", self.paths[block], type(block).__name__),)
-            yield StackBlock(own[0] if own else place, self.paths[block], steps)
+            yield StackBlock(own[0] if own else place, self.paths[block], steps, self.axes.get(block, 0))
 
     def outside(self) -> list[str]:
         """What mixes positions outside of the blocks, and other blocks that did not run; the outermost ones alone."""

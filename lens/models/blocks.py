@@ -55,7 +55,16 @@ class TransformerBlock:
 
 
 def block(model: Opened, layer: int) -> TransformerBlock:
-    """The block of one layer: the entry of a ModuleList that contains the layer's attention module."""
+    """The block of one layer: the entry of a ModuleList that contains the layer's attention module.
+
+    ModelError where the block is not in a list, or hands on several streams at once (Gemma 3n), which no caller reads.
+    """
+    several = next((each for each in model.stack if each.axes > 3), None)
+    if several is not None:
+        raise ModelError(
+            f"the blocks of {model.name} hand on a tensor of {several.axes} axes, such as several streams at once, and "
+            "not [batch, position, d_model], so the residual stream can not be read or changed"
+        )
     inner, flow = model.attention_module(layer), model.flows.get(layer, Flow({}, {}))
     around = entry(model.hf, inner)
     if around is None:

@@ -97,13 +97,18 @@ def _all(model: Opened) -> Iterator[Activation]:
 
 
 def _of_block(model: Opened, layer: int, rotary: bool) -> Iterator[Activation]:
-    block, start = blocks.block(model, layer), f"blocks.{layer}."
+    start = f"blocks.{layer}."
+    try:
+        block = blocks.block(model, layer)
+    except ModelError:  # what stands in the attention alone is known
+        block = None
     try:
         found = projections(model, layer)
     except ModelError:  # an unknown layout: hook_q, hook_k, hook_v and hook_result are left out
         found = None
-    yield Activation(start + "hook_resid_pre", "input", block.module)
-    yield from _of_norm(start + "ln1.", block.norm1)
+    if block is not None:
+        yield Activation(start + "hook_resid_pre", "input", block.module)
+        yield from _of_norm(start + "ln1.", block.norm1)
     if found is not None:
         for letter, part in (("q", found.query), ("k", found.key), ("v", found.value)):
             yield Activation(f"{start}attn.hook_{letter}", "features", part.module, part.heads)
@@ -111,9 +116,10 @@ def _of_block(model: Opened, layer: int, rotary: bool) -> Iterator[Activation]:
         yield Activation(start + name, "attention")
     if found is not None:
         yield _result(found, model.shape(layer).heads, start)
-    yield Activation(start + "hook_attn_out", "output", block.attention_out)
-    yield from _of_mlp(start, block)
-    yield Activation(start + "hook_resid_post", "output", block.module)
+    if block is not None:
+        yield Activation(start + "hook_attn_out", "output", block.attention_out)
+        yield from _of_mlp(start, block)
+        yield Activation(start + "hook_resid_post", "output", block.module)
 
 
 def _of_norm(start: str, norm: nn.Module | None) -> Iterator[Activation]:

@@ -195,7 +195,7 @@ def test_what_is_left_out(exact: Callable, tokens_run: Callable, name: str) -> N
     )  # what is found out about a model once is not counted
     seen = tokens_run(model)
     analyses.patch(model, CLEAN, corrupt_at(4), **given)
-    sides, tried, cells = 2 * 2 * 6, 2 * (2 * 3), 4 * (2 * 2)  # what is tried begins in the middle
+    sides, tried, cells = 2 * 2 * 6, 2 * (2 * 2 * 3), 4 * (2 * 2)  # what is tried begins in the middle
     assert sum(seen) == sides + tried + cells
 
 
