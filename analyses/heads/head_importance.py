@@ -23,6 +23,8 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.progress import progress
 
+Granularity = Literal["token", "example", "batch"]
+
 
 @analysis
 def head_importance(
@@ -30,8 +32,10 @@ def head_importance(
     examples: Examples,
     how: Annotated[Literal["gradient", "ablation"], "slope, or effect of removal"] = "gradient",
     loss: Loss | None = None,
-    granularity: Annotated[Literal["token", "example", "batch"], "gradient: absolute value per"] = "example",
-    normalise: Annotated[Literal["layer"] | None, "divide each layer by its l2 norm"] = None,
+    granularity: Annotated[Granularity, "gradient: absolute value per"] = "example",
+    normalise: Annotated[
+        Literal["layer", "last_layer_by_examples"] | None, "divide each layer by its l2 norm, or as released"
+    ] = None,
     ablation: Annotated[Ablation, "output that replaces the head's (ablation only)"] = "zero",
     batch_size: BatchSize = 16,
     seed: Annotated[int, "seed of resampling", Bounds(0)] = 0,
@@ -44,8 +48,10 @@ def head_importance(
     `how="ablation"`: `I[l, h] = E_x [loss(x; head ablated) - loss(x)]`, above 0 if the head helps. The head's output z
     becomes 0, its mean over the positions of all examples, or z at the same position of another example, drawn with
     `seed` among those that are at least as long.
-    `normalise="layer"`: `I[l, :] / (‖I[l, :]‖₂ + 1e-20)`. `per_example` keeps [batch, layer, head] (AnalysisError with
-    "batch").
+    `normalise="layer"`: `I[l, :] / (‖I[l, :]‖₂ + 1e-20)`. "last_layer_by_examples" is what the released code does where
+    it does not normalise, with granularity "token": the last layer's sum is divided by the number of examples, the
+    others' by that of tokens, so that the last layer looks more important. `per_example` keeps [batch, layer, head]
+    (AnalysisError with "batch").
 
     The loss is the mean next-token loss of each example in nats, or `loss(logits, tokens) → [batch]`; a model without
     a language head passes its last hidden states. Only examples of equal length share a batch, so there is no padding.
@@ -69,6 +75,11 @@ def head_importance(
         raise AnalysisError(
             'granularity="batch" has no value per example; use "example" or per_example=False'
         )
+    uneven = normalise == "last_layer_by_examples"
+    if uneven and (how, granularity, per_example) != ("gradient", "token", False):
+        raise AnalysisError(
+            'normalise="last_layer_by_examples" is for how="gradient", granularity="token" and per_example=False'
+        )
     batches = batches_of(model, examples, batch_size)
     value = loss_of(model, loss)
     if how == "gradient":
@@ -89,6 +100,9 @@ def head_importance(
         result = result.weighted(xr.DataArray(lengths_of(batches), dims="batch")).mean("batch")
     else:
         result = result.mean("batch")
+    if uneven:
+        lengths = lengths_of(batches)
+        result[-1] *= sum(lengths) / len(lengths)
     if normalise == "layer":
         result = result / (np.sqrt((result**2).sum("head")) + 1e-20)
     return result.assign_attrs(examples=sum(len(batch.places) for batch in batches))

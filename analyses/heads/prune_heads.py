@@ -7,6 +7,7 @@ once or anew after each step. Random orders are controls. `speed` times models w
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import numpy as np
@@ -19,15 +20,15 @@ from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import Measure
 from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, loss_of
-from headwater.analyses.heads.head_importance import head_importance
+from headwater.analyses.heads.head_importance import Granularity, head_importance
 from headwater.lens.edits import ScaleHeads
-from headwater.lens.errors import ModelError
-from headwater.lens.loading.removal import remove_heads
+from headwater.lens.loading.removal import removable, remove_heads
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import every_head
 from headwater.lens.progress import progress
 
 REPEATS = 5
+Unit = Literal["head", "kv_group"]
 
 
 @analysis
@@ -40,6 +41,8 @@ def prune_heads(
     importance: Annotated[Literal["gradient", "ablation"], "how heads are ranked"] = "gradient",
     recompute: Annotated[bool, "rank the remaining heads anew after each step"] = False,
     normalise: Annotated[Literal["layer"] | None, "divide each layer's importance by its l2 norm"] = "layer",
+    unit: Annotated[Unit | None, "what is removed; none: whole KV groups where queries share keys"] = None,
+    granularity: Annotated[Granularity, "gradient: absolute value per"] = "example",
     controls: Annotated[int, "random orders to compare with", Bounds(0)] = 1,
     speed: Annotated[bool, "time models whose weights lack the heads"] = False,
     batch_size: BatchSize = 16,
@@ -48,13 +51,19 @@ def prune_heads(
 ) -> xr.Dataset:
     """The measure after the fraction `k · step` of all heads is removed, the least important heads first.
 
+    `unit="kv_group"` removes a key–value head with all its query heads, which weights can be cut by; its importance is
+    the sum of its heads'. "head" removes single query heads. The default is the group where queries share keys.
+    `granularity` is that of `head_importance`: "example" is the paper's formula; the released code takes absolute
+    values per token ("token"), and its orders differ.
+
     The measure is `measure(logits) → [batch]`, or else the loss of each example. Importance is the slope (or effect of
     removal) of `loss`, else of the measure, else of the next-token loss. A layer may lose all its heads; the residual
     stream and the biases stay. Dataset: `measure`, `low`, `high` [fraction] (95 % bootstrap over examples),
     `per_example` [batch, fraction], `random` [control, fraction], `heads_left` [fraction], `removed` [fraction, layer,
     head], `order` [rank] ("layer.head", the first removed first) and `importance` [layer, head] of the whole model.
     With `speed` also `speed` [fraction]: time of the whole model over the time of `headwater.remove_heads`, median of 5
-    alternating runs on the batch with the most tokens; NaN if the architecture or a group cut in part forbids removal.
+    alternating runs on the batch with the most tokens. Of groups that are removed in part as many heads are cut as can
+    be, equally many of each. ModelError where the architecture forbids removal.
 
     Question: How many heads can be removed before the model notices?
     Unit: that of the measure (nats with the default loss); speed: times that of the whole model.
@@ -73,33 +82,41 @@ def prune_heads(
     batches = batches_of(model, examples, batch_size)
     ask: Loss | None = None if measure is None else lambda logits, tokens: measure(logits)
     value = loss_of(model, loss if measure is None else ask)
+    if speed:
+        remove_heads(model, removable(model, "all")[: model.n_heads])  # refuses before anything is measured
     fractions = np.append(np.arange(0, 1 - 1e-9, step), 1.0)
     names = [str(head) for head in every_head(model.layers, model.n_heads)]
-    total = len(names)
-    counts = np.round(fractions * total).astype(int)
+    total, units = len(names), _units(model, unit)
+    steps = np.round(fractions * len(units)).astype(int)
 
     def ranked(gone: list[int]) -> np.ndarray:
-        with model.edit(ScaleHeads({names[n]: 0.0 for n in gone})):
+        with model.edit(ScaleHeads({names[n]: 0.0 for of in gone for n in units[of]})):
             found = head_importance(
-                model, examples, how=importance, loss=loss or ask, normalise=normalise, batch_size=batch_size
-            )
+                model, examples, how=importance, loss=loss or ask, granularity=granularity, normalise=normalise,
+                batch_size=batch_size,
+            )  # fmt: skip
         return found.values
 
+    def heads_of(order: list[int]) -> list[int]:
+        return [head for place in order for head in units[place]]
+
     first = ranked([])
-    order = np.argsort(first, axis=None, kind="stable").tolist()
+    ways = [_order(first, units)]
     if recompute:
-        order = _again(counts, ranked, order)
-    random = [np.random.default_rng([seed, n]).permutation(total).tolist() for n in range(controls)]
+        ways = [_again(steps, lambda gone: _order(ranked(gone), units), ways[0])]
+    ways += [np.random.default_rng([seed, n]).permutation(len(units)).tolist() for n in range(controls)]
     curves = [
-        _curve(model, batches, value, way, counts)
-        for way in progress([order, *random], desc="prune heads", unit="order")
+        _curve(model, batches, value, [heads_of(way[:n]) for n in steps])
+        for way in progress(ways, desc="prune heads", unit="order")
     ]
+    order = heads_of(ways[0])
+    counts = np.array([len(heads_of(ways[0][:n])) for n in steps])
     ordered = np.array(names)[order]
     removed = np.stack([np.isin(np.arange(total), order[:n]) for n in counts])
     found = {
         **intervals(curves[0], ["fraction"], draws, seed, ("measure", "low", "high")),
         "per_example": (("batch", "fraction"), curves[0]),
-        "random": (("control", "fraction"), np.array([c.mean(0) for c in curves[1:]]).reshape(-1, len(counts))),
+        "random": (("control", "fraction"), np.array([c.mean(0) for c in curves[1:]]).reshape(-1, len(steps))),
         "heads_left": ("fraction", total - counts), "order": ("rank", ordered),
         "removed": (("fraction", "layer", "head"), removed.reshape(-1, model.n_layers, model.n_heads)),
         "importance": (("layer", "head"), first),
@@ -115,11 +132,8 @@ def prune_heads(
 
 
 def speed_without(model: HookedModel, heads: list[str], batch: Batch) -> float:
-    """Time of the whole model over the time without `heads`, on one batch; NaN if they can not be removed."""
-    try:
-        whole, smaller = remove_heads(model, []), remove_heads(model, heads)
-    except ModelError:
-        return float("nan")
+    """Time of the whole model over the time without those of `heads` that can be cut, on one batch."""
+    whole, smaller = remove_heads(model, []), remove_heads(model, removable(model, heads))
     times: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
         for _ in range(REPEATS + 1):  # the first runs warm up
@@ -132,24 +146,37 @@ def speed_without(model: HookedModel, heads: list[str], batch: Batch) -> float:
     return float(np.median(times[0][1:]) / np.median(times[1][1:]))
 
 
-def _again(counts: np.ndarray, ranked, order: list[int]) -> list[int]:
-    """The order if importance is computed anew among the remaining heads."""
-    gone = order[: counts[1]]
-    for count in counts[2:]:
-        ranking = np.argsort(ranked(gone), axis=None, kind="stable").tolist()
-        gone = gone + [n for n in ranking if n not in set(gone)][: count - len(gone)]
+def _units(model: HookedModel, unit: Unit | None) -> list[list[int]]:
+    """What is removed together, each as numbers of heads counted through the layers."""
+    found = []
+    for place, layer in enumerate(model.layers):
+        shape = model.shape(layer)
+        size = 1 if unit == "head" else shape.heads // shape.kv
+        found += (np.arange(shape.heads) + place * shape.heads).reshape(-1, size).tolist()
+    return found
+
+
+def _order(importance: np.ndarray, units: list[list[int]]) -> list[int]:
+    """The places of the units, the least important first."""
+    flat = importance.ravel()
+    return np.argsort([flat[unit].sum() for unit in units], kind="stable").tolist()
+
+
+def _again(steps: np.ndarray, ranked: Callable[[list[int]], list[int]], order: list[int]) -> list[int]:
+    """The order if importance is computed anew among the remaining units."""
+    gone = order[: steps[1]]
+    for count in steps[2:]:
+        gone = gone + [n for n in ranked(gone) if n not in set(gone)][: count - len(gone)]
     return gone
 
 
-def _curve(
-    model: HookedModel, batches: list[Batch], value: Value, order: list[int], counts: np.ndarray
-) -> np.ndarray:
-    """The measure of each example after each number of removed heads, [example, step]."""
-    found = torch.zeros(sum(len(batch.places) for batch in batches), len(counts), dtype=torch.float64)
+def _curve(model: HookedModel, batches: list[Batch], value: Value, removed: list[list[int]]) -> np.ndarray:
+    """The measure of each example without each set of heads, [example, step]."""
+    found = torch.zeros(sum(len(batch.places) for batch in batches), len(removed), dtype=torch.float64)
     with torch.no_grad():
-        for place, count in enumerate(counts):
+        for place, heads in enumerate(removed):
             gates: Tensor = torch.ones(model.n_layers * model.n_heads)
-            gates[order[:count]] = 0
+            gates[heads] = 0
             with model.gated(gates.view(1, model.n_layers, model.n_heads)):
                 for batch in batches:
                     found[batch.places, place] = value(batch).double().cpu()

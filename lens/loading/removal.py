@@ -17,12 +17,13 @@ from transformers.pytorch_utils import Conv1D
 
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
+from headwater.lens.loading.smaller_config import settle
 from headwater.lens.model import HookedModel
 from headwater.lens.models.closeness import relative_difference
 from headwater.lens.models.linear import linear, outputs
 from headwater.lens.models.parts import Shape
 from headwater.lens.models.projections import attention_with_projections, projections
-from headwater.lens.naming.heads import Heads, chosen
+from headwater.lens.naming.heads import Head, Heads, chosen
 
 PROBE = 8  # tokens of the text on which the smaller and the gated model are compared
 # attributes of attention modules that depend on the number of heads
@@ -37,8 +38,11 @@ def remove_heads(model: HookedModel, heads: Heads) -> Any:
     Its outputs are those of `model.gated` with 0 for these heads; active edits have no effect on it. A key–value head
     is removed if all its query heads are; the other groups of a layer must lose equally many heads, because all groups
     of a layer have one size. A layer that loses all heads keeps one with output weights 0, so that caches find its
-    keys. The copy runs on sdpa or eager attention. Its configuration still counts all heads, so save it with
-    `torch.save`, not `save_pretrained`. ModelError if the architecture or the choice of heads does not allow it.
+    keys. The copy runs on sdpa or eager attention. ModelError if the architecture or the choice of heads does not allow
+    it.
+
+    `save_pretrained` writes a folder that opens again where every layer keeps equally many heads and the configuration
+    has a number for them (Llama, Mistral, Qwen, Gemma …, not GPT-2); elsewhere it raises ModelError before it writes.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -52,18 +56,39 @@ def remove_heads(model: HookedModel, heads: Heads) -> Any:
     masks = chosen(heads, "all", model.layers, model.n_heads)
     smaller = copy.deepcopy(model.hf)
     paths = {module: path for path, module in model.hf.named_modules()}
+    left = {layer: model.shape(layer) for layer in model.layers}
     for layer, gone in masks.items():
-        _shrink(model, layer, ~gone, smaller, paths)
+        left[layer] = _shrink(model, layer, ~gone, smaller, paths)
+    if masks:
+        settle(smaller, list(left.values()), model.name)
     gates = torch.ones(1, model.n_layers, model.n_heads)
     for layer, gone in masks.items():
         gates[0, model.layers.index(layer), gone] = 0
     return _held(model, smaller, gates)
 
 
+def removable(model: HookedModel, heads: Heads) -> list[Head]:
+    """The heads among `heads` that `remove_heads` can cut: whole key–value groups, and equally many of each other.
+
+    >>> import headwater as hw
+    >>> from headwater.lens.loading.removal import removable
+    >>> [str(head) for head in removable(hw.load("tasks-4l"), ["2.0", "3.1"])]  # each has keys of its own
+    ['2.0', '3.1']
+    """
+    found = []
+    for layer, gone in chosen(heads, "all", model.layers, model.n_heads).items():
+        groups = gone.view(model.shape(layer).kv, -1)
+        whole = groups.all(1)
+        each = int(groups[~whole].sum(1).min()) if not whole.all() else 0
+        cut = groups & (whole[:, None] | (groups.cumsum(1) <= each))
+        found += [Head(layer, head) for head in cut.flatten().nonzero()[:, 0].tolist()]
+    return found
+
+
 def _shrink(
     model: HookedModel, layer: int, kept: Tensor, smaller: nn.Module, paths: dict[nn.Module, str]
-) -> None:
-    """Cut one layer of the copy to the `kept` heads, bool [head]."""
+) -> Shape:
+    """Cut one layer of the copy to the `kept` heads, bool [head], and return its new shape."""
     before = model.shape(layer)
     heads, shared = before.heads, before.kv
     silent = not kept.any()
@@ -99,6 +124,7 @@ def _shrink(
     holders = {paths[m] for m in (model.attention_module(layer), attention_with_projections(model, layer))}
     for holder in holders:
         _recount(smaller.get_submodule(holder), before, int(kept.sum()), int(kept_kv.sum()))
+    return before._replace(heads=int(kept.sum()), kv=int(kept_kv.sum()))
 
 
 def _keep(module: Any, features: Tensor, outputs: bool) -> None:

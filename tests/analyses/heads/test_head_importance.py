@@ -263,3 +263,19 @@ def test_an_encoder_needs_an_embedding_measure(minilm) -> None:
         handle.remove()
     expected = 1 - torch.cosine_similarity(before, after, dim=0)
     assert float(found[0, 2, 3]) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_the_last_layer_divided_by_examples(pairs: Callable) -> None:
+    """As released: every layer's sum over tokens, of which the last is divided by the number of examples."""
+    model = pairs("llama").model
+    asked = {"granularity": "token", "normalise": "last_layer_by_examples"}
+    found, plain = (
+        head_importance(model, WRITTEN, **asked),
+        head_importance(model, WRITTEN, granularity="token"),
+    )
+    tokens = sum(map(len, TEXTS))
+    np.testing.assert_allclose(found[:-1], plain[:-1])
+    np.testing.assert_allclose(found[-1] * len(TEXTS), plain[-1] * tokens)
+    for more in ({"granularity": "example"}, {"how": "ablation"}, {"per_example": True}):
+        with pytest.raises(AnalysisError, match="last_layer_by_examples"):
+            head_importance(model, WRITTEN, **asked | more)

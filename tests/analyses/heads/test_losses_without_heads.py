@@ -78,7 +78,7 @@ def test_runs_begin_at_the_layer(pairs: Callable) -> None:
     batches = batches_of(model, WRITTEN[1::2], 2)
     with context.tapping(model.key, Counting()):
         losses_without(model, batches, value, CHOICES, "zero", 0, "test")
-    assert ran == [2, 3, 5]  # base and own layer; and the two below it; and the trial of the last layer
+    assert ran == [2, 4, 6]  # base and own layer; and those below it; and the trials of this layer and below
     assert all("forward" not in vars(block) for block in blocks)
 
 

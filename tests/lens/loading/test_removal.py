@@ -1,9 +1,13 @@
 """Heads removed from the weights: the smaller model gives what gates of zero give.
 
-Mutations seen to fail: output rows of the wrong heads kept; a silent layer's output weights left in.
+Mutations seen to fail: output rows of the wrong heads kept; a silent layer's output weights left in; the configuration
+left as it was; what can not be saved written all the same; one head more taken for removable than a group allows.
 """
 
 from __future__ import annotations
+
+import random
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -11,7 +15,8 @@ import torch
 
 import headwater as hw
 from headwater.lens.errors import HeadError, ModelError
-from headwater.lens.loading.removal import remove_heads
+from headwater.lens.loading import zoo
+from headwater.lens.loading.removal import removable, remove_heads
 
 
 def gated(model: hw.HookedModel, heads: list[str], ids: torch.Tensor) -> torch.Tensor:
@@ -63,6 +68,66 @@ def test_sizes() -> None:
     assert fused.c_attn.weight.shape == (32, 72)
     assert fused.c_attn.bias.shape == (72,)
     assert fused.c_proj.weight.shape == (24, 32)
+
+
+EVERY = [f"{layer}.{head}" for layer in range(3) for head in (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "qwen2", "phi3"])
+@pytest.mark.parametrize("heads", [EVERY, [name.replace(".1", ".2") for name in EVERY]])
+def test_what_remains_is_saved_and_opens_again(tmp_path: Path, name: str, heads: list[str]) -> None:
+    """A key–value head with its queries out of every layer, or a query head out of every group."""
+    plain = tiny_models.tiny(name) if name in tiny_models.ALL else zoo.build(name)
+    model = hw.load(plain)
+    if model.n_kv_heads == model.n_heads:
+        heads = EVERY
+    heads = [head for head in heads if int(head.split(".")[0]) < model.n_layers]
+    smaller = remove_heads(model, heads)
+    smaller.save_pretrained(tmp_path)
+    again = hw.load(tmp_path)
+    assert (again.n_heads, again.d_head) == (2, model.d_head)
+    ids = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(again(ids), gated(model, heads, ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "reason"),
+    [
+        ("llama", ["0.0", "0.1", "0.2", "0.3"], "its layers keep 1 and 4 heads"),
+        ("llama", ["1.0", "1.1"], "its layers keep 2 and 4 heads"),
+        ("gpt2", EVERY, "its configuration has no number for what transformer.h"),
+        ("bert", EVERY, "its configuration has no number for what bert.encoder"),
+    ],
+)
+def test_what_no_configuration_says_is_refused_before_it_is_written(
+    tmp_path: Path, name, heads, reason
+) -> None:
+    smaller = remove_heads(hw.load(tiny_models.tiny(name)), heads)
+    with pytest.raises(ModelError, match=reason):
+        smaller.save_pretrained(tmp_path / "folder")
+    assert not [*tmp_path.iterdir()]
+    model = hw.load(smaller)
+    assert model(torch.tensor([[3, 4, 5]])).isfinite().all()
+    if len({model.shape(layer).heads for layer in model.layers}) > 1:
+        with pytest.raises(ModelError, match="and 4 query heads"):
+            model.record(torch.tensor([[3, 4, 5]]))
+
+
+def test_the_largest_part_that_can_be_cut() -> None:
+    model = hw.load(tiny_models.tiny("llama"))
+    every = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    drawn = random.Random(3)
+    for _ in range(60):
+        heads = drawn.sample(every, drawn.randrange(1, 12))
+        cut = [str(head) for head in removable(model, heads)]
+        assert set(cut) <= set(heads)
+        remove_heads(model, cut) if cut else None
+        for layer in range(3):
+            gone = [[f"{layer}.{head}" in heads for head in group] for group in ((0, 1), (2, 3))]
+            count = sum(head.startswith(f"{layer}.") for head in cut)
+            # whole groups go; of two that are cut in part one head each
+            least = min((sum(group) for group in gone if not all(group)), default=0)
+            assert count == sum(2 if all(group) else least for group in gone)
 
 
 def test_refusals() -> None:
