@@ -32,8 +32,8 @@ def settle(smaller: Any, shapes: Sequence[Shape], name: str) -> None:
         reason = _changed(config, shapes[0]) or _other_model(smaller, config)
     if reason:
         message = (
-            f"what is left of {name} can not be saved as a folder that opens again: {reason}; take equally many heads out "
-            "of every layer, or keep the whole model and the names of the heads"
+            f"what is left of {name} can not be saved as a folder that opens again: {reason}; take equally many heads "
+            "out of every layer, or keep the whole model and the names of the heads"
         )
         smaller.save_pretrained = functools.partial(_refuse, message)
     else:
