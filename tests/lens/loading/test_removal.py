@@ -1,6 +1,6 @@
 """Heads removed from the weights: the smaller model gives what gates of zero give.
 
-What can be saved, and what is refused (smaller_config.py), is tried on folders that are opened again.
+What can be saved, and what is refused (`smaller_config.py`), is tried on folders that are opened again.
 
 Mutations seen to fail: output rows of the wrong heads kept; a silent layer's output weights left in; the configuration
 left as it was; what can not be saved written all the same; one head more taken for removable than a group allows.
