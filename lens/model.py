@@ -80,7 +80,8 @@ class HookedModel(TransformerLens):
 
         `given` is a text, a pair of texts `("a", "b")`, chat messages `[{"role": "user", "content": "a"}]`, a list of
         these, token ids, or a floating-point tensor of images or audio features; `more` are further inputs under
-        transformers' names (models/inputs.py). Texts of unequal length are padded on `side`. `prepend_bos=True` puts
+        transformers' names (models/inputs.py). Texts of unequal length are padded on `side`, or on
+        the other one where `side` would change what the model gives. `prepend_bos=True` puts
         the token that begins a text in front, False leaves it out, None does as `load` was told: by default what the
         tokenizer does. A text that holds a beginning gets no second one, with a warning. PromptError says what is
         wrong. Every method below takes the same inputs, or the `Tokens` that this returns.

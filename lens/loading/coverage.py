@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from headwater.lens.edits import ScaleHeads, Temperature
-from headwater.lens.errors import EditError, HeadwaterError, ModelError
+from headwater.lens.errors import EditError, HeadwaterError, ModelError, PromptError
 from headwater.lens.loading import zoo
 from headwater.lens.loading.load import load
 from headwater.lens.model import HookedModel
@@ -52,8 +52,8 @@ class Row:
     model: str
     parts: str
     plain: float | None = None
-    right: float | None = None
-    left: float | None = None
+    right: float | str | None = None
+    left: float | str | None = None
     cache: float | str | None = None
     static: float | str | None = None
     maps: float | None = None
@@ -148,7 +148,7 @@ class _Trial:
         row = Row(self.title, type(self.hooked.hf).__name__, ", ".join(stacks) + left_out)
         row.plain = self._difference(self.given)
         if "attention_mask" in self.given:
-            row.right, row.left = (self._difference(_padded(self.given, side)) for side in ("right", "left"))
+            row.right, row.left = (self._behind_padding(side) for side in ("right", "left"))
         if self.kind in GENERATING:
             row.cache = self._generation({})
             row.static = self._generation({"cache_implementation": "static"}) if self.static else None
@@ -161,6 +161,13 @@ class _Trial:
         expected = _eager(self.reference, given)
         found = _hooked(self.hooked, given)
         return _largest(expected, found, _real(given, expected))
+
+    def _behind_padding(self, side: str) -> float | str:
+        """The difference with padding; "refused" where it changes what transformers' model gives for a text."""
+        try:
+            return self._difference(_padded(self.given, side))
+        except PromptError:
+            return "refused"
 
     def _generation(self, options: dict[str, Any]) -> float | str:
         """The difference of the logits of every step, with padding on the left; infinite if the tokens differ."""

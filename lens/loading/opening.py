@@ -29,6 +29,7 @@ from headwater.lens.models.closeness import answer, close_or_refuse, of_real
 from headwater.lens.models.parts import Part
 from headwater.lens.models.signature import names
 from headwater.lens.models.stack import pattern
+from headwater.lens.running.padding import moved_sides
 
 
 class _UnfitError(ModelError):
@@ -57,6 +58,7 @@ def open_model(hf: Any, tokenizer: Any, name: str, sample: Mapping[str, Any] | N
                 )
             _check_tokenizer(model)
             _know_classes(model, fitting)
+            model.moved_by_padding = moved_sides(model)
     return model
 
 

@@ -49,6 +49,9 @@ def read(
     if prepend_bos is not None and not is_text(given):
         raise PromptError("prepend_bos belongs to texts; write the first token into token ids yourself")
     begins = model.prepend_bos if prepend_bos is None else prepend_bos
+    main = "encoder" if model.is_encoder_decoder else "text"
+    if (main, side) in model.moved_by_padding:  # texts are padded where it changes nothing
+        side = "left" if side == "right" else "right"
     read_text = partial(
         tokens.to_tokens, tokenizer=model.tokenizer, side=side, prepend_bos=begins, generating=following > 0
     )
@@ -255,7 +258,7 @@ def arguments(model: Opened, given: Tokens, generating: bool = False) -> dict[st
         del found["attention_mask"]
     if model.vocab:
         prefix = "decoder_" if model.is_encoder_decoder else ""
-        found[f"{prefix}input_ids"] = _filled(model, given).to(model.device)
+        found[f"{prefix}input_ids"] = (given.ids if generating else _filled(model, given)).to(model.device)
         if (generating and not model.is_encoder_decoder) or not given.mask.all():
             found[f"{prefix}attention_mask"] = given.mask.long().to(model.device)
         left = not given.mask[:, 0].all() and not places_images(model.hf, given)

@@ -40,6 +40,7 @@ class Opened:
         self.by_choice = (
             False  # whether its texts are choices, [row, choice, position]; every row is one choice then
         )
+        self.moved_by_padding: frozenset[tuple[str, str]] = frozenset()  # (text, side), found on load
         self.prepend_bos: bool | None = None  # None: a text begins as the tokenizer makes it
         self.is_encoder_decoder = bool(getattr(hf.config, "is_encoder_decoder", False))
         self.vocab = int(table.num_embeddings) if table is not None else 0

@@ -27,7 +27,7 @@ from headwater.lens.records.memory import total
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
-from headwater.lens.running import ids
+from headwater.lens.running import ids, padding
 
 PATIENCE = 2.0  # seconds after which a recording shows its progress
 
@@ -71,6 +71,8 @@ def check_ready(model: Opened, given: Tokens, following: int = 0) -> None:
             f"{model.name} was compiled in place, and torch.compile can not trace a model that Headwater reads; "
             "load it again and leave it uncompiled"
         )
+    if not following:
+        padding.refuse_moved(model, given)
     for name, part in model.parts.items():
         edits = context.active(model.part_keys[name])
         sides = [axis(part, side, given) for side in (part.queries, part.keys)] if edits else []

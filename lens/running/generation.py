@@ -30,6 +30,7 @@ from headwater.lens.records.generation_recorder import GenerationRecorder
 from headwater.lens.records.memory import estimate
 from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
+from headwater.lens.running import padding
 from headwater.lens.running.forward import check_ready
 
 OnToken = Callable[[Any], object]
@@ -79,12 +80,54 @@ def generate(
     if on_token is not None or wanted is not None:
         _refuse_beams(model, settings)
         settings["streamer"] = listener
+    if _moves(model, found):
+        if on_token is not None or wanted is not None:
+            raise PromptError(
+                f"{model.name} can not generate behind padding, which changes what it gives; record and on_token take "
+                "texts of equal length, or one at a time"
+            )
+        return _written(model, given, _row_by_row(model, found, settings))
     if wanted is None:
         with torch.no_grad():
             ids = model.hf.generate(**inputs.arguments(model, found, generating=True), **settings)
         return _written(model, given, ids)
     ids, record = _recorded(model, found, settings, max_new_tokens, wanted, listener)
     return Generated(_written(model, given, ids), record)
+
+
+def _moves(model: Opened, found: Tokens) -> bool:
+    """Whether some rows are padded where that changes what the model generates: new tokens stand behind a row."""
+    padded = {which: mask for which, mask in padding.masks(model, found).items() if not mask.all()}
+    if "encoder" in padded:
+        sides = [
+            side for side, column in (("left", 0), ("right", -1)) if not padded["encoder"][:, column].all()
+        ]
+        if any(("encoder", side) in model.moved_by_padding for side in sides):
+            return True
+    main = padded.get("decoder" if model.is_encoder_decoder else "text")
+    if main is None:
+        return False
+    which = "decoder" if model.is_encoder_decoder else "text"
+    return (which, "left") in model.moved_by_padding or not main[:, -1].all()
+
+
+def _row_by_row(model: Opened, found: Tokens, settings: dict[str, Any]) -> Tensor:
+    """What every row gives alone, [row, position]: prompts behind padding, and padding behind shorter answers."""
+    filler = settings.get("pad_token_id", getattr(model.hf.generation_config, "pad_token_id", None)) or 0
+    made: list[Tensor] = []
+    for n in range(len(found)):
+        one = padding.without(model, found.rows([n]))
+        with torch.no_grad():
+            ids = model.hf.generate(**inputs.arguments(model, one, generating=True), **settings)
+        if not isinstance(ids, Tensor):
+            raise PromptError(
+                f"{model.name} generates these texts one by one, and return_dict_in_generate takes one text"
+            )
+        made.append(torch.nn.functional.pad(ids, (found.shape[1] - one.shape[1], 0), value=filler))
+    longest = max(ids.shape[1] for ids in made)
+    return torch.cat(
+        [torch.nn.functional.pad(ids, (0, longest - ids.shape[1]), value=filler) for ids in made]
+    )
 
 
 def _recorded(
