@@ -16,7 +16,7 @@ from headwater.lens.models.parts import Part, Shape
 from headwater.lens.models.patches import Patches
 from headwater.lens.models.revision import Revision, of_tokenizer
 from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
-from headwater.lens.models.stack import Mixer, mixers_of
+from headwater.lens.models.stack import Mixer, mixers_of, named
 from headwater.lens.naming.texts import encoding
 
 
@@ -185,6 +185,18 @@ class Opened:
     def blocks(self) -> list[int]:
         """The layer numbers of all blocks of this part, those without attention too."""
         return sorted({*self.layers, *(block.layer for block in self.stack)})
+
+    @property
+    def other_attention(self) -> list[str]:
+        """Attention in this part's blocks that other parts read, in words: cross-attention beside a decoder's own."""
+        own = set(self.parts[self.part_name].modules)
+        found = [
+            Mixer(block.layer, step.path, step.name)
+            for block in self.stack
+            for step in block.steps
+            if step.kind == "attention" and self.hf.get_submodule(step.path) not in own
+        ]
+        return named(found)
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:

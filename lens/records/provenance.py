@@ -22,7 +22,8 @@ def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
     """The provenance of numbers that `model` computes now, in this context; `given` are token ids, None for texts.
 
     "not_covered" names what mixes positions and has no attention map; "mixers" are [layer, path, class] of this part,
-    and "attention_layers" its layers with attention, where not all have it.
+    "attention_layers" its layers with attention, where not all have it, and "other_attention" what other parts read in
+    the same blocks (cross-attention), which products over the layers of this part leave out.
     """
     attention = model.read_only or declared_rules.described(model)
     first = first_token(model, given)
@@ -34,6 +35,7 @@ def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
         **({"attention": attention} if attention else {}),
         **({"not_covered": list(model.unread)} if model.unread else {}),
         **({"mixers": [[m.layer, m.path, m.name] for m in model.mixers]} if model.mixers else {}),
+        **({"other_attention": "; ".join(told)} if (told := model.other_attention) else {}),
         **({"attention_layers": model.layers} if model.n_layers < len(model.stack) else {}),
         **({"tokenizer": told} if (told := model.tokenizer_revision) else {}),
         **({"first_token": first} if first else {}),

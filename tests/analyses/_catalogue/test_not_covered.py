@@ -9,6 +9,7 @@ from hybrid_models import hybrid
 import headwater as hw
 from headwater.command import output
 from headwater.lens.errors import RecordError
+from headwater.lens.loading import zoo
 from headwater.lens.models.stack import Mixer
 from headwater.lens.records.record import Record
 
@@ -56,3 +57,11 @@ def test_a_record_whose_mixers_are_malformed_is_refused(jamba):
     record.provenance["mixers"] = [["zero"]]
     with pytest.raises(RecordError, match="mixers should be"):
         _ = record.mixers
+
+
+def test_cross_attention_beside_a_decoder_is_said_with_its_products():
+    model = hw.load(zoo.build("t5"))
+    record = model.record(IDS, decoder_input_ids=IDS)
+    told = "T5Attention in layers 0 and 1 (decoder.block.*.layer.*.EncDecAttention)"
+    assert hw.analyses.rollout(record).attrs["other_attention"] == told
+    assert "other_attention" not in hw.analyses.rollout(record.part("encoder")).attrs
