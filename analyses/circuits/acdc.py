@@ -53,7 +53,8 @@ def acdc(
 
     Question: Which connections are left when every one that is not missed is taken out?
     Unit: what taking the edge out costs when its turn comes: nats (kl) or the measure.
-    Source: Conmy et al. 2023, arXiv:2304.14997; compared with the authors' code.
+    Source: Conmy et al. 2023, arXiv:2304.14997; compared with the authors' code, which also tries the edge from each
+    input to its queries, keys or values; here an input is one node, and such edges are not taken out.
     Cost: one forward pass per edge and batch, several at once while edges are taken out.
     Not for: ranking edges; edges that back each other up, of which the order decides which one stays.
 

@@ -82,7 +82,8 @@ def trace_signals(
     Question: Which earlier heads made a head look where it looks?
     Unit: coordinates in the slices used, each times the root of its strength; mean over prompts.
     Source: Franco & Crovella 2024, arXiv:2410.00340; compared with the authors' code, except `constant` off,
-    upstream="all" and the key side of `relative`, which are ours.
+    upstream="all" and the key side of `relative`, which are ours. The authors ran weights whose value biases
+    TransformerLens had folded into the output bias; here they stay in the heads' outputs, so graphs differ.
     Cost: two passes per prompt; one decomposition of size d_head per head, per firing where a model rotates.
     Not for: weights of different readers side by side; causal claims without an intervention; heads that look evenly.
 

@@ -36,10 +36,11 @@ def visual_redistribution(
     A token is a sink of a layer if max over `dimensions` of |x_d| / sqrt(mean x² + 1e-6) > tau, where x is the stream
     entering the layer. A row after the image is image-centric if Σ(visual sinks) / Σ(image) ≤ rho and Σ(image) ≥ least.
     In such rows the weights on all sinks are multiplied by p, and the freed weight goes to the other image tokens in
-    proportion. This is done in layers 2 to the last but one, where they have a visual sink. The sinks are those of this
-    prompt, so the edits are for this prompt only. `dimensions` are the model's massive activations ({1415, 2533} in
-    LLaMA-2-7B); by default `massive_dimensions` finds them. Checked against the authors' code, which adds 1e-6 to every
-    image weight, while this adds it once.
+    proportion. This is done in layers 2 to the last but one, where they have a visual sink. The sinks are those of
+    this prompt in the unedited run, so the edits are for this prompt only; the authors' code looks for them in the
+    edited run, layer by layer, and may find others from the second edited layer on. `dimensions` are the model's
+    massive activations ({1415, 2533} in LLaMA-2-7B); by default `massive_dimensions` finds them. Checked against the
+    authors' code, which adds 1e-6 to every image weight, while this adds it once.
 
     >>> import torch, transformers
     >>> import headwater as hw
