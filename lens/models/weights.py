@@ -132,10 +132,11 @@ def triangle(thin: Tensor) -> Tensor:
     return torch.linalg.qr(thin, mode="r").R
 
 
-def circuit_ends(model: Opened) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, "d_model vocab"]]:
-    """Token embedding [vocab, d_model] and unembedding [d_model, vocab] with the last norm's gain folded in.
+def circuit_ends(model: Opened) -> tuple[Float[Tensor, "vocab d_model"], Float[Tensor, "d_model written"]]:
+    """Token embedding [vocab, d_model] and unembedding [d_model, written] with the last norm's gain folded in.
 
-    Where that norm takes the mean out (LayerNorm), the unembedding does not see it either.
+    `written` tokens have logits; where fewer do than are read, they come first. Where that norm takes the mean out
+    (LayerNorm), the unembedding does not see it either.
     """
     if not model.has_lm_head:
         raise ModelError(f"{model.name} has no language head; load a causal language model")

@@ -141,6 +141,18 @@ def jobs_model() -> hf.GPT2LMHeadModel:
     return model
 
 
+def test_a_token_that_is_read_and_never_written_changes_nothing() -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    torch.manual_seed(0)
+    plain = hf.LlamaForCausalLM(hf.LlamaConfig(**shape, vocab_size=61, max_position_embeddings=64)).eval()
+    more = copy.deepcopy(plain)
+    more.model.embed_tokens = torch.nn.Embedding(62, 32)  # a start token, as Moshi has
+    with torch.no_grad():
+        more.model.embed_tokens.weight[:61] = plain.model.embed_tokens.weight
+    found, wanted = (head_roles(hw.load(model), length=5).sel(role="copying") for model in (more, plain))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_heads_built_for_one_job() -> None:
     found = head_roles(hw.load(jobs_model()), length=12, sequences=6)[0]
     assert float(found.sel(head=0, role="previous")) > 0.99
