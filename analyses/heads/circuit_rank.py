@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
+from headwater.lens.errors import ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import layer_weights, mean_is_lost, triangle
 
@@ -88,3 +89,15 @@ def sides(model: HookedModel, layer: int) -> Sides:
     if mean_is_lost(model):
         output = output - output.mean(-1, keepdim=True)
     return query, key, value, output
+
+
+def sides_of_stream(model: HookedModel, layer: int) -> Sides:
+    """`sides` of heads that read what heads write. ModelError for heads that read the embedding beside the stream."""
+    found = sides(model, layer)
+    reads, writes = found[2].shape[1], found[3].shape[2]
+    if reads != writes:
+        raise ModelError(
+            f"the heads of {model.name} read {reads} numbers and write {writes}, so what one writes is not what "
+            "another reads; circuit_rank takes each head alone"
+        )
+    return found

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses.heads.circuit_rank import Sides, sides
+from headwater.analyses.heads.circuit_rank import Sides, sides_of_stream
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import triangle
@@ -54,7 +54,7 @@ def composition(
     """
     if model.n_layers < 2:
         raise AnalysisError(f"{model.name} has one layer with attention; heads compose across two or more")
-    by_layer = [sides(model, layer) for layer in model.layers]
+    by_layer = [sides_of_stream(model, layer) for layer in model.layers]
     shape = (3, model.n_layers, model.n_heads, model.n_layers, model.n_heads)
     score = torch.full(shape, torch.nan, dtype=torch.float64)
     for low, high in itertools.combinations(range(model.n_layers), 2):

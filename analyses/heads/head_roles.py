@@ -18,7 +18,7 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import repeated_tokens
-from headwater.analyses.heads.circuit_rank import Sides, sides
+from headwater.analyses.heads.circuit_rank import Sides, sides_of_stream
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, ModelError
 from headwater.lens.model import HookedModel
@@ -80,9 +80,10 @@ def head_roles(
     >>> found.sel(role="induction", layer=1).max().item() > 0.9
     True
     """
-    if not model.causal:
+    if not model.causal or model.is_encoder_decoder:
         raise AnalysisError(
-            f"{model.name} is not causal; head roles need a model in which each token sees its past only"
+            f"{model.name} is not causal, or its decoder reads no text of its own; head roles need a model in which "
+            "each token sees its past only"
         )
     bos = bos_token(model)
     length = _length(model, length, bos)
@@ -202,7 +203,7 @@ def _copying(model: HookedModel) -> tuple[Tensor, str]:
         # a start token without logits, can not be copied
         both = min(len(embed), unembed.shape[1])
         ends = unembed[:, :both].double() @ embed[:both].double()
-        scores = [copying_scores(sides(model, layer), ends) for layer in model.layers]
+        scores = [copying_scores(sides_of_stream(model, layer), ends) for layer in model.layers]
     except ModelError as error:
         return missing, f"undefined: {error}"
     return torch.stack(scores).cpu(), "OV eigenvalues, layer-norm gains folded in"

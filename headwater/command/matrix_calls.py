@@ -134,6 +134,8 @@ def settings_of(asked: Entry, model: HookedModel) -> dict[str, Any]:
     found = {name: value for name, value in SMALL.items() if name in known} | SETTINGS.get(asked.name, {})
     if model.has_lm_head:
         found |= {n: f"#{i}" for n, i in (("answer", ANSWER), ("wrong", WRONG)) if n in known}
+    elif model.classes and {"answer", "measure"} <= set(known):
+        found |= {"answer": 1, "wrong": 0} if len(model.classes) > 1 else {"answer": 0}
     elif "measure" in known:
         found["measure"] = strength
     if "blank" in known and model.vocab:

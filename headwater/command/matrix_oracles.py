@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.command.matrix_calls import ANSWER
+from headwater.command.matrix_calls import ANSWER, strength
 from headwater.command.matrix_plain import Plain
+from headwater.lens.loading.opening import answer
 
 Pairs = Iterator[tuple[Any, Any]]
 NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "decoder.final_layer_norm")
@@ -135,7 +136,7 @@ def prune_heads(plain: Plain, found: Any) -> Pairs:
     for step, removed in enumerate(np.asarray(found.removed)):
         with torch.no_grad():
             outputs = plain.gated(ids, 1 - torch.tensor(removed).float())
-        value = plain.loss(outputs, ids) if plain.writes else plain.score(outputs)
+        value = plain.loss(outputs, ids) if plain.writes else strength(outputs)
         yield found.per_example[:, step], value
 
 
@@ -215,8 +216,7 @@ def _slopes_of_maps(plain: Plain) -> list[Tensor]:
     """mean over heads of relu(A · ∂s/∂A) of each layer."""
     out = plain.hf(**{plain.subject.reads: plain.subject.examples}, output_attentions=True)
     maps = [dense for dense in out.attentions if dense is not None and dense.shape[-1] == dense.shape[-2]]
-    outputs = out.logits if plain.writes else out.last_hidden_state
-    slopes = torch.autograd.grad(plain.score(outputs).sum(), maps)
+    slopes = torch.autograd.grad(plain.score(answer(out)).sum(), maps)
     return [(a * slope).relu().mean(1).detach() for a, slope in zip(maps, slopes, strict=True)]
 
 

@@ -55,7 +55,12 @@ class Plain:
 
     def score(self, outputs: Tensor) -> Tensor:
         """What the attributions of the matrix explain: the answer's logit less that of the wrong one, at the end."""
-        return outputs[:, -1, ANSWER] - outputs[:, -1, WRONG] if self.writes else strength(outputs)
+        classes = len(self.subject.model.classes)
+        if not self.writes and classes < 2:
+            return strength(outputs)
+        row = outputs[:, -1] if outputs.dim() == 3 else outputs
+        answer, wrong = (ANSWER, WRONG) if self.writes else (1, 0)
+        return row[:, answer] - row[:, wrong]
 
     def loss(self, outputs: Tensor, ids: Tensor) -> Tensor:
         """Mean next-token loss of each text, or the loss that the matrix gives a model without one."""

@@ -20,6 +20,7 @@ from headwater.lens.models.axes import axis
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import (
     FLOATS,
+    compares,
     first_position,
     float_input,
     image_tokens,
@@ -191,6 +192,9 @@ def _with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Toke
     """A text with its images; one image token per image is repeated to the number of tokens that an image takes."""
     marker, pixels = model.image_token, extra.get("pixel_values")
     _refuse_markers(model, found, extra)
+    if pixels is None and "vision" in model.parts and (model.part_name == "vision" or compares(model.hf)):
+        what = "compares texts with images" if compares(model.hf) else "is read as its tower of images"
+        raise PromptError(f"{model.name} {what}, and no image is given; give pixel_values=…")
     extra = {**found.more, **extra}
     per_image = 0 if pixels is None or marker is None else tokens_of_image(model, pixels)
     if pixels is None or per_image == 0:

@@ -56,6 +56,11 @@ def first_position(hf: Any) -> int:
     return 0
 
 
+def compares(hf: Any) -> bool:
+    """Whether the model says how alike texts and images are, from two towers that run together (CLIP, SigLIP)."""
+    return hasattr(hf, "logit_scale")
+
+
 def float_input(hf: Any) -> str | None:
     """The name of the input for images or audio features; None if the model reads neither."""
     return next((name for name in FLOATS if name in names(hf)), None)

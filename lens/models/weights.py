@@ -25,12 +25,13 @@ from headwater.lens.models.projections import projections
 class HeadWeights:
     """Copies in float32 (float64 for a float64 model); a bias that the layer lacks is zeros.
 
-    `kv_head` is the number of key–value heads, or of query heads after `expand=True`.
+    `kv_head` is the number of key–value heads, or of query heads after `expand=True`. `d_read` is d_model, but for
+    layers that read the embedding beside the stream (Zamba2).
     """
 
-    W_Q: Float[Tensor, "head d_model d_head"]
-    W_K: Float[Tensor, "kv_head d_model d_head"]
-    W_V: Float[Tensor, "kv_head d_model d_value"]
+    W_Q: Float[Tensor, "head d_read d_head"]
+    W_K: Float[Tensor, "kv_head d_read d_head"]
+    W_V: Float[Tensor, "kv_head d_read d_value"]
     W_O: Float[Tensor, "head d_value d_model"]
     b_Q: Float[Tensor, "head d_head"]
     b_K: Float[Tensor, "kv_head d_head"]
@@ -46,11 +47,11 @@ class LayerWeights:
     the mean of the stream out (LayerNorm). A norm on the attention's output (Gemma 2, OLMo 2) is folded into `output`.
     """
 
-    query: Float[Tensor, "head d_model d_head"]
-    key: Float[Tensor, "head d_model d_head"]
-    value: Float[Tensor, "head d_model d_value"]
+    query: Float[Tensor, "head d_read d_head"]
+    key: Float[Tensor, "head d_read d_head"]
+    value: Float[Tensor, "head d_read d_value"]
     output: Float[Tensor, "head d_value d_model"]
-    gain: Float[Tensor, " d_model"]
+    gain: Float[Tensor, " d_read"]
     centred: bool
 
 

@@ -94,3 +94,10 @@ def test_directions_that_layer_norm_removes_do_not_count() -> None:
         lambda model: head_roles._copying(model)[0].numpy(),
     ):
         np.testing.assert_allclose(read(after), read(before), rtol=1e-3, atol=1e-4)
+
+
+def test_heads_that_read_the_embedding_beside_the_stream_are_refused() -> None:
+    model = hw.load(zoo.build("zamba2"))
+    with pytest.raises(ModelError, match="read 64 numbers and write 32"):
+        analyses.composition(model, draws=2)
+    assert "read 64 numbers" in analyses.head_roles(model, length=6, sequences=2).copying

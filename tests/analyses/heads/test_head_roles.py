@@ -16,6 +16,7 @@ import headwater as hw
 from headwater.analyses._prompts.examples import repeated_tokens
 from headwater.analyses.heads.head_roles import ROLES, head_roles
 from headwater.lens.errors import AnalysisError
+from headwater.lens.loading import zoo
 
 
 def by_loop(maps: np.ndarray, ids: np.ndarray, m: int) -> dict[str, np.ndarray]:
@@ -254,3 +255,8 @@ def test_models_it_is_not_for(pairs: Callable, minilm) -> None:
     assert np.isnan(found.sel(role="copying")).all()
     assert "language head" in found.attrs["copying"]
     assert not np.isnan(found.sel(role="induction")).any()
+
+
+def test_a_decoder_behind_an_encoder_is_refused() -> None:
+    with pytest.raises(AnalysisError, match="its decoder reads no text of its own"):
+        head_roles(hw.load(zoo.build("t5")), length=6)

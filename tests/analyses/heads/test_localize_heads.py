@@ -14,6 +14,7 @@ import headwater as hw
 from headwater import analyses
 from headwater.analyses.heads.localize_heads import most_moved
 from headwater.lens.errors import AnalysisError
+from headwater.lens.loading import zoo
 
 IDS = torch.tensor([[3, 9, 4], [5, 7, 8], [6, 6, 2]])
 
@@ -52,3 +53,9 @@ def test_what_can_not_be_localised(pairs) -> None:
         analyses.localize_heads(pairs("gpt2").model, IDS, loss=likes_token, answer="w3")
     with pytest.raises(AnalysisError, match="not a causal language model"):
         analyses.localize_heads(pairs("bert").model, IDS)
+
+
+def test_values_that_are_narrower_than_queries() -> None:
+    model = hw.load(zoo.build("deepseek_v3"))
+    found = analyses.localize_heads(model, zoo.inputs("deepseek_v3")["input_ids"], steps=1)
+    assert found.sizes["feature"] == 8 < model.d_head

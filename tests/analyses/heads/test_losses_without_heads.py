@@ -18,7 +18,8 @@ from headwater.analyses._prompts.examples import batches_of, loss_of
 from headwater.analyses.heads import _losses_without_heads
 from headwater.analyses.heads._losses_without_heads import losses_without
 from headwater.lens.attention import context
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, EditError
+from headwater.lens.loading import zoo
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -128,3 +129,10 @@ def test_resampled_outputs_are_those_of_another_text(pairs: Callable) -> None:
         assert float(after[text, 1, 0]) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(AnalysisError, match="no other example has the 9 tokens of example 1"):
         analyses.head_importance(model, WRITTEN[:2], how="ablation", ablation="resample")
+
+
+def test_heads_that_can_only_be_read_are_not_taken_for_heads_without_effect() -> None:
+    model = hw.load(zoo.build("gptj"))
+    for ask in (analyses.all_but_one, analyses.head_significance):
+        with pytest.raises(EditError, match="can not be edited"):
+            ask(model, zoo.inputs("gptj")["input_ids"])

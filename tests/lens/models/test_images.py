@@ -190,3 +190,12 @@ def test_image_tokens_are_counted_from_the_picture():
         assert record.part("vision").strings[0][1] == "0,0"
     with pytest.raises(PromptError, match="1 images take 16 image tokens"):
         model([[5, 90, 90, 8]], pixel_values=torch.randn(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize(("name", "part"), [("clip", "text"), ("siglip", "vision"), ("llava", "vision")])
+def test_towers_of_images_are_not_run_without_images(name, part):
+    model = hw.load(zoo.build(name)).part(part)
+    ids = torch.randint(3, 80, (2, 6), generator=torch.Generator().manual_seed(1))
+    for ask in (model.head_outputs, model.record, model.embeddings):
+        with pytest.raises(PromptError, match="and no image is given; give pixel_values="):
+            ask(ids)
