@@ -9,6 +9,7 @@ of the weights.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import re
 import tempfile
@@ -32,6 +33,7 @@ REFUSED_FILES = {
     "adapter_config.json": "an adapter, which changes the weights; merge it with peft (merge_and_unload) and save that",
     "spk_dict.pt": "a pickle, which can run code; move it elsewhere",
 }
+QUANTISED = ("quantization_config", "compression_config")
 REFUSED_FIELDS = ("configuration_files", "checkpoint_path")  # further files, by any path
 # Transformers fetches native code for an attention that is named like a hub id.
 DROPPED_FIELDS = re.compile(r"_?(attn|experts)_implementation(_internal|_autoset)?")
@@ -78,7 +80,7 @@ def one_line(what: str) -> Iterator[None]:
     except HeadwaterError:
         raise
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
+        first = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(f"{what}: {type(error).__name__}: {first}") from None
 
 
@@ -119,6 +121,7 @@ def _checked(value: Any, path: Path, name: str = "") -> Any:
         for field in REFUSED_FIELDS:
             if field in value:
                 raise ModelError(f"{path}: {field} names further files, which are not read; leave it out")
+        _refuse_fetching(value, path)
         if value.get("transformers_weights") not in (None, WEIGHTS, INDEX):
             raise ModelError(f"{path}: transformers_weights is not {WEIGHTS}; give the weights that name")
         return {k: _checked(v, path, k) for k, v in value.items() if not DROPPED_FIELDS.fullmatch(k)}
@@ -129,6 +132,37 @@ def _checked(value: Any, path: Path, name: str = "") -> Any:
         if abs(value) > most:
             raise ModelError(f"{path}: {name} is {value}; it may be at most {most}")
     return value
+
+
+def _refuse_fetching(value: dict[str, Any], path: Path) -> None:
+    """Refuse fields for which transformers looks on a hub: kernels of a quantisation, weights of a backbone."""
+    if (named := value.get("backbone")) is not None:
+        raise ModelError(
+            f"{path}: backbone is {named!r:.80}, which is looked up elsewhere; give a backbone_config"
+        )
+    if value.get("model_type") in ("timm_backbone", "timm_wrapper"):
+        raise ModelError(
+            f"{path}: {value['model_type']} is code of the package timm, which Headwater does not run"
+        )
+    for field in QUANTISED:
+        if (given := value.get(field)) is None:
+            continue
+        method = given.get("quant_method") if isinstance(given, dict) else given
+        if (
+            isinstance(given, dict)
+            and method is None
+            and (given.get("load_in_8bit") or given.get("load_in_4bit"))
+        ):
+            method = "bitsandbytes"
+        if method != "bitsandbytes":
+            raise ModelError(
+                f"{path}: {field} asks for {method!r:.80}, whose kernels are fetched or run from elsewhere; Headwater "
+                "opens weights of bitsandbytes, and others after they are dequantised and saved"
+            )
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ModelError(
+                f"{path}: these weights need bitsandbytes, which is not installed (pip install bitsandbytes)"
+            )
 
 
 def _check_numbers(config: Any, path: Path) -> None:

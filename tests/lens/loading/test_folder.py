@@ -153,3 +153,29 @@ def test_odd_types_end_in_one_line(fields: dict[str, Any], folder: Path) -> None
         hw.load(folder)
     except ModelError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantization_config asks for 'fp8', whose kernels",
+        ),
+        ({"quantization_config": {"quant_method": "torchao"}}, "asks for 'torchao'"),
+        ({"quantization_config": "gptq"}, "asks for 'gptq'"),
+        (
+            {"text_config": {"compression_config": {"quant_method": "x/y"}}},
+            "compression_config asks for 'x/y'",
+        ),
+        ({"backbone": "someone/resnet"}, "backbone is 'someone/resnet', which is looked up elsewhere"),
+        ({"backbone_config": {"model_type": "timm_backbone"}}, "timm_backbone is code of the package timm"),
+        ({"model_type": "timm_wrapper"}, "timm_wrapper is code of the package timm"),
+    ],
+    ids=str,
+)
+def test_the_config_can_not_have_kernels_or_backbones_looked_up(
+    fields: dict[str, Any], words: str, folder: Path
+) -> None:
+    change(folder, **fields)
+    refused(folder, words)
