@@ -30,7 +30,8 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 CONFIG_BYTES, INDEX_BYTES = 2**20, 2**26
 BUFFER_BYTES = 2**28  # tables that a model computes for itself, where its weights are small
 REFUSED_FILES = {
-    "adapter_config.json": "an adapter, which changes the weights; merge it with peft (merge_and_unload) and save that",
+    "adapter_config.json": "an adapter, which changes the weights; put it in a folder of its own and give "
+    "load(that, base=this), or merge it with peft (merge_and_unload)",
     "spk_dict.pt": "a pickle, which can run code; move it elsewhere",
 }
 QUANTISED = ("quantization_config", "compression_config")
@@ -188,7 +189,7 @@ def _weights(folder: Path) -> list[Path]:
     """The weight files; those that an index names must be among them."""
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
-        if file.is_symlink() and not _in_hub_cache(file) and folder.resolve() not in file.resolve().parents:
+        if file.is_symlink() and not in_hub_cache(file) and folder.resolve() not in file.resolve().parents:
             raise ModelError(f"{file} is a link to a file outside of the model folder; copy the file")
         if not file.is_file():
             raise ModelError(f"{file} is not a plain file; weights are safetensors files")
@@ -212,7 +213,7 @@ def _weights(folder: Path) -> list[Path]:
     return files
 
 
-def _in_hub_cache(file: Path) -> bool:
+def in_hub_cache(file: Path) -> bool:
     """The hub's cache keeps the files of a snapshot as links into a folder `blobs` beside it."""
     return file.resolve().parent.name == "blobs" and file.resolve().parent.parent in file.absolute().parents
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from headwater.lens.errors import ModelError, nearest
-from headwater.lens.loading import adapters
+from headwater.lens.loading import adapter_folder, adapters
 from headwater.lens.loading.folder import Folder, check, one_line
 from headwater.lens.loading.opening import open_model
 from headwater.lens.model import HookedModel
@@ -35,6 +35,7 @@ NEAR = 0.6  # a name this similar to an embedded one counts as a typing error
 def load(
     source: str | os.PathLike[str] | nn.Module, tokenizer: Any = None, *, dtype: Any = None,
     prepend_bos: bool | None = None, sample: Mapping[str, Any] | None = None,
+    base: str | os.PathLike[str] | None = None,
 ) -> HookedModel:  # fmt: skip
     """Open a model.
 
@@ -46,14 +47,15 @@ def load(
     applies to models read from disk. `prepend_bos` says whether a text begins with the token for it: True puts it in
     front (as TransformerLens does), False leaves it out, None does what the tokenizer does; `model.first_token` and the
     attributes of every result say which token is the first. `sample` is a small input, {name: tensor} as
-    transformers names them, for a model that takes none of those that Headwater tries on it. ModelError says why a
-    model can not be found, trusted or read exactly.
+    transformers names them, for a model that takes none of those that Headwater tries on it. A folder may be an
+    adapter's; its base model is the folder that its configuration names, or `base`, a folder or an embedded name.
+    ModelError says why a model can not be found, trusted or read exactly.
 
     >>> import headwater as hw
     >>> hw.load("tasks-4l")
     HookedModel('tasks-4l', LlamaForCausalLM, 4 layers × 8 heads, d_model 256, first token '<bos>')
     """
-    model = _opened(source, tokenizer, dtype, sample)
+    model = _opened(source, tokenizer, dtype, sample, base)
     if prepend_bos and getattr(model.tokenizer, "bos_token_id", None) is None:
         raise ModelError(
             f"prepend_bos=True: the tokenizer of {model.name} has no token that begins a text; leave it out"
@@ -63,8 +65,13 @@ def load(
 
 
 def _opened(
-    source: str | os.PathLike[str] | nn.Module, tokenizer: Any, dtype: Any, sample: Mapping[str, Any] | None
+    source: str | os.PathLike[str] | nn.Module, tokenizer: Any, dtype: Any, sample: Mapping[str, Any] | None,
+    base: str | os.PathLike[str] | None,
 ) -> HookedModel:  # fmt: skip
+    if base is not None and not (
+        isinstance(source, str | os.PathLike) and adapter_folder.is_adapter(Path(source).expanduser())
+    ):
+        raise ModelError("base= is the model of an adapter's folder; leave it out for any other source")
     if is_bridged(source):
         hf = unbridged(source)
         known_tokenizer = tokenizer_of(source) if tokenizer is None else tokenizer
@@ -96,6 +103,8 @@ def _opened(
         check_embedded(name)
         return _from_folder(known[name]["path"], tokenizer, name, dtype, sample)
     path = Path(name).expanduser()
+    if adapter_folder.is_adapter(path):
+        return _from_folder(_base(path, base), tokenizer, path.resolve().name, dtype, sample, adapter=path)
     if path.exists():
         return _from_folder(path, tokenizer, path.resolve().name, dtype, sample)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -103,6 +112,18 @@ def _opened(
             f"there is no folder {name}; give one that exists, a hub id, or an embedded name (`headwater models`)"
         )
     return _from_hub(name, tokenizer, dtype, sample)
+
+
+def _base(path: Path, named: str | os.PathLike[str] | None) -> Path:
+    """The folder of an adapter's base model."""
+    if named is None:
+        return adapter_folder.base_of(path)
+    if isinstance(named, str) and (known := embedded().get(named)) is not None:
+        check_embedded(named)
+        return known["path"]
+    if isinstance(named, str | os.PathLike) and (folder := Path(named).expanduser()).is_dir():
+        return folder
+    raise ModelError(f"base is a folder or an embedded name; got {named!r:.100}")
 
 
 def _from_hub(name: str, tokenizer: Any, dtype: Any, sample: Any) -> HookedModel:
@@ -142,17 +163,22 @@ def _cached(name: str) -> Path | None:
         return None
 
 
-def _from_folder(path: Path, tokenizer: Any, name: str, dtype: Any, sample: Any) -> HookedModel:
+def _from_folder(
+    path: Path, tokenizer: Any, name: str, dtype: Any, sample: Any, adapter: Path | None = None
+) -> HookedModel:  # fmt: skip
     folder = check(path)
     with one_line(f"{path} can not be loaded"):
         hf, report = _built(folder, dtype)
         _refuse_incomplete(path, hf, report)
+        if adapter is not None:
+            hf = adapter_folder.put_on(hf, adapter)
+            tokenizer = _tokenizer(adapter) if tokenizer is None else tokenizer
         tokenizer = _tokenizer(path) if tokenizer is None else tokenizer
         model = open_model(hf, tokenizer, name, sample)
         # after the comparison with transformers' own attention, which does not know these rules
         declared_rules.attach(model, path)
     model.weights_digest.settle()
-    model.weights_digest.files = tuple(folder.weights)
+    model.weights_digest.files = tuple(folder.weights) if adapter is None else ()
     return model
 
 
