@@ -4,8 +4,9 @@ edges.
 Nodes are the embedding, every head and every MLP. Inputs are the queries, keys and values of each head, each MLP's
 input and the logits. An input reads the sum of all earlier nodes (and biases). `Passage` runs the model with a separate
 stream for every input, so that a single edge can be changed. A norm behind the heads (Gemma 2) keeps the scale that it
-has in the run. A parallel MLP reads the same stream as its attention. The norm in front of an input belongs to the
-model, not to the edge. Before anything is computed, a short run in which every edge is kept is held to the model.
+has in the run. An output gate (Qwen3-Next) is read where the queries are: it belongs to the input of queries. A
+parallel MLP reads the same stream as its attention. The norm in front of an input belongs to the model, not to the
+edge. Before anything is computed, a short run in which every edge is kept is held to the model.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
 from headwater.lens.models.closeness import close_or_refuse, of_sums
+from headwater.lens.models.projections import Projection
 from headwater.lens.models.weights import HeadWeights, head_weights
+from headwater.lens.running.output_gates import read_gates
 from headwater.lens.transformer_lens import names as transformer_lens_names
 from headwater.lens.transformer_lens.run import Activation, Run
 
@@ -61,6 +64,7 @@ class _Layer:
     block: blocks.TransformerBlock
     behind: NormForm | None
     parallel: bool
+    gate: Projection | None
 
 
 class Wiring:
@@ -75,7 +79,8 @@ class Wiring:
         self.model = model
         self.shared = model.n_kv_heads != model.n_heads and key_values == "kv"
         self.wide = model.n_kv_heads != model.n_heads and not self.shared
-        self.layers = {layer: self._layer(layer) for layer in model.layers}
+        gates = read_gates(model)
+        self.layers = {layer: self._layer(layer, gates[layer]) for layer in model.layers}
         self.senders: list[str] = [EMBED]
         self.groups: list[Inputs] = []
         for layer, found in self.layers.items():
@@ -101,7 +106,7 @@ class Wiring:
             return [f"{layer}.kv{n}.{kind}" for n in range(self.model.n_kv_heads)]
         return [f"{layer}.{n}.{kind}" for n in range(self.model.n_heads)]
 
-    def _layer(self, layer: int) -> _Layer:
+    def _layer(self, layer: int, gate: Projection | None) -> _Layer:
         model, known, start = self.model, transformer_lens_names.places(self.model), f"blocks.{layer}."
         weights = head_weights(model, layer, expand=self.wide)  # refuses layouts that have none per head
         block = blocks.block(model, layer)
@@ -121,7 +126,7 @@ class Wiring:
         parallel = block.mlp_out is not None and f"{start}hook_resid_mid" not in known
         if block.mlp_out is not None and block.norm2 is None and block.norm1 is not None and not parallel:
             raise AnalysisError(f"what the MLP of layer {layer} of {model.name} reads is not known")
-        return _Layer(weights, block, behind, parallel)
+        return _Layer(weights, block, behind, parallel, gate)
 
     def _hold(self) -> None:
         """AnalysisError unless nodes add up to what the inputs read, and inputs that read all edges give the model's
@@ -195,6 +200,7 @@ class Passage(Run):
         self.wiring, self.reads, self.sends = wiring, reads, sends
         self.sent: list[Tensor] = []
         self.stream = torch.empty(0)
+        self._read: dict[int, Tensor | None] = {}
         self._missing: Tensor | None = None
         places: list[Activation] = []
         forward: dict[str, list[Callable[..., Tensor | None]]] = {}
@@ -210,6 +216,9 @@ class Passage(Run):
             add(known[start + "hook_resid_pre"], self._entering(layer))
             for kind in ("q", "k", "v") if reads is not None else ():
                 add(known[f"{start}attn.hook_{kind}"], self._projecting(groups[layer, kind], found, kind))
+            if reads is not None and found.gate is not None:
+                place = Activation(f"{start}attn.hook_gate", "features", found.gate.module, found.gate.heads)
+                add(place, self._gating(groups[layer, "q"], found, found.gate))
             add(known[start + "attn.hook_z"], self._heads(found))
             if sends is not None:
                 add(known[start + "hook_attn_out"], self._completing)
@@ -237,6 +246,7 @@ class Passage(Run):
             if layer == min(self.wiring.layers):
                 x = self._said(x[None])[0]
             self.stream = x
+            self._read.clear()
             return x
 
         return function
@@ -252,8 +262,7 @@ class Passage(Run):
         weight, bias = (getattr(layer.weights, f"{letter}_{kind.upper()}") for letter in "Wb")
 
         def function(_: Tensor, hook: Any) -> Tensor | None:
-            assert self.reads is not None
-            streams = self.reads(group, self.stream, self.sent)
+            streams = self._streams(group)
             if streams is None:
                 if not self.wiring.wide or kind == "q":
                     return None
@@ -263,6 +272,27 @@ class Passage(Run):
             return torch.einsum("brsd,rde->bsre", normed, weight.to(normed)) + bias.to(normed)
 
         return function
+
+    def _gating(self, group: Inputs, layer: _Layer, gate: Projection) -> Callable[..., Tensor | None]:
+        weight, bias = gate.weights()
+
+        def function(_: Tensor, hook: Any) -> Tensor | None:
+            streams = self._streams(group)
+            if streams is None:
+                return None
+            norm = layer.block.norm1
+            normed = streams if norm is None else norm(streams)
+            found = torch.einsum("brsd,dre->bsre", normed, weight.to(normed))
+            return found if bias is None else found + bias.to(found)
+
+        return function
+
+    def _streams(self, group: Inputs) -> Tensor | None:
+        """What `reads` gives for these inputs, asked once: queries and their gate read the same streams."""
+        assert self.reads is not None
+        if group.first not in self._read:
+            self._read[group.first] = self.reads(group, self.stream, self.sent)
+        return self._read[group.first]
 
     def _heads(self, layer: _Layer) -> Callable[..., Tensor | None]:
         weights = layer.weights

@@ -8,15 +8,17 @@ attention module runs once more with ones in the place of z, and what then enter
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headwater.lens.attention import context
+from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import ModelError
 from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.projections import attention_with_projections, projections
+from headwater.lens.models.projections import Projection, attention_with_projections, projections
 from headwater.lens.running.watching import Call, Heads, watching
 
 
@@ -71,6 +73,45 @@ def gates_of_run(model: Opened, ids: Tensor) -> dict[int, tuple[Heads, Tensor | 
     return {
         layer: (heads, output_gate(model, layer, calls, heads.layers[layer][2])) for layer in model.layers
     }
+
+
+def read_gates(model: Opened) -> dict[int, Projection | None]:
+    """What the output gate of each layer is the activation of; None in layers without a gate.
+
+    ModelError where a gate is the activation of anything else: it is held to be constant once that projection is.
+    """
+    length = min(model.context or 8, 8)
+    ids = (torch.arange(length)[None] * 7919 + 5) % model.vocab
+    found: dict[int, Projection | None] = {}
+    for layer, (_, gate) in gates_of_run(model, ids).items():
+        found[layer] = None
+        if gate is None:
+            continue
+        projection = found[layer] = projections(model, layer).gate
+        if projection is None or not _is_all(model, layer, projection, ids):
+            raise ModelError(
+                f"the output gate of layer {layer} of {model.name} is not the activation of one projection of the stream "
+                "that is known, so what a head reads is not known"
+            )
+    return found
+
+
+def _is_all(model: Opened, layer: int, projection: Projection, ids: Tensor) -> bool:
+    """Whether a layer's gate depends on the projection alone."""
+
+    def silence(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        projection.heads(output).zero_()
+        return output
+
+    _, output = modules_of(model, layer)
+    with (
+        torch.no_grad(), on(projection.module, after=silence), context.tapping(model.key, _Ones(layer)),
+        watching([output]) as calls,
+    ):  # fmt: skip
+        model.hf(input_ids=ids.to(model.device), use_cache=False)
+    entered = calls[0].given.reshape(ids.shape[1], -1)
+    return bool(torch.allclose(entered, entered[:1], atol=1e-4))
 
 
 def _by_head(entered: Tensor, z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ TransformerLens does not have; blocks without attention have the names of what t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,7 +27,7 @@ from headwater.lens.models.stack import StackBlock
 from headwater.lens.transformer_lens.run import Activation, Run
 
 _known: WeakKeyDictionary[Opened, dict[str, Activation]] = WeakKeyDictionary()
-ATTENTION = ("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z")
+ATTENTION = ("attn.hook_attn_scores", "attn.hook_pattern")
 ROTARY = ("attn.hook_rot_q", "attn.hook_rot_k")
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 WRITTEN = ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")  # what a block adds to the stream
@@ -114,8 +114,12 @@ def _of_block(model: Opened, layer: int, rotary: bool) -> Iterator[Activation]:
             yield Activation(f"{start}attn.hook_{letter}", "features", part.module, part.heads)
     for name in (*(ROTARY if rotary else ()), *ATTENTION):
         yield Activation(start + name, "attention")
-    if found is not None:
-        yield _result(found, model.shape(layer).heads, start)
+    if found is None:
+        yield Activation(start + "attn.hook_z", "attention")
+    else:  # as in TransformerLens, what enters the output projection: with an output gate, z times the gate
+        heads = model.shape(layer).heads
+        yield Activation(start + "attn.hook_z", "entering", found.output, _by_head(heads))
+        yield _result(found, heads, start)
     if block is not None:
         yield Activation(start + "hook_attn_out", "output", block.attention_out)
         yield from _of_mlp(start, block)
@@ -157,9 +161,13 @@ def _of_steps(model: Opened, block: StackBlock) -> Iterator[Activation]:
         yield Activation(start + "hook_resid_post", "output", module)
 
 
+def _by_head(heads: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.unflatten(-1, (heads, -1))
+
+
 def _result(found: Projections, heads: int, start: str) -> Activation:
     return Activation(
-        start + "attn.hook_result", "result", found.output, lambda x: x.unflatten(-1, (heads, -1)),
+        start + "attn.hook_result", "result", found.output, _by_head(heads),
         lambda: linear(found.output).weight.unflatten(0, (heads, -1)),
     )  # fmt: skip
 

@@ -26,14 +26,14 @@ from headwater.lens.models import norms
 from headwater.lens.models.linear import linear
 from headwater.lens.models.opened import Opened
 
-Kind = Literal["attention", "input", "output", "scale", "normalized", "features", "result"]
+Kind = Literal["attention", "input", "entering", "output", "scale", "normalized", "features", "result"]
 
 
 @dataclass(frozen=True, eq=False)
 class Activation:
     """One activation name. `kind` says where it is taken: "attention" inside the attention function, the others at
-    `module`: its "input", its "output", the "scale" or "normalized" value of a norm, its "features" split into
-    `heads`, or the "result" of each head through its `weight`.
+    `module`: its "input", its "output", the "scale" or "normalized" value of a norm, its "features" split into `heads`,
+    its input split so ("entering"), or the "result" of each head through its `weight`.
     """
 
     name: str
@@ -136,8 +136,8 @@ class Run(context.Tap):
     # --- inside of the attention function
 
     def _wants(self, layer: int, what: str) -> str | None:
-        name = f"blocks.{layer}.attn.hook_{what}"
-        return name if name in self.places else None
+        place = self.places.get(f"blocks.{layer}.attn.hook_{what}")
+        return place.name if place is not None and place.kind == "attention" else None
 
     def entering(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if name := self._wants(layer, "rot_q"):
@@ -187,7 +187,7 @@ class Run(context.Tap):
             if not self._runs():
                 return None
             given = module_hooks.hidden_states(args, kwargs)
-            found = self._passing_rows(place.name, given)
+            found = self._before(place, given)
             return None if found is given else module_hooks.with_hidden_states(args, kwargs, found)
 
         def after(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -197,9 +197,18 @@ class Run(context.Tap):
             found = self._after(place, owner, args, given)
             return None if found is given else module_hooks.with_first_output(output, found)
 
-        if place.kind == "input":
+        if place.kind in ("input", "entering"):
             return module_hooks.on(module, before=before)
         return module_hooks.on(module, after=after)
+
+    def _before(self, place: Activation, given: Tensor) -> Tensor:
+        if place.kind == "input":
+            return self._passing_rows(place.name, given)
+        assert place.heads is not None
+        rows = given if given.dim() == 3 else given.unflatten(0, (self.batch, -1))
+        seen = place.heads(rows)
+        found = self.passing(place.name, seen)
+        return given if found is seen else found.reshape(given.shape)
 
     def _after(self, place: Activation, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if place.kind == "output":
