@@ -90,8 +90,8 @@ def read_gates(model: Opened) -> dict[int, Projection | None]:
         projection = found[layer] = projections(model, layer).gate
         if projection is None or not _is_all(model, layer, projection, ids):
             raise ModelError(
-                f"the output gate of layer {layer} of {model.name} is not the activation of one projection of the stream "
-                "that is known, so what a head reads is not known"
+                f"the output gate of layer {layer} of {model.name} is not the activation of one projection of the "
+                "stream that is known, so what a head reads is not known"
             )
     return found
 
