@@ -60,18 +60,33 @@ def rotations(model: HookedModel, batch: Batch, head: Head, places: tuple[int, i
     """The maps [d, d] between a head's projections and its scores, for a query and a key at the positions `places`.
 
     Each copy of a text gets one unit vector as the output of the projections; the vector that attention receives is a
-    row of the map.
+    row of the map. A norm on queries and keys (Qwen 3) keeps its scale of the run: it divides every unit vector by the
+    same number, which the run's own vector tells.
     """
     layer, shape = head.layer, model.shape(head.layer)
     count, q_head, k_head = shape.d_head, head.head, head.head // (shape.heads // shape.kv)
+    names = [f"blocks.{layer}.attn.hook_{part}" for part in "qk"]
+    ids = batch.ids[:1]
+    own = Swap(model, 1, keep=names, parts=[layer])
+    own.logits(ids, 0)
     forward = {
-        f"blocks.{layer}.attn.hook_q": _units(places[0], q_head),
-        f"blocks.{layer}.attn.hook_k": _units(places[1], k_head),
+        name: _units(place, index) for name, place, index in zip(names, places, (q_head, k_head), strict=True)
     }
     swap = Swap(model, count, forward=forward, parts=[layer])
-    swap.logits(batch.ids[:1].repeat(count, 1), 0)
-    q, k = (swap.seen[layer][part].double() for part in "qk")
-    return q[:, q_head, places[0]], k[:, k_head, places[1]]
+    swap.logits(ids.repeat(count, 1), 0)
+    found = []
+    for part, name, place, index in zip("qk", names, places, (q_head, k_head), strict=True):
+        turn = swap.seen[layer][part][:, index, place].double()
+        given = own.cache[name][0, place, index].double() @ turn
+        reached = own.seen[layer][part][0, index, place].double()
+        found.append(turn * _scale(given, reached))
+    return found[0], found[1]
+
+
+def _scale(given: Tensor, reached: Tensor) -> Tensor:
+    """The factor that takes one vector nearest to the other; 1 where they are equal but for rounding."""
+    factor = (given @ reached) / (given @ given).clamp_min(torch.finfo(given.dtype).tiny)
+    return torch.where((factor - 1).abs() < 1e-4, torch.ones_like(factor), factor)
 
 
 def refuse_other_sum(model: HookedModel, found: Tensor, expected: Tensor, what: str) -> None:

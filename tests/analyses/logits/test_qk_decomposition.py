@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import gated_models
 import numpy as np
 import pytest
 import torch
@@ -75,14 +76,56 @@ def test_the_largest_weight_is_looked_at(pairs: Callable) -> None:
     assert found.key.values.tolist() == [int(rows[0, 3].argmax()), int(rows[1, 1, :2].argmax())]
 
 
+@pytest.mark.parametrize("name", ["Qwen3Next", "Laguna"])
+def test_a_norm_on_queries_and_keys_keeps_its_scale(name: str) -> None:
+    ids = torch.randint(3, 90, (1, 7), generator=torch.Generator().manual_seed(5))
+    eager, kept = gated_models.gated(name), {}
+    attention = gated_models.attention_of(eager, 1)
+    for part in ("q", "k"):
+        projection, norm = (getattr(attention, f"{part}_{kind}") for kind in ("proj", "norm"))
+        projection.register_forward_hook(lambda m, args, out, part=part: kept.update({f"{part}.x": args[0]}))
+        norm.register_forward_hook(lambda m, args, out, part=part: kept.update({part: (args[0], out)}))
+    with torch.no_grad():
+        eager(input_ids=ids, use_cache=False)
+    model = hw.load(gated_models.gated(name))
+    found = analyses.qk_decomposition(model, ids, head="1.3", query=-1, key=2)
+    record = model.record(ids)
+    map = record.map(1)
+    score = float(map.rule.scale * map.q[0, 3, 6] @ map.k[0, 1, 2])
+    assert float(found.total[0]) == pytest.approx(score, rel=1e-5)
+    assert float(found.sum()) == pytest.approx(score, rel=1e-5, abs=1e-5)
+    # the part of the embedding, by hand: the norms divide by what they divide the run's own vectors by
+    q_in, q_out = (kept["q"][n].reshape(1, 7, 4, 8)[0, 6, 3].double() for n in (0, 1))
+    embedded = eager.get_input_embeddings()(ids)[0, 6]
+    entering = [h.double() for h in eager(input_ids=ids, output_hidden_states=True).hidden_states][1][0, 6]
+    gain = (kept["q.x"][0, 6].double() / entering) * embedded.double()
+    raw = (attention.q_proj.weight.detach().double() @ gain.detach()).reshape(4, -1)[3, :8]
+    turned = raw * (q_out / q_in).detach()
+    rotated = _turned_as(map.q[0, 3, 6].double(), q_out.detach(), turned)
+    part = map.rule.scale * rotated @ map.k[0, 1, 2].double()
+    assert float(found.sel(query_part="embed").sum()) == pytest.approx(part.item(), rel=1e-4, abs=1e-5)
+
+
+def _turned_as(after: torch.Tensor, before: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """A vector after the rotation that turned `before` into `after`: by pairs (i, i + d/2) of the rotary features."""
+    found = vector.clone()
+    size = next((n for n in (2, 4) if torch.allclose(before[n:], after[n:], atol=1e-6)), 8)
+    half = size // 2
+    a, b = torch.complex(before[:half], before[half:size]), torch.complex(after[:half], after[half:size])
+    turned = torch.complex(vector[:half], vector[half:size]) * b / a
+    found[:half], found[half:size] = turned.real, turned.imag
+    return found
+
+
 def test_what_can_not_be_taken_apart(pairs: Callable) -> None:
     torch.manual_seed(0)
-    sizes = hf.Qwen3Config(
+    sizes = hf.PersimmonConfig(
         vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8,
+        qk_layernorm=True,
     )  # fmt: skip
-    model = hw.load(hf.Qwen3ForCausalLM(sizes).eval())
-    with pytest.raises(AnalysisError, match="a norm on queries and keys"):
+    model = hw.load(hf.PersimmonForCausalLM(sizes).eval())
+    torch.nn.init.normal_(model.hf.model.layers[1].self_attn.q_layernorm.bias)  # a norm that adds something
+    with pytest.raises(AnalysisError, match="is not linear"):
         analyses.qk_decomposition(model, CLEAN, head="1.0")
     with pytest.raises(HeadError, match=r"no such head: 3\.0"):
         analyses.qk_decomposition(pairs("llama").model, CLEAN, head="3.0")
