@@ -60,7 +60,9 @@ def test_a_patched_head_is_its_gated_output(name: str) -> None:
     found = analyses.patch(
         hw.load(gated_models.gated(name)), [(CLEAN[0], CORRUPT[0])], measure=lambda x: x[:, -1, 11]
     )
-    assert float(found.sel(layer=0, head=2).sum()) == pytest.approx(float((moved - from_) / (to - from_)), abs=1e-4)
+    assert float(found.sel(layer=0, head=2).sum()) == pytest.approx(
+        float((moved - from_) / (to - from_)), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
