@@ -103,18 +103,21 @@ def _block_calls(model: HookedModel, batch: Batch, layers: list[int]) -> tuple[d
         model.embeddings(batch.ids)
     found = {layer: next(c for c in calls if c.module is block) for layer, block in blocks.items()}
     with torch.no_grad():
-        for layer, call in found.items():
-            if not _repeats(call):
+        # from above too: a block may take keys that one below left behind in its own last run
+        for layer, call, copies in [(*each, 2) for each in found.items()] + [
+            (*e, 3) for e in [*found.items()][::-1]
+        ]:
+            if not _repeats(call, copies):
                 raise AnalysisError(
                     f"the block of layer {layer} of {model.name} gives another output when it runs by itself"
                 )
     return found, heads
 
 
-def _repeats(call: Call) -> bool:
+def _repeats(call: Call, copies: int) -> bool:
     """Whether copies of what a block was given come out as before. Blocks may share more than that, such as keys."""
     try:
-        again = call.again(call.given.expand(2, -1, -1))
+        again = call.again(call.given.expand(copies, -1, -1))
     except Exception:  # transformers has no error of its own for blocks that can not run by themselves
         return False
     return torch.allclose(again, call.output.expand_as(again), rtol=1e-3, atol=1e-4)

@@ -203,3 +203,10 @@ def test_generation_cuts_queries_out_of_the_mask() -> None:
     ):
         with pytest.raises(ModelError, match="computes with its attention mask"):
             mask[index]
+
+
+def test_blocks_that_share_keys_do_not_run_by_themselves() -> None:
+    model, _ = models("wide, shared keys")
+    with pytest.raises(HeadwaterError, match="gives another output when it runs by itself"):
+        analyses.value_zeroing(model, IDS[:1])
+    assert analyses.value_zeroing(models("wide")[0], IDS[:1]).notnull().any()
