@@ -39,7 +39,7 @@ class Plain:
         self.subject, self.causal, self.writes = subject, subject.model.causal, subject.model.has_lm_head
         part = subject.model.parts[subject.model.part_name]
         paths = {id(module): path for path, module in subject.model.hf.named_modules()}
-        self.heads = part.n_heads
+        self.heads = subject.model.n_heads
         self.attention = [self.hf.get_submodule(paths[id(module)]) for module in part.modules]
         self.paths = [paths[id(module)] for module in part.modules]
 
