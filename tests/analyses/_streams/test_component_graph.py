@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import headwater as hw
 from headwater.analyses._streams.component_graph import Wiring
@@ -35,6 +36,25 @@ def test_what_the_graph_does_not_know_is_refused() -> None:
     added(hf)
     model = hw.load(hf)
     with pytest.raises(AnalysisError, match="edges are not known"):
+        Wiring(model)
+
+
+class Mixed(nn.Module):
+    """A norm and a shift of its features: no norm whose gain could stand in front of a projection."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x) + 0.3 * self.norm(x).roll(1, -1)
+
+
+def test_what_the_attention_reads_must_be_known() -> None:
+    hf = zoo.build("llama")
+    hf.model.layers[1].input_layernorm = Mixed(hf.model.layers[1].input_layernorm)
+    model = hw.load(hf)
+    with pytest.raises(AnalysisError, match=r"do not give its logits when every edge is kept|is not known"):
         Wiring(model)
 
 
