@@ -140,9 +140,11 @@ def _own(model: HookedModel, block: StackBlock, seen: Mapping[nn.Module, Call]) 
 
 
 def _same(call: Call, output: Tensor) -> bool:
-    """Whether a module was given an output as it is."""
-    given = next((x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor)), None)
-    return given is not None and given.shape == output.shape and torch.equal(given, output)
+    """Whether a module was given an output as it is, and no other stream to add it to."""
+    given = [
+        x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor) and x.shape == output.shape
+    ]
+    return len(given) == 1 and torch.equal(given[0], output)
 
 
 def _hold(model: HookedModel, block: StackBlock, call: Call, written: list[Tensor]) -> None:
