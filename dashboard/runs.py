@@ -114,7 +114,7 @@ def _run(name: str, prompt: str, edits: str) -> Run:
     model = resident(name)
     with _turn, torch.no_grad(), model.edit(*edits_of(json.loads(edits))):
         tokens = model.to_tokens(prompt)
-        record = model.record(tokens, statistics=STATISTICS)
+        record = _recorded(model, tokens)
         probabilities, loss, hidden = np.empty(0), None, np.empty(0)
         if model.has_lm_head and model.causal:
             probabilities = torch.softmax(model(tokens)[0, -1].double(), dim=-1).numpy()
@@ -122,6 +122,16 @@ def _run(name: str, prompt: str, edits: str) -> Run:
         else:
             hidden = model.embeddings(tokens)[0].double().numpy()
     return Run(record, record.strings[0], probabilities, loss, hidden)
+
+
+def _recorded(model: hw.HookedModel, tokens: Any) -> hw.Record:
+    """The record, with the exact maps of layers without softmax attention where these can be read."""
+    if model.mixers:
+        try:
+            return model.record(tokens, statistics=STATISTICS, keep=("qk", "mixers"))
+        except ModelError:  # of a kind without a map, which the analyses that need one then say
+            pass
+    return model.record(tokens, statistics=STATISTICS)
 
 
 def next_tokens(name: str, before: Run, after: Run | None = None, count: int = 10) -> pd.DataFrame:

@@ -80,9 +80,10 @@ class MixerMap(ABC):
         """All rows of `mean over heads of |A_ij| / Σ_j |A_ij|`, a block at a time; heads without weight count as 0.
 
         Each head's row is a share of the position before the mean, so that the scale of a head's values plays no part.
+        It takes every weight of every head once: time grows with heads · queries · keys, memory does not.
         """
         batch, heads, queries, keys = self.shape
-        rows = min(max(elements // max(batch * keys, 1), 1), 128, queries)
+        rows = min(max(elements // max(batch * keys, 1), 1), 512, queries)
         together = max(elements // max(batch * rows * keys, 1), 1)
         for begin in range(0, queries, rows):
             span = slice(begin, min(begin + rows, queries))

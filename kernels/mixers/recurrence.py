@@ -146,8 +146,8 @@ class _Chunk:
         total = step.clamp_min(FORGOTTEN).cumsum(2)
         future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
         between = (total[:, :, :, None] - total[:, :, None]).masked_fill(future[..., None], -torch.inf)
-        between, since = between.exp().to(q), total.exp().to(q)
-        to_end = (total[:, :, -1:] - total).exp().to(q)
+        between, since = between.to(q).exp(), total.to(q).exp()
+        to_end = (total[:, :, -1:] - total).to(q).exp()
         corrections = None
         if map.delta:
             inside = (write * _products(k, k, between)).tril(-1)

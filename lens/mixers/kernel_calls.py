@@ -96,11 +96,11 @@ def _with_functions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 class _Lent:
-    """Stands for a module as `self` in its own `forward`: one method is ours, and what it stores stays here."""
+    """Stands for a module as `self` in its own `forward`: `ours` are methods of ours, and what it stores stays here."""
 
-    def __init__(self, module: nn.Module, scan: Callable[..., Any]) -> None:
+    def __init__(self, module: nn.Module, **ours: Callable[..., Any]) -> None:
         self._module = module
-        self._rnn_scan = scan
+        vars(self).update(ours)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
@@ -123,10 +123,10 @@ def _with_lru(
         return form.answer()
 
     def instead(*given: Any, **named: Any) -> Any:
-        return _forward(lru)(_Lent(lru, scan), *given, **named)
+        return _forward(lru)(_Lent(lru, _rnn_scan=scan), *given, **named)
 
     with standing_in({lru: instead}):
-        output = _tensor(_forward(module)(module, *args, **kwargs))
+        output = _tensor(_forward(module)(_Lent(module), *args, **kwargs))
     return met[0], output
 
 

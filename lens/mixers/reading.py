@@ -40,6 +40,11 @@ def reading(model: Opened, provenance: Mapping[str, Any]) -> Iterator[dict[int, 
             hold_output(ours, own)
         except ModelError as error:
             raise ModelError(f"{what} has no effective map: {error}") from None
+        except Exception as error:  # code of the layer, run without the hooks that may belong to it
+            reason = (str(error).splitlines() or [""])[0][:150]
+            raise ModelError(
+                f"{what} can not be run a second time ({type(error).__name__}: {reason})"
+            ) from error
         found[layer] = EffectiveMap(
             layer, path, type(module).__name__, form.kind, form.map, form.values, own, form.skip, form.offset,
             provenance,

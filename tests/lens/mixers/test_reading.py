@@ -197,6 +197,29 @@ def test_a_layer_whose_output_does_not_follow_from_its_recurrence_is_refused(
         model.mixer_maps(text())
 
 
+def test_a_layer_that_can_not_be_run_again_is_refused_in_one_line() -> None:
+    model = opened("qwen3_next")
+    module = model.hf.get_submodule(model.mixers[0].path)
+    real = module.forward
+    cls = type(module)
+    module.__class__ = type("Moved", (cls,), {"forward": _elsewhere})
+    module.forward = real  # as a library does that moves weights before each run
+    with pytest.raises(
+        ModelError, match=r"Moved \(.*\) can not be run a second time \(RuntimeError: elsewhere\)"
+    ):
+        model.mixer_maps(text())
+
+
+def torch_chunk_gated_delta_rule() -> Tensor:
+    raise RuntimeError("elsewhere")
+
+
+def _elsewhere(self: nn.Module, hidden_states: Tensor, **_: Any) -> Tensor:
+    if hidden_states.is_floating_point():
+        raise RuntimeError("elsewhere")
+    return torch_chunk_gated_delta_rule()
+
+
 def test_coarser_dtypes_are_read_within_their_rounding() -> None:
     for name in ("qwen3_next", "zamba2", "jamba"):
         model = hw.load(hybrid(name))
