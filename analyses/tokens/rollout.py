@@ -71,7 +71,7 @@ def rollout(
     Question: From which input tokens does a position draw, if attention alone carried information?
     Unit: share of the position, each row sums to 1.
     Source: Abnar & Zuidema 2020, arXiv:2005.00928; held to the authors' code.
-    Cost: an attention pass per layer and 64 queries (or 64 keys), memory O(S·those); max, min, effective: all rows once.
+    Cost: an attention pass per layer and 64 queries (or keys), memory O(S·those); max, min, effective: all rows once.
     Not for: what the model uses: it knows neither values nor MLPs, and favours early tokens in causal models.
 
     >>> import headwater as hw
