@@ -62,7 +62,8 @@ class Part:
 
     def __repr__(self) -> str:
         tokens = f"{self.queries} × {self.keys}" if self.crosses else self.queries
-        return f"Part({self.name!r}, {len(self.modules)} layers × {self.n_heads} heads, of {tokens})"
+        heads = " or ".join(str(n) for n in sorted({shape.heads for shape in self.shapes.values()}))
+        return f"Part({self.name!r}, {len(self.modules)} layers × {heads} heads, of {tokens})"
 
     @property
     def crosses(self) -> bool:

@@ -191,3 +191,8 @@ def test_sound_is_read_and_its_frames_are_keys():
         model(target)
     with pytest.raises(PromptError, match="holds NaN"):
         model(sound * torch.nan, decoder_input_ids=target)
+
+
+def test_a_part_says_what_it_is_in_one_line():
+    model, _ = pair("bart")
+    assert repr(model.parts["cross"]) == "Part('cross', 2 layers × 4 heads, of decoder × encoder)"
