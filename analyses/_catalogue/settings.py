@@ -111,13 +111,14 @@ class Setting:
             typing.get_args(each)[0] for each in _members(self.hint) if typing.get_origin(each) is Sequence
         ]
         listed = " or ".join({float: "numbers", int: "whole numbers"}.get(part, "texts") for part in parts)
+        text = "text, a whole number" if int in _members(self.hint) else "text"
         return {
             "number": f"a number{self.bounds}",
             "integer": f"a whole number{self.bounds}",
             "flag": "yes or no",
             "choice": f"one of {', '.join(self.choices)}",
             "positions": 'whole numbers such as "0,-1"' + ', or "all"' * self.all,
-            "text": f"text or a list of {listed}" if listed else "text",
+            "text": f"{text} or a list of {listed}" if listed else text,
         }[self.kind] + none
 
 
@@ -176,7 +177,8 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
     elif choices:
         kind = "choice"
     else:
-        kinds: dict[Any, Kind] = {bool: "flag", int: "integer", float: "number", str: "text"}
+        # a token may be a word or an id, and is then typed as text, such as "Mary" or "#17"
+        kinds: dict[Any, Kind] = {str: "text", bool: "flag", int: "integer", float: "number"}
         kind = next(word for of, word in kinds.items() if of in origins)
     every = "all" in choices or str in origins
     choices = choices if kind == "choice" else ()

@@ -51,7 +51,7 @@ def batches_of(model: HookedModel, examples: Examples, size: int, beside: bool =
     Further inputs of every token, such as `token_type_ids`, go along; with `beside` those of every example too, such as
     `pixel_values`. Others are refused.
     """
-    if not isinstance(examples, str) and len(examples) == 0:
+    if isinstance(examples, Sequence) and not isinstance(examples, str) and len(examples) == 0:
         raise AnalysisError("examples is empty; give at least one text or row of tokens")
     tokens = model.to_tokens(examples)
     for name, given in tokens.more.items():

@@ -41,6 +41,7 @@ def test_settings_of_the_analyses() -> None:
         "heads": "choice",
         "add_residual": "flag",
         "last_layer": "integer",
+        "mixers": "choice",
         "keys": "positions",
     }
     assert entry("rollout").setting("heads").choices == ("mean", "max", "min")

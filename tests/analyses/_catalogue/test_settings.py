@@ -113,3 +113,10 @@ def test_companions_are_held_to_theirs(call: Any, line: str) -> None:
     with pytest.raises(AnalysisError) as caught:
         call()
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("name", ["relevance", "patch", "suppressors"])
+def test_an_answer_is_typed_as_a_word_or_as_an_id(name: str) -> None:
+    answer = catalogue()[name].setting("answer")
+    assert [answer.parse(text) for text in ("Mary", " Mary", "#17", "none")] == ["Mary", " Mary", "#17", None]
+    assert answer.check(17) == 17
