@@ -47,7 +47,7 @@ def test_settings_of_the_analyses() -> None:
     assert entry("rollout").setting("heads").choices == ("mean", "max", "min")
     importance = {setting.name: setting for setting in entry("head_importance").settings}
     assert "loss" not in importance  # a callable is for Python alone
-    assert importance["normalise"].choices == ("layer",)
+    assert importance["normalise"].choices == ("layer", "last_layer_by_examples")
     assert importance["normalise"].optional
     for found in catalogue().values():
         for setting in found.settings:
