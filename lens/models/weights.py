@@ -123,7 +123,8 @@ def mean_is_lost(model: Opened) -> bool:
         if flow.ends:
             readers += {norm for norm in flow.reads.values() if norm is not None} or [None]
         else:
-            readers += [block.norm1, block.norm2 if block.norm2 is not None else flow.reads.get(block.mlp)]
+            before_mlp = flow.reads.get(block.mlp) if block.norm2 is None and block.mlp else block.norm2
+            readers += [block.norm1, before_mlp]
             readers += [blocks.final_norm(model)] if layer == model.layers[-1] else []
     return all(norm is not None and takes_mean_out(norm, model.d_model) for norm in readers)
 
