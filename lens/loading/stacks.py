@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from headwater.lens.attention import context, module_hooks
 from headwater.lens.attention.function import register_layers
+from headwater.lens.loading.between_blocks import mixing_between
 from headwater.lens.models.parts import Part
 from headwater.lens.models.stack import Kind, StackBlock, Step, mixers_of, named, pattern
 from headwater.lens.running.watching import Call
 
+_Found = TypeVar("_Found")
 DEEP = 4  # levels of modules below a block that are looked at
 ROUNDING = (
     256  # a change of another position below so many roundings of the output, by root mean square, is none
@@ -47,7 +50,11 @@ def with_stacks(
         if (entries := look.entries[name]) is not None
     }
     mixers = {mixer: None for part in found.values() for mixer in mixers_of(part.stack)}
-    return found, (*named(list(mixers)), *look.outside())
+    outside = look.outside()
+    if not look.mixing:
+        with torch.no_grad():
+            outside += look.between(arguments)
+    return found, (*named(list(mixers)), *outside)
 
 
 def _takes(hf: Any, name: str) -> bool:
@@ -108,7 +115,7 @@ class _Look:
             calls[module] = Call(module, args, kwargs, module_hooks.first_output(output).detach().clone())
             if module in blocks:
                 with module_hooks.off():
-                    self.steps[module] = tuple(self._steps(module, calls))
+                    self.steps[module] = _uncollected(lambda: tuple(self._steps(module, calls)))
                 self.axes[module] = calls[module].output.dim()
                 calls.clear()
             elif module in self.others:
@@ -134,8 +141,13 @@ class _Look:
     def _steps(self, block: nn.Module, calls: Mapping[nn.Module, Call]) -> list[Step]:
         found: list[tuple[Kind, nn.Module]] = list(self._inside(block, calls, calls[block]))
         reads = bool(self.read & set(block.modules()))
-        if not reads and not any(kind == "mixer" for kind, _ in found) and self._mixes(calls[block]):
-            found = [("mixer", block)]
+        if not any(kind == "mixer" for kind, _ in found):
+            if not reads and self._mixes(calls[block]):
+                found = [("mixer", block)]
+            elif reads and self._mixes_beside(
+                calls[block]
+            ):  # in its own `forward`, or in a layout of its own
+                found.append(("mixer", block))
         order = {module: place for place, module in enumerate(calls)}
         found.sort(key=lambda step: order.get(step[1], len(order)))
         return [Step(kind, self.paths[module], type(module).__name__) for kind, module in found]
@@ -172,10 +184,10 @@ class _Look:
         return module
 
     def _mixes_beside(self, call: Call) -> bool:
-        """Whether an attention module moves information between positions beside its map.
+        """Whether an attention module, or a block around it, moves information between positions beside the maps.
 
-        Its values at another position may change with the hidden state of one, or its output although the heads give
-        what they gave before.
+        Values at another position may change with the hidden state of one, or its output although the heads give what
+        they gave before.
         """
         given = _given(call)
         if not self.keys or given.dim() != 3 or len(given[0]) < 3 or call.output.shape[:2] != given.shape[:2]:
@@ -183,25 +195,21 @@ class _Look:
         place = len(given[0]) // 3
         changed = given.clone()
         changed[0, place] = given[0, place].flip(-1) + given[0, -1]
-        first = _Heads()
+        first = {key: _Heads() for key in self.keys.values()}
+        second = {key: _Heads(heads.z) for key, heads in first.items()}
         try:
-            with self._tapped(first):
+            with _tapped(first):
                 before = _called(call, given.clone())
-            second = _Heads(first.z)
-            with self._tapped(second):
+            with _tapped(second):
                 after = _called(call, changed)
         except Exception:  # it can not be called again, so nothing shows that it keeps positions apart
             return True
-        values = [tensor.transpose(1, 2) for tensor in (first.value, second.value) if tensor is not None]
-        own = len(values) == 2 and values[0].shape[1] == len(given[0])  # keys are the queries' own positions
-        return _moved(before, after, place) or (own and _moved(values[0], values[1], place))
-
-    @contextlib.contextmanager
-    def _tapped(self, tap: context.Tap) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for key in self.keys.values():
-                stack.enter_context(context.tapping(key, tap))
-            yield
+        return _moved(before, after, place) or any(
+            _moved(value.transpose(1, 2), second[key].values[layer].transpose(1, 2), place)
+            for key, heads in first.items()
+            for layer, value in heads.values.items()
+            if value.shape[2] == len(given[0])  # keys are the queries' own positions
+        )
 
     def _mixes(self, call: Call) -> bool:
         """Whether a change of one position's hidden state changes the output at another position."""
@@ -241,6 +249,16 @@ class _Look:
                 silent += [entry for entry in holder if _names_attention(entry)]
         return [*self._kinds(self.mixing, ""), *self._kinds(silent, ", not called")]
 
+    def between(self, arguments: Mapping[str, Any]) -> list[str]:
+        """The class of the model if something between its blocks mixes positions; one part's blocks at a time."""
+        last = next(reversed(self.steps), None)
+        stacks = {
+            tuple(entries): None for entries in self.entries.values() if self.steps.keys() & set(entries)
+        }
+        if any(mixing_between(self.hf, entries, arguments, last in entries, _moved) for entries in stacks):
+            return [f"{type(self.hf).__name__} (outside of its blocks)"]
+        return []
+
     def _kinds(self, modules: list[nn.Module], note: str) -> list[str]:
         outermost = [m for m in modules if not any(m is not n and m in set(n.modules()) for n in modules)]
         kinds = {(type(module).__name__, pattern(self.paths[module])): None for module in outermost}
@@ -248,20 +266,37 @@ class _Look:
 
 
 class _Heads(context.Tap):
-    """Keeps the values and the heads' outputs of an attention call, or makes the heads give `held`."""
+    """Keeps the values and the heads' outputs of attention calls by layer, or makes the heads give `held`."""
 
-    def __init__(self, held: Tensor | None = None) -> None:
+    def __init__(self, held: Mapping[int, Tensor] | None = None) -> None:
         self.held = held
-        self.value: Tensor | None = None
-        self.z: Tensor | None = None
+        self.values: dict[int, Tensor] = {}
+        self.z: dict[int, Tensor] = {}
 
     def entering(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.value = v
+        self.values[layer] = v
         return q, k, v
 
     def leaving(self, layer: int, z: Tensor) -> Tensor:
-        self.z = z
-        return z if self.held is None else self.held
+        self.z[layer] = z
+        return z if self.held is None else self.held[layer]
+
+
+@contextlib.contextmanager
+def _tapped(taps: Mapping[object, context.Tap]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for key, tap in taps.items():
+            stack.enter_context(context.tapping(key, tap))
+        yield
+
+
+def _uncollected(look: Callable[[], _Found]) -> _Found:
+    """What `look` finds, in a context where transformers does not collect the hidden states that blocks give."""
+    inside = copy_context()
+    for variable in inside:
+        if variable.name == "output_collector":
+            inside.run(variable.set, None)
+    return inside.run(look)
 
 
 def _names_attention(module: nn.Module) -> bool:

@@ -50,9 +50,10 @@ class StackBlock:
 
     @property
     def beside(self) -> tuple[Step, ...]:
-        """The mixers and MLPs, without what mixes positions inside of an attention module."""
+        """The mixers and MLPs, without what mixes positions inside of an attention module or in the block itself."""
         attending = {step.path for step in self.steps if step.kind == "attention"}
-        return tuple(s for s in self.steps if s.kind != "attention" and s.path not in attending)
+        holding = {self.path, *attending} if attending else set()
+        return tuple(s for s in self.steps if s.kind != "attention" and s.path not in holding)
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:

@@ -61,7 +61,9 @@ def test_mixers_are_found_by_what_they_do(name):
     assert model.unread == tuple(named(model.mixers))
 
 
-@pytest.mark.parametrize("name", ["jamba", "falcon_h1", "lfm2", "zamba2", "minimax", "qwen3_next"])
+@pytest.mark.parametrize(
+    "name", ["jamba", "falcon_h1", "lfm2", "zamba2", "minimax", "qwen3_next", "nemotron_h"]
+)
 def test_16_bits_hide_no_mixer_and_make_none(name):
     exact = hw.load(hybrid(name))
     coarse = hw.load(hybrid(name).to(torch.bfloat16))
