@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headwater.command.matrix_calls import ANSWER, strength
 from headwater.command.matrix_plain import Plain
+from headwater.command.matrix_values import VALUE_WAYS
 from headwater.lens.loading.opening import answer
 
 Pairs = Iterator[tuple[Any, Any]]
@@ -67,7 +68,10 @@ def attention_distance(plain: Plain, found: Any) -> Pairs:
 
 def received(plain: Plain, dense: Tensor) -> Tensor:
     """Mean weight that each key gets from the queries that see it, [batch, head, key]."""
-    seen = dense > 0 if plain.causal else torch.ones_like(dense)  # a softmax gives 0 to hidden keys alone
+    images = plain.subject.model.part_name == "vision"
+    seen = (
+        torch.ones_like(dense) if images else dense > 0
+    )  # a softmax gives 0 to hidden keys alone, if it is not sure
     return dense.sum(-2) / seen.sum(-2)
 
 
@@ -149,7 +153,7 @@ def head_contrast(plain: Plain, found: Any) -> Pairs:
 
 def patch(plain: Plain, found: Any) -> Pairs:
     ids, other = _ids(plain), plain.subject.corrupt
-    clean = plain.outputs_of_heads(ids)
+    clean = plain.outputs_of_heads(ids, before_gate=False)
     with torch.no_grad():
         top, bottom = plain.score(plain.run(ids)), plain.score(plain.run(other))
         for layer, head, gates in _off(plain):
@@ -160,7 +164,7 @@ def patch(plain: Plain, found: Any) -> Pairs:
                 keep = gates[layer][:, None]
                 return z * keep + clean[layer] * (1 - keep)
 
-            with plain.heads_through(restored):
+            with plain.heads_through(restored, before_gate=False):
                 value = plain.score(plain.run(other))
             yield found[:, layer, head] * (top - bottom).numpy(), value - bottom
 
@@ -168,7 +172,10 @@ def patch(plain: Plain, found: Any) -> Pairs:
 def path_patch(plain: Plain, found: Any) -> Pairs:
     """Heads as senders, straight to the logits: all other heads are frozen, MLPs run."""
     ids, other = _ids(plain), plain.subject.corrupt
-    clean, corrupt = plain.outputs_of_heads(ids), plain.outputs_of_heads(other)
+    clean, corrupt = (
+        plain.outputs_of_heads(ids, before_gate=False),
+        plain.outputs_of_heads(other, before_gate=False),
+    )
     with torch.no_grad():
         top, bottom = plain.score(plain.run(ids)), plain.score(plain.run(other))
         for layer, head, gates in _off(plain):
@@ -177,7 +184,7 @@ def path_patch(plain: Plain, found: Any) -> Pairs:
                 keep = gates[at][:, None]
                 return clean[at] * keep + corrupt[at] * (1 - keep)
 
-            with plain.heads_through(sent):
+            with plain.heads_through(sent, before_gate=False):
                 value = plain.score(plain.run(ids))
             sender = f"{plain.subject.model.layers[layer]}.{head}"
             yield found.sel(sender=sender) * (bottom - top).numpy(), value - top
@@ -187,8 +194,11 @@ def path_patch(plain: Plain, found: Any) -> Pairs:
 
 
 def _slope(plain: Plain, embedded: Tensor) -> Tensor:
+    """The slope of the score at the word embeddings, which take the place of what the embedding gives."""
     embedded = embedded.clone().requires_grad_()
-    plain.score(plain.run(inputs_embeds=embedded)).sum().backward()
+    handle = plain.hf.get_input_embeddings().register_forward_hook(lambda *_: embedded)
+    plain.score(plain.run(_ids(plain))).sum().backward()
+    handle.remove()
     assert embedded.grad is not None
     return embedded.grad
 
@@ -225,7 +235,7 @@ def relevance(plain: Plain, found: Any) -> Pairs:
     product = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype).expand_as(maps[0])
     for each in maps:
         product = product + each @ product
-    yield found[:, 0], product[:, -1]
+    yield found[:, 0], product[torch.arange(len(product)), found.position.values[:, 0]]
 
 
 def gradient_rollout(plain: Plain, found: Any) -> Pairs:
@@ -234,7 +244,7 @@ def gradient_rollout(plain: Plain, found: Any) -> Pairs:
     product = identity.expand_as(maps[0])
     for each in maps:
         product = (each + identity) / (each + identity).sum(-1, keepdim=True) @ product
-    yield found[:, 0], product[:, -1]
+    yield found[:, 0], product[torch.arange(len(product)), found.position.values[:, 0]]
 
 
 # --- logits
@@ -285,6 +295,7 @@ WAYS: dict[str, Callable[[Plain, Any], Pairs]] = {
         direct_logit_attribution, circuit_faithfulness,
     )
 }  # fmt: skip
+WAYS |= VALUE_WAYS
 
 
 def difference(name: str, plain: Callable[[], Plain], found: Any) -> float | None:

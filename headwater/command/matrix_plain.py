@@ -30,6 +30,7 @@ class Plain:
     def __init__(self, subject: Subject) -> None:
         family = zoo.FAMILIES[subject.name.partition("/")[0]]
         self.hf: Any = zoo.build(subject.name.partition("/")[0])
+        self.rounds = family.change == "8bit"
         if not family.change.endswith("bit"):  # bitsandbytes multiplies in its own precision
             self.hf = self.hf.double()
         if self.hf._can_set_experts_implementation():
@@ -89,10 +90,13 @@ class Plain:
         return found
 
     @contextmanager
-    def heads_through(self, change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
+    def heads_through(
+        self, change: Callable[[int, Tensor], Tensor | None], before_gate: bool = True
+    ) -> Iterator[None]:
         """`change(layer, z)` is given the heads' outputs z [batch, position, head, d]; what it returns goes on.
 
-        z is read where it enters the output projection. A gate in between is divided out and multiplied in again.
+        z is read where it enters the output projection. A gate before that is divided out and multiplied in again,
+        unless z behind the gate is asked for.
         """
 
         gates: dict[int, Tensor] = {}
@@ -115,7 +119,7 @@ class Plain:
             return seen
 
         handles = [each.register_forward_pre_hook(hook(n)) for n, each in enumerate(self.projections)]
-        for layer, module in enumerate(self.attention):
+        for layer, module in enumerate(self.attention if before_gate else ()):
             by_itself = getattr(module, "gate_proj", None)
             if (
                 by_itself is not None
@@ -129,10 +133,10 @@ class Plain:
             for handle in handles:
                 handle.remove()
 
-    def outputs_of_heads(self, ids: Tensor) -> list[Tensor]:
+    def outputs_of_heads(self, ids: Tensor, before_gate: bool = True) -> list[Tensor]:
         """z of each layer, [batch, position, head, d]."""
         kept: list[Tensor] = []
-        with self.heads_through(lambda _, z: kept.append(z)), torch.no_grad():
+        with self.heads_through(lambda _, z: kept.append(z), before_gate), torch.no_grad():
             self.run(ids)
         return kept
 
