@@ -151,6 +151,13 @@ def head_contrast(plain: Plain, found: Any) -> Pairs:
         yield found.divergence[:, layer], (a[:, -1] - b[:, -1]).norm(dim=-1)
 
 
+def output_gates(plain: Plain, found: Any) -> Pairs:
+    plain.outputs_of_heads(_ids(plain))
+    for layer, gate in plain.gates.items():
+        yield found.gate_mean[:, layer], gate.mean(-1).mT
+        yield found.shut[:, layer], (gate < 0.1).double().mean(-1).mT
+
+
 def patch(plain: Plain, found: Any) -> Pairs:
     ids, other = _ids(plain), plain.subject.corrupt
     clean = plain.outputs_of_heads(ids, before_gate=False)
@@ -290,7 +297,7 @@ WAYS: dict[str, Callable[[Plain, Any], Pairs]] = {
     each.__name__: each
     for each in (
         raw_attention, rollout, flow, attention_distance, sink_rate, find_sinks, sink_strength, head_similarity,
-        head_importance, head_significance, all_but_one, prune_heads, head_contrast, patch, path_patch,
+        head_importance, head_significance, all_but_one, prune_heads, head_contrast, output_gates, patch, path_patch,
         input_gradient, input_x_gradient, blank_out, relevance, gradient_rollout, logit_lens,
         direct_logit_attribution, circuit_faithfulness,
     )

@@ -42,6 +42,7 @@ class Plain:
         paths = {id(module): path for path, module in subject.model.hf.named_modules()}
         self.heads = subject.model.n_heads
         self.attention = [self.hf.get_submodule(paths[id(module)]) for module in part.modules]
+        self.gates: dict[int, Tensor] = {}  # of the last run with hooks, [batch, position, head, d], by layer
         self.paths = [paths[id(module)] for module in part.modules]
 
     # --- outputs
@@ -99,7 +100,7 @@ class Plain:
         unless z behind the gate is asked for.
         """
 
-        gates: dict[int, Tensor] = {}
+        gates = self.gates = {}
 
         def gate(layer: int) -> Callable[..., None]:
             def seen(_: nn.Module, __: Any, output: Tensor) -> None:
