@@ -80,6 +80,14 @@ class Plain:
         found = attentions(self.hf, self.given)[self.subject.model.part_name]
         return [dense for dense in found if dense is not None and dense.shape == shape]
 
+    @functools.cached_property
+    def weights_of_examples(self) -> list[Tensor]:
+        """The same for the examples alone, without images beside a text."""
+        found = attentions(self.hf, {self.subject.reads: self.subject.examples})
+        return [
+            dense for dense in found[self.subject.model.part_name] if dense is not None and dense.dim() == 4
+        ]
+
     @property
     def projections(self) -> list[Any]:
         """The output projection of each layer, by its name inside of the attention or beside it."""

@@ -129,7 +129,7 @@ def streams(plain: Plain) -> list[Tensor]:
 def terms(plain: Plain) -> list[Tensor]:
     """Σ_h A_ij v_j W_O + 1[i=j] x_i of each layer, [batch, query, key, d]."""
     found = []
-    for layer, (dense, stream) in enumerate(zip(plain.weights, streams(plain), strict=True)):
+    for layer, (dense, stream) in enumerate(zip(plain.weights_of_examples, streams(plain), strict=True)):
         out = _matrix(parts_of(plain, layer)[-1]).unflatten(0, (plain.heads, -1))
         written = torch.einsum("bhij,bhjd,hdm->bijm", dense.double(), values(plain, layer).double(), out)
         identity = torch.eye(stream.shape[1], dtype=torch.float64)[None, :, :, None]
@@ -182,7 +182,7 @@ def value_zeroing(plain: Plain, found: Any) -> Pairs:
             columns.append(1 - torch.cosine_similarity(before, _given(plain, block), dim=-1))
             handle.remove()
         changes = torch.stack(columns, -1).double()
-        changes = torch.where(plain.weights[layer].sum(1) > 0, changes, 0.0)
+        changes = torch.where(plain.weights_of_examples[layer].sum(1) > 0, changes, 0.0)
         maps.append(changes / changes.sum(-1, keepdim=True))
     yield found[:, 0], _product(maps)
 
@@ -200,7 +200,7 @@ def _given(plain: Plain, block: nn.Module) -> Tensor:
 
 
 def sink_contribution(plain: Plain, found: Any) -> Pairs:
-    for layer, dense in enumerate(plain.weights):
+    for layer, dense in enumerate(plain.weights_of_examples):
         v = values(plain, layer).double()
         taken = (dense[..., :1].double() * v[:, :, :1]).norm(dim=-1)
         share = taken / (dense.double() @ v).norm(dim=-1)
