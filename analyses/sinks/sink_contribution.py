@@ -71,7 +71,8 @@ def sink_contribution(
     """
     if not model.has_lm_head or model.read_only:
         raise AnalysisError(
-            f"{model.name} {model.read_only or 'has no language head'}; its prediction without a value is not known"
+            f"the prediction of {model.name} without a value is not known: "
+            + (model.read_only or "it has no language head")
         )
     texts = Texts.of(model, examples, batch_size)
     count = len(texts.valid)
