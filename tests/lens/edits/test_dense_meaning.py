@@ -170,8 +170,18 @@ def test_neutral_edits_are_exact(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", tiny_models.CAUSAL)
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("others to", *AS_COMBINED)])
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        *((architecture, "combined") for architecture in tiny_models.CAUSAL),
+        *(
+            (a, n)
+            for a in ("gpt2", "gptoss")
+            for n in CASES
+            if n not in ("combined", "others to", *AS_COMBINED)
+        ),
+    ],
+)
 def test_decoding_with_a_cache_and_padding_is_the_full_pass(architecture, name):
     """A row padded on the left, generated with a cache, is what it is alone when each step reads all of it again."""
     model = hw.load(tiny_models.tiny(architecture))
