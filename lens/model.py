@@ -192,6 +192,9 @@ class HookedModel(TransformerLens):
     ) -> Float[Tensor, "batch layer head position d_value"]:
         """The output z of every head before the output projection, [batch, layer, head, position, d_value].
 
+        In gated attention (Qwen3-Next) z is taken before the gate, where edits of heads act; `patch`, edges and logit
+        attribution take a head behind it.
+
         `edited=False` runs the model without the edits that are on. EditError for a read-only model.
         """
         return head_outputs(self, self.to_tokens(given, attention_mask, **more), edited)

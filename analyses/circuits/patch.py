@@ -53,7 +53,8 @@ def patch(
 ) -> xr.DataArray:
     """Normalised effect [batch, layer, …] of replacing one cell.
 
-    `what`: "head" (z of a head at all positions) and "q", "k", "v" and "pattern" of a head give [batch, layer, head];
+    `what`: "head" (z of a head at all positions, behind an output gate if there is one) and "q", "k", "v" and "pattern"
+    of a head give [batch, layer, head];
     "head_position" [batch, layer, head, position]; "residual" (the stream entering the layer) and "mlp" (the output of
     the MLP) at one position [batch, layer, position]; "destination_source" (one attention weight)
     [batch, layer, head, query, key].
