@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompts.examples import of_equal_length, one_by_one
+from headwater.analyses._prompts.examples import of_equal_length, one_by_one, refuse_more
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.naming.texts import is_single, short
 
 # a pair is (clean, corrupt), texts or ids [position], or an example of a prompt set
 PairExamples = Sequence[Any]
@@ -87,7 +88,7 @@ def _together(model: HookedModel, given: Any) -> PairExamples:
             "two lists of two may be two pairs or two clean and two corrupt prompts; give [(clean, corrupt), …], or "
             "clean prompts and corrupt prompts as two arguments"
         )
-    if all(isinstance(side, str) or _is_row(side) for side in given):
+    if all(is_single(side) or _is_row(side) for side in given):
         return [given]
     return side_by_side(model, *given)
 
@@ -99,7 +100,7 @@ def _is_example(given: Any) -> bool:
 def _is_pair(given: Any) -> bool:
     """Whether this is an example of a prompt set, or a tuple of two prompts."""
     prompts = isinstance(given, tuple) and len(given) == 2
-    return _is_example(given) or (prompts and all(isinstance(side, str) or _is_row(side) for side in given))
+    return _is_example(given) or (prompts and all(is_single(side) or _is_row(side) for side in given))
 
 
 def _is_row(given: Any) -> bool:
@@ -145,7 +146,12 @@ def _ids(model: HookedModel, place: int, pair: Any) -> tuple[Tensor, Tensor]:
         raise AnalysisError(f"pair {place} is not (clean, corrupt); give two prompts for each")
     both = []
     for given in pair:
-        tokens = model.to_tokens(given if isinstance(given, str) else torch.as_tensor(given)[None])
+        if not is_single(given) and not _is_row(given):
+            raise AnalysisError(
+                f"pair {place} holds {short(given)}; a side of a pair is one text, one conversation or ids [position]"
+            )
+        tokens = model.to_tokens(given)
+        refuse_more(tokens)
         both.append(tokens.ids[0][tokens.mask[0]])
     if len(both[0]) != len(both[1]):
         raise AnalysisError(

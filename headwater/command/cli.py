@@ -51,6 +51,12 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Embedded name, local 
 Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts in quotes; - reads standard input.")]
 PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Text file with one prompt per line.")]
 Whole = Annotated[bool, typer.Option("--whole", help="Take the file or standard input as one prompt.")]
+PrependBos = Annotated[
+    bool | None,
+    typer.Option(
+        help="Put the token that begins a text in front, or leave it out; else as the tokenizer does."
+    ),
+]
 Edits = Annotated[Path | None, typer.Option("--edits", help="Run under the edits in this JSON file.")]
 
 
@@ -94,6 +100,7 @@ def record(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Save the record to this file.")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say the memory it takes and stop.")] = False,
     edits: Edits = None,
+    prepend_bos: PrependBos = None,
     as_json: AsJson = False,
 ) -> None:
     """Run prompts through a model and show, or save, what its heads do."""
@@ -106,7 +113,7 @@ def record(
     asked |= {"statistics": tuple(statistic)} if statistic else {}
     asked |= {"layers": inputs.layers(layers)} if layers is not None else {}
     changes = inputs.edits(edits) if edits else []
-    loaded = _load(model)
+    loaded = _load(model, prepend_bos)
     _note_unknown(loaded, texts)
     if estimate:
         cost = loaded.estimate(texts, **asked)
@@ -141,6 +148,7 @@ def analyze(
         list[str] | None, typer.Option("--select", help="One value of an axis, axis=value; repeatable.")
     ] = None,
     edits: Edits = None,
+    prepend_bos: PrependBos = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question of the catalogue about a model and prompts, or about circuit files."""
@@ -158,7 +166,7 @@ def analyze(
     if html is not None:
         check_target(html, HeadwaterError)
     settings = inputs.settings(asked, given or [])
-    inputs.fits(asked, prompts or [], file, edits, saved, circuit)
+    inputs.fits(asked, prompts or [], file, edits, saved, circuit, prepend_bos)
     if saved is not None:
         result = _of_record(asked, saved, settings)
     elif asked.inputs == "circuits":
@@ -167,7 +175,7 @@ def analyze(
     else:
         texts = inputs.prompts(prompts or [], file, whole) if asked.inputs != "model" else []
         changes = inputs.edits(edits) if edits else []
-        loaded = _load(model)
+        loaded = _load(model, prepend_bos)
         _note_unknown(loaded, texts)
         with loaded.edit(*changes), _busy(asked.name):
             result = _of_model(asked, loaded, texts, settings, circuit)
@@ -317,11 +325,11 @@ def _note_unknown(loaded: HookedModel, texts: list[str]) -> None:
         )
 
 
-def _load(model: str) -> HookedModel:
+def _load(model: str, prepend_bos: bool | None = None) -> HookedModel:
     import headwater
 
     with _busy(f"Loading {model}"):
-        return headwater.load(model)
+        return headwater.load(model, prepend_bos=prepend_bos)
 
 
 @contextmanager

@@ -67,12 +67,15 @@ def circuits(words: Sequence[str]) -> list[str]:
 
 
 def fits(
-    asked: Entry, words: Sequence[str], file: Path | None, edits: Path | None, saved: Path | None, circuit: Path | None
+    asked: Entry, words: Sequence[str], file: Path | None, edits: Path | None, saved: Path | None, circuit: Path | None,
+    prepend_bos: bool | None = None,
 ) -> None:  # fmt: skip
     """Refuse what an analysis does not read."""
     if saved is not None and (asked.inputs != "record" or words or file or edits):
         rule = "--record takes the place of prompts and edits, where a record is read"
         raise AnalysisError(f"{rule}; {asked.name} reads {asked.inputs}")
+    if prepend_bos is not None and (saved is not None or asked.inputs == "circuits"):
+        raise AnalysisError("--prepend-bos is for prompts that are read now; leave it out")
     if circuit is not None and _second_parameter(asked.function) != "graph":
         raise AnalysisError(
             f"--circuit is for analyses that judge a circuit; {asked.name} reads {asked.inputs}"

@@ -77,7 +77,8 @@ class Experiment(BaseModel):
     """What is asked: of which model and weights, on which prompts, under which edits, measured how.
 
     Every measure is taken without the edits ("before") and, where there are edits, with them ("after"). `revision` says
-    which weights (None: any), `tolerance` how far a second run's numbers may lie from the first's: absolutely, and
+    which weights (None: any), `prepend_bos` whether a text begins with the token for it (None: as the tokenizer makes
+    it), `tolerance` how far a second run's numbers may lie from the first's: absolutely, and
     relative to their size.
 
     >>> import headwater as hw
@@ -93,6 +94,7 @@ class Experiment(BaseModel):
     model: str = Field(min_length=1, max_length=4096)
     revision: str | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    prepend_bos: bool | None = None
     prompts: list[Annotated[Prompt, BeforeValidator(_prompt)]] = Field(min_length=1, max_length=100_000)
     edits: list[Annotated[dict[str, Any], BeforeValidator(_edit)]] = Field(default=[], max_length=1000)
     measures: list[Annotated[str, BeforeValidator(_measure)]] = Field(
@@ -137,7 +139,8 @@ class Experiment(BaseModel):
 
     def inputs_digest(self) -> str:
         """Of everything that decides the results; the versions do not."""
-        return digest_of(self.model_dump(mode="json", exclude={"versions"}))
+        unsaid = {"prepend_bos"} if self.prepend_bos is None else set()  # files from before it was a field
+        return digest_of(self.model_dump(mode="json", exclude={"versions", *unsaid}))
 
     def edits_made(self, folder: Path | None = None) -> list[Edit]:
         """The edits; records that they name are looked for in `folder`, and nowhere else."""
@@ -174,11 +177,19 @@ class Experiment(BaseModel):
                 f"the experiment is of weights {self.revision}, {opened.name} has {opened.revision}; leave out the "
                 "revision to take them all the same"
             )
+        if opened.prepend_bos is not None and opened.prepend_bos is not self.prepend_bos:
+            raise ExperimentError(
+                f"the model was loaded with prepend_bos={opened.prepend_bos} and the experiment says "
+                f"{self.prepend_bos}; load it without, and give the experiment prepend_bos={opened.prepend_bos}"
+            )
         if opened.edits:
             raise ExperimentError("the model has edits on already; run the experiment outside of model.edit")
         found = dict(done or {})
         left = [number for number in range(len(self.prompts)) if number not in found]
-        asked = [(n, _read(opened, self.prompts[n], n), *_answers(opened, self.prompts[n], n)) for n in left]
+        asked = [
+            (n, _read(opened, self.prompts[n], n, self.prepend_bos), *_answers(opened, self.prompts[n], n))
+            for n in left
+        ]
         edits = self.edits_made(place) if left else []
         with torch.random.fork_rng(devices=[]), opened.edit(*edits):
             torch.manual_seed(self.seed)
@@ -202,9 +213,9 @@ class Experiment(BaseModel):
         return result
 
 
-def _read(model: HookedModel, prompt: Prompt, number: int) -> Tokens:
+def _read(model: HookedModel, prompt: Prompt, number: int, prepend_bos: bool | None) -> Tokens:
     try:
-        return model.to_tokens(prompt.given())
+        return model.to_tokens(prompt.given(), prepend_bos=prepend_bos if prompt.tokens is None else None)
     except HeadwaterError as error:
         raise ExperimentError(f"prompt {number}: {error}") from None
 

@@ -25,6 +25,7 @@ from headwater.lens.loading.opening import open_model
 from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules
 from headwater.lens.models.embedded import check_embedded, embedded
+from headwater.lens.naming.texts import beginning, check_choice
 from headwater.lens.transformer_lens.bridge import is_bridged, tokenizer_of, unbridged
 
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
@@ -55,8 +56,9 @@ def load(
     >>> hw.load("tasks-4l")
     HookedModel('tasks-4l', LlamaForCausalLM, 4 layers × 8 heads, d_model 256, first token '<bos>')
     """
+    check_choice(prepend_bos, ModelError)
     model = _opened(source, tokenizer, dtype, sample, base)
-    if prepend_bos and getattr(model.tokenizer, "bos_token_id", None) is None:
+    if prepend_bos and beginning(model.tokenizer) is None:
         raise ModelError(
             f"prepend_bos=True: the tokenizer of {model.name} has no token that begins a text; leave it out"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -17,10 +18,12 @@ OWN = "the text's own (none is put before it)"
 def first_token(model: Opened, given: Any = None) -> str:
     """The token that begins a text of `model`, as in "'<s>' (the tokenizer puts it)".
 
-    `given` are token ids, whose own beginning is told; None is any text. "" for a model that reads no text.
+    `given` are prompts, whose own beginning is told; None is any text. "" for a model that reads no text.
     """
     if not model.vocab:
         return ""
+    if model.tokenizer is not None and texts.is_text(given):
+        return _of_texts(model, given)
     if isinstance(given, Tensor):
         mask = given.mask if isinstance(given, Tokens) else None
         return _of_ids(model, given.as_subclass(Tensor), mask)
@@ -35,6 +38,22 @@ def first_token(model: Opened, given: Any = None) -> str:
         return OWN
     by = "the tokenizer puts it" if model.prepend_bos is None else "prepend_bos=True"
     return f"{model.to_strings(row[:1])[0]!r} ({by})"
+
+
+def _of_texts(model: Opened, given: Any) -> str:
+    """As `first_token` of any text, or that the texts or their chat template write it themselves."""
+    any_text = first_token(model)
+    first = texts.beginning(model.tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said where the texts are read to run
+        try:
+            begun = {row.ids[0] == first for row in texts.rows(given, model.tokenizer, model.prepend_bos)}
+        except PromptError:
+            return any_text
+    if first is None or any_text != OWN or begun == {False}:
+        return any_text
+    told = f"{model.to_strings([first])[0]!r} (in the texts)"
+    return told if begun == {True} else f"{told}, or {OWN}"
 
 
 def _of_ids(model: Opened, ids: Tensor, mask: Tensor | None) -> str:

@@ -8,6 +8,7 @@ audio features.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from headwater.lens.models.signature import (
     vision_config,
 )
 from headwater.lens.naming import tokens
-from headwater.lens.naming.texts import is_text
+from headwater.lens.naming.texts import beginning, check_choice, is_text
 from headwater.lens.naming.tokens import Tokens
 
 DECODER = ("decoder_input_ids", "decoder_attention_mask")
@@ -47,6 +48,7 @@ def read(
     `following` is how many tokens will be generated after the prompt; they must fit into the context too.
     `prepend_bos` is about the beginning of a text (naming/texts.py); None is the model's own.
     """
+    check_choice(prepend_bos, PromptError)
     if prepend_bos is not None and not is_text(given):
         raise PromptError("prepend_bos belongs to texts; write the first token into token ids yourself")
     begins = model.prepend_bos if prepend_bos is None else prepend_bos
@@ -57,9 +59,30 @@ def read(
         tokens.to_tokens, tokenizer=model.tokenizer, side=side, prepend_bos=begins, generating=following > 0
     )
     found = _read(model, given, attention_mask, read_text, more or {})
+    if model.tokenizer is not None and not isinstance(given, Tokens) and not is_text(given):
+        ids, mask = found.ids, found.mask
+        if model.is_encoder_decoder and "input_ids" in found.more:
+            ids, mask = found.more["input_ids"], found.more["attention_mask"]
+        _warn_of_two_beginnings(model.tokenizer, ids, mask)
     if model.vocab:
         tokens.check(found, model.vocab, model.context, following)
     return found
+
+
+def _warn_of_two_beginnings(tokenizer: Any, ids: Tensor, mask: Tensor) -> None:
+    """Token ids are taken as they are; two beginnings are said, as for a text."""
+    first = beginning(tokenizer)
+    if first is None or ids.dim() != 2 or ids.shape[1] < 2:
+        return
+    places = mask.long().argmax(-1, keepdim=True).to(ids.device)
+    both = ids.gather(1, places), ids.gather(1, (places + 1).clamp_max(ids.shape[1] - 1))
+    twice = ((both[0] == first) & (both[1] == first)).nonzero()
+    if len(twice) and int(mask.sum(-1).min()) > 1:
+        warnings.warn(
+            f"row {int(twice[0, 0])} of the token ids begins twice with {tokenizer.decode([first])!r}; both are kept; "
+            "leave one out if it is not meant",
+            stacklevel=2,
+        )
 
 
 def _read(model: Opened, given: Any, attention_mask: Any, read: ReadText, more: Mapping[str, Any]) -> Tokens:

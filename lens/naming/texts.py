@@ -48,10 +48,25 @@ def rows(
         raise PromptError(
             "the model was loaded without a tokenizer; give token ids, or load(model, tokenizer=…)"
         )
-    if prepend_bos and getattr(tokenizer, "bos_token_id", None) is None:
+    if prepend_bos and beginning(tokenizer) is None:
         raise PromptError("prepend_bos=True: the tokenizer has no token that begins a text; leave it out")
     _refuse_blank(each)
     return [_row(one, tokenizer, prepend_bos, generating) for one in each]
+
+
+def beginning(tokenizer: Any) -> int | None:
+    """The token that begins a text, such as "<s>" or "[CLS]"; None without one."""
+    for kind in ("bos", "cls"):
+        token = getattr(tokenizer, f"{kind}_token_id", None)
+        if token is not None:
+            return token
+    return None
+
+
+def check_choice(prepend_bos: Any, error: type[Exception]) -> None:
+    """An `error` unless it is True, False or None: "no" would count as True."""
+    if prepend_bos is not None and not isinstance(prepend_bos, bool):
+        raise error(f"prepend_bos is True, False or None; got {short(prepend_bos)}")
 
 
 def encoding(tokenizer: Any, *given: str, **options: Any) -> Any:
@@ -131,14 +146,15 @@ def _templated(messages: Any, tokenizer: Any, generating: bool) -> list[int]:
 
 def _begun(ids: list[int], text: str | None, tokenizer: Any, prepend_bos: bool | None) -> list[int]:
     """`ids` with one beginning, or none where it is neither wanted nor written; `text` is None for a conversation."""
-    first = getattr(tokenizer, "bos_token_id", None)
+    first = beginning(tokenizer)
     if first is None:
         return ids
     count = next((n for n, token in enumerate(ids) if token != first), len(ids))
-    written = text is not None and text.lstrip().startswith(str(tokenizer.bos_token))
+    word = str(tokenizer.bos_token if first == tokenizer.bos_token_id else tokenizer.cls_token)
+    written = text is not None and text.lstrip().startswith(word)
     if written and count > 1:
         warnings.warn(
-            f"the text begins with {tokenizer.bos_token!r}, and the tokenizer puts another before it; one is kept",
+            f"the text begins with {word!r}, and the tokenizer puts another before it; one is kept",
             stacklevel=2,
         )
         ids, count = ids[count - 1 :], 1

@@ -90,3 +90,17 @@ def test_tokens_can_not_drive_the_terminal(headwater, tiny) -> None:
     assert run.exit_code == 0
     assert "\x1b" not in run.stdout
     assert "\\x1b[31mred" in run.stdout
+
+
+def test_prepend_bos_is_that_of_the_library(headwater, tmp_path: Path) -> None:
+    for flag, wanted in ((), None), (["--prepend-bos"], True), (["--no-prepend-bos"], False):
+        own = hw.load("tasks-4l", prepend_bos=wanted)
+        made = json.loads(headwater("record", "Mary gave", *flag, "--json").stdout)
+        assert made["data_vars"]["tokens"]["data"] == own.record("Mary gave").tokens.tolist()
+        told = json.loads(headwater("analyze", "input_gradient", "Mary gave", *flag, "--json").stdout)
+        assert told["attrs"]["first_token"] == own.first_token
+    file = tmp_path / "run.safetensors"
+    hw.load("tasks-4l").record("Mary gave").save(file)
+    refused = headwater("analyze", "rollout", "--record", file, "--prepend-bos")
+    assert refused.exit_code == 2
+    assert "--prepend-bos is for prompts that are read now" in refused.stderr

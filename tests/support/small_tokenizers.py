@@ -15,13 +15,18 @@ CHAT = (
 )
 
 
-def words(single: str | None = None, pair: str | None = None, **more: Any) -> Any:
-    """A tokenizer that puts what the templates say, as in "<bos> $A" and "<bos> $A <eos> $B:1"; None puts nothing."""
-    bare = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<eos>"))
+def words(single: str | None = None, pair: str | None = None, start: str = "<bos>", **more: Any) -> Any:
+    """A tokenizer that puts what the templates say, as in "<bos> $A" and "<bos> $A <eos> $B:1"; None puts nothing.
+
+    With `start="[CLS]"` token 1 is a class token, and there is no other that begins a text.
+    """
+    names = [start if word == "<bos>" else word for word in WORDS]
+    bare = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<eos>"))
     bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     if single is not None:
-        ids = [(word, i) for i, word in enumerate(SPECIAL)]
+        ids = [(word, i) for i, word in enumerate(names[:3])]
         bare.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)  # type: ignore[assignment]
+    kind = {"cls_token" if start == "[CLS]" else "bos_token": start}
     return PreTrainedTokenizerFast(
-        tokenizer_object=bare, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", **more
+        tokenizer_object=bare, **kind, eos_token="<eos>", pad_token="<pad>", **more
     )

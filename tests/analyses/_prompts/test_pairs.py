@@ -9,6 +9,8 @@ import inspect
 from typing import Any
 
 import pytest
+import small_tokenizers
+import tiny_models
 import torch
 from patch_pairs import ANSWER, CLEAN, CORRUPT, WRONG
 
@@ -52,6 +54,25 @@ def test_every_form_gives_the_same_pairs(pairs) -> None:
     assert tensors == [[CLEAN.tolist(), CORRUPT.tolist()]]
     assert ids(model, torch.stack([CLEAN, CORRUPT], 1)) == ids(model, (CLEAN, CORRUPT)) == tensors
     assert ids(model, (CLEAN[0], CORRUPT[0])) == [[CLEAN[:1].tolist(), CORRUPT[:1].tolist()]]
+
+
+def test_a_side_of_a_pair_may_be_a_conversation_and_nothing_else() -> None:
+    talks = small_tokenizers.words("<bos> $A", "<bos> $A <eos> $B", chat_template=small_tokenizers.CHAT)
+    model = hw.load(tiny_models.tiny("llama"), talks)
+    clean, corrupt = ([{"role": "user", "content": words}] for words in ("w5 w6", "w5 w7"))
+    expected = [[[[1, 3, 5, 6]], [[1, 3, 5, 7]]]]
+    for given in ([(clean, corrupt)], (clean, corrupt), [[clean, corrupt]]):
+        assert ids(model, given) == expected
+    assert ids(model, clean, corrupt) == ids(model, [clean], [corrupt]) == expected
+    assert ids(model, [(("w5", "w6"), ("w5", "w7"))]) == [[[[1, 5, 2, 6]], [[1, 5, 2, 7]]]]
+    for side in (3.5, None, {"role": "user"}, [clean], torch.ones(1, 2).long()):
+        with pytest.raises(AnalysisError, match=r"pair 0 holds .*; a side of a pair is one text"):
+            pairs_of(model, [(side, side)])
+    typed = small_tokenizers.words(
+        "<bos> $A", "<bos> $A <eos> $B:1", model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+    )
+    with pytest.raises(AnalysisError, match="hold token_type_ids beside text"):
+        pairs_of(hw.load(tiny_models.tiny("bert"), typed), [(("w5", "w6"), ("w5", "w7"))])
 
 
 NAMES = [name for name, entry in analyses.catalogue().items() if entry.inputs == "model+pairs"]

@@ -109,3 +109,24 @@ def test_other_weights_and_answers_that_are_no_token_are_refused(model):
         asked(prompts=[PROMPT], measures=["probability"]).run(model)
     with pytest.raises(ExperimentError, match="prompt 0: token id 99999"):
         asked(prompts=[{"tokens": [99999]}]).run(model)
+
+
+def test_prepend_bos_decides_how_the_texts_begin(model):
+    bare = asked(edits=[], measures=["loss"], prepend_bos=False)
+    assert hw.Experiment.from_json(bare.to_json()) == bare
+    assert bare.inputs_digest() != asked(edits=[], measures=["loss"]).inputs_digest()
+    assert "prepend_bos" not in asked().model_dump(exclude_defaults=True)
+    found = bare.run(model).results[0]["before"]["loss"]
+    assert found == pytest.approx(model.loss(PROMPT, prepend_bos=False).item(), abs=1e-6)
+    assert abs(found - model.loss(PROMPT).item()) > 1e-3
+    begun = hw.load("tasks-4l", prepend_bos=True)
+    with pytest.raises(
+        ExperimentError, match="prepend_bos=True and the experiment says False; load it without"
+    ):
+        bare.run(begun)
+    with pytest.raises(ExperimentError, match="prepend_bos: Input should be a valid boolean"):
+        asked(prepend_bos="no")
+    ids = asked(edits=[], measures=["loss"], prepend_bos=True, prompts=[{"tokens": [5, 6, 7]}])
+    assert ids.run(model).results[0]["before"]["loss"] == pytest.approx(
+        model.loss([[5, 6, 7]]).item(), abs=1e-6
+    )

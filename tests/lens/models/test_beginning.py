@@ -37,6 +37,17 @@ def test_the_model_and_its_results_say_which_token_is_first():
     assert hw.analyses.input_gradient(model, ids).attrs["first_token"] == "'<bos>' (in the token ids)"
 
 
+def test_a_beginning_that_the_texts_write_is_told():
+    model = hw.load(tiny_models.tiny("llama"), small_tokenizers.words(chat_template=small_tokenizers.CHAT))
+    talk = [{"role": "user", "content": "w5 w6"}]
+    written, own = "'<bos>' (in the texts)", "the text's own (none is put before it)"
+    for given, told in (
+        (talk, written), ([talk], written), ("<bos> w5", written), ("w5 w6", own),
+        (["<bos> w5", "w6"], f"{written}, or {own}"),
+    ):  # fmt: skip
+        assert hw.analyses.input_gradient(model, given).attrs["first_token"] == told
+
+
 def test_padding_on_the_left_is_no_first_token():
     model = hw.load(tiny_models.tiny("llama"), small_tokenizers.words("<bos> $A"))
     padded = model.to_tokens(["w5 w6 w7", "w5"], side="left")

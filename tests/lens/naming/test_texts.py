@@ -48,6 +48,33 @@ def test_a_text_that_is_written_with_a_beginning_has_one(prepend):
     assert ids("<bos> w5 w6", PLAIN, prepend) == [[1, 5, 6]]
 
 
+def test_a_class_token_is_a_beginning_too():
+    encoder = small_tokenizers.words("[CLS] $A", start="[CLS]")
+    assert ids("w5", encoder) == ids("w5", encoder, True) == [[1, 5]]
+    assert ids("w5", encoder, False) == [[5]]
+    with pytest.warns(UserWarning, match=r"begins with '\[CLS\]', and the tokenizer puts another"):
+        assert ids("[CLS] w5", encoder) == [[1, 5]]
+
+
+def test_token_ids_with_two_beginnings_are_kept_with_a_warning(recwarn):
+    model = hw.load(tiny_models.tiny("llama"), BEGUN)
+    for given in ([[1, 5, 6]], [[5, 1, 1]], [[1]], "w5 w6", model.to_tokens("w5")):
+        model.to_tokens(given)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="row 1 of the token ids begins twice with '<bos>'; both are kept"):
+        found = model.record([[0, 1, 5, 6], [0, 1, 1, 5]], attention_mask=[[0, 1, 1, 1], [0, 1, 1, 1]])
+    assert found.tokens[1].tolist() == [0, 1, 1, 5]
+
+
+@pytest.mark.parametrize("given", ["no", 1, [True]])
+def test_prepend_bos_is_true_or_false(given):
+    model = hw.load(tiny_models.tiny("llama"), BEGUN)
+    with pytest.raises(PromptError, match="prepend_bos is True, False or None; got"):
+        model.record("w5", prepend_bos=given)
+    with pytest.raises(ModelError, match="prepend_bos is True, False or None; got"):
+        hw.load("tasks-4l", prepend_bos=given)
+
+
 def test_chat_messages_go_through_the_template():
     talks = small_tokenizers.words("<bos> $A", chat_template=small_tokenizers.CHAT)
     own = talks.apply_chat_template(TALK, tokenize=True, return_dict=False)
