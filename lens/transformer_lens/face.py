@@ -68,7 +68,7 @@ class TransformerLens(Opened):
         norm = blocks.final_norm(self)
         centred = norm is not None and norms.takes_mean_out(norm, self.d_model)
         return Config(
-            model_name=self.name, n_layers=max(self.layers) + 1, n_heads=self.n_heads,
+            model_name=self.name, n_layers=max(self.blocks) + 1, n_heads=self.n_heads,
             n_key_value_heads=None if self.n_kv_heads == self.n_heads else self.n_kv_heads,
             n_ctx=self.context or UNLIMITED, d_model=self.d_model, d_head=self.d_head, d_mlp=_width(text),
             d_vocab=self.vocab, device=str(self.device), dtype=self.dtype,
@@ -137,7 +137,7 @@ class TransformerLens(Opened):
         kept = transformer_lens_names.chosen(self, names_filter)
         stop = None
         if stop_at_layer is not None:
-            layers = max(self.layers) + 1
+            layers = max(self.blocks) + 1
             at = stop_at_layer + layers if stop_at_layer < 0 else stop_at_layer
             kept = [n for n in kept if not n.startswith("ln_final") and (_layer(n) is None or _layer(n) < at)]  # type: ignore[operator]
             stop = f"blocks.{at}.hook_resid_pre" if at < layers else None
@@ -229,10 +229,10 @@ def _width(text: Any) -> int | None:
 
 def _cache_object(cache: dict[str, Tensor], model: TransformerLens, batched: bool) -> Any:
     try:
-        from transformer_lens import ActivationCache
+        from headwater.lens.transformer_lens.cache import Cache
     except ImportError:
         raise ModelError(
             "an ActivationCache is TransformerLens' own; install headwater[transformer-lens], or give "
             "return_cache_object=False for a plain dictionary"
         ) from None
-    return ActivationCache(cache, model, has_batch_dim=batched)
+    return Cache(cache, model, has_batch_dim=batched)
