@@ -50,10 +50,10 @@ class AnalysisError(HeadwaterError):
     """An analysis called with settings or inputs that it does not accept."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str]) -> str:
     """The end of an error message: "did you mean 'a' or 'b'?", or the list of all names where none is close."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "there are " + ", ".join(known) if known else "there are none"

@@ -28,6 +28,14 @@ except ImportError:  # Windows
 Fault = Callable[[str], Exception]
 
 
+def as_path(given: object, fault: Fault) -> Path:
+    """What a caller gave as a path; refused where it can be no name of a file."""
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else b""
+    if isinstance(text, str) and text and "\0" not in text:
+        return Path(text)
+    raise fault(f"a path is the name of a file, such as 'run.safetensors'; got {given!r:.60}")
+
+
 def read_bytes(path: Path, most: int, fault: Fault, mend: str = "give a smaller one") -> bytes:
     """The content of a plain file of at most `most` bytes."""
     try:

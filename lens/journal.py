@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from headwater.lens.files import Fault, unwritten
+from headwater.lens.files import Fault, as_path, unwritten
 
 try:
     import fcntl
@@ -83,7 +83,7 @@ class Journal:
             return
         wanted = {"format": FORMAT, **json.loads(json.dumps(run, default=str))}
         head = _line(HEAD, wanted)
-        with contextlib.closing(_File(Path(path), fault)) as file:
+        with contextlib.closing(_File(as_path(path, fault), fault)) as file:
             content = file.read()
             pieces: dict[str, Any] = {}
             if not head.startswith(content):  # else it is new, or was cut short in its first line

@@ -18,7 +18,7 @@ import networkx as nx
 from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import checked
 from headwater.lens.errors import AnalysisError
-from headwater.lens.files import as_text, parse_json, read_bytes, write_text
+from headwater.lens.files import as_path, as_text, parse_json, read_bytes, write_text
 
 Form = Literal["graphml", "json", "neuronpedia"]
 MOST_BYTES = 256 * 2**20
@@ -42,6 +42,8 @@ UNREADABLE = (
 def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None) -> Path:
     """Write a graph to `path`; without `form` the ending (.graphml or .json) decides.
 
+    AnalysisError for a graph that `read_circuit` would refuse, such as one with a score that is NaN.
+
     >>> import headwater as hw
     >>> import networkx, tempfile
     >>> graph = networkx.DiGraph()
@@ -50,14 +52,22 @@ def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None)
     ...     hw.analyses.write_circuit(graph, f"{folder}/circuit.graphml").name
     'circuit.graphml'
     """
-    path = Path(path)
+    path = as_path(path, AnalysisError)
     form = _form(path) if form is None else form
-    if form == "graphml":
-        text = "\n".join(nx.generate_graphml(graph))
-    elif form == "json":
-        text = json.dumps(nx.node_link_data(graph, edges="links"), indent=1)
-    else:
-        text = json.dumps(as_neuronpedia(graph), indent=1)
+    if not isinstance(graph, nx.DiGraph) or graph.is_multigraph():
+        raise AnalysisError(f"a circuit is a networkx.DiGraph; got an object of {type(graph).__name__}")
+    try:
+        _hold(graph)
+        if form == "graphml":
+            text = "\n".join(nx.generate_graphml(graph))
+        elif form == "json":
+            text = json.dumps(nx.node_link_data(graph, edges="links"), indent=1, allow_nan=False)
+        else:
+            text = json.dumps(as_neuronpedia(graph), indent=1, allow_nan=False)
+    except (_Strange, *UNREADABLE) as fault:
+        raise AnalysisError(
+            f"can not write {path}: {fault}; change or remove what it names, since no reader takes it"
+        ) from None
     return write_text(path, text, AnalysisError)
 
 
@@ -85,7 +95,7 @@ def read_circuit(path: str | Path) -> nx.DiGraph:
         raise AnalysisError(
             f"a circuit is a networkx.DiGraph, or a file of write_circuit; got an object of {kind}"
         )
-    path = Path(path)
+    path = as_path(path, AnalysisError)
     form = _form(path)
     content = read_bytes(path, MOST_BYTES, AnalysisError, "give a smaller graph")
     try:

@@ -134,6 +134,8 @@ def suppressors(
             "side": ("batch", np.where(judged, JUDGED, CHOSEN)),
         },
     )  # fmt: skip
+    if not members:  # netCDF takes an axis of length 0 in the first place alone
+        result = result.transpose("scaled", ...)
     return result.assign_attrs({"soft_cap": soft_cap(model), "texts": len(places), "members": members})
 
 

@@ -24,7 +24,6 @@ from headwater.lens.records import sinks
 from headwater.lens.records.record import Record
 
 Rule = Literal["share", "gu", "act", "massive", "spectral"]
-QUARTER = 0.25  # of the queries, which share and gu ask for by default
 DIRECTION = 0.5  # at most one token of a head has more than half of a direction
 
 
@@ -104,8 +103,8 @@ def find_sinks(
     else:
         score, _ = share_and_visible(record, unit_rows)
     seen = seen.max("head") if rule == "massive" else seen
-    least = QUARTER * seen.max("key") if rule in ("share", "gu") else 1
-    score = score.where(seen >= (least if min_queries is None else min_queries))
+    enough = sinks.seen_enough(torch.as_tensor(seen.values), rule, min_queries)
+    score = score.where(seen.copy(data=enough.numpy()))
     sink = score > limit
     if rule == "act" and drop_first:
         places = sink.transpose("batch", "layer", "head", "key")

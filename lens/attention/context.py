@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from headwater.kernels.backends.choose import NAMES
 from headwater.kernels.edits.outputs import OutputEdit
 from headwater.kernels.edits.scores import ScoreEdit
 from headwater.kernels.edits.weights import WeightEdit
@@ -26,6 +27,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
+from headwater.lens.errors import ModelError, nearest
 from headwater.lens.naming.tokens import Tokens
 
 
@@ -250,7 +252,9 @@ def current_gates(model: object) -> Tensor | None:
 
 
 def using(backend: str):
-    """Inside, the kernels use the backend of this name."""
+    """Inside, the kernels use the backend of this name; ModelError where there is none."""
+    if backend not in NAMES:
+        raise ModelError(f"unknown backend {backend!r:.60}: {nearest(backend, NAMES)}")
     return _set(_backend, backend)
 
 

@@ -82,7 +82,13 @@ def attention(
     rule = tap.scoring(layer, query, key, rule)
     listeners = [] if site is None else context.listeners(site.model)
     wanted = tuple(dict.fromkeys(name for listener in listeners for name in listener.statistics))
-    z, map = attend(query, key, value, rule, weights, context.current_backend(), wanted)
+    backend = context.current_backend()
+    try:
+        z, map = attend(query, key, value, rule, weights, backend, wanted)
+    except ValueError as error:
+        if backend == "auto":
+            raise
+        raise ModelError(f"model.using({backend!r}): {error}") from None
     z = tap.weighing(layer, z if own is None else own.added(z, map, rule), map, value)
     z = tap.leaving(layer, _outputs(z, site, rule.mask, lowered.outputs))
     context.discover(module, map)

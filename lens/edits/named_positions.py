@@ -107,9 +107,7 @@ class Names:
                 f"{name!r}: sinks are found when model(…), model.record(…) or model.generate(…) reads the prompt, not "
                 "when the transformers model is called by itself"
             )
-        if run.sink_ids is not None and (
-            run.ids is None or not run.ids[:, : run.sink_ids.shape[1]].equal(run.sink_ids)
-        ):
+        if not run.has_its_sinks:
             raise EditError(f"{name!r}: the sinks were found on another prompt; call model(…) for this one")
         return run.sinks[name][:, self.model.layers.index(layer)]
 

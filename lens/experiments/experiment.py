@@ -22,7 +22,7 @@ from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import ExperimentError, HeadwaterError
 from headwater.lens.experiments import measures
 from headwater.lens.experiments.results import Results, numbers_of, versions_now
-from headwater.lens.files import digest_of, parse_json, read_text, within, write_text
+from headwater.lens.files import as_path, digest_of, parse_json, read_text, within, write_text
 from headwater.lens.models.token_ids import token_id
 from headwater.lens.naming.tokens import Tokens
 
@@ -128,14 +128,16 @@ class Experiment(BaseModel):
     @classmethod
     def open(cls, path: str | Path) -> Experiment:
         """Read an experiment file."""
-        return cls.from_json(read_text(Path(path), MOST_BYTES, ExperimentError), str(path))
+        return cls.from_json(
+            read_text(as_path(path, ExperimentError), MOST_BYTES, ExperimentError), str(path)
+        )
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> Path:
         """Write it, whole or not at all."""
-        return write_text(Path(path), self.to_json(), ExperimentError)
+        return write_text(as_path(path, ExperimentError), self.to_json(), ExperimentError)
 
     def inputs_digest(self) -> str:
         """Of everything that decides the results; the versions do not."""

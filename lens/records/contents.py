@@ -44,14 +44,14 @@ class Contents:
     n_heads: int
     causal: bool
     statistics: MutableMapping[str, Tensor]
-    maps: dict[int, AttentionMap]
-    values: dict[int, Float[Tensor, "batch kv_head key d_value"]]
+    maps: Mapping[int, AttentionMap]
+    values: Mapping[int, Float[Tensor, "batch kv_head key d_value"]]
     groups: dict[str, Bool[Tensor, "batch key"]]
     provenance: dict[str, Any] = field(default_factory=dict)
     keys: Axis | None = None
     parts: Mapping[str, Contents] = field(default_factory=dict)
-    residuals: dict[int | str, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
-    effective: dict[int, EffectiveMap] = field(default_factory=dict)
+    residuals: Mapping[int | str, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+    effective: Mapping[int, EffectiveMap] = field(default_factory=dict)
 
     @property
     def key_axis(self) -> Axis:

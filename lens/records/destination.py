@@ -13,6 +13,7 @@ import torch
 
 from headwater.lens.attention import context
 from headwater.lens.errors import RecordError
+from headwater.lens.files import as_path
 from headwater.lens.mixers.reading import reading
 from headwater.lens.models import residual_stream
 from headwater.lens.records.memory import Estimate, header_size
@@ -38,7 +39,7 @@ class Destination:
             return record
         parts = {name: self.writers[name].about(part) for name, part in record.parts.items()}
         path = self.file.finish(joined(self.writers[main].about(record), parts))
-        opened = open_record(path, Record)
+        opened = open_record(path, Record, most_whole=0)
         if self.temporary:
             path.unlink()
         return opened
@@ -57,7 +58,7 @@ def keeping(
             place = (
                 Path(tempfile.mkdtemp(prefix="headwater-")) / "record.safetensors"
                 if path is None
-                else Path(path)
+                else as_path(path, RecordError)
             )
             if kept.temporary:
                 stack.callback(place.parent.rmdir)

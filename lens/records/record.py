@@ -19,6 +19,7 @@ from torch import Tensor
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import HeadError, RecordError, nearest
+from headwater.lens.files import as_path
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.models.stack import Mixer
 from headwater.lens.records import save_open
@@ -51,7 +52,7 @@ class Record(Contents):
 
     def part(self, name: str) -> Record:
         """The record of another part of the model, from the same run."""
-        if name not in self.parts:
+        if not isinstance(name, str) or name not in self.parts:
             raise RecordError(f"the record has no part {name!r}: {nearest(name, self.parts)}")
         return self.parts[name]
 
@@ -75,7 +76,7 @@ class Record(Contents):
 
     def effective_map(self, layer: int) -> EffectiveMap:
         """The exact map of a layer without softmax attention, recorded with keep="mixers"; else RecordError."""
-        if layer in self.effective:
+        if _is_whole(layer) and layer in self.effective:
             return self.effective[layer]
         mixers = [mixer.layer for mixer in self.mixers]
         if layer in mixers and not self.effective:
@@ -95,7 +96,7 @@ class Record(Contents):
             raise RecordError(
                 "the record holds no residual stream; record with keep=('qk', 'residual') to have it"
             )
-        if layer not in self.residuals:
+        if not (_is_whole(layer) or isinstance(layer, str)) or layer not in self.residuals:
             raise HeadError(
                 f"no residual stream of {layer!r}; the record has {', '.join(map(str, self.residuals))}"
             )
@@ -110,8 +111,8 @@ class Record(Contents):
         are zero. Memory is that of the window.
         """
         map = self.map(layer)
-        if head is not None and not 0 <= head < self.n_heads:
-            raise HeadError(f"no such head: {layer}.{head}; layer {layer} has heads 0 to {self.n_heads - 1}")
+        if head is not None and not (_is_whole(head) and 0 <= head < map.shape[1]):
+            raise HeadError(f"no such head: {layer}.{head}; layer {layer} has heads 0 to {map.shape[1] - 1}")
         rows, row_pick = _window(queries, map.shape[2], "queries")
         columns, column_pick = _window(keys, map.shape[3], "keys")
         tile = map.tile(rows, columns, None if head is None else [head])
@@ -124,7 +125,7 @@ class Record(Contents):
         "mass" is [batch, layer, head, group, query]. Units are in `attrs`, names in kernels/maps/statistics.py.
         A statistic that was not recorded is computed from the maps; RecordError if no maps were kept.
         """
-        if name not in kernel.NAMES:
+        if not isinstance(name, str) or name not in kernel.NAMES:
             raise RecordError(f"unknown statistic {name!r}: {nearest(name, kernel.NAMES)}")
         if self.keys is not None and name in kernel.RELATIVE:
             raise RecordError(
@@ -157,15 +158,16 @@ class Record(Contents):
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; it is renamed into place, so that an interrupted write leaves the old file."""
-        return save_open.save(self, Path(path))
+        return save_open.save(self, as_path(path, RecordError))
 
     @staticmethod
     def open(path: str | Path, verify: bool = False) -> Record:
-        """Open a saved record, memory-mapped: tensors are read when they are used.
+        """Open a saved record. A file above 64 MiB is memory-mapped: its tensors are read when they are used.
 
-        RecordError says why a file is not a record. `verify` reads every byte and compares digests.
+        RecordError says why a file is not a record, and, at an access, that a mapped file was changed in place.
+        `verify` reads every byte and compares digests.
         """
-        return save_open.open_record(Path(path), Record, verify)
+        return save_open.open_record(as_path(path, RecordError), Record, verify)
 
     def _has_layer(self, layer: int) -> None:
         if layer not in self.layers:
@@ -200,20 +202,36 @@ def stack(groups: dict[str, Bool[Tensor, "batch position"]]) -> Bool[Tensor, "ba
     return torch.stack(list(groups.values()), 1) if groups else None
 
 
+def _is_whole(given: Any) -> bool:
+    """Whether it is a whole number, of Python, numpy or torch; True and False are none."""
+    if isinstance(given, Tensor):
+        return given.dim() == 0 and not (
+            given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
+        )
+    return isinstance(given, int | np.integer) and not isinstance(given, bool)
+
+
 def _window(given: Any, length: int, what: str) -> tuple[slice, Any]:
     """The smallest slice without a step that covers the positions, and the index of the positions in that slice."""
     if given is None:
         return slice(0, length), slice(None)
-    if isinstance(given, slice):
-        numbers = list(range(*given.indices(length)))
-    else:
-        numbers = [given] if isinstance(given, int) else [int(n) for n in given]
+    numbers: list[Any] = [None]
+    try:
+        if isinstance(given, slice):
+            numbers = list(range(*given.indices(length)))
+        else:
+            numbers = [given] if _is_whole(given) else list(given)
+    except (TypeError, ValueError):  # no list, or no slice of whole numbers
+        pass
+    if not all(map(_is_whole, numbers)):
+        raise RecordError(f"{what} are whole numbers, a list or a slice of them; got {given!r:.60}")
+    if not isinstance(given, slice):
         wrong = [n for n in numbers if not -length <= n < length]
         if wrong:
             raise RecordError(
                 f"{what}: no position {wrong[0]} in {length} tokens; positions go from {-length} to {length - 1}"
             )
-        numbers = [n % length for n in numbers]
+        numbers = [int(n) % length for n in numbers]
     if not numbers:
         return slice(0, 0), slice(None)
     first = min(numbers)

@@ -115,8 +115,8 @@ class RecordFile:
         self._room = room
 
 
-def read(path: Path, verify: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and the memory-mapped tensors; ValueError or SafetensorError for a damaged file.
+def read(path: Path, verify: bool = False, mapped: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors, memory-mapped or read; ValueError or SafetensorError for a damaged file.
 
     `verify` reads every tensor and compares its digest; without it only the digest of the header is checked.
     """
@@ -136,6 +136,8 @@ def read(path: Path, verify: bool = False) -> tuple[dict[str, Any], dict[str, Te
         if "digests" in header and metadata.get(f"{META}_digest") != _digest(text, table):
             raise ValueError("the header is not the one that was written")
         tensors = {name: file.get_tensor(name) for name in names if not name.startswith("pad.")}
+        if not mapped:
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     if verify:
         _verify(tensors, header.get("digests", {}))
     return header, tensors

@@ -25,12 +25,14 @@ from headwater.lens.errors import RecordError
 from headwater.lens.files import parse_json
 from headwater.lens.records.contents import Axis, Contents
 from headwater.lens.records.fit import refuse_misfit
+from headwater.lens.records.open_file import OpenFile, watched
 from headwater.lens.records.pack_maps import Add, Packer, unpack, unpack_effective
 from headwater.lens.records.safetensors_file import RecordFile, read
 from headwater.lens.records.stacked import Stacked
 
 R = TypeVar("R", bound=Contents)
 FORMAT = 2
+MOST_WHOLE = 64 * 2**20  # bytes of a file that is read whole when it is opened
 LIMITS = {"layers": 10_000, "heads": 100_000, "parts": 16}
 
 
@@ -126,15 +128,19 @@ def _write_one(record: Contents, add: Add, prefix: str) -> dict[str, Any]:
 # --- reading
 
 
-def open_record(path: Path, kind: type[R], verify: bool = False) -> R:
-    """Open a record as an instance of `kind`, memory-mapped; `verify` compares the digest of every tensor.
+def open_record(path: Path, kind: type[R], verify: bool = False, most_whole: int = MOST_WHOLE) -> R:
+    """Open a record as an instance of `kind`; `verify` compares the digest of every tensor.
 
-    RecordError says why a file is not a record.
+    A file of at most `most_whole` bytes is read whole, a larger one memory-mapped. RecordError says where the latter
+    was changed in place since, and why a file is not a record.
     """
     if not path.is_file():
         raise RecordError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
     try:
-        header, tensors = read(path, verify)
+        file = OpenFile.of(path)
+        mapped = file.state[2] > most_whole
+        header, tensors = read(path, verify, mapped)
+        file = file if mapped else None
         if header.get("format") != FORMAT:
             raise RecordError(
                 f"the record has format {header.get('format')!r}, this Headwater reads {FORMAT}; record anew"
@@ -146,8 +152,8 @@ def open_record(path: Path, kind: type[R], verify: bool = False) -> R:
         for part in header["parts"]:
             if not re.fullmatch(r"part\.\d{1,3}\.", part["prefix"]):
                 raise ValueError(f"tensors of a part named {str(part['prefix'])[:40]!r}")
-            others[str(part["name"])] = _record(part, _taken(left, part["prefix"]), {}, kind)
-        return _record(header, left, others, kind)
+            others[str(part["name"])] = _record(part, _taken(left, part["prefix"]), {}, kind, file)
+        return _record(header, left, others, kind, file)
     except SafetensorError as error:
         raise RecordError(
             f"{path} is not a readable record, it may be cut short: {str(error).splitlines()[0]}"
@@ -166,7 +172,9 @@ def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name: tensors.pop(name) for name in names}
 
 
-def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, R], kind: type[R]) -> R:
+def _record(
+    header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str, R], kind: type[R], file: OpenFile | None
+) -> R:  # fmt: skip
     prefix = header["prefix"]
     left = dict(tensors)
 
@@ -180,7 +188,7 @@ def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str,
         raise ValueError(f"layers {str(layers)[:60]}")
     if not 0 < heads <= LIMITS["heads"]:
         raise ValueError(f"{heads} heads")
-    groups = {str(name): take(f"group.{i}") for i, name in enumerate(header["groups"])}
+    groups = {str(name): take(f"group.{i}").clone() for i, name in enumerate(header["groups"])}
     statistics = {}
     for name in header["statistics"]:
         if name not in kernel.NAMES:
@@ -206,8 +214,9 @@ def _record(header: dict[str, Any], tensors: dict[str, Tensor], parts: dict[str,
     if unknown:
         raise ValueError(f"unknown tensor {unknown[0][:60]!r}")
     found = kind(
-        *axis, layers, heads, bool(header["causal"]), Stacked(statistics), maps, values, groups,
-        dict(header["provenance"]), keys=keys, parts=parts, residuals=residuals, effective=effective,
+        *axis, layers, heads, bool(header["causal"]), Stacked(statistics, file), watched(maps, file),
+        watched(values, file), groups, dict(header["provenance"]), keys=keys, parts=parts,
+        residuals=watched(residuals, file), effective=watched(effective, file),
     )  # fmt: skip
     refuse_misfit(found)
     return found
@@ -218,4 +227,4 @@ def _axis(take: Any, name: str) -> Axis:
     if tokens.dim() != 2 or tokens.dtype != torch.int64 or valid.dtype != torch.bool:
         raise ValueError(f"tokens {list(tokens.shape)} and valid {list(valid.shape)} do not belong together")
     strings = parse_json(bytes(text.numpy()).decode(), "the token strings", RecordError)
-    return Axis(tokens, valid, [[str(word) for word in row] for row in strings])
+    return Axis(tokens.clone(), valid.clone(), [[str(word) for word in row] for row in strings])

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from headwater.lens.records.record import Record
@@ -22,6 +22,7 @@ SHARE = 0.3
 ALPHA = 5.0
 TAU = 20.0
 MOST_DIMENSIONS = 8
+QUARTER = 0.25  # of the queries that see the best seen token of a head, for rules of a fixed share
 
 
 def needs(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -38,11 +39,24 @@ def find(record: Record, name: str) -> Bool[Tensor, "batch layer head position"]
         sink = (massive_scores(record, first_dimensions(record, tau)) > tau) & record.valid[:, None].cpu()
         return sink[:, :, None].expand(-1, -1, record.n_heads, -1)
     received, visible = (torch.as_tensor(record.statistic(s).values) for s in ("received", "visible"))
-    share = received / visible
+    share = torch.where(seen_enough(visible, rule), received / visible, torch.nan)
     if rule == "share":
         return share > (float(given[0]) if given else SHARE)
     tokens = record.valid.sum(-1)[:, None, None, None]
     return without_first(share > (float(given[0]) if given else ALPHA) / tokens)
+
+
+def seen_enough(
+    visible: Shaped[Tensor, "*rows key"], rule: str, least: int | None = None
+) -> Bool[Tensor, "*rows key"]:
+    """Which keys so many queries see that their share is compared: `least`, or what the rule asks for.
+
+    A share of few weights says little: the last token of a causal text has one, its weight on itself. So the rules of
+    a fixed share, "share" and "gu", ask for a quarter of the queries that see the head's best seen key; others for one.
+    """
+    if least is not None:
+        return visible >= least
+    return visible >= (QUARTER * visible.amax(-1, keepdim=True) if rule in ("share", "gu") else 1)
 
 
 def without_first(sink: Bool[Tensor, "*rows position"]) -> Bool[Tensor, "*rows position"]:

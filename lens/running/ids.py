@@ -48,6 +48,15 @@ class Running:
     mask: Mask | None = None
     memory: dict[Any, Any] = field(default_factory=dict)
 
+    @property
+    def has_its_sinks(self) -> bool:
+        """Whether the run begins with the prompt on which the sinks were found."""
+        prompt = self.sink_ids
+        if prompt is None or self.ids is None:
+            return prompt is None
+        begun = self.ids[:, : prompt.shape[1]]
+        return begun.shape == prompt.shape and bool(((begun == prompt) | (prompt == UNKNOWN)).all())
+
 
 _running: ContextVar[Mapping[object, Running]] = ContextVar("headwater_running", default=MappingProxyType({}))
 
@@ -111,4 +120,6 @@ def enter(key: object, mask: Mask) -> Running:
 
 def know_sinks(key: object, found: Mapping[str, Tensor], given: Tokens | None) -> None:
     """Keep the sinks of the prompt that runs next; `given` are its tokens, None if it is not text."""
-    _keep(key, replace(current(key), sinks=found, sink_ids=None if given is None else given.ids.cpu()))
+    # what stands on padding is no part of a prompt: models get their own padding token there
+    prompt = None if given is None else given.ids.masked_fill(~given.mask, UNKNOWN).cpu()
+    _keep(key, replace(current(key), sinks=found, sink_ids=prompt))

@@ -1,16 +1,18 @@
 """Circuit files from strangers: what holds a circuit is read, and everything else is refused in one line.
 
 Mutations seen to fail: the look for declarations left out, values not held to their types, names not held to text, the
-size not asked for, NaN let through.
+size not asked for, NaN let through, graphs not looked at before they are written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import pytest
 
 from headwater.analyses.circuits import _graph_files
@@ -45,6 +47,36 @@ def test_what_was_written_is_read(tmp_path: Path, name: str, form: Any) -> None:
     graph = circuit()
     graph.graph["paper"] = "name <with> & \"signs\" that 'XML' has"
     assert same(graph, read_circuit(write_circuit(graph, tmp_path / name, form)))
+
+
+@pytest.mark.parametrize(("name", "form"), [("a.graphml", None), ("a.json", None), ("v.json", "neuronpedia")])
+@pytest.mark.parametrize("value", [math.nan, math.inf, [1, 2], np.float32(1), object()])
+@pytest.mark.parametrize("place", ["node", "edge", "graph"])
+def test_what_no_reader_takes_is_not_written(
+    tmp_path: Path, name: str, form: Any, value: Any, place: str
+) -> None:
+    graph = circuit()
+    about = {"node": graph.nodes["0.1"], "edge": graph.edges["0.1", "logits"], "graph": graph.graph}[place]
+    about["score"] = value
+    (tmp_path / name).write_text("old")
+    with pytest.raises(AnalysisError, match=r"can not write .*; change or remove") as told:
+        write_circuit(graph, tmp_path / name, form)
+    assert "\n" not in str(told.value)
+    assert (tmp_path / name).read_text() == "old"
+
+
+@pytest.mark.parametrize("given", [None, nx.Graph(), nx.MultiDiGraph(), "a.json"])
+def test_what_is_no_graph_is_one_line(tmp_path: Path, given: Any) -> None:
+    with pytest.raises(AnalysisError, match=r"a circuit is a networkx\.DiGraph"):
+        write_circuit(given, tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("path", [None, 5, b"a.json"])
+def test_what_is_no_path_is_one_line(path: Any) -> None:
+    with pytest.raises(AnalysisError, match=r"a path is the name|a circuit is a networkx.DiGraph, or a file"):
+        write_circuit(circuit(), path)
+    with pytest.raises(AnalysisError):
+        read_circuit(path)
 
 
 def test_files_of_older_versions_name_mlps_with_a_space(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import dense_patching
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import recall_oracle
 import torch
 import transformers as hf
+import xarray as xr
 from torch import Tensor
 
 import headwater as hw
@@ -185,12 +187,14 @@ def test_controls_are_as_many_other_heads() -> None:
     assert not few.suppressor.any()
 
 
-def test_none_and_wrong_settings(pairs: Callable) -> None:
+def test_none_and_wrong_settings(pairs: Callable, tmp_path: Path) -> None:
     model = pairs("llama").model
     found = analyses.suppressors(model, ["w5 w6", "w7"], draws=100)
     assert not found.suppressor.any()
-    assert found.value.shape == (4, 1, 0, 3)
-    assert found.change.shape == (4, 0, 3)
+    assert found.value.sizes == {"scaled": 0, "measure": 4, "judged": 1, "factor": 3}
+    assert found.change.sizes == {"scaled": 0, "measure": 4, "factor": 3}
+    found.to_netcdf(tmp_path / "none.nc", engine="scipy")
+    assert xr.load_dataset(tmp_path / "none.nc", engine="scipy").sizes == found.sizes
     with pytest.raises(AnalysisError, match="no set 'together' was scaled; there are none"):
         mitigation(found)
     for given, message in (
