@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Cache
 
 from headwater.lens.attention import context, module_hooks
 from headwater.lens.attention.function import register_layers
@@ -37,7 +39,8 @@ def with_stacks(
 ) -> tuple[dict[str, Part], tuple[str, ...]]:
     """The parts with their stacks, and texts that name everything that mixes positions and has no map.
 
-    `read_only`: the attention does not go through the interface, so what it does beside its map is not looked at.
+    `read_only`: the attention does not go through the interface, so what it does beside its map shows where it has a
+    softmax over all positions.
     """
     keys = {} if read_only else {name: register_layers(part.modules) for name, part in parts.items()}
     look = _Look(hf, parts, keys)
@@ -190,20 +193,23 @@ class _Look:
         they gave before.
         """
         given = _given(call)
-        if not self.keys or given.dim() != 3 or len(given[0]) < 3 or call.output.shape[:2] != given.shape[:2]:
+        if given.dim() != 3 or len(given[0]) < 3 or call.output.shape[:2] != given.shape[:2]:
             return False
         place = len(given[0]) // 3
         changed = given.clone()
         changed[0, place] = given[0, place].flip(-1) + given[0, -1]
-        first = {key: _Heads() for key in self.keys.values()}
-        second = {key: _Heads(heads.z) for key, heads in first.items()}
         try:
-            with _tapped(first):
-                before = _called(call, given.clone())
-            with _tapped(second):
-                after = _called(call, changed)
+            return (self._moved_beside if self.keys else _moved_without_maps)(call, given, changed, place)
         except Exception:  # it can not be called again, so nothing shows that it keeps positions apart
             return True
+
+    def _moved_beside(self, call: Call, given: Tensor, changed: Tensor, place: int) -> bool:
+        first = {key: _Heads() for key in self.keys.values()}
+        second = {key: _Heads(heads.z) for key, heads in first.items()}
+        with _tapped(first):
+            before = _called(call, given.clone())
+        with _tapped(second):
+            after = _called(call, changed)
         return _moved(before, after, place) or any(
             _moved(value.transpose(1, 2), second[key].values[layer].transpose(1, 2), place)
             for key, heads in first.items()
@@ -265,6 +271,30 @@ class _Look:
         return [f"{name} ({where}{note})" for name, where in kinds]
 
 
+class _OwnPositions(TorchDispatchMode):
+    """Makes every softmax over square scores give each row its own position alone, and counts them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.met = size, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        softmax = function in (torch.ops.aten._softmax.default, torch.ops.aten._safe_softmax.default)
+        if not softmax or found.dim() < 3 or found.shape[-2:] != (self.size, self.size):
+            return found
+        self.met += 1
+        return torch.eye(self.size, dtype=found.dtype, device=found.device).expand_as(found).contiguous()
+
+
+def _moved_without_maps(call: Call, given: Tensor, changed: Tensor, place: int) -> bool:
+    """Of attention outside of the interface: whether positions meet although each attends to itself alone."""
+    with _OwnPositions(len(given[0])) as own:
+        before = _called(call, given.clone())
+        after = _called(call, changed)
+    return own.met > 0 and _moved(before, after, place)
+
+
 class _Heads(context.Tap):
     """Keeps the values and the heads' outputs of attention calls by layer, or makes the heads give `held`."""
 
@@ -318,10 +348,14 @@ def _given(call: Call) -> Tensor:
 
 
 def _called(call: Call, given: Tensor) -> Tensor:
+    """What the module gives for other hidden states, without the cache that the call has filled."""
     old = _given(call)
-    args = tuple(given if item is old else item for item in call.args)
-    kwargs = {name: given if item is old else item for name, item in call.kwargs.items()}
-    return module_hooks.first_output(call.module(*args, **kwargs))
+
+    def other(item: Any) -> Any:
+        return given if item is old else None if isinstance(item, Cache) else item
+
+    kwargs = {name: other(item) for name, item in call.kwargs.items()}
+    return module_hooks.first_output(call.module(*map(other, call.args), **kwargs))
 
 
 def _of_stream(call: Call, block: Call) -> bool:

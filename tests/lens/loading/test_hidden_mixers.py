@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hybrid_models import built
 from torch import nn
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -108,6 +109,31 @@ def test_mixing_outside_of_the_blocks_is_named(place, kind):
     assert carries(model)
     assert model.mixers == ()
     assert model.unread == ("LlamaForCausalLM (outside of its blocks)",)
+
+
+@pytest.mark.parametrize("kind", ["ConvBertModel", "NystromformerModel"])
+def test_a_convolution_beside_attention_outside_of_the_interface_is_named(kind):
+    torch.manual_seed(0)
+    hf = built(kind, num_hidden_layers=2, embedding_size=32)
+    attention = hf.encoder.layer[1].attention.self
+    model = hw.load(hf)
+    assert [(mixer.layer, mixer.path) for mixer in model.mixers] == [
+        (layer, f"encoder.layer.{layer}.attention.self") for layer in (0, 1)
+    ]
+    with pytest.raises(AnalysisError, match=type(attention).__name__):
+        hw.analyses.rollout(model.record(IDS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("XLMModel", {"emb_dim": 32, "n_heads": 4, "n_layers": 2}),  # its modules are called with a cache
+        ("OpenAIGPTModel", {"n_embd": 32, "n_head": 4, "n_layer": 2}),
+        ("DebertaV2Model", {"num_hidden_layers": 2}),
+    ],
+)
+def test_attention_outside_of_the_interface_alone_is_not_named(kind, shape):
+    assert hw.load(built(kind, **shape)).unread == ()
 
 
 def test_a_block_that_is_scaled_and_mixes_nothing_is_not_named():
