@@ -179,7 +179,6 @@ def _from_folder(
         model = open_model(hf, tokenizer, name, sample)
         # after the comparison with transformers' own attention, which does not know these rules
         declared_rules.attach(model, path)
-    model.weights_digest.settle()
     model.weights_digest.files = tuple(folder.weights) if adapter is None else ()
     return model
 

@@ -27,6 +27,7 @@ from headwater.lens.models import parts, read_only
 from headwater.lens.models.classes import labels_of
 from headwater.lens.models.closeness import answer, close_or_refuse, of_real
 from headwater.lens.models.parts import Part
+from headwater.lens.models.revision import stored
 from headwater.lens.models.signature import names
 from headwater.lens.models.stack import pattern
 from headwater.lens.running.padding import moved_sides
@@ -156,7 +157,7 @@ def _refuse_exchanged(hf: Any, found: Mapping[str, Part], changes: list[str]) ->
 
 
 def _refuse_nonfinite(hf: Any, name: str) -> None:
-    for key, weight in hf.state_dict().items():
+    for key, weight in stored(hf):
         if not isinstance(
             weight, Tensor
         ):  # the packed weights of torch's quantised modules are whole numbers

@@ -1,12 +1,13 @@
 """`Revision`: a digest of everything in a model that decides its numbers.
 
 It is a sha256 over every byte of every parameter and buffer, the class and plain attributes of every module (scales,
-windows, adapters that are on), the rules that a folder declares, and the configuration without what only names things.
-The precision is part of it: the same file opened in float32 and in bfloat16 gives other numbers. Models from a folder
-and from memory are treated alike.
+windows, adapters that are on), functions put on a module (hooks, a `forward` of its own), the rules that a folder
+declares, and the configuration without what only names things. The precision is part of it: the same file opened in
+float32 and in bfloat16 gives other numbers. Models from a folder and from memory are treated alike.
 
 Cost: one pass over the weights when it is first asked for, on two threads, about half a second per GB on a current
-processor. Later calls hash only tensors that torch counts as changed since. Writing through `.data` is not counted.
+processor. Later calls hash what is no weight, and only tensors that torch counts as changed since or of which a sample
+of numbers differs: torch does not count what is written through `.data` or numpy.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 PREFIX = "model-sha256:"
+SAMPLED = 4096  # numbers of a tensor that are looked at anew for every revision
 PLAIN = (bool, int, float, str, type(None))
 # attributes that name things, or that change from run to run without changing a number
 NAMES = {
@@ -32,6 +36,8 @@ NAMES = {
     "gradient_checkpointing", "is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method",
     "dtype", "max_seq_len_cached", "config", "generation_config", "all_tied_weights_keys", "loss_type", "model_tags",
 }  # fmt: skip
+# their functions on a module run, keep or trace it; what they change is in tensors and attributes
+OWN = {"headwater", "transformers", "torch", "accelerate", "peft", "bitsandbytes", "functools"}
 OF_TORCH = set(vars(nn.Module()))
 # fields of a configuration that name things, choose what is returned, or say how the model was saved
 NAMING = {
@@ -44,37 +50,36 @@ NAMING = {
 
 
 class Revision:
-    """The digest of one model. `settle` takes what is no weight; `now` gives the whole, of the weights as they are."""
+    """The digest of one model as it is `now`."""
 
     def __init__(self, hf: Any) -> None:
         self.hf = hf
         self.files: tuple[Path, ...] = ()  # the weight files, where it came from a folder
         self._known: dict[str, tuple[_State, str]] = {}
-        self.settle()
+        # the buffers that a run computes anew for its length, as they are now
+        self._moving = {
+            name: _of_tensor(buffer)
+            for name, buffer in hf.named_buffers()
+            if _moves(hf.get_submodule(name.rpartition(".")[0]))
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_known": {}}  # a copy has tensors of its own
 
-    def settle(self) -> None:
-        """Digest everything but the weights, as it is now: a run may move buffers that it computes for itself."""
-        digest = hashlib.sha256()
-        for line in (_plain(self.hf.config.to_dict(), NAMING), *_modules(self.hf)):
-            digest.update(json.dumps(line, sort_keys=True, default=repr).encode() + b"\n")
-        kept = self.hf.state_dict().keys()
-        for name, buffer in sorted(self.hf.named_buffers()):
-            if name not in kept:
-                digest.update(f"{name} {_of_tensor(buffer)}\n".encode())
-        self._rest = digest.hexdigest()
-
     def now(self) -> str:
         """`model-sha256:` and 64 digits."""
-        weights = sorted(self.hf.state_dict(keep_vars=True).items())
+        weights = sorted(stored(self.hf), key=lambda each: each[0])
         stale = [(name, value) for name, value in weights if self._stale(name, value)]
         with ThreadPoolExecutor(2) as pool:
             found = pool.map(_of_value, (value for _, value in stale))
             for (name, value), digest in zip(stale, found, strict=True):
                 self._known[name] = (_State.of(value), digest)
-        digest = hashlib.sha256(self._rest.encode())
+        digest, kept = hashlib.sha256(), dict(weights)
+        for line in (_plain(self.hf.config.to_dict(), NAMING), *_modules(self.hf)):
+            digest.update(json.dumps(line, sort_keys=True, default=repr).encode() + b"\n")
+        for name, buffer in sorted(self.hf.named_buffers()):
+            if name not in kept:
+                digest.update(f"{name} {self._moving.get(name) or _of_tensor(buffer)}\n".encode())
         for name, _ in weights:
             digest.update(f"{name} {self._known[name][1]}\n".encode())
         return PREFIX + digest.hexdigest()
@@ -88,24 +93,71 @@ class Revision:
 
 
 class _State(NamedTuple):
-    """What changes when torch writes to a tensor or another one takes its place; nothing is known of other values."""
+    """What changes when a tensor is written to or another one takes its place; nothing is known of other values."""
 
     tensor: weakref.ref[Tensor] | None
     place: int
     version: int
+    sample: bytes
 
     @classmethod
     def of(cls, value: Any) -> _State:
         if not isinstance(value, Tensor):
-            return cls(None, 0, 0)
-        return cls(weakref.ref(value), value.data_ptr(), value._version)
+            return cls(None, 0, 0, b"")
+        version = 0 if value.is_inference() else value._version
+        return cls(weakref.ref(value), value.data_ptr(), version, _sample(value))
 
     def still(self, value: Any) -> bool:
-        return (
-            self.tensor is not None
-            and self.tensor() is value
-            and self[1:] == (value.data_ptr(), value._version)
-        )
+        return self.tensor is not None and self.tensor() is value and self[1:] == _State.of(value)[1:]
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """Numbers spread over a tensor; none of one that is quantised or of other strides."""
+    if tensor.is_quantized or not tensor.is_contiguous() or not tensor.numel():
+        return b""
+    flat = tensor.detach().view(-1)
+    return flat[:: max(len(flat) // SAMPLED, 1)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+
+
+def _moves(module: Any) -> bool:
+    """Whether a module computes its rotary table anew for the length of a text."""
+    kinds = getattr(module, "rope_type", None)
+    return bool({"dynamic", "longrope"} & set(kinds.values() if isinstance(kinds, dict) else [kinds]))
+
+
+def stored(hf: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every value that a model stores to compute with, by name; what torch's own quantisation packs is no tensor.
+
+    `state_dict` is not asked: bitsandbytes unpacks 4 bit weights for it on a CPU and leaves their scales in another
+    order, so that the model gives other numbers from then on.
+    """
+    for path, module in hf.named_modules(remove_duplicate=False):
+        where = f"{path}." if path else ""
+        known = module._non_persistent_buffers_set
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and name not in known:
+                yield where + name, tensor
+                yield from _beside(f"{where}{name}", tensor)
+        yield from _beside(path, module)
+        if type(module).__module__.startswith("torch.ao."):
+            packed: dict[str, Any] = {}
+            module._save_to_state_dict(packed, where, True)
+            yield from (
+                (name, value) for name, value in packed.items() if not isinstance(value, nn.Parameter)
+            )
+
+
+def _beside(where: str, holder: Any) -> Iterator[tuple[str, Any]]:
+    """The tensors that bitsandbytes keeps as attributes of its modules, its parameters and their states."""
+    for name, value in vars(holder).items():
+        if _of_bitsandbytes(holder) and type(value) is Tensor:
+            yield f"{where}.{name}", value
+        elif _of_bitsandbytes(value) and not isinstance(value, nn.Module | nn.Parameter):
+            yield from _beside(f"{where}.{name}", value)
+
+
+def _of_bitsandbytes(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "bitsandbytes"
 
 
 def of_files(files: Sequence[Path]) -> str:
@@ -160,10 +212,25 @@ def _modules(hf: nn.Module) -> Iterator[Any]:
                 continue
             if name.startswith("_") and isinstance(module, PreTrainedModel):
                 continue
-            told = _told(value)
+            told = _told(value) if not _is_function(value) else _named(value)
             if told is not None:
                 plain[name] = told
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        plain["hooks"] = [told for hook in hooks if (told := _named(hook)) is not None]
         yield path, type(module).__qualname__, plain
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, FunctionType | MethodType | partial)
+
+
+def _named(value: Any) -> str | None:
+    """The name of a function; None for one of a package that puts it on every model."""
+    kind = getattr(value, "func", value)
+    kind = kind if hasattr(kind, "__qualname__") else type(kind)
+    if kind.__module__.partition(".")[0] in OWN:
+        return None
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _told(value: Any) -> Any:
@@ -178,7 +245,7 @@ def _told(value: Any) -> Any:
         return {str(key): told for key, part in value.items() if (told := _told(part)) is not None}
     if is_dataclass(value) and not isinstance(value, type):
         parts = {each.name: getattr(value, each.name) for each in fields(value)}
-        return {n: _of_tensor(v) if isinstance(v, Tensor) else _told(v) for n, v in parts.items()}
+        return {name: _told(part) for name, part in parts.items()}
     return None
 
 

@@ -153,3 +153,35 @@ def test_torchs_dynamic_quantisation_is_read_and_gives_no_gradients() -> None:
     assert (found.record(IDS).map(0).dense() - expected.record(IDS).map(0).dense()).abs().max() < 0.1
     with pytest.raises(ModelError, match="gives no gradient"):
         found(IDS, grad=True)
+
+
+def test_4_bits_are_not_unpacked_by_reading_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes unpacks 4 bit weights for `state_dict` on a CPU, and the model gives other numbers afterwards."""
+    pytest.importorskip("bitsandbytes")
+    small, _ = adapted.few_bits(4)
+    with torch.no_grad():
+        before = small(IDS).logits
+    monkeypatch.setattr(nn.Module, "state_dict", lambda *_, **__: pytest.fail("state_dict is asked"))
+    found = hw.load(small)
+    assert torch.equal(found(IDS), before)
+    revision = found.record(IDS).provenance["revision"]
+    assert torch.equal(found(IDS), before)
+    assert found.revision == revision
+    with torch.no_grad():
+        small.model.layers[1].mlp.up_proj.weight.quant_state.absmax.mul_(2)
+    assert found.revision != revision
+
+
+def test_the_adapter_that_acts_is_in_the_revision() -> None:
+    peft = pytest.importorskip("peft")
+    model = adapted.adapted(["q_proj"])
+    with adapted.quietly():
+        model.add_adapter("two", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    found = hw.load(model)
+    one = found.revision
+    model.set_adapter("two")
+    assert found.revision != one
+    with model.disable_adapter():
+        assert found.revision not in (one, hw.load(adapted.plain()).revision)
+    model.set_adapter("default")
+    assert found.revision == one

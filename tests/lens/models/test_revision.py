@@ -9,6 +9,7 @@ import pickle
 import pytest
 import tiny_models
 import torch
+import transformers
 from torch import nn
 
 import headwater as hw
@@ -73,7 +74,6 @@ def test_a_rule_that_a_folder_declares_changes_it(hf):
     model = hw.load(hf)
     before = model.revision
     setattr(hf.model.layers[0].self_attn, ATTRIBUTE, OwnRule(Normaliser("sigmoid")))
-    model.weights_digest.settle()
     assert model.revision != before
 
 
@@ -107,6 +107,47 @@ def test_weights_that_change_while_the_model_is_open_change_it(hf):
     assert model.revision not in (before, after)
     hf.lm_head.weight = nn.Parameter(weight)
     assert model.revision == after
+
+
+def hook(hf):
+    hf.model.layers[0].mlp.register_forward_hook(doubled)
+
+
+def doubled(module, args, output):
+    return 2 * output
+
+
+def own_forward(hf):
+    hf.model.layers[0].mlp.forward = lambda x: x
+
+
+def beside_torch(hf):
+    hf.model.layers[0].mlp.up_proj.weight.data.mul_(2)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, hook, own_forward, beside_torch], ids=lambda c: c.__name__)
+def test_whatever_changes_while_the_model_is_open_changes_it(hf, change):
+    model = hw.load(hf)
+    before = model.revision
+    change(hf)
+    assert model.revision != before
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_tables_of_the_length_of_a_text_do_not_change_it(kind):
+    config = tiny_models.tiny("llama").config
+    half = config.head_dim // 2
+    config.rope_parameters = {
+        "rope_type": kind, "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 8,
+        "long_factor": [2.0] * half, "short_factor": [1.0] * half,
+    }  # fmt: skip
+    config.max_position_embeddings = 8
+    hf = transformers.LlamaForCausalLM(config).eval()
+    model = hw.load(hf)
+    before = model.revision
+    with torch.no_grad():
+        hf(torch.arange(3, 23)[None])
+    assert model.revision == before
 
 
 def test_an_experiment_does_not_go_on_with_another_model(tmp_path, hf):
