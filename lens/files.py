@@ -163,7 +163,8 @@ class NewFile:
 
     def discard(self) -> None:
         """Drop what was written so far; after `finish` there is nothing to drop."""
-        self.file.close()
+        with contextlib.suppress(OSError):  # on a full disk what was not yet written can not be
+            self.file.close()
         if self._beside is not None:
             self._beside.unlink(missing_ok=True)
             self._beside = None

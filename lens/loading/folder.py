@@ -28,6 +28,7 @@ from headwater.lens.files import parse_json, read_text
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 CONFIG_BYTES, INDEX_BYTES = 2**20, 2**26
+LONGEST_REASON = 300  # characters of a message from a loader
 BUFFER_BYTES = 2**28  # tables that a model computes for itself, where its weights are small
 REFUSED_FILES = {
     "adapter_config.json": "an adapter, which changes the weights; put it in a folder of its own and give "
@@ -81,8 +82,8 @@ def one_line(what: str) -> Iterator[None]:
     except HeadwaterError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"{what}: {type(error).__name__}: {first}") from None
+        told = " ".join(str(error).split())
+        raise ModelError(f"{what}: {type(error).__name__}: {told[:LONGEST_REASON]}") from None
 
 
 def _config(folder: Path) -> Any:

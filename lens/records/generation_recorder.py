@@ -7,11 +7,12 @@ over the whole text. So an edit must mean the same in every step; positions coun
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import mmap
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,22 +52,35 @@ class Rows:
         if self._folder is None:
             self._pieces.append(piece.detach().clone())
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `close`
         rows = piece.detach().cpu().movedim(self._axis, 0).contiguous()
         self._like = rows[:0]
-        self._file.write(rows.reshape(-1).view(torch.uint8).numpy().tobytes())
+        with self._room():
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `close`
+            self._file.write(rows.reshape(-1).view(torch.uint8).numpy().tobytes())
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # on a full disk the last rows can not be written
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """RecordError where the system does not let us write, as on a full disk."""
+        try:
+            yield
+        except OSError as error:
+            raise RecordError(
+                f"can not write in {self._folder}: {error.strerror or error}; give path= on another disk"
+            ) from None
 
     def joined(self) -> Tensor:
         """The whole tensor; a file is memory-mapped and copied once."""
         if self._file is None:
             return torch.cat(self._pieces, self._axis)
         assert self._like is not None
-        self._file.flush()
+        with self._room():
+            self._file.flush()
         with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
             rows = torch.frombuffer(mapped, dtype=self._like.dtype)
             found = (

@@ -135,12 +135,12 @@ def read(path: Path, verify: bool = False, mapped: bool = True) -> tuple[dict[st
             raise ValueError("the header is no object")
         if "digests" in header and metadata.get(f"{META}_digest") != _digest(text, table):
             raise ValueError("the header is not the one that was written")
-        tensors = {name: file.get_tensor(name) for name in names if not name.startswith("pad.")}
+        tensors = {name: file.get_tensor(name) for name in names}
         if not mapped:
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     if verify:
         _verify(tensors, header.get("digests", {}))
-    return header, tensors
+    return header, {name: tensor for name, tensor in tensors.items() if not name.startswith("pad.")}
 
 
 def _verify(tensors: dict[str, Tensor], digests: dict[str, str]) -> None:

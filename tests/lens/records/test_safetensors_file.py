@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -71,6 +72,25 @@ def test_a_changed_number_is_found_when_asked_for(tmp_path):
     hw.Record.open(path)
     with pytest.raises(RecordError, match="is not the one that was written"):
         hw.Record.open(path, verify=True)
+
+
+def test_every_tensor_is_verified_and_the_padding_between_them(tmp_path):
+    path = recorded("gpt2").save(tmp_path / "run.safetensors")
+    text = path.read_bytes()
+    begin = 8 + int.from_bytes(text[:8], "little")
+    table = json.loads(text[8:begin])
+    places = {
+        name: about["data_offsets"][0]
+        for name, about in table.items()
+        if name != "__metadata__" and about["data_offsets"][0] < about["data_offsets"][1]
+    }
+    assert any(name.startswith("pad.") for name in places)
+    for name, place in places.items():
+        changed = bytearray(text)
+        changed[begin + place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(RecordError, match=f"the tensor {re.escape(name)} is not the one"):
+            hw.Record.open(path, verify=True)
 
 
 def test_file_systems_without_nameless_files_and_headers_without_room(tmp_path, monkeypatch):
