@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from part_oracle import PartOracle
 
 import headwater as hw
 from headwater.analyses._catalogue.catalogue import catalogue
 from headwater.lens.errors import AnalysisError, RecordError
 from headwater.lens.loading import zoo
-from tests.support.part_oracle import PartOracle
 
 FAMILIES = ("t5", "bart", "whisper")
 SQUARE = {

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny
 
 import headwater as hw
 from headwater.lens import progress as module
 from headwater.lens.progress import progress
 from headwater.lens.running import forward
-from tests.support.tiny_models import tiny
 
 
 class Terminal(io.StringIO):

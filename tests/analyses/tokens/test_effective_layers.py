@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import networkx as nx
 import pytest
 import torch
+from hybrid_models import hybrid, remembering
 from networkx.algorithms.flow import edmonds_karp
 from torch import Tensor
 
@@ -12,7 +13,6 @@ import headwater as hw
 from headwater import analyses
 from headwater.lens.errors import AnalysisError, RecordError
 from headwater.lens.records.record import Record
-from tests.support.hybrid_models import hybrid, remembering
 
 IDS = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 KEEP = ("qk", "mixers")

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from recurrences import example, per_head, recur
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headwater.kernels.mixers import recurrence as file
 from headwater.kernels.mixers.recurrence import RecurrenceMap
 from headwater.kernels.reference import mixers as reference
-from tests.support.recurrences import example, per_head, recur
 
 KINDS = [(delta, vector) for delta in (False, True) for vector in (False, True)]
 

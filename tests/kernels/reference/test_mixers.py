@@ -1,8 +1,8 @@
 import pytest
 import torch
+from recurrences import example, per_head, recur
 
 from headwater.kernels.reference import mixers
-from tests.support.recurrences import example, per_head, recur
 
 
 @pytest.mark.parametrize("delta", [False, True])

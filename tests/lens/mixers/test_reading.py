@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hybrid_models import built, hybrid, remembering
 from torch import Tensor, nn
 
 import headwater as hw
@@ -14,7 +15,6 @@ from headwater.kernels.mixers.recurrence import RecurrenceMap
 from headwater.lens.errors import ModelError
 from headwater.lens.mixers import forms
 from headwater.lens.mixers.effective_map import EffectiveMap
-from tests.support.hybrid_models import built, hybrid, remembering
 
 # transformers' function, its argument that holds the values, what to leave out, and how both become [batch, head, s, c]
 BY_HEAD = lambda x: x.transpose(1, 2)  # noqa: E731

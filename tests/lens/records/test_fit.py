@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny
 
 import headwater as hw
 from headwater.lens.errors import RecordError
 from headwater.lens.records import fit
 from headwater.lens.records.contents import Axis
-from tests.support.tiny_models import tiny
 
 IDS = torch.arange(3, 9)[None]
 

@@ -6,14 +6,14 @@ from typing import Any, Literal
 import jaxtyping
 import pytest
 import torch
+from hybrid_models import hybrid
+from record_files import rewritten
 from torch import Tensor
 
 import headwater as hw
 from headwater.lens.errors import HeadError, RecordError
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.records.pack_maps import Packer, unpack_effective
-from tests.support.hybrid_models import hybrid
-from tests.support.record_files import rewritten
 
 IDS = torch.randint(3, 90, (2, 13), generator=torch.Generator().manual_seed(0))
 KEEP = ("qk", "mixers")

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_models import tiny
 
 import headwater as hw
 from headwater.lens.errors import RecordError
 from headwater.lens.records.steps import StepMasks
-from tests.support.tiny_models import tiny
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
