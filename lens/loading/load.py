@@ -28,6 +28,7 @@ from headwater.lens.models.embedded import check_embedded, embedded
 from headwater.lens.naming.texts import beginning, check_choice
 from headwater.lens.transformer_lens.bridge import is_bridged, tokenizer_of, unbridged
 
+TOKENIZER_FILES, TOKENIZER_BYTES = (".json", ".model", ".txt", ".jinja"), 2**28
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
 HUB_SECONDS = 5  # timeout for the hub to answer; the download has no timeout
 NEAR = 0.6  # a name this similar to an embedded one counts as a typing error
@@ -215,5 +216,8 @@ def _tokenizer(folder: Path) -> Any:
         for n in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
     ):
         return None
+    for file in folder.iterdir():
+        if file.suffix in TOKENIZER_FILES and file.is_file() and file.stat().st_size > TOKENIZER_BYTES:
+            raise ModelError(f"{file} is larger than {TOKENIZER_BYTES // 2**20} MiB; a tokenizer is smaller")
     with one_line(f"the tokenizer in {folder} can not be loaded"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -136,6 +136,14 @@ def test_offline_nothing_is_looked_up(monkeypatch):
         hw.load("someone/model")
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.txt"])
+def test_a_tokenizer_that_is_too_large_is_refused_before_it_is_read(folder, name, monkeypatch):
+    (folder / name).write_text("{}" * 3000)
+    monkeypatch.setattr("headwater.lens.loading.load.TOKENIZER_BYTES", 5000)
+    with pytest.raises(ModelError, match=r"is larger than .* MiB; a tokenizer is smaller"):
+        hw.load(folder)
+
+
 def test_a_tokenizer_of_another_model_is_refused(folder):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
