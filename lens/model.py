@@ -185,6 +185,10 @@ class HookedModel(TransformerLens):
         tokens in a text. "generated": tokens from position `prompt` on. "text": all other tokens. Groups do not
         overlap, and padding is in none.
         """
+        if not isinstance(given, Tokens):
+            raise PromptError(
+                f"token_groups takes what model.to_tokens(prompt) returns; got {type(given).__name__}"
+            )
         return token_groups(self, given, prompt)
 
     def head_outputs(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from headwater.analyses._prompts.examples import Batch, one_each, outputs_of, refuse_infinite
+from headwater.analyses._prompts.examples import Batch, check_function, one_each, outputs_of, refuse_infinite
 from headwater.analyses._prompts.positions import place_of
 from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import AnalysisError
@@ -57,6 +57,7 @@ class Explained:
     of_classes: bool = False
 
     def __post_init__(self) -> None:
+        check_function(self.measure, "measure", ("outputs",))
         if self.measure is not None and (self.answer is not None or self.wrong is not None):
             raise AnalysisError("measure and answer ask for different things; give one of them")
         if self.measure is not None or self.model.has_lm_head or (self.of_classes and self.model.classes):
@@ -145,9 +146,14 @@ class Explained:
 
     def _ids(self, given: Answer, what: str, batch: Batch) -> Tensor:
         """The token of each text of the batch, [text]."""
-        each: list[Any] = [given] if isinstance(given, str | Integral) else list(given)  # type: ignore[arg-type]
+        single = isinstance(given, str | Integral) or (isinstance(given, Tensor) and given.dim() == 0)
+        each: list[Any] = [given] if single else list(given)  # type: ignore[arg-type]
         read = token_id if self.model.has_lm_head else class_id
         ids = [read(self.model, one, what) for one in each]
+        if batch.of is not None and len(ids) > max(1, batch.of):
+            raise AnalysisError(
+                f"{what} holds {len(ids)} tokens for {batch.of} text{'s' * (batch.of > 1)}; give one, or one per text"
+            )
         if len(ids) == 1:
             return torch.tensor(ids * len(batch.places))
         if len(ids) <= max(batch.places):

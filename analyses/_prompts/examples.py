@@ -6,6 +6,7 @@ the user gets real tokens only. Many texts of different lengths therefore run on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class Batch:
 
     ids: Tensor
     places: list[int]
+    of: int | None = None  # how many examples there are in all; None where nobody asks
 
     def rows(self, which: Tensor | list[int] | slice, ids: Tensor | None = None) -> Tensor:
         """Some rows of `ids` with their further inputs; `ids`, as many, stand in the place of theirs."""
@@ -58,7 +60,9 @@ def batches_of(model: HookedModel, examples: Examples, size: int, beside: bool =
         if given.shape[:2] != tokens.shape and not (beside and len(given) == len(tokens)):
             raise AnalysisError(f"examples hold {name} beside text; this analysis reads text alone")
     lengths = tokens.mask.sum(-1).tolist()
-    return [Batch(_together(tokens, places), places) for places in of_equal_length(lengths, size)]
+    return [
+        Batch(_together(tokens, places), places, len(tokens)) for places in of_equal_length(lengths, size)
+    ]
 
 
 def _together(tokens: Tokens, places: list[int]) -> Tensor:
@@ -166,6 +170,7 @@ def loss_of(model: HookedModel, loss: Loss | None) -> Value:
         raise AnalysisError(
             f"{model.name} has no next-token loss; give loss({given}, tokens) → [batch] of what the model gives"
         )
+    check_function(loss, "loss", ("outputs", "tokens"))
     outputs = outputs_of(model)
 
     def value(batch: Batch) -> Tensor:
@@ -179,6 +184,30 @@ def loss_of(model: HookedModel, loss: Loss | None) -> Value:
         return found
 
     return value
+
+
+def check_function(function: object, what: str, takes: tuple[str, ...]) -> None:
+    """AnalysisError unless `function` is None, or can be called with as many values as `takes` names."""
+    if function is None:
+        return
+    form = f"give a function {what}({', '.join(takes)}) → [batch]"
+    if not callable(function):
+        raise AnalysisError(f"{what} is no function but of type {type(function).__name__}; {form}")
+    try:
+        inspect.signature(function).bind(*takes)
+    except TypeError as error:
+        raise AnalysisError(f"{what} can not be called: {error}; {form}") from None
+    except ValueError:  # a function of another language says nothing of its arguments
+        return
+
+
+def differentiable(found: Tensor, what: str) -> Tensor:
+    """`found`; AnalysisError where a user's function has cut the gradient."""
+    if not found.requires_grad:
+        raise AnalysisError(
+            f"{what} has no gradient; compute it from what it is given, without detach, item, numpy or no_grad"
+        )
+    return found
 
 
 def one_each(found: object, count: int, what: str, of: str) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from headwater.lens.attention.standing_in import standing_in
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models import prefix_cache
+from headwater.lens.models.classes import logits_of
 from headwater.lens.models.opened import Opened
 from headwater.lens.transformer_lens import names
 from headwater.lens.transformer_lens.run import Function, Run
@@ -72,7 +73,8 @@ class Swap(Run):
         if position is not None and "logits_to_keep" in known:
             more["logits_to_keep"] = torch.tensor([position], device=self.model.device)
         with self.on(), torch.no_grad(), _narrowed(self.model, tokens):
-            found = hf(input_ids=ids.to(self.model.device), **more).logits
+            found = logits_of(hf(input_ids=ids.to(self.model.device), **more))
+        assert found is not None  # pairs are refused for a model without a language head
         if self.missed:
             raise AnalysisError(
                 f"{self.model.name}: {min(self.missed)} was not reached, so it can not be patched"

@@ -13,7 +13,15 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._measures.measure import Answer, Explained
-from headwater.analyses._prompts.examples import Batch, Examples, Loss, batches_of, drawn_in_turn, one_each
+from headwater.analyses._prompts.examples import (
+    Batch,
+    Examples,
+    Loss,
+    batches_of,
+    differentiable,
+    drawn_in_turn,
+    one_each,
+)
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.running.forward import next_token_loss
@@ -90,7 +98,7 @@ class Objective:
         history = []
         for batch in drawn_in_turn(self.batches, steps, generator, "training"):
             with torch.enable_grad():
-                loss = self.of_batch(batch, vectors * mask, grad=True)
+                loss = differentiable(self.of_batch(batch, vectors * mask, grad=True), "the loss")
                 (slope,) = torch.autograd.grad(loss + penalty * vectors.abs().sum().to(loss), vectors)
             vectors.grad = slope * mask
             adam.step()

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds
-from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, lengths_of, loss_of
+from headwater.analyses._prompts.examples import (
+    Batch,
+    Examples,
+    Loss,
+    Value,
+    batches_of,
+    differentiable,
+    lengths_of,
+    loss_of,
+)
 from headwater.analyses.heads._losses_without_heads import losses_without
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
@@ -116,7 +125,7 @@ def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granula
         positions = (batch.ids.shape[1],) if granularity == "token" else ()
         gates = torch.ones(*size, *positions, device=batch.ids.device, requires_grad=True)
         with torch.enable_grad(), model.gated(gates):
-            (slope,) = torch.autograd.grad(value(batch).sum(), gates)
+            (slope,) = torch.autograd.grad(differentiable(value(batch), "the loss").sum(), gates)
         slope = slope.detach().double().cpu()
         if granularity == "batch":
             found[batch.places[0]] = slope.mean(0).abs()

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds
-from headwater.analyses._prompts.examples import Examples, Loss, batches_of, drawn_in_turn, loss_of
+from headwater.analyses._prompts.examples import (
+    Examples,
+    Loss,
+    batches_of,
+    differentiable,
+    drawn_in_turn,
+    loss_of,
+)
 from headwater.lens.model import HookedModel
 
 STRETCH = (-0.1, 1.1)  # hard-concrete gates are stretched to this interval, then clipped to [0, 1]
@@ -67,7 +74,7 @@ def learn_gates(
         with torch.enable_grad():
             gates = _gates(opening, kind, torch.rand(opening.shape, generator=generator))
             with model.gated(gates):
-                mean = value(batch).mean()
+                mean = differentiable(value(batch), "the loss").mean()
             share = _open(opening, kind).mean()
             # gradients of the gates alone, not of the weights
             (opening.grad,) = torch.autograd.grad(mean + penalty * share.to(mean), opening)

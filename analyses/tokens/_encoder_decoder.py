@@ -17,7 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from headwater.analyses._measures.measure import Explained
-from headwater.analyses._prompts.examples import Batch, Examples, outputs_of
+from headwater.analyses._prompts.examples import Batch, Examples, differentiable, outputs_of
 from headwater.analyses._prompts.positions import Positions, place_of, position_coordinates
 from headwater.analyses._prompts.texts import Texts, indicators
 from headwater.analyses.tokens._gradients import Rooted, WeightSlopes, slopes_at
@@ -193,6 +193,7 @@ def _slopes(asked: Explained, given: Tokens, batch: Batch) -> tuple[list[WeightS
             stack.enter_context(context.tapping(kept.view.key, Rooted()))
         found = value(outputs(given, grad=True), torch.arange(len(given)))
     heads = [kept.layers[layer] for kept, layer in order]
+    found = differentiable(found, "the measure")
     grads = torch.autograd.grad(found.sum(), [output for *_, output in heads], allow_unused=True)
     encoder, steps = [], []
     for (kept, layer), mine, grad in zip(order, heads, grads, strict=True):

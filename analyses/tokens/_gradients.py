@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._measures.measure import Explained, run_embedded
-from headwater.analyses._prompts.examples import Batch, outputs_of
+from headwater.analyses._prompts.examples import Batch, differentiable, outputs_of
 from headwater.analyses._prompts.positions import place_of
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.tiles.mask import Mask
@@ -65,6 +65,7 @@ def weight_slopes(model: HookedModel, batch: Batch, value: Value) -> dict[int, W
     with context.listening(listener), context.tapping(model.key, Rooted()):
         found = value(outputs_of(model)(batch.ids, grad=True), torch.arange(len(batch.ids)))
     kept = {layer: listener.layers[layer] for layer in model.layers}
+    found = differentiable(found, "the measure")
     slopes = torch.autograd.grad(found.sum(), [output for _, _, output in kept.values()], allow_unused=True)
     return {
         layer: slopes_at(model, layer, heads, slope)
@@ -142,4 +143,5 @@ def input_slopes(model: HookedModel, embedded: Tensor, value: Value, batch: Batc
     batch."""
     leaf = embedded.detach().requires_grad_()
     found = value(run_embedded(model, leaf, batch.rows(texts)), texts)
+    found = differentiable(found, "the measure")
     return torch.autograd.grad(found.sum(), leaf)[0].double()

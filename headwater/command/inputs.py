@@ -98,7 +98,10 @@ def layers(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.strip().partition("-")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
+            span = range(int(first), int(last) + 1) if dash else [int(first)]
+            if not span:
+                raise RecordError(f"layers {text!r} go backwards; write them as {last}-{first}")
+            found += span
     except ValueError:
         raise RecordError(f"layers {text!r} can not be read; write them as 0-3 or 1,4") from None
     return found

@@ -58,6 +58,10 @@ def load(
     HookedModel('tasks-4l', LlamaForCausalLM, 4 layers × 8 heads, d_model 256, first token '<bos>')
     """
     check_choice(prepend_bos, ModelError)
+    if tokenizer is not None and not callable(tokenizer):
+        raise ModelError(
+            f"tokenizer is a tokenizer of transformers; got {tokenizer!r:.60}; give AutoTokenizer.from_pretrained(…)"
+        )
     model = _opened(source, tokenizer, dtype, sample, base)
     if prepend_bos and beginning(model.tokenizer) is None:
         raise ModelError(

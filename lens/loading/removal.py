@@ -21,6 +21,7 @@ from headwater.lens.loading.smaller_config import settle
 from headwater.lens.model import HookedModel
 from headwater.lens.models.closeness import relative_difference
 from headwater.lens.models.linear import linear, outputs
+from headwater.lens.models.opened import Opened
 from headwater.lens.models.parts import Shape
 from headwater.lens.models.projections import attention_with_projections, projections
 from headwater.lens.naming.heads import Head, Heads, chosen
@@ -50,6 +51,8 @@ def remove_heads(model: HookedModel, heads: Heads) -> Any:
     >>> smaller.model.layers[2].self_attn.q_proj.weight.shape  # 6 heads of 32 features are left
     torch.Size([192, 256])
     """
+    if not isinstance(model, Opened):
+        raise ModelError(f"remove_heads takes an open model, as hw.load gives it; got {type(model).__name__}")
     if model.part_name != "text" or model.read_only:
         why = model.read_only or f"it is read as its {model.part_name}"
         raise ModelError(f"heads can not be removed from the weights of {model.name}: {why}")

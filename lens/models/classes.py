@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LOGITS = ("logits", "logits_per_image")
+LOGITS = ("logits", "logits_per_image", "prediction_logits")
 ENDS = ("start_logits", "end_logits")
 SPAN = ("start", "end")
 

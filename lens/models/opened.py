@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headwater.lens.attention.function import register_layers
-from headwater.lens.errors import EditError, ModelError, nearest
+from headwater.lens.errors import EditError, ModelError, PromptError, nearest
 from headwater.lens.models.norms import HEAD
 from headwater.lens.models.parts import Part, Shape
 from headwater.lens.models.patches import Patches
@@ -211,6 +211,8 @@ class Opened:
 
     def to_strings(self, ids: Tensor | Iterable[int]) -> list[str]:
         """One string per token id; `#id` where there is no tokenizer."""
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise PromptError(f"to_strings takes token ids, as model.to_tokens(text)[0]; got {ids!r:.60}")
         numbers = [int(i) for i in ids]
         if self.tokenizer is None:
             return [f"#{i}" for i in numbers]

@@ -32,10 +32,16 @@ def embedding(hf: Any) -> Any:
     except NotImplementedError:
         found = None
     if hasattr(found, "num_embeddings"):
-        return found
+        return found if hf.config.is_encoder_decoder else _running(hf, found)
     words = getattr(hf.config.get_text_config(), "vocab_size", None)
     tables = (m for m in hf.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == words)
     return next(tables, None)
+
+
+def _running(hf: Any, table: Any) -> Any:
+    """The table that runs: the encoder of T5 alone lends its table to the stack, which has a module of its own."""
+    lent = [m for m in hf.modules() if isinstance(m, nn.Embedding) and m.weight is table.weight]
+    return lent[-1] if lent else table
 
 
 def embeddings(hf: Any) -> list[Any]:

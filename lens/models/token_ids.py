@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from headwater.lens.errors import PromptError, nearest
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming.texts import encoding
@@ -12,7 +14,8 @@ def token_id(model: Opened, given: str | int, what: str) -> int:
 
     PromptError for a word of several tokens, or one unknown to the tokenizer (but not for the unknown token itself).
     """
-    if isinstance(given, str) and given.startswith("#") and given[1:].isdigit():
+    given = int(given) if isinstance(given, Tensor) else given
+    if isinstance(given, str) and given.startswith("#") and given[1:].isdecimal():
         given = int(given[1:])
     if not isinstance(given, str):
         if not 0 <= given < model.vocab:
@@ -41,6 +44,7 @@ def token_id(model: Opened, given: str | int, what: str) -> int:
 def class_id(model: Opened, given: str | int, what: str) -> int:
     """The index of a class given by its label, as an index, or as "#1". PromptError for a class that there is not."""
     labels = model.classes
+    given = int(given) if isinstance(given, Tensor) else given
     if isinstance(given, str) and given in labels:
         if labels.count(given) > 1:
             raise PromptError(

@@ -155,7 +155,10 @@ def chosen_layers(layers: Layers, model_layers: list[int]) -> list[int]:
         if layers == "all":
             return model_layers
         raise HeadError(f"layers are 'all', a number or a list of numbers; got {layers!r}")
-    asked = [layers] if isinstance(layers, int) else list(layers)
+    try:
+        asked = [layers] if isinstance(layers, int) else list(layers)
+    except TypeError:
+        raise HeadError(f"layers are 'all', a number or a list of numbers; got {layers!r}") from None
     wrong = [n for n in asked if n not in model_layers]
     if wrong:
         raise HeadError(

@@ -75,7 +75,14 @@ def to_tokens(
     ids = (ids[None] if ids.dim() == 1 else ids).long()
     if attention_mask is None:
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-    mask = torch.as_tensor(attention_mask)
+    try:
+        mask = torch.as_tensor(attention_mask)
+    except (TypeError, ValueError, RuntimeError):
+        raise PromptError(
+            f"attention_mask is a tensor of 0 and 1; got {texts.short(attention_mask)}"
+        ) from None
+    if not ((mask == 0) | (mask == 1)).all():
+        raise PromptError("attention_mask holds 1 for a token and 0 for padding, and nothing between")
     mask = mask[None] if mask.dim() == 1 else mask
     if mask.shape != ids.shape:
         raise PromptError(

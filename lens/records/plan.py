@@ -33,6 +33,7 @@ def recorders(
     model: Opened, found: Tokens, statistics: Iterable[str], layers: Layers, keep: Iterable[str], groups: Groups
 ) -> dict[str, Recorder]:  # fmt: skip
     """{part: recorder} for the parts that run on this prompt; if `model` is not its main part, only for that part."""
+    _refuse_unlisted(statistics, keep, groups)
     asked = (statistics,) if isinstance(statistics, str) else tuple(statistics)
     first = model.part_name
     everything = first == next(iter(model.parts))
@@ -51,7 +52,7 @@ def recorders(
         if name != first and layers != "all":
             chosen = [n for n in chosen_layers(layers, model.layers) if n in view.layers]
         wanted = _fitting(view, asked, named, strict=name == first)
-        if isinstance(chosen, str | int) or chosen:
+        if name == first or isinstance(chosen, str | int) or chosen:
             made[name] = Recorder(view, queries, keys, wanted, chosen, keep, named)
     return made
 
@@ -71,6 +72,17 @@ def _fitting(
             )
         asked = tuple(name for name in asked if name not in relative)
     return asked if strict or groups else tuple(name for name in asked if name not in kernel.GROUPED)
+
+
+def _refuse_unlisted(statistics: Any, keep: Any, groups: Any) -> None:
+    """RecordError for a value that is no text and no list of texts."""
+    for name, given, form in (
+        ("statistics", statistics, "names such as ('entropy',), or ()"),
+        ("keep", keep, "'qk', 'qkv' or ()"),
+        ("groups", () if groups is None else groups, "{'name': positions}, or names of token groups"),
+    ):
+        if not isinstance(given, Iterable):
+            raise RecordError(f"{name}={given!r} can not be read; give {form}")
 
 
 def _named(

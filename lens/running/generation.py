@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from headwater.lens.attention import context
-from headwater.lens.errors import ModelError, PromptError, RecordError
+from headwater.lens.errors import ModelError, PromptError, RecordError, nearest
 from headwater.lens.models import inputs, residual_stream
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import names
@@ -65,9 +65,12 @@ def generate(
             f"{model.name} is not a causal language model and can not continue a text; "
             "load a model with a language head"
         )
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise PromptError(f"max_new_tokens is a whole number of at least 1; got {max_new_tokens!r}")
+    if on_token is not None and not callable(on_token):
+        raise PromptError(f"on_token is a function of each new piece of text; got {on_token!r}")
     known = names(model.hf)
+    _refuse_unknown(model, options, known)
     read = {name: options.pop(name) for name in list(options) if name in known}
     found = inputs.read(
         model, given, attention_mask, "left", read, max_new_tokens, options.pop("prepend_bos", None)
@@ -93,6 +96,21 @@ def generate(
         return _written(model, given, ids)
     ids, record = _recorded(model, found, settings, max_new_tokens, wanted, listener)
     return Generated(_written(model, given, ids), record)
+
+
+def _refuse_unknown(model: Opened, options: Mapping[str, Any], inputs_known: list[str]) -> None:
+    """PromptError for an option that neither the model nor transformers' `generate` knows."""
+    config = model.hf.generation_config
+    known = {
+        "prepend_bos",
+        *inputs_known,
+        *config.to_dict(),
+        *inspect.signature(model.hf.generate).parameters,
+    }
+    known |= {*inspect.signature(model.hf.forward).parameters, "cache_position"}
+    for name in options:
+        if name not in known and not hasattr(config, name):
+            raise PromptError(f"generate has no option {name!r}: {nearest(name, sorted(known))}")
 
 
 def _moves(model: Opened, found: Tokens) -> bool:

@@ -104,3 +104,9 @@ def test_prepend_bos_is_that_of_the_library(headwater, tmp_path: Path) -> None:
     refused = headwater("analyze", "rollout", "--record", file, "--prepend-bos")
     assert refused.exit_code == 2
     assert "--prepend-bos is for prompts that are read now" in refused.stderr
+
+
+def test_layers_that_go_backwards_are_refused(headwater) -> None:
+    run = headwater("record", PROMPT, "--layers", "3-1")
+    assert run.exit_code == 2
+    assert "layers '3-1' go backwards; write them as 1-3" in run.stderr
