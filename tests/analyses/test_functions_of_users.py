@@ -109,7 +109,7 @@ def test_calls_of_a_wrong_kind(model):
         (lambda: model.record(IDS, attention_mask="x"), PromptError, "attention_mask is a tensor of 0 and 1; got 'x'"),
         (lambda: model.record(IDS, attention_mask=IDS * 0.1), PromptError, "holds 1 for a token and 0 for padding"),
         (lambda: model.record(IDS, layers=[]), Exception, "no layer is chosen; use layers='all'"),
-        (lambda: model.record(IDS, layers=None), Exception, "layers are 'all', a number or a list of numbers; got None"),
+        (lambda: model.record(IDS, layers=None), Exception, "layers are 'all', a number or a list of numbers"),
         (lambda: model.record(IDS, keep=None), Exception, "keep=None can not be read; give 'qk'"),
         (lambda: model.record(IDS, statistics=3), Exception, "statistics=3 can not be read"),
         (lambda: model.record(IDS, groups=3), Exception, "groups=3 can not be read"),
