@@ -285,7 +285,7 @@ def arguments(model: Opened, given: Tokens, generating: bool = False) -> dict[st
         del found["attention_mask"]
     if model.vocab:
         prefix = "decoder_" if model.is_encoder_decoder else ""
-        found[f"{prefix}input_ids"] = (given.ids if generating else _filled(model, given)).to(model.device)
+        found[f"{prefix}input_ids"] = _filled(model, given).to(model.device)
         if (generating and not model.is_encoder_decoder) or not given.mask.all():
             found[f"{prefix}attention_mask"] = given.mask.long().to(model.device)
         left = not given.mask[:, 0].all() and not places_images(model.hf, given)

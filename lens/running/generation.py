@@ -91,9 +91,7 @@ def generate(
             )
         return _written(model, given, _row_by_row(model, found, settings))
     if wanted is None:
-        with torch.no_grad():
-            ids = model.hf.generate(**inputs.arguments(model, found, generating=True), **settings)
-        return _written(model, given, ids)
+        return _written(model, given, _made(model, found, settings))
     ids, record = _recorded(model, found, settings, max_new_tokens, wanted, listener)
     return Generated(_written(model, given, ids), record)
 
@@ -135,8 +133,7 @@ def _row_by_row(model: Opened, found: Tokens, settings: dict[str, Any]) -> Tenso
     made: list[Tensor] = []
     for n in range(len(found)):
         one = padding.without(model, found.rows([n]))
-        with torch.no_grad():
-            ids = model.hf.generate(**inputs.arguments(model, one, generating=True), **settings)
+        ids = _made(model, one, settings)
         if not isinstance(ids, Tensor):
             raise PromptError(
                 f"{model.name} generates these texts one by one, and return_dict_in_generate takes one text"
@@ -187,11 +184,22 @@ def _recorded(
 
 
 @torch.no_grad()
+def _made(model: Opened, found: Tokens, settings: Mapping[str, Any]) -> Any:
+    """What transformers' `generate` gives, with the ids of the prompt as they came, at padding too."""
+    out = model.hf.generate(**inputs.arguments(model, found, generating=True), **settings)
+    ids = out if isinstance(out, Tensor) else out.sequences
+    if not model.is_encoder_decoder and len(ids) == len(found):
+        ids[:, : found.shape[1]] = found.ids.to(ids.device)
+    return out
+
+
+@torch.no_grad()
 def _run(model: Opened, found: Tokens, settings: dict[str, Any]) -> Tensor:
     """Generate, then run the model on the last token, with the cache."""
-    out = model.hf.generate(
-        **inputs.arguments(model, found, generating=True), **settings, return_dict_in_generate=True
-    )
+    if getattr(model.hf.config.get_text_config(), "num_kv_shared_layers", 0):
+        # Gemma 4 runs layers without keys of their own for the positions alone whose logits are asked for
+        settings = {"logits_to_keep": 0, **settings}
+    out = _made(model, found, {**settings, "return_dict_in_generate": True})
     if getattr(out, "past_key_values", None) is None:
         raise RecordError("generation left no cache, which record=True needs; do not set use_cache=False")
     ids = out.sequences

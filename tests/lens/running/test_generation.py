@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hybrid_models
 import pytest
 import tiny_models
 import torch
@@ -109,3 +110,34 @@ def test_greedy_generation_is_transformers_own(name, padded):
         ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0
     )
     assert model.generate(ids, 12, attention_mask=mask).equal(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (
+            "RecurrentGemmaForCausalLM",
+            {"lru_width": 32, "block_types": ["recurrent", "attention"], "attention_window_size": 4},
+        ),
+        (
+            "Gemma4ForCausalLM",
+            {
+                "head_dim": 8, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "sliding_window": 4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": 97,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_a_row_behind_padding_is_generated_and_recorded_as_alone(kind, shape):
+    model = hw.load(hybrid_models.built(kind, **shape))
+    ids = torch.randint(3, 60, (2, 10), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0  # the ids at these positions are no padding tokens
+    made, record = model.generate(ids, attention_mask=mask, max_new_tokens=8, min_new_tokens=8, record=True)
+    alone = model.generate(ids[1:, 4:], max_new_tokens=8, min_new_tokens=8)
+    assert made[1:, 4:].equal(alone)
+    whole = model.record(alone)
+    for layer in record.layers:
+        found, expected = record.pattern(layer)[1, :, 4:, 4:], whole.pattern(layer)[0]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
