@@ -23,7 +23,7 @@ from headwater.analyses._streams.frozen_norm import NormForm
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
-from headwater.lens.models.closeness import close_or_refuse, of_sums
+from headwater.lens.models.closeness import close_or_refuse, of_sums, rounding_mend
 from headwater.lens.models.projections import Projection
 from headwater.lens.models.weights import HeadWeights, head_weights
 from headwater.lens.running.output_gates import read_gates
@@ -156,7 +156,8 @@ class Wiring:
             ) from None
         close_or_refuse(
             found, expected, f"nodes and edges of {model.name} do not give its logits when every edge is kept",
-            ": something writes to its stream or scales it that the graph does not know, so no edge of it is scored",
+            rounding_mend(model)
+            or ": something writes to its stream or scales it that the graph does not know, so no edge of it is scored",
             allowed=of_sums(model), least=1.0,
         )  # fmt: skip
 

@@ -34,7 +34,8 @@ def figure(result: xr.DataArray, tokens: Sequence[str] = (), title: str | None =
             labelled_map(result, title, unit) if len(dimensions) == 2 else labelled_bars(result, title, unit)
         )
     raise ValueError(
-        f"no figure for dimensions {list(result.dims)} of {result.dtype}; a figure draws numbers along one or two"
+        f"no figure for dimensions {list(result.dims)} of {result.dtype}; a figure draws numbers along one or two: "
+        "select one value of the others"
     )
 
 

@@ -28,7 +28,7 @@ def test_the_head_that_pays_is_localised(pairs) -> None:
     model = pairs("gpt2").model
     seen: list[Tensor] = []
     watched = model.hf.transformer.h[1].attn.c_proj
-    handle = watched.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = watched.register_forward_hook(lambda _, args, out: seen.append(args[0]))
 
     def loss(logits: Tensor, tokens: Tensor) -> Tensor:
         return -seen[-1].unflatten(-1, (4, -1))[:, -1, 2].square().sum(-1) + 0 * logits[:, -1, 0]
