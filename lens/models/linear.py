@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from headwater.lens.attention import module_hooks
-from headwater.lens.errors import ModelError
+from headwater.lens.errors import HeadwaterError, ModelError
 
 ROWS, CHUNK = 3, 512
 KEPT = 16  # effective matrices that are kept
@@ -177,8 +177,17 @@ def _probe(module: nn.Module) -> Tensor:
 
 
 def _given(module: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad(), module_hooks.off():
-        return module(x).detach()
+    try:
+        with torch.no_grad(), module_hooks.off():
+            return module_hooks.first_output(module(x)).detach()
+    except HeadwaterError:
+        raise
+    except Exception as error:  # code of the module's own class
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(
+            f"{_name(module)} does not take rows of {x.shape[-1]} numbers ({type(error).__name__}: {first:.100}), so "
+            "its weights are not read"
+        ) from None
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import pytest
 import tiny_models
+import torch
 from comparison import close_run
 from dense_oracle import Oracle, run
+from hybrid_models import HYBRIDS, hybrid
 
 import headwater as hw
 from headwater.lens.naming.tokens import Tokens
@@ -43,3 +45,28 @@ def test_mean_and_resample_ablation_take_their_values_from_the_examples(architec
     expected = run(tiny_models.tiny(architecture), ids, mask, Oracle(outputs=to_sample))
     with model.edit(hw.AblateHeads("1.2", ablation="resample", examples=Tokens(examples, real))):
         close_run(model(ids, mask)[mask.bool()], expected[mask.bool()], 2e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in HYBRIDS if n not in ("granite", "minimax")])
+def test_ablated_heads_of_a_hybrid_are_columns_of_the_output_projection_set_to_zero(name):
+    """Between mixers, with output gates or shared blocks, against a hook on the transformers module."""
+    model = hw.load(hybrid(name))
+    ids = torch.randint(3, 90, (1, 9), generator=torch.Generator().manual_seed(1))
+    for layer in model.layers:
+        wide = model.shape(layer).d_value
+        inner = dict(model.attention_module(layer).named_modules())
+        projection = next(inner[key] for key in ("o_proj", "out_proj") if key in inner)
+        with model.edit(hw.AblateHeads([f"{layer}.1"])):
+            found = model(ids)
+
+        def silence(_, args, span=slice(wide, 2 * wide)):
+            z = args[0].clone()
+            z[..., span] = 0
+            return (z,)
+
+        with torch.no_grad():
+            hook = projection.register_forward_pre_hook(silence)
+            expected = model.hf(input_ids=ids).logits
+            hook.remove()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert (found - model(ids)).abs().max() > 1e-3

@@ -148,3 +148,12 @@ def test_a_module_without_gradient_is_refused() -> None:
     refuse_without_gradient([nn.Linear(4, 4)])
     pytest.importorskip("bitsandbytes")
     refuse_without_gradient(adapted.few_bits(8)[0].modules())
+
+
+def test_a_module_that_reads_more_than_rows_is_refused_by_name() -> None:
+    class Earlier(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.pad(x, (0, 0, 1, 0))[:, : x.shape[1]]) + super().forward(x)
+
+    with pytest.raises(ModelError, match=r"Earlier does not take rows of 5 numbers \(RuntimeError"):
+        linear(Earlier(5, 7))
