@@ -43,6 +43,13 @@ def test_settings_reach_the_analysis(headwater, tiny) -> None:
     np.testing.assert_allclose(json.loads(run.stdout)["data"], expected.values, atol=1e-6)
 
 
+@pytest.mark.parametrize("answer", ["Mary", " Mary"])
+def test_a_word_keeps_the_space_in_front_of_it(headwater, answer: str) -> None:
+    prompt = "When Mary and John went to the store , John gave a drink to"
+    run = headwater("analyze", "logit_lens", prompt, "--set", f"answer={answer}", "--json")
+    assert json.loads(run.stdout)["attrs"]["answer"] == answer
+
+
 def test_the_table_shows_the_numbers_and_their_tokens(headwater, tiny) -> None:
     expected = analyses.rollout(hw.load(tiny).record(PROMPT)).values[0, 0]
     lines = headwater("analyze", "rollout", PROMPT, "-m", tiny).stdout.splitlines()
