@@ -156,6 +156,7 @@ def _without_text(model: Opened, given: Any, extra: dict[str, Tensor]) -> Tokens
         kind = "images [image, channel, height, width]" if name == "pixel_values" else "audio features"
         got = "nothing" if given is None else f"{type(given).__name__}"
         raise PromptError(f"{model.name} reads {kind} as a floating-point tensor, {name}; got {got}")
+    _check_pictures(model, extra.get("pixel_values"))
     main = next(iter(model.parts.values()))
     found = axis(main, main.queries, Tokens(torch.empty(0), torch.empty(0), extra))
     if found is None:
@@ -215,10 +216,12 @@ def _with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Toke
     """A text with its images; one image token per image is repeated to the number of tokens that an image takes."""
     marker, pixels = model.image_token, extra.get("pixel_values")
     _refuse_markers(model, found, extra)
+    _check_pictures(model, pixels)
     if pixels is None and "vision" in model.parts and (model.part_name == "vision" or compares(model.hf)):
         what = "compares texts with images" if compares(model.hf) else "is read as its tower of images"
         raise PromptError(f"{model.name} {what}, and no image is given; give pixel_values=…")
     extra = {**found.more, **extra}
+    _refuse_missing(model, extra)
     per_image = 0 if pixels is None or marker is None else tokens_of_image(model, pixels)
     if pixels is None or per_image == 0:
         return Tokens(found.ids, found.mask, extra)
@@ -240,7 +243,39 @@ def tokens_of_image(model: Opened, pixels: Tensor) -> int:
         return 0
     if tuple(pixels.shape[-2:]) == pair(getattr(vision_config(model.hf), "image_size", None)):
         return model.image_tokens
-    return image_tokens(model.hf, pixels[:1].to(model.device, model.dtype))
+    size = pair(getattr(vision_config(model.hf), "image_size", None))
+    found = image_tokens(model.hf, pixels[:1].to(model.device, model.dtype))
+    if not found and model.image_tokens and size is not None:
+        raise PromptError(
+            f"{model.name} does not take pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels; give pictures of "
+            f"{size[0]}×{size[1]}, as its processor makes them"
+        )
+    return found
+
+
+def _check_pictures(model: Opened, pixels: Tensor | None) -> None:
+    """PromptError for one picture without the axis of the batch, and for another number of channels."""
+    channels = getattr(vision_config(model.hf), "num_channels", None)
+    if pixels is None or not isinstance(channels, int):
+        return
+    size = pair(getattr(vision_config(model.hf), "image_size", None))
+    if pixels.dim() == 3 and tuple(pixels.shape) == (channels, *(size or ())):
+        raise PromptError(
+            f"pixel_values {list(pixels.shape)} is one picture without the axis of images; give pixel_values[None]"
+        )
+    if pixels.dim() == 4 and pixels.shape[1] != channels:
+        raise PromptError(
+            f"pixel_values {list(pixels.shape)} is not of the {channels} channels that {model.name} reads; give "
+            "[image, channel, height, width]"
+        )
+
+
+def _refuse_missing(model: Opened, extra: Mapping[str, Any]) -> None:
+    """PromptError for an input that the model can not run without."""
+    for name, parameter in inspect.signature(model.hf.forward).parameters.items():
+        plain = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if plain and parameter.default is parameter.empty and name in FLOATS and name not in extra:
+            raise PromptError(f"{model.name} does not run without {name}; give {name}=…")
 
 
 def _refuse_markers(model: Opened, found: Tokens, extra: Mapping[str, Tensor]) -> None:

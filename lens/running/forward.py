@@ -41,16 +41,22 @@ def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> An
         return read_only.run(model, given, more)
     if wants_grad:
         refuse_without_gradient(model.hf.modules())
-    with torch.enable_grad() if wants_grad else torch.no_grad(), _one_text(model):
+    with torch.enable_grad() if wants_grad else torch.no_grad(), _said(model):
         return model.hf(**inputs.arguments(model, given), **more)
 
 
 @contextlib.contextmanager
-def _one_text(model: Opened) -> Iterator[None]:
-    """PromptError where a classifier finds the end of a text by a padding token that its configuration lacks."""
+def _said(model: Opened) -> Iterator[None]:
+    """PromptError where a classifier finds the end of a text by a padding token that its configuration lacks, and
+    where a tower takes pictures of one size alone."""
     try:
         yield
     except ValueError as error:
+        if "image size" in str(error):
+            raise PromptError(
+                f"{model.name} takes pictures of one size: {' '.join(str(error).split())} give them as its processor "
+                "makes them"
+            ) from None
         if "padding token" not in str(error):
             raise
         raise PromptError(

@@ -199,3 +199,43 @@ def test_towers_of_images_are_not_run_without_images(name, part):
     for ask in (model.head_outputs, model.record, model.embeddings):
         with pytest.raises(PromptError, match="and no image is given; give pixel_values="):
             ask(ids)
+
+
+def test_pictures_that_a_tower_does_not_take_are_refused():
+    given = zoo.inputs("llava", lengths=(11,))
+    pixels = given["pixel_values"]
+    llava, vit = hw.load(zoo.build("llava")), hw.load(zoo.build("vit"))
+    double = torch.nn.functional.interpolate(pixels, scale_factor=2)
+    for wrong, told in (
+        (pixels[0], "is one picture without the axis"),
+        (pixels[:, :1], "is not of the 3 channels"),
+    ):
+        for call in (lambda x: llava(given["input_ids"], pixel_values=x), vit.record):
+            with pytest.raises(PromptError, match=told):
+                call(wrong)
+    with pytest.raises(PromptError, match=r"does not take pictures of 24×24 pixels; give pictures of 12×12"):
+        llava(given["input_ids"], pixel_values=double)
+    with pytest.raises(PromptError, match="takes pictures of one size: Input image size"):
+        vit.record(double)
+
+
+def test_a_model_that_does_not_run_without_pictures_says_so():
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Blip2Config(
+        vision_config={**sizes, "intermediate_size": 32, "image_size": 16, "patch_size": 8},
+        qformer_config={**sizes, "intermediate_size": 32, "vocab_size": 97, "encoder_hidden_size": 32},
+        text_config={**sizes, "model_type": "opt", "vocab_size": 97, "ffn_dim": 32, "word_embed_proj_dim": 32},
+        num_query_tokens=4, image_token_index=96,
+    )  # fmt: skip
+    model = hw.load(Blip2ForConditionalGeneration(config).eval())
+    for call in (
+        model,
+        model.record,
+        model.loss,
+        model.generate,
+        lambda x: hw.analyses.input_gradient(model, x),
+    ):
+        with pytest.raises(PromptError, match="does not run without pixel_values; give pixel_values="):
+            call([[5, 6, 7]])
