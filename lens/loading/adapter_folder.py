@@ -8,6 +8,7 @@ by default. No pickle is read, and nothing is fetched.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import warnings
@@ -39,9 +40,11 @@ KINDS = {
 TOLD = {
     "peft_type", "task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "target_modules",
     "exclude_modules", "modules_to_save", "feedforward_modules", "layers_to_transform", "layers_pattern",
-    "lora_dropout", "init_lora_weights", "init_ia3_weights", "megatron_core", "qalora_group_size", "runtime_config",
-    "auto_mapping", "ensure_weight_tying", "bias",
+    "lora_dropout", "init_ia3_weights", "megatron_core", "qalora_group_size", "runtime_config",
+    "auto_mapping", "ensure_weight_tying",
 }  # fmt: skip
+# ways of initialising LoRA that leave the base as it is; PiSSA, OLoRA and others take a part out of its weights
+INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def is_adapter(path: Path) -> bool:
@@ -53,9 +56,11 @@ def base_of(path: Path) -> Path:
     """The folder of the base model that an adapter names, absolute or beside it; ModelError if there is none."""
     named = _raw(path).get("base_model_name_or_path")
     if isinstance(named, str) and named:
-        for folder in (path / named, Path(named).expanduser()):
-            if folder.is_dir():
-                return folder.resolve()
+        # a name that is too long, or of a home that nobody has, is no folder
+        with contextlib.suppress(OSError, RuntimeError):
+            for folder in (path / named, Path(named).expanduser()):
+                if folder.is_dir():
+                    return folder.resolve()
     raise ModelError(
         f"{path} is an adapter of {named!r:.100}, which is no folder here; give load(…, base=folder) with that model"
     )
@@ -71,7 +76,7 @@ def put_on(hf: PreTrainedModel, path: Path) -> PreTrainedModel:
         ) from None
     raw, state = _raw(path), _tensors(path)
     kind = raw.get("peft_type")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ModelError(
             f"{path} is an adapter of the kind {kind!r:.40}; of folders LoRA and IA3 are read: open it with peft and "
             "give load() the PeftModel"
@@ -79,8 +84,15 @@ def put_on(hf: PreTrainedModel, path: Path) -> PreTrainedModel:
     config = _config(path, raw, state, peft.LoraConfig if kind == "LORA" else peft.IA3Config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what peft asks transformers, which means nothing here
-        adapted = peft.get_peft_model(hf, config)
-        report = peft.set_peft_model_state_dict(adapted, state)
+        try:
+            adapted = peft.get_peft_model(hf, config)
+            report = peft.set_peft_model_state_dict(adapted, state)
+        except Exception as error:  # of whatever peft makes of tensors and modules that are not each other's
+            told = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ModelError(
+                f"the adapter in {path} does not fit its base model: {type(error).__name__}: "
+                f"{' '.join(told[:2]):.300}"
+            ) from None
     missing = [key for key in report.missing_keys if PART.search(key) or ".modules_to_save." in key]
     if faults := [*report.unexpected_keys, *missing]:
         raise ModelError(f"the adapter in {path} does not fit its base model, first at {faults[0]}")
@@ -122,6 +134,8 @@ def _config(path: Path, raw: dict[str, Any], state: dict[str, Tensor], kind: Any
     for name, value in raw.items():
         if name in KINDS[raw["peft_type"]]:
             chosen[name] = _checked(path, name, value, known[name], state)
+        elif name == "init_lora_weights" and value in INITS:
+            continue
         elif name not in TOLD and value not in (None, False, {}, [], known.get(name)):
             raise ModelError(
                 f"{path / ADAPTER}: {name} is not taken; open it with peft and give load() the PeftModel"

@@ -130,7 +130,8 @@ def _base(path: Path, named: str | os.PathLike[str] | None) -> Path:
         return known["path"]
     if isinstance(named, str | os.PathLike) and (folder := Path(named).expanduser()).is_dir():
         return folder
-    raise ModelError(f"base is a folder or an embedded name; got {named!r:.100}")
+    told = repr(named) if isinstance(named, str | os.PathLike) else f"a {type(named).__name__}"
+    raise ModelError(f"base is a folder or an embedded name; got {told:.100}")
 
 
 def _from_hub(name: str, tokenizer: Any, dtype: Any, sample: Any) -> HookedModel:

@@ -85,6 +85,12 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "replication": ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication is not taken"),
     "another library": ({"megatron_config": {"a": 1}}, "megatron_config is not taken"),
     "kind": ({"peft_type": "PREFIX_TUNING"}, "kind 'PREFIX_TUNING'"),
+    "kind of another type": ({"peft_type": [1]}, r"kind \[1\]"),
+    "a changed base": ({"init_lora_weights": "pissa"}, "init_lora_weights is not taken"),
+    "biases of the base": ({"bias": "all"}, "bias is not taken"),
+    "another rank": ({"r": 3}, "does not fit its base model: RuntimeError: .* size mismatch"),
+    "long base": ({"base_model_name_or_path": "x" * 10_000}, "no folder here"),
+    "base of nobody": ({"base_model_name_or_path": "~nobody-of-this-name/x"}, "no folder here"),
     "base": ({"base_model_name_or_path": "someone/model"}, "no folder here"),
 }
 
