@@ -35,7 +35,10 @@ AnswerSetting = Annotated[
     Answer | None, "token or class asked about, one or one per text; none: what the model predicts"
 ]
 WrongSetting = Annotated[Answer | None, "token or class to compare with; the difference is then explained"]
-PositionSetting = Annotated[int, "token position whose prediction is explained; not for one class of a text"]
+PositionSetting = Annotated[
+    int,
+    "token position whose prediction is explained, in a masked language model the mask's; not for one class of a text",
+]
 KindSetting = Annotated[Kind, "what is read off for a token or class; a single score is read as it is"]
 
 
