@@ -164,7 +164,10 @@ def mixings(model: HookedModel, batch: Batch) -> dict[int, Mixing]:
     """Every layer's mixing on a batch of texts of equal length."""
     blocks = {layer: anatomy.block(model, layer) for layer in model.layers}
     norms = {
-        m: n for n, b in blocks.items() for m in b.module.modules() if "norm" in type(m).__name__.lower()
+        m: n
+        for n, b in blocks.items()
+        for m in b.module.modules()
+        if "norm" in type(m).__name__.lower() and all(w.dim() < 2 for w in m.parameters())
     }
     heads = Heads(model)
     watched = [module for block in blocks.values() for module in (block.module, block.attention)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import xarray as xr
 from hybrid_models import built
 from torch import nn
 from transformers import LlamaModel
@@ -140,6 +141,14 @@ def test_a_block_that_is_scaled_and_mixes_nothing_is_not_named():
     model = hw.load(changed("model.layers.1", Halved))
     assert not carries(model)
     assert model.unread == ()
+
+
+def test_a_block_that_is_called_a_norm_is_none():
+    kind = type("PreNormBlock", (LlamaDecoderLayer,), {})
+    found, expected = (
+        hw.analyses.norms(hw.load(hf), IDS) for hf in (changed("model.layers.1", kind), zoo.build("llama"))
+    )
+    xr.testing.assert_allclose(found.drop_attrs(), expected.drop_attrs())
 
 
 def test_logits_of_a_block_that_mixes_inside_fall_apart_all_the_same():
