@@ -19,12 +19,6 @@ from headwater.lens.models.norms import Flow
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.stack import entry
 
-MLP = (
-    "pre_feedforward_layernorm", "ln_2", "layernorm_after", "layer_norm2", "mlp_norm", "final_layer_norm",
-    "post_attention_layernorm",
-)  # fmt: skip
-NORM_AFTER_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm")
-NORM_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "output")
 # of an MLP: its first linear layer; the second one of a gated MLP, which is multiplied with the first; the last
 MLP_IN = ("gate_proj", "c_fc", "fc1", "dense_h_to_4h", "up_proj", "w1", "lin1")
