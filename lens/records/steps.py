@@ -38,7 +38,7 @@ class StepMasks:
         assert first is not None
         assert last is not None
         alike = (first.left, first.right) == (last.left, last.right)
-        if first is last or (alike and first.extra is None and last.extra is None and not self._drops(last)):
+        if first is last or (alike and first.extra is None and last.extra is None and not self._drops(plain)):
             return plain
         rows, keys = first.query_offset + first.queries, first.key_offset + first.keys
         lowest = torch.tensor(self.lowest)
@@ -55,10 +55,16 @@ class StepMasks:
         left, right = (first.left, first.right) if alike else (None, None)
         return replace(plain, left=left, right=right, extra=visible)
 
-    def _drops(self, mask: Mask) -> bool:
-        """Whether the cache had dropped keys that the band would show."""
-        left = mask.left
-        return any(low > max(0, row - left if left is not None else 0) for row, low in enumerate(self.lowest))
+    def _drops(self, plain: Mask) -> bool:
+        """Whether the cache had dropped keys that the plain mask would show."""
+        for row, low in enumerate(self.lowest):
+            if low <= max(0, row - plain.left if plain.left is not None else 0):
+                continue
+            # documents are runs of positions, so the nearest key that was dropped speaks for all before it
+            runs = plain.documents
+            if runs is None or bool((runs[:, row] == runs[:, low - 1]).any()):
+                return True
+        return False
 
 
 def _seen(mask: Mask, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -118,7 +118,8 @@ def test_patterns_by_the_own_position_are_refused_in_cross_attention():
     for pattern in ("identity", "previous", "matching", {"offset": 2}):
         with pytest.raises(EditError, match="InjectPattern has no meaning in cross-attention"):
             model.part("cross").edit(hw.InjectPattern(pattern))
-    model.part("cross").edit(hw.InjectPattern("uniform"))
+    with model.part("cross").edit(hw.InjectPattern("uniform")):
+        pass
 
 
 def test_edits_by_token_are_refused_by_name_where_a_growing_map_is_kept():

@@ -22,3 +22,10 @@ def test_the_formula_decides_what_is_a_norm() -> None:
     assert epsilon(nn.LayerNorm(4, eps=1e-3)) == 1e-3
     for other in (nn.Tanh(), nn.Linear(16, 16), nn.GroupNorm(1, 5)):
         assert not is_norm(other, x, other(x))
+
+
+def test_zeros_fit_any_formula_and_show_no_norm():
+    nothing = torch.zeros(1, 3, 8)
+    assert not is_norm(torch.nn.Dropout().eval(), nothing, nothing)
+    assert not is_norm(torch.nn.Identity(), nothing, nothing)
+    assert is_norm(torch.nn.LayerNorm(8), nothing, nothing)
