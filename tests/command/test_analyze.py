@@ -18,7 +18,7 @@ OF_OTHERS = {"patch_distance", "output_gates"}  # of images, and of models with 
 
 
 @pytest.mark.parametrize("name", [name for name in catalogue() if name not in OF_OTHERS])
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("form", ["text", pytest.param("json", marks=pytest.mark.slow)])
 def test_every_analysis_runs_from_the_command_line(headwater, tiny, tmp_path, name: str, form: str) -> None:
     circuit = nx.DiGraph()
     circuit.add_node("0.1", kind="head", layer=0, head=1)

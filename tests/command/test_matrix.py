@@ -34,7 +34,12 @@ ROWS = (
 )
 
 
-@pytest.mark.parametrize("row", ROWS)
+QUICK = ("gpt2", "vit")
+
+
+@pytest.mark.parametrize(
+    "row", [row if row in QUICK else pytest.param(row, marks=pytest.mark.slow) for row in ROWS]
+)
 def test_every_analysis_is_right_or_refused(row):
     cells = matrix.measure([row])
     assert len(cells) == len(catalogue())

@@ -64,6 +64,7 @@ def test_without_groups_it_is_the_machine(monkeypatch, tmp_path):
     assert free_memory() == 24 * GB
 
 
+@pytest.mark.slow
 def test_a_limited_process_is_refused_and_not_killed():
     code = (
         "import resource, torch, headwater as hw\n"
