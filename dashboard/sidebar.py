@@ -43,6 +43,8 @@ def draw(state: State) -> None:
             f"{model.vocab} tokens, context {model.context}"
         )
     )
+    if model.unread:
+        st.caption(plain(f"No map covers: {'; '.join(model.unread)}."))
 
 
 def _examples() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 import headwater as hw
 from headwater.dashboard import runs, state
+from headwater.lens.loading import zoo
 from headwater.lens.models import embedded
 
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
@@ -355,3 +357,16 @@ def test_errors_show_text_and_no_markup():
     from headwater.dashboard.widgets import plain
 
     assert plain("![x](http://a) $y$ :red[z]") == r"\!\[x\]\(http\:\/\/a\) \$y\$ \:red\[z\]"
+
+
+def test_layers_without_a_map_are_named(small_model, tmp_path):
+    hybrid = tmp_path / "hybrid"
+    zoo.build("jamba").save_pretrained(hybrid)
+    for file in Path(small_model).glob("tokenizer*.json"):
+        shutil.copy(file, hybrid)
+    runs.allow(str(hybrid))
+    app = opened(model="hybrid")
+    assert any("JambaMambaMixer" in str(each.value) for each in app.sidebar.caption), [
+        each.value for each in app.sidebar.caption
+    ]
+    assert not any("No map covers" in str(each.value) for each in opened(model="small").sidebar.caption)
