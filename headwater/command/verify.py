@@ -20,6 +20,11 @@ def verify(path: Path) -> str:
             return _results(path)
         if isinstance(content, dict) and "prompts" in content:
             return _experiment(path)
+    if path.suffix not in (".json", ".graphml"):
+        raise HeadwaterError(
+            f"{path} is none of the files that Headwater saves: records end in .safetensors, results, experiments and "
+            "circuits in .json or .graphml"
+        )
     return _circuit(path)
 
 

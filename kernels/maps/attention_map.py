@@ -20,6 +20,7 @@ from headwater.kernels.maps import pairs, received, statistics, summaries
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.tiles import row_blocks
 from headwater.kernels.tiles.block import Block
+from headwater.kernels.tiles.operands import operand, plain
 from headwater.kernels.tiles.shapes import AtKeys, AtQueries, Groups, PerKey, PerQuery, Weights
 
 Rows = slice | Bool[Tensor, " query"] | Bool[Tensor, "#batch query"]
@@ -50,13 +51,13 @@ class AttentionMap(MapState):
 
     def __matmul__(self, x: Float[Tensor, "*heads key c"]) -> AtQueries:
         """Each query gathers x over the keys; x is [key, c], [batch, key, c] or [batch, head, key, c]."""
-        x = _operand(x, self.shape, self.shape[3], "key")
+        x = operand(x, self.shape, "key")
         return choose_for(self).gather(self, x.to(self.q.device))
 
     def tile(self, queries: slice, keys: slice, heads: list[int] | None = None) -> Weights:
         """Exact weights of a window in float32; slices without a step."""
         rows, columns = (
-            _plain(s, n, name)
+            plain(s, n, name)
             for s, n, name in ((queries, self.shape[2], "queries"), (keys, self.shape[3], "keys"))
         )
         chosen = torch.arange(self.shape[1]) if heads is None else torch.tensor(heads)
@@ -154,33 +155,10 @@ class TransposedMap:
     def __matmul__(self, y: Float[Tensor, "*heads query c"]) -> AtKeys:
         """Each key collects y from the queries; y is [query, c], [batch, query, c] or [batch, head, query, c]."""
         source = self.map
-        y = _operand(y, source.shape, source.shape[2], "query").to(source.q.device)
+        y = operand(y, source.shape, "query").to(source.q.device)
         return choose_for(source, transposed=True).scatter(source, y)
 
 
 def _size(shape: tuple[int, int, int, int]) -> str:
     batch, heads, queries, keys = shape
     return f"{batch} × {heads} heads × {queries} queries × {keys} keys"
-
-
-def _operand(x: Tensor, shape: tuple[int, int, int, int], length: int, axis: str) -> Tensor:
-    """x as [batch, head|1, length, c]; an error states the shapes that fit."""
-    batch, heads = shape[:2]
-    given = tuple(x.shape)
-    if x.dim() == 2:
-        x = x[None, None]
-    elif x.dim() == 3:
-        x = x[:, None]
-    if x.dim() != 4 or x.shape[2] != length or x.shape[0] not in (1, batch) or x.shape[1] not in (1, heads):
-        raise ValueError(
-            f"the operand must be [{axis}, c], [batch, {axis}, c] or [batch, head, {axis}, c] with "
-            f"batch={batch}, head={heads}, {axis}={length}; got {given}"
-        )
-    return x.expand(batch, -1, -1, -1)
-
-
-def _plain(given: slice, length: int, name: str) -> slice:
-    begin, end, step = given.indices(length)
-    if step != 1:
-        raise ValueError(f"{name} must be a slice without a step, got {given}")
-    return slice(begin, max(begin, end))

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.kernels.tiles.operands import operand, plain
 from headwater.kernels.tiles.shapes import AtKeys, AtQueries, OverKeys, OverQueries, Weights
 
 BLOCK_ELEMENTS = 2**22  # 16 MB of float32: what one step of a product or one block of rows may hold
@@ -51,11 +52,11 @@ class MixerMap(ABC):
 
     def __matmul__(self, x: Float[Tensor, "*heads key c"]) -> AtQueries:
         """Each query gathers x over the keys; x is [key, c], [batch, key, c] or [batch, head, key, c]."""
-        return self.gather(_operand(x, self.shape, "key"))
+        return self.gather(operand(x, self.shape, "key"))
 
     def tile(self, queries: slice, keys: slice, heads: Sequence[int] | None = None) -> Weights:
         """Exact weights of a window; slices without a step."""
-        rows, columns = _plain(queries, self.shape[2], "queries"), _plain(keys, self.shape[3], "keys")
+        rows, columns = plain(queries, self.shape[2], "queries"), plain(keys, self.shape[3], "keys")
         chosen = torch.arange(self.shape[1]) if heads is None else torch.as_tensor(heads)
         return self.window(rows, columns, chosen)
 
@@ -109,24 +110,4 @@ class TransposedMixerMap:
 
     def __matmul__(self, y: Float[Tensor, "*heads query c"]) -> AtKeys:
         """Each key collects y from the queries; y is [query, c], [batch, query, c] or [batch, head, query, c]."""
-        return self.map.scatter(_operand(y, self.map.shape, "query"))
-
-
-def _operand(x: Tensor, shape: tuple[int, int, int, int], axis: str) -> Tensor:
-    """x as [batch, head|1, length, c]; an error states the shapes that fit."""
-    batch, heads, _, length = shape
-    full = x[None, None] if x.dim() == 2 else x[:, None] if x.dim() == 3 else x
-    fits = full.dim() == 4 and full.shape[2] == length
-    if not fits or full.shape[0] not in (1, batch) or full.shape[1] not in (1, heads):
-        raise ValueError(
-            f"the operand must be [{axis}, c], [batch, {axis}, c] or [batch, head, {axis}, c] with "
-            f"batch={batch}, head={heads}, {axis}={length}; got {tuple(x.shape)}"
-        )
-    return full.expand(batch, -1, -1, -1)
-
-
-def _plain(given: slice, length: int, name: str) -> slice:
-    begin, end, step = given.indices(length)
-    if step != 1:
-        raise ValueError(f"{name} must be a slice without a step, got {given}")
-    return slice(begin, max(begin, end))
+        return self.map.scatter(operand(y, self.map.shape, "query"))

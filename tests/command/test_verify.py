@@ -30,10 +30,13 @@ def test_a_changed_byte_is_told_and_the_other_files_too(headwater, tmp_path: Pat
     content[-3] ^= 1
     record.write_bytes(content)
     results.write_text(results.read_text().replace("1", "2", 1))
-    run = headwater("verify", record, results, SAVED / "circuit.json", tmp_path / "absent.json")
+    run = headwater(
+        "verify", record, results, SAVED / "circuit.json", tmp_path / "absent.json", SAVED / "README.md"
+    )
     assert run.exit_code == 2
-    first, second, third = run.stderr.splitlines()
+    first, second, third, fourth = run.stderr.splitlines()
     assert "edited_llama.safetensors" in first
     assert "was changed after it was written" in second
     assert "absent.json" in third
+    assert "README.md is none of the files that Headwater saves" in fourth
     assert "circuit of" in run.stdout

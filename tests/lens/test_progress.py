@@ -1,7 +1,4 @@
-"""Bars show in a terminal and in a notebook, and nowhere else.
-
-Seen to fail with tqdm's own choice, which shows nothing in a notebook, and with a bar that always shows.
-"""
+"""Bars show in a terminal and in a notebook, and nowhere else."""
 
 from __future__ import annotations
 

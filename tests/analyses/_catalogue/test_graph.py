@@ -1,7 +1,4 @@
-"""What users print is short: records, maps, parts, graphs and the catalogue say what they are in a line.
-
-Seen to fail with the dataclasses' own printed forms, which list every tensor and every module.
-"""
+"""What users print is short: records, maps, parts, graphs and the catalogue say what they are in a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no map covers is said by every record and result (`provenance.py`). Seen to fail: left out of the provenance."""
+"""What no map covers is said by every record and result (`provenance.py`)."""
 
 from __future__ import annotations
 

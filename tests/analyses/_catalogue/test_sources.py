@@ -1,7 +1,4 @@
-"""What an analysis is given is refused in one line where it is of another kind than the analysis reads.
-
-Seen to fail without `check_call`: every case ends in an AttributeError or a TypeError.
-"""
+"""What an analysis is given is refused in one line where it is of another kind than the analysis reads."""
 
 from __future__ import annotations
 

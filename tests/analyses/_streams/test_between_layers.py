@@ -1,7 +1,4 @@
-"""Products over layers are refused where something else moves information between positions, and taken where not.
-
-Seen to fail: the check taken out of each analysis; a block without attention and mixer taken for a missing layer.
-"""
+"""Products over layers are refused where something else moves information between positions, and taken where not."""
 
 from __future__ import annotations
 

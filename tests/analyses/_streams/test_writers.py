@@ -1,8 +1,4 @@
-"""The stream of hybrid models as a sum, with what mixers wrote as terms, held to hooks on the modules by hand.
-
-Seen to fail: blocks without attention left out; the mixer beside an attention left out; the embedding taken at the
-first block with attention; the sum of a block not checked.
-"""
+"""The stream of hybrid models as a sum, with what mixers wrote as terms, held to hooks on the modules by hand."""
 
 from __future__ import annotations
 

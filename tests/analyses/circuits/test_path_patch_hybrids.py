@@ -1,7 +1,4 @@
-"""Path patching of hybrid models held to hooks by hand: mixers are frozen and are senders, in every kind of block.
-
-Seen to fail: mixers left out of what is frozen; the embedding taken at the first block with attention.
-"""
+"""Path patching of hybrid models held to hooks by hand: mixers are frozen and are senders, in every kind of block."""
 
 from __future__ import annotations
 

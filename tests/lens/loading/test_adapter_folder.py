@@ -1,7 +1,4 @@
-"""An adapter's folder on its base gives the merged model's numbers; what a stranger writes is refused in one line.
-
-Mutation seen to fail: missing tensors not looked for.
-"""
+"""An adapter's folder on its base gives the merged model's numbers; what a stranger writes is refused in one line."""
 
 from __future__ import annotations
 

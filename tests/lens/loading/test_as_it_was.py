@@ -1,8 +1,4 @@
-"""Loading leaves a model as it was, whether it opens or is refused.
-
-Seen to fail: nothing put back; tensors not put back; random numbers not put back; sub-configurations left on
-Headwater's attention after a refusal.
-"""
+"""Loading leaves a model as it was, whether it opens or is refused."""
 
 from __future__ import annotations
 

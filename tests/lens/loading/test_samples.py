@@ -1,7 +1,4 @@
-"""Short inputs of the right kind, made from a configuration; what fits none of them takes the user's sample.
-
-Seen to fail: images alone tried for video, spectrograms and boxes; a sample that is not handed on.
-"""
+"""Short inputs of the right kind, made from a configuration; what fits none of them takes the user's sample."""
 
 from __future__ import annotations
 

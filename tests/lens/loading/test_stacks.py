@@ -1,8 +1,4 @@
-"""What every block does, held to gradients: a module mixes positions where its output at one depends on another.
-
-Seen to fail: outputs compared at the changed position too, MLPs that a block adds to in place (Falcon) not copied,
-lists of blocks without attention left out, and the layers of Zamba 2 numbered by the order of their calls.
-"""
+"""What every block does, held to gradients: a module mixes positions where its output at one depends on another."""
 
 from __future__ import annotations
 

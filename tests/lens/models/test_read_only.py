@@ -1,7 +1,7 @@
 """Models that compute their attention by themselves: read from their own dense weights, never edited, always said.
 
 Seen to fail: GPT-Neo's window left out of `visible`, rows of padding kept, a layer's weights kept alive after it was
-read, edits let through without effect, parts without listeners of their own, an encoder's mask for a decoder's rows.
+read, edits let through without effect.
 """
 
 from __future__ import annotations

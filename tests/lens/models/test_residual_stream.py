@@ -1,6 +1,6 @@
 """The residual stream that is read is that of transformers.
 
-Seen to fail with the residual scaled by 1.0001, and with the final stream taken behind the last block with attention.
+Seen to fail with the residual scaled by 1.0001.
 """
 
 from __future__ import annotations

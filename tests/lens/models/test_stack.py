@@ -1,4 +1,4 @@
-"""How mixers without a map are told in one line. Seen to fail: runs of layers not joined."""
+"""How mixers without a map are told in one line."""
 
 from __future__ import annotations
 
