@@ -89,7 +89,7 @@ def test_one_pair_one_head_and_refusals(one_head: hw.HookedModel) -> None:
 
 @pytest.mark.slow
 def test_attributions_foretell_the_effects_of_edges_in_the_trained_model() -> None:
-    """On one short pair; docs/analyses.md has the numbers of more."""
+    """On one short pair; docs/analyses/circuits.md has the numbers of more."""
     model = hw.load("tasks-4l")
     pair = min(hw.prompt_set("capital", 20, seed=11), key=lambda e: (len(e.prompt.split()), e.prompt))
     found = analyses.attribution_truth(model, [pair], draws=1, steps=3).per_pair[..., 0]
