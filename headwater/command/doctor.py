@@ -9,7 +9,15 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headwater.command.options import AsJson
+from headwater.command.waiting import busy, counted
+from headwater.lens.errors import HeadwaterError
+from headwater.lens.files import check_target
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "xarray", "pandas")
 OPTIONAL = {
@@ -21,6 +29,71 @@ OPTIONAL = {
 TOLERANCE = (
     1e-4  # float32 and the half-precision tensor cores of a GPU stay far below; a wrong mask is far above
 )
+
+
+def doctor(
+    models: Annotated[
+        bool, typer.Option("--models", help="Measure every architecture against transformers' own attention.")
+    ] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Run every analysis on a small model of every architecture.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="With --models or --matrix: the page to put the table into.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="With --matrix: file of finished cells to go on from.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine offers: builds, devices, backends, memory, versions, network."""
+    from headwater.command import output
+
+    if write is not None:
+        check_target(write, HeadwaterError)
+    if matrix:
+        _matrix(write, resume, as_json)
+        return
+    if models or write is not None:
+        _architectures(write, as_json)
+        return
+    with busy("Trying the backends"):
+        found = examine()
+    typer.echo(output.as_json(found) if as_json else output.health(found))
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+def _architectures(write: Path | None, as_json: bool) -> None:
+    from headwater.command import architectures, output, tables
+    from headwater.lens.loading.coverage import measure_all
+
+    with busy("Measuring the architectures"):
+        rows = list(measure_all())
+    if write is not None:
+        architectures.write(write, rows)
+    lines = tables.columns([list(architectures.HEADINGS), *map(architectures.cells, rows)])
+    typer.echo(output.as_json(rows) if as_json else "\n".join(lines))
+    for row in rows:
+        for fault in row.faults:
+            typer.echo(f"headwater: {row.title}: {fault}", err=True)
+    if any(row.faults for row in rows):
+        raise typer.Exit(1)
+
+
+def _matrix(write: Path | None, resume: Path | None, as_json: bool) -> None:
+    from headwater.command import matrix, matrix_page, output
+
+    with counted("Running every analysis on every architecture") as tell:
+        cells = matrix.measure(path=resume, tell=tell)
+    if write is not None:
+        matrix_page.write(write, cells)
+    typer.echo(output.as_json(cells) if as_json else "\n".join(matrix_page.lines(cells)))
+    failed = [cell for cell in cells if cell.state in ("wrong", "error")]
+    for cell in failed:
+        typer.echo(f"headwater: {cell.analysis} on {matrix_page.title(cell.row)}: {cell.line}", err=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def examine() -> dict[str, Any]:

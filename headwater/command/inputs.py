@@ -1,4 +1,4 @@
-"""What a command line is given, read and checked: prompts, layers, settings, edits.
+"""What a command line is given, read and checked: models, prompts, layers, settings, edits.
 
 Each function gives back values or raises a one-line error that names the thing, what came, and the mend.
 """
@@ -11,14 +11,37 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from headwater.command.waiting import busy
 from headwater.lens.errors import AnalysisError, EditError, PromptError, RecordError, nearest
 from headwater.lens.files import as_text, bounded, parse_json, read_text
 
 if TYPE_CHECKING:
     from headwater.analyses._catalogue.catalogue import Entry
+    from headwater.lens.model import HookedModel
 
 MOST_PROMPT_BYTES = 64 * 2**20
 MOST_EDIT_BYTES = 2**20
+
+
+def model(name: str, prepend_bos: bool | None = None) -> HookedModel:
+    """The model called `name`, loaded while a terminal sees a moving sign."""
+    import headwater
+
+    with busy(f"Loading {name}"):
+        return headwater.load(name, prepend_bos=prepend_bos)
+
+
+def note_unknown(loaded: HookedModel, texts: list[str]) -> None:
+    """A word outside of the vocabulary is read as the unknown token without a word; say so once."""
+    if unknown := loaded.unknown_words(texts):
+        shown = ", ".join(map(repr, unknown[:8])) + (
+            f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        )
+        typer.echo(
+            f"headwater: {loaded.name} does not know {shown} and reads the unknown token there", err=True
+        )
 
 
 def prompts(words: Sequence[str], file: Path | None, whole: bool) -> list[str]:

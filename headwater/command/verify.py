@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.files import parse_json, read_text
@@ -10,7 +13,22 @@ from headwater.lens.files import parse_json, read_text
 MOST_BYTES = 2**32
 
 
-def verify(path: Path) -> str:
+def verify(
+    files: Annotated[list[Path], typer.Argument(help="Records, results, experiments, circuits.")],
+) -> None:
+    """Say what saved files hold, and whether they are as they were written."""
+    wrong = False
+    for file in files:
+        try:
+            typer.echo(f"{file}: {held(file)}")
+        except HeadwaterError as error:
+            typer.echo(f"headwater: {' '.join(str(error).split())}", err=True)
+            wrong = True
+    if wrong:
+        raise typer.Exit(2)
+
+
+def held(path: Path) -> str:
     """What the file holds, in one line; HeadwaterError says what is wrong with it."""
     if path.suffix == ".safetensors":
         return _record(path)

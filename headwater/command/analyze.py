@@ -1,0 +1,108 @@
+"""`headwater analyze`: one question of the catalogue about a model and prompts, or the list of questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headwater.command.options import (
+    DEFAULT_MODEL,
+    AsJson,
+    Edits,
+    Model,
+    PrependBos,
+    PromptFile,
+    Prompts,
+    Whole,
+)
+from headwater.command.waiting import busy, extra
+from headwater.lens.errors import HeadwaterError
+from headwater.lens.files import check_target, write_text
+
+if TYPE_CHECKING:
+    from headwater.analyses._catalogue.catalogue import Entry
+    from headwater.lens.model import HookedModel
+
+
+def analyze(
+    analysis: Annotated[str | None, typer.Argument(help="Its name; without one, the list of them.")] = None,
+    prompts: Prompts = None,
+    model: Model = DEFAULT_MODEL,
+    file: PromptFile = None,
+    whole: Whole = False,
+    given: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, name=value; repeatable.")
+    ] = None,
+    about: Annotated[
+        bool, typer.Option("--about", help="Say what it computes and its settings; stop.")
+    ] = False,
+    saved: Annotated[Path | None, typer.Option("--record", help="Use this record, not prompts.")] = None,
+    circuit: Annotated[
+        Path | None, typer.Option("--circuit", help="Judge the circuit in this file (GraphML or JSON).")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Draw the result into this file.")] = None,
+    chosen: Annotated[
+        list[str] | None, typer.Option("--select", help="One value of an axis, axis=value; repeatable.")
+    ] = None,
+    edits: Edits = None,
+    prepend_bos: PrependBos = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question of the catalogue about a model and prompts, or about circuit files."""
+    from headwater.analyses._catalogue.catalogue import catalogue, entry
+    from headwater.command import inputs, output
+    from headwater.command.select import select
+
+    if analysis is None:
+        typer.echo(output.as_json(list(catalogue().values())) if as_json else output.catalogue(catalogue()))
+        return
+    asked = entry(analysis)
+    if about:
+        typer.echo(output.as_json(asked) if as_json else output.entry(asked))
+        return
+    if html is not None:
+        check_target(html, HeadwaterError)
+    settings = inputs.settings(asked, given or [])
+    inputs.fits(asked, prompts or [], file, edits, saved, circuit, prepend_bos)
+    if saved is not None:
+        result = _of_record(asked, saved, settings)
+    elif asked.inputs == "circuits":
+        with busy(asked.name):
+            result = asked.function(*inputs.circuits(prompts or []), **settings)
+    else:
+        texts = inputs.prompts(prompts or [], file, whole) if asked.inputs != "model" else []
+        changes = inputs.edits(edits) if edits else []
+        loaded = inputs.model(model, prepend_bos)
+        inputs.note_unknown(loaded, texts)
+        with loaded.edit(*changes), busy(asked.name):
+            result = _of_model(asked, loaded, texts, settings, circuit)
+    try:
+        result = select(result, chosen or [])
+    finally:  # whatever is wrong with --select or --html, what was computed is printed
+        typer.echo(output.as_json(result) if as_json else output.as_text(result))
+    if html is not None:
+        with extra("dashboard"):
+            page = output.as_page(result)
+        write_text(html, page, HeadwaterError)
+
+
+def _of_record(asked: Entry, saved: Path, settings: dict[str, Any]) -> Any:
+    from headwater.lens.records.record import Record
+
+    with busy(asked.name):
+        return asked.function(Record.open(saved), **settings)
+
+
+def _of_model(
+    asked: Entry, loaded: HookedModel, texts: list[str], settings: dict[str, Any], circuit: Path | None
+) -> Any:
+    from headwater.command import inputs
+
+    if asked.inputs == "record":
+        kept = ("mixers",) if settings.get("mixers") == "effective" else ()
+        return asked.function(loaded.record(texts, keep=(*asked.keep, *kept)), **settings)
+    if asked.inputs == "model+pairs":
+        return asked.function(loaded, *inputs.of_pairs(asked.function, texts, circuit), **settings)
+    return asked.function(loaded, *([texts] if asked.inputs == "model+examples" else []), **settings)

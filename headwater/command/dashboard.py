@@ -1,0 +1,25 @@
+"""`headwater dashboard`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from headwater.command.waiting import extra
+
+
+def dashboard(
+    model: Annotated[str | None, typer.Argument(help="Model to open; an embedded one if left out.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="First port to try.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; only loopback is private.")] = "127.0.0.1",
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Open the dashboard and print its address."""
+    if sys.stderr.isatty():
+        typer.echo("Starting the dashboard; this takes some seconds.", err=True)
+    with extra("dashboard"):
+        from headwater.dashboard.launch import run
+
+        run(model, port, host, open_browser)
