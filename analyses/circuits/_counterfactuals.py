@@ -67,11 +67,17 @@ def _run(wiring: Wiring, ids: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def _check_sums(wiring: Wiring, clean: list[Tensor], other: list[Tensor], nodes: Tensor) -> None:
+    allowed = of_sums(wiring.model)
+    total, added = (
+        torch.zeros_like(nodes[0]),
+        0,
+    )  # groups stand in the order of a run, so each adds to the last one's
     for group, x, y in zip(wiring.groups, clean, other, strict=True):
+        total, added = total + nodes[added : group.senders].sum(0), group.senders
         reads = f"what {group.names[0]} of {wiring.model.name} reads"
         what = f"{reads} is not the sum of the embedding, heads and MLPs before it"
         then = f", so its edges are not known{rounding_mend(wiring.model)}"
-        close_or_refuse(nodes[: group.senders].sum(0), x - y, what, then, allowed=of_sums(wiring.model))
+        close_or_refuse(total, x - y, what, then, allowed=allowed)
 
 
 def changed(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:

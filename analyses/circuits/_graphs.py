@@ -7,6 +7,8 @@ heads share keys and values. An edge goes from a node to an input and carries `s
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 from collections.abc import Mapping
 from numbers import Real
@@ -136,7 +138,11 @@ def select_circuit(
 
 
 def _greedy(graph: nx.DiGraph, scores: dict[tuple[str, str], float], n: int) -> list[tuple[str, str]]:
-    inside, kept, open_edges = set(), [], {}
+    """The first `n` edges; of equal ones that was reached first."""
+    inside: set[str] = set()
+    opened: set[str] = set()
+    heap: list[tuple[float, int, tuple[str, str]]] = []
+    kept: list[tuple[str, str]] = []
 
     def include(name: str) -> None:
         if name in inside:
@@ -144,14 +150,16 @@ def _greedy(graph: nx.DiGraph, scores: dict[tuple[str, str], float], n: int) -> 
         inside.add(name)
         readers = [name] if graph.nodes[name]["kind"] in ("mlp", "logits") else list(graph.predecessors(name))
         for reader in readers:
-            open_edges.update(
-                {edge: scores[edge] for edge in graph.in_edges(reader) if edge in scores and edge not in kept}
-            )
+            if reader not in opened:  # heads with common keys have a reader in common
+                opened.add(reader)
+                for edge in graph.in_edges(reader):
+                    if edge in scores:
+                        heapq.heappush(heap, (-scores[edge], next(order), edge))
 
+    order = itertools.count()
     include(LOGITS)
-    while open_edges and len(kept) < n:
-        best = max(open_edges, key=lambda edge: open_edges[edge])
-        del open_edges[best]
+    while heap and len(kept) < n:
+        best = heapq.heappop(heap)[2]
         kept.append(best)
         include(best[0])
     return kept

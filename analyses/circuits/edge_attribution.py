@@ -8,7 +8,7 @@ heads are supported. Where attention saturates the gradient is near 0 even on ed
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 import networkx as nx
@@ -139,34 +139,41 @@ def _spread(
 
 def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Tensor:
     """Each edge's score [pair, node, input], or each node's [pair, node]."""
-    parts: list[tuple[slice, list[tuple[Tensor, Tensor]]]] = []
-    everyone = slice(0, len(wiring.senders))
+    parts: list[tuple[slice, Iterable[tuple[Tensor, Tensor]]]] = []
+    everyone, drops = slice(0, len(wiring.senders)), case.drop
     if how == "clean_corrupt":
         parts.append((everyone, [slopes(wiring, case), slopes(wiring, case, 0, case.other[:1])]))
     elif how == "activations_released":
         points = (
-            slopes(wiring, case, site.start, case.other[site] + k / steps * case.drop[site])
+            slopes(wiring, case, site.start, case.other[site] + k / steps * drops[site])
             for site in nodes_of_layers(wiring)
             for k in range(1, steps + 1)
         )
-        parts.append((everyone, [_mean(points)]))
+        parts.append((everyone, points))
     elif steps == 1:
         parts.append((everyone, [slopes(wiring, case)]))
     else:
         groups = [(everyone, slice(0, 1))] if how == "inputs" else [(s, s) for s in nodes_of_layers(wiring)]
         for scored, moved in groups:
-            points = (case.other[moved] + k / steps * case.drop[moved] for k in range(steps))
-            parts.append((scored, [slopes(wiring, case, moved.start, said) for said in points]))
+            parts.append((scored, _along(wiring, case, moved, drops[moved], steps)))
     found = []
     for scored, points in parts:
-        at_inputs, at_nodes = (torch.stack(each).mean(0) for each in zip(*points, strict=True))
-        drop = case.drop[scored]
+        at_inputs, at_nodes = _mean(points)
+        drop = drops[scored]
         if level == "node":
             found.append((drop * at_nodes[scored]).sum((2, 3)).mT)
         else:
             found.append(torch.einsum("ubsd,brsd->bur", drop, at_inputs))
     scores = torch.cat(found, 1).double().cpu()
     return scores * wiring.edges() if level == "edge" else scores
+
+
+def _along(
+    wiring: Wiring, case: Case, moved: slice, drop: Tensor, steps: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The slopes at points from the counterfactual outputs of the moved nodes towards the clean ones."""
+    for k in range(steps):
+        yield slopes(wiring, case, moved.start, case.other[moved] + k / steps * drop)
 
 
 def _mean(points: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
