@@ -233,6 +233,10 @@ def test_every_dependency_has_its_reason() -> None:
         ("import headwater", "triton streamlit plotly transformer_lens"),
         ("import headwater; headwater.load", "streamlit plotly transformer_lens"),
         ("import headwater.command.cli", "torch transformers numpy pandas xarray rich streamlit plotly"),
+        (
+            "from headwater.command import listing; listing.as_text(); listing.as_json()",
+            "torch transformers numpy pandas xarray networkx rich streamlit plotly",
+        ),
     ],
 )
 def test_importing_stays_light(statement: str, absent: str) -> None:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, overload
 
 import networkx as nx
 import xarray as xr
 
+from headwater.analyses._catalogue.about import About, Maps, inputs_of, labelled
 from headwater.analyses._catalogue.settings import checked, settings_of
-from headwater.analyses._catalogue.sources import Inputs, Maps, check_call
+from headwater.analyses._catalogue.sources import check_call
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
 from headwater.lens.records.provenance import as_attributes, provenance
@@ -27,31 +26,10 @@ from headwater.lens.records.record import Record
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-LABELS = {"question": "Question", "unit": "Unit", "paper": "Source", "cost": "Cost", "not_for": "Not for"}
-LABELLED = re.compile(
-    rf"^({'|'.join(LABELS.values())}): (.+?)(?=\n\n|\n(?:{'|'.join(LABELS.values())}): |\Z)", re.S | re.M
-)
 LONGEST = 200  # characters of the longest setting that a result keeps
 RESERVED = ("dimensions",)  # attributes that scipy's netCDF writer needs itself; kept as "dimensions_"
 TEXTS = ("examples", "clean", "pairs")  # parameters that hold prompts
 UNKEPT = ("resume", "batch_size")  # settings that change how a run goes and not its result
-
-
-@dataclass(frozen=True)
-class About:
-    """Question, unit, source, cost and limits of one analysis.
-
-    `keep` is the content that a record needs for it, and `maps` says which maps it can read.
-    """
-
-    question: str
-    unit: str
-    paper: str
-    cost: str
-    not_for: str
-    inputs: Inputs
-    keep: tuple[str, ...] = ("qk",)
-    maps: Maps = "any"
 
 
 @overload
@@ -102,35 +80,10 @@ def about_of(function: Callable[..., Any], keep: tuple[str, ...], maps: Maps) ->
         raise AnalysisError(
             "python -OO removes the docstrings that describe the analyses; run it without -OO"
         )
-    text = inspect.getdoc(function) or ""
-    found = {label: " ".join(words.split()) for label, words in LABELLED.findall(text)}
-    missing = [label for label in LABELS.values() if label not in found]
-    if missing:
-        raise ValueError(f"the docstring of {function.__name__} says nothing under {', '.join(missing)}")
-    return About(
-        **{name: found[label].rstrip(".") for name, label in LABELS.items()},
-        inputs=_inputs(function),
-        keep=keep,
-        maps=maps,
-    )
-
-
-def unlabelled(text: str) -> str:
-    """A docstring without its labelled paragraphs and without its examples."""
-    text = LABELLED.sub("", text.partition("\n>>> ")[0])
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def _inputs(function: Callable[..., Any]) -> Inputs:
-    """The kind of input of an analysis, found from the names of its first parameters."""
-    names, (first, *others) = [*(found := inspect.signature(function).parameters)], found.values()
-    if first.name == "record":
-        return "record"
-    if first.name != "model":
-        return "circuits"
-    if {"pairs", "clean"} & set(names):
-        return "model+pairs"
-    return "model+examples" if others and others[0].default is inspect.Parameter.empty else "model"
+    given = inspect.signature(function).parameters
+    defaults = {name: each.default is not each.empty for name, each in given.items()}
+    told = labelled(inspect.getdoc(function) or "", function.__name__)
+    return About(**told, inputs=inputs_of(defaults), keep=keep, maps=maps)
 
 
 def _described(

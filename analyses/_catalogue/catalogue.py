@@ -11,21 +11,19 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from headwater.analyses._catalogue.analysis import About, unlabelled
+from headwater.analyses._catalogue.about import Listed, file_of, files, unlabelled
 from headwater.analyses._catalogue.settings import Setting, settings_of
-from headwater.lens.errors import AnalysisError, nearest
+from headwater.lens.errors import AnalysisError
 
 PACKAGE = "headwater.analyses"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Entry(About):
+class Entry(Listed):
     """One analysis: its labels, its settings and its function."""
 
-    name: str
     settings: tuple[Setting, ...]
     function: Callable[..., Any]
 
@@ -49,20 +47,13 @@ class Entry(About):
 @cache
 def catalogue() -> dict[str, Entry]:
     """Every analysis by name, in alphabetical order."""
-    entries = {}
-    files = Path(__file__).parents[1].glob("[!_]*/[!_]*.py")
-    for file in sorted(files, key=lambda file: file.stem):
-        module = importlib.import_module(f"{PACKAGE}.{file.parent.name}.{file.stem}")
-        function = getattr(module, file.stem)
-        entries[file.stem] = Entry(
-            **vars(function.about), name=file.stem, settings=settings_of(function), function=function
-        )
-    return entries
+    return {name: entry(name) for name in files()}
 
 
+@cache
 def entry(name: str) -> Entry:
-    """The analysis called `name`. AnalysisError offers the nearest names."""
-    known = catalogue()
-    if name not in known:
-        raise AnalysisError(f"no analysis is called {name!r}; {nearest(name, known)}")
-    return known[name]
+    """The analysis called `name`; the others are not imported. AnalysisError offers the nearest names."""
+    room = file_of(name).parent.name
+    function = getattr(importlib.import_module(f"{PACKAGE}.{room}.{name}"), name)
+    about, settings = vars(function.about), settings_of(function)
+    return Entry(**about, name=name, room=room, settings=settings, function=function)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
+from headwater.analyses._catalogue.about import Inputs, Maps
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
 from headwater.lens.records.record import Record
 
-Inputs = Literal["record", "model", "model+examples", "model+pairs", "circuits"]
-Maps = Literal[
-    "any", "square"
-]  # square: queries and keys are the same tokens, as they are not in cross-attention
 READ_CROSS = "raw_attention, sink_rate or head_similarity, which read cross-attention"
 TEXTS = {
     "examples": "texts, or rows of token ids", "pairs": "pairs of texts, such as [(clean, corrupt)]",

@@ -1,1 +1,4 @@
-"""Which parts and edges of a model carry a behaviour."""
+"""Which parts and edges of a model carry a behaviour.
+
+Question: Which parts make the answer?
+"""

@@ -1,1 +1,4 @@
-"""Analyses of attention sinks: where they are, what they carry, and what happens without them."""
+"""Analyses of attention sinks: where they are, what they carry, and what happens without them.
+
+Question: Where does attention drain?
+"""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headwater.analyses._catalogue.about import file_of
+from headwater.command import completion
 from headwater.command.options import (
     DEFAULT_MODEL,
     AsJson,
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 
 def analyze(
-    analysis: Annotated[str | None, typer.Argument(help="Its name; without one, the list of them.")] = None,
+    analysis: Annotated[
+        str | None,
+        typer.Argument(help="Its name; without one, the list of them.", autocompletion=completion.analyses),
+    ] = None,
     prompts: Prompts = None,
     model: Model = DEFAULT_MODEL,
     file: PromptFile = None,
@@ -51,13 +56,16 @@ def analyze(
     as_json: AsJson = False,
 ) -> None:
     """Ask one question of the catalogue about a model and prompts, or about circuit files."""
-    from headwater.analyses._catalogue.catalogue import catalogue, entry
+    if analysis is None:
+        from headwater.command import listing
+
+        typer.echo(listing.as_json() if as_json else listing.as_text())
+        return
+    file_of(analysis)  # a wrong name is said before torch is imported
+    from headwater.analyses._catalogue.catalogue import entry
     from headwater.command import inputs, output
     from headwater.command.select import select
 
-    if analysis is None:
-        typer.echo(output.as_json(list(catalogue().values())) if as_json else output.catalogue(catalogue()))
-        return
     asked = entry(analysis)
     if about:
         typer.echo(output.as_json(asked) if as_json else output.entry(asked))

@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from headwater.command import completion
 from headwater.command.waiting import extra
 
 
 def dashboard(
-    model: Annotated[str | None, typer.Argument(help="Model to open; an embedded one if left out.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Model to open; an embedded one if left out.", autocompletion=completion.models),
+    ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="First port to try.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; only loopback is private.")] = "127.0.0.1",
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headwater.command.columns import columns
 from headwater.command.options import AsJson
 from headwater.command.waiting import busy, counted
 from headwater.lens.errors import HeadwaterError
@@ -65,14 +66,14 @@ def doctor(
 
 
 def _architectures(write: Path | None, as_json: bool) -> None:
-    from headwater.command import architectures, output, tables
+    from headwater.command import architectures, output
     from headwater.lens.loading.coverage import measure_all
 
     with busy("Measuring the architectures"):
         rows = list(measure_all())
     if write is not None:
         architectures.write(write, rows)
-    lines = tables.columns([list(architectures.HEADINGS), *map(architectures.cells, rows)])
+    lines = columns([list(architectures.HEADINGS), *map(architectures.cells, rows)])
     typer.echo(output.as_json(rows) if as_json else "\n".join(lines))
     for row in rows:
         for fault in row.faults:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from headwater.command import completion
 from headwater.command.options import AsJson
 from headwater.command.waiting import counted
 
@@ -14,7 +15,13 @@ from headwater.command.waiting import counted
 def experiment(
     file: Annotated[Path, typer.Argument(help="Experiment file (JSON), as the dashboard saves it.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Take this model; its weights must be those named.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Take this model; its weights must be those named.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

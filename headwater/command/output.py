@@ -13,6 +13,7 @@ import networkx as nx
 import xarray as xr
 
 from headwater.command import tables
+from headwater.command.columns import cell, columns
 from headwater.command.select import advice
 from headwater.dashboard.export import to_json
 from headwater.lens.errors import AnalysisError
@@ -75,9 +76,7 @@ def as_page(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
     for array in arrays:
         tokens = array.squeeze().coords.get("key_token")
         try:
-            shown = figure(
-                array, [] if tokens is None else [tables.cell(token) for token in tokens.values.ravel()]
-            )
+            shown = figure(array, [] if tokens is None else [cell(token) for token in tokens.values.ravel()])
         except ValueError as error:
             reasons.append(f"{array.name}: {error}{advice(array)}")
         else:
@@ -100,7 +99,7 @@ def summary(record: Record) -> str:
         ["layer", *names],
         *([layer, *(float(m[i]) for m in means)] for i, layer in enumerate(record.layers)),
     ]
-    lines = [told, *tables.columns(table), "means over heads and tokens; --json gives every value"]
+    lines = [told, *columns(table), "means over heads and tokens; --json gives every value"]
     left_out = found.attrs.get("not_covered")
     return "\n".join([*lines, f"not covered by any map: {left_out}"] if left_out else lines)
 
@@ -120,7 +119,7 @@ def outcome(found: Outcome) -> str:
     ]
     count = len(told.results)
     lines = [f"{told.model}, {count} prompt{'s' * (count != 1)}; means over prompts of what is one number"]
-    lines += tables.columns([["measure", "before", "after"], *means])
+    lines += columns([["measure", "before", "after"], *means])
     lines += [f"digest {told.digest}"]
     if found.verified is None:
         return "\n".join([*lines, f"results in {found.path}"])
@@ -134,14 +133,7 @@ def outcome(found: Outcome) -> str:
 def models(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The embedded models, one on a line."""
     rows = ([name, about["description"]] for name, about in found.items())
-    return "\n".join(tables.columns([["name", "what it is"], *rows]))
-
-
-def catalogue(entries: Mapping[str, Entry]) -> str:
-    """The analyses, their questions and what they read."""
-    rows = ([entry.name, entry.inputs, entry.question] for entry in entries.values())
-    more = "headwater analyze NAME --about says what one computes, its settings and its source"
-    return "\n".join([*tables.columns([["analysis", "reads", "question"], *rows]), "", more])
+    return "\n".join(columns([["name", "what it is"], *rows]))
 
 
 def entry(found: Entry) -> str:
@@ -161,7 +153,7 @@ def entry(found: Entry) -> str:
         )
     facts = [f"{word}: {getattr(found, word)}" for word in ("unit", "inputs", "cost", "paper")]
     told = [found.question, *facts, f"not for: {found.not_for}", "", found.description]
-    return "\n".join([*told, "", *tables.columns(table)] if found.settings else told)
+    return "\n".join([*told, "", *columns(table)] if found.settings else told)
 
 
 def health(found: Mapping[str, Any]) -> str:
@@ -174,15 +166,15 @@ def health(found: Mapping[str, Any]) -> str:
         f"memory: {memory['available'] / gib:.1f} GiB free of {memory['total'] / gib:.1f} GiB",
         *(f"device {d['name']}: {d['model']}" for d in found["devices"]),
         "",
-        *tables.columns([["device", "backend", "works", "detail"], *map(_trial, found["backends"])]),
+        *columns([["device", "backend", "works", "detail"], *map(_trial, found["backends"])]),
         "",
         "attention of the forward pass on `auto`:",
-        *tables.columns(
+        *columns(
             [["device", "problem", "backend", "because"]]
             + [[c["device"], c["problem"], c["backend"], c["reason"]] for c in found["choices"]]
         ),
         "",
-        *tables.columns(
+        *columns(
             [["package", "version"], *found["packages"].items(), *map(_optional, found["optional"].items())]
         ),
         "",

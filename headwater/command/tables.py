@@ -6,12 +6,13 @@ the array has one, with control characters escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import networkx as nx
 import numpy as np
 import xarray as xr
+
+from headwater.command.columns import cell, columns
 
 MOST_ROWS, MOST_COLUMNS = 40, 16
 
@@ -48,29 +49,6 @@ def of_graph(graph: nx.DiGraph) -> list[str]:
     if len(scored) > MOST_ROWS:
         told += [f"the {MOST_ROWS} largest; --json gives every one"]
     return [*told, *columns([["from", "to", by, *more], *scored[:MOST_ROWS]])]
-
-
-def columns(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Rows of cells as lines with aligned columns; numbers to the right."""
-    cells = [[cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    right = [all(not isinstance(row[i], str) for row in rows[1:]) for i in range(len(widths))]
-    place = [str.rjust if to_right else str.ljust for to_right in right]
-    lines = (
-        "  ".join(put(text, n) for put, text, n in zip(place, row, widths, strict=True)) for row in cells
-    )
-    return [line.rstrip() for line in lines]
-
-
-def cell(value: Any) -> str:
-    """One value as text: four digits of a fraction, – if undefined; control characters escaped for the terminal."""
-    if isinstance(value, float | np.floating):
-        if np.isnan(value):
-            return "–"
-        value += 0.0  # no zero has a sign
-        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
-    text = str(value)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _array(array: xr.DataArray) -> list[str]:

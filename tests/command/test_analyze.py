@@ -10,6 +10,7 @@ import pytest
 
 import headwater as hw
 from headwater import analyses
+from headwater.analyses._catalogue.about import room_questions
 from headwater.analyses._catalogue.catalogue import catalogue
 from headwater.analyses.circuits._graph_files import write_circuit
 
@@ -76,8 +77,13 @@ def test_the_figure_is_one_page_without_network(headwater, tiny, tmp_path: Path)
 
 def test_the_list_names_every_analysis_and_about_every_setting(headwater) -> None:
     listed = headwater("analyze").stdout
+    parts = [part.splitlines() for part in listed.split("\n\n")[:-1]]
+    assert {question: [line.split()[0] for line in lines] for question, *lines in parts} == {
+        question: [name for name, entry in catalogue().items() if entry.room == room]
+        for room, question in room_questions().items()
+    }
     for name, entry in catalogue().items():
-        assert name in listed
+        assert entry.question in listed
         told = headwater("analyze", name, "--about").stdout
         assert entry.paper in told
         for setting in entry.settings:

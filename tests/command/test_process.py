@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -26,6 +27,14 @@ def test_the_console_script_is_the_module() -> None:
     by_script = subprocess.run([script, "--help"], capture_output=True, timeout=60, check=True, env=QUIET)
     names = ("dashboard", "models", "record", "analyze", "doctor")
     assert all(name.encode() in by_script.stdout for name in names)
+
+
+def test_the_list_of_analyses_is_there_at_once() -> None:
+    """0.2 s of one processor; importing torch alone takes several times the limit."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert b"rollout" in run("analyze").stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 def test_doctor_runs_the_backends_and_finds_them_right() -> None:

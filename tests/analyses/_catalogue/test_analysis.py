@@ -16,7 +16,8 @@ import pytest
 import xarray as xr
 
 import headwater as hw
-from headwater.analyses._catalogue.analysis import analysis, unlabelled
+from headwater.analyses._catalogue.about import unlabelled
+from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.lens.errors import AnalysisError
 

@@ -1,0 +1,19 @@
+"""What a shell offers on Tab: names of analyses and of models; for everything else the shell offers files.
+
+Typer keeps those that begin as the word does."""
+
+from __future__ import annotations
+
+
+def analyses() -> list[tuple[str, str]]:
+    """Names of analyses, each with its question."""
+    from headwater.analyses._catalogue.about import listed
+
+    return [(name, each.question) for name, each in listed().items()]
+
+
+def models() -> list[tuple[str, str]]:
+    """Names of models that are on this machine, each with what it is."""
+    from headwater.lens.models.embedded import embedded
+
+    return [(name, each["description"]) for name, each in embedded().items()]
