@@ -5,6 +5,9 @@ weights. A row without any weight keeps its own position when w > 0, and is unde
 
 A layer without softmax attention has an exact map too (lens/mixers/effective_map.py), signed and without row sums of 1.
 With `mixers="effective"` its `Ā` is the mean over heads, or channels, of `|A_ij| / Σ_j |A_ij|`.
+
+With `without="sinks"` the columns of the sinks (`_sinks_aside.py`) are 0 in every `Ā`, before rows are divided by their
+sum.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._streams.between_layers import refuse_mixers
+from headwater.analyses.tokens._sinks_aside import Without, kept_keys, set_aside
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.stack import named
 from headwater.lens.records.record import Record
@@ -36,17 +40,19 @@ INSTEAD = (
 @dataclass(frozen=True, eq=False)
 class Joining:
     """How the heads of `layers` are joined: `weight` is the residual stream's w, `mixing` of each layer the name of a
-    reduction, "effective", or head weights [head] that sum to 1.
+    reduction, "effective", or head weights [head] that sum to 1. `kept` is 1 for the keys that count and 0 for sinks
+    set aside, [batch, key]; None where all count.
     """
 
     layers: list[int]
     weight: float
     mixing: list[str | Tensor]
+    kept: Tensor | None = None
 
     @classmethod
     def of(
         cls, record: Record, residual: float, heads: Reduction | Sequence[Sequence[float]], add_residual: bool,
-        last_layer: int | None, mixers: Mixers,
+        last_layer: int | None, mixers: Mixers, without: Without = None,
     ) -> Joining:  # fmt: skip
         if mixers == "refuse":
             refuse_mixers(
@@ -66,12 +72,16 @@ class Joining:
             else of_heads[attending.index(layer)]
             for layer in layers
         ]  # fmt: skip
-        return cls(layers, residual if add_residual else 0.0, mixing)
+        kept = kept_keys(record, layers) if without == "sinks" else None
+        return cls(layers, residual if add_residual else 0.0, mixing, kept)
 
 
 def attributes(record: Record, joining: Joining) -> dict[str, Any]:
-    """What a result says of its layers, and what is left uncovered where mixers count by their exact maps."""
+    """What a result says of its layers, of the sinks set aside, and of what is left uncovered where mixers count by
+    their exact maps."""
     told: dict[str, Any] = {"layers": joining.layers}
+    if joining.kept is not None:
+        told["set_aside"] = set_aside(record, joining.kept)
     if EFFECTIVE in [mixing for mixing in joining.mixing if isinstance(mixing, str)]:
         followed = named(record.mixers)
         left = [text for text in record.provenance.get("not_covered", ()) if text not in followed]
@@ -138,8 +148,16 @@ def over_row_sums(rows: Tensor, mass: Tensor, weight: float) -> Tensor:
     return torch.where(rows == 0, 0.0, rows / torch.where(total > 0, total, torch.nan))
 
 
-def joined_rows(record: Record, layer: int, mixing: str | Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Ā of one layer, a block of rows at a time, [batch, row, key] in float64 on the CPU; zero rows at padding."""
+def joined_rows(record: Record, joining: Joining, depth: int) -> Iterator[tuple[slice, Tensor]]:
+    """Ā of one layer without the keys set aside, a block of rows at a time, [batch, row, key] in float64 on the CPU.
+
+    Rows of padding are zero.
+    """
+    for span, rows in _all_columns(record, joining.layers[depth], joining.mixing[depth]):
+        yield span, rows if joining.kept is None else rows * joining.kept[:, None]
+
+
+def _all_columns(record: Record, layer: int, mixing: str | Tensor) -> Iterator[tuple[slice, Tensor]]:
     if isinstance(mixing, str) and mixing == EFFECTIVE:
         yield from _effective_rows(record, layer)
         return
@@ -161,11 +179,11 @@ def _effective_rows(record: Record, layer: int) -> Iterator[tuple[slice, Tensor]
         yield span, shares
 
 
-def joined_map(record: Record, layer: int, weight: float, mixing: str | Tensor) -> Tensor:
+def joined_map(record: Record, joining: Joining, depth: int) -> Tensor:
     """Ã of one layer, dense [batch, query, key] in float64, read block by block; quadratic memory."""
     batch, length = record.valid.shape
     joined = torch.zeros(batch, length, length, dtype=torch.float64)
-    for span, rows in joined_rows(record, layer, mixing):
+    for span, rows in joined_rows(record, joining, depth):
         joined[:, span] = rows
-    mixed = (1 - weight) * joined + weight * torch.eye(length, dtype=torch.float64)
+    mixed = (1 - joining.weight) * joined + joining.weight * torch.eye(length, dtype=torch.float64)
     return mixed / mixed.sum(-1, keepdim=True)

@@ -22,6 +22,7 @@ from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import Joining, Mixers, Reduction, attributes, joined_map
+from headwater.analyses.tokens._sinks_aside import Without, WithoutSetting, one_token
 from headwater.lens.errors import AnalysisError
 from headwater.lens.progress import progress
 from headwater.lens.records.record import Record
@@ -48,6 +49,7 @@ def flow(
     mixers: Annotated[
         Mixers, "layers without attention: refused, or followed by their exact maps"
     ] = "refuse",
+    without: WithoutSetting = None,
 ) -> xr.DataArray:
     """`F[i, j] = maxflow((L, i) → (0, j))` over the graph with edges (l, i) → (l-1, j) of capacity `Ã_l[i, j]`.
 
@@ -56,7 +58,9 @@ def flow(
     most 1 and at most what can enter the token. Capacities are rounded to 2⁻³⁰. Result [batch, query, key]; NaN where
     every path ends in a row without weight.
 
-    `mixers="effective"` follows layers without attention by the shares of their exact maps, as `rollout` says.
+    `mixers="effective"` follows layers without attention by the shares of their exact maps, and `without="sinks"` sets
+    sinks aside in the capacities, both as `rollout` says. The attribute `one_token` names a token that holds more than
+    0.9 of every answer.
 
     Question: How much of each input token can reach a position through the attention of all layers?
     Unit: share of the position, each row sums to 1; unnormalised: the maximum flow, at most 1.
@@ -71,7 +75,7 @@ def flow(
     >>> found.shape, found.key_token.values[0, found[0, 0].values.argmax()].item()
     ((1, 1, 15), 'Mary')
     """
-    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers)
+    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers, without)
     columns = columns_of(queries, record.valid, "queries")
     capacities = (_capacities(record, joining) * UNIT).round().to(torch.int32).numpy()
     found = np.full((*columns.shape, record.valid.shape[1]), np.nan)
@@ -85,15 +89,14 @@ def flow(
                 found[row, asked, place] = [
                     _largest(graph, start, end, record.causal) for end in range(len(place))
                 ]
-    if normalise:
-        total = found.sum(-1, keepdims=True)
-        found = found / np.where(total > 0, total, np.nan)
+    total = found.sum(-1, keepdims=True)
+    shares = found / np.where(total > 0, total, np.nan)
     return xr.DataArray(
-        found,
+        shares if normalise else found,
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns),
         name="flow",
-        attrs=attributes(record, joining),
+        attrs=attributes(record, joining) | one_token(record, joining.layers, joining.kept, shares, columns),
     )
 
 
@@ -106,6 +109,7 @@ def flow_graph(
     add_residual: bool = True,
     last_layer: int | None = None,
     mixers: Mixers = "refuse",
+    without: Without = None,
 ) -> nx.DiGraph:
     """The graph of `flow` for one batch row, with the same settings, as a `networkx.DiGraph`.
 
@@ -124,7 +128,7 @@ def flow_graph(
 
     if not 0 <= row < len(record.valid):
         raise AnalysisError(f"no batch row {row}; the record has rows 0 to {len(record.valid) - 1}")
-    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers)
+    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers, without)
     place = record.valid[row].nonzero()[:, 0]
     capacities = _capacities(record, joining)[row][:, place[:, None], place].numpy()
     words = [record.strings[row][column] for column in place.tolist()]
@@ -145,10 +149,7 @@ def _capacities(record: Record, joining: Joining) -> Tensor:
         raise AnalysisError(
             f"a text has {longest} tokens and flow takes {LONGEST} at most; shorten it or use rollout"
         )
-    maps = [
-        joined_map(record, layer, joining.weight, joining.mixing[depth])
-        for depth, layer in enumerate(joining.layers)
-    ]
+    maps = [joined_map(record, joining, depth) for depth in range(len(joining.layers))]
     return torch.stack(maps, 1).nan_to_num()
 
 

@@ -25,6 +25,7 @@ from headwater.analyses.tokens._layer_map import (
     joined_rows,
     over_row_sums,
 )
+from headwater.analyses.tokens._sinks_aside import WithoutSetting, one_token
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.records.record import Record
 
@@ -49,6 +50,7 @@ def rollout(
     mixers: Annotated[
         Mixers, "layers without attention: refused, or followed by their exact maps"
     ] = "refuse",
+    without: WithoutSetting = None,
 ) -> xr.DataArray:
     """Rows `R[i, :]` of `R = Ã_L ··· Ã_1` with `Ã_l = rownorm((1 - w)·Ā_l + w·I)`, as [batch, query, key].
 
@@ -68,6 +70,17 @@ def rollout(
 
     A record that does not begin at layer 0 gives shares of the residual stream that enters its first layer.
 
+    `without="sinks"` takes the mass on attention sinks out of every layer: `Ã_l = rownorm((1 - w)·Ā_l·D + w·I)` with D
+    diagonal, 0 at sinks and 1 elsewhere. Sinks are the tokens whose received share (`find_sinks`), in the mean over
+    the heads and layers that are followed, is above 0.3. Attention to a sink then counts as no movement, and a head
+    weighs by what it puts elsewhere. A row whose whole mass was on sinks keeps its own position, and so does the
+    sink's own row where it sees itself alone; with `add_residual=False` both are undefined and NaN. The result is no
+    longer a product of the attention that the model ran, and it says nothing of what a sink carries. In a causal model
+    each layer still passes shares to earlier tokens alone, so through many layers the first token that is left gathers
+    them. The attribute `set_aside` names the sinks.
+
+    Where one token holds more than 0.9 of every answer that is not its own, the attribute `one_token` says so.
+
     Question: From which input tokens does a position draw, if attention alone carried information?
     Unit: share of the position, each row sums to 1.
     Source: Abnar & Zuidema 2020, arXiv:2005.00928; held to the authors' code.
@@ -81,7 +94,7 @@ def rollout(
     >>> found.key_token.values[0, found[0, 0].values.argmax()].item(), float(found.sum().round(1))
     ('Mary', 1.0)
     """
-    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers)
+    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers, without)
     columns = columns_of(queries, record.valid, "queries")
     followed = None if keys is None else columns_of(keys, record.valid, "keys")
     if followed is None:
@@ -96,7 +109,8 @@ def rollout(
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, followed),
         name="rollout",
-        attrs=attributes(record, joining),
+        attrs=attributes(record, joining)
+        | one_token(record, joining.layers, joining.kept, shares.numpy(), columns, followed),
     )
 
 
@@ -106,9 +120,10 @@ def _downward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
     for depth, layer in reversed(list(enumerate(joining.layers))):
         mixing = joining.mixing[depth]
         if isinstance(mixing, str):
-            rows = _pull_rows(joined_rows(record, layer, mixing), rows, joining.weight)
+            rows = _pull_rows(joined_rows(record, joining, depth), rows, joining.weight)
         else:
-            rows = _pull(record.map(layer), _row_mass(record, layer), rows, joining.weight, mixing)
+            mass = _row_mass(record, layer, mixing, joining.kept)
+            rows = _pull(record.map(layer), mass, rows, joining.weight, mixing, joining.kept)
     return rows.mT.masked_fill(rows.isnan().any(1)[..., None], torch.nan)
 
 
@@ -123,10 +138,11 @@ def _upward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
     for depth, layer in enumerate(joining.layers):
         mixing = joining.mixing[depth]
         if isinstance(mixing, str):
-            moved, mass = _push_rows(joined_rows(record, layer, mixing), shares)
+            moved, mass = _push_rows(joined_rows(record, joining, depth), shares)
         else:
-            moved = _push(record.map(layer), shares, mixing)
-            mass = torch.einsum("h,bhq->bq", mixing, _row_mass(record, layer).nan_to_num())
+            seen = shares if joining.kept is None else shares * joining.kept[..., None]
+            moved = _push(record.map(layer), seen, mixing)
+            mass = _row_mass(record, layer, mixing, joining.kept)
         total = ((1 - weight) * mass + weight)[..., None]
         shares = (weight * shares + (1 - weight) * moved) / torch.where(total > 0, total, 1.0)
         shares[..., -1:].masked_fill_(total == 0, 1.0)
@@ -139,8 +155,12 @@ def _indicators(columns: Tensor, length: int) -> Tensor:
     return rows.mT.contiguous()
 
 
-def _row_mass(record: Record, layer: int) -> Tensor:
-    return torch.from_numpy(record.statistic("row_mass").sel(layer=layer).values)
+def _row_mass(record: Record, layer: int, mixing: Tensor, kept: Tensor | None) -> Tensor:
+    """The row sums of Ā over the keys that count, [batch, query]: summed, not 1 less the sinks, which would cancel."""
+    if kept is not None:
+        return _push(record.map(layer), kept[..., None], mixing)[..., 0]
+    mass = torch.from_numpy(record.statistic("row_mass").sel(layer=layer).values)
+    return torch.einsum("h,bhq->bq", mixing, mass.nan_to_num())
 
 
 def _push(map: AttentionMap, shares: Tensor, mixing: Tensor) -> Tensor:
@@ -161,14 +181,17 @@ def _push_rows(blocks: Iterable[tuple[slice, Tensor]], shares: Tensor) -> tuple[
     return moved, mass
 
 
-def _pull(map: AttentionMap, mass: Tensor, rows: Tensor, weight: float, mixing: Tensor) -> Tensor:
-    """One layer down, `Ãᵀ @ rows` for rows [batch, position, asked]; `mass` [batch, head, query], `mixing` [head]."""
-    rows = over_row_sums(rows, torch.einsum("h,bhq->bq", mixing, mass.nan_to_num()), weight)
-    moved = [
+def _pull(
+    map: AttentionMap, mass: Tensor, rows: Tensor, weight: float, mixing: Tensor, kept: Tensor | None
+) -> Tensor:
+    """One layer down, `Ãᵀ @ rows` for rows [batch, position, asked]; `mass` [batch, query], `mixing` [head]."""
+    rows = over_row_sums(rows, mass, weight)
+    parts = [
         torch.einsum("h,bhkt->bkt", mixing, (map.T @ chunk.contiguous()).float().cpu())
         for chunk in rows.split(CHUNK, dim=2)
     ]
-    return weight * rows + (1 - weight) * torch.cat(moved, dim=2)
+    moved = torch.cat(parts, dim=2)
+    return weight * rows + (1 - weight) * (moved if kept is None else moved * kept[..., None])
 
 
 def _pull_rows(blocks: Iterable[tuple[slice, Tensor]], rows: Tensor, weight: float) -> Tensor:

@@ -38,12 +38,17 @@ def find(record: Record, name: str) -> Bool[Tensor, "batch layer head position"]
         tau = float(given[0]) if given else TAU
         sink = (massive_scores(record, first_dimensions(record, tau)) > tau) & record.valid[:, None].cpu()
         return sink[:, :, None].expand(-1, -1, record.n_heads, -1)
-    received, visible = (torch.as_tensor(record.statistic(s).values) for s in ("received", "visible"))
-    share = torch.where(seen_enough(visible, rule), received / visible, torch.nan)
+    share = shares(record, rule)
     if rule == "share":
         return share > (float(given[0]) if given else SHARE)
     tokens = record.valid.sum(-1)[:, None, None, None]
     return without_first(share > (float(given[0]) if given else ALPHA) / tokens)
+
+
+def shares(record: Record, rule: str = "share") -> Float[Tensor, "batch layer head position"]:
+    """α of every head; NaN where too few queries see the key, by `rule`."""
+    received, visible = (torch.as_tensor(record.statistic(s).values) for s in ("received", "visible"))
+    return torch.where(seen_enough(visible, rule), received / visible, torch.nan)
 
 
 def seen_enough(
