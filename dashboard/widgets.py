@@ -98,9 +98,14 @@ def settings(entry: Any, names: Sequence[str], key: str) -> dict[str, Any]:
         place = f"{key}-{name}"
         with column:
             if setting.kind == "choice":
-                choices = list(setting.choices)
+                choices = [*([None] if setting.optional else []), *setting.choices]
                 values[name] = st.selectbox(
-                    label, choices, index=choices.index(setting.default), key=place, help=hint
+                    label,
+                    choices,
+                    index=choices.index(setting.default),
+                    format_func=lambda choice: "none" if choice is None else str(choice),
+                    key=place,
+                    help=hint,
                 )
             elif setting.kind == "flag":
                 values[name] = st.checkbox(label, value=setting.default, key=place, help=hint)

@@ -17,6 +17,7 @@ from headwater.analyses._measures.measure import Explained
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._gradients import predicting
+from headwater.analyses.tokens._sinks_aside import Without
 from headwater.lens.errors import AnalysisError, nearest
 from headwater.lens.model import HookedModel
 
@@ -24,6 +25,7 @@ OF_RECORD = ("raw_attention", "rollout", "flow")
 BY_QUERY = ("norms", "globenc", "alti", "value_zeroing")
 EXPLAINED_BY_QUERY = ("relevance", "gradient_rollout")
 EXPLAINED = ("blank_out", "input_gradient", "input_x_gradient", "integrated_gradients")
+WITHOUT = ("rollout", "flow")  # that can set sinks aside
 METHODS = (*OF_RECORD, *BY_QUERY, *EXPLAINED_BY_QUERY, *EXPLAINED)
 Methods = str | Sequence[str]
 
@@ -41,15 +43,21 @@ def named(methods: Methods) -> list[str]:
     return names
 
 
-def token_weights(model: HookedModel, batch: Batch, method: str, asked: Explained) -> Tensor:
-    """Weights of the tokens of a batch by one method with its default settings, float64 [text, token]."""
+def token_weights(
+    model: HookedModel, batch: Batch, method: str, asked: Explained, without: Without = None
+) -> Tensor:
+    """Weights of the tokens of a batch by one method with its default settings, float64 [text, token].
+
+    Methods that can set sinks aside take `without`.
+    """
     function: Callable[..., Any] = getattr(
         importlib.import_module(f"headwater.analyses.tokens.{method}"), method
     )
     reads_row = method not in EXPLAINED
     row = predicting(asked, [batch]) if reads_row else 0
     if method in OF_RECORD:
-        found = function(model.record(batch.ids, statistics=("row_mass",)), queries=[row])
+        more = {"without": without} if method in WITHOUT else {}
+        found = function(model.record(batch.ids, statistics=("row_mass",)), queries=[row], **more)
     elif method in BY_QUERY:
         found = function(model, batch.ids, queries=[row])
     else:
@@ -69,14 +77,17 @@ Given = Mapping[str, Any]
 
 
 def weights_by_method(
-    model: HookedModel, texts: Texts, methods: Methods | Given, asked: Explained
+    model: HookedModel, texts: Texts, methods: Methods | Given, asked: Explained, without: Without = None
 ) -> dict[str, list[np.ndarray]]:
     """Token weights of each text by each method, without padding."""
+    known = () if isinstance(methods, Mapping) else named(methods)
+    if without is not None and not set(known) & set(WITHOUT):
+        raise AnalysisError(f"without={without!r} is for {' and '.join(WITHOUT)}, and methods names neither")
     if not isinstance(methods, Mapping):
-        found = {name: texts.empty() for name in named(methods)}
+        found = {name: texts.empty() for name in known}
         for batch in texts.batches:
             for name, rows in found.items():
-                texts.spread(batch, token_weights(model, batch, name, asked), rows)
+                texts.spread(batch, token_weights(model, batch, name, asked, without), rows)
         return {name: _cut(name, rows.numpy(), texts) for name, rows in found.items()}
     if not methods:
         raise AnalysisError("methods is empty; give weights [batch, token] by name")

@@ -29,6 +29,7 @@ from headwater.analyses._measures.measure import (
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._attributions import Given, Methods, weights_by_method
+from headwater.analyses.tokens._sinks_aside import Without
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -65,6 +66,7 @@ def agreement(
     draws: Draws = 1000,
     seed: Seed = 0,
     batch_size: BatchSize = 16,
+    without: Annotated[Without, "rollout, flow: set the attention to sinks aside; none: leave it in"] = None,
 ) -> xr.Dataset:
     """`agreement` [batch, attribution, other], and over texts its `mean`, `low` and `high` [attribution, other].
 
@@ -74,7 +76,7 @@ def agreement(
     "top_k" counts pairs of an item in the first k buckets of one list and an item in those of the other: 1 if the lists
     order them oppositely, 0.5 if exactly one list ties them; the result is `1 - 2·sum/#pairs`. A row of equal weights
     has no order: its agreement is NaN and is left out of the mean. `low` and `high` enclose 95 % of the means of
-    redrawn texts.
+    redrawn texts. `without="sinks"` sets attention sinks aside in `rollout` and `flow`, as `rollout` says.
 
     Question: Do attribution methods agree on which tokens matter?
     Unit: correlation, from -1 (opposite order) to 1 (the same).
@@ -92,7 +94,7 @@ def agreement(
     """
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     texts = Texts.of(model, examples, batch_size)
-    rows = weights_by_method(model, texts, methods, asked)
+    rows = weights_by_method(model, texts, methods, asked, without)
     names = list(rows)
     found = np.full((len(texts.valid), len(names), len(names)), np.nan)
     for text in range(len(found)):

@@ -30,6 +30,7 @@ from headwater.analyses._measures.measure import (
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._attributions import Given, Methods, weights_by_method
+from headwater.analyses.tokens._sinks_aside import Without
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -55,6 +56,7 @@ def faithfulness(
     draws: Draws = 1000,
     seed: Annotated[int, "seed of the random order and of the draws", Bounds(0)] = 0,
     batch_size: BatchSize = 16,
+    without: Annotated[Without, "rollout, flow: set the attention to sinks aside; none: leave it in"] = None,
 ) -> xr.Dataset:
     """Curves `deletion`, `insertion` [batch, attribution, fraction], four scores [batch, attribution], and intervals.
 
@@ -64,6 +66,7 @@ def faithfulness(
     `s(x) - s(x without the first ⌈p·n⌉)` over p = 1, 5, 10, 20, 50 % (large is good); `sufficiency` is the mean of
     `s(x) - s(the first ⌈p·n⌉ alone)` (small is good). `mean`, `low`, `high` [score, attribution] are over texts, with
     95 % of the means of redrawn texts. "random" is an order by chance. `s` is the number that `blank_out` explains.
+    `without="sinks"` sets attention sinks aside in `rollout` and `flow`, as `rollout` says.
 
     Question: Does the prediction depend on the tokens that a method names?
     Unit: that of what is explained (probability); areas: its mean along the curve.
@@ -82,7 +85,7 @@ def faithfulness(
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     texts = Texts.of(model, examples, batch_size)
     filler = blank_id(model, blank)
-    rows = weights_by_method(model, texts, methods, asked)
+    rows = weights_by_method(model, texts, methods, asked, without)
     if "random" in rows:
         raise AnalysisError("random is the name of the control; call a method of your own something else")
     generator = np.random.default_rng(seed)

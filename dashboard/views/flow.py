@@ -23,9 +23,13 @@ token, inputs = st.columns([1, 3])
 with token:
     position = choose_token(run, state)
 with inputs:
-    chosen = settings(rollout, ["residual", "heads", "add_residual"], "rollout")
+    chosen = settings(rollout, ["residual", "heads", "add_residual", "without"], "rollout")
 with st.spinner("Following attention down the layers …"):
     shares = rollout.function(run.record, queries=[position], **chosen).isel(batch=0, query=0)
+for told in ("one_token", "set_aside"):
+    if told in shares.attrs:
+        # plain text: tokens may hold what Markdown reads
+        st.text(f"{told.replace('_', ' ').capitalize()}: {shares.attrs[told]}")
 values = shares.values
 name = f"{quoted(run.tokens[position])} (token {position})"
 draw_strip(values, run, state, escaped(f"Where {name} comes from"), "share", None, "flow")

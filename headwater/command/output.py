@@ -51,7 +51,8 @@ def as_text(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
     lines = [str(told["question"])] if told.get("question") else []
     lines += [f"unit: {told['unit']}"] if told.get("unit") else []
     lines += ["", *(tables.of_graph(result) if isinstance(result, nx.DiGraph) else tables.of(result))]
-    ends = {"not covered by any map": told.get("not_covered"), "not for": told.get("not_for")}
+    ends = {"one token": told.get("one_token"), "set aside": told.get("set_aside")}
+    ends |= {"not covered by any map": told.get("not_covered"), "not for": told.get("not_for")}
     last = [f"{name}: {text}" for name, text in ends.items() if text]
     return "\n".join([*lines, "", *last] if last else lines)
 

@@ -17,8 +17,11 @@ from torch import Tensor
 
 import headwater as hw
 from headwater.analyses.tokens.agreement import agreement
+from headwater.analyses.tokens.faithfulness import faithfulness
 from headwater.analyses.tokens.flow import flow, flow_graph
+from headwater.analyses.tokens.raw_attention import raw_attention
 from headwater.analyses.tokens.rollout import rollout
+from headwater.command.output import as_text
 from headwater.lens.errors import AnalysisError
 
 
@@ -127,7 +130,9 @@ def test_a_result_that_shows_the_sink_alone_says_so(pure_sink: hw.HookedModel) -
     mask[1, :2] = 0
     record = pure_sink.record(ids, mask)
     told = rollout(record, [-1, 2], residual=0.1).attrs["one_token"]
-    assert told.startswith("text 0: token 0 ('#3'); text 1: token 0 ('#11') holds 0.999 of every answer: this shows")
+    assert told.startswith(
+        "text 0: token 0 ('#3'); text 1: token 0 ('#11') holds 0.999 of every answer: this shows"
+    )
     assert told.endswith("without='sinks' sets it aside")
     # what a token keeps of itself is no answer about it: neither the sink's own row nor standing still counts
     assert "one_token" in rollout(record, "all", residual=0.1).attrs
@@ -151,6 +156,32 @@ def test_a_token_that_holds_all_without_being_a_sink(uniform: hw.HookedModel, pa
         record = model.record(torch.arange(3, 15)[None])
     told = rollout(record, 5, residual=0.0, last_layer=0).attrs["one_token"]
     assert told == "token 3 ('w6') holds all of every answer"
+
+
+@pytest.mark.parametrize("judge", [agreement, faithfulness])
+def test_comparisons_take_the_methods_without_sinks(pairs: Callable, judge: Callable) -> None:
+    model = pairs("llama").model
+    ids = torch.arange(3, 12)[None]
+    record = model.record(ids)
+    aside = {f.__name__: f(record, without="sinks").values[:, 0] for f in (rollout, flow)}
+    expected = judge(
+        model, ids, methods={**aside, "raw_attention": raw_attention(record).values[:, 0]}, draws=5
+    )
+    found = judge(model, ids, methods="rollout flow raw_attention", without="sinks", draws=5)
+    plain = judge(model, ids, methods="rollout flow raw_attention", draws=5)
+    first = next(iter(found.data_vars))
+    np.testing.assert_allclose(found[first].values, expected[first].values, atol=1e-6)
+    assert np.abs(plain[first].values - found[first].values).max() > 0.01
+    with pytest.raises(
+        AnalysisError, match="without='sinks' is for rollout and flow, and methods names neither"
+    ):
+        judge(model, ids, methods="raw_attention", without="sinks")
+
+
+def test_the_command_line_says_it(pure_sink: hw.HookedModel) -> None:
+    record = pure_sink.record(torch.arange(3, 9)[None])
+    assert "\none token: token 0 ('#3') holds 0.9" in as_text(rollout(record, residual=0.1))
+    assert "\nset aside: token 0 ('#3')\n" in as_text(rollout(record, without="sinks"))
 
 
 def test_the_choice_is_held_to_its_names(pairs: Callable) -> None:
