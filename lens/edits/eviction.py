@@ -2,7 +2,8 @@
 
 Each query attends to the kept keys and to its own. The weights of every key are summed over the queries. Then, among
 the keys older than the `recent` latest ones, the `heavy` keys with the largest sums are kept; the others are evicted
-for good. Cost: one step per query and a bool queries × keys table per head; meant for prompts of a few thousand tokens.
+for good. Cost: the scores of all pairs, one step per query over the keys that are kept, and a bool queries × keys table
+per head; meant for prompts of a few thousand tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from headwater.kernels.edits import scores as kernel
 from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block
+from headwater.kernels.tiles.mask import HIDDEN
 from headwater.lens.attention.context import Lowered
 from headwater.lens.edits.base import HeadWise, LayerCall, Rows
 from headwater.lens.errors import EditError
@@ -23,6 +25,8 @@ from headwater.lens.naming.heads import Heads, Layers
 from headwater.lens.running import ids
 
 __all__ = ["HeavyHitters"]
+
+ROWS = 64  # queries whose scores are computed together
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,35 +73,85 @@ class HeavyHitters(HeadWise, counts={"heavy": 0, "recent": 1}, neutral={"heavy":
         slot = ("heavy", id(self), call.layer)
         # memory counts absolute positions, because a sliding-window cache drops its oldest keys
         first, last = mask.key_offset, mask.key_offset + k.shape[2]
-        shape = (q.shape[0], q.shape[1], last)
-        kept = torch.ones(shape, dtype=torch.bool, device=q.device)
-        total = torch.zeros(shape, device=q.device, dtype=torch.float64)
+        cache = _Cache.empty(q, int(self.heavy or 0), last)
         if mask.query_offset:
             if slot not in memory:
                 raise EditError(
                     "HeavyHitters: this run goes on from a cache that was filled without it; begin with the prompt"
                 )
-            earlier, sums = memory[slot]
-            kept[..., : earlier.shape[-1]], total[..., : sums.shape[-1]] = earlier, sums
-        found = torch.empty(*shape[:2], mask.queries, k.shape[2], dtype=torch.bool, device=q.device)
-        places = torch.arange(last, device=q.device)
-        for row in range(mask.queries):
-            seen = found[:, :, row] = kept[..., first:]
-            rows, every = slice(row, row + 1), slice(0, k.shape[2])
-            here = Block(slice(0, shape[0]), heads, rows, every)
-            scores = rule.scores(q, k, here)[:, :, 0].double()
-            scores = scores.masked_fill(~seen, float("-inf"))
-            lse = rule.row_constant(scores[:, :, None], here)[:, :, 0, None]
-            total[..., first:] += torch.exp(scores - lse).nan_to_num(0.0)
-            kept = self._evicted(kept, total, places <= row + mask.query_offset - self.recent)
-        read = mask.query_offset + mask.queries
-        memory[slot] = (kept[..., :read], total[..., :read])
+            cache = cache.after(memory[slot])
+        found = torch.zeros(*q.shape[:2], mask.queries, k.shape[2], dtype=torch.bool, device=q.device)
+        for begin in range(0, mask.queries, ROWS):
+            rows = slice(begin, min(begin + ROWS, mask.queries))
+            block = Block(slice(0, q.shape[0]), heads, rows, slice(0, k.shape[2]))
+            scores = rule.scores(q, k, block)
+            for row in range(rows.start, rows.stop):
+                place = row + mask.query_offset
+                latest = slice(max(place - self.recent, 0), first + mask.key_span(row, row + 1)[1])
+                here = block._replace(rows=slice(row, row + 1))
+                seen = cache.read(scores[:, :, row - begin], latest, first)
+                cache.add(torch.exp(seen - _row_constant(rule, seen, here)).nan_to_num(0.0), latest, first)
+                found[:, :, row, max(latest.start - first, 0) :] = True
+                cache.mark(found[:, :, row], first)
+                if place >= self.recent:
+                    cache.age(place - self.recent)
+        memory[slot] = cache
         return found
 
-    def _evicted(self, kept: Tensor, total: Tensor, old: Tensor) -> Tensor:
-        """The keys kept after one more query; `old` marks the keys before the recent window."""
-        candidates = kept & old
-        heavy = min(int(self.heavy or 0), kept.shape[-1])
-        best = total.masked_fill(~candidates, -1.0).topk(heavy, -1).indices
-        chosen = torch.zeros_like(kept).scatter(-1, best, True)
-        return kept & ~(old & ~chosen)
+
+def _row_constant(rule: ScoreRule, seen: Tensor, row: Block) -> Tensor:
+    return rule.row_constant(seen[:, :, None], row)[:, :, 0, None]
+
+
+@dataclass(eq=False)
+class _Cache:
+    """The heavy hitters of each head, `places` and `sums` [batch, head, heavy], and `total` [batch, head, position] of
+    the keys that are still recent. A free place is -1.
+    """
+
+    places: Tensor
+    sums: Tensor
+    total: Tensor
+
+    @classmethod
+    def empty(cls, q: Tensor, heavy: int, length: int) -> _Cache:
+        shape = q.shape[:2]
+        return cls(
+            torch.full((*shape, heavy), -1, device=q.device),
+            torch.full((*shape, heavy), -1.0, device=q.device, dtype=torch.float64),
+            torch.zeros(*shape, length, device=q.device, dtype=torch.float64),
+        )
+
+    def after(self, earlier: _Cache) -> _Cache:
+        """The cache of an earlier call, with room for the positions of this one."""
+        self.total[..., : earlier.total.shape[-1]] = earlier.total
+        return _Cache(earlier.places.clone(), earlier.sums.clone(), self.total)
+
+    def read(self, scores: Tensor, latest: slice, first: int) -> Tensor:
+        """Scores of the heavy hitters and of the latest keys, in float64; `first` is the position of column 0."""
+        columns = self.places - first
+        heavy = scores.gather(-1, columns.clamp_min(0)).masked_fill(columns < 0, HIDDEN)
+        return torch.cat(
+            [heavy, scores[..., max(latest.start - first, 0) : latest.stop - first]], -1
+        ).double()
+
+    def add(self, weights: Tensor, latest: slice, first: int) -> None:
+        count = self.sums.shape[-1]
+        self.sums += weights[..., :count]
+        self.total[..., max(latest.start, first) : latest.stop] += weights[..., count:]
+
+    def mark(self, row: Tensor, first: int) -> None:
+        """Set the columns of the heavy hitters in a row [batch, head, key]."""
+        columns = self.places - first
+        row.scatter_(-1, torch.where(columns < 0, row.shape[-1] - 1, columns), True)
+
+    def age(self, place: int) -> None:
+        """The key at `place` is no longer recent: it takes the place of the weakest heavy hitter, or is evicted."""
+        if not self.sums.shape[-1]:
+            return
+        entering = self.total[..., place, None]
+        least, weakest = self.sums.min(-1, keepdim=True)
+        stays = entering > least
+        self.sums.scatter_(-1, weakest, torch.where(stays, entering, least))
+        kept = torch.where(stays, place, self.places.gather(-1, weakest))
+        self.places.scatter_(-1, weakest, kept)
