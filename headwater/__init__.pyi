@@ -2,6 +2,7 @@
 
 from types import ModuleType
 
+from headwater.dashboard.figures.figure import figure as figure
 from headwater.kernels.maps.attention_map import AttentionMap as AttentionMap
 from headwater.lens import recipes as recipes
 from headwater.lens.edits import *

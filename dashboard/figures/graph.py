@@ -8,24 +8,27 @@ import networkx as nx
 import numpy as np
 import plotly.graph_objects as go
 
+from headwater.dashboard.figures.assemble import View, assemble
+from headwater.dashboard.figures.panels import note
 from headwater.dashboard.figures.style import AFTER, BEFORE, INK, finish
 
 MOST_EDGES = 400  # the strongest; more are a grey cloud
 LAYER = re.compile(r"(\d+)\.|(?:mlp|residual|block)\D*(\d+)")
 
 
-def circuit_graph(graph: nx.DiGraph, title: str) -> go.Figure:
+def circuit_graph(graph: nx.Graph, title: str) -> go.Figure:
     """Edges from low layers to high ones, the widest with the largest |weight|, red where it is negative.
 
-    The edge attribute that is drawn is "score", "weight" or the first number an edge has. ValueError where there is no
-    edge to draw.
+    The edge attribute that is drawn is "score", "weight" or the first number an edge has. A graph without edges gives a
+    figure that says so.
     """
     name = _weight_of(graph)
     edges = sorted(graph.edges(data=True), key=lambda edge: -abs(float(edge[2].get(name, 0.0) or 0.0)))[
         :MOST_EDGES
     ]
     if not edges:
-        raise ValueError("the graph has no edges, so there is nothing to draw")
+        told = f"the graph has no edges; nodes: {graph.number_of_nodes()}"
+        return assemble([View("", [note(told)])], title)
     kept = dict.fromkeys(node for edge in edges for node in edge[:2])
     place = _places([str(node) for node in kept])
     largest = max(abs(float(edge[2].get(name, 0.0) or 0.0)) for edge in edges) or 1.0
@@ -58,7 +61,7 @@ def circuit_graph(graph: nx.DiGraph, title: str) -> go.Figure:
     return finish(figure, title, subtitle, height=620)
 
 
-def _weight_of(graph: nx.DiGraph) -> str:
+def _weight_of(graph: nx.Graph) -> str:
     found = [
         key
         for _, _, data in graph.edges(data=True)

@@ -6,7 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from headwater.dashboard.figures.style import SEQUENTIAL, click_layer, finish, heat, outline
+from headwater.dashboard.figures.style import DIVERGING, SEQUENTIAL, click_layer, finish, heat, outline
+from headwater.dashboard.figures.values import limits_of
 
 
 def head_grid(
@@ -15,15 +16,22 @@ def head_grid(
     unit: str = "",
     limits: tuple[float, float] | None = None,
     chosen: tuple[int, int] | None = None,
+    subtitle: str = "",
 ) -> go.Figure:
     """Map of ``values`` [layer, head]; ``limits`` fixes the colour scale, ``chosen`` outlines (layer, head).
+
+    The layers stand in a row by their numbers: layers 1 and 3 of a model are neighbours, with nothing between them.
+    Without ``limits`` the colours run from zero, or symmetrically about zero where a number is negative.
 
     A heat map reports no click, so a layer of unseen square markers lies on top of it and carries both the hover
     text and the click. Missing layers and NaN cells stay empty.
     """
-    grid = values.transpose("layer", "head").values.astype(np.float32)
+    grid = values.transpose("layer", "head").values.astype(float)
     layers = values["layer"].values if "layer" in values.coords else np.arange(grid.shape[0])
     heads = values["head"].values if "head" in values.coords else np.arange(grid.shape[1])
+    found, colours = limits_of(grid)
+    if limits is not None:
+        colours = DIVERGING if limits[0] < 0 else SEQUENTIAL
     across, down = np.meshgrid(heads, layers)
     shown = ["no value" if np.isnan(value) else f"{value:.4g}" for value in grid.ravel()]
     hover = f"head %{{y}}.%{{x}}<br>%{{customdata}} {unit}<extra></extra>"
@@ -31,8 +39,8 @@ def head_grid(
         [
             heat(
                 grid,
-                limits or _spread(grid),
-                SEQUENTIAL,
+                limits or found,
+                colours,
                 unit,
                 x=heads,
                 y=layers,
@@ -46,22 +54,20 @@ def head_grid(
         ]
     )
     if chosen is not None:
-        outline(figure, chosen[1], chosen[0])
+        places = [
+            list(axis).index(number)
+            for axis, number in ((heads, chosen[1]), (layers, chosen[0]))
+            if number in axis
+        ]
+        if len(places) == 2:
+            outline(figure, *places)
     figure.update_xaxes(
-        title="head", dtick=max(1, len(heads) // 24), showgrid=False, zeroline=False, constrain="domain"
+        title="head", type="category", dtick=max(1, len(heads) // 24), showgrid=False, zeroline=False
     )
     figure.update_yaxes(
-        title="layer", dtick=max(1, len(layers) // 24), showgrid=False, zeroline=False, autorange="reversed"
-    )
+        title="layer", type="category", dtick=max(1, len(layers) // 24), showgrid=False, zeroline=False,
+        autorange="reversed",
+    )  # fmt: skip
     height = min(760, 150 + (60 if len(layers) < 7 else 44 if len(layers) < 13 else 26) * len(layers))
-    finish(figure, title, height=max(height, 260))
+    finish(figure, title, subtitle, height=max(height, 260))
     return figure.update_layout(hoverdistance=-1, dragmode=False)
-
-
-def _spread(grid: np.ndarray) -> tuple[float, float]:
-    """Colour limits from the data: from zero where nothing is negative."""
-    known = grid[np.isfinite(grid)]
-    if not known.size:
-        return 0.0, 1.0
-    low, high = min(0.0, float(known.min())), float(known.max())
-    return low, high if high > low else low + 1.0

@@ -26,13 +26,14 @@ def pattern_map(
     row_margin: bool = True,
     exclude_first: bool = False,
     most: int = MOST_CELLS,
+    told: str = "",
 ) -> go.Figure:
     """Attention of queries (rows) to keys (columns), one cell per pair or, above ``most`` a side, per block.
 
     The upper margin is what each key receives (mean weight over the queries that see it), the right margin the
     entropy of each query in nats; ``row_margin=False`` leaves the right one out. Both come from the weights before
     pooling, or are given as ``received`` and ``entropy`` (a map that comes already pooled needs them).
-    ``exclude_first`` lets the first key out of the colour scale and changes no number.
+    ``exclude_first`` lets the first key out of the colour scale and changes no number; ``told`` begins the subtitle.
     """
     first = (first_query, first_key)
     if isinstance(weights, Pooled):
@@ -55,6 +56,7 @@ def pattern_map(
         even = float(np.log(max(2, pooled.shape[1])))  # the entropy of an even spread, so that heads compare
         figure.update_xaxes(range=[0, max(even, float(np.nanmax(entropy, initial=0.0)))], row=2, col=2)
     token_axes(figure, pooled, (query_tokens, key_tokens), first, row=2, col=1)
+    remark = f"{told} · {remark}" if told else remark
     return finish(figure, title, remark, height=int(np.clip(190 + 19 * pooled.cells.shape[0], 430, 820)))
 
 

@@ -14,7 +14,13 @@ import plotly.graph_objects as go
 SEQUENTIAL = "Viridis"
 ATTENTION = "Blues"
 DIVERGING = "RdBu_r"
+VEIL = "Inferno"  # over a photograph: dark where nothing is, bright where much is
 BEFORE, AFTER, CHOSEN, INK = "#5b7083", "#d1603d", "#e4572e", "#2b3440"
+BARS = AFTER
+# told apart without colour vision (Okabe & Ito 2008)
+SEVERAL = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#b8a800", "#7b3294", "#1b9e77",
+)  # fmt: skip
 
 
 def heat(

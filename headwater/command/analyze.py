@@ -19,8 +19,8 @@ from headwater.command.options import (
     Prompts,
     Whole,
 )
-from headwater.command.waiting import busy, extra
-from headwater.lens.errors import HeadwaterError
+from headwater.command.waiting import busy
+from headwater.lens.errors import AnalysisError, HeadwaterError
 from headwater.lens.files import check_target, write_text
 
 if TYPE_CHECKING:
@@ -91,9 +91,12 @@ def analyze(
     finally:  # whatever is wrong with --select or --html, what was computed is printed
         typer.echo(output.as_json(result) if as_json else output.as_text(result))
     if html is not None:
-        with extra("dashboard"):
-            page = output.as_page(result)
+        from headwater.command.page import as_page
+
+        page, undrawn = as_page(result)
         write_text(html, page, HeadwaterError)
+        if undrawn:
+            raise AnalysisError(f"not drawn: {undrawn}")
 
 
 def _of_record(asked: Entry, saved: Path, settings: dict[str, Any]) -> Any:

@@ -13,10 +13,8 @@ import networkx as nx
 import xarray as xr
 
 from headwater.command import tables
-from headwater.command.columns import cell, columns
-from headwater.command.select import advice
+from headwater.command.columns import columns
 from headwater.dashboard.export import to_json
-from headwater.lens.errors import AnalysisError
 from headwater.lens.trained.registry import megabytes
 
 if TYPE_CHECKING:
@@ -56,36 +54,6 @@ def as_text(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
     ends |= {"not covered by any map": told.get("not_covered"), "not for": told.get("not_for")}
     last = [f"{name}: {text}" for name, text in ends.items() if text]
     return "\n".join([*lines, "", *last] if last else lines)
-
-
-def as_page(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
-    """One web page that needs no network, with a figure of each array that a figure can draw."""
-    head = '<!doctype html><meta charset="utf-8"><title>Headwater</title>\n'
-    if isinstance(result, nx.DiGraph):
-        from headwater.dashboard.figures.graph import circuit_graph
-
-        try:
-            return head + circuit_graph(result, str(result.graph.get("question", "graph"))).to_html(
-                full_html=False
-            )
-        except ValueError as error:
-            raise AnalysisError(str(error)) from None
-    from headwater.dashboard.figures.choose import figure
-
-    arrays = list(result.data_vars.values()) if isinstance(result, xr.Dataset) else [result]
-    drawn: list[str] = []
-    reasons: list[str] = []
-    for array in arrays:
-        tokens = array.squeeze().coords.get("key_token")
-        try:
-            shown = figure(array, [] if tokens is None else [cell(token) for token in tokens.values.ravel()])
-        except ValueError as error:
-            reasons.append(f"{array.name}: {error}{advice(array)}")
-        else:
-            drawn.append(shown.to_html(full_html=False, include_plotlyjs=not drawn))
-    if not drawn:
-        raise AnalysisError(f"nothing was drawn: {reasons[0]}")
-    return head + "\n".join(drawn)
 
 
 def summary(record: Record) -> str:

@@ -6,6 +6,7 @@ heads. `valid` is False on padding, which no statistic counts.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from headwater.lens.records.contents import Contents
 from headwater.lens.records.provenance import as_attributes
 
 DEFAULT_STATISTICS = kernel.DEFAULT
+FIGURES = "headwater.dashboard.figures.figure"  # the module that draws a record
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +157,18 @@ class Record(Contents):
         found = found.merge(xr.Dataset({n: a.drop_vars("token") for n, a in data.items()}))
         found.attrs.update(self._flat_provenance())
         return found
+
+    def figure(
+        self, layer: int | None = None, head: int | None = None, *, statistic: str | None = None, **more: Any
+    ) -> Any:
+        """The plotly figure of one head's exact map, of all heads' maps, or of a statistic (`headwater.figure`).
+
+        `more` are `batch`, `title`, `tokens` and `image`. HeadwaterError where plotly is not installed.
+        """
+        # figures stand above records, so they are asked for by name, as a plug-in is, and only here
+        draw = importlib.import_module(FIGURES).figure
+        asked = {"layer": layer, "head": head, "statistic": statistic}
+        return draw(self, **{name: value for name, value in asked.items() if value is not None}, **more)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; it is renamed into place, so that an interrupted write leaves the old file."""

@@ -25,14 +25,37 @@ def test_a_role_is_selected_and_drawn(headwater, tasks, tmp_path: Path) -> None:
     assert "plotly" in page.read_text().lower()
 
 
-def test_what_can_not_be_drawn_is_printed_all_the_same(headwater, tasks, tmp_path: Path) -> None:
+def test_a_page_holds_figure_table_and_what_it_is_not_for(headwater, tasks, tmp_path: Path) -> None:
+    page = tmp_path / "r.html"
+    run = headwater(*ROLES, tasks, "--html", page)
+    assert run.exit_code == 0, run.stderr
+    text = page.read_text()
+    for word in (
+        "role previous",
+        "<th>not for</th>",
+        "<th>sequences</th>",
+        "mean attention weight",
+        "<h2>Numbers</h2>",
+    ):
+        assert word in text, word
+    assert run.stdout.splitlines()[3] in text
+
+
+def test_what_can_not_be_drawn_is_printed_and_written_all_the_same(
+    headwater, tasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headwater.command import page
+    from headwater.lens.errors import AnalysisError
+
+    def refuse(result: object) -> None:
+        raise AnalysisError("too large to draw")
+
+    monkeypatch.setattr(page, "figure", refuse)
     run = headwater(*ROLES, tasks, "--html", tmp_path / "r.html")
     assert run.exit_code == 2
-    assert "role" in run.stdout
     assert len(run.stdout.splitlines()) > 3
-    assert "--select role=" in run.stderr
-    assert len(run.stderr.splitlines()) == 1
-    assert not (tmp_path / "r.html").exists()
+    assert run.stderr == "headwater: not drawn: too large to draw\n"
+    assert run.stdout.splitlines()[3] in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import plotly.io as pio
 import pytest
 import xarray as xr
 
-from headwater.dashboard.figures.choose import figure
 from headwater.dashboard.figures.difference import difference_map
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import ticks, token_label, visible
@@ -229,9 +228,19 @@ def test_head_grid_of_some_layers_reports_their_true_numbers():
     assert set(head_grid(values, "x").data[1].y) == {2, 3}
 
 
-def test_grid_of_signed_values_begins_below_zero():
+def test_layers_of_a_hybrid_stand_in_a_row_and_report_their_numbers():
+    drawn = head_grid(grid().sel(layer=[1, 3]), "x", chosen=(3, 2))
+    assert drawn.layout.yaxis.type == "category"  # a number axis would leave room for layers 0, 2 and 4
+    assert list(drawn.data[0].y) == [1, 3]
+    assert set(drawn.data[1].y) == {1, 3}
+    outline = drawn.layout.shapes[0]
+    assert (outline.x0, outline.y0) == (1.5, 0.5)  # head 2 in the second row
+    assert not head_grid(grid().sel(layer=[1, 3]), "x", chosen=(0, 2)).layout.shapes
+
+
+def test_grid_of_signed_values_is_symmetric_about_zero():
     drawn = head_grid(grid() - 0.1, "change")
-    assert drawn.data[0].zmin == pytest.approx(-0.1)
+    assert drawn.data[0].zmax == -drawn.data[0].zmin == pytest.approx(0.21)
 
 
 def test_strip_reports_positions_and_leaves_no_token_out():
@@ -265,27 +274,6 @@ def test_next_tokens_show_probabilities_in_order():
     assert drawn.layout.yaxis.ticktext[0] == "&lt;s&gt;"
     assert drawn.data[0].text == ("0.750", "0.250")
     assert [trace.name for trace in drawn.data] == ["before", "after"]
-
-
-@pytest.mark.parametrize(
-    ("dims", "shape", "kind"),
-    [
-        (("layer", "head"), (2, 3), "heatmap"),
-        (("batch", "query", "key"), (1, 4, 4), "heatmap"),
-        (("batch", "query", "key"), (1, 1, 4), "bar"),
-        (("query",), (4,), "bar"),
-    ],
-)
-def test_figure_is_chosen_by_dimensions(dims, shape, kind):
-    result = xr.DataArray(np.full(shape, 0.25), dims=dims, attrs={"question": "Why?", "unit": "share"})
-    drawn = figure(result, tokens=["a", "b", "c", "d"])
-    assert drawn.data[0].type == kind
-    assert drawn.layout.title.text == "Why?"
-
-
-def test_no_figure_for_other_dimensions_says_which():
-    with pytest.raises(ValueError, match=r"\['layer', 'role', 'text'\]"):
-        figure(xr.DataArray(np.zeros((2, 3, 2)), dims=("layer", "role", "text")))
 
 
 def test_numbers_travel_as_typed_arrays():

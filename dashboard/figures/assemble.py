@@ -1,0 +1,170 @@
+"""Panels side by side, and a menu that goes through several such views: one figure, complete in one file.
+
+The menu is plotly's own, so a written page keeps it. Its entries hide and show traces and set the axes anew: views
+may differ in their number of panels, in tokens and in height. A view's subtitle says which slice it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from headwater.dashboard.figures.panels import Panel
+from headwater.dashboard.figures.style import CHOSEN, INK, finish
+
+MOST_IN_A_MENU = 24  # entries of a list; more are a slider
+GAP, TITLE = 64, 26  # pixels between rows of panels, and for the title of a panel
+WIDE = 78  # letters in a line of a title
+
+
+@dataclass
+class View:
+    """Panels shown together; `label` is its entry in the menu, `told` what the subtitle says."""
+
+    label: str
+    panels: list[Panel]
+    told: str = ""
+    columns: int = 3
+
+
+def assemble(views: Sequence[View], title: str, menu: str = "") -> go.Figure:
+    """The figure of all views, the first of them shown; `menu` names what the menu goes through."""
+    figure = go.Figure()
+    layouts = [_layout(view) for view in views]
+    for number, view in enumerate(views):
+        for place, panel in enumerate(view.panels):
+            for trace in panel.traces:
+                figure.add_trace(_placed(trace, place, layouts[number], visible=number == 0))
+    titles = any(panel.title for view in views for panel in view.panels)
+    above = _above(title, [view.told for view in views], titles, len(views))
+    for layout in layouts:
+        layout["height"] = layout.pop("inner") + above + 90
+    first = {key: value for key, value in layouts[0].items() if key != "axes"}
+    finish(figure, wrapped(title), wrapped(views[0].told, 110), height=first["height"])
+    figure.update_layout(**layouts[0]["axes"], annotations=first["annotations"], barmode="group")
+    figure.update_layout(margin={"l": 16, "r": 16, "t": above, "b": 16}, legend={"tracegroupgap": 2})
+    if len(views) > 1:
+        _add_menu(figure, views, layouts, menu, titles)
+    return figure
+
+
+def wrapped(text: str, wide: int = WIDE) -> str:
+    """The text in lines of at most `wide` letters."""
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and len(lines[-1]) + len(word) >= wide:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "<br>".join(lines)
+
+
+def _above(title: str, told: Sequence[str], panel_titles: bool, views: int) -> int:
+    """Pixels above the plot: title, subtitle, menu and titles of panels, each in its own band."""
+    subtitle = max(wrapped(text, 110).count("<br>") + 1 if text else 0 for text in told)
+    menu = 0 if views < 2 else 48 if views <= MOST_IN_A_MENU else 84
+    return (
+        22 + 22 * (wrapped(title).count("<br>") + 1) + 17 * subtitle + menu + (TITLE if panel_titles else 0)
+    )
+
+
+def _layout(view: View) -> dict[str, Any]:
+    """Axes, titles and inner height of a view; places are fractions of the inner height."""
+    count = len(view.panels)
+    columns = min(view.columns, count)
+    rows = -(-count // columns)
+    tall = [max(panel.height for panel in view.panels[r * columns : (r + 1) * columns]) for r in range(rows)]
+    inner = sum(tall) + GAP * (rows - 1)
+    axes: dict[str, Any] = {}
+    annotations = []
+    space = 0.03
+    wide = (1 - space * (columns - 1)) / columns
+    for place, panel in enumerate(view.panels):
+        row, column = divmod(place, columns)
+        top = 1 - (sum(tall[:row]) + GAP * row) / inner
+        domain_y = [max(0.0, top - tall[row] / inner), top]
+        domain_x = [column * (wide + space), min(1.0, column * (wide + space) + wide)]
+        number = "" if place == 0 else str(place + 1)
+        if panel.x:
+            x, y = {**panel.x}, {**panel.y}
+            if place + columns < count:  # a panel below carries the labels
+                x |= {"title": {"text": ""}, "showticklabels": False}
+            if column:
+                y |= {"title": {"text": ""}, "showticklabels": False}
+            axes[f"xaxis{number}"] = {**x, "domain": domain_x, "anchor": f"y{number}", "automargin": True}
+            if "scaleanchor" in y:
+                y["scaleanchor"] = f"x{number}"
+            axes[f"yaxis{number}"] = {**y, "domain": domain_y, "anchor": f"x{number}", "automargin": True}
+        if panel.title:
+            annotations.append(
+                {
+                    "text": panel.title, "x": domain_x[0], "y": top, "xref": "paper", "yref": "paper",
+                    "xanchor": "left", "yanchor": "bottom", "showarrow": False, "font": {"size": 12, "color": INK},
+                }
+            )  # fmt: skip
+    return {"axes": axes, "annotations": annotations, "inner": inner}
+
+
+def _placed(trace: Any, place: int, layout: Mapping[str, Any], visible: bool) -> Any:
+    number = "" if place == 0 else str(place + 1)
+    trace.visible = visible
+    if trace.type == "table":
+        return trace
+    if place and trace.type == "heatmap":
+        trace.showscale = False
+    if place and trace.type in ("bar", "scatter"):
+        trace.showlegend = False
+    return trace.update(xaxis=f"x{number}", yaxis=f"y{number}")
+
+
+def _add_menu(
+    figure: go.Figure, views: Sequence[View], layouts: Sequence[Mapping[str, Any]], menu: str, titles: bool
+) -> None:
+    owners = [number for number, view in enumerate(views) for panel in view.panels for _ in panel.traces]
+    flat = [_flattened(layout["axes"]) for layout in layouts]
+    every = sorted({key for axes in flat for key in axes})
+    names = sorted({name for layout in layouts for name in layout["axes"]})
+    entries = []
+    for number, view in enumerate(views):
+        relayout: dict[str, Any] = {key: flat[number].get(key) for key in every}
+        relayout |= {
+            f"{name}.visible": layouts[number]["axes"].get(name, {"visible": False}).get("visible", True)
+            for name in names
+        }
+        relayout |= {"height": layouts[number]["height"], "annotations": layouts[number]["annotations"]}
+        relayout["title.subtitle.text"] = wrapped(view.told, 110)
+        entries.append(
+            {
+                "label": view.label,
+                "method": "update",
+                "args": [{"visible": [o == number for o in owners]}, relayout],
+            }
+        )
+    band = TITLE if titles else 0
+    if len(views) <= MOST_IN_A_MENU:
+        place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": band + 8, "t": 0}}
+        figure.update_layout(updatemenus=[{"buttons": entries, "showactive": True, **place}])
+        return
+    figure.update_layout(
+        sliders=[
+            {
+                "steps": entries, "x": 0, "len": 1, "y": 1, "yanchor": "bottom", "pad": {"b": band, "t": 0},
+                "currentvalue": {"prefix": f"{menu} " if menu else "", "font": {"color": CHOSEN, "size": 12}},
+                "ticklen": 0, "minorticklen": 0, "font": {"size": 1, "color": "rgba(0,0,0,0)"},
+            }
+        ]
+    )  # fmt: skip
+
+
+def _flattened(axes: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"xaxis": {"title": {"text": t}}}` as `{"xaxis.title.text": t}`, which leaves the rest of the axis alone."""
+    found = {}
+    for name, settings in axes.items():
+        for key, value in settings.items():
+            if key == "title":
+                found[f"{name}.title.text"] = value["text"]
+            else:
+                found[f"{name}.{key}"] = value
+    return found

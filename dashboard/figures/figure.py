@@ -1,0 +1,114 @@
+"""`figure`: the figure of any result, as a plotly figure that a notebook shows and a paper takes.
+
+plotly is an extra. It is imported when a figure is asked for, so that `import headwater` works without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import xarray as xr
+
+from headwater.dashboard.figures.select import choose
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.errors import AnalysisError, HeadwaterError
+from headwater.lens.records.record import Record
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+OF_A_RECORD = ("layer", "head", "statistic", "batch")
+OF_A_MAP = ("head", "batch")
+
+
+def figure(
+    result: Any, tokens: Sequence[str] = (), title: str | None = None, *, image: Any = None, **chosen: Any
+) -> go.Figure:
+    """Draw a result: an array, a Dataset, a graph, a record or an attention map.
+
+    `chosen` takes one value of an axis, `role="induction"` or `layer=3`: a label, else a position; a list keeps
+    several. `variable="rate"` takes one array of a Dataset. A record takes `layer=`, `head=`, `statistic=` and
+    `batch=`: the map of a head, the maps of all heads, or a statistic. What has more axes than a panel gets panels
+    side by side, or a menu that a written page keeps; the subtitle says which slice is shown.
+
+    `tokens` name queries and keys where the result does not. `title` stands in for the result's question. With `image`,
+    the picture as the model saw it, numbers per patch lie over it.
+
+    The figure is plotly's and holds every number as it came: `.show()`, `.write_html("a.html")`, and
+    `.write_image("a.svg")`, also .pdf and .png, through kaleido and a Chromium. HeadwaterError, one line, for an axis,
+    a label or a type that can not be drawn, and where plotly is missing.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> roles = hw.analyses.head_roles(model, sequences=2, length=10)
+    >>> drawn = hw.figure(roles, role="induction")
+    >>> drawn.layout.xaxis.title.text, drawn.layout.yaxis.title.text
+    ('head', 'layer')
+    """
+    try:
+        import plotly  # noqa: F401 - asked for first, so that an error inside of a figure is not taken for it
+    except ModuleNotFoundError:
+        raise HeadwaterError("figures need plotly; pip install 'headwater[figures]'") from None
+    from headwater.dashboard.figures import graph, records, results
+
+    tokens = _words(tokens)
+    if isinstance(result, Record):
+        return records.record_figure(result, tokens, title or "", image=image, **_known(chosen, OF_A_RECORD))
+    if isinstance(result, AttentionMap):
+        return _of_map(result, tokens, title, **_known(chosen, OF_A_MAP))
+    result = choose(_labelled(result), chosen)
+    told = result.graph if isinstance(result, nx.Graph) else result.attrs
+    title = str(title or told.get("question") or getattr(result, "name", None) or "Result")
+    if isinstance(result, nx.Graph):
+        return graph.circuit_graph(result, title)
+    if isinstance(result, xr.Dataset):
+        return results.dataset_figure(result, tokens, title, image)
+    return results.array_figure(result, tokens, title, image)
+
+
+def _of_map(
+    map: AttentionMap, tokens: Sequence[str], title: str | None, head: int | None = None, batch: int = 0
+) -> Any:
+    from headwater.dashboard.figures import records
+
+    if not 0 <= batch < map.shape[0]:
+        raise AnalysisError(f"the map has no batch row {batch}; it has rows 0 to {map.shape[0] - 1}")
+    if head is not None:
+        return records.map_figure(
+            map, head, batch, tokens, tokens, title or f"Which tokens does head {head} attend to?"
+        )
+    return records.mosaic({0: map}, batch, title or "Which tokens does each head attend to?")
+
+
+def _labelled(result: Any) -> xr.DataArray | xr.Dataset | nx.Graph:
+    """A result with named axes; several arrays by name become one Dataset."""
+    if isinstance(result, xr.DataArray | xr.Dataset | nx.Graph):
+        return result
+    if (
+        isinstance(result, dict)
+        and result
+        and all(isinstance(each, xr.DataArray) for each in result.values())
+    ):
+        return xr.Dataset({str(name): array for name, array in result.items()})
+    kind = type(result).__name__
+    shape = getattr(result, "shape", None)
+    if shape is not None:
+        raise AnalysisError(
+            f"a {kind} has no named axes; give xarray.DataArray(values, dims=('layer', 'head')) or the like"
+        )
+    raise AnalysisError(f"a figure draws arrays, Datasets, graphs, records and attention maps; got a {kind}")
+
+
+def _known(chosen: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    wrong = [name for name in chosen if name not in names]
+    if wrong:
+        raise AnalysisError(f"a figure of it takes {', '.join(names)}; got {', '.join(wrong)}")
+    return chosen
+
+
+def _words(tokens: Iterable[Any]) -> list[str]:
+    if isinstance(tokens, str):
+        raise AnalysisError(f"tokens is a list with one text per token; got the text {tokens!r:.40}")
+    return [str(token) for token in tokens]

@@ -1,0 +1,88 @@
+"""Numbers of image patches as a grid, or as a veil over the picture that the model saw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from headwater.dashboard.figures.names import grid_of, tokens_of
+from headwater.dashboard.figures.panels import Panel
+from headwater.dashboard.figures.style import VEIL, heat
+from headwater.dashboard.figures.values import Shown
+from headwater.lens.errors import AnalysisError
+
+OPACITY = 0.6
+
+
+def pixels(image: Any) -> np.ndarray:
+    """A picture as [height, width, 3] in 0 to 255, from a PIL image, an array or a tensor, grey or in colours.
+
+    Channels may stand first, as in `pixel_values`. Floats in 0 to 1 are taken as they are; others, such as normalised
+    pixels, are stretched from their smallest to their largest number. AnalysisError for anything else, and for video.
+    """
+    detached = image.detach().cpu().numpy() if hasattr(image, "detach") else image
+    array = np.asarray(detached)
+    if array.dtype.kind not in "fiub" or array.ndim < 2:
+        raise AnalysisError(
+            f"image= takes a picture as array, tensor or PIL image; got {type(image).__name__}"
+        )
+    while array.ndim > 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim > 3:
+        raise AnalysisError(f"image= takes one picture, not several or a video; got the shape {array.shape}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.shape[-1] not in (1, 3, 4) or not array.size:
+        raise AnalysisError(f"image= has 1, 3 or 4 channels, first or last; got the shape {array.shape}")
+    array = array[:, :, :3] if array.shape[-1] > 1 else np.repeat(array, 3, axis=2)
+    if array.dtype.kind == "f":
+        low, high = float(np.nanmin(array)), float(np.nanmax(array))
+        if low < 0 or high > 1:
+            array = (array - low) / max(high - low, 1e-12)
+        array = np.round(np.nan_to_num(array) * 255)
+    return np.clip(array, 0, 255).astype(np.uint8)
+
+
+def patches(part: xr.DataArray, of: Shown, picture: np.ndarray | None) -> Panel:
+    """One number per patch where the patch stands; tokens that are no patches are named in the remark."""
+    (dim,) = map(str, part.dims)
+    tokens = tokens_of(part, dim) or []
+    found = grid_of(tokens)
+    if found is None:
+        raise AnalysisError(
+            f"{part.name or 'the result'} is not per patch of an image: its {dim} has no names such as 3,5"
+        )
+    rows, columns, places = found
+    grid = part.values[places].reshape(rows, columns)
+    aside = [
+        f"{token} {value:.3g}"
+        for i, (token, value) in enumerate(zip(tokens, part.values, strict=True))
+        if i not in set(places)
+    ]
+    remark = f"grid of {rows} × {columns} patches"
+    remark += f", not on it: {', '.join(aside[:6])}{' …' if len(aside) > 6 else ''}" if aside else ""
+    high, wide = (rows, columns) if picture is None else picture.shape[:2]
+    if picture is not None and abs(high / wide * columns / rows - 1) > 1 / max(rows, columns):
+        raise AnalysisError(
+            f"the picture is {high} × {wide} pixels and the grid {rows} × {columns} patches; give the picture as the "
+            "model saw it, resized and cut in the same way"
+        )
+    across, down = ((np.arange(n) + 0.5) * size / n - 0.5 for n, size in ((columns, wide), (rows, high)))
+    hover = np.array([[f"{row},{column}" for column in range(columns)] for row in range(rows)])
+    veil = heat(
+        grid, of.limits, of.colours if picture is None else VEIL, of.short_unit, x=across, y=down, text=hover,
+        hovertemplate=f"patch %{{text}} (row, column)<br>%{{z:.4g}} {of.short_unit}<extra></extra>",
+        opacity=1.0 if picture is None else OPACITY,
+    )  # fmt: skip
+    traces = [veil] if picture is None else [go.Image(z=picture, hoverinfo="skip"), veil]
+    word = "patch" if picture is None else "pixel"
+    height = int(np.clip(420 * high / wide, 160, 520))
+    square: dict[str, Any] = {"showgrid": False, "zeroline": False, "constrain": "domain"}
+    x = {**square, "title": {"text": f"column, {word}"}, "range": [-0.5, wide - 0.5]}
+    y = {**square, "title": {"text": f"row, {word}"}, "range": [high - 0.5, -0.5], "scaleanchor": "x"}
+    return Panel(traces, x, y, height, remark=remark)

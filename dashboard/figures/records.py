@@ -1,0 +1,139 @@
+"""Figures of records and attention maps: one head exactly, all heads small, or a statistic.
+
+A mosaic holds one pooled map for each head. The maps are pooled in blocks of rows, so memory follows the cells that
+are drawn and not the tokens squared, and the cells of all heads together are bounded, so that the file is too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from headwater.dashboard.figures.labels import escaped
+from headwater.dashboard.figures.pattern import pattern_map
+from headwater.dashboard.figures.pooling import MOST_CELLS, pool_blocks
+from headwater.dashboard.figures.results import array_figure
+from headwater.dashboard.figures.style import ATTENTION, finish, heat
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.errors import AnalysisError, HeadError
+from headwater.lens.records.record import Record
+
+MOST_IN_A_MOSAIC, LARGEST_TILE, SMALLEST_TILE = 300_000, 48, 8  # cells in all, and on a side of a head
+NO_MEAN = ("argmax", "visible", "received")  # their mean over tokens says nothing
+
+
+def record_figure(
+    record: Record, tokens: Sequence[str], title: str, layer: int | None = None, head: int | None = None,
+    statistic: str | None = None, batch: int | None = None, image: Any = None,
+) -> go.Figure:  # fmt: skip
+    """The map of one head, the maps of all heads (of one layer), or a statistic of all heads or of one."""
+    rows = len(record.valid)
+    if batch is None and rows > 1 and statistic is None:
+        batch = 0
+    if batch is not None and not 0 <= batch < rows:
+        raise AnalysisError(f"the record has no batch row {batch}; it has rows 0 to {rows - 1}")
+    which = f"batch {batch} of {rows}" if rows > 1 and batch is not None else ""
+    if statistic is not None:
+        return _statistic(record, statistic, layer, head, batch, tokens, title, image)
+    if image is not None:
+        raise AnalysisError(
+            "over a picture goes one number per patch: give statistic='received', or a result"
+        )
+    if head is not None:
+        if layer is None:
+            raise HeadError(f"head={head} needs its layer: layer=3, head={head}")
+        query_tokens, key_tokens = record.strings[batch or 0], record.key_axis.strings[batch or 0]
+        return map_figure(record.map(layer), head, batch or 0, query_tokens, tokens or key_tokens,
+                          title or f"Which tokens does head {layer}.{head} attend to?", which)  # fmt: skip
+    layers = record.layers if layer is None else [layer]
+    maps = {number: record.map(number) for number in layers}
+    return mosaic(maps, batch or 0, title or "Which tokens does each head attend to?", which)
+
+
+def map_figure(
+    map: AttentionMap, head: int, batch: int, query_tokens: Sequence[str], key_tokens: Sequence[str], title: str,
+    told: str = "",
+) -> go.Figure:  # fmt: skip
+    """The exact map of a head with what each key receives and how spread each query is; pooled above 512 tokens."""
+    _, heads, queries, keys = map.shape
+    if not 0 <= head < heads:
+        raise HeadError(f"there is no head {head}; the map has heads 0 to {heads - 1}")
+    of_queries = query_tokens if len(query_tokens) == queries else [""] * queries
+    of_keys = key_tokens if len(key_tokens) == keys else [""] * keys
+    if max(queries, keys) <= MOST_CELLS:
+        return pattern_map(
+            map.dense([head])[batch, 0].cpu().numpy(), of_queries, of_keys, escaped(title), told=told
+        )
+    pooled = pool_blocks(
+        ((rows, block[batch, 0].cpu().numpy()) for rows, block in map.row_blocks([head])), (queries, keys)
+    )
+    visible = map.visible()[batch, head].clamp(min=1)
+    received = (map.received(heads=[head])[batch, 0].cpu() / visible.cpu()).numpy()
+    entropy = map.statistic("entropy")[batch, head].cpu().numpy()
+    return pattern_map(
+        pooled, of_queries, of_keys, escaped(title), received=received, entropy=entropy, told=told
+    )
+
+
+def mosaic(maps: Mapping[int, AttentionMap], batch: int, title: str, told: str = "") -> go.Figure:
+    """Layers down, heads across, a small map in each place, all on one colour scale."""
+    heads = max(map.shape[1] for map in maps.values())
+    length = max(max(map.shape[2:]) for map in maps.values())
+    side = int(np.clip((MOST_IN_A_MOSAIC / (len(maps) * heads)) ** 0.5, SMALLEST_TILE, LARGEST_TILE))
+    block = -(-length // side)
+    figure = go.Figure()
+    for row, (layer, map) in enumerate(maps.items()):
+        tiles = map.pooled(block)[batch].numpy()
+        for head in range(map.shape[1]):
+            down, across = tiles[head].shape
+            word = "weight" if block == 1 else "largest weight of the block"
+            trace = heat(
+                tiles[head], (0.0, 1.0), ATTENTION, "attention weight", showscale=row == head == 0,
+                x0=head - 0.46 + 0.46 / across, dx=0.92 / across, y0=row - 0.46 + 0.46 / down, dy=0.92 / down,
+                hovertemplate=f"head {layer}.{head}<br>{word} %{{z:.3f}}<extra></extra>",
+            )  # fmt: skip
+            figure.add_trace(trace)
+    plain: dict[str, Any] = {"showgrid": False, "zeroline": False}
+    figure.update_xaxes(
+        title="head", range=[-0.5, heads - 0.5], dtick=1 if heads < 25 else 4, tick0=0, **plain
+    )
+    numbers = [str(layer) for layer in maps]
+    figure.update_yaxes(
+        title="layer",
+        range=[len(maps) - 0.5, -0.5],
+        tickvals=list(range(len(maps))),
+        ticktext=numbers,
+        **plain,
+    )
+    each = f"each cell is the largest weight of {block} × {block}" if block > 1 else "each cell is one weight"
+    parts = [told, f"{length} tokens; queries down, keys across in each head", each, "colour scale 0 to 1"]
+    tall = int(np.clip(1000 / heads, 40, 150))
+    figure = finish(figure, escaped(title), " · ".join(filter(None, parts)), height=150 + tall * len(maps))
+    return figure.update_layout(plot_bgcolor="#d7dde3", hoverdistance=-1)
+
+
+def _statistic(
+    record: Record, name: str, layer: int | None, head: int | None, batch: int | None, tokens: Sequence[str],
+    title: str, image: Any,
+) -> go.Figure:  # fmt: skip
+    """A statistic per token of one head, or its mean over the tokens for every head, where a mean says something."""
+    found = record.statistic(name)
+    picked = {axis: value for axis, value in (("layer", layer), ("head", head)) if value is not None}
+    for axis, value in picked.items():
+        if value not in found[axis].values:
+            raise HeadError(
+                f"there is no {axis} {value}; the record has {', '.join(map(str, found[axis].values))}"
+            )
+    found = found.sel(picked)
+    if batch is not None:
+        found = found.isel(batch=batch)
+    meaning = str(found.attrs.get("long_name", name))
+    along = next((dim for dim in ("query", "key") if dim in found.dims), None)
+    if along is not None and name not in NO_MEAN and not picked and image is None:
+        dims = [along, *(["batch"] if "batch" in found.dims else [])]
+        mean = found.astype(float).mean(dims, skipna=True).assign_attrs(found.attrs)
+        return array_figure(mean, tokens, title or f"{meaning}, mean over tokens", name=name)
+    return array_figure(found, tokens, title or meaning, image, name=name)
