@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from headwater.data.prompts import tasks
 from headwater.data.prompts.tasks import Example
@@ -39,11 +40,19 @@ LONGEST_REPEAT = 20
 
 @dataclass(frozen=True)
 class YearExample(Example):
-    """Greater-than: any two-digit end above `start` is right, so there is a set of answers; `answer` is one of them."""
+    """Greater-than: any end above `start` is right, so there is a set of answers; `answer` is one of them.
+
+    `ends` are the last two digits of years, or the first of these, the decade, for tokenizers of single digits.
+    """
 
     century: str = ""
     start: str = ""
     ends: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> tuple[list[str], list[str]]:
+        """The ends that are right and those that are wrong."""
+        return sides(self.start, self.ends)
 
 
 def natural(text: str) -> str:
@@ -138,25 +147,40 @@ def repeated_tokens(rng: random.Random, pools: Pools) -> Example:
     return Example("repeated_tokens", f"length {length}", clean, told[seen], (wrong,), corrupt, None)
 
 
-def greater_than(rng: random.Random, pools: Pools) -> YearExample:
-    """A war that ends in a later year than it began; pools of words, and of years as "1732". Corrupt: begun in 01."""
+def greater_than(rng: random.Random, pools: Pools, digits: int = 2) -> YearExample:
+    """A war that ends in a later year than it began; pools of words, and of years as "1732". Corrupt: begun in 01.
+
+    With `digits=1` the answer is the decade alone: from 1732 to 17, right are 4 to 9 and wrong are 0 to 2. The decade
+    of the start itself is neither, as it holds years on both sides.
+    """
     by_century: dict[str, list[str]] = {}
     for year in pools["years"]:
         by_century.setdefault(year[:2], []).append(year[2:])
-    century = rng.choice(sorted(c for c, ends in by_century.items() if _starts(ends)))
-    ends = sorted(by_century[century])
-    start = rng.choice(_starts(ends))
+    century = rng.choice(sorted(c for c, years in by_century.items() if starts(years, digits)))
+    start = rng.choice(starts(by_century[century], digits))
+    ends = sorted({year[:digits] for year in by_century[century]})
     event = rng.choice(pools["words"])
     clean, corrupt = (YEAR_PROMPT.format(event=event, century=century, start=s) for s in (start, FIRST_YEAR))
-    answer = rng.choice([end for end in ends if end > start])
+    right, wrong = sides(start, ends)
+    answer = rng.choice(right)
+    other = start if digits == 2 else rng.choice(wrong)
+    form = century if digits == 2 else f"{century}, decade"
     return YearExample(
-        "greater_than", century, clean, answer, (start,), corrupt, None, century, start, tuple(ends)
+        "greater_than", form, clean, answer, (other,), corrupt, None, century, start, tuple(ends)
     )
 
 
-def _starts(ends: Sequence[str]) -> list[str]:
-    """Years of a century from which a war may begin: after 01, with a year above."""
-    return [end for end in sorted(ends)[:-1] if end > FIRST_YEAR] if FIRST_YEAR in ends else []
+def starts(years: Sequence[str], digits: int) -> list[str]:
+    """Years of a century from which a war may begin: after 01, with a right and a wrong end."""
+    ends = {year[:digits] for year in years}
+    fit = [year for year in sorted(years) if year > FIRST_YEAR and all(sides(year, ends))]
+    return fit if FIRST_YEAR in years else []
+
+
+def sides(start: str, ends: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The ends of which every year is above `start`, and those of which none is."""
+    right = [end for end in sorted(ends) if end.ljust(2, "0") > start]
+    return right, [end for end in sorted(ends) if end.ljust(2, "9") <= start]
 
 
 def docstring(rng: random.Random, pools: Pools) -> Example:
@@ -182,11 +206,19 @@ def _method(name: str, said: Sequence[str], arguments: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class PromptText:
-    """A generator, its own pools of words, and how many of each it needs at least."""
+    """A generator, its own pools of words, and how many of each it needs at least.
+
+    `digits` is how many digits of a year its answers hold.
+    """
 
     make: Callable[[random.Random, Pools], Example]
     pools: Mapping[str, Sequence[str]]
     least: Mapping[str, int]
+    digits: int = 2
+
+    def by_decade(self) -> PromptText:
+        """Greater-than for tokenizers of single digits."""
+        return replace(self, make=partial(greater_than, digits=1), digits=1)
 
 
 def _plain_words() -> list[str]:

@@ -40,6 +40,10 @@ def prompt_set(
     `corrupt` have equally many tokens, and `answer` is one token, spelled so that the tokenizer alone gives that token
     (often " Mary"; "#17", its id, where no spelling does).
 
+    `greater_than` asks for the last two digits of a year, "from the year 1732 to the year 17" → 33 to 99. A tokenizer
+    that writes each digit as a token gets the decade instead: 4 to 9 are right, 0 to 2 wrong, and 3, which holds years
+    on both sides, is neither. An example's `template` says which ("17" or "17, decade"); `hw.years_measure` reads both.
+
     Words that the tokenizer splits or does not know are left out. `words` replaces a set's own words: `names=`
     (indirect_object), `colors=` and `objects=` (coloured objects), `capitals={"France": "Paris", …}` (capital),
     `words=` (repeated_tokens, greater_than, docstring), `years=["1732", …]` (greater_than). PromptError lists the
@@ -77,17 +81,17 @@ def token_of(tokenizer: Any, text: str, word: str) -> int | None:
 
 def year_tokens(tokenizer: Any, example: texts.YearExample) -> tuple[list[int], list[int]]:
     """The answer tokens of a greater-than example: right (years above the start) and wrong (up to the start)."""
-    sides: tuple[list[int], list[int]] = ([], [])
-    for end in example.ends:
-        token = token_of(tokenizer, example.prompt, end)
-        if token is not None:
-            sides[end <= example.start].append(token)
-    return sides
+    right, wrong = (
+        [token for end in ends if (token := token_of(tokenizer, example.prompt, end)) is not None]
+        for ends in example.sides
+    )
+    return right, wrong
 
 
 def _drawn(
     tokenizer: Any, name: str, text: texts.PromptText, n: int, seed: int, words: Mapping[str, Any]
 ) -> list[tasks.Example]:
+    text = _form(tokenizer, text, words)
     pools = _pools(tokenizer, name, text, words)
     rng = random.Random(f"{name} {seed}")
     found: list[tasks.Example] = []
@@ -101,6 +105,14 @@ def _drawn(
         f"{name}: only {len(found)} of {TRIES * n} draws have equally many tokens and an answer of one; the "
         f"tokenizer joins words with what stands around them, so give other words, {next(iter(pools))}=[…]"
     )
+
+
+def _form(tokenizer: Any, text: texts.PromptText, given: Mapping[str, Any]) -> texts.PromptText:
+    """Greater-than by decade where the tokenizer takes no year by its last two digits; otherwise `text`."""
+    years = given.get("years", text.pools.get("years", ()))
+    if not years or _centuries(_fit_years(tokenizer, years, 2), 2):
+        return text
+    return text.by_decade() if _centuries(_fit_years(tokenizer, years, 1), 1) else text
 
 
 def _pools(
@@ -124,19 +136,22 @@ def _pools(
         _refuse("capital", "capitals", lost, len(kept), text.least["capitals"], "capitals" in given)
         return {"countries": [c for c, _ in kept], "capitals": [town for _, town in kept]}
     for pool, every in pools.items():
-        kept = _fit_years(tokenizer, every) if pool == "years" else _fit(tokenizer, every)
+        kept = _fit_years(tokenizer, every, text.digits) if pool == "years" else _fit(tokenizer, every)
         lost = [word for word in every if word not in set(kept)]
         usable = len(kept)
-        if pool == "years" and not any(_century_fits(kept, century) for century in {y[:2] for y in kept}):
+        if pool == "years" and not _centuries(kept, text.digits):
             usable = 0
         _refuse(name, pool, lost, usable, text.least[pool], pool in given)
         pools[pool] = kept
     return pools
 
 
-def _century_fits(years: Sequence[str], century: str) -> bool:
-    mine = [year[2:] for year in years if year[:2] == century]
-    return texts.FIRST_YEAR in mine and sum(year > texts.FIRST_YEAR for year in mine) > 1
+def _centuries(years: Sequence[str], digits: int) -> list[str]:
+    """The centuries from whose years an example can be drawn."""
+    return [
+        century for century in sorted({year[:2] for year in years})
+        if texts.starts([year[2:] for year in years if year[:2] == century], digits)
+    ]  # fmt: skip
 
 
 def _refuse(name: str, pool: str, lost: Sequence[str], left: int, least: int, own: bool) -> None:
@@ -159,12 +174,12 @@ def _fit(tokenizer: Any, words: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
-def _fit_years(tokenizer: Any, years: Iterable[str]) -> list[str]:
-    """The years whose last two digits are one token after the first two digits."""
+def _fit_years(tokenizer: Any, years: Iterable[str], digits: int) -> list[str]:
+    """The years of which the last two digits, or the first of these, are one token after the first two digits."""
     return [
         year for year in years
         if len(year) == 4 and year.isdigit()
-        and token_of(tokenizer, f"{CONTEXT} year {year[:2]}", year[2:]) is not None
+        and token_of(tokenizer, f"{CONTEXT} year {year[:2]}", year[2 : 2 + digits]) is not None
     ]  # fmt: skip
 
 

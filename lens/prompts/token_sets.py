@@ -26,7 +26,8 @@ def years_measure(examples: Sequence[Any], tokenizer: Any, kind: Kind = "probabi
     r"""Greater-than: P(years above the start) - P(years up to the start), by Hanna et al. 2023 (from memory).
 
     `examples` come from `prompt_set("greater_than", …)`. `kind="logit"` (ours) is the mean logit of the years above
-    minus the mean logit of the others.
+    minus the mean logit of the others. For tokenizers of single digits the answers are decades: those above the start's
+    less those below it, and the start's own counts on neither side.
 
     >>> import re, torch
     >>> import headwater as hw

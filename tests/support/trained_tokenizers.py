@@ -30,9 +30,11 @@ def corpus() -> list[str]:
 @cache
 def made(kind: str) -> Any:
     options: dict[str, Any] = {"special_tokens": ["<unk>", "<bos>"], "show_progress": False}
-    if kind == "bpe":  # as GPT-2 has it
+    if kind in ("bpe", "digits"):  # as GPT-2 has it, or with every digit a token
         inner = tokenizers.Tokenizer(models.BPE())
-        twos = pre_tokenizers.Split(tokenizers.Regex(r" ?\d\d"), "isolated")
+        twos: Any = pre_tokenizers.Split(tokenizers.Regex(r" ?\d\d"), "isolated")
+        if kind == "digits":
+            twos = pre_tokenizers.Digits(individual_digits=True)
         inner.pre_tokenizer = pre_tokenizers.Sequence(
             [twos, pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )

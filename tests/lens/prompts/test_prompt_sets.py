@@ -130,6 +130,34 @@ def test_years(kind: str) -> None:
         assert token_of_answer(tokenizer, example.answer) in right
 
 
+def test_years_by_decade_where_each_digit_is_a_token() -> None:
+    """Right are the decades of which every year is later, wrong those of which none is: counted year by year."""
+    tokenizer = made("digits")
+    assert pieces(tokenizer, "the year 1732")[-4:] == ["1", "7", "3", "2"]
+    drawn = prompt_set("greater_than", 60, tokenizer=tokenizer)
+    for example in drawn:
+        assert isinstance(example, texts.YearExample)
+        c, start = example.century, example.start
+        assert example.template == f"{c}, decade"
+        assert re.search(rf"from the year {c}{start} to the year {c}$", example.prompt)
+        later = {digit: {10 * digit + n > int(start) for n in range(10)} for digit in range(10)}
+        for side, kind in zip(year_tokens(tokenizer, example), (True, False), strict=True):
+            read = {int(tokenizer.convert_ids_to_tokens([n])[0]) for n in side}
+            assert read == {digit for digit, found in later.items() if found == {kind}} != set()
+        right, wrong = year_tokens(tokenizer, example)
+        assert token_of_answer(tokenizer, example.answer) in right
+        assert token_of_answer(tokenizer, example.wrong[0]) in wrong
+        assert len(ids(tokenizer, example.prompt)) == len(ids(tokenizer, example.corrupt))
+    assert len({example.start for example in drawn}) > 30
+    assert all("decade" not in e.template for e in prompt_set("greater_than", 5, tokenizer=made("bpe")))
+    own = prompt_set("greater_than", 5, tokenizer=tokenizer, years=[f"15{n:02}" for n in range(1, 30)])
+    assert {end for example in own if isinstance(example, texts.YearExample) for end in example.ends} == {
+        *"012"
+    }
+    with pytest.raises(PromptError, match="of years such as"):
+        prompt_set("greater_than", 5, tokenizer=tokenizer, years=["1532", "1540"])
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
