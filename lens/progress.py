@@ -3,35 +3,106 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-Bar = tqdm
-NOTEBOOK = "ZMQInteractiveShell"  # the shell of Jupyter's kernels
+Tell = Callable[[str, int, int | None], object]
+DELAY = 1.0  # seconds after which a run shows its bar
+_open: list[Bar] = []
+_telling: ContextVar[Tell | None] = ContextVar("telling", default=None)
+
+
+class Bar(Generic[Item]):
+    """Steps that are counted; a tqdm bar shows them once `DELAY` seconds have passed.
+
+    Iterate over it, or enter it with `with` and call `update`. A bar inside of another one goes when it is done, and
+    the outermost stays.
+    """
+
+    def __init__(self, steps: Iterable[Item] | None, desc: str, unit: str, total: int | None) -> None:
+        self.steps = steps
+        self.told = {"desc": desc, "unit": unit, "total": total}
+        self.done = 0
+        self.begun = time.time()
+        self.tell = _telling.get()
+        self.kind = None if self.tell else _kind()
+        self.drawn: Any = None
+        self.outermost = True
+
+    def __enter__(self) -> Bar[Item]:
+        self.outermost = not _open
+        self.update(0)
+        _open.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _open.remove(self)
+        if self.drawn is not None:
+            self.drawn.close()
+
+    def __iter__(self) -> Iterator[Item]:
+        assert self.steps is not None
+        with self:
+            for step in self.steps:
+                yield step
+                self.update()
+
+    def update(self, steps: int = 1) -> None:
+        """Count `steps` more as done."""
+        self.done += steps
+        if self.tell is not None and self.outermost:
+            self.tell(self.told["desc"], self.done, self.told["total"])
+        if self.drawn is not None:
+            self.drawn.update(steps)
+        elif self.kind is not None and time.time() - self.begun >= DELAY:
+            self.drawn = self.kind(**self.told, initial=self.done)
+            self.drawn.initial, self.drawn.start_t = 0, self.begun  # the steps per second count from there
+            self.drawn.leave = self.drawn.pos == 0 and self.outermost
 
 
 def progress(
-    steps: Iterable[Item] | None = None, *, desc: str, unit: str, total: int | None = None, delay: float = 0.0
+    steps: Iterable[Item] | None = None, *, desc: str, unit: str, total: int | None = None
 ) -> Bar[Item]:
-    """A tqdm bar over `steps`, or over `total` calls of its `update`; it appears after `delay` seconds.
+    """A bar over `steps`, or over `total` calls of its `update`, for runs that take longer than a second.
 
     A terminal and a notebook show it; a notebook without ipywidgets shows it as text. Pipes, files and batch jobs get
     nothing.
     """
-    settings: dict[str, Any] = {"desc": desc, "unit": unit, "total": total, "delay": delay}
-    kind: Any = tqdm
-    if in_notebook() and find_spec("ipywidgets") is not None:
-        from tqdm.notebook import tqdm as kind  # it needs ipywidgets
-    # None: shown if stderr is a terminal
-    return kind(steps, disable=False if in_notebook() else None, **settings)
+    if total is None and hasattr(steps, "__len__"):
+        total = len(steps)  # type: ignore[arg-type]
+    return Bar(steps, desc, unit, total)
+
+
+@contextmanager
+def telling(tell: Tell) -> Iterator[None]:
+    """Within it no bar is drawn: `tell(what, done, total)` hears what the outermost counts."""
+    token = _telling.set(tell)
+    try:
+        yield
+    finally:
+        _telling.reset(token)
 
 
 def in_notebook() -> bool:
-    """Whether this process is a Jupyter kernel."""
+    """Whether this process is the kernel of a notebook: Jupyter, Colab, VS Code."""
     interactive = sys.modules.get("IPython")
     shell = interactive.get_ipython() if interactive is not None else None
-    return type(shell).__name__ == NOTEBOOK
+    return getattr(shell, "kernel", None) is not None  # the shell of a terminal has none
+
+
+def _kind() -> Callable[..., tqdm] | None:
+    """What draws a bar here; None where nobody watches."""
+    if in_notebook():
+        if find_spec("ipywidgets") is None:
+            return lambda **told: tqdm(**told, file=sys.stdout)  # notebooks show stderr as an error
+        from tqdm.notebook import tqdm as drawn  # it needs ipywidgets
+
+        return drawn
+    return tqdm if sys.stderr is not None and sys.stderr.isatty() else None

@@ -12,17 +12,26 @@ from headwater.lens.errors import HeadwaterError
 
 @contextmanager
 def busy(work: str) -> Iterator[None]:
-    """A moving sign with the seconds gone by on standard error, while it is a terminal."""
+    """A moving sign on standard error, while it is a terminal, with the seconds gone by and the steps that are done."""
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    signs = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    with Progress(*signs, console=Console(stderr=True), transient=True) as progress:
-        progress.add_task(work, total=None)
-        yield
+    from headwater.lens.progress import telling
+
+    words = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[steps]}", markup=False)
+    with Progress(
+        SpinnerColumn(), *words, TimeElapsedColumn(), console=Console(stderr=True), transient=True
+    ) as signs:
+        sign = signs.add_task(work, total=None, steps="")
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            signs.update(sign, steps=f"{what}: {done}" + (f" of {total}" if total else ""))
+
+        with telling(tell):
+            yield
 
 
 @contextmanager

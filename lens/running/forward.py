@@ -29,8 +29,6 @@ from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
 from headwater.lens.running import ids, padding
 
-PATIENCE = 2.0  # seconds after which a recording shows its progress
-
 
 def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> Any:
     """The output object of the transformers model for these tokens; `more` are options of its `forward`."""
@@ -112,7 +110,7 @@ def record(
     with destination.keeping(recorders, keep_on, path, cost) as kept:
         layers = sum(len(recorder.layers) for recorder in recorders.values())
         with (
-            progress(total=layers, desc="record", unit="layer", delay=PATIENCE) as bar,
+            progress(total=layers, desc="record", unit="layer") as bar,
             destination.listening(recorders),
         ):
             for recorder in recorders.values():
