@@ -17,6 +17,7 @@ import pytest
 
 from headwater.analyses._catalogue.catalogue import catalogue
 from headwater.lens.loading import coverage
+from headwater.lens.trained.registry import TRAINED
 
 ROOT = Path(__file__).parents[1]
 STATES = ("holds", "refuted", "not measured")
@@ -33,6 +34,7 @@ EQUATION = re.compile(r"^([\d.,]+) = (.+)$")
 COUNTS = {
     "architectures": lambda: len(coverage.zoo.FAMILIES),
     "analyses": lambda: len(catalogue()),
+    **{f"megabytes of {name}": lambda each=each: each.download / 1e6 for name, each in TRAINED.items()},
 }
 
 
