@@ -14,6 +14,7 @@ from typing import Any, Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headwater.kernels.notebook import table
 from headwater.lens.attention import context
 from headwater.lens.edits.base import Edit, Prepared
 from headwater.lens.edits.block import EditBlock, checked
@@ -64,6 +65,22 @@ class HookedModel(TransformerLens):
             if self.tokenizer is None
             else f"{super().__repr__()[:-1]}, first token {told})"
         )
+
+    def _repr_html_(self) -> str:
+        part, shapes = self.parts[self.part_name], self.parts[self.part_name].shapes.values()
+        numbers = {"key heads": "kv", "features per head": "d_head"}
+        listed = {name: sorted({getattr(shape, of) for shape in shapes}) for name, of in numbers.items()}
+        facts = {
+            "part": repr(part), "other parts": ", ".join(name for name in self.parts if name != self.part_name),
+            **{name: " or ".join(map(str, found)) for name, found in listed.items()},
+            "d_model": self.d_model, "context": self.context and f"{self.context:,} tokens",
+            "vocabulary": self.vocab and f"{self.vocab:,} tokens", "first token": first_token(self),
+            "parameters": f"{sum(weight.numel() for weight in self.hf.parameters()):,}",
+            "precision": f"{str(self.dtype).removeprefix('torch.')} on {self.device}",
+            "edits": ", ".join(map(repr, context.user_edits(self.key))), "read only": self.read_only,
+            "not covered": "; ".join(self.unread),
+        }  # fmt: skip
+        return table(f"{self.name} ({type(self.hf).__name__})", facts)
 
     # --- prompts
 

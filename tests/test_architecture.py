@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "lens", "analyses", "dashboard")  # each may import itself and those before it
 ROOMS = {  # the sub-folders and files of each folder: each may import itself and those before it
-    "kernels": "tiles edits rules reference backends maps mixers attend",
+    "kernels": "notebook tiles edits rules reference backends maps mixers attend",
     "lens": "errors files journal progress naming attention models mixers records prompts running edits"
     " transformer_lens model trained loading recipes experiments",
     "analyses": "_catalogue _prompts _measures _runs _streams tokens heads sinks logits circuits",

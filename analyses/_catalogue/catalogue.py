@@ -11,10 +11,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from textwrap import wrap
 from typing import Any
 
-from headwater.analyses._catalogue.about import Listed, file_of, files, unlabelled
+from headwater.analyses._catalogue.about import Listed, file_of, files, room_questions, unlabelled
 from headwater.analyses._catalogue.settings import Setting, settings_of
+from headwater.kernels.notebook import cell, listing, table
 from headwater.lens.errors import AnalysisError
 
 PACKAGE = "headwater.analyses"
@@ -30,6 +32,17 @@ class Entry(Listed):
     def __repr__(self) -> str:
         return f"Entry({self.name!r}, of a {self.inputs})"
 
+    def _repr_html_(self) -> str:
+        facts = {
+            "reads": self.inputs,
+            "unit": self.unit,
+            "cost": self.cost,
+            "not for": self.not_for,
+            "source": self.paper,
+        }
+        facts["settings"] = ", ".join(f"{each.name}={each.default!r}" for each in self.settings)
+        return table(f"{self.name}: {self.question}", facts)
+
     @property
     def description(self) -> str:
         """The docstring of the function without labels and examples: formula, axes, conventions."""
@@ -44,10 +57,34 @@ class Entry(Listed):
         raise AnalysisError(f"{self.name} has no setting {name!r}; its settings are {names}")
 
 
+class Catalogue(dict[str, Entry]):
+    """Analyses by name; printed under the questions that they answer."""
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self)} analyses"]
+        for question, names in self._by_question().items():
+            lines += [question, *wrap(", ".join(names), 100, initial_indent="    ", subsequent_indent="    ")]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for question, names in self._by_question().items():
+            rows = [(name, self[name].inputs, self[name].question) for name in names]
+            told = listing(("analysis", "reads", "question"), rows)
+            parts.append(f"<details><summary>{cell(question)} ({len(names)})</summary>{told}</details>")
+        return f"<div><strong>{len(self)} analyses</strong>{''.join(parts)}</div>"
+
+    def _by_question(self) -> dict[str, list[str]]:
+        return {
+            question: [name for name in self if self[name].room == room]
+            for room, question in room_questions().items()
+        }
+
+
 @cache
-def catalogue() -> dict[str, Entry]:
+def catalogue() -> Catalogue:
     """Every analysis by name, in alphabetical order."""
-    return {name: entry(name) for name in files()}
+    return Catalogue({name: entry(name) for name in files()})
 
 
 @cache

@@ -12,6 +12,7 @@ import networkx as nx
 import numpy as np
 import xarray as xr
 
+from headwater.analyses._catalogue.graph import strongest
 from headwater.command.columns import cell, columns
 
 MOST_ROWS, MOST_COLUMNS = 40, 16
@@ -34,11 +35,9 @@ def of(result: xr.DataArray | xr.Dataset) -> list[str]:
 
 def of_graph(graph: nx.DiGraph) -> list[str]:
     """Lines for the edges of a graph by the size of their score (or weight), the largest first."""
-    edges = list(graph.edges(data=True))
-    by = next((name for name in ("score", "weight") if any(name in about for _, _, about in edges)), "score")
+    by, edges = strongest(graph)
     more = [name for name in ("low", "high", "count") if any(name in about for _, _, about in edges)]
-    scored = [(u, v, about[by], *map(about.get, more)) for u, v, about in edges if about.get(by) is not None]
-    scored.sort(key=lambda edge: -abs(edge[2]))
+    scored = [(u, v, about[by], *map(about.get, more)) for u, v, about in edges]
     told = [f"{len(graph)} nodes, {len(scored)} edges with a {by}"]
     if not scored:
         nodes = [(name, about[by]) for name, about in graph.nodes(data=True) if about.get(by) is not None]

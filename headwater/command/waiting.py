@@ -21,14 +21,12 @@ def busy(work: str) -> Iterator[None]:
 
     from headwater.lens.progress import telling
 
-    words = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[steps]}", markup=False)
-    with Progress(
-        SpinnerColumn(), *words, TimeElapsedColumn(), console=Console(stderr=True), transient=True
-    ) as signs:
-        sign = signs.add_task(work, total=None, steps="")
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as signs:
+        sign = signs.add_task(work, total=None)
 
         def tell(what: str, done: int, total: int | None) -> None:
-            signs.update(sign, steps=f"{what}: {done}" + (f" of {total}" if total else ""))
+            signs.update(sign, description=f"{what}: {done}" + (f" of {total}" if total else ""))
 
         with telling(tell):
             yield

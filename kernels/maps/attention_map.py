@@ -7,6 +7,7 @@ builds the whole queries × keys tensor. Rows that are padding, or that see no k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.edits.weights import Shares, WeightStep
 from headwater.kernels.maps import pairs, received, statistics, summaries
+from headwater.kernels.notebook import size, table
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.tiles import row_blocks
 from headwater.kernels.tiles.block import Block
@@ -43,6 +45,19 @@ class AttentionMap(MapState):
 
     def __repr__(self) -> str:
         return f"AttentionMap({_size(self.shape)}, {self.backend})"
+
+    def _repr_html_(self) -> str:
+        rule, held = self.rule, [self.q, self.k, self.lse]
+        facts = {
+            "key heads": self.k.shape[1], "features": self.q.shape[-1],
+            "scale": rule.scale, "visible": rule.mask.told(),
+            "soft cap": rule.softcap, "normaliser": None if rule.normaliser is None else rule.normaliser.name,
+            "learned sinks": "yes" * (rule.sinks is not None), "ALiBi": "yes" * (rule.alibi is not None),
+            "edits": ", ".join(type(each).__name__ for each in (*rule.edits, *(step.edit for step in self.steps))),
+            "memory": f"{size(sum(x.numel() * x.element_size() for x in held))}; "
+            f"the dense maps would take {size(4 * math.prod(self.shape))}",
+        }  # fmt: skip
+        return table(repr(self), facts)
 
     @property
     def T(self) -> TransposedMap:

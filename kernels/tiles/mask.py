@@ -85,6 +85,16 @@ class Mask:
             return "a mask given as a function"
         return None if self.documents is None else "document blocks"
 
+    def told(self) -> str:
+        """Which keys a query sees, in words."""
+        limits = (self.left, self.right)
+        behind, ahead = ("all" if limit is None else f"{limit}" for limit in limits)
+        band = {(None, 0): "causal", (None, None): "all tokens"}.get(
+            limits, f"{behind} tokens behind and {ahead} ahead"
+        )
+        padding = None if self.valid_keys is None else "padding hidden"
+        return ", ".join(filter(None, (band, padding, self.beyond_band)))
+
     def real(self, axis: str) -> tuple[Tensor, Tensor]:
         """First absolute position of each row's real tokens and one past the last, int64 [batch|1], by axis."""
         crossing = self.query_stop is not None

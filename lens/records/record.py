@@ -19,6 +19,7 @@ from torch import Tensor
 
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.notebook import table
 from headwater.lens.errors import HeadError, RecordError, nearest
 from headwater.lens.files import as_path
 from headwater.lens.mixers.effective_map import EffectiveMap
@@ -28,6 +29,7 @@ from headwater.lens.records.contents import Contents
 from headwater.lens.records.provenance import as_attributes
 
 DEFAULT_STATISTICS = kernel.DEFAULT
+PROMPTS, WORDS = 3, 24  # what a notebook shows of them
 FIGURES = "headwater.dashboard.figures.figure"  # the module that draws a record
 
 
@@ -51,6 +53,33 @@ class Record(Contents):
         batch, length = self.tokens.shape
         size = f"{batch} × {length} tokens, {len(self.layers)} layers × {self.n_heads} heads"
         return f"Record({self.provenance.get('model')!r}, {size})"
+
+    def _repr_html_(self) -> str:
+        kept = {
+            "maps": self.maps,
+            "values": self.values,
+            "residual stream": self.residuals,
+            "mixers": self.effective,
+        }
+        told = as_attributes(self.provenance)
+        facts = {
+            **{f"prompt {row}": self._words(row) for row in range(min(PROMPTS, len(self.strings)))},
+            "prompts": len(self.strings) if len(self.strings) > PROMPTS else None,
+            "layers": ", ".join(map(str, self.layers)), "other parts": ", ".join(self.parts),
+            "kept": ", ".join(name for name, content in kept.items() if content),
+            "statistics": ", ".join(self.statistics), "groups": ", ".join(self.groups),
+            "edits": ", ".join(str(each.get("edit")) for each in told.get("edits", ())),
+            "first token": told.get("first_token"), "not covered": told.get("not_covered"),
+        }  # fmt: skip
+        return table(repr(self), facts)
+
+    def _words(self, row: int) -> str:
+        """The first tokens of a prompt, apart."""
+        words = [
+            word for word, real in zip(self.strings[row], self.valid[row].tolist(), strict=False) if real
+        ]
+        more = f" … ({len(words)} tokens)" if len(words) > WORDS else ""
+        return " | ".join(words[:WORDS]) + more
 
     def part(self, name: str) -> Record:
         """The record of another part of the model, from the same run."""
