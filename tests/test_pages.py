@@ -1,6 +1,7 @@
 """The programs of the tutorial, the how-tos and other pages run in their order, and print what stands below.
 
-A fence says what is not run, and why: ```python skip="needs a GPU". A fence with file="NAME" is written to that file.
+A fence says what is not run, and why: ```python skip="needs a GPU". A fence with file="NAME" is written to that
+file, one with real="NAME" runs where that trained model has been added.
 
 Seen to fail with a number changed on a page, a name that the program does not know, and a fence without a reason.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import headwater as hw
+from headwater.lens.trained.registry import is_added
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(
@@ -59,6 +61,8 @@ def test_the_programs_of_a_page_print_what_it_says(
             Path(name[1]).write_text(fence.text, encoding="utf-8")
         if fence.language != "python" or "skip" in fence.options:
             continue
+        if (needed := re.search(r'real="([\w-]+)"', fence.options)) and not is_added(needed[1]):
+            continue
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(fence.text, page, "exec"), known)
         if fence.printed is not None:
@@ -76,4 +80,6 @@ def _load(source: object, *rest: object, **how: object) -> object:
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_not_run_says_why(page: str) -> None:
     for fence in fences(page):
-        assert fence.options in ("", *re.findall(r' (?:skip|file)="[^"]{5,}"', fence.options)), fence.options
+        assert fence.options in ("", *re.findall(r' (?:skip|file|real)="[^"]{5,}"', fence.options)), (
+            fence.options
+        )
