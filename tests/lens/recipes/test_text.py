@@ -83,6 +83,20 @@ def test_calibration_heads_are_those_that_do_not_lower_the_measure():
     assert 0 < len(kept) < 8
 
 
+def test_calibration_heads_without_sinks_stay_and_take_no_run():
+    model = hw.load(tiny_models.tiny("llama"))
+    ids, _ = tiny_models.batch(2)
+    measured = []
+
+    def measure(logits, tokens):
+        measured.append(1)
+        return logits.new_full((len(logits),), -float(len(measured)))  # each run is worse than the one before
+
+    assert len(hw.recipes.calibration_heads(model, ids, measure, alpha=1e6, layers=[1])) == model.n_heads
+    assert len(measured) == 1
+    assert hw.recipes.calibration_heads(model, ids, measure, alpha=0.5, layers=[1]) == []
+
+
 def test_calibration_leaves_first_and_last_layers_alone():
     deep = hw.load(tiny_models.tiny("gpt2"))
     with pytest.raises(EditError, match="leaves the first two layers and the last alone"):
