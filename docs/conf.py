@@ -33,6 +33,8 @@ toc_object_entries = False
 
 html_theme = "furo"
 html_title = f"Headwater {release}"
+html_static_path = ["_site/static"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_sphinx = False
 
