@@ -61,7 +61,7 @@ class Bar(Generic[Item]):
             self.tell(self.told["desc"], self.done, self.told["total"])
         if self.drawn is not None:
             self.drawn.update(steps)
-        elif self.kind is not None and time.time() - self.begun >= DELAY:
+        elif self.kind is not None and self.done != self.told["total"] and time.time() - self.begun >= DELAY:
             self.drawn = self.kind(**self.told, initial=self.done)
             self.drawn.initial, self.drawn.start_t = 0, self.begun  # the steps per second count from there
             self.drawn.leave = self.drawn.pos == 0 and self.outermost
