@@ -12,8 +12,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from headwater.dashboard.figures.labels import cut
 from headwater.dashboard.figures.panels import Panel
-from headwater.dashboard.figures.style import CHOSEN, INK, finish
+from headwater.dashboard.figures.style import CHOSEN, INK, finish, title_place
 
 MOST_IN_A_MENU = 24  # entries of a list; more are a slider
 GAP, TITLE = 64, 26  # pixels between rows of panels, and for the title of a panel
@@ -27,7 +28,6 @@ class View:
     label: str
     panels: list[Panel]
     told: str = ""
-    columns: int = 3
 
 
 def assemble(views: Sequence[View], title: str, menu: str = "") -> go.Figure:
@@ -42,12 +42,14 @@ def assemble(views: Sequence[View], title: str, menu: str = "") -> go.Figure:
     above = _above(title, [view.told for view in views], titles, len(views))
     for layout in layouts:
         layout["height"] = layout.pop("inner") + above + 90
-    first = {key: value for key, value in layouts[0].items() if key != "axes"}
+    first = layouts[0]
     finish(figure, wrapped(title), wrapped(views[0].told, 110), height=first["height"])
-    figure.update_layout(**layouts[0]["axes"], annotations=first["annotations"], barmode="group")
+    for name in {name for layout in layouts for name in layout["axes"]} - set(first["axes"]):
+        figure.update_layout({name: {"visible": False}})
+    figure.update_layout(**first["axes"], annotations=first["annotations"], barmode="group")
     figure.update_layout(margin={"l": 16, "r": 16, "t": above, "b": 16}, legend={"tracegroupgap": 2})
     if len(views) > 1:
-        _add_menu(figure, views, layouts, menu, titles)
+        _add_menu(figure, views, layouts, menu, title, titles)
     return figure
 
 
@@ -73,7 +75,7 @@ def _above(title: str, told: Sequence[str], panel_titles: bool, views: int) -> i
 def _layout(view: View) -> dict[str, Any]:
     """Axes, titles and inner height of a view; places are fractions of the inner height."""
     count = len(view.panels)
-    columns = min(view.columns, count)
+    columns = count if count < 4 else 2 if count == 4 else 3
     rows = -(-count // columns)
     tall = [max(panel.height for panel in view.panels[r * columns : (r + 1) * columns]) for r in range(rows)]
     inner = sum(tall) + GAP * (rows - 1)
@@ -93,6 +95,10 @@ def _layout(view: View) -> dict[str, Any]:
                 x |= {"title": {"text": ""}, "showticklabels": False}
             if column:
                 y |= {"title": {"text": ""}, "showticklabels": False}
+            if "title" in y:
+                y["title"] = {"text": cut(y["title"]["text"], tall[row] // 8)}
+            if place and panel.shares_y:
+                y["matches"] = "y"
             axes[f"xaxis{number}"] = {**x, "domain": domain_x, "anchor": f"y{number}", "automargin": True}
             if "scaleanchor" in y:
                 y["scaleanchor"] = f"x{number}"
@@ -120,7 +126,12 @@ def _placed(trace: Any, place: int, layout: Mapping[str, Any], visible: bool) ->
 
 
 def _add_menu(
-    figure: go.Figure, views: Sequence[View], layouts: Sequence[Mapping[str, Any]], menu: str, titles: bool
+    figure: go.Figure,
+    views: Sequence[View],
+    layouts: Sequence[Mapping[str, Any]],
+    menu: str,
+    title: str,
+    titles: bool,
 ) -> None:
     owners = [number for number, view in enumerate(views) for panel in view.panels for _ in panel.traces]
     flat = [_flattened(layout["axes"]) for layout in layouts]
@@ -135,6 +146,7 @@ def _add_menu(
         }
         relayout |= {"height": layouts[number]["height"], "annotations": layouts[number]["annotations"]}
         relayout["title.subtitle.text"] = wrapped(view.told, 110)
+        relayout["title.y"] = title_place(wrapped(title), layouts[number]["height"])
         entries.append(
             {
                 "label": view.label,

@@ -41,7 +41,7 @@ def token_axes(
     values, text = _ticks(tokens[0], first[0], rows, pooled.block)
     shown = {"tickvals": values, "ticktext": text, "title": "query (attends)", "range": [rows - 0.5, -0.5]}
     figure.update_yaxes(**shown, **plain)
-    values, text = _ticks(tokens[1], first[1], columns, pooled.block)
+    values, text = _ticks(tokens[1], first[1], columns, pooled.block, 32)
     shown |= {
         "tickvals": values,
         "ticktext": text,
@@ -51,7 +51,9 @@ def token_axes(
     figure.update_xaxes(autotickangles=[-45, -90], **shown, **plain)
 
 
-def _ticks(tokens: Sequence[str], first: int, count: int, block: int) -> tuple[list[int], list[str]]:
+def _ticks(
+    tokens: Sequence[str], first: int, count: int, block: int, most: int = 48
+) -> tuple[list[int], list[str]]:
     """Ticks for ``count`` cells, each named by the first token of its block."""
     starts = np.arange(count) * block
-    return ticks([tokens[int(start)] for start in starts], starts + first)
+    return ticks([tokens[int(start)] for start in starts], starts + first, most)

@@ -8,11 +8,13 @@ import networkx as nx
 import numpy as np
 import plotly.graph_objects as go
 
-from headwater.dashboard.figures.assemble import View, assemble
+from headwater.dashboard.figures.assemble import View, assemble, wrapped
+from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.panels import note
 from headwater.dashboard.figures.style import AFTER, BEFORE, INK, finish
 
-MOST_EDGES = 400  # the strongest; more are a grey cloud
+MOST_EDGES = 200  # the strongest; more are a grey cloud
+MOST_NAMES = 40  # nodes that carry their name, those with the strongest edges; every node has it on hover
 LAYER = re.compile(r"(\d+)\.|(?:mlp|residual|block)\D*(\d+)")
 
 
@@ -40,25 +42,39 @@ def circuit_graph(graph: nx.Graph, title: str) -> go.Figure:
             go.Scatter(
                 x=[x0, (x0 + x1) / 2, x1], y=[y0, (y0 + y1) / 2, y1], mode="lines", showlegend=False,
                 line={"width": 0.5 + 4 * abs(value) / largest, "color": AFTER if value < 0 else BEFORE}, opacity=0.6,
-                text=f"{begin} → {end}<br>{name} {value:.4g}", hoverinfo="text",
+                text=f"{escaped(str(begin))} → {escaped(str(end))}<br>{name} {value:.4g}", hoverinfo="text",
             )
         )  # fmt: skip
     across, down = np.array([place[str(node)] for node in kept]).T
+    names = [escaped(str(node)) for node in kept]  # the nodes of the strongest edges come first
     figure.add_trace(
         go.Scatter(
-            x=across, y=down, mode="markers+text", text=[str(node) for node in kept], textposition="top center",
-            marker={"size": 9, "color": INK}, showlegend=False, hoverinfo="text",
+            x=across, y=down, mode="markers+text", textposition="top center", textfont={"size": 10},
+            text=[name if i < MOST_NAMES else "" for i, name in enumerate(names)],
+            customdata=names, hovertemplate="%{customdata}<extra></extra>",
+            marker={"size": 7, "color": INK}, showlegend=False,
         )
     )  # fmt: skip
-    figure.update_xaxes(title="layer", showgrid=False, zeroline=False)
-    figure.update_yaxes(visible=False)
-    left_out = graph.number_of_edges() - len(edges)
-    subtitle = (
-        f"the {len(edges)} strongest of {graph.number_of_edges()} edges by |{name}|"
-        if left_out
-        else f"by |{name}|"
+    last = max(place[str(node)][0] for node in kept)
+    ticks = sorted({float(x) for x, _ in place.values() if x == int(x)})
+    ticks = ticks[:: max(1, len(ticks) // 24)]
+    words = ["in" if x < 0 else f"{x:g}" for x in ticks]
+    figure.update_xaxes(
+        title="layer",
+        showgrid=False,
+        zeroline=False,
+        tickvals=ticks,
+        ticktext=words,
+        range=[min(across) - 0.6, last + 0.6],
     )
-    return finish(figure, title, subtitle, height=620)
+    figure.update_yaxes(visible=False)
+    count, unit = graph.number_of_edges(), str(graph.graph.get("unit", ""))
+    told = [
+        f"the {len(edges)} strongest of {count} edges by |{name}|" if count > len(edges) else f"by |{name}|"
+    ]
+    told += ["red is negative"] if any(float(data.get(name, 0.0) or 0.0) < 0 for *_, data in edges) else []
+    told += [f"unit: {escaped(unit)}"] if unit else []
+    return finish(figure, wrapped(title), wrapped(" · ".join(told), 110), height=620)
 
 
 def _weight_of(graph: nx.Graph) -> str:

@@ -35,6 +35,8 @@ def _glyph(character: str) -> str:
         return chr(0x2400 + ord(character)) if ord(character) < 32 else "�"
     if category == "Cs":  # half of a surrogate pair: no encoder takes it
         return "�"
+    if category == "Zs" and character != " ":  # spaces of another width
+        return f"‹{ord(character):04X}›"
     if category == "Cf" and character != "\u200d":  # text direction and other unseen marks
         return f"‹{ord(character):04X}›"
     return character

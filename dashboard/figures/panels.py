@@ -32,6 +32,7 @@ class Panel:
     height: int = 300
     title: str = ""
     remark: str = ""
+    shares_y: bool = False  # on the scale of the first panel
 
 
 def matrix(part: xr.DataArray, of: Shown) -> Panel:
@@ -125,7 +126,7 @@ def lines(part: xr.DataArray, of: Shown, bounds: Bounds, curves: bool) -> Panel:
     y: dict[str, Any] = {"title": {"text": escaped(of.short_unit)}, "zeroline": True, "gridcolor": "#e6e9ed"}
     if of.kind == "flags":
         y |= {"tickvals": [0, 1], "ticktext": ["no", "yes"]}
-    return Panel(traces, x, y, 300)
+    return Panel(traces, x, y, 300, shares_y=True)
 
 
 def table(columns: dict[str, Sequence[Any]]) -> Panel:

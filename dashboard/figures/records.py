@@ -110,7 +110,7 @@ def mosaic(maps: Mapping[int, AttentionMap], batch: int, title: str, told: str =
     )
     each = f"each cell is the largest weight of {block} × {block}" if block > 1 else "each cell is one weight"
     parts = [told, f"{length} tokens; queries down, keys across in each head", each, "colour scale 0 to 1"]
-    tall = int(np.clip(1000 / heads, 40, 150))
+    tall = int(np.clip(min(1000 / heads, 1300 / len(maps)), 24, 150))
     figure = finish(figure, escaped(title), " · ".join(filter(None, parts)), height=150 + tall * len(maps))
     return figure.update_layout(plot_bgcolor="#d7dde3", hoverdistance=-1)
 
@@ -135,5 +135,5 @@ def _statistic(
     if along is not None and name not in NO_MEAN and not picked and image is None:
         dims = [along, *(["batch"] if "batch" in found.dims else [])]
         mean = found.astype(float).mean(dims, skipna=True).assign_attrs(found.attrs)
-        return array_figure(mean, tokens, title or f"{meaning}, mean over tokens", name=name)
-    return array_figure(found, tokens, title or meaning, image, name=name)
+        return array_figure(mean, tokens, title or f"{name}: {meaning}; mean over tokens", name=name)
+    return array_figure(found, tokens, title or f"{name}: {meaning}", image, name=name)

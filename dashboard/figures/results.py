@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -25,6 +26,8 @@ from headwater.dashboard.figures.labels import cut, escaped, visible
 from headwater.dashboard.figures.names import grid_of, names_of, tokens_of, with_tokens
 from headwater.dashboard.figures.panels import Panel
 from headwater.dashboard.figures.pictures import patches, pixels
+from headwater.dashboard.figures.select import labels_of
+from headwater.dashboard.figures.style import SEQUENTIAL
 from headwater.dashboard.figures.values import Shown, shown
 from headwater.lens.errors import AnalysisError
 
@@ -84,6 +87,7 @@ def _views(
     most_slices: int = MOST_SLICES, most_numbers: int = MOST_NUMBERS,
 ) -> Iterator[View]:  # fmt: skip
     """One view for each entry of the menu that the array needs."""
+    array, ends = _by_head(array), None if ends is None else (_by_head(ends[0]), _by_head(ends[1]))
     squeezed, single = _squeezed(array)
     ends = None if ends is None else tuple(_squeezed(end)[0] for end in ends)  # type: ignore[assignment]
     of = shown(squeezed, unit, *(ends or ()))
@@ -105,6 +109,10 @@ def _views(
 
 def _view(of: Shown, plan: Arrangement, at: dict[str, int], single: list[str], picture: Any) -> View:
     part = of.array.isel(at)
+    if of.kind == "numbers" and of.limits[0] < 0 and not (part.values < 0).any():
+        of = replace(
+            of, limits=(0.0, of.limits[1]), colours=SEQUENTIAL
+        )  # white is kept for a zero among signs
     ends = None if of.low is None or of.high is None else (of.low.isel(at), of.high.isel(at))
     made: list[Panel] = []
     for place in range(part.sizes[plan.panels]) if plan.panels else [None]:
@@ -123,7 +131,7 @@ def _view(of: Shown, plan: Arrangement, at: dict[str, int], single: list[str], p
     whiskers = ["whiskers from low to high"] if of.low is not None and plan.kind in ("bars", "curves") else []
     long_unit = [f"unit: {escaped(of.unit)}"] if of.short_unit != of.unit else []
     told = [*named, *stays, *single, *remarks, *whiskers, *of.remarks, *long_unit]
-    return View(" · ".join(named), made, " · ".join(told), 3 if plan.kind != "curves" else 2)
+    return View(" · ".join(named), made, " · ".join(told))
 
 
 def _panel(of: Shown, plan: Arrangement, part: xr.DataArray, ends: Any, picture: Any) -> Panel:
@@ -160,6 +168,19 @@ def _squeezed(array: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     ]  # fmt: skip
     told += [f"{name} {escaped(cut(visible(str(array[name].item()))))}" for name in taken]
     return squeezed, told
+
+
+def _by_head(array: xr.DataArray) -> xr.DataArray:
+    """From head to head in one map: heads that send are the rows, heads that read the columns."""
+    if not {"layer", "head", "to_layer", "to_head"} <= set(array.dims):
+        return array
+    for name, layer, head in (("from", "layer", "head"), ("to", "to_layer", "to_head")):
+        heads = [f"{a}.{b}" for a in labels_of(array, layer) for b in labels_of(array, head)]
+        array = array.stack({name: (layer, head)}, create_index=False).drop_vars(
+            [layer, head], errors="ignore"
+        )
+        array = array.assign_coords({name: heads})
+    return array
 
 
 def _as_line(of: Shown) -> Shown:

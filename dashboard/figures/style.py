@@ -46,6 +46,11 @@ def outline(figure: go.Figure, x: float, y: float, wide: float = 0.5, high: floa
     figure.add_shape(type="rect", x0=x - wide, x1=x + wide, y0=y - high, y1=y + high, line=line)
 
 
+def title_place(title: str, height: int) -> float:
+    """Where a title stands, as a fraction of the height: plotly hangs it up by its last line."""
+    return 1 - (10 + 20 * title.count("<br>")) / height
+
+
 def finish(figure: go.Figure, title: str, subtitle: str = "", height: int = 420) -> go.Figure:
     """Give the figure its title, its size and room for token labels."""
     heading = {
@@ -54,8 +59,9 @@ def finish(figure: go.Figure, title: str, subtitle: str = "", height: int = 420)
         "xanchor": "left",
         "xref": "container",
         "yref": "container",
-        "y": 0.98,
+        "y": title_place(title, height),
         "yanchor": "top",
+        "pad": {"l": 8},
         "font": {"size": 16},
     }
     if subtitle:
