@@ -68,7 +68,7 @@ def _above(title: str, told: Sequence[str], panel_titles: bool, views: int) -> i
     subtitle = max(wrapped(text, 110).count("<br>") + 1 if text else 0 for text in told)
     menu = 0 if views < 2 else 48 if views <= MOST_IN_A_MENU else 84
     return (
-        22 + 22 * (wrapped(title).count("<br>") + 1) + 17 * subtitle + menu + (TITLE if panel_titles else 0)
+        34 + 22 * (wrapped(title).count("<br>") + 1) + 17 * subtitle + menu + (TITLE if panel_titles else 0)
     )
 
 
@@ -78,6 +78,8 @@ def _layout(view: View) -> dict[str, Any]:
     columns = count if count < 4 else 2 if count == 4 else 3
     rows = -(-count // columns)
     tall = [max(panel.height for panel in view.panels[r * columns : (r + 1) * columns]) for r in range(rows)]
+    if any("scaleanchor" in panel.y for panel in view.panels):  # as wide as high, so less high where narrow
+        tall = [int(height * 1.3 / columns) if columns > 1 else height for height in tall]
     inner = sum(tall) + GAP * (rows - 1)
     axes: dict[str, Any] = {}
     annotations = []

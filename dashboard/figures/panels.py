@@ -32,6 +32,7 @@ class Panel:
     height: int = 300
     title: str = ""
     remark: str = ""
+    aside: str = ""  # what belongs to the panel and has no place on its axes
     shares_y: bool = False  # on the scale of the first panel
 
 

@@ -14,7 +14,7 @@ from headwater.dashboard.figures.style import VEIL, heat
 from headwater.dashboard.figures.values import Shown
 from headwater.lens.errors import AnalysisError
 
-OPACITY = 0.6
+OPACITY = 0.6  # of signed numbers; others let the picture through where they are small
 
 
 def pixels(image: Any) -> np.ndarray:
@@ -35,7 +35,8 @@ def pixels(image: Any) -> np.ndarray:
         raise AnalysisError(f"image= takes one picture, not several or a video; got the shape {array.shape}")
     if array.ndim == 2:
         array = array[:, :, None]
-    if array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+    first, last = array.shape[0], array.shape[-1]
+    if (first in (1, 3) and last not in (1, 3)) or (first == 4 and last not in (1, 3, 4)):
         array = np.moveaxis(array, 0, -1)
     if array.shape[-1] not in (1, 3, 4) or not array.size:
         raise AnalysisError(f"image= has 1, 3 or 4 channels, first or last; got the shape {array.shape}")
@@ -46,6 +47,13 @@ def pixels(image: Any) -> np.ndarray:
             array = (array - low) / max(high - low, 1e-12)
         array = np.round(np.nan_to_num(array) * 255)
     return np.clip(array, 0, 255).astype(np.uint8)
+
+
+def on_grid(array: xr.DataArray, dim: str) -> np.ndarray:
+    """The numbers of the patches along an axis, without the tokens that are none."""
+    tokens = tokens_of(array.isel(batch=0) if "batch" in array.dims else array, dim)
+    found = grid_of(tokens)
+    return array.values if found is None else array.isel({dim: found[2]}).values
 
 
 def patches(part: xr.DataArray, of: Shown, picture: np.ndarray | None) -> Panel:
@@ -65,19 +73,20 @@ def patches(part: xr.DataArray, of: Shown, picture: np.ndarray | None) -> Panel:
         if i not in set(places)
     ]
     remark = f"grid of {rows} × {columns} patches"
-    remark += f", not on it: {', '.join(aside[:6])}{' …' if len(aside) > 6 else ''}" if aside else ""
     high, wide = (rows, columns) if picture is None else picture.shape[:2]
-    if picture is not None and abs(high / wide * columns / rows - 1) > 1 / max(rows, columns):
+    tall, broad = high / rows, wide / columns  # of a patch, in pixels
+    if picture is not None and abs(tall - broad) / max(tall, broad) > 0.5 / max(rows, columns):
         raise AnalysisError(
             f"the picture is {high} × {wide} pixels and the grid {rows} × {columns} patches; give the picture as the "
             "model saw it, resized and cut in the same way"
         )
     across, down = ((np.arange(n) + 0.5) * size / n - 0.5 for n, size in ((columns, wide), (rows, high)))
     hover = np.array([[f"{row},{column}" for column in range(columns)] for row in range(rows)])
+    over = picture is not None and of.limits[0] >= 0
     veil = heat(
-        grid, of.limits, of.colours if picture is None else VEIL, of.short_unit, x=across, y=down, text=hover,
+        grid, of.limits, VEIL if over else of.colours, of.short_unit, x=across, y=down, text=hover,
         hovertemplate=f"patch %{{text}} (row, column)<br>%{{z:.4g}} {of.short_unit}<extra></extra>",
-        opacity=1.0 if picture is None else OPACITY,
+        opacity=1.0 if picture is None or over else OPACITY,
     )  # fmt: skip
     traces = [veil] if picture is None else [go.Image(z=picture, hoverinfo="skip"), veil]
     word = "patch" if picture is None else "pixel"
@@ -85,4 +94,5 @@ def patches(part: xr.DataArray, of: Shown, picture: np.ndarray | None) -> Panel:
     square: dict[str, Any] = {"showgrid": False, "zeroline": False, "constrain": "domain"}
     x = {**square, "title": {"text": f"column, {word}"}, "range": [-0.5, wide - 0.5]}
     y = {**square, "title": {"text": f"row, {word}"}, "range": [high - 0.5, -0.5], "scaleanchor": "x"}
-    return Panel(traces, x, y, height, remark=remark)
+    others = f"no patch: {', '.join(aside[:5])}{' …' if len(aside) > 5 else ''}" if aside else ""
+    return Panel(traces, x, y, height, remark=remark, aside=others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -25,10 +25,10 @@ from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import cut, escaped, visible
 from headwater.dashboard.figures.names import grid_of, names_of, tokens_of, with_tokens
 from headwater.dashboard.figures.panels import Panel
-from headwater.dashboard.figures.pictures import patches, pixels
+from headwater.dashboard.figures.pictures import on_grid, patches, pixels
 from headwater.dashboard.figures.select import labels_of
 from headwater.dashboard.figures.style import SEQUENTIAL
-from headwater.dashboard.figures.values import Shown, shown
+from headwater.dashboard.figures.values import Shown, limits_of, shown
 from headwater.lens.errors import AnalysisError
 
 BOUND = {"low", "high"}
@@ -38,7 +38,7 @@ def array_figure(
     array: xr.DataArray, tokens: Sequence[str], title: str, image: Any = None, name: str = ""
 ) -> go.Figure:
     """The figure of one array."""
-    unit = str(array.attrs.get("unit", "") or array.name or "value")
+    unit = _unit(array, {}, str(array.name or "value"))
     views = list(_views(with_tokens(array, tokens), unit, image=image))
     if image is None and len(views) == 1 and array.squeeze().dims in (("layer", "head"), ("head", "layer")):
         of = shown(array.squeeze(drop=True), unit)
@@ -56,12 +56,12 @@ def dataset_figure(data: xr.Dataset, tokens: Sequence[str], title: str, image: A
     taken = {end for ends in bounds.values() for end in ends}
     names = [name for name in arrays if name not in taken and data[name].ndim]
     names.sort(key=lambda name: (name not in bounds, data[name].size == 0))
-    few = max(4, MOST_SLICES // max(1, 4 * len(names))) if len(names) > 1 else MOST_SLICES
+    few = max(24, MOST_SLICES // len(names)) if len(names) > 1 else MOST_SLICES
     views: list[View] = []
     for name in names:
         low, high = bounds.get(name, (None, None))
         array = with_tokens(data[name], tokens)
-        unit = str(array.attrs.get("unit") or data.attrs.get("unit") or name)
+        unit = _unit(array, data.attrs, name)
         ends = None if low is None or high is None else (data[low], data[high])
         if image is not None and _patch_axis(array) is None:
             continue
@@ -87,6 +87,7 @@ def _views(
     most_slices: int = MOST_SLICES, most_numbers: int = MOST_NUMBERS,
 ) -> Iterator[View]:  # fmt: skip
     """One view for each entry of the menu that the array needs."""
+    picture = None if image is None else pixels(image)
     array, ends = _by_head(array), None if ends is None else (_by_head(ends[0]), _by_head(ends[1]))
     squeezed, single = _squeezed(array)
     ends = None if ends is None else tuple(_squeezed(end)[0] for end in ends)  # type: ignore[assignment]
@@ -98,8 +99,14 @@ def _views(
         yield View("", [panels.note(f"nothing to draw: {lengths}")])
         return
     patch_axis = _patch_axis(of.array, image is not None)
+    if patch_axis is not None and of.kind == "numbers":  # the class token may hold far more than any patch
+        limits, colours = limits_of(on_grid(of.array, patch_axis))
+        of = replace(of, limits=limits, colours=colours)
+    if patch_axis is None and image is not None:
+        raise AnalysisError(
+            f"{array.name or 'the result'} has no numbers per patch of an image to lay over a picture"
+        )
     plan = arrange(of.array, of.kind, of.low is not None, patch_axis, most_slices, most_numbers)
-    picture = None if image is None else pixels(image)
     fixed = dict.fromkeys(plan.fixed, 0)
     lengths = [range(of.array.sizes[dim]) for dim in plan.slices]
     for places in product(*lengths):
@@ -121,6 +128,8 @@ def _view(of: Shown, plan: Arrangement, at: dict[str, int], single: list[str], p
             of, plan, part.isel(pick), None if ends is None else tuple(e.isel(pick) for e in ends), picture
         )
         panel.title = f"{plan.panels} {names_of(part, str(plan.panels))[place]}" if place is not None else ""
+        if place is not None and panel.aside:
+            panel.title += f" · {panel.aside}"
         made.append(panel)
     named = [f"{dim} {_name(of.array, dim, place, at)}" for dim, place in at.items() if dim in plan.slices]
     stays = [
@@ -130,7 +139,8 @@ def _view(of: Shown, plan: Arrangement, at: dict[str, int], single: list[str], p
     remarks = list(dict.fromkeys(panel.remark for panel in made if panel.remark))
     whiskers = ["whiskers from low to high"] if of.low is not None and plan.kind in ("bars", "curves") else []
     long_unit = [f"unit: {escaped(of.unit)}"] if of.short_unit != of.unit else []
-    told = [*named, *stays, *single, *remarks, *whiskers, *of.remarks, *long_unit]
+    aside = [panel.aside for panel in made if panel.aside and plan.panels is None]
+    told = [*named, *stays, *single, *remarks, *aside, *whiskers, *of.remarks, *long_unit]
     return View(" · ".join(named), made, " · ".join(told))
 
 
@@ -188,6 +198,12 @@ def _as_line(of: Shown) -> Shown:
     name = str(of.array.name or "value")
     line = of.array.expand_dims({"": [name]}).rename({"": "number"})
     return Shown(line, of.kind, of.unit, of.limits, of.colours, of.remarks)
+
+
+def _unit(array: xr.DataArray, of_all: Mapping[Any, Any], name: str) -> str:
+    """The unit of an array, else of the Dataset it is from; a number without a unit is called by its name."""
+    unit = str(array.attrs.get("unit") or of_all.get("unit") or name)
+    return name if unit == "1" else unit
 
 
 def _name(array: xr.DataArray, dim: str, place: int, at: dict[str, int]) -> str:

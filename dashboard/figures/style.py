@@ -14,7 +14,13 @@ import plotly.graph_objects as go
 SEQUENTIAL = "Viridis"
 ATTENTION = "Blues"
 DIVERGING = "RdBu_r"
-VEIL = "Inferno"  # over a photograph: dark where nothing is, bright where much is
+# over a photograph: clear where little is, bright where much is
+VEIL = [
+    [0, "rgba(20,11,53,0.25)"],
+    [0.35, "rgba(148,38,103,0.6)"],
+    [0.7, "rgba(237,105,37,0.75)"],
+    [1, "rgba(252,255,164,0.9)"],
+]
 BEFORE, AFTER, CHOSEN, INK = "#5b7083", "#d1603d", "#e4572e", "#2b3440"
 BARS = AFTER
 # told apart without colour vision (Okabe & Ito 2008)
@@ -24,7 +30,7 @@ SEVERAL = (
 
 
 def heat(
-    z: np.ndarray, limits: tuple[float | None, float | None], colours: str, unit: str, **more: Any
+    z: np.ndarray, limits: tuple[float | None, float | None], colours: Any, unit: str, **more: Any
 ) -> go.Heatmap:
     """Cells whose colours run over ``limits``, with a narrow scale named after the unit."""
     bar = {"title": {"text": unit, "side": "right"}, "thickness": 14}

@@ -1,0 +1,196 @@
+"""Numbers of patches lie over the picture where the patches are, and figures of records show their maps."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from transformers import ViTConfig, ViTModel
+
+import headwater as hw
+
+
+def per_patch(values: np.ndarray, before: tuple[str, ...] = ("[CLS]",), dim: str = "key") -> xr.DataArray:
+    """A result per token of an image: special tokens, then the patches row by row, as records name them."""
+    names = [*before, *(f"{row},{column}" for row, column in np.ndindex(values.shape))]
+    numbers = np.concatenate([np.full(len(before), 9.0), values.ravel()])
+    return xr.DataArray(numbers, dims=(dim,), coords={f"{dim}_token": (dim, names)}, attrs={"unit": "share"})
+
+
+def centre(trace, shape: tuple[int, int], spot: tuple[int, int]) -> tuple[float, float]:
+    """Row and column of the pixel on which a cell of a heat map stands."""
+    assert trace.z.shape == shape
+    return trace.y[spot[0]], trace.x[spot[1]]
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 4), (2, 0), (2, 4)])
+def test_a_bright_patch_lies_on_its_corner_of_the_picture(corner) -> None:
+    """Seen to fail with rows and columns exchanged, and with the rows from the bottom."""
+    values = np.zeros((3, 5))
+    values[corner] = 1.0
+    picture = np.zeros((30, 50, 3), dtype=np.uint8)
+    row, column = corner[0] * 10, corner[1] * 10
+    picture[row : row + 10, column : column + 10] = 255
+    drawn = hw.figure(per_patch(values), image=picture)
+    below, veil = drawn.data
+    assert (below.type, veil.type) == ("image", "heatmap")
+    y, x = centre(veil, (3, 5), np.unravel_index(np.argmax(veil.z), veil.z.shape))
+    assert below.z[round(y)][round(x)][0] == 255
+    assert (y, x) == (row + 4.5, column + 4.5)
+    assert list(drawn.layout.yaxis.range) == [29.5, -0.5]  # rows of pixels run down
+    assert drawn.layout.yaxis.scaleanchor == "x"
+
+
+def test_tokens_that_are_no_patches_are_said_and_leave_the_colours_alone() -> None:
+    drawn = hw.figure(per_patch(np.full((2, 2), 0.5), ("[CLS]", "[REG1]")), image=np.zeros((4, 4)))
+    assert "grid of 2 × 2 patches · no patch: [CLS] 9, [REG1] 9" in drawn.layout.title.subtitle.text
+    assert drawn.data[1].zmax == 0.5
+
+
+def test_patches_without_a_picture_are_a_grid() -> None:
+    values = np.arange(6.0).reshape(2, 3)
+    drawn = hw.figure(per_patch(values))
+    np.testing.assert_array_equal(drawn.data[0].z, values)
+    assert [drawn.layout.yaxis.title.text, drawn.layout.xaxis.title.text] == ["row, patch", "column, patch"]
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.full((4, 4), 0.5), np.full((4, 4, 3), 128, dtype=np.uint8), torch.full((1, 3, 4, 4), 0.5),
+        np.full((4, 4, 4), 0.5), torch.full((1, 4, 4), 0.5),
+    ],
+)  # fmt: skip
+def test_pictures_come_in_many_shapes(picture) -> None:
+    shown = hw.figure(per_patch(np.ones((2, 2))), image=picture).data[0].z
+    assert np.asarray(shown).shape == (4, 4, 3)
+    assert set(np.unique(shown)) == {128}
+
+
+def test_normalised_pixels_are_stretched() -> None:
+    picture = torch.zeros(1, 3, 4, 4)
+    picture[..., 0, 0], picture[..., 1, 1] = -2.0, 3.0
+    shown = np.asarray(hw.figure(per_patch(np.ones((2, 2))), image=picture).data[0].z)
+    assert (shown[0, 0, 0], shown[1, 1, 0], shown[2, 2, 0]) == (0, 255, 102)
+
+
+@pytest.mark.parametrize(
+    ("result", "picture", "words"),
+    [
+        (per_patch(np.ones((2, 2))), np.zeros((4, 8)), "picture is 4 × 8 pixels and the grid 2 × 2"),
+        (per_patch(np.ones((2, 2))), np.zeros((5, 3, 4, 4)), "not several or a video"),
+        (per_patch(np.ones((2, 2))), np.zeros((5, 4, 7)), "1, 3 or 4 channels"),
+        (per_patch(np.ones((2, 2))).isel(key=slice(0, 4)), np.zeros((4, 4)), "do not fill one grid"),
+        (xr.DataArray([1.0, 2.0], dims="key"), np.zeros((4, 4)), "no numbers per patch"),
+        (xr.Dataset({"a": ("layer", [1.0])}), np.zeros((4, 4)), "per patch of an image"),
+    ],
+)  # fmt: skip
+def test_what_does_not_lie_on_the_picture_is_one_line(result, picture, words) -> None:
+    with pytest.raises(hw.HeadwaterError, match=words) as caught:
+        hw.figure(result, image=picture)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rollout_of_a_vision_model_lies_on_its_own_picture() -> None:
+    config = ViTConfig(
+        image_size=(24, 16), patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=16,
+    )  # fmt: skip
+    model = hw.load(ViTModel(config, add_pooling_layer=False).eval())
+    pixels = torch.rand(1, 3, 24, 16, generator=torch.Generator().manual_seed(0))
+    record = model.record(pixels)
+    result = hw.analyses.rollout(record, queries=[0])
+    drawn = hw.figure(result, image=pixels)
+    np.testing.assert_allclose(drawn.data[1].z, result.values[0, 0, 1:].reshape(3, 2), rtol=1e-6)
+    received = record.figure(1, 0, statistic="received", image=pixels)
+    np.testing.assert_allclose(
+        received.data[1].z, record.pattern(1, 0)[0].sum(0)[1:].reshape(3, 2), rtol=1e-5
+    )
+
+
+@pytest.fixture(scope="module")
+def record() -> hw.Record:
+    return hw.load("tasks-4l").record("When Mary and John went to the store , John gave a drink to")
+
+
+def test_the_map_of_a_head_is_exact_with_its_tokens(record) -> None:
+    drawn = record.figure(1, 2)
+    np.testing.assert_array_equal(drawn.data[0].z, record.pattern(1, 2)[0].numpy())
+    assert drawn.layout.xaxis3.ticktext[:2] == ("0 &lt;bos&gt;", "1 When")
+    assert drawn.layout.title.text == "Which tokens does head 1.2 attend to?"
+    of_map = hw.figure(record.map(1), head=2, tokens=record.strings[0])
+    np.testing.assert_array_equal(of_map.data[0].z, drawn.data[0].z)
+
+
+def test_a_long_map_is_pooled_with_margins_of_the_whole() -> None:
+    record = hw.load("tasks-4l").record(torch.randint(5, 300, (1, 128)))
+    plain, pooled = record.figure(1, 2), None
+    from headwater.dashboard.figures import records
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "MOST_CELLS", 40)
+        pooled = records.map_figure(record.map(1), 2, 0, record.strings[0], record.strings[0], "T")
+    np.testing.assert_allclose(pooled.data[1].y, plain.data[1].y, rtol=1e-5)
+    np.testing.assert_allclose(pooled.data[2].x, plain.data[2].x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mosaic_holds_each_head_in_its_place_and_stays_small(record) -> None:
+    """Seen to fail with layers and heads exchanged, and with mean pooling."""
+    drawn = hw.figure(record)
+    assert len(drawn.data) == 32
+    by_name = {trace.hovertemplate.split("<br>")[0]: trace for trace in drawn.data}
+    tile = by_name["head 2.5"]
+    np.testing.assert_array_equal(tile.z, record.pattern(2, 5)[0].numpy())
+    assert (round(tile.x0), round(tile.y0)) == (5, 2)
+    assert tile.x0 + 14 * tile.dx < 5.5 < by_name["head 2.6"].x0
+    assert {(trace.zmin, trace.zmax) for trace in drawn.data} == {(0.0, 1.0)}
+    assert "each cell is one weight" in drawn.layout.title.subtitle.text
+    assert len(hw.figure(record, layer=1).data) == len(hw.figure(record.map(1)).data) == 8
+    long = hw.load("tasks-4l").record(torch.randint(5, 300, (1, 128)))
+    pooled = long.figure()
+    assert "largest weight of 3 × 3" in pooled.layout.title.subtitle.text
+    assert pooled.data[0].z.shape == (43, 43)
+    assert pooled.data[0].z[10, 10] == long.pattern(0, 0)[0, 30:33, 30:33].max()
+    assert len(json.dumps(json.loads(pooled.to_json()))) < 5_000_000
+
+
+def test_the_cells_of_a_mosaic_are_bounded_for_many_heads() -> None:
+    from headwater.dashboard.figures.records import mosaic
+
+    map = hw.load("tasks-4l").record(torch.randint(5, 300, (1, 128))).map(0)
+    drawn = mosaic(dict.fromkeys(range(60), map), 0, "T")
+    assert sum(trace.z.size for trace in drawn.data) <= 300_000
+
+
+def test_a_statistic_is_a_mean_over_tokens_or_goes_through_them(record) -> None:
+    drawn = record.figure(statistic="entropy")
+    np.testing.assert_allclose(
+        drawn.data[0].z, record.statistic("entropy").mean(["batch", "query"]).values, rtol=1e-6
+    )
+    assert "mean over tokens" in drawn.layout.title.text
+    one = record.figure(1, 2, statistic="entropy")
+    np.testing.assert_allclose(one.data[0].y, record.statistic("entropy")[0, 1, 2].values, rtol=1e-6)
+    received = record.figure(statistic="received")  # its mean over keys is the same for every head
+    assert len(received.layout.updatemenus[0].buttons) == 15
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"head": 1}, "needs its layer"),
+        ({"layer": 9}, "layer 9 is not in the record"),
+        ({"layer": 1, "head": 8}, "no head 8; the map has heads 0 to 7"),
+        ({"statistic": "entropi"}, "unknown statistic"),
+        ({"statistic": "entropy", "head": 9}, "no head 9"),
+        ({"batch": 1}, "no batch row 1"),
+        ({"role": "induction"}, "takes layer, head, statistic, batch; got role"),
+        ({"image": np.zeros((4, 4))}, "one number per patch"),
+    ],
+)
+def test_what_a_record_does_not_have_is_one_line(record, asked, words) -> None:
+    with pytest.raises(hw.HeadwaterError, match=words) as caught:
+        hw.figure(record, **asked)
+    assert "\n" not in str(caught.value)
