@@ -35,6 +35,7 @@ COUNTS = {
     "architectures": lambda: len(coverage.zoo.FAMILIES),
     "analyses": lambda: len(catalogue()),
     **{f"megabytes of {name}": lambda each=each: each.download / 1e6 for name, each in TRAINED.items()},
+    **{f"megabytes on disk of {name}": lambda each=each: each.disk / 1e6 for name, each in TRAINED.items()},
 }
 
 
