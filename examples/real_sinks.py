@@ -65,4 +65,4 @@ for of in ("sinks", "control"):
     told[f"KL without its values, {of}"] = per_passage(carried.kl.sel(of=of))
 for what, value in told.items():
     print(f"{what}: {value}")
-keep(told, hw.figure(rate), model)
+keep(told, hw.figure(rate, title="Weight of a query on the first token"), model)
