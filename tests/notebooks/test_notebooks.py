@@ -1,6 +1,6 @@
 """The notebooks run from top to bottom on the embedded model, and lie in git without outputs.
 
-Seen to fail with a cell that divides by zero, with a warning in a cell, and with an output that was saved.
+Seen to fail with a warning in a cell, and with an output that was saved.
 """
 
 from __future__ import annotations
