@@ -22,13 +22,16 @@ def run(
     """Serve the dashboard on ``model`` until interrupted.
 
     ``model`` is what ``headwater.load`` takes by name; it is loaded before the server starts, so that a wrong name
-    is an error here. Pages offer it and the embedded models, no others. A taken ``port`` gives way to the next free
+    is an error here. Without one it is smollm2-135m, or tasks-4l where that was not added. Pages offer it, the embedded
+    models and the added ones that read text, no others. A taken ``port`` gives way to the next free
     one. Only a loopback ``host`` is private; any other is served with a printed warning.
     """
     from headwater.dashboard import runs
 
-    names = runs.allow(model)
-    runs.resident(names[0])
+    if model is None:
+        runs.open_first()
+    else:
+        runs.resident(runs.allow(model)[0])
     if not is_loopback(host):
         print(
             f"Warning: {host} lets everyone who reaches this machine read prompts and run the model.",

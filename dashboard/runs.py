@@ -8,6 +8,7 @@ session sees another's edits. One forward pass runs at a time, which bounds memo
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ import torch
 
 import headwater as hw
 from headwater.lens.edits.patterns import named_files
-from headwater.lens.errors import EditError, ModelError
+from headwater.lens.errors import EditError, HeadwaterError, ModelError
 from headwater.lens.models.embedded import embedded
+from headwater.lens.trained.registry import TRAINED, is_added
 
 STATISTICS = ("lse", "entropy", "max", "self", "previous", "first", "distance", "received", "visible")
-FIRST_MODEL = "tasks-4l"
+FIRST_MODEL, FALLBACK = "smollm2-135m", "tasks-4l"
 _given: dict[str, str] = {}
 _turn = threading.Lock()
 
@@ -54,7 +56,7 @@ class Run:
 
 
 def allow(model: str | None) -> list[str]:
-    """Offer ``model`` besides the embedded ones; gives the names offered, the one to be shown first.
+    """Offer ``model`` besides the embedded and added ones; gives the names offered, the one to be shown first.
 
     A folder is offered under its own name, so that no path stands in an address.
     """
@@ -65,13 +67,23 @@ def allow(model: str | None) -> list[str]:
 
 
 def offered() -> list[str]:
-    known = sorted(embedded(), key=lambda name: (name != FIRST_MODEL, name))
+    added = [name for name, each in TRAINED.items() if each.reads == "text" and is_added(name)]
+    known = [*added, *sorted(embedded(), key=lambda name: (name != FALLBACK, name))]
     names = list(dict.fromkeys([*reversed(_given), *known]))
     if not names:
         raise ModelError(
             "no model is embedded and none is given: headwater dashboard MODEL opens a folder or a hub id"
         )
     return names
+
+
+def open_first() -> None:
+    """Load what is shown where no model was named: a trained one, or, said in a line, one that comes with Headwater."""
+    try:
+        resident(FIRST_MODEL)
+    except HeadwaterError as error:
+        print(f"{error}. The dashboard opens on {FALLBACK}.", file=sys.stderr, flush=True)
+        resident(allow(FALLBACK)[0])
 
 
 def source(name: str) -> str:

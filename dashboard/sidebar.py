@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
 import streamlit as st
 
+import headwater as hw
 from headwater.dashboard import runs
-from headwater.dashboard.state import State
+from headwater.dashboard.state import State, first_prompt
 from headwater.dashboard.widgets import plain, select
+from headwater.lens.errors import PromptError
+from headwater.lens.models.embedded import embedded
 from headwater.lens.prompts import prompt_set, prompt_sets
 
 MOST_LETTERS = 200_000
+EACH = 2  # examples of a prompt set
+WRITTEN = (
+    "The capital of France is",
+    "The keys to the cabinet",
+    "Once upon a time there was a little girl who",
+    "The ferry of Thornbury left at noon. Nobody on the quay had seen Thorn",
+    "1, 2, 3, 4, 5, 6,",
+)
 
 
 def draw(state: State) -> None:
     names = runs.offered()
-    state.model = select("Model", names, state.model, "chosen-model")
+    before, state.model = state.model, select("Model", names, state.model, "chosen-model")
     with st.spinner("Loading the model …"):
         model = runs.resident(state.model)
     state.fit(model.layers, model.n_heads)
+    if state.model != before and state.prompt == first_prompt(before):  # nobody typed it
+        state.prompt = st.session_state["chosen-prompt"] = first_prompt(state.model)
     st.session_state.setdefault("chosen-prompt", state.prompt)
-    _examples()
+    _examples(model)
     typed = st.text_area(
         "Prompt",
         key="chosen-prompt",
@@ -47,23 +63,39 @@ def draw(state: State) -> None:
         st.caption(plain(f"No map covers: {'; '.join(model.unread)}."))
 
 
-def _examples() -> None:
-    """Held-out prompts of the tasks that the embedded models learnt; a choice goes into the text field."""
-    prompts = _held_out()
+def _examples(model: hw.HookedModel) -> None:
+    """Prompts that suit the model; a choice goes into the text field."""
+    key = f"example-{model.name}"
+    prompts = _held_out() if model.name in embedded() else _drawn(model.name, model)
 
     def take() -> None:
-        st.session_state["chosen-prompt"] = prompts[st.session_state["example"]]
+        st.session_state["chosen-prompt"] = prompts[st.session_state[key]]
 
     if prompts:
         st.selectbox(
-            "Example prompts", list(prompts), None, key="example", placeholder="choose one", on_change=take
+            "Example prompts", list(prompts), None, key=key, placeholder="choose one", on_change=take
         )
 
 
 @st.cache_data
 def _held_out() -> dict[str, str]:
+    """Held-out prompts of the tasks that the embedded models learnt."""
+    return _named({name: [each.prompt for each in prompt_set(name, EACH)] for name in prompt_sets()})
+
+
+@st.cache_data
+def _drawn(model: str, _model: hw.HookedModel) -> dict[str, str]:
+    """Texts as people write them, and those prompt sets that can be drawn from the words of the model's tokenizer."""
     found = {}
-    for name in prompt_sets():
-        for number, example in enumerate(prompt_set(name, 2), 1):
-            found[f"{name.replace('-', ' ').replace('_', ' ')} {number}"] = example.prompt
-    return found
+    for name in prompt_sets(_model.tokenizer) if _model.causal else ():
+        with suppress(PromptError):  # its tokenizer splits the words of this set
+            found[name] = [each.prompt for each in prompt_set(name, EACH, model=_model)]
+    return {text: text for text in WRITTEN} | _named(found)
+
+
+def _named(sets: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    return {
+        f"{name.replace('-', ' ').replace('_', ' ')} {number}": prompt
+        for name, prompts in sets.items()
+        for number, prompt in enumerate(prompts, 1)
+    }

@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 
 import streamlit as st
 
+from headwater.lens.trained.registry import TRAINED
+
 DEFAULT_PROMPT = "When Mary and John went to the store , John gave a drink to"
+WRITTEN_PROMPT = "When Mary and John went to the store, John gave a drink to"  # as people write it
 LONGEST_PROMPT = 400
 LONGEST_EDITS = 1500
 KEPT_PROMPTS = 32
@@ -56,6 +59,11 @@ class State:
             self.head = nearest
 
 
+def first_prompt(model: str) -> str:
+    """The prompt that a model is shown on before another is typed."""
+    return WRITTEN_PROMPT if model in TRAINED else DEFAULT_PROMPT
+
+
 def current(models: Sequence[str]) -> State:
     """The state of this session, begun from the address on its first run."""
     if KEY not in st.session_state:
@@ -72,6 +80,7 @@ def from_address(parameters: Mapping[str, str], models: Sequence[str]) -> State:
         state.notices.append(
             f"Model {wanted!r} is not offered here; showing {state.model}. Start with it: headwater dashboard MODEL."
         )
+    state.prompt = first_prompt(state.model)
     state.layer = _whole("layer", parameters, state)
     state.head = _whole("head", parameters, state)
     if "prompt" in parameters:

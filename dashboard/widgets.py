@@ -51,12 +51,15 @@ def clicked(figure: go.Figure, key: str, alt: str) -> dict | None:
 
 
 def select(label: str, options: Sequence[Any], value: Any, key: str, show: Callable[[Any], str] = str) -> Any:
-    """A choice that shows ``value`` also after it was changed elsewhere, by a click on a figure."""
-    if st.session_state.get(f"{key}-shown") != value or key not in st.session_state:
+    """A choice that shows ``value`` also after it was changed elsewhere: by a click on a figure, or on another page."""
+
+    def take() -> None:
+        st.session_state[f"{key}-taken"] = True
+
+    # a choice made just now is not in ``value`` yet; a selectbox of another page begins with its first option
+    if not st.session_state.pop(f"{key}-taken", False):
         st.session_state[key] = value
-    chosen = st.selectbox(label, options, format_func=show, key=key)
-    st.session_state[f"{key}-shown"] = chosen
-    return chosen
+    return st.selectbox(label, options, format_func=show, key=key, on_change=take)
 
 
 def chart(figure: go.Figure, key: str, alt: str) -> None:

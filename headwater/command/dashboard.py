@@ -14,7 +14,10 @@ from headwater.command.waiting import extra
 def dashboard(
     model: Annotated[
         str | None,
-        typer.Argument(help="Model to open; an embedded one if left out.", autocompletion=completion.models),
+        typer.Argument(
+            help="Model to open; smollm2-135m, or else an embedded one, if left out.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="First port to try.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; only loopback is private.")] = "127.0.0.1",

@@ -74,6 +74,7 @@ def _trained() -> dict[str, dict[str, Any]]:
             "state": "added" if there else "can be added",
             "path": cache_folder() / name if there else None,
             "description": each.about,
+            "reads": each.reads,
             "bytes": bytes_on_disk(name) if there else each.disk,
             "download_bytes": each.download,
             "licence": each.licence,

@@ -47,6 +47,7 @@ class Trained:
     format: str  # "gguf", "onnx" or "folder": how convert.py reads the files
     files: tuple[SourceFile, ...]
     weights: str
+    reads: str = "text"  # or "pictures"
 
 
 TRAINED: dict[str, Trained] = {
@@ -73,6 +74,7 @@ TRAINED: dict[str, Trained] = {
                 "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
             ),),
             "d54aa7f23a311328f671e4705a201ce7ef304fbf02ba29bf0f28ef2e8956f4ea",
+            reads="pictures",
         ),
         Trained(
             "minilm",

@@ -27,6 +27,7 @@ EDITS = [
 def offered(small_model, monkeypatch):
     monkeypatch.setattr(runs, "_given", {})
     monkeypatch.setattr(runs, "embedded", dict)
+    monkeypatch.setattr(runs, "is_added", lambda name: False)
     runs.allow(small_model)
 
 

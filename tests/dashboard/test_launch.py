@@ -6,6 +6,7 @@ import pytest
 
 from headwater.dashboard import launch, runs
 from headwater.lens.errors import HeadwaterError
+from headwater.lens.loading.load import load
 
 
 def test_a_taken_port_gives_way_to_the_next():
@@ -87,3 +88,26 @@ def test_a_port_that_another_takes_meanwhile_gives_way_to_the_next(monkeypatch):
     monkeypatch.setattr(Application, "run", broken)
     with pytest.raises(SystemExit, match="3"):
         launch.run()
+
+
+def test_without_a_name_it_opens_on_the_trained_model_or_says_why_not(monkeypatch, tmp_path, capsys):
+    opened = []
+    monkeypatch.setattr(runs, "_given", {})
+    monkeypatch.setattr(runs, "resident", opened.append)
+    runs.open_first()
+    assert opened == ["smollm2-135m"]
+    assert capsys.readouterr() == ("", "")
+    opened.clear()
+    monkeypatch.setenv("HEADWATER_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        runs, "resident", lambda name: load(name) if name == "smollm2-135m" else opened.append(name)
+    )
+    runs.open_first()
+    assert opened == ["tasks-4l"]
+    assert runs.offered()[0] == "tasks-4l"
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert told == (
+        "smollm2-135m has not been added; `headwater models add smollm2-135m` fetches it (93 MB, Apache-2.0). "
+        "The dashboard opens on tasks-4l.\n"
+    )
