@@ -5,6 +5,7 @@ Two busy threads were slower than one on two cores, and the suite runs one proce
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,48 @@ settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+REAL = ("smollm2", "dinov2", "minilm")  # fixtures that give a trained model
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """What asks for a trained model is marked `real`."""
+    for item in items:
+        if set(REAL) & set(getattr(item, "fixturenames", ())):
+            item.add_marker("real")
+
+
+def _trained(name: str) -> Any:
+    """A trained model; the test is skipped where it was not added, and fails where it is not what was added."""
+    import headwater as hw  # after the hook above, as everything of Headwater
+    from headwater.lens.trained.registry import is_added
+
+    if not is_added(name):
+        pytest.skip(f"{name} has not been added: headwater models add {name}")
+    return hw.load(name)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """SmolLM2-135M-Instruct."""
+    return _trained("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def dinov2() -> Any:
+    """DINOv2-small."""
+    return _trained("dinov2-small")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Any:
+    """all-MiniLM-L6-v2."""
+    return _trained("minilm")
 
 
 @pytest.fixture
 def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A small trained model in a wheel, a pip that brings it, and a cache of its own."""
-    from fake_package import FakePackage  # after the hook above, as everything of Headwater
+    from fake_package import FakePackage
 
     return FakePackage(tmp_path, monkeypatch)

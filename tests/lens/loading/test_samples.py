@@ -48,6 +48,20 @@ def test_images_come_before_text_alone():
     assert tried[-1] == {"input_ids", "attention_mask"}
 
 
+@pytest.mark.parametrize(("name", "side"), [("Dinov2Model", 32), ("ViTModel", 40)])
+def test_a_small_picture_is_enough_where_the_model_stretches_its_positions(name, side):
+    """ViT refuses pictures of another size than its own, so it is run on that."""
+    hf, seen = made(name, **SHAPE | {"image_size": 40, "patch_size": 4}), []
+    # noted on the way out: what fails on a picture has not seen it
+    hf.register_forward_hook(
+        lambda module, args, given, out: seen.append(given["pixel_values"].shape[-1]), with_kwargs=True
+    )
+    model = hw.load(hf)
+    assert set(seen) == {side}
+    record = model.record(pixel_values=torch.randn(1, 3, 40, 40))
+    assert record.statistic("entropy").sizes["query"] == 101
+
+
 def stubborn():
     """A model that takes texts of even token ids alone."""
     model = zoo.build("llama")
