@@ -1,7 +1,8 @@
 """docs/claims.md: every figure of the README has a row, and every row is true of the page and of the file it names.
 
 Seen to fail with a figure put into the README, a number changed there and in its row, a quotation that no page
-has, a file that does not exist, a path that leads nowhere, and a date that is not the file's.
+has, a finding changed on the page of real models, a file that does not exist, a path that leads nowhere, and a date
+that is not the file's.
 """
 
 from __future__ import annotations
@@ -142,3 +143,40 @@ def rounded(stated: str, found: float) -> bool:
     """Whether a number is the found one, rounded as far as it is written."""
     digits = len(stated.partition(".")[2])
     return abs(float(stated.replace(",", "")) - found) <= 0.5 * 10**-digits * (1 + 1e-9)
+
+
+def sections() -> dict[str, str]:
+    """The sections of docs/real-models.md that name an example whose numbers lie in docs/real, by that example."""
+    text = (ROOT / "docs" / "real-models.md").read_text(encoding="utf-8")
+    named = {
+        found[1]: section
+        for section in re.split(r"^## ", text, flags=re.MULTILINE)
+        if (found := re.search(r"`examples/(real_\w+)\.py`", section))
+    }
+    return {name: text for name, text in named.items() if (ROOT / "docs" / "real" / f"{name}.json").exists()}
+
+
+def numbers_in(found: Any) -> list[float]:
+    if isinstance(found, dict):
+        return [number for each in found.items() for part in each for number in numbers_in(part)]
+    if isinstance(found, list):
+        return [number for each in found for number in numbers_in(each)]
+    if isinstance(found, str):
+        return [float(text) for text in re.findall(r"\d+\.\d+", found)]
+    return [float(found)] if isinstance(found, int | float) else []
+
+
+@pytest.mark.parametrize("name", sections())
+def test_the_decimals_of_a_real_model_are_in_its_file(name: str) -> None:
+    """As written, or as a percentage; what a paper found is written without decimals or in quotation marks."""
+    known = {
+        abs(scale * number)
+        for file in (ROOT / "docs" / "real").glob("*.json")
+        if f"`examples/{file.stem}.py`" in sections()[name]
+        for number in numbers_in(json.loads(file.read_text(encoding="utf-8")))
+        for scale in (1, 100)
+    }
+    text = re.sub(r'"[^"]*"', "", sections()[name])
+    stated = re.findall(r"(?<![\w.])\d[\d,]*\.\d+(?![\w.]*\.\w)", text)
+    assert stated
+    assert [each for each in stated if not any(rounded(each, number) for number in known)] == []
