@@ -28,3 +28,14 @@ def small_model(tmp_path_factory) -> str:
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def offered(small_model, monkeypatch) -> None:
+    """The small model is offered, and no other."""
+    from headwater.dashboard import runs
+
+    monkeypatch.setattr(runs, "_given", {})
+    monkeypatch.setattr(runs, "embedded", dict)
+    monkeypatch.setattr(runs, "is_added", lambda name: False)
+    runs.allow(small_model)

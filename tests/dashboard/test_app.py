@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from opened_app import opened
 from streamlit.testing.v1 import AppTest
 
 import headwater as hw
-from headwater.dashboard import runs, sidebar, state
+from headwater.dashboard import runs, state
 from headwater.lens.loading import zoo
 from headwater.lens.models import embedded
-from headwater.lens.prompts import prompt_set
 
-APP = Path(__file__).parents[2] / "dashboard" / "app.py"
+pytestmark = pytest.mark.usefixtures("offered")
 VIEWS = ("overview", "head", "flow", "sinks", "edit")
 PROMPT = "When Mary and John went to the store , John gave a drink to"
 REDISTRIBUTE = {
@@ -29,25 +29,6 @@ REDISTRIBUTE = {
     "heads": "all",
     "layers": "all",
 }
-
-
-@pytest.fixture(autouse=True)
-def offered(small_model, monkeypatch):
-    monkeypatch.setattr(runs, "_given", {})
-    monkeypatch.setattr(runs, "embedded", dict)
-    monkeypatch.setattr(runs, "is_added", lambda name: False)
-    runs.allow(small_model)
-
-
-def opened(page: str = "overview", **address: str) -> AppTest:
-    app = AppTest.from_file(str(APP), default_timeout=240)
-    for name, value in address.items():
-        app.query_params[name] = value
-    app.run()
-    if page != "overview":
-        app.switch_page(f"views/{page}.py").run()
-    assert not app.exception
-    return app
 
 
 def figure(app: AppTest, key: str) -> dict:
@@ -191,57 +172,6 @@ def test_another_model_can_be_chosen_and_a_head_it_lacks_is_told(monkeypatch):
     app.selectbox(key="chosen-model").set_value("tasks-4l").run()
     assert not app.exception
     assert not app.error
-
-
-def test_a_prompt_that_nobody_typed_changes_with_the_model(monkeypatch):
-    monkeypatch.setattr(runs, "embedded", embedded.embedded)
-    monkeypatch.setattr(state, "TRAINED", {"small"})
-    app = opened(model="tasks-4l")
-    assert app.text_area(key="chosen-prompt").value == state.DEFAULT_PROMPT
-    app.selectbox(key="chosen-model").set_value("small").run()
-    assert app.text_area(key="chosen-prompt").value == state.WRITTEN_PROMPT
-    assert app.query_params["prompt"] == state.WRITTEN_PROMPT
-    app.text_area(key="chosen-prompt").set_value("Mary gave a drink").run()
-    app.selectbox(key="chosen-model").set_value("tasks-4l").run()
-    assert app.text_area(key="chosen-prompt").value == "Mary gave a drink"
-
-
-def test_example_prompts_are_those_of_the_model(monkeypatch, small_model):
-    """Held-out prompts of the tasks that an embedded model learnt; of others what can be drawn from their words."""
-    monkeypatch.setattr(runs, "embedded", embedded.embedded)
-    app = opened(model="tasks-4l")
-    learnt = app.selectbox(key="example-tasks-4l")
-    assert "capital 1" in learnt.options
-    learnt.set_value("capital 1").run()
-    assert app.text_area(key="chosen-prompt").value == prompt_set("capital", 1)[0].prompt
-    app.selectbox(key="chosen-model").set_value("small").run()
-    assert not app.exception
-    texts, drawn = len(sidebar.WRITTEN), prompt_set("indirect_object", 2, model=hw.load(small_model))
-    examples = app.selectbox(key="example-small")
-    assert tuple(examples.options) == (*sidebar.WRITTEN, *examples.options[texts:])
-    examples.set_value("indirect object 2").run()
-    assert app.text_area(key="chosen-prompt").value == drawn[1].prompt
-    app.selectbox(key="example-small").set_value(sidebar.WRITTEN[0]).run()
-    assert app.text_area(key="chosen-prompt").value == sidebar.WRITTEN[0]
-
-
-def test_added_models_that_read_text_are_offered(monkeypatch):
-    monkeypatch.setattr(runs, "is_added", lambda name: True)
-    assert runs.offered() == ["small", "smollm2-135m", "minilm"]
-    monkeypatch.setattr(runs, "_given", {})
-    monkeypatch.setattr(runs, "embedded", embedded.embedded)
-    assert runs.offered()[:3] == ["smollm2-135m", "minilm", "tasks-4l"]
-
-
-def test_the_token_chosen_is_kept_from_page_to_page():
-    app = opened("head")
-    last = app.selectbox(key="chosen-token").value
-    assert last == len(PROMPT.split())
-    app.switch_page("views/flow.py").run()
-    assert app.selectbox(key="chosen-token").value == last
-    app.selectbox(key="chosen-token").set_value(3).run()
-    app.switch_page("views/head.py").run()
-    assert app.selectbox(key="chosen-token").value == 3
 
 
 def test_a_click_on_a_head_opens_it():

@@ -12,6 +12,7 @@ from headwater.dashboard import experiment, runs
 from headwater.dashboard.state import State
 from headwater.lens.errors import ExperimentError, HeadwaterError
 
+pytestmark = pytest.mark.usefixtures("offered")
 PROMPT = "When Mary and John went to the store , John gave a drink to"
 EDITS = [
     hw.Redistribute([0], 0.1),
@@ -21,14 +22,6 @@ EDITS = [
     hw.TowardIdentity(0.2),
     hw.Temperature(2.0),
 ]
-
-
-@pytest.fixture(autouse=True)
-def offered(small_model, monkeypatch):
-    monkeypatch.setattr(runs, "_given", {})
-    monkeypatch.setattr(runs, "embedded", dict)
-    monkeypatch.setattr(runs, "is_added", lambda name: False)
-    runs.allow(small_model)
 
 
 def page():
