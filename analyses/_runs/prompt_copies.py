@@ -8,6 +8,7 @@ whose logits then differ, or that has edits, runs in full.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from headwater.lens.attention.standing_in import runs_itself
 from headwater.lens.model import HookedModel
 from headwater.lens.models import prefix_cache
 from headwater.lens.running.forward import check_ready
+from headwater.lens.transformer_lens.run import Stop
 
 ROWS = 1024  # tokens of all copies in one run
 KEYS = 16_384  # keys of all copies in one run
@@ -115,11 +117,20 @@ class Copies:
 
     def measure(self, swap: Swap, copies: int, layer: int, start: int) -> Tensor:
         """[copy, pair] in float64, of a run in which nothing changes below `layer` and before `start`."""
+        return self.told.of(self._run(swap, copies, layer, start), copies)
+
+    def reach(self, swap: Swap, copies: int, layer: int, start: int) -> None:
+        """Run as for `measure` up to the activation where `swap` stops."""
+        with contextlib.suppress(Stop):
+            self._run(swap, copies, layer, start)
+
+    def _run(self, swap: Swap, copies: int, layer: int, start: int) -> Tensor:
         if layer not in self.resuming.tried:
             whole = not self.resuming.outputs or layer == self.model.layers[0]
             self.resuming.tried[layer] = whole or self._holds(layer, start)
-        layer = layer if self.resuming.tried[layer] else self.model.layers[0]
-        return self.told.of(self._logits(swap, copies, layer, start), copies)
+        return self._logits(
+            swap, copies, layer if self.resuming.tried[layer] else self.model.layers[0], start
+        )
 
     def _logits(self, swap: Swap, copies: int, layer: int, start: int) -> Tensor:
         window, place = self.window(start), self.told.position

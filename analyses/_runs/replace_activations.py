@@ -32,19 +32,20 @@ class Swap(Run):
     heads.
 
     After the run `cache` holds the activations in `keep`, and `seen` the q, k and v of the layers in `parts`, both with
-    the changes.
+    the changes. A run with `stop` ends at that activation, which must be in use, with `Stop`.
     """
 
     def __init__(
         self, model: Opened, batch: int, *, forward: Mapping[str, Function] | None = None,
         attention: Mapping[int, Callable[[Parts], Parts]] | None = None, keep: Collection[str] = (),
-        parts: Collection[int] = (),
+        parts: Collection[int] = (), stop: str | None = None,
     ) -> None:  # fmt: skip
         forward = forward or {}
         places = [names.check(model, name) for name in dict.fromkeys((*forward, *keep))]
         super().__init__(
-            model, places, batch, forward={name: [function] for name, function in forward.items()}, keep=keep
-        )
+            model, places, batch, forward={name: [function] for name, function in forward.items()}, keep=keep,
+            stop=stop,
+        )  # fmt: skip
         self.attention = attention or {}
         self.parts = set(parts)
         self.seen: dict[int, Parts] = {}

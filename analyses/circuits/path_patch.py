@@ -179,13 +179,15 @@ class _Paths:
         copies, into = len(senders), self.into
         rows, layer = copies * len(self.copies.ids), told_by_name(senders[0]).get("layer")
         stream = f"blocks.{into.layer}.hook_resid_pre"
+        # what receivers get is known here; only the second run goes on to the logits
+        end = {"parts": f"blocks.{into.last}.attn.hook_z", "residual": stream}.get(into.kind)
         first = Swap(
             self.model, rows, forward=self._frozen(senders), parts=into.parts,
-            keep=[stream] if into.kind == "residual" else (),
+            keep=[stream] if into.kind == "residual" else (), stop=end,
         )  # fmt: skip
-        measured = self.copies.measure(first, copies, self._from(layer), self.start)
         if into.kind == "logits":
-            return measured
+            return self.copies.measure(first, copies, self._from(layer), self.start)
+        self.copies.reach(first, copies, self._from(layer), self.start)
         if into.kind == "residual":
             received = first.cache[stream]
             second = Swap(self.model, rows, forward={stream: lambda tensor, hook: received})

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.positions import Positions
 from headwater.analyses.heads.circuit_rank import Sides, sides_of_stream
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import triangle
+from headwater.lens.naming.heads import chosen_layers
 
 KINDS = ("q", "k", "v")
 
@@ -29,8 +31,9 @@ def composition(
     model: HookedModel,
     draws: Annotated[int, "pairs of random heads for the baseline", Bounds(2)] = 200,
     seed: Annotated[int, "seed of the random heads", Bounds(0)] = 0,
+    to_layers: Annotated[Positions, 'layers of the heads that read, or "all"'] = "all",
 ) -> xr.Dataset:
-    """`C = ‖W_OV^a W^b‖_F / (‖W_OV^a‖_F ‖W^b‖_F)` for a head a and a head b of a later layer.
+    """`C = ‖W_OV^a W^b‖_F / (‖W_OV^a‖_F ‖W^b‖_F)` for a head a and a head b of a later layer, one of `to_layers`.
 
     `W^b` is `W_QK` for "q", its transpose for "k" and `W_OV` for "v"; vectors are rows. The gain of the norm before
     each layer is folded in; the mean over d_model, which LayerNorm takes out, is left out.
@@ -54,12 +57,15 @@ def composition(
     """
     if model.n_layers < 2:
         raise AnalysisError(f"{model.name} has one layer with attention; heads compose across two or more")
-    by_layer = [sides_of_stream(model, layer) for layer in model.layers]
-    shape = (3, model.n_layers, model.n_heads, model.n_layers, model.n_heads)
+    reading = chosen_layers(to_layers, model.layers)
+    below = [layer for layer in model.layers if layer <= max(reading)]
+    sides = {layer: sides_of_stream(model, layer) for layer in below}
+    shape = (3, model.n_layers, model.n_heads, len(reading), model.n_heads)
     score = torch.full(shape, torch.nan, dtype=torch.float64)
-    for low, high in itertools.combinations(range(model.n_layers), 2):
-        score[:, low, :, high] = _scores(by_layer[low], by_layer[high])
-    chance = _random(by_layer[0], draws, seed)
+    for (place, low), (to, high) in itertools.product(enumerate(below), enumerate(reading)):
+        if low < high:
+            score[:, place, :, to] = _scores(sides[low], sides[high])
+    chance = _random(sides[below[0]], draws, seed)
     baseline, spread = chance.mean(1), chance.std(1)
     dims = ("composition", "layer", "head", "to_layer", "to_head")
     heads = np.arange(model.n_heads)
@@ -71,7 +77,7 @@ def composition(
             "spread": ("composition", spread.numpy()),
         },
         coords={
-            "composition": list(KINDS), "layer": model.layers, "head": heads, "to_layer": model.layers,
+            "composition": list(KINDS), "layer": model.layers, "head": heads, "to_layer": reading,
             "to_head": heads,
         },
         attrs={"turned": model.d_model**-0.5},

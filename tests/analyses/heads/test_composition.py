@@ -42,6 +42,14 @@ def test_scores_against_the_whole_circuits(model: hw.HookedModel) -> None:
     assert (missing == (low >= high)).all()
 
 
+def test_chosen_readers_have_the_scores_that_they_have_among_all() -> None:
+    model = hw.load("tasks-4l")
+    some, whole = analyses.composition(model, draws=2, to_layers=[1, 2]), analyses.composition(model, draws=2)
+    assert some.to_layer.values.tolist() == [1, 2]
+    np.testing.assert_array_equal(some.score, whole.score.sel(to_layer=[1, 2]))
+    np.testing.assert_array_equal(some.baseline, whole.baseline)
+
+
 def test_the_induction_head_reads_the_previous_token_head_by_its_key() -> None:
     """0.1 writes 12 directions into both halves of the stream; 1.2 reads one half as keys: 12 parts of 12, and 6 (24
     places at half a match) from elsewhere. So C² = 12 / (24 · 18), but for the mean that LayerNorm takes out."""
