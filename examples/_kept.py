@@ -34,6 +34,11 @@ def interval(values, seed=0):
     return np.stack([values.mean(0), *np.quantile(means, [0.025, 0.975], 0)]).round(4).tolist()
 
 
+def show(told):
+    for what, value in told.items():
+        print(f"{what}: {value}")
+
+
 def keep(told, figure, model):
     """Write NAME.json and NAME.svg of the script NAME.py into the folder that the command line names, if it does."""
     folders = [argument for argument in sys.argv[1:] if argument != "--quick"]

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import xarray as xr
-from _kept import QUICK, interval, keep, passages
+from _kept import QUICK, interval, keep, passages, show
 
 import headwater as hw
 
@@ -37,8 +37,7 @@ told = {
 for place, kept in enumerate(BUDGETS):
     for n, way in enumerate(ways):
         told[f"{kept} kept, {way}"] = interval(more[place, n], SEED)
-for what, value in told.items():
-    print(f"{what}: {value}")
+show(told)
 shown = xr.DataArray(
     more.mean(-1), {"kept": BUDGETS, "way": list(ways)}, name="loss beyond the whole cache's"
 )

@@ -46,11 +46,8 @@ by_place = np.stack([right[..., at].mean(-1) for at in first], -1)
 told = {"questions": N, "orders": len(ORDERS), "seed": SEED}
 for way, name in enumerate(ways):
     changes = [len(set(row)) > 1 for row in top[:, way]]
-    found = {
-        "right": right[:, way].mean(-1),
-        "answer changes": changes,
-        "range of its chance": np.ptp(chance[:, way], -1),
-    }
+    spread = np.ptp(chance[:, way], -1)
+    found = {"right": right[:, way].mean(-1), "answer changes": changes, "range of its chance": spread}
     told[name] = {what: interval(values, SEED) for what, values in found.items()}
     told[name]["right, its note first to last"] = by_place[:, way].mean(0).tolist()
     print(f"{name}: {told[name]}")

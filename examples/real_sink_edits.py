@@ -7,11 +7,11 @@ import headwater as hw
 from headwater import analyses
 
 SEED, KEEPS = 0, [0.0, 0.4]
-N, HELD, LENGTH, LAYERS = (2, 2, 12, [2, 20]) if QUICK else (16, 6, 48, None)
+N, HELD, LENGTH, LAYERS = (2, 2, 12, [20]) if QUICK else (16, 6, 48, None)
 model = hw.load("smollm2-135m")
 texts = [model.tokenizer.decode(row) for row in passages(model, N + HELD, LENGTH, SEED)]
 tasks = {"real text": (texts, None)}
-for name in ("indirect_object", "capital", "docstring"):
+for name in ("indirect_object", "capital", "docstring")[: 1 if QUICK else 3]:
     examples = hw.prompt_set(name, N + HELD, SEED, model=model)
     tasks[name] = ([e.prompt for e in examples], [e.answer for e in examples])
 layers = LAYERS or model.layers[2:-1]  # ACT leaves the first two and the last alone
@@ -19,31 +19,24 @@ every = [str(hw.Head(layer, head)) for layer in layers for head in range(model.n
 told, rows = {"examples": N, "held out": HELD, "seed": SEED}, {}
 
 
-def readout(answers):  # the log-probability of each answer, and whether it is the first choice
-    ids = None if answers is None else [model.tokenizer(answer)["input_ids"][0] for answer in answers]
-
-    def chances(logits, tokens):
-        last = logits[range(len(logits)), tokens.mask.sum(-1) - 1].log_softmax(-1)
-        return last[range(len(last)), ids], last.argmax(-1).eq(last.new_tensor(ids)).double()
-
-    return chances
+def chances(
+    answers, logits, tokens
+):  # the log-probability of each answer, and whether it is the first choice
+    ids = [model.tokenizer(answer)["input_ids"][0] for answer in answers]
+    last = logits[range(len(ids)), tokens.mask.sum(-1) - 1].log_softmax(-1)
+    return last[range(len(ids)), ids], last.argmax(-1).eq(last.new_tensor(ids)).double()
 
 
 for name, (prompts, answers) in tasks.items():
-    asked = (
-        None if answers is None else lambda logits, tokens, a=answers[:HELD]: readout(a)(logits, tokens)[0]
-    )
+    asked = answers and (lambda *run, a=answers[:HELD]: chances(a, *run)[0])
     kept = [str(h) for h in hw.recipes.calibration_heads(model, prompts[:HELD], asked, layers=layers)]
-    judged, right = prompts[HELD:], None if answers is None else answers[HELD:]
+    judged, right = prompts[HELD:], answers and answers[HELD:]
     same = {"controls": 1, "answer": right, "seed": SEED, "batch_size": N}
     sets = {"all": every, "kept": kept}
     first = analyses.redistribution_study(model, judged, rule=None, keys=0, keep=KEEPS, **same)
     act = analyses.redistribution_study(model, judged, rule="act", keep=[0.4], heads=sets, **same)
-    found = {
-        "plain": interval(first.plain.values, SEED),
-        "ACT heads kept": len(kept),
-        "other sinks of a head": float(act.sinks.mean()),
-    }
+    found = {"plain": interval(first.plain.values, SEED), "ACT heads kept": len(kept)}
+    found["other sinks of a head"] = float(act.sinks.mean())
     places = [(f"first token × {k}", first.isel(heads=0, keep=n)) for n, k in enumerate(KEEPS)]
     places += [(f"ACT, {heads} heads", act.sel(heads=heads).isel(keep=0)) for heads in sets]
     for what, study in places:
@@ -51,13 +44,11 @@ for name, (prompts, answers) in tasks.items():
             at = study.sel(treatment=treatment)
             found[f"{what}: {treatment}"] = [round(float(at[v]), 4) for v in ("mean", "low", "high")]
         rows.setdefault(what, []).append(float(study["mean"].sel(treatment="sinks")))
-    if answers is not None:
-        for what, heads in {"plain": [], **sets}.items():
-            with model.edit(
-                *(hw.recipes.attention_calibration(model, heads, layers=layers) if heads else [])
-            ):
-                tokens = model.to_tokens(judged)
-                found[f"first choice, {what}"] = interval(readout(right)(model(tokens), tokens)[1], SEED)
+    for what, some in {"plain": [], **sets}.items() if answers else ():
+        calmed = hw.recipes.attention_calibration(model, some, layers=layers) if some else []
+        with model.edit(*calmed):
+            tokens = model.to_tokens(judged)
+            found[f"first choice, {what}"] = interval(chances(right, model(tokens), tokens)[1], SEED)
     told[name] = found
     print(name, *(f"  {what}: {value}" for what, value in found.items()), sep="\n")
 shown = xr.DataArray(
