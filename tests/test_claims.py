@@ -123,7 +123,7 @@ def value(expression: str, source: Any) -> float:
 
 
 def at(path: str, source: Any) -> float:
-    """`a.b[key=x,other=y].c`: by name, or the one element of a list whose fields read so; [2] and [-1] count."""
+    """`a.b[key=x,other=y].c`: by name, or the one element of a list whose fields read so; [2] counts, [mlp.3] is a name."""
     if re.fullmatch(r"[\d.e]+", path):
         return float(path)
     for name, chosen in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", path):
@@ -135,7 +135,7 @@ def at(path: str, source: Any) -> float:
                 item for item in source if all(str(item[key]) == text for key, text in wanted.items())
             ]
         else:
-            source = source[int(chosen)]
+            source = source[int(chosen) if isinstance(source, list) else chosen]
     return float(source)
 
 
