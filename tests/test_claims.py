@@ -123,7 +123,7 @@ def value(expression: str, source: Any) -> float:
 
 
 def at(path: str, source: Any) -> float:
-    """`a.b[key=x,other=y].c`: by name, or the one element of a list whose fields read so; [2] counts, [mlp.3] is a name."""
+    """`a.b[key=x,other=y].c`: by name, or the one element of a list that reads so; [2] counts, [mlp.3] is a name."""
     if re.fullmatch(r"[\d.e]+", path):
         return float(path)
     for name, chosen in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", path):
