@@ -122,6 +122,10 @@ def _placed(trace: Any, place: int, layout: Mapping[str, Any], visible: bool) ->
         return trace
     if place and trace.type == "heatmap":
         trace.showscale = False
+    if (
+        trace.type == "heatmap" and trace.colorbar.title.text
+    ):  # plotly would let a long title run out of the figure
+        trace.colorbar.title.text = cut(trace.colorbar.title.text, max(20, layout["inner"] // 7))
     if place and trace.type in ("bar", "scatter"):
         trace.showlegend = False
     return trace.update(xaxis=f"x{number}", yaxis=f"y{number}")

@@ -170,4 +170,4 @@ def _labelled_axes(part: xr.DataArray) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _height(rows: int) -> int:
-    return int(np.clip(rows * (44 if rows < 5 else 30 if rows < 13 else 18), 90, 640))
+    return int(np.clip(rows * (44 if rows < 5 else 30 if rows < 13 else 18), 140, 640))

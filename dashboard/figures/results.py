@@ -32,6 +32,7 @@ from headwater.dashboard.figures.values import Shown, limits_of, shown
 from headwater.lens.errors import AnalysisError
 
 BOUND = {"low", "high"}
+SHORT_UNIT = 26  # letters that fit beside the lowest map; a longer unit is in the subtitle too
 
 
 def array_figure(
@@ -43,7 +44,9 @@ def array_figure(
     if image is None and len(views) == 1 and array.squeeze().dims in (("layer", "head"), ("head", "layer")):
         of = shown(array.squeeze(drop=True), unit)
         if of.kind == "numbers" and np.isfinite(of.array.values).any():
-            return head_grid(of.array, escaped(title), of.short_unit, of.limits, subtitle=views[0].told)
+            return head_grid(
+                of.array, escaped(title), cut(of.short_unit, SHORT_UNIT), of.limits, subtitle=views[0].told
+            )
     return assemble(views, escaped(title), name)
 
 
@@ -138,7 +141,7 @@ def _view(of: Shown, plan: Arrangement, at: dict[str, int], single: list[str], p
     ]
     remarks = list(dict.fromkeys(panel.remark for panel in made if panel.remark))
     whiskers = ["whiskers from low to high"] if of.low is not None and plan.kind in ("bars", "curves") else []
-    long_unit = [f"unit: {escaped(of.unit)}"] if of.short_unit != of.unit else []
+    long_unit = [f"unit: {escaped(of.unit)}"] if len(of.unit) > SHORT_UNIT else []
     aside = [panel.aside for panel in made if panel.aside and plan.panels is None]
     told = [*named, *stays, *single, *remarks, *aside, *whiskers, *of.remarks, *long_unit]
     return View(" · ".join(named), made, " · ".join(told))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import xarray as xr
 from transformers import ViTConfig, ViTModel
 
 import headwater as hw
+from headwater import analyses
 
 
 def per_patch(values: np.ndarray, before: tuple[str, ...] = ("[CLS]",), dim: str = "key") -> xr.DataArray:
@@ -194,3 +196,16 @@ def test_what_a_record_does_not_have_is_one_line(record, asked, words) -> None:
     with pytest.raises(hw.HeadwaterError, match=words) as caught:
         hw.figure(record, **asked)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.browser
+def test_a_figure_becomes_an_svg(record, tmp_path) -> None:
+    """Through kaleido and the machine's Chromium, as `headwater[figures]` has it."""
+    pytest.importorskip("kaleido", reason="headwater[figures] is not installed")
+    if shutil.which("chromium") is None and shutil.which("google-chrome") is None:
+        pytest.skip("no Chromium on this machine")
+    file = tmp_path / "a.svg"
+    hw.figure(analyses.attention_distance(record)).write_image(file)
+    drawn = file.read_text()
+    assert drawn.startswith("<svg")
+    assert "How far from the query does each head look?" in drawn
