@@ -142,7 +142,7 @@ def _part(
     map = calls[0][1]
     corner = map.tile(slice(0, PROBE), slice(0, PROBE))
     causal = axes.queries == axes.keys and map.shape[2] > 1 and not bool(corner.triu(1).any())
-    patches = patches_of(hf, map.shape[3]) if axes.keys == "image" else None
+    patches = patches_of(hf, map.shape[3], sample) if axes.keys == "image" else None
     frames = next((t.shape[-1] for n, t in sample.items() if FLOATS.get(n) == "audio"), 1)
     layers = number(calls, paths)
     shapes = {}
@@ -181,11 +181,13 @@ def width(hf: Any, module: nn.Module) -> int:
     raise ModelError(f"{type(hf).__name__}: its configuration does not say how wide the residual stream is")
 
 
-def patches_of(hf: Any, length: int) -> Patches | None:
-    """How images become the `length` tokens of a tower, from the sizes in the configuration; None where they do not."""
+def patches_of(hf: Any, length: int, sample: Mapping[str, Any]) -> Patches | None:
+    """How the images of the sample became the `length` tokens of a tower; None where sizes and tokens do not fit."""
     config = vision_config(hf)
     image, size = (pair(getattr(config, field, None)) for field in ("image_size", "patch_size"))
     if image is None or size is None:
         return None
-    prefix = length - (image[0] // size[0]) * (image[1] // size[1])
+    pixels = sample.get("pixel_values")
+    height, width = image if pixels is None or pixels.dim() < 4 else pixels.shape[-2:]
+    prefix = length - (height // size[0]) * (width // size[1])
     return Patches(size, image, prefix) if prefix >= 0 else None

@@ -249,7 +249,7 @@ def _part(
     heads, features = shape[1], d_model // shape[1]
     return Part(
         name, layers, queries, keys, causal, {n: Shape(heads, heads, features, features) for n in layers.values()},
-        d_model, patches_of(hf, shape[3]) if keys == "image" else None,
+        d_model, patches_of(hf, shape[3], sample) if keys == "image" else None,
         counts={keys: shape[3]} if keys in ("image", "audio") else {},
     )  # fmt: skip
 
