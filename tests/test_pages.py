@@ -23,7 +23,14 @@ from headwater.lens.trained.registry import is_added
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(
     path.relative_to(DOCS).as_posix()
-    for pattern in ("tutorial/*.md", "howto/*.md", "reference/*.md", "experiments.md", "analyses.md")
+    for pattern in (
+        "tutorial/*.md",
+        "howto/*.md",
+        "reference/*.md",
+        "experiments.md",
+        "analyses.md",
+        "figures.md",
+    )
     for path in DOCS.glob(pattern)
 )
 FENCE = re.compile(
