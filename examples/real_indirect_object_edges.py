@@ -43,7 +43,7 @@ told |= {f"kept by {name}": dict(zip(SIZES, rows.tolist(), strict=True)) for nam
 for name, value in told.items():
     print(f"{name}: {value}")
 kept = xr.DataArray(
-    np.stack(list(curves.values()))[..., 0], {"edges are": list(curves), "edges": SIZES}, ("edges are", "edges"),
+    np.stack(list(curves.values()))[..., 0], {"edges are": list(curves), "size": SIZES}, ("edges are", "size"),
     "share of the logit difference kept", {"unit": "share"},
 )  # fmt: skip
 keep(told, hw.figure(kept), model)

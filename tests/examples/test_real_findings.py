@@ -1,4 +1,7 @@
-"""One number of each example on language models, computed again by hooks of torch on the model alone."""
+"""One number of each example on language models, computed again by hooks of torch on the model alone.
+
+Seen to fail: the output of the head beside it, keys of other query heads, a head of the layer below.
+"""
 
 from __future__ import annotations
 
