@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._streams.between_layers import refuse_mixers
-from headwater.analyses.tokens._sinks_aside import Without, kept_keys, set_aside
+from headwater.analyses.tokens._sinks_aside import Without, kept_keys, one_token, set_aside, sinks_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.stack import named
 from headwater.lens.records.record import Record
@@ -48,6 +49,13 @@ class Joining:
     weight: float
     mixing: list[str | Tensor]
     kept: Tensor | None = None
+
+    def one_token(
+        self, record: Record, shares: np.ndarray, columns: Tensor, keys: Tensor | None = None
+    ) -> dict[str, str]:
+        """What a result [batch, query, key] of these maps says where one token holds nearly all of it."""
+        sinks = partial(sinks_of, record, self.layers)
+        return one_token(record, record.causal, shares, columns, keys, self.kept, sinks)
 
     @classmethod
     def of(

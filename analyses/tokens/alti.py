@@ -20,6 +20,7 @@ from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.attention_terms import Mixing, mixings
 from headwater.analyses._streams.between_layers import refuse_mixers
+from headwater.analyses.tokens._sinks_aside import one_token_of_product
 from headwater.lens.model import HookedModel
 
 LONGEST = 4096  # tokens; beyond, a layer of width 1024 takes 10^14 operations
@@ -60,7 +61,8 @@ def alti(
     def layers(batch: Batch) -> list[Pull]:
         return [partial(_pulled, mixing) for mixing in reversed(mixings(model, batch).values())]
 
-    return Texts.of(model, examples, batch_size, LONGEST).rows_down(queries, layers, "alti")
+    texts = Texts.of(model, examples, batch_size, LONGEST)
+    return one_token_of_product(texts.rows_down(queries, layers, "alti"), texts, model.causal)
 
 
 def _pulled(mixing: Mixing, rows: Tensor) -> Tensor:

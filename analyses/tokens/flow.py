@@ -22,7 +22,7 @@ from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.analyses.tokens._layer_map import Joining, Mixers, Reduction, attributes, joined_map
-from headwater.analyses.tokens._sinks_aside import Without, WithoutSetting, one_token
+from headwater.analyses.tokens._sinks_aside import Without, WithoutSetting
 from headwater.lens.errors import AnalysisError
 from headwater.lens.progress import progress
 from headwater.lens.records.record import Record
@@ -96,7 +96,7 @@ def flow(
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns),
         name="flow",
-        attrs=attributes(record, joining) | one_token(record, joining.layers, joining.kept, shares, columns),
+        attrs=attributes(record, joining) | joining.one_token(record, shares, columns),
     )
 
 

@@ -20,6 +20,7 @@ from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_blocks
 from headwater.analyses._streams.between_layers import refuse_mixers
+from headwater.analyses.tokens._sinks_aside import one_token_of_product
 from headwater.lens.model import HookedModel
 
 
@@ -57,7 +58,8 @@ def globenc(
     def layers(batch: Batch) -> list[Pull]:
         return [partial(_pulled, mixing, normalise) for mixing in reversed(mixings(model, batch).values())]
 
-    return Texts.of(model, examples, batch_size).rows_down(queries, layers, "globenc")
+    texts = Texts.of(model, examples, batch_size)
+    return one_token_of_product(texts.rows_down(queries, layers, "globenc"), texts, model.causal)
 
 
 def _pulled(mixing: Mixing, normalise: bool, rows: Tensor) -> Tensor:

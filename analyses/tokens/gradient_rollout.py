@@ -30,6 +30,7 @@ from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.analyses.tokens._gradients import WeightSlopes, predicting, weight_slopes
+from headwater.analyses.tokens._sinks_aside import one_token_of_product
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -86,7 +87,7 @@ def gradient_rollout(
 
     texts = Texts.of(model, examples, batch_size, beside=True)
     rows: Positions = [predicting(asked, texts.batches)] if queries is None else queries
-    found = texts.rows_down(rows, pulls, "gradient_rollout")
+    found = one_token_of_product(texts.rows_down(rows, pulls, "gradient_rollout"), texts, model.causal)
     return found.assign_attrs(layers=layers, queries=rows)
 
 

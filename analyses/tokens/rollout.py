@@ -25,7 +25,7 @@ from headwater.analyses.tokens._layer_map import (
     joined_rows,
     over_row_sums,
 )
-from headwater.analyses.tokens._sinks_aside import WithoutSetting, one_token
+from headwater.analyses.tokens._sinks_aside import WithoutSetting
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.records.record import Record
 
@@ -109,8 +109,7 @@ def rollout(
         dims=("batch", "query", "key"),
         coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, followed),
         name="rollout",
-        attrs=attributes(record, joining)
-        | one_token(record, joining.layers, joining.kept, shares.numpy(), columns, followed),
+        attrs=attributes(record, joining) | joining.one_token(record, shares.numpy(), columns, followed),
     )
 
 

@@ -19,6 +19,7 @@ from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Texts, indicators
 from headwater.analyses._streams.between_layers import refuse_mixers
+from headwater.analyses.tokens._sinks_aside import one_token_of_product
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
@@ -78,7 +79,8 @@ def value_zeroing(
         for layer in reversed(layers):
             rows = rows @ _changes(model, layer, calls[layer], *heads.layers[layer][:2])
         texts.spread(batch, rows, found)
-    return texts.by_query(found, queries, columns, "value_zeroing").assign_attrs(layers=layers)
+    product = texts.by_query(found, queries, columns, "value_zeroing").assign_attrs(layers=layers)
+    return one_token_of_product(product, texts, model.causal)
 
 
 @dataclass(frozen=True, eq=False)

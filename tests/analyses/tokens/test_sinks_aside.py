@@ -17,10 +17,14 @@ from torch import Tensor
 
 import headwater as hw
 from headwater.analyses.tokens.agreement import agreement
+from headwater.analyses.tokens.alti import alti
 from headwater.analyses.tokens.faithfulness import faithfulness
 from headwater.analyses.tokens.flow import flow, flow_graph
+from headwater.analyses.tokens.globenc import globenc
+from headwater.analyses.tokens.gradient_rollout import gradient_rollout
 from headwater.analyses.tokens.raw_attention import raw_attention
 from headwater.analyses.tokens.rollout import rollout
+from headwater.analyses.tokens.value_zeroing import value_zeroing
 from headwater.command.output import as_text
 from headwater.lens.errors import AnalysisError
 
@@ -182,6 +186,28 @@ def test_the_command_line_says_it(pure_sink: hw.HookedModel) -> None:
     record = pure_sink.record(torch.arange(3, 9)[None])
     assert "\none token: token 0 ('#3') holds 0.9" in as_text(rollout(record, residual=0.1))
     assert "\nset aside: token 0 ('#3')\n" in as_text(rollout(record, without="sinks"))
+
+
+def test_other_products_say_it_too(pairs: Callable) -> None:
+    model = pairs("llama").model
+    ids = torch.arange(3, 12)[None]
+    with model.edit(hw.BiasKeys(bias=30.0, keys=[0])):
+        found = [
+            f(model, ids, queries=[-1], **more)
+            for f, more in (
+                (alti, {}),
+                (globenc, {}),
+                (value_zeroing, {}),
+                (gradient_rollout, {"answer": "w5"}),
+            )
+        ]
+    for each in found:
+        share = float(each[0, 0, 0] / each[0, 0].sum())
+        assert ("one_token" in each.attrs) == (share > 0.9), each.name
+    told = next(each.attrs["one_token"] for each in found if each.name == "value_zeroing")
+    assert told.startswith("token 0 ('w3') holds")
+    assert told.endswith("of every answer: each layer of a causal model passes shares to earlier tokens, and the first one gathers them")  # fmt: skip # noqa: E501
+    assert "one_token" not in value_zeroing(model, ids, queries=[-1], first_layer=2).attrs
 
 
 def test_the_choice_is_held_to_its_names(pairs: Callable) -> None:
