@@ -47,7 +47,7 @@ told["removed together"] = count
 groups = {"that matter least": order[:count], "that matter most": order[-count:]}
 groups |= {f"by chance, {n}": rng.permutation(len(heads))[:count] for n in range(1 if QUICK else 5)}
 told |= {f"change without those {name}": interval(change(heads[some])) for name, some in groups.items()}
-attrs = analyses.patch_distance(model.record(x[:1])).attrs
+attrs = analyses.rollout(model.record(x[:1])).attrs
 told |= {name: attrs[name] for name in ("model", "revision", "headwater", "torch", "machine")}
 print("\n".join(f"{name}: {value}" for name, value in told.items()))
 if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):

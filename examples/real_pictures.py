@@ -52,9 +52,9 @@ for name, each in ranks.items():  # a fifth of the patches becomes grey
     alike = torch.cosine_similarity(model.embeddings(x.masked_fill(gone, 0.0))[:, 0], own)
     told[f"class token without the patches of {name}: 1 - cosine"] = interval(1 - alike)
 told |= {name: maps["rollout"].attrs[name] for name in ("model", "revision", "headwater", "torch", "machine")}
+told |= {"seed": SEED, "date": str(date.today())}
 print("\n".join(f"{name}: {value}" for name, value in told.items()))
 if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-    told |= {"seed": SEED, "date": str(date.today())}
     Path(sys.argv[1], "real_pictures.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     hw.figure(far.mean("batch")).write_image(Path(sys.argv[1], "real_pictures.svg"))
     for name, each in maps.items():
