@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 import headwater as hw
 from headwater import analyses
 
-SEED, SIDE, SIZE, N = 0, 16, 14, 2 if "--quick" in sys.argv else 6  # patches across, pixels across one
+SEED, SIDE, SIZE, N = 0, 16, 14, 1 if "--quick" in sys.argv else 6  # patches across, pixels across one
 rng, model, folder = np.random.default_rng(SEED), hw.load("dinov2-small"), Path(skimage.data.__file__).parent
 NAMES = ["chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "camera.png"]
 opened = [Image.open(folder / name).convert("RGB") for name in NAMES[:N]]
@@ -24,9 +24,8 @@ mixed = patches.unflatten(2, (SIDE, SIDE)).permute(0, 1, 2, 4, 3, 5).reshape(x.s
 
 
 def interval(values):  # the mean, and 95 % of the means of redrawn photographs
-    rows = np.asarray(values, dtype=float)
-    means = rows[rng.integers(len(rows), size=(1000, len(rows)))].mean(1)
-    return [round(float(v), 4) for v in (rows.mean(), *np.quantile(means, [0.025, 0.975]))]
+    means = np.asarray(values)[rng.integers(N, size=(1000, N))].mean(1)
+    return [round(float(v), 4) for v in (np.asarray(values).mean(), *np.quantile(means, [0.025, 0.975]))]
 
 
 own, record = model.embeddings(x)[:, 0], model.record(x, keep=("qk", "residual"))
@@ -55,7 +54,6 @@ told |= {name: maps["rollout"].attrs[name] for name in ("model", "revision", "he
 print("\n".join(f"{name}: {value}" for name, value in told.items()))
 if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
     Path(sys.argv[1], "real_pictures.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-    drawn = hw.figure(far.mean("batch"), title="Mean distance of each head, in patches")
-    drawn.write_image(Path(sys.argv[1], "real_pictures.svg"))
+    hw.figure(far.mean("batch"), title="Mean distance").write_image(Path(sys.argv[1], "real_pictures.svg"))
     for name, each in maps.items():
         hw.figure(each.isel(batch=0), image=shown[0]).write_image(Path(sys.argv[1], f"real_{name}.svg"))
