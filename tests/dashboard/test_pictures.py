@@ -30,7 +30,6 @@ def centre(trace, shape: tuple[int, int], spot: tuple[int, int]) -> tuple[float,
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 4), (2, 0), (2, 4)])
 def test_a_bright_patch_lies_on_its_corner_of_the_picture(corner) -> None:
-    """Seen to fail with rows and columns exchanged, and with the rows from the bottom."""
     values = np.zeros((3, 5))
     values[corner] = 1.0
     picture = np.zeros((30, 50, 3), dtype=np.uint8)
@@ -140,7 +139,6 @@ def test_a_long_map_is_pooled_with_margins_of_the_whole() -> None:
 
 
 def test_a_mosaic_holds_each_head_in_its_place_and_stays_small(record) -> None:
-    """Seen to fail with layers and heads exchanged, and with mean pooling."""
     drawn = hw.figure(record)
     assert len(drawn.data) == 32
     by_name = {trace.hovertemplate.split("<br>")[0]: trace for trace in drawn.data}

@@ -1,7 +1,4 @@
-"""Figures of results: what is drawn is what the array holds, and the subtitle says which part of it.
-
-Mutations seen to fail are named beside the tests.
-"""
+"""Figures of results: what is drawn is what the array holds, and the subtitle says which part of it."""
 
 from __future__ import annotations
 
@@ -82,7 +79,6 @@ def test_a_short_axis_becomes_panels_on_one_colour_scale() -> None:
 
 
 def test_a_long_axis_is_gone_through_by_a_menu_that_says_where_it_is() -> None:
-    """Seen to fail with the tokens of the first prompt left on the axis."""
     values = array("batch key", 3, 2)
     values = values.assign_coords(key_token=(("batch", "key"), [["a", "b"], ["c", "d"], ["e", "f"]]))
     drawn = hw.figure(values)
@@ -140,7 +136,6 @@ def test_tokens_given_name_the_places_and_equal_tokens_stay_apart() -> None:
 
 
 def test_an_interval_becomes_whiskers() -> None:
-    """Seen to fail with low and high exchanged."""
     mean = array("component", 3, component=["a", "b", "c"])
     data = xr.Dataset(
         {"raw": array("batch component", 2, 3), "mean": mean, "low": mean - 0.1, "high": mean + 0.3}

@@ -1,7 +1,4 @@
-"""One number of each example on attributions and photographs, recomputed with transformers' eager attention.
-
-Seen to fail: the sink's column left in, layers multiplied in the other order, row and column distances added.
-"""
+"""One number of each example on attributions and photographs, recomputed with transformers' eager attention."""
 
 from __future__ import annotations
 
