@@ -42,11 +42,11 @@ patched = analyses.patch(model, pairs, how="noise", layers=[17, 23] if QUICK els
 sides = [abs(patched[n::2]).mean("batch").values.ravel().argsort()[-10:] for n in (0, 1)]
 told["in the top 10 of both halves"] = len(set(sides[0]) & set(sides[1]))
 by_head = patched.mean("batch").to_series()
-told["by patching"] = {f"{at[0]}.{at[1]}": by_head[at] for at in by_head.abs().nlargest(8).index}
+told["by patching"] = {f"{at[0]}.{at[1]}": float(by_head[at]) for at in by_head.abs().nlargest(8).index}
 direct = analyses.path_patch(model, pairs)  # to the logits, with MLPs recomputed
 told["movers"], told["negative movers"] = strongest(direct, 5, 1), strongest(direct, 5, -1)
 movers = list(told["movers"])[:3]
-told |= {f"through the movers' {kind}": through(movers, kind) for kind in "qkv"}
+told |= {f"through the movers' {kind}": through(movers, kind) for kind in ("q" if QUICK else "qkv")}
 told["through the values of those"] = through(list(told["through the movers' q"])[:3], "v")
 for head in (movers[0], "23.4", "23.5", "23.6"):  # its output is its mean; the last three are controls
     change = written(hw.AblateHeads(head, "mean", examples=texts)) - plain

@@ -47,7 +47,8 @@ picks = rng.integers(len(rows), size=(1000, len(rows)))
 size = abs(by_patching)
 drawn = [spearmanr(by_weights[pick], size[pick]).statistic for pick in picks]
 chance = [spearmanr(by_weights, rng.permutation(size)).statistic for _ in range(1000)]
-told["rank correlation"] = [spearmanr(by_weights, size).statistic, *np.quantile(drawn, [0.025, 0.975])]
+found = spearmanr(by_weights, size).statistic
+told["rank correlation"] = [float(found), *np.quantile(drawn, [0.025, 0.975]).tolist()]
 told["rank correlation of permuted pairs, 95 %"] = np.quantile(chance, [0.025, 0.975]).tolist()
 keys = [f"{head}.k" for head in heads]
 both = analyses.path_patch(model, clean, corrupt, receivers=keys, per="query_head", **asked).mean("batch")
