@@ -51,3 +51,16 @@ def test_a_model_in_training_mode_is_refused_when_it_runs():
     model.hf.train()
     with pytest.raises(ModelError, match="in training mode"):
         model(ids)
+
+
+@pytest.mark.parametrize("run", ["record", "head_outputs"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_run_that_looks_at_no_logits_computes_those_of_one_position(name, run):
+    """Seen to fail with all of them computed."""
+    model = hw.load(tiny_models.tiny(name))
+    ids, _ = tiny_models.batch()
+    seen = []
+    with model.hf.get_output_embeddings().register_forward_hook(lambda _, given, __: seen.append(given[0])):
+        getattr(model, run)(ids)
+    assert [hidden.shape[1] for hidden in seen] == [1]
+    assert model(ids).shape[:2] == ids.shape
