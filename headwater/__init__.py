@@ -36,9 +36,8 @@ __all__ = sorted([*_HOME, "__version__", "analyses"])  # pyright: ignore[reportU
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
-        raise AttributeError(
-            f"headwater has no {name!r}; it has {', '.join(n for n in __all__ if n[0] != '_')}"
-        )
+        near = importlib.import_module("headwater.lens.errors").nearest
+        raise AttributeError(f"headwater has no {name!r}: {near(name, [n for n in __all__ if n[0] != '_'])}")
     home = importlib.import_module(_HOME[name])
     # a name that its package does not hold yet is a module in that package
     found = getattr(home, name, None) or importlib.import_module(f"{_HOME[name]}.{name}")

@@ -39,7 +39,8 @@ class Analyses(ModuleType):
             (f"{f.parent.name}.{name}" for f in files() if f.stem == name), None
         )
         if home is None:
-            raise AttributeError(f"there is no analysis {name!r}; there are {', '.join(self.__dir__())}")
+            nearest = importlib.import_module("headwater.lens.errors").nearest
+            raise AttributeError(f"there is no analysis {name!r}: {nearest(name, self.__dir__())}")
         return getattr(importlib.import_module(f"{NAME}.{home}"), name)
 
     def __dir__(self) -> list[str]:

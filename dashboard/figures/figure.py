@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import xarray as xr
 
+from headwater.dashboard.figures.names import check_tokens
 from headwater.dashboard.figures.select import choose
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, HeadwaterError
@@ -33,8 +34,9 @@ def figure(
     `batch=`: the map of a head, the maps of all heads, or a statistic. What has more axes than a panel gets panels
     side by side, or a menu that a written page keeps; the subtitle says which slice is shown.
 
-    `tokens` name queries and keys where the result does not. `title` stands in for the result's question. With `image`,
-    the picture as the model saw it, numbers per patch lie over it.
+    `tokens` name queries and keys in place of the result's own, one text for each. `title` stands in for the result's
+    question. With `image`, the picture as the model saw it, numbers per patch lie over it. Of a record of several
+    prompts `batch` says which one is drawn, without its padding.
 
     The figure is plotly's and holds every number as it came: `.show()`, `.write_html("a.html")`, and
     `.write_image("a.svg")`, also .pdf and .png, through kaleido and a Chromium. HeadwaterError, one line, for an axis,
@@ -57,12 +59,19 @@ def figure(
     if isinstance(result, Record):
         return records.record_figure(result, tokens, title or "", image=image, **_known(chosen, OF_A_RECORD))
     if isinstance(result, AttentionMap):
+        if image is not None:
+            raise AnalysisError("over a picture goes one number per patch; an attention map has many")
         return _of_map(result, tokens, title, **_known(chosen, OF_A_MAP))
     result = choose(_labelled(result), chosen)
     told = result.graph if isinstance(result, nx.Graph) else result.attrs
     title = str(title or told.get("question") or getattr(result, "name", None) or "Result")
     if isinstance(result, nx.Graph):
+        if image is not None or len(tokens):
+            raise AnalysisError(
+                "a graph is drawn by the names of its nodes; it takes neither tokens= nor image="
+            )
         return graph.circuit_graph(result, title)
+    check_tokens(tokens, {str(dim): size for dim, size in result.sizes.items()})
     if isinstance(result, xr.Dataset):
         return results.dataset_figure(result, tokens, title, image)
     return results.array_figure(result, tokens, title, image)
@@ -73,6 +82,8 @@ def _of_map(
 ) -> Any:
     from headwater.dashboard.figures import records
 
+    records.check_whole(head=head, batch=batch)
+    check_tokens(tokens, {"query": map.shape[2], "key": map.shape[3]})
     if not 0 <= batch < map.shape[0]:
         raise AnalysisError(f"the map has no batch row {batch}; it has rows 0 to {map.shape[0] - 1}")
     if head is not None:
@@ -91,10 +102,24 @@ def _labelled(result: Any) -> xr.DataArray | xr.Dataset | nx.Graph:
         and result
         and all(isinstance(each, xr.DataArray) for each in result.values())
     ):
-        return xr.Dataset({str(name): array for name, array in result.items()})
+        try:
+            return xr.Dataset({str(name): array for name, array in result.items()})
+        except ValueError:  # of xarray, which also names the axis
+            raise AnalysisError(
+                "the arrays do not have the same axes, so that they are no one Dataset; draw them one by one"
+            ) from None
     kind = type(result).__name__
-    shape = getattr(result, "shape", None)
-    if shape is not None:
+    if isinstance(result, list | tuple) and result:
+        raise AnalysisError(
+            f"a figure draws one result; got a {kind} of {len(result)}: hw.figure(results[0]) draws the first"
+        )
+    if hasattr(result, "to_xarray"):
+        raise AnalysisError(f"a {kind} is drawn as hw.figure(table.to_xarray()), its index as the axes")
+    if hasattr(result, "record"):
+        raise AnalysisError(
+            f"a {kind} has no numbers to draw; draw its record, hw.figure(model.record(text))"
+        )
+    if hasattr(result, "shape"):
         raise AnalysisError(
             f"a {kind} has no named axes; give xarray.DataArray(values, dims=('layer', 'head')) or the like"
         )
@@ -111,4 +136,6 @@ def _known(chosen: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 def _words(tokens: Iterable[Any]) -> list[str]:
     if isinstance(tokens, str):
         raise AnalysisError(f"tokens is a list with one text per token; got the text {tokens!r:.40}")
+    if not isinstance(tokens, Iterable):
+        raise AnalysisError(f"tokens is a list with one text per token; got {tokens!r:.40}")
     return [str(token) for token in tokens]

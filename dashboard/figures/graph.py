@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -21,28 +25,29 @@ LAYER = re.compile(r"(\d+)\.|(?:mlp|residual|block)\D*(\d+)")
 def circuit_graph(graph: nx.Graph, title: str) -> go.Figure:
     """Edges from low layers to high ones, the widest with the largest |weight|, red where it is negative.
 
-    The edge attribute that is drawn is "score", "weight" or the first number an edge has. A graph without edges gives a
-    figure that says so.
+    The edge attribute that is drawn is "score", "weight" or the first number an edge has. An edge whose number is
+    undefined or infinite is left out and counted. A graph without edges gives a figure that says so.
     """
-    name = _weight_of(graph)
-    edges = sorted(graph.edges(data=True), key=lambda edge: -abs(float(edge[2].get(name, 0.0) or 0.0)))[
-        :MOST_EDGES
-    ]
+    name, title = _weight_of(graph), escaped(title)
+    values = [(begin, end, _number(data, name)) for begin, end, data in graph.edges(data=True)]
+    finite = [edge for edge in values if math.isfinite(edge[2])]
+    edges = sorted(finite, key=lambda edge: -abs(edge[2]))[:MOST_EDGES]
+    left = f"{len(values) - len(finite)} edges have no finite {name}" if len(finite) < len(values) else ""
     if not edges:
-        told = f"the graph has no edges; nodes: {graph.number_of_nodes()}"
+        told = left or f"the graph has no edges; nodes: {graph.number_of_nodes()}"
         return assemble([View("", [note(told)])], title)
     kept = dict.fromkeys(node for edge in edges for node in edge[:2])
     place = _places([str(node) for node in kept])
-    largest = max(abs(float(edge[2].get(name, 0.0) or 0.0)) for edge in edges) or 1.0
+    largest = max(abs(edge[2]) for edge in edges) or 1.0
     figure = go.Figure()
-    for begin, end, data in reversed(edges):
-        value = float(data.get(name, 0.0) or 0.0)
+    says = "" if not name else "<br>" + escaped(name).replace("{", "{{").replace("}", "}}") + " {:.4g}"
+    for begin, end, value in reversed(edges):
         (x0, y0), (x1, y1) = place[str(begin)], place[str(end)]
         figure.add_trace(
             go.Scatter(
                 x=[x0, (x0 + x1) / 2, x1], y=[y0, (y0 + y1) / 2, y1], mode="lines", showlegend=False,
                 line={"width": 0.5 + 4 * abs(value) / largest, "color": AFTER if value < 0 else BEFORE}, opacity=0.6,
-                text=f"{escaped(str(begin))} → {escaped(str(end))}<br>{name} {value:.4g}", hoverinfo="text",
+                text=f"{escaped(str(begin))} → {escaped(str(end))}{says.format(value)}", hoverinfo="text",
             )
         )  # fmt: skip
     across, down = np.array([place[str(node)] for node in kept]).T
@@ -68,23 +73,30 @@ def circuit_graph(graph: nx.Graph, title: str) -> go.Figure:
         range=[min(across) - 0.6, last + 0.6],
     )
     figure.update_yaxes(visible=False)
-    count, unit = graph.number_of_edges(), str(graph.graph.get("unit", ""))
-    told = [
-        f"the {len(edges)} strongest of {count} edges by |{name}|" if count > len(edges) else f"by |{name}|"
-    ]
-    told += ["red is negative"] if any(float(data.get(name, 0.0) or 0.0) < 0 for *_, data in edges) else []
+    unit, by = str(graph.graph.get("unit", "")), f" by |{escaped(name)}|"
+    cut = len(finite) > len(edges)
+    told = [f"the {len(edges)} strongest of {len(finite)} edges{by}" if cut else by.strip()]
+    if not name:
+        told = [f"{len(edges)} of {len(finite)} edges" if cut else "the edges carry no number"]
+    told += [left] if left else []
+    told += ["red is negative"] if any(value < 0 for *_, value in edges) else []
     told += [f"unit: {escaped(unit)}"] if unit else []
     return finish(figure, wrapped(title), wrapped(" · ".join(told), 110), height=620)
 
 
 def _weight_of(graph: nx.Graph) -> str:
-    found = [
-        key
-        for _, _, data in graph.edges(data=True)
-        for key, value in data.items()
-        if isinstance(value, int | float)
-    ]
-    return next((key for key in ("score", "weight", *found) if key in found), "weight")
+    found = [key for _, _, data in graph.edges(data=True) for key, value in data.items() if _is_number(value)]
+    return str(next((key for key in ("score", "weight", *found) if key in found), ""))
+
+
+def _number(data: Mapping[Any, Any], name: str) -> float:
+    """What an edge weighs; 0 where it has no such number."""
+    value = data.get(name)
+    return float(value) if _is_number(value) else 0.0  # type: ignore[arg-type]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)  # numpy's numbers too
 
 
 def _places(nodes: list[str]) -> dict[str, tuple[float, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -34,6 +34,14 @@ def names_of(array: xr.DataArray, dim: str) -> list[str]:
         return [str(place) for place in range(array.sizes[dim])]
     labels = [_text(value) for value in array.coords[dim].values]
     return [f"{label} ({i})" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
+
+
+def check_tokens(tokens: Sequence[str], lengths: Mapping[str, int]) -> None:
+    """AnalysisError where no axis of tokens is as long as the tokens that were given."""
+    held = {dim: lengths[dim] for dim in ("query", "key", "position") if dim in lengths}
+    if len(tokens) and len(tokens) not in held.values():
+        told = ", ".join(f"{size} along {dim}" for dim, size in held.items()) or "no axis of tokens"
+        raise AnalysisError(f"tokens= holds {len(tokens)} texts; the result has {told}")
 
 
 def with_tokens(array: xr.DataArray, tokens: Sequence[str]) -> xr.DataArray:

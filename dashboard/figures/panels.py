@@ -47,7 +47,8 @@ def matrix(part: xr.DataArray, of: Shown) -> Panel:
         remark = f"each cell is the largest of {pooled.block} × {pooled.block}"
     if max(numbers.shape) > LONGEST_SIDE:
         raise AnalysisError(
-            f"{down} × {across} = {part.shape[0]:,} × {part.shape[1]:,} is too large to draw; choose some of them"
+            f"{down} × {across} = {part.shape[0]:,} × {part.shape[1]:,} is too large to draw; choose some of them: "
+            f"{down if part.shape[0] > part.shape[1] else across}=range({MOST_CELLS})"
         )
     hover = f"{down} %{{y}}<br>{across} %{{x}}<br>%{{z:.4g}} {escaped(of.short_unit)}<extra></extra>"
     gap = 1 if max(numbers.shape) <= 64 else 0

@@ -14,17 +14,23 @@ from headwater.dashboard.figures.style import VEIL, heat
 from headwater.dashboard.figures.values import Shown
 from headwater.lens.errors import AnalysisError
 
+PALETTES = ("1", "P", "PA", "LA", "La", "CMYK", "YCbCr", "LAB", "HSV")  # modes of PIL
 OPACITY = 0.6  # of signed numbers; others let the picture through where they are small
 
 
 def pixels(image: Any) -> np.ndarray:
     """A picture as [height, width, 3] in 0 to 255, from a PIL image, an array or a tensor, grey or in colours.
 
-    Channels may stand first, as in `pixel_values`. Floats in 0 to 1 are taken as they are; others, such as normalised
-    pixels, are stretched from their smallest to their largest number. AnalysisError for anything else, and for video.
+    Channels may stand first, as in `pixel_values`. Floats in 0 to 1, whole numbers in 0 to 255 and flags (black and
+    white) are taken as they are; others, such as normalised pixels, are stretched from their smallest to their largest
+    number. AnalysisError for anything else, and for video.
     """
-    detached = image.detach().cpu().numpy() if hasattr(image, "detach") else image
-    array = np.asarray(detached)
+    if hasattr(image, "detach"):  # NumPy has no bfloat16
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    elif getattr(image, "mode", "") in PALETTES:  # numbers of a palette, ink or transparency are no colours
+        image = image.convert("RGB")
+    array = np.asarray(image)
     if array.dtype.kind not in "fiub" or array.ndim < 2:
         raise AnalysisError(
             f"image= takes a picture as array, tensor or PIL image; got {type(image).__name__}"
@@ -41,12 +47,13 @@ def pixels(image: Any) -> np.ndarray:
     if array.shape[-1] not in (1, 3, 4) or not array.size:
         raise AnalysisError(f"image= has 1, 3 or 4 channels, first or last; got the shape {array.shape}")
     array = array[:, :, :3] if array.shape[-1] > 1 else np.repeat(array, 3, axis=2)
-    if array.dtype.kind == "f":
-        low, high = float(np.nanmin(array)), float(np.nanmax(array))
-        if low < 0 or high > 1:
-            array = (array - low) / max(high - low, 1e-12)
-        array = np.round(np.nan_to_num(array) * 255)
-    return np.clip(array, 0, 255).astype(np.uint8)
+    most = 1 if array.dtype.kind in "fb" else 255
+    array = array.astype(np.float64) / most
+    known = array[np.isfinite(array)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    if low < 0 or high > 1:
+        array = (array - low) / max(high - low, 1e-12)
+    return np.round(np.clip(np.nan_to_num(array), 0, 1) * 255).astype(np.uint8)
 
 
 def on_grid(array: xr.DataArray, dim: str) -> np.ndarray:

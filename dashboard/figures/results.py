@@ -51,7 +51,10 @@ def array_figure(
 
 
 def dataset_figure(data: xr.Dataset, tokens: Sequence[str], title: str, image: Any = None) -> go.Figure:
-    """The figure of a Dataset: a menu over its arrays, those with an interval first, single numbers last."""
+    """The figure of a Dataset: a menu over its arrays, those with an interval first, single numbers last.
+
+    An array that can not be drawn beside others has an entry that says why.
+    """
     if not data.data_vars:
         raise AnalysisError("the Dataset holds no arrays, so there is nothing to draw")
     listings, arrays = _listings(data)
@@ -61,6 +64,7 @@ def dataset_figure(data: xr.Dataset, tokens: Sequence[str], title: str, image: A
     names.sort(key=lambda name: (name not in bounds, data[name].size == 0))
     few = max(24, MOST_SLICES // len(names)) if len(names) > 1 else MOST_SLICES
     views: list[View] = []
+    failed: dict[str, AnalysisError] = {}
     for name in names:
         low, high = bounds.get(name, (None, None))
         array = with_tokens(data[name], tokens)
@@ -68,7 +72,14 @@ def dataset_figure(data: xr.Dataset, tokens: Sequence[str], title: str, image: A
         ends = None if low is None or high is None else (data[low], data[high])
         if image is not None and _patch_axis(array) is None:
             continue
-        for view in _views(array, unit, ends, image, few, MOST_NUMBERS // len(names)):
+        try:
+            drawn = list(_views(array, unit, ends, image, few, MOST_NUMBERS // len(names)))
+        except AnalysisError as error:
+            if image is not None:
+                raise
+            failed[name] = error
+            continue
+        for view in drawn:
             view.label = f"{name} · {view.label}" if view.label else name
             view.told = " · ".join(filter(None, [name, view.told]))
             views.append(view)
@@ -78,6 +89,9 @@ def dataset_figure(data: xr.Dataset, tokens: Sequence[str], title: str, image: A
         if single:
             told = {"name": list(single), "value": list(single.values())}
             views.append(View("single numbers", [panels.table(told)], f"unit: {data.attrs.get('unit', '')}"))
+    if not views and failed:
+        raise next(iter(failed.values()))
+    views += [View(name, [panels.note(str(error))], name) for name, error in failed.items()]
     if not views:
         raise AnalysisError(
             "no array of the result is per patch of an image, so nothing lies over the picture"

@@ -61,9 +61,8 @@ def base_of(path: Path) -> Path:
             for folder in (path / named, Path(named).expanduser()):
                 if folder.is_dir():
                     return folder.resolve()
-    raise ModelError(
-        f"{path} is an adapter of {named!r:.100}, which is no folder here; give load(…, base=folder) with that model"
-    )
+    of = f"of {named!r:.100}, which is no folder here" if named else "that names no base model"
+    raise ModelError(f"{path} is an adapter {of}; give load(…, base=folder) with that model")
 
 
 def put_on(hf: PreTrainedModel, path: Path) -> PreTrainedModel:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from transformers import ViTConfig, ViTModel
+from PIL import Image
+from transformers import MistralConfig, MistralForCausalLM, ViTConfig, ViTModel
 
 import headwater as hw
 from headwater import analyses
@@ -71,6 +72,26 @@ def test_pictures_come_in_many_shapes(picture) -> None:
     assert set(np.unique(shown)) == {128}
 
 
+def test_every_kind_of_picture_keeps_its_colours() -> None:
+    """Seen to fail with palette numbers, ink and flags taken for colours, and with 16 bits cut at 255."""
+    colours = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    colours[0, 0], colours[1, 1] = 0, 255
+    picture = Image.fromarray(colours)
+    dark = np.asarray(picture.convert("L")) < 128
+    for given, expected in [
+        (picture.convert("P", palette=Image.Palette.ADAPTIVE), colours),
+        (picture.convert("CMYK"), colours),
+        (Image.fromarray(~dark), np.where(dark, 0, 255)[..., None].repeat(3, 2)),
+        (~dark, np.where(dark, 0, 255)[..., None].repeat(3, 2)),
+        (Image.merge("LA", [picture.getchannel(0)] * 2), colours[..., :1].repeat(3, 2)),
+        (colours.astype(np.uint16) * 257, colours),
+        (colours.astype(int) - 128, colours),
+        (torch.tensor(colours / 255).permute(2, 0, 1).bfloat16(), colours),
+    ]:
+        shown = np.asarray(hw.figure(per_patch(np.ones((2, 2))), image=given).data[0].z)
+        np.testing.assert_allclose(shown, expected, atol=1)
+
+
 def test_normalised_pixels_are_stretched() -> None:
     picture = torch.zeros(1, 3, 4, 4)
     picture[..., 0, 0], picture[..., 1, 1] = -2.0, 3.0
@@ -124,6 +145,61 @@ def test_the_map_of_a_head_is_exact_with_its_tokens(record) -> None:
     assert drawn.layout.title.text == "Which tokens does head 1.2 attend to?"
     of_map = hw.figure(record.map(1), head=2, tokens=record.strings[0])
     np.testing.assert_array_equal(of_map.data[0].z, drawn.data[0].z)
+
+
+@pytest.mark.parametrize("most", [512, 2])
+def test_a_prompt_of_a_batch_is_drawn_as_if_it_were_alone(most, monkeypatch) -> None:
+    """Seen to fail with padding drawn and counted among the queries."""
+    from headwater.dashboard.figures import records
+
+    monkeypatch.setattr(records, "MOST_CELLS", most)
+    model = hw.load("tasks-4l")
+    short, long = "When Mary and John", "When Mary and John went to the store"
+    both, alone = model.record([long, short]), model.record(short)
+    shown, expected = hw.figure(both, layer=1, head=0, batch=1), hw.figure(alone, layer=1, head=0)
+    for trace, other in zip(shown.data, expected.data, strict=True):
+        for numbers in {"x", "y", "z"} & set(trace):
+            if other[numbers] is not None:
+                np.testing.assert_allclose(trace[numbers], other[numbers], atol=1e-5)
+    assert shown.layout.xaxis3.ticktext == expected.layout.xaxis3.ticktext
+    assert shown.layout.yaxis3.ticktext == expected.layout.yaxis3.ticktext
+    tiles, others = hw.figure(both, batch=1), hw.figure(alone)
+    np.testing.assert_allclose(tiles.data[9].z, others.data[9].z, atol=1e-5)
+    assert "batch 1 of 2 · 5 tokens" in tiles.layout.title.subtitle.text
+    received = hw.figure(both, layer=1, head=0, batch=1, statistic="received")
+    np.testing.assert_allclose(received.data[0].y, alone.statistic("received")[0, 1, 0], atol=1e-5)
+    assert "batch 1" in received.layout.title.subtitle.text
+    assert "tokens and 2 prompts" in hw.figure(both, statistic="entropy").layout.title.text
+
+
+def test_padding_before_a_prompt_is_left_out(record) -> None:
+    """Places keep the numbers that they have in the record."""
+    from headwater.dashboard.figures.records import map_figure, mosaic
+
+    map, words = record.map(1), record.strings[0]
+    weights, within = record.pattern(1, 2)[0].numpy(), (slice(4, 15), slice(2, 15))
+    drawn = map_figure(map, 2, 0, words, words, "T", spans=within)
+    np.testing.assert_array_equal(drawn.data[0].z, weights[4:, 2:])
+    assert drawn.layout.yaxis3.ticktext[0].startswith("4 ")
+    assert drawn.layout.xaxis3.ticktext[0].startswith("2 ")
+    np.testing.assert_array_equal(mosaic({1: map}, 0, "T", spans=within).data[2].z, weights[4:, 2:])
+
+
+def test_what_a_key_receives_is_a_mean_over_the_queries_that_see_it() -> None:
+    """Seen to fail with every later query counted where a window hides far keys."""
+    config = MistralConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=3,
+    )  # fmt: skip
+    record = hw.load(MistralForCausalLM(config)).record(torch.arange(8)[None])
+    seen = np.minimum(3, 8 - np.arange(8))
+    expected = record.pattern(0, 1)[0].sum(0).numpy() / seen
+    np.testing.assert_allclose(record.figure(0, 1).data[1].y, expected, rtol=1e-5)
+
+
+def test_tokens_that_are_given_name_both_axes(record) -> None:
+    drawn = record.figure(1, 2, tokens=list("abcdefghijklmno"))
+    assert drawn.layout.xaxis3.ticktext[:2] == drawn.layout.yaxis3.ticktext[:2] == ("0 a", "1 b")
 
 
 def test_a_long_map_is_pooled_with_margins_of_the_whole() -> None:
@@ -188,6 +264,14 @@ def test_a_statistic_is_a_mean_over_tokens_or_goes_through_them(record) -> None:
         ({"batch": 1}, "no batch row 1"),
         ({"role": "induction"}, "takes layer, head, statistic, batch; got role"),
         ({"image": np.zeros((4, 4))}, "one number per patch"),
+        ({"layer": 1, "head": "a"}, "head= takes one whole number, counted from 0; got 'a'"),
+        ({"layer": 1, "head": [0, 1]}, "head= takes one whole number"),
+        ({"layer": 1.0, "head": 0}, "layer= takes one whole number"),
+        ({"batch": "0"}, "batch= takes one whole number"),
+        (
+            {"layer": 1, "head": 0, "tokens": ["a"]},
+            "tokens= holds 1 texts; the result has 15 along query, 15",
+        ),
     ],
 )
 def test_what_a_record_does_not_have_is_one_line(record, asked, words) -> None:

@@ -121,6 +121,8 @@ def test_one_value_of_an_axis_can_be_chosen_and_is_told() -> None:
         ({"role": "z"}, "role has no 'z'; role: a, b"),
         ({"layer": 7}, "layer has no '7'"),
         ({"tokens": "abc"}, "tokens is a list"),
+        ({"tokens": 3}, "tokens is a list with one text per token; got 3"),
+        ({"tokens": ["a", "b"]}, "tokens= holds 2 texts; the result has no axis of tokens"),
         ({"image": "cat.png"}, "image= takes a picture"),
     ],
 )
@@ -226,6 +228,31 @@ def test_what_can_not_be_drawn_is_said() -> None:
         hw.figure("rollout")
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([array("key", 3), array("key", 4)], r"a list of 2: hw.figure\(results\[0\]\) draws the first"),
+        ({"a": array("key", 3), "b": array("key", 4)}, "not have the same axes.*draw them one by one"),
+        (array("key", 3).to_dataframe(), r"table.to_xarray\(\)"),
+        (hw.load("tasks-4l"), r"hw.figure\(model.record\(text\)\)"),
+    ],
+)
+def test_what_is_not_one_result_is_told_how_to_become_one(given, words) -> None:
+    with pytest.raises(hw.HeadwaterError, match=words) as caught:
+        hw.figure(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_that_can_not_be_drawn_leaves_the_others() -> None:
+    data = xr.Dataset({"no": ("key", np.zeros(3, dtype=complex)), "yes": ("key", [1.0, 2.0, 3.0])})
+    drawn = hw.figure(data)
+    assert list(drawn.data[0].y) == [1.0, 2.0, 3.0]
+    assert [entry.label for entry in drawn.layout.updatemenus[0].buttons] == ["yes", "no"]
+    assert "no is complex128" in drawn.data[1].text[0]
+    with pytest.raises(hw.HeadwaterError, match="no is complex128"):
+        hw.figure(data, variable="no")
+
+
 def test_a_large_map_is_pooled_and_says_so() -> None:
     values = xr.DataArray(np.eye(1030, k=-1), dims=("query", "key"))
     drawn = hw.figure(values)
@@ -233,6 +260,24 @@ def test_a_large_map_is_pooled_and_says_so() -> None:
     assert np.diag(drawn.data[0].z)[:-1].min() == 1.0
     assert "largest of 3 × 3" in subtitle(drawn)
     assert drawn.data[0].x[1] == "3"
+
+
+def test_edges_may_hold_any_number_or_none() -> None:
+    """Seen to fail with numpy's numbers taken for none, and with an undefined number as a width."""
+    graph = nx.DiGraph()
+    graph.add_edge("0.1", "1.2", score=np.float32(-3.0))
+    graph.add_edge("0.2", "1.2", score=float("nan"))
+    graph.add_edge("0.3", "1.2", score=1.5)
+    drawn = hw.figure(graph, title="<a & b>")
+    assert [line.text.split("<br>")[1] for line in drawn.data[:-1]] == ["score 1.5", "score -3"]
+    assert subtitle(drawn) == "by |score| · 1 edges have no finite score · red is negative"
+    assert drawn.layout.title.text == "&lt;a &amp; b&gt;"
+    bare = hw.figure(nx.path_graph(3))
+    assert subtitle(bare) == "the edges carry no number"
+    only = nx.Graph([("0.1", "1.2", {"score": np.inf})])
+    assert "no finite score" in hw.figure(only).data[0].text[0]
+    with pytest.raises(hw.HeadwaterError, match="neither tokens= nor image="):
+        hw.figure(graph, tokens=["a"])
 
 
 def test_a_graph_goes_from_low_layers_to_high_ones_with_its_strongest_edges() -> None:
