@@ -82,10 +82,10 @@ REFERENCE = {
 def gallery() -> str:
     """Each example: its first line, its figure where it has one, and its source."""
     out = []
-    for script in sorted((ROOT / "examples").glob("*.py")):
+    for script in sorted((ROOT / "examples").glob("*.py"), key=lambda file: (file.name[0] == "_", file.name)):
         told = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
         figure = ROOT / "docs" / "real" / f"{script.stem}.svg"
-        out.append(f"## {script.stem.replace('_', ' ').capitalize()}\n\n{told}\n")
+        out.append(f"## {script.stem.strip('_').replace('_', ' ').capitalize()}\n\n{told}\n")
         if figure.exists():
             out.append(f"![{script.stem}](real/{figure.name})\n")
         out.append(f"````{{literalinclude}} ../examples/{script.name}\n:language: python\n````\n")
