@@ -12,7 +12,7 @@ import networkx as nx
 import xarray as xr
 
 from headwater.dashboard.figures.names import check_tokens
-from headwater.dashboard.figures.select import choose
+from headwater.dashboard.figures.select import VARIABLE, choose
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, HeadwaterError
 from headwater.lens.records.record import Record
@@ -62,7 +62,12 @@ def figure(
         if image is not None:
             raise AnalysisError("over a picture goes one number per patch; an attention map has many")
         return _of_map(result, tokens, title, **_known(chosen, OF_A_MAP))
-    result = choose(_labelled(result), chosen)
+    result = _labelled(result)
+    name = chosen.get(VARIABLE)
+    if isinstance(result, xr.Dataset) and isinstance(name, str) and name in result.data_vars:
+        ends = results.interval(result, name)  # an estimate keeps its bounds
+        chosen = {**chosen, VARIABLE: [name, *ends]} if ends else chosen
+    result = choose(result, chosen)
     told = result.graph if isinstance(result, nx.Graph) else result.attrs
     title = str(title or told.get("question") or getattr(result, "name", None) or "Result")
     if isinstance(result, nx.Graph):

@@ -58,7 +58,7 @@ def dataset_figure(data: xr.Dataset, tokens: Sequence[str], title: str, image: A
     if not data.data_vars:
         raise AnalysisError("the Dataset holds no arrays, so there is nothing to draw")
     listings, arrays = _listings(data)
-    bounds = {name: ends for name in arrays if (ends := _interval(data, name)) is not None}
+    bounds = {name: ends for name in arrays if (ends := interval(data, name)) is not None}
     taken = {end for ends in bounds.values() for end in ends}
     names = [name for name in arrays if name not in taken and data[name].ndim]
     names.sort(key=lambda name: (name not in bounds, data[name].size == 0))
@@ -237,7 +237,7 @@ def _patch_axis(array: xr.DataArray, wanted: bool = True) -> str | None:
     return next((dim for dim in held if grid_of(tokens_of(one, dim)) is not None), None)
 
 
-def _interval(data: xr.Dataset, name: str) -> tuple[str, str] | None:
+def interval(data: xr.Dataset, name: str) -> tuple[str, str] | None:
     """The names of the arrays that bound this one: `low` and `high`, or with the same beginning."""
     begin = name.removesuffix("mean") if name.endswith("mean") else f"{name}_"
     for start in (begin, ""):

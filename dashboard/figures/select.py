@@ -30,8 +30,12 @@ def choose(result: Any, chosen: Mapping[str, Any]) -> Any:
 
 def _chosen(result: xr.DataArray | xr.Dataset, axis: str, value: Any) -> xr.DataArray | xr.Dataset:
     if isinstance(result, xr.Dataset) and axis == VARIABLE:
-        if value not in result.data_vars:
-            raise AnalysisError(f"the result has no {value!r}: {nearest(value, map(str, result.data_vars))}")
+        several, names = isinstance(value, list | tuple), [str(name) for name in result.data_vars]
+        for name in value if several else [value]:
+            if name not in names:
+                raise AnalysisError(f"the result has no {name!r}: {nearest(name, names)}")
+        if several:
+            return result[list(value)]
         return result[value].assign_attrs({**result.attrs, **result[value].attrs})
     axes = [str(name) for name in result.dims]
     if axis not in axes:

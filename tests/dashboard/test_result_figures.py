@@ -152,6 +152,20 @@ def test_an_interval_becomes_whiskers() -> None:
     np.testing.assert_allclose(hw.figure(bound).data[0].error_y.array, 0.3)
 
 
+def test_an_estimate_that_is_chosen_keeps_its_interval() -> None:
+    """Seen to fail with the array alone; a list keeps several arrays."""
+    numbers = {name: ("size", np.array([2.0, 3.0]) + place) for name, place in [("low", -1), ("high", 2)]}
+    data = xr.Dataset({"mean": ("size", [2.0, 3.0]), **numbers, "other": ("size", [0.0, 1.0])})
+    drawn = hw.figure(data, variable="mean")
+    assert len(drawn.data) == 1
+    np.testing.assert_array_equal(drawn.data[0].error_y.array, [2.0, 2.0])
+    np.testing.assert_array_equal(drawn.data[0].error_y.arrayminus, [1.0, 1.0])
+    assert hw.figure(data, variable="other").data[0].error_y.array is None
+    assert len(hw.figure(data, variable=["mean", "other"]).data) == 2
+    with pytest.raises(hw.HeadwaterError, match="the result has no 'means': did you mean 'mean'"):
+        hw.figure(data, variable=["means"])
+
+
 def test_a_dataset_keeps_every_array_words_and_single_numbers() -> None:
     data = xr.Dataset(
         {
