@@ -43,6 +43,7 @@ def test_settings_of_the_analyses() -> None:
         "last_layer": "integer",
         "mixers": "choice",
         "keys": "positions",
+        "without": "choice",
     }
     assert entry("rollout").setting("heads").choices == ("mean", "max", "min")
     importance = {setting.name: setting for setting in entry("head_importance").settings}
