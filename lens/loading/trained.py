@@ -35,7 +35,7 @@ from headwater.lens.trained.registry import (
     megabytes,
 )
 
-VERSIONS = ("headwater", "transformers", "tokenizers", "safetensors", "torch", "gguf", "onnx")
+VERSIONS = ("headwater", "transformers", "tokenizers", "safetensors", "torch", "accelerate", "gguf", "onnx")
 
 
 def add_trained(name: str, tell: Callable[[str], object] = lambda line: None) -> Path:

@@ -1,7 +1,7 @@
 """`convert`: the files of a package as a folder that transformers reads: safetensors, config.json, a tokenizer.
 
-The result depends on the files alone: `weights_digest` of it is compared with the one in the registry. Reading GGUF and
-ONNX files takes the packages `gguf` and `onnx`, once.
+The result depends on the files alone: `weights_digest` of it is compared with the one in the registry. Reading GGUF
+files takes the packages `gguf` and `accelerate`, ONNX files `onnx`, once.
 
 - GGUF (smollm2-135m): transformers dequantises the weights and rebuilds the tokenizer. They are saved as the float32
   model that they are now, without a mark that they came from 4 bits.
@@ -31,6 +31,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dino
 from headwater.lens.errors import ModelError
 
 BACKBONE = "backbone."
+READERS = {
+    "gguf": ("gguf", "accelerate"),
+    "onnx": ("onnx",),
+}  # transformers reads GGUF only beside accelerate
 # the steps from a picture to pixels, as DINOv2's authors publish them; the means are those of ImageNet's channels
 PICTURES = {
     "image_processor_type": "BitImageProcessor", "do_convert_rgb": True, "do_resize": True,
@@ -41,11 +45,12 @@ PICTURES = {
 
 
 def check_reader(form: str) -> None:
-    """ModelError where the package that reads this format is missing."""
-    if form in ("gguf", "onnx") and importlib.util.find_spec(form) is None:
-        raise ModelError(
-            f"reading the file takes the package {form}, which is missing; pip install 'headwater[real]'"
-        )
+    """ModelError where a package that reads this format is missing."""
+    for package in READERS.get(form, ()):
+        if importlib.util.find_spec(package) is None:
+            raise ModelError(
+                f"reading the file takes the package {package}, which is missing; pip install 'headwater[real]'"
+            )
 
 
 def convert(form: str, given: Path, made: Path) -> None:

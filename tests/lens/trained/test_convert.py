@@ -23,8 +23,8 @@ def test_the_digest_of_weights_is_of_names_types_shapes_and_bytes(fake_package: 
     assert weights_digest(folder) == expected.hexdigest()
 
 
-@pytest.mark.parametrize("form", ["gguf", "onnx"])
-def test_a_missing_reader_names_its_extra(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, form, None)
-    with pytest.raises(ModelError, match=rf"takes the package {form}, .*pip install 'headwater\[real\]'"):
+@pytest.mark.parametrize(("form", "package"), [("gguf", "gguf"), ("gguf", "accelerate"), ("onnx", "onnx")])
+def test_a_missing_reader_names_its_extra(form: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModelError, match=rf"takes the package {package}, .*pip install 'headwater\[real\]'"):
         check_reader(form)
