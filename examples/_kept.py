@@ -28,7 +28,10 @@ def passages(model, count, length, seed=0):
 
 
 def interval(values, seed=0):
-    """Mean over axis 0, and the bounds of 95 % of the means of 1,000 resamples: three numbers for each column."""
+    """Mean over axis 0, and the bounds of 95 % of the means of 1,000 resamples: three numbers for each column.
+
+    `seed`: a number, or a generator that goes on where it stood.
+    """
     values = np.asarray(values, dtype=float)
     means = values[np.random.default_rng(seed).integers(len(values), size=(1000, len(values)))].mean(1)
     return np.stack([values.mean(0), *np.quantile(means, [0.025, 0.975], 0)]).round(4).tolist()

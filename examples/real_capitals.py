@@ -1,5 +1,8 @@
 """Which heads of SmolLM2 bring a capital from its country, and what do MLPs make of what they write?"""
 
+from functools import partial
+
+import _kept
 import numpy as np
 from _kept import QUICK, keep
 
@@ -12,11 +15,7 @@ given = hw.prompt_set("capital", 24 if QUICK else 160, seed=SEED, model=model)
 examples = list({e.prompt: e for e in given}.values())
 texts, answers = [e.prompt for e in examples], [e.answer for e in examples]
 wrong = [e.wrong[0] for e in examples]
-
-
-def interval(values):  # the mean, and 95 % of the means of resampled texts
-    drawn = np.asarray(values)[rng.integers(len(values), size=(1000, len(values)))].mean(1)
-    return [float(np.mean(values)), *np.quantile(drawn, [0.025, 0.975]).tolist()]
+interval = partial(_kept.interval, seed=rng)  # the mean, and 95 % of the means of resampled texts
 
 
 def country(example):  # the positions that the prompt of another country does not share, from either end

@@ -1,5 +1,8 @@
 """Which heads of SmolLM2 name the indirect object, through what, and which speak against it?"""
 
+from functools import partial
+
+import _kept
 import numpy as np
 from _kept import QUICK, keep
 
@@ -11,11 +14,7 @@ rng, model = np.random.default_rng(SEED), hw.load("smollm2-135m")
 examples = hw.prompt_set("indirect_object", 4 if QUICK else 40, seed=SEED, model=model)
 texts = [e.prompt for e in examples]
 pairs = examples[: len(examples) // 2]  # those that are patched; a corrupt prompt swaps who gives
-
-
-def interval(values):  # the mean, and 95 % of the means of resampled prompts
-    drawn = np.asarray(values)[rng.integers(len(values), size=(1000, len(values)))].mean(1)
-    return [float(np.mean(values)), *np.quantile(drawn, [0.025, 0.975]).tolist()]
+interval = partial(_kept.interval, seed=rng)  # the mean, and 95 % of the means of resampled prompts
 
 
 def strongest(effect, count, sign=0):  # heads by their mean effect: the largest of all, or of one sign

@@ -1,5 +1,8 @@
 """Which heads tell the induction heads of SmolLM2 what came before: do weights and patching agree?"""
 
+from functools import partial
+
+import _kept
 import numpy as np
 import torch
 from _kept import QUICK, keep
@@ -11,13 +14,7 @@ from headwater import analyses
 SEED = 0
 rng, model = np.random.default_rng(SEED), hw.load("smollm2-135m")
 PAIRS, TOKENS, INTO, SEQUENCES = (1, 6, 1, 2) if QUICK else (6, 7, 4, 6)
-
-
-def interval(values):  # the mean, and 95 % of the means of resampled values
-    drawn = np.asarray(values)[rng.integers(len(values), size=(1000, len(values)))].mean(1)
-    return [float(np.mean(values)), *np.quantile(drawn, [0.025, 0.975]).tolist()]
-
-
+interval = partial(_kept.interval, seed=rng)  # the mean, and 95 % of the means of resampled values
 roles = analyses.head_roles(model, length=50, sequences=SEQUENCES, seed=SEED)
 told = {"texts": PAIRS, "sequences": SEQUENCES, "seed": SEED}
 for role in ("prefix_matching", "previous"):

@@ -1,5 +1,8 @@
 """What does SmolLM2 lose on a repeated text without its induction heads, and without the head that feeds them?"""
 
+from functools import partial
+
+import _kept
 import numpy as np
 import torch
 import xarray as xr
@@ -20,11 +23,7 @@ def losses(off):  # nats per token of each text, in both copies, where the outpu
     return torch.stack([each[:, :49].mean(1), each[:, 50:].mean(1)]).numpy()
 
 
-def interval(values):  # the mean, and 95 % of the means of resampled texts or controls
-    drawn = np.asarray(values)[rng.integers(len(values), size=(1000, len(values)))].mean(1)
-    return [float(np.mean(values)), *np.quantile(drawn, [0.025, 0.975]).tolist()]
-
-
+interval = partial(_kept.interval, seed=rng)  # the mean, and 95 % of the means of resampled texts or controls
 roles = analyses.head_roles(model, length=50, sequences=2, seed=SEED + 1)  # on other texts
 ranked = {
     role: roles.sel(role=role).to_series().nlargest(6).index for role in ("prefix_matching", "previous")

@@ -3,8 +3,10 @@
 import json
 import sys
 from datetime import date
+from functools import partial
 from pathlib import Path
 
+import _kept
 import numpy as np
 import skimage.data
 import torch
@@ -22,11 +24,7 @@ shown = np.stack([ImageOps.fit(picture, (SIZE, SIZE)) for picture in opened]) / 
 x = torch.tensor((shown - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).float().permute(0, 3, 1, 2)
 layers = model.layers[:2] if QUICK else model.layers
 heads = np.array([f"{layer}.{head}" for layer in layers for head in range(model.n_heads)])
-
-
-def interval(values):  # the mean, and 95 % of the means of redrawn photographs
-    means = values[rng.integers(len(values), size=(1000, len(values)))].mean(1)
-    return [round(float(v), 4) for v in (values.mean(), *np.quantile(means, [0.025, 0.975]))]
+interval = partial(_kept.interval, seed=rng)  # the mean, and 95 % of the means of redrawn photographs
 
 
 def change(some):  # 1 - cosine of the class token with itself, when the output of these heads is 0

@@ -3,8 +3,10 @@
 import json
 import sys
 from datetime import date
+from functools import partial
 from pathlib import Path
 
+import _kept
 import numpy as np
 import skimage.data
 import torch
@@ -21,13 +23,7 @@ shown = np.stack([ImageOps.fit(picture, (SIDE * SIZE, SIDE * SIZE)) for picture 
 x = torch.tensor((shown - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).float().permute(0, 3, 1, 2)
 patches = x.unfold(2, SIZE, SIZE).unfold(3, SIZE, SIZE).flatten(2, 3)[:, :, rng.permutation(SIDE**2)]
 mixed = patches.unflatten(2, (SIDE, SIDE)).permute(0, 1, 2, 4, 3, 5).reshape(x.shape)  # in other places
-
-
-def interval(values):  # the mean, and 95 % of the means of redrawn photographs
-    means = np.asarray(values)[rng.integers(N, size=(1000, N))].mean(1)
-    return [round(float(v), 4) for v in (np.asarray(values).mean(), *np.quantile(means, [0.025, 0.975]))]
-
-
+interval = partial(_kept.interval, seed=rng)  # the mean, and 95 % of the means of redrawn photographs
 own, record = model.embeddings(x)[:, 0], model.record(x, keep=("qk", "residual"))
 far, far_mixed = (analyses.patch_distance(each, True).mean_hops for each in (record, model.record(mixed)))
 row, column = np.divmod(np.arange(SIDE**2), SIDE)

