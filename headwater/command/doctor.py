@@ -170,7 +170,7 @@ def _network() -> dict[str, Any]:
     from huggingface_hub import constants
 
     return {
-        "needed": "only to fetch a hub model that is not in the cache yet",
+        "needed": "only to fetch a hub model that is not in the cache yet, and what `headwater models add` adds",
         "hub": "switched off by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "allowed",
         "cache": constants.HF_HUB_CACHE,
     }
