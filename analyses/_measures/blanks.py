@@ -1,14 +1,9 @@
-"""The token that replaces a removed token, and the scores of texts with such blanks."""
+"""The token that takes the place of a removed token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
-from headwater.analyses._prompts.examples import Batch, outputs_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.token_ids import token_id
@@ -27,24 +22,3 @@ def blank_id(model: HookedModel, blank: str | None) -> int:
     if found is None:
         raise AnalysisError(f"{model.name} has no token for a blank; name one, e.g. blank='#0' for token 0")
     return found
-
-
-def blanked(ids: Tensor, gone: Tensor, blank: int) -> Tensor:
-    """`ids` [position] with the blank where `gone` [form, position] is true: [form, position]."""
-    return torch.where(gone, blank, ids.expand(len(gone), -1))
-
-
-def answers(
-    model: HookedModel, batch: Batch, value: Callable[[Tensor, Tensor], Tensor], forms: Tensor, size: int
-) -> Tensor:
-    """The score of each form [text, form, position] of the texts of a batch, float64 [text, form]."""
-    outputs = outputs_of(model)
-    count, each, length = forms.shape
-    rows = forms.reshape(-1, length)
-    texts = torch.arange(count).repeat_interleave(each)
-    found = [
-        value(outputs(batch.rows(some, rows[i : i + size])), some).double().cpu()
-        for i in range(0, len(rows), size)
-        for some in [texts[i : i + size]]
-    ]
-    return torch.cat(found).view(count, each)

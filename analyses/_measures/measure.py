@@ -13,15 +13,13 @@ from numbers import Integral
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headwater.analyses._prompts.examples import Batch, check_function, one_each, outputs_of, refuse_infinite
 from headwater.analyses._prompts.positions import place_of
-from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.classes import is_span
-from headwater.lens.models.signature import embedding
 from headwater.lens.models.token_ids import class_id, token_id
 
 Measure = Callable[
@@ -164,24 +162,3 @@ class Explained:
                 f"{what} holds {len(ids)} tokens for {max(batch.places) + 1} or more texts; give one per text"
             )
         return torch.tensor([ids[place] for place in batch.places])
-
-
-def run_embedded(model: HookedModel, embedded: Tensor, ids: Tensor) -> Tensor:
-    """What the model gives for tokens [row, position] whose word embeddings are replaced, with gradients.
-
-    The model reads the ids all the same: it may find padding, positions or a text's end by them.
-    """
-
-    def put(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
-        return embedded.to(output).view_as(output) if output.numel() == embedded.numel() else None
-
-    with on(embedding(model.hf), after=put):
-        return outputs_of(model)(ids, grad=embedded.requires_grad)
-
-
-def embedded_tokens(model: HookedModel, ids: Tensor) -> Tensor:
-    """The model's word embeddings of the tokens, [batch, position, d_model], without gradients."""
-    with torch.no_grad():
-        return embedding(model.hf)(ids.as_subclass(Tensor).to(model.device)).detach()

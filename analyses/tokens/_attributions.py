@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwater.analyses._inputs.inputs import Inputs
 from headwater.analyses._measures.measure import Explained
 from headwater.analyses._prompts.examples import Batch
-from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._gradients import predicting
 from headwater.analyses.tokens._sinks_aside import Without
 from headwater.lens.errors import AnalysisError, nearest
@@ -77,30 +77,37 @@ Given = Mapping[str, Any]
 
 
 def weights_by_method(
-    model: HookedModel, texts: Texts, methods: Methods | Given, asked: Explained, without: Without = None
+    model: HookedModel, inputs: Inputs, methods: Methods | Given, asked: Explained, without: Without = None
 ) -> dict[str, list[np.ndarray]]:
-    """Token weights of each text by each method, without padding."""
+    """Weights of the input tokens of each text by each method, without padding, class and register tokens."""
     known = () if isinstance(methods, Mapping) else named(methods)
     if without is not None and not set(known) & set(WITHOUT):
         raise AnalysisError(f"without={without!r} is for {' and '.join(WITHOUT)}, and methods names neither")
     if not isinstance(methods, Mapping):
-        found = {name: texts.empty() for name in known}
-        for batch in texts.batches:
-            for name, rows in found.items():
-                texts.spread(batch, token_weights(model, batch, name, asked, without), rows)
-        return {name: _cut(name, rows.numpy(), texts) for name, rows in found.items()}
+        return {name: _cut(name, _weights(inputs, name, asked, without), inputs) for name in known}
     if not methods:
         raise AnalysisError("methods is empty; give weights [batch, token] by name")
     return {
-        str(name): _cut(str(name), np.asarray(given, np.float64), texts) for name, given in methods.items()
+        str(name): _cut(str(name), np.asarray(given, np.float64), inputs) for name, given in methods.items()
     }
 
 
-def _cut(name: str, rows: np.ndarray, texts: Texts) -> list[np.ndarray]:
-    valid = texts.valid.numpy()
-    if rows.shape != valid.shape:
-        raise AnalysisError(f"{name}: weights must be [batch, token] = {valid.shape}, got {rows.shape}")
-    found = [row[real] for row, real in zip(rows, valid, strict=True)]
+def _weights(inputs: Inputs, name: str, asked: Explained, without: Without) -> np.ndarray:
+    """Weights of all tokens by one method, [batch, key]."""
+    found = inputs.empty()
+    for batch in inputs.batches:
+        weights = token_weights(inputs.model, batch, name, asked, without)
+        mine = weights.split([len(each.places) for each in inputs.entrances(batch)], 1)
+        for texts, values, rows in zip(inputs.texts, mine, found, strict=True):
+            texts.spread(batch, values, rows)
+    return torch.cat(found, 1).numpy()
+
+
+def _cut(name: str, rows: np.ndarray, inputs: Inputs) -> list[np.ndarray]:
+    entered = inputs.entered.numpy()
+    if rows.shape != entered.shape:
+        raise AnalysisError(f"{name}: weights must be [batch, token] = {entered.shape}, got {rows.shape}")
+    found = [row[real] for row, real in zip(rows, entered, strict=True)]
     for place, row in enumerate(found):
         if not np.isfinite(row).all():
             raise AnalysisError(

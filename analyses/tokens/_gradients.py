@@ -1,5 +1,4 @@
-"""Gradients of the explained number s: with respect to word embeddings, and to every attention weight without storing
-it.
+"""Gradients of the explained number s with respect to every attention weight, without storing them.
 
 For a head's output `z = A v` the gradient is `∂s/∂A_ij = (∂s/∂z_i)·v_j`. One backward pass keeps ∂s/∂z, O(S·d) numbers
 per head; blocks of rows of ∂s/∂A are multiplied out when they are asked for.
@@ -7,13 +6,14 @@ per head; blocks of rows of ∂s/∂A are multiplied out when they are asked for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from headwater.analyses._measures.measure import Explained, run_embedded
+from headwater.analyses._inputs.inputs import Value
+from headwater.analyses._measures.measure import Explained
 from headwater.analyses._prompts.examples import Batch, differentiable, outputs_of
 from headwater.analyses._prompts.positions import place_of
 from headwater.kernels.maps.attention_map import AttentionMap
@@ -22,8 +22,6 @@ from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.running.watching import Heads
-
-Value = Callable[[Tensor, Tensor], Tensor]  # (outputs, texts) → one number per row
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +134,3 @@ def _through_edits(model: HookedModel, layer: int, mask: Mask, slope: Tensor) ->
         if not after.requires_grad:
             return torch.zeros_like(slope)
         return torch.autograd.grad(after, before, slope)[0]
-
-
-def input_slopes(model: HookedModel, embedded: Tensor, value: Value, batch: Batch, texts: Tensor) -> Tensor:
-    """∂s/∂x [row, position, d_model] at word embeddings, in float64; row n is a variant of text `texts[n]` of the
-    batch."""
-    leaf = embedded.detach().requires_grad_()
-    found = value(run_embedded(model, leaf, batch.rows(texts)), texts)
-    found = differentiable(found, "the measure")
-    return torch.autograd.grad(found.sum(), leaf)[0].double()

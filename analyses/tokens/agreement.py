@@ -17,6 +17,7 @@ from scipy import stats
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws, Seed, checked
+from headwater.analyses._inputs.inputs import Inputs
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -27,7 +28,6 @@ from headwater.analyses._measures.measure import (
     WrongSetting,
 )
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._attributions import Given, Methods, weights_by_method
 from headwater.analyses.tokens._sinks_aside import Without
 from headwater.lens.errors import AnalysisError
@@ -93,10 +93,10 @@ def agreement(
     0.9
     """
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
-    texts = Texts.of(model, examples, batch_size)
-    rows = weights_by_method(model, texts, methods, asked, without)
+    inputs = Inputs.of(model, examples, batch_size)
+    rows = weights_by_method(model, inputs, methods, asked, without)
     names = list(rows)
-    found = np.full((len(texts.valid), len(names), len(names)), np.nan)
+    found = np.full((len(inputs.valid), len(names), len(names)), np.nan)
     for text in range(len(found)):
         weights = [np.abs(rows[name][text]) if absolute else rows[name][text] for name in names]
         for one, other in combinations_with_replacement(range(len(names)), 2):

@@ -5,7 +5,6 @@ Abnar & Zuidema 2020 (arXiv 2005.00928) take it as the ground truth. It costs on
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize
-from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
+from headwater.analyses._inputs.blanks import Blanks
+from headwater.analyses._inputs.inputs import Inputs, Value
+from headwater.analyses._measures.blanks import BlankSetting
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -24,7 +25,6 @@ from headwater.analyses._measures.measure import (
     WrongSetting,
 )
 from headwater.analyses._prompts.examples import Batch, Examples
-from headwater.analyses._prompts.texts import Texts
 from headwater.lens.model import HookedModel
 from headwater.lens.progress import Bar, progress
 
@@ -62,31 +62,26 @@ def blank_out(
     'Mary'
     """
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
-    texts = Texts.of(model, examples, batch_size)
-    filler = blank_id(model, blank)
-    found = texts.empty()
-    total = sum(batch.ids.numel() for batch in texts.batches)
+    inputs = Inputs.of(model, examples, batch_size)
+    blanks = Blanks.of(inputs, blank)
+    found = inputs.empty()
+    total = int(inputs.valid.sum())
     with progress(total=total, desc="blank out", unit="token") as bar:
-        for batch in texts.batches:
-            change = _changes(model, batch, asked.of(batch), filler, batch_size, bar)
-            texts.spread(batch, change if signed else change.abs(), found)
-    return texts.by_key(found, "blank_out").assign_attrs(blank=filler)
+        for batch in inputs.batches:
+            change = _changes(blanks, batch, asked.of(batch), batch_size, bar)
+            inputs.spread(batch, change if signed else [each.abs() for each in change], found)
+    return inputs.by_key(found, "blank_out").assign_attrs(blank=blanks.told)
 
 
-def _changes(
-    model: HookedModel,
-    batch: Batch,
-    value: Callable[[Tensor, Tensor], Tensor],
-    filler: int,
-    rows: int,
-    bar: Bar,
-) -> Tensor:
-    """The change of the number without each token, [text, token]; a few variants of a text run at a time."""
-    ids, place = batch.ids.cpu(), torch.arange(batch.ids.shape[1])
-    whole = answers(model, batch, value, ids[:, None], rows)
-    found = []
-    for some in place.split(rows):
-        forms = torch.stack([blanked(text, some[:, None] == place, filler) for text in ids])
-        found.append(answers(model, batch, value, forms, rows))
-        bar.update(len(ids) * len(some))
-    return whole - torch.cat(found, 1)
+def _changes(blanks: Blanks, batch: Batch, value: Value, rows: int, bar: Bar) -> list[Tensor]:
+    """The change of the number without each token, [text, token] of each side; a few variants of a text run at a
+    time."""
+    places = [each.places for each in blanks.inputs.entrances(batch)]
+    every = torch.cat(places)
+    texts, found = len(batch.places), []
+    whole = blanks.scores(batch, value, torch.zeros(texts, 1, len(every), dtype=torch.bool), rows)
+    for some in every.nonzero()[:, 0].split(rows):
+        gone = torch.nn.functional.one_hot(some, len(every)).bool().expand(texts, -1, -1)
+        found.append(whole - blanks.scores(batch, value, gone, rows))
+        bar.update(texts * len(some))
+    return list(torch.cat(found, 1).split([int(each.sum()) for each in places], 1))

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
-from headwater.analyses._measures.blanks import BlankSetting, answers, blank_id, blanked
+from headwater.analyses._inputs.blanks import Blanks
+from headwater.analyses._inputs.inputs import Inputs
+from headwater.analyses._measures.blanks import BlankSetting
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import (
     AnswerSetting,
@@ -28,7 +30,6 @@ from headwater.analyses._measures.measure import (
     WrongSetting,
 )
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.tokens._attributions import Given, Methods, weights_by_method
 from headwater.analyses.tokens._sinks_aside import Without
 from headwater.lens.errors import AnalysisError
@@ -83,23 +84,24 @@ def faithfulness(
     (['raw_attention', 'random'], [1.0, 0.0, 0.0])
     """
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
-    texts = Texts.of(model, examples, batch_size)
-    filler = blank_id(model, blank)
-    rows = weights_by_method(model, texts, methods, asked, without)
+    inputs = Inputs.of(model, examples, batch_size)
+    blanks = Blanks.of(inputs, blank)
+    rows = weights_by_method(model, inputs, methods, asked, without)
     if "random" in rows:
         raise AnalysisError("random is the name of the control; call a method of your own something else")
     generator = np.random.default_rng(seed)
-    rows["random"] = [generator.permutation(int(row.sum())).astype(float) for row in texts.valid.numpy()]
+    rows["random"] = [generator.permutation(int(row.sum())).astype(float) for row in inputs.entered.numpy()]
     fractions = np.linspace(0, 1, steps + 1)
-    shape = (len(texts.valid), len(rows))
+    shape = (len(inputs.valid), len(rows))
     found = {name: np.full((*shape, steps + 1), np.nan) for name in CURVES}
     found |= {name: np.full(shape, np.nan) for name in DROPS}
-    for batch in texts.batches:
+    for batch in inputs.batches:
         value = asked.of(batch)
         for place, weights in enumerate(rows.values()):
             ranks = torch.stack([_ranks(weights[text], absolute) for text in batch.places])
-            ask = lambda forms, value=value, batch=batch: answers(model, batch, value, forms, batch_size)  # noqa: E731
-            for name, values in _scored(batch.ids.cpu(), ranks, fractions, filler, ask).items():
+            ask = lambda gone, value=value, batch=batch: blanks.scores(batch, value, gone, batch_size)  # noqa: E731
+            entered = torch.cat([each.places for each in inputs.entrances(batch)])
+            for name, values in _scored(ranks, entered, fractions, ask).items():
                 found[name][batch.places, place] = values
     scores = {f"{name}_area": np.trapezoid(found[name], fractions, axis=-1) for name in CURVES}
     scores |= {name: found[name] for name in DROPS}
@@ -111,23 +113,25 @@ def faithfulness(
             **intervals(np.stack(list(scores.values()), axis=1), ("score", "attribution"), draws, seed),
         },
         coords={
-            "batch": np.arange(len(texts.valid)), "attribution": list(rows), "fraction": fractions,
+            "batch": np.arange(len(inputs.valid)), "attribution": list(rows), "fraction": fractions,
             "score": list(scores),
         },
-        attrs={"blank": filler},
+        attrs={"blank": blanks.told},
     )  # fmt: skip
 
 
 def _scored(
-    ids: Tensor, ranks: Tensor, fractions: np.ndarray, blank: int, ask: Callable[[Tensor], Tensor]
+    ranks: Tensor, entered: Tensor, fractions: np.ndarray, ask: Callable[[Tensor], Tensor]
 ) -> dict[str, np.ndarray]:
-    """Curves [text, fraction] and mean drops [text] of one method's order of the tokens of a batch."""
-    length, points = ids.shape[1], len(fractions)
+    """Curves [text, fraction] and mean drops [text] of one method's order of the input tokens of a batch."""
+    length, points = ranks.shape[1], len(fractions)
     counts = torch.from_numpy(
         np.concatenate([np.rint(fractions * length), np.ceil(np.array(PARTS) * length)]).astype(int)
     )
-    without = ask(_forms(ids, ranks, counts, blank, gone=True)).numpy()
-    alone = ask(_forms(ids, ranks, counts, blank, gone=False)).numpy()
+    first = torch.zeros(len(ranks), len(counts), len(entered), dtype=torch.bool)
+    first[..., entered] = ranks[:, None] < counts[:, None]
+    without = ask(first).numpy()
+    alone = ask(~first & entered).numpy()
     return {
         "deletion": without[:, :points],
         "insertion": alone[:, :points],
@@ -141,11 +145,3 @@ def _ranks(weights: np.ndarray, absolute: bool) -> Tensor:
     sizes = np.abs(weights) if absolute else weights
     order = np.argsort(-sizes, kind="stable")
     return torch.from_numpy(np.argsort(order, kind="stable"))
-
-
-def _forms(ids: Tensor, ranks: Tensor, counts: Tensor, blank: int, gone: bool) -> Tensor:
-    """Texts with their first `counts` tokens blank (`gone`), or all others blank: [text, count, position]."""
-    first = ranks[:, None] < counts[:, None]  # [text, count, position]
-    return torch.stack(
-        [blanked(text, picked if gone else ~picked, blank) for text, picked in zip(ids, first, strict=True)]
-    )

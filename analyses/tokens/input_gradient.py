@@ -1,4 +1,4 @@
-"""Input gradient: how steeply a prediction changes with each input token's word embedding.
+"""Input gradient: how steeply a prediction changes with the vector of each input token.
 
 Simonyan, Vedaldi & Zisserman 2013 (arXiv 1312.6034) for images; the sum over the embedding as in Abnar & Zuidema 2020
 (arXiv 2005.00928). One forward and one backward pass.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize
+from headwater.analyses._inputs.inputs import Inputs
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -20,11 +20,8 @@ from headwater.analyses._measures.measure import (
     Measure,
     PositionSetting,
     WrongSetting,
-    embedded_tokens,
 )
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses._prompts.texts import Texts
-from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -65,17 +62,18 @@ def input_gradient(
     (('batch', 'key'), 'When')
     """
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
-    texts = Texts.of(model, examples, batch_size)
-    found = texts.empty()
-    for batch in texts.batches:
-        value = asked.of(batch)
-        every = torch.arange(len(batch.places))
-        slope = input_slopes(model, embedded_tokens(model, batch.ids), value, batch, every)
-        total = slope.sum(-1).abs()
-        if reduce == "sum" and (total <= ROUNDING * slope.abs().sum(-1)).all() and slope.any():
-            raise AnalysisError(
-                f"{model.name} does not notice a shift of all components of an embedding, so slopes sum to 0; "
-                'use reduce="norm"'
-            )
-        texts.spread(batch, total if reduce == "sum" else slope.norm(dim=-1), found)
-    return texts.by_key(found, "input_gradient")
+    inputs = Inputs.of(model, examples, batch_size)
+    found = inputs.empty()
+    for batch in inputs.batches:
+        entering = inputs.enter(batch)
+        slopes = entering.slopes(asked.of(batch))
+        totals = [slope.sum(-1).abs() for slope in slopes]
+        for slope, total in zip(slopes, totals, strict=True):
+            if reduce == "sum" and (total <= ROUNDING * slope.abs().sum(-1)).all() and slope.any():
+                raise AnalysisError(
+                    f"{model.name} does not notice a shift of all components of an embedding, so slopes sum to 0; "
+                    'use reduce="norm"'
+                )
+        values = totals if reduce == "sum" else [slope.norm(dim=-1) for slope in slopes]
+        inputs.spread(batch, values, found)
+    return inputs.by_key(found, "input_gradient")

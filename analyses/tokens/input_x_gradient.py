@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize
+from headwater.analyses._inputs.inputs import Inputs
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -19,11 +19,8 @@ from headwater.analyses._measures.measure import (
     Measure,
     PositionSetting,
     WrongSetting,
-    embedded_tokens,
 )
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses._prompts.texts import Texts
-from headwater.analyses.tokens._gradients import input_slopes
 from headwater.lens.model import HookedModel
 
 
@@ -59,12 +56,14 @@ def input_x_gradient(
     (('batch', 'key'), True)
     """
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
-    texts = Texts.of(model, examples, batch_size)
-    found = texts.empty()
-    for batch in texts.batches:
-        value = asked.of(batch)
-        embedded = embedded_tokens(model, batch.ids)
-        slope = input_slopes(model, embedded, value, batch, torch.arange(len(batch.places)))
-        share = (slope * embedded.double()).sum(-1)
-        texts.spread(batch, share if signed else share.abs(), found)
-    return texts.by_key(found, "input_x_gradient")
+    inputs = Inputs.of(model, examples, batch_size)
+    found = inputs.empty()
+    for batch in inputs.batches:
+        entering = inputs.enter(batch)
+        slopes = entering.slopes(asked.of(batch))
+        shares = [
+            (slope * each.double()).sum(-1) for slope, each in zip(slopes, entering.vectors, strict=True)
+        ]
+        values = shares if signed else [share.abs() for share in shares]
+        inputs.spread(batch, values, found)
+    return inputs.by_key(found, "input_x_gradient")

@@ -7,7 +7,7 @@ fits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._measures.blanks import BlankSetting, blank_id
+from headwater.analyses._inputs.blanks import Blanks
+from headwater.analyses._inputs.inputs import Entering, Inputs, Value
+from headwater.analyses._measures.blanks import BlankSetting
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -25,12 +27,8 @@ from headwater.analyses._measures.measure import (
     Measure,
     PositionSetting,
     WrongSetting,
-    embedded_tokens,
-    run_embedded,
 )
-from headwater.analyses._prompts.examples import Batch, Examples
-from headwater.analyses._prompts.texts import Texts
-from headwater.analyses.tokens._gradients import input_slopes
+from headwater.analyses._prompts.examples import Examples
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
@@ -79,58 +77,65 @@ def integrated_gradients(
     ('to', True)
     """
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
-    texts = Texts.of(model, examples, batch_size)
-    found = texts.empty()
-    gaps, taken = np.full(len(found), np.nan), np.zeros(len(found), dtype=int)
-    for batch in texts.batches:
+    inputs = Inputs.of(model, examples, batch_size)
+    found = inputs.empty()
+    blanks = Blanks.of(inputs, blank) if baseline == "blank" else None
+    gaps, taken = np.full(len(found[0]), np.nan), np.zeros(len(found[0]), dtype=int)
+    for batch in inputs.batches:
         value = asked.of(batch)
-        embedded = embedded_tokens(model, batch.ids)
-        start = _start(model, batch, embedded, baseline, blank)
-        shares = torch.zeros(batch.ids.shape, dtype=torch.float64)
+        at = inputs.enter(batch)
+        start = _start(at, baseline, blanks)
+        shares = [torch.zeros(each.shape[:2], dtype=torch.float64) for each in at.vectors]
         for text, place in enumerate(batch.places):
-            path = _Path(model, value, batch, text, start[text], embedded[text], batch_size)
-            shares[text], gaps[place], taken[place] = path.shares(steps, tolerance, place)
-        texts.spread(batch, shares, found)
-    result = texts.by_key(found, "integrated_gradients")
+            path = _Path(at, value, text, start, batch_size)
+            mine, gaps[place], taken[place] = path.shares(steps, tolerance, place)
+            for side, each in zip(shares, mine, strict=True):
+                side[text] = each
+        inputs.spread(batch, shares, found)
+    result = inputs.by_key(found, "integrated_gradients")
     return result.assign_coords(gap=("batch", gaps), steps=("batch", taken))
 
 
-def _start(
-    model: HookedModel, batch: Batch, embedded: Tensor, baseline: Baseline, blank: str | None
-) -> Tensor:
-    """Embeddings of the baseline, in the shape of the batch's."""
+def _start(at: Entering, baseline: Baseline, blanks: Blanks | None) -> list[Tensor]:
+    """The vectors of the baseline, in the shapes of the batch's."""
+    if blanks is not None:
+        return blanks.vectors(at)
     if baseline == "zero":
-        return torch.zeros_like(embedded)
-    if baseline == "blank":
-        return embedded_tokens(model, torch.full_like(batch.ids, blank_id(model, blank)))
-    every = embedded_tokens(model, torch.arange(model.vocab)[None])[0]
-    return every.double().mean(0).to(embedded).expand_as(embedded)
+        return [torch.zeros_like(each) for each in at.vectors]
+    return [
+        (each.double().mean(1, keepdim=True) if table is None else table.double().mean(0))
+        .to(each)
+        .expand_as(each)
+        for table, each in zip([each.table for each in at.where], at.vectors, strict=True)
+    ]
 
 
 class _Path:
     """The straight line from the baseline to one text."""
 
-    def __init__(
-        self, model: HookedModel, value: Callable[[Tensor, Tensor], Tensor], batch: Batch, text: int, start: Tensor,
-        end: Tensor, size: int,
-    ) -> None:  # fmt: skip
-        self.model, self.value, self.batch, self.text = model, value, batch, text
-        self.start, self.size = start, size
-        self.way = end - start
-        ends = torch.stack([start, end])
+    def __init__(self, at: Entering, value: Value, text: int, start: Sequence[Tensor], size: int) -> None:
+        self.at, self.value, self.text, self.size = at, value, text, size
+        self.start = [each[text] for each in start]
+        self.way = [each[text] - first for each, first in zip(at.vectors, self.start, strict=True)]
         both = torch.tensor([text, text])
-        found = value(run_embedded(model, ends, batch.rows(both)), both)
+        found = value(at.outputs(both, self._forms(torch.tensor([0.0, 1.0]))), both)
         first, last = found.double().tolist()
         # equal rows of a batch may be rounded differently
-        self.change = last - first if self.way.any() else 0.0
+        self.change = last - first if any(way.any() for way in self.way) else 0.0
         self.noise = max(1e-6, ROUNDING * torch.finfo(found.dtype).eps * max(abs(first), abs(last)))
 
-    def shares(self, steps: int, tolerance: float, place: int) -> tuple[Tensor, float, int]:
-        """Shares [position] that add up, the remaining gap, and the number of points."""
+    def _forms(self, t: Tensor) -> list[Tensor]:
+        """Points of the path, [point, position, feature] of each side."""
+        return [
+            first + t.to(way)[:, None, None] * way for first, way in zip(self.start, self.way, strict=True)
+        ]
+
+    def shares(self, steps: int, tolerance: float, place: int) -> tuple[list[Tensor], float, int]:
+        """Shares [position] of each side that add up, the remaining gap, and the number of points."""
         while True:
             found = self._sum(steps)
-            gap = self.change - float(found.sum())
-            size = float(found.abs().sum())
+            gap = self.change - sum(float(each.sum()) for each in found)
+            size = sum(float(each.abs().sum()) for each in found)
             # a gap within the rounding of the model's own numbers is accepted
             if abs(gap) <= max(tolerance * size, self.noise):
                 return found, gap, steps
@@ -142,14 +147,13 @@ class _Path:
                 )
             steps = min(2 * steps, MOST)
 
-    def _sum(self, steps: int) -> Tensor:
+    def _sum(self, steps: int) -> list[Tensor]:
         points, weights = np.polynomial.legendre.leggauss(steps)
-        total = torch.zeros_like(self.way, dtype=torch.float64)
+        totals = [torch.zeros_like(way, dtype=torch.float64) for way in self.way]
         for i in range(0, steps, self.size):
-            t = torch.from_numpy((points[i : i + self.size] + 1) / 2).to(self.way)
-            forms = self.start + t[:, None, None] * self.way
-            copies = torch.full((len(t),), self.text)
-            slopes = input_slopes(self.model, forms, self.value, self.batch, copies)
-            weight = torch.from_numpy(weights[i : i + self.size] / 2).to(total)
-            total += torch.einsum("n,npd->pd", weight, slopes)
-        return (total * self.way.double()).sum(-1).cpu()
+            forms = self._forms(torch.from_numpy((points[i : i + self.size] + 1) / 2))
+            copies = torch.full((len(forms[0]),), self.text)
+            weight = torch.from_numpy(weights[i : i + self.size] / 2)
+            for total, slopes in zip(totals, self.at.slopes(self.value, copies, forms), strict=True):
+                total += torch.einsum("n,npd->pd", weight.to(total), slopes)
+        return [(total * way.double()).sum(-1).cpu() for total, way in zip(totals, self.way, strict=True)]

@@ -1,0 +1,1 @@
+"""Input tokens as the vectors with which they enter a model, and blanks in their place."""

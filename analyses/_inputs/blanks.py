@@ -1,0 +1,150 @@
+"""Input tokens with a blank in their place, and the scores of the rows that hold such blanks.
+
+A word becomes the blank token. A patch of a picture, or a position of sound, becomes what the same picture or sound
+gives there when it holds nothing but its own mean: of each channel over all pixels, or of each feature over time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater.analyses._inputs.entrances import Change, Entrance, entering, run_from
+from headwater.analyses._inputs.inputs import Entering, Inputs, Value
+from headwater.analyses._measures.blanks import blank_id
+from headwater.analyses._prompts.examples import Batch
+from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
+from headwater.lens.models.axes import TEXTS
+from headwater.lens.models.signature import FLOATS, markers
+from headwater.lens.naming.tokens import Tokens
+
+MEANS = "the mean of each picture or sound"
+
+
+@dataclass(frozen=True, eq=False)
+class Blanks:
+    """The blanks of all sides: `filler` is the token for words, None where no side has words."""
+
+    inputs: Inputs
+    filler: int | None
+
+    @classmethod
+    def of(cls, inputs: Inputs, blank: str | None) -> Blanks:
+        """The blank as named, else the model's own. AnalysisError for a token where nothing is a word."""
+        model = inputs.model
+        if any(_has_words(side) for side in inputs.sides):
+            return cls(inputs, blank_id(model, blank))
+        if blank is not None:
+            raise AnalysisError(
+                f"blank={blank!r} names a token, and {model.name} reads no words here: patches and frames become "
+                f"{MEANS}; leave it out"
+            )
+        return cls(inputs, None)
+
+    @property
+    def told(self) -> int | str:
+        """For the attributes of a result."""
+        return MEANS if self.filler is None else self.filler
+
+    def vectors(self, at: Entering) -> list[Tensor]:
+        """The vectors of a batch of which every token is a blank."""
+        every = [torch.ones(len(at.batch.places), len(each.places), dtype=torch.bool) for each in at.where]
+        given = _at_their_means(self._words(at.batch, torch.arange(len(at.batch.places)), every))
+        return entering(self.inputs.model, given, at.where)
+
+    def scores(self, batch: Batch, value: Value, gone: Tensor, size: int) -> Tensor:
+        """The score of each form of the texts of a batch, float64 [text, form]; `gone` [text, form, key] are blanks."""
+        count, each, _ = gone.shape
+        forms = gone.flatten(0, 1)
+        texts = torch.arange(count).repeat_interleave(each)
+        where = self.inputs.entrances(batch)
+        media = [
+            not _has_words(side) or place.before for side, place in zip(self.inputs.sides, where, strict=True)
+        ]
+        means: list[Tensor] = []
+        if any(media):
+            kept = [place for place, other in zip(where, media, strict=True) if other]
+            means = entering(self.inputs.model, _at_their_means(batch.ids), kept)
+        found = []
+        for i in range(0, len(forms), size):
+            some = texts[i : i + size]
+            parts = list(forms[i : i + size].split([len(place.places) for place in where], 1))
+            found.append(value(self._run(batch, some, parts, where, media, means), some).double().cpu())
+        return torch.cat(found).view(count, each)
+
+    def _run(
+        self, batch: Batch, texts: Tensor, gone: list[Tensor], where: list[Entrance], media: list[bool],
+        means: list[Tensor],
+    ) -> Tensor:  # fmt: skip
+        """The outputs of rows: words are replaced as ids, what is no word at its entrance."""
+        given = self._words(batch, texts, gone)
+        kept, changes = [], []
+        for side, place, mask, other in zip(self.inputs.sides, where, gone, media, strict=True):
+            if other:
+                mask = (
+                    mask & ~_words_in(side, _ids(side, given)).to(mask.device) if _has_words(side) else mask
+                )
+                mine, blank = mask[:, place.places], means[len(kept)][texts]
+                kept.append(place)
+                changes.append(_putting(mine, blank))
+        return run_from(self.inputs.model, given, kept, changes)
+
+    def _words(self, batch: Batch, texts: Tensor, gone: list[Tensor]) -> Tensor:
+        """Rows of a batch with the blank token in the place of words that are gone."""
+        given = batch.rows(texts)
+        for side, mask in zip(self.inputs.sides, gone, strict=True):
+            if not _has_words(side):
+                continue
+            assert self.filler is not None
+            ids = _ids(side, given)
+            ids = torch.where(mask.to(ids.device) & _words_in(side, ids), self.filler, ids)
+            if side.parts[side.part_name].queries == "encoder":
+                given = _with(given, {"input_ids": ids})
+            else:
+                given = Tokens(ids, given.mask, given.more) if isinstance(given, Tokens) else ids
+        return given
+
+
+def _putting(gone: Tensor, blank: Tensor) -> Change:
+    return lambda rows: torch.where(gone.to(rows.device)[..., None], blank.to(rows), rows)
+
+
+def _has_words(side: HookedModel) -> bool:
+    return side.parts[side.part_name].queries in TEXTS
+
+
+def _ids(side: HookedModel, given: Tensor) -> Tensor:
+    """The ids of the words of a side, [row, position]."""
+    encoding = side.parts[side.part_name].queries == "encoder"
+    return given.more["input_ids"] if encoding and isinstance(given, Tokens) else given.as_subclass(Tensor)
+
+
+def _words_in(side: HookedModel, ids: Tensor) -> Tensor:
+    """Which ids are of words, and no places of pictures or sound."""
+    return ~torch.isin(ids, torch.tensor(list(markers(side.hf).values()), dtype=ids.dtype, device=ids.device))
+
+
+def _with(given: Tensor, more: Mapping[str, Tensor]) -> Tokens:
+    assert isinstance(given, Tokens)
+    return Tokens(given.ids, given.mask, {**given.more, **more})
+
+
+def _at_their_means(given: Tensor) -> Tensor:
+    """The same rows with every picture and sound at its own mean."""
+    if not isinstance(given, Tokens):
+        return given
+    return _with(given, {name: _mean(name, found) for name, found in given.more.items() if name in FLOATS})
+
+
+def _mean(name: str, found: Tensor) -> Tensor:
+    """A picture [..., height, width], or sound [row, feature, time], [row, sample] or [row, time, feature], at its
+    mean."""
+    if name == "pixel_values":
+        axes = (-2, -1) if found.dim() > 2 else (0,)
+    else:
+        axes = (1,) if name == "input_values" and found.dim() == 3 else (-1,)
+    return found.mean(axes, keepdim=True).expand_as(found)
