@@ -25,6 +25,19 @@ def logits_of(out: Any) -> Tensor | None:
     return found
 
 
+def own_similarity(out: Any) -> Tensor | None:
+    """The cosine similarity of each text and its own picture (or sound), [row], from the output object of two towers;
+    None if it holds no two embeddings of as many rows."""
+    sides = [
+        x
+        for x in (getattr(out, f"{n}_embeds", None) for n in ("text", "image", "audio"))
+        if isinstance(x, Tensor)
+    ]
+    if len(sides) != 2 or sides[0].shape != sides[1].shape:
+        return None
+    return torch.nn.functional.cosine_similarity(sides[0], sides[1], -1)
+
+
 def is_span(hf: Any, labels: tuple[str, ...]) -> bool:
     """Whether the classes are the start and the end of an answer, whose probabilities are shared by the positions."""
     return labels == SPAN and tuple((getattr(hf.config, "id2label", None) or {}).values()) != SPAN

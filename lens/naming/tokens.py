@@ -18,15 +18,20 @@ class Tokens(Tensor):
 
     A subclass of Tensor, so that other libraries can use it. The result of any computation with it is a plain tensor
     without a mask; `ids` is the plain tensor itself. `more` holds the model's other inputs under transformers' names.
+    `labels` says what is right for each example: class ids [batch], or token ids [batch, position] with -100 where
+    nothing is asked; None where nobody said.
     """
 
     mask: Tensor
     more: Mapping[str, Tensor]
+    labels: Tensor | None
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def __new__(cls, ids: Tensor, mask: Tensor, more: Mapping[str, Tensor] | None = None) -> Tokens:
+    def __new__(
+        cls, ids: Tensor, mask: Tensor, more: Mapping[str, Tensor] | None = None, labels: Tensor | None = None
+    ) -> Tokens:
         found = ids.as_subclass(cls)
-        found.mask, found.more = mask, {} if more is None else more
+        found.mask, found.more, found.labels = mask, {} if more is None else more, labels
         return found
 
     @property
@@ -36,13 +41,19 @@ class Tokens(Tensor):
     def rows(self, which: Any, ids: Tensor | None = None) -> Tokens:
         """Some rows with their further inputs; `ids`, as many, stand in the place of theirs."""
         more = {name: given[which] for name, given in self.more.items()}
-        return Tokens(self.ids[which] if ids is None else ids, self.mask[which], more)
+        labels = None if self.labels is None else self.labels[which]
+        return Tokens(self.ids[which] if ids is None else ids, self.mask[which], more, labels)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return Tokens, (self.ids, self.mask, self.more)
+        return Tokens, (self.ids, self.mask, self.more, self.labels)
 
     def __deepcopy__(self, memo: Any) -> Tokens:
-        return Tokens(self.ids.clone(), self.mask.clone(), copy.deepcopy(self.more, memo))
+        return Tokens(
+            self.ids.clone(),
+            self.mask.clone(),
+            copy.deepcopy(self.more, memo),
+            copy.deepcopy(self.labels, memo),
+        )
 
 
 def to_tokens(
