@@ -199,7 +199,11 @@ def _mixing(
     x = whole.given.double()
     last = next((norm for norm in norms if _same(norm.output, whole.output)), None)
     behind = next((norm for norm in norms if _same(norm.given, attention.output)), None)
-    if last is not None:  # a block that ends in a norm has one behind its attention too
+    if model.parts[
+        model.part_name
+    ].crosses:  # what queries hold themselves is no key, so no residual takes part
+        attended, mixed = attention.output, attention.output
+    elif last is not None:  # a block that ends in a norm has one behind its attention too
         first, second = Norm.of(norms[0].module, norms[0].given), Norm.of(last.module, last.given)
         attended, mixed = norms[0].given.double() - x, norms[0].output
     elif behind is not None:

@@ -26,7 +26,6 @@ from headwater.lens.attention import context
 from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models import blocks as anatomy
 from headwater.lens.progress import progress
 from headwater.lens.running.watching import Call, Heads, watching
 
@@ -99,7 +98,9 @@ class _Without(ActiveEdit):
 
 def _block_calls(model: HookedModel, batch: Batch, layers: list[int]) -> tuple[dict[int, Call], Heads]:
     """The call of each layer's block on one text, checked to be repeatable, and what its heads did."""
-    blocks = {layer: anatomy.block(model, layer).module for layer in layers}
+    blocks = {
+        block.layer: model.hf.get_submodule(block.path) for block in model.stack if block.layer in layers
+    }
     heads = Heads(model)
     with watching(blocks.values()) as calls, context.listening(heads):
         model.embeddings(batch.ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention.module_hooks import first_output, hidden_states, on, with_hidden_states
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
+
+CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")  # arguments of blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +33,21 @@ class Call:
         return hidden_states(self.args, self.kwargs).detach()
 
     def again(self, states: Tensor) -> Tensor:
-        """The output of the module for other hidden states and otherwise the same arguments."""
-        args, kwargs = with_hidden_states(self.args, self.kwargs, states)
+        """The output of the module for other hidden states and otherwise the same arguments.
+
+        Of one row it takes many variants at once; other states [1, position, feature], such as an encoder's, go along.
+        Keys and values that the first run left in a cache are no argument of another run.
+        """
+        along = partial(_along, row=self.given, count=len(states))
+        args, kwargs = with_hidden_states(tuple(map(along, self.args)), self.kwargs, states)
+        kwargs = {name: None if name in CACHES else along(value) for name, value in kwargs.items()}
         return first_output(self.module(*args, **kwargs))
+
+
+def _along(value: Any, row: Tensor, count: int) -> Any:
+    """States of one row for `count` variants of it."""
+    states = isinstance(value, Tensor) and value.dim() == 3 and len(value) == len(row) == 1
+    return value.expand(count, -1, -1) if states else value
 
 
 class Heads:
