@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 from headwater.lens.errors import AnalysisError
+from headwater.lens.naming.grids import PLACES, places
 
 Positions = Sequence[int] | int | Literal["all"]
 
 
 class Labelled(Protocol):
-    """A padded batch of texts, such as a record: tokens as text, and the mask of real tokens [batch, position]."""
+    """A padded batch of texts, such as a record: tokens as text, and the mask of real tokens [batch, position].
+
+    Those whose tokens may be patches have `grids` too, the pictures of each row.
+    """
 
     @property
     def strings(self) -> list[list[str]]: ...
@@ -78,6 +82,8 @@ def position_coordinates(
     if key_columns is None:
         key_columns = torch.arange(key_texts.valid.shape[1]).expand(len(columns), -1)
     return {
+        **_places(texts, "query", columns),
+        **_places(key_texts, "key", key_columns),
         "batch": np.arange(len(columns)),
         "query": _named(positions, columns),
         "key": _named(keys, key_columns),
@@ -85,6 +91,19 @@ def position_coordinates(
         "query_token": (("batch", "query"), np.take_along_axis(tokens, columns.numpy(), 1).astype(str)),
         "key_token": (("batch", "key"), np.take_along_axis(seen, key_columns.numpy(), 1).astype(str)),
     }
+
+
+def _places(texts: Labelled, axis: str, columns: Tensor) -> dict[str, Any]:
+    """Image, frame, row and column of each token, where some are patches; -1 for a token that is none."""
+    grids = getattr(texts, "grids", ())
+    if not any(grids):
+        return {}
+    batch, count = texts.valid.shape
+    found = places(grids, batch, count).gather(1, columns[..., None].expand(-1, -1, len(PLACES))).numpy()
+    kept = [
+        n for n, name in enumerate(PLACES) if name in ("row", "column") or found[..., n].max(initial=0) > 0
+    ]
+    return {f"{axis}_{PLACES[n]}": (("batch", axis), found[..., n]) for n in kept}
 
 
 def _named(positions: Positions, columns: Tensor) -> Any:

@@ -18,18 +18,21 @@ from headwater.analyses._prompts.examples import Batch, Examples, batches_of
 from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.records.plan import strings_of
+from headwater.lens.naming.grids import Grids
+from headwater.lens.records.labels import labels
 
 Pull = Callable[[Tensor], Tensor]  # rows [text, asked, token] over a layer's outputs → over its inputs
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """`valid` bool [batch, position], `strings` the tokens as text, `batches` the texts in groups of equal length."""
+    """`valid` bool [batch, position], `strings` the tokens as text, `batches` the texts in groups of equal length,
+    `grids` the pictures whose patches the tokens are."""
 
     valid: Tensor
     strings: list[list[str]]
     batches: list[Batch]
+    grids: Grids = ()
 
     @classmethod
     def of(
@@ -56,7 +59,8 @@ class Texts:
         if longest is not None and found > longest:
             raise AnalysisError(f"a text has {found} tokens and this takes {longest} at most; shorten it")
         part = model.parts[model.part_name]
-        return cls(tokens.mask.cpu(), strings_of(model, part.queries, part, tokens, tokens.ids), batches)
+        told = labels(model, part, part.queries, tokens, tokens)
+        return cls(tokens.mask.cpu(), told.strings, batches, told.grids)
 
     def empty(self, *shape: int) -> Tensor:
         """NaN [batch, *shape, position] in float64, to be filled by `spread`."""

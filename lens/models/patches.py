@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from headwater.lens.naming.grids import Grid
+
 # parameters of image towers that are tokens of their own, with the names of these tokens
 SPECIAL = {
     "cls_token": "CLS", "class_token": "CLS", "class_embedding": "CLS", "distillation_token": "DIST",
@@ -20,7 +22,8 @@ class Patches:
     """How an image becomes tokens: `prefix` tokens, then the patches, row by row, then `suffix` tokens.
 
     `size` and `image` are (height, width) in pixels, of a patch and of the image size in the config. `special` are the
-    names of the tokens that are no patches: class token, registers, detection tokens.
+    names of the tokens that are no patches: class token, registers, detection tokens. `depth` is the number of frames
+    that a patch of a video spans; 0 where the tower reads pictures.
     """
 
     size: tuple[int, int]
@@ -28,6 +31,7 @@ class Patches:
     prefix: int
     suffix: int = 0
     special: tuple[str, ...] = ()
+    depth: int = 0
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -38,20 +42,24 @@ class Patches:
         """(rows, columns) of patches in images [..., channel, height, width]."""
         return pixels.shape[-2] // self.size[0], pixels.shape[-1] // self.size[1]
 
+    def place(self, pixels: Tensor) -> Grid:
+        """Where the patches of one of these images stand, or of a video [..., frame, channel, height, width]."""
+        rows, columns = self.grid_of(pixels)
+        frames = pixels.shape[-4] // self.depth if self.depth else 1
+        return Grid(self.prefix, frames, rows, columns, columns)
+
     def count(self, pixels: Tensor) -> int:
         """How many tokens one of these images becomes."""
-        rows, columns = self.grid_of(pixels)
-        return self.prefix + rows * columns + self.suffix
+        return self.place(pixels).end + self.suffix
 
     def are_patches(self, count: int) -> Bool[Tensor, " position"]:
         """Which of `count` tokens are patches."""
         place = torch.arange(count)
         return (place >= self.prefix) & (place < count - self.suffix)
 
-    def names(self, columns: int, count: int) -> list[str]:
-        """ "[CLS]", "[REG1]" … for tokens that are no patches, "row,column" for the patches."""
-        patches = [f"{i // columns},{i % columns}" for i in range(count - self.prefix - self.suffix)]
-        return [*self.special[: self.prefix], *patches, *self.special[self.prefix :]]
+    def names(self, grid: Grid) -> list[str]:
+        """ "[CLS]", "[REG1]" … for tokens that are no patches, "row,column" for the patches of `grid`."""
+        return [*self.special[: self.prefix], *grid.names(), *self.special[self.prefix :]]
 
 
 def special_names(tower: nn.Module, prefix: int, suffix: int) -> tuple[str, ...]:

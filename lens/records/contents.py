@@ -11,14 +11,17 @@ from torch import Tensor
 
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.mixers.effective_map import EffectiveMap
+from headwater.lens.naming.grids import Grids
 
 
 class Axis(NamedTuple):
-    """Token ids int64, which of them are real (bool), both [batch, position], and their text by row."""
+    """Token ids int64, which of them are real (bool), both [batch, position], their text by row, and the pictures
+    whose patches they are, by row."""
 
     tokens: Int[Tensor, "batch position"]
     valid: Bool[Tensor, "batch position"]
     strings: list[list[str]]
+    grids: Grids = ()
 
     def __repr__(self) -> str:
         batch, length = self.tokens.shape
@@ -34,7 +37,7 @@ class Contents:
     means: the same tokens as the queries. `parts` are the records of the other parts of a model: "encoder" and "cross"
     beside a decoder, "vision" beside a text. `residuals` are the stream entering each layer, and "final" after the
     last; at padding they hold whatever the model computed there. `effective` are the exact maps of layers without
-    softmax attention, by layer, where they were kept.
+    softmax attention, by layer, where they were kept. `grids` say which tokens are patches, and where on their picture.
     """
 
     tokens: Int[Tensor, "batch position"]
@@ -52,8 +55,14 @@ class Contents:
     parts: Mapping[str, Contents] = field(default_factory=dict)
     residuals: Mapping[int | str, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
     effective: Mapping[int, EffectiveMap] = field(default_factory=dict)
+    grids: Grids = ()
+
+    @property
+    def query_axis(self) -> Axis:
+        """The tokens that look."""
+        return Axis(self.tokens, self.valid, self.strings, self.grids)
 
     @property
     def key_axis(self) -> Axis:
         """The tokens that are looked at: `keys` in cross-attention, else the record's own tokens."""
-        return Axis(self.tokens, self.valid, self.strings) if self.keys is None else self.keys
+        return self.query_axis if self.keys is None else self.keys

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
-from headwater.lens.records.contents import Axis, Contents
+from headwater.lens.records.contents import Contents
 from headwater.lens.records.stacked import Stacked
 
 WHOLE = ("argmax", "visible")  # statistics that are int64
@@ -40,13 +40,15 @@ def misfit(
 
 def refuse_misfit(record: Contents) -> None:
     """ValueError where the labels, maps, statistics, groups or streams of a record are not of one length."""
-    axes = {"queries": Axis(record.tokens, record.valid, record.strings), "keys": record.key_axis}
+    axes = {"queries": record.query_axis, "keys": record.key_axis}
     for name, axis in axes.items():
         batch, length = axis.tokens.shape
         if axis.valid.shape != axis.tokens.shape:
             raise ValueError(f"{name}: {batch} × {length} tokens, {list(axis.valid.shape)} marks of padding")
         if [len(row) for row in axis.strings] != [length] * batch:
             raise ValueError(f"{name}: {batch} × {length} tokens and another number of labels")
+        if len(axis.grids) not in (0, batch) or any(g.end > length for row in axis.grids for g in row):
+            raise ValueError(f"{name}: pictures that do not fit {batch} × {length} tokens")
     (batch, queries), keys = record.tokens.shape, record.key_axis.tokens.shape[1]
     if len(record.key_axis.tokens) != batch:
         raise ValueError(f"{batch} rows of queries and {len(record.key_axis.tokens)} of keys")

@@ -133,7 +133,7 @@ def header_size(recorders: Mapping[str, Recorder]) -> int:
         size += len(recorder.layers) * (
             ENTRY * (tensors + 4 * edits) + LAYER * (1 + edits) * recorder.keeps_maps
         )
-        size += ENTRY * (4 + len(recorder.groups))
+        size += ENTRY * (6 + len(recorder.groups))
         size += (9 * ENTRY + LAYER) * len(recorder.source.mixers) * recorder.keeps_mixers
         size += sum(
             len(json.dumps(edit.to_dict(), default=str)) for edit in context.user_edits(recorder.model)

@@ -23,6 +23,7 @@ from headwater.lens.naming.heads import Layers, chosen_layers
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records.contents import Axis
 from headwater.lens.records.fit import refuse_misfit
+from headwater.lens.records.labels import labels
 from headwater.lens.records.record import DEFAULT_STATISTICS, Record
 from headwater.lens.records.recorder import Recorder, key_positions
 
@@ -117,13 +118,13 @@ def finish(model: Opened, found: Tokens, made: Mapping[str, Recorder]) -> Record
             continue
         part = model.parts[name]
         record = recorder.finish()
-        strings = strings_of(model, part.queries, part, found, record.tokens)
+        told = labels(model, part, part.queries, found, recorder.tokens)
         keys = None
         if part.crosses:
             ids, mask = recorder.keys.ids, recorder.keys.mask
-            keys = Axis(ids.cpu(), mask.cpu(), strings_of(model, part.keys, part, found, ids))
-        about = _about(model, part, found, record.tokens.shape[1])
-        records[name] = replace(record, strings=strings, keys=keys, provenance=record.provenance | about)
+            keys = Axis(ids.cpu(), mask.cpu(), *labels(model, part, part.keys, found, recorder.keys))
+        about = record.provenance | _about(model, part, found)
+        records[name] = replace(record, strings=told.strings, grids=told.grids, keys=keys, provenance=about)
         try:
             refuse_misfit(records[name])
         except ValueError as error:
@@ -132,38 +133,11 @@ def finish(model: Opened, found: Tokens, made: Mapping[str, Recorder]) -> Record
     return replace(main, parts=records) if records else main
 
 
-def _about(model: Opened, part: Part, found: Tokens, count: int) -> dict[str, Any]:
-    """What the provenance of a record of `count` positions says about its part: name and patch grid."""
-    about: dict[str, Any] = {"part": part.name} if len(model.parts) > 1 or part.queries != "text" else {}
+def _about(model: Opened, part: Part, found: Tokens) -> dict[str, Any]:
+    """What the provenance of a record says about its part: its name, the names of its axes, and its first token."""
+    about: dict[str, Any] = {}
+    if len(model.parts) > 1 or part.queries != "text":
+        about = {"part": part.name, "axes": [part.queries, part.keys]}
     text = axis(part, part.queries, found) if part.queries in TEXTS else None
     about["first_token"] = "" if text is None else first_token(model, text)
-    pixels = found.more.get("pixel_values")
-    patches = part.patches if part.queries == "image" else model.patches
-    if pixels is None or patches is None:
-        return about
-    rows, columns = patches.grid_of(pixels)
-    if part.queries == "image" and count == patches.count(pixels):
-        about |= {
-            "patch_grid": [rows, columns],
-            "prefix_tokens": patches.prefix,
-            "suffix_tokens": patches.suffix,
-        }
-    elif (
-        part.queries == "text"
-        and model.image_token is not None
-        and int((found.ids == model.image_token).sum()) == len(pixels) * rows * columns
-    ):
-        about |= {"patch_grid": [rows, columns]}
     return about
-
-
-def strings_of(model: Opened, side: str, part: Part, found: Tokens, ids: Tensor) -> list[list[str]]:
-    """The tokens of one axis as text: patches as "row,column", other inputs by number."""
-    count, pixels = ids.shape[1], found.more.get("pixel_values")
-    patches = model.patches if part.patches is None else part.patches
-    if side == "image" and patches is not None and pixels is not None and count == patches.count(pixels):
-        return [patches.names(patches.grid_of(pixels)[1], count)] * len(ids)
-    if side not in TEXTS:
-        mark = "query " if side == "query" else "#"
-        return [[f"{mark}{i}" for i in range(count)]] * len(ids)
-    return [model.to_strings(row) for row in ids]

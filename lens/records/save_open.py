@@ -1,7 +1,8 @@
 """Save and open records: one safetensors file with JSON metadata in its header.
 
-Tensors: `tokens`, `valid`, `strings` (JSON as bytes), `statistic.NAME.LAYER`, `map.LAYER.q|k|lse|rule…`, `value.LAYER`,
-`residual.LAYER`, `mixer.LAYER…`, `group.N`, and padding `pad.N`. Names of the model's other parts begin with `part.N.`.
+Tensors: `tokens`, `valid`, `strings` (JSON as bytes), `grids` (rows of a batch row and a `Grid`), `group.N`,
+`statistic.NAME.LAYER`, `map.LAYER.q|k|lse|rule…`, `value.LAYER`, `residual.LAYER`, `mixer.LAYER…`, and padding
+`pad.N`. Names of the model's other parts begin with `part.N.`.
 A record can be written while the model runs, layer by layer. A file may come from a stranger: opening it executes
 nothing, checks every name, dtype and shape, and raises RecordError for anything unexpected.
 """
@@ -23,6 +24,7 @@ from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import RecordError
 from headwater.lens.files import parse_json
+from headwater.lens.naming.grids import Grid, Grids
 from headwater.lens.records.contents import Axis, Contents
 from headwater.lens.records.fit import refuse_misfit
 from headwater.lens.records.open_file import OpenFile, watched
@@ -68,12 +70,15 @@ class RecordWriter:
 
     def about(self, record: Contents) -> dict[str, Any]:
         """Write the rest of the record and return its part of the header."""
-        for name, axis in (("", Axis(record.tokens, record.valid, record.strings)), ("key.", record.keys)):
+        for name, axis in (("", record.query_axis), ("key.", record.keys)):
             if axis is not None:
                 self._add(f"{name}tokens", axis.tokens)
                 self._add(f"{name}valid", axis.valid)
                 text = bytearray(json.dumps(axis.strings, separators=(",", ":")).encode())
                 self._add(f"{name}strings", torch.frombuffer(text, dtype=torch.uint8))
+                pictures = [[row, *grid] for row, grids in enumerate(axis.grids) for grid in grids]
+                if pictures:
+                    self._add(f"{name}grids", torch.tensor(pictures))
         for i, group in enumerate(record.groups.values()):
             self._add(f"group.{i}", group)
         effective = {
@@ -181,8 +186,12 @@ def _record(
     def take(name: str) -> Tensor:
         return left.pop(prefix + name)
 
-    axis = _axis(take, "")
-    keys = _axis(take, "key.") if header["keys"] else None
+    def axis_of(name: str) -> Axis:
+        tokens, valid, text = (take(f"{name}{each}") for each in ("tokens", "valid", "strings"))
+        return _axis(tokens, valid, text, left.pop(f"{prefix}{name}grids", None))
+
+    axis = axis_of("")
+    keys = axis_of("key.") if header["keys"] else None
     layers, heads = [int(n) for n in header["layers"]], int(header["n_heads"])
     if not layers or len(set(layers)) != len(layers) or len(layers) > LIMITS["layers"]:
         raise ValueError(f"layers {str(layers)[:60]}")
@@ -214,17 +223,35 @@ def _record(
     if unknown:
         raise ValueError(f"unknown tensor {unknown[0][:60]!r}")
     found = kind(
-        *axis, layers, heads, bool(header["causal"]), Stacked(statistics, file), watched(maps, file),
+        *axis[:3], layers, heads, bool(header["causal"]), Stacked(statistics, file), watched(maps, file),
         watched(values, file), groups, dict(header["provenance"]), keys=keys, parts=parts,
-        residuals=watched(residuals, file), effective=watched(effective, file),
+        residuals=watched(residuals, file), effective=watched(effective, file), grids=axis.grids,
     )  # fmt: skip
     refuse_misfit(found)
     return found
 
 
-def _axis(take: Any, name: str) -> Axis:
-    tokens, valid, text = take(f"{name}tokens"), take(f"{name}valid"), take(f"{name}strings")
+def _axis(tokens: Tensor, valid: Tensor, text: Tensor, pictures: Tensor | None) -> Axis:
     if tokens.dim() != 2 or tokens.dtype != torch.int64 or valid.dtype != torch.bool:
         raise ValueError(f"tokens {list(tokens.shape)} and valid {list(valid.shape)} do not belong together")
     strings = parse_json(bytes(text.numpy()).decode(), "the token strings", RecordError)
-    return Axis(tokens.clone(), valid.clone(), [[str(word) for word in row] for row in strings])
+    words = [[str(word) for word in row] for row in strings]
+    return Axis(tokens.clone(), valid.clone(), words, _grids(pictures, *tokens.shape))
+
+
+def _grids(pictures: Tensor | None, batch: int, count: int) -> Grids:
+    """The pictures of each row, from rows of a number and a grid."""
+    if pictures is None:
+        return ()
+    if pictures.dtype != torch.int64 or pictures.dim() != 2 or pictures.shape[1] != 1 + len(Grid._fields):
+        raise ValueError(f"pictures as {list(pictures.shape)}")
+    found: list[list[Grid]] = [[] for _ in range(batch)]
+    for row, *numbers in pictures.tolist():
+        grid = Grid(*numbers)
+        small = min(numbers[1:]) > 0 and max(numbers) <= count  # so that no product is large
+        if not (
+            0 <= row < batch and grid.start >= 0 and grid.columns <= grid.step and small and grid.end <= count
+        ):
+            raise ValueError(f"a picture {numbers} in row {row}, of {batch} × {count} tokens")
+        found[row].append(grid)
+    return tuple(map(tuple, found))

@@ -16,6 +16,7 @@ from part_oracle import PartOracle
 import headwater as hw
 from headwater.lens.errors import PromptError, RecordError
 from headwater.lens.loading import zoo
+from headwater.lens.naming.grids import Grid
 
 
 def pair(name):
@@ -52,8 +53,7 @@ def test_an_image_tower_names_its_prefix_and_its_patches():
     assert (model.patches.grid, model.patches.prefix) == ((3, 3), 1)
     record = model.record(pixels, statistics=("mass", "received"), groups=["image", "special"])
     assert record.strings[1] == ["[CLS]", "0,0", "0,1", "0,2", "1,0", "1,1", "1,2", "2,0", "2,1", "2,2"]
-    assert record.provenance["patch_grid"] == [3, 3]
-    assert record.provenance["prefix_tokens"] == 1
+    assert record.grids == ((Grid(1, 1, 3, 3, 3),),) * 2
     mass = record.statistic("mass")
     torch.testing.assert_close(
         torch.from_numpy(mass.sel(group="special").values),
@@ -126,7 +126,7 @@ def test_token_groups_of_a_text_with_an_image():
         found, dense[..., 2:11].sum(-1) + 0 * found, equal_nan=True, atol=1e-5, rtol=1e-4
     )
     assert list(record.part("vision").groups) == ["image", "special"]
-    assert record.provenance["patch_grid"] == [3, 3]
+    assert record.grids == ((Grid(2, 1, 3, 3, 3),),) * 2
     with pytest.raises(RecordError, match="nothing says where the prompt ends"):
         model.record(ids, mask, statistics=("mass",), groups=["generated"], **more)
     with pytest.raises(RecordError, match="no token group 'imgae': did you mean 'image'"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
 from record_files import recorded
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import headwater as hw
 from headwater.lens.errors import RecordError
+from headwater.lens.loading import zoo
 
 
 @pytest.mark.parametrize("name", tiny_models.ALL)
@@ -62,3 +65,18 @@ def test_a_file_is_read_by_safetensors_alone(tmp_path):
     assert tensors["map.1.k"].equal(record.map(1).k)
     assert tensors["value.0"].equal(record.values[0])
     assert tensors["residual.final"].equal(record.residual("final"))
+
+
+def test_pictures_stay_in_a_file_and_are_checked(tmp_path: Path) -> None:
+    record = hw.load(zoo.build("clip")).record(**zoo.inputs("clip"))
+    path = record.save(tmp_path / "clip.safetensors")
+    assert hw.Record.open(path).part("vision").grids == record.part("vision").grids != ()
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    (name,) = (name for name in tensors if name.endswith("grids"))
+    for numbers in ([0, 1, 1, 3, 3, 2], [0, 8, 1, 3, 3, 3], [2, 1, 1, 3, 3, 3], [0, 1, 2**40, 2**40, 1, 1]):
+        wrong = tmp_path / "wrong.safetensors"
+        save_file(tensors | {name: torch.tensor([numbers])}, wrong, about)
+        with pytest.raises(RecordError, match="a picture"):
+            hw.Record.open(wrong)

@@ -1,0 +1,66 @@
+"""`Grid`: where the patches of one picture or video stand on an axis of tokens, and which patch each token is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+PLACES = ("image", "frame", "row", "column")  # what says which patch a token is
+
+
+class Grid(NamedTuple):
+    """A picture whose first patch is token `start`, padding counted. Its patches stand row by row, frame after frame.
+
+    `step` is the number of tokens from the beginning of one row of patches to the next: `columns`, or more where a
+    token ends each row.
+
+    >>> Grid(start=1, frames=1, rows=2, columns=3, step=3).tokens().tolist()
+    [1, 2, 3, 4, 5, 6]
+    """
+
+    start: int
+    frames: int
+    rows: int
+    columns: int
+    step: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(frames, rows, columns)."""
+        return self.frames, self.rows, self.columns
+
+    @property
+    def end(self) -> int:
+        """The token behind the last patch."""
+        return self.start + (self.frames * self.rows - 1) * self.step + self.columns
+
+    def tokens(self) -> Int[Tensor, " patch"]:
+        """The token of each patch, in the order frame, row, column."""
+        rows = torch.arange(self.frames * self.rows) * self.step
+        return (self.start + rows[:, None] + torch.arange(self.columns)).flatten()
+
+    def coordinates(self) -> Int[Tensor, "patch 3"]:
+        """Frame, row and column of each patch, in the order of `tokens`."""
+        return torch.cartesian_prod(*map(torch.arange, self.shape)).view(-1, 3)
+
+    def names(self) -> list[str]:
+        """ "row,column" of each patch, "frame,row,column" in a video."""
+        places = self.coordinates() if self.frames > 1 else self.coordinates()[:, 1:]
+        return [",".join(map(str, place)) for place in places.tolist()]
+
+
+Grids = tuple[tuple[Grid, ...], ...]  # the pictures of each batch row
+
+
+def places(grids: Grids, batch: int, count: int) -> Int[Tensor, "batch position 4"]:
+    """Image, frame, row and column of each of `count` tokens, counted from 0; -1 where a token is no patch."""
+    found = torch.full((batch, count, len(PLACES)), -1)
+    for row, pictures in enumerate(grids):
+        for number, grid in enumerate(pictures):
+            tokens = grid.tokens()
+            found[row, tokens, 0] = number
+            found[row, tokens, 1:] = grid.coordinates()
+    return found

@@ -1,0 +1,153 @@
+"""`labels`: what each token on an axis is called, and which of them are patches of a picture.
+
+Patches are "row,column", or "frame,row,column" in a video. Tokens that a picture takes in a text are
+"<image> row,column" where each is one patch or a square of them, "<image> query 5" where learned queries sum the
+picture up, and "<image> #5" where their places are not known. A text with several pictures counts them from 1:
+"<image 2> 0,3".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import isqrt
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headwater.lens.models.axes import TEXTS
+from headwater.lens.models.opened import Opened
+from headwater.lens.models.parts import Part
+from headwater.lens.models.signature import markers, pair, vision_config
+from headwater.lens.naming.grids import Grid, Grids
+from headwater.lens.naming.tokens import Tokens
+
+RESAMPLER = re.compile(r"resampler|q_?former|perceiver|abstractor", re.IGNORECASE)
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+class Labels(NamedTuple):
+    """`strings` by batch row, and the pictures of each row."""
+
+    strings: list[list[str]]
+    grids: Grids
+
+
+class Picture(NamedTuple):
+    """What one picture is in a text: `count` tokens, of which `before` stand before a grid of `shape` (frames, rows,
+    columns); no shape where the tokens are on no grid."""
+
+    tokens: int
+    shape: tuple[int, int, int] | None = None
+    before: int = 0
+    names: tuple[str, ...] = ()  # of the tokens that are no patches
+
+
+def labels(model: Opened, part: Part, side: str, found: Tokens, on_axis: Tokens) -> Labels:
+    """The labels of the tokens `on_axis`, which stand on the axis `side` of a part, for the inputs `found`."""
+    batch, count = on_axis.ids.shape
+    if side in TEXTS:
+        return _of_text(model, found, on_axis)
+    patches = model.patches if part.patches is None else part.patches
+    pixels = _pixels(found)
+    if side == "image" and patches is not None and pixels is not None and count == patches.count(pixels):
+        grid = patches.place(pixels)
+        return Labels([patches.names(grid)] * batch, ((grid,),) * batch)
+    mark = "query " if side == "query" else "#"
+    return Labels([[f"{mark}{i}" for i in range(count)]] * batch, ((),) * batch)
+
+
+def _pixels(found: Tokens) -> Tensor | None:
+    return next((found.more[name] for name in PIXELS.values() if name in found.more), None)
+
+
+def _of_text(model: Opened, found: Tokens, text: Tokens) -> Labels:
+    strings = [model.to_strings(row) for row in text.ids]
+    known = {kind: token for kind, token in markers(model.hf).items() if kind in PIXELS}
+    places = {kind: ((text.ids == token) & text.mask).cpu() for kind, token in known.items()}
+    coming = {kind: _pictures(model, found, kind, int(there.sum())) for kind, there in places.items()}
+    grids: list[tuple[Grid, ...]] = []
+    for row, words in enumerate(strings):
+        mine = [
+            (kind, picture, columns)
+            for kind, there in places.items()
+            for picture, columns in _taken(coming[kind], there[row].nonzero()[:, 0].tolist())
+        ]
+        mine.sort(key=lambda each: each[2][0])
+        pictures: list[Grid] = []
+        several = {kind: sum(of == kind for of, *_ in mine) > 1 for kind in places}
+        numbers = dict.fromkeys(places, 0)
+        for kind, picture, columns in mine:
+            numbers[kind] += 1
+            mark = f"<{kind} {numbers[kind]}>" if several[kind] else f"<{kind}>"
+            grid = _grid(picture, columns)
+            pictures += [] if grid is None else [grid]
+            for column, name in zip(columns, _names(picture, grid), strict=True):
+                words[column] = f"{mark} {name}"
+        grids.append(tuple(pictures))
+    return Labels(strings, tuple(grids))
+
+
+def _taken(coming: Iterator[Picture], columns: list[int]) -> Iterator[tuple[Picture, list[int]]]:
+    """The pictures of one row, each with its columns."""
+    while columns and (picture := next(coming, None)) is not None:
+        yield picture, columns[: picture.tokens]
+        columns = columns[picture.tokens :]
+
+
+def _grid(picture: Picture, columns: list[int]) -> Grid | None:
+    """Where the patches stand; None where they do not stand row by row at equal steps."""
+    if picture.shape is None or len(columns) < picture.tokens:
+        return None
+    frames, rows, across = picture.shape
+    own = columns[picture.before : picture.before + frames * rows * across]
+    step = own[across] - own[0] if frames * rows > 1 else across
+    grid = Grid(own[0], frames, rows, across, step)
+    return grid if grid.tokens().tolist() == own else None
+
+
+def _names(picture: Picture, grid: Grid | None) -> list[str]:
+    if grid is None:
+        kind = "query " if picture.names == ("query",) else "#"
+        return [f"{kind}{i}" for i in range(picture.tokens)]
+    return [*picture.names[: picture.before], *grid.names(), *picture.names[picture.before :]]
+
+
+def _pictures(model: Opened, found: Tokens, kind: str, tokens: int) -> Iterator[Picture]:
+    """The pictures of a batch in their order, which take this many tokens in all."""
+    sizes, pixels = found.more.get(f"{kind}_grid_thw"), found.more.get(PIXELS[kind])
+    if sizes is not None:
+        merge = int(getattr(vision_config(model.hf), "spatial_merge_size", 1))
+        shapes = [(int(t), int(h) // merge, int(w) // merge) for t, h, w in sizes.tolist()]
+        return iter([Picture(t * h * w, (t, h, w)) for t, h, w in shapes])
+    if pixels is None or pixels.dim() < 4 or kind != "image":
+        return iter(())
+    number = int(torch.tensor(pixels.shape[:-3]).prod())
+    if not tokens or tokens % number:
+        return iter([Picture(tokens)])
+    return iter([_picture(model, pixels, tokens // number)] * number)
+
+
+def _picture(model: Opened, pixels: Tensor, count: int) -> Picture:
+    """A picture that takes `count` tokens: its patches, with or without class token, or squares of patches."""
+    if _resamples(model.hf):
+        return Picture(count, names=("query",))
+    patches, size = model.patches, pair(getattr(vision_config(model.hf), "patch_size", None))
+    if patches is not None:
+        rows, columns = patches.grid_of(pixels)
+    elif size is not None:
+        rows, columns = pixels.shape[-2] // size[0], pixels.shape[-1] // size[1]
+    else:
+        return Picture(count)
+    if patches is not None and count == patches.prefix + rows * columns + patches.suffix:
+        return Picture(count, (1, rows, columns), patches.prefix, tuple(patches.special))
+    side = isqrt(max(rows * columns // count, 1))
+    if side * side * count == rows * columns and rows % side == columns % side == 0:
+        return Picture(count, (1, rows // side, columns // side))
+    return Picture(count)
+
+
+def _resamples(hf: Any) -> bool:
+    """Whether learned queries sum a picture up before it goes into the text."""
+    return any(RESAMPLER.search(type(module).__name__) for module in hf.modules())
