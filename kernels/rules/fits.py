@@ -13,7 +13,8 @@ from torch import Tensor
 
 from headwater.kernels.rules.rule import ScoreRule
 
-# The shapes a tensor field of an edit, its condition or its pattern may have, by the name of the field.
+# The shapes that a tensor field of an edit, its condition, its pattern or its mask may have, by the name of the field.
+# "side" is one of query and key.
 SHAPES = {
     "heads": ("head", "batch|1, head"),
     "queries": ("batch|1, query",),
@@ -26,6 +27,11 @@ SHAPES = {
     "rows": ("batch|1, head|1, query",),
     "ids": ("batch|1, any",),
     "weights": ("batch|1, head|1, any, any",),
+    "starts": ("side, batch|1",),
+    "document": ("any",),
+    "below": ("any, any",),
+    "shown": ("any, any", "batch|1, head|1, any, any"),
+    "chosen": ("batch, head, query, any",),
 }
 
 
@@ -37,7 +43,7 @@ def check_fit(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[
     if q.dim() != 4:
         raise ValueError(f"q must be [batch, head, query, d_head]; got {list(q.shape)}")
     batch, heads, _, width = q.shape
-    sizes = {"batch": batch, "head": heads, "query": rule.mask.queries, "key": rule.mask.keys}
+    sizes = {"batch": batch, "head": heads, "query": rule.mask.queries, "key": rule.mask.keys, "side": 2}
     kv_heads = k.shape[1] if k.dim() == 4 else -1
     known = sizes | {"kv head": kv_heads, "d_head": width}
     _hold("q", q, ("batch, head, query, d_head",), known)
@@ -52,7 +58,7 @@ def check_fit(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[
     _hold("alibi", rule.alibi, ("head",), sizes)
     for name in ("valid_keys", "valid_queries", "documents"):
         _hold(f"mask.{name}", getattr(rule.mask, name), ("batch|1, any",), sizes)
-    for edit in (*rule.edits, *edits):
+    for edit in (rule.mask.extra, *rule.edits, *edits):
         for name, tensor in _tensors(edit):
             if name not in SHAPES:
                 raise TypeError(
@@ -86,12 +92,12 @@ def _number(axis: str, sizes: Mapping[str, int]) -> str:
 
 
 def _tensors(edit: object) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an edit by the name of their field, those of its condition and its pattern too."""
+    """The tensors of an edit by the name of their field, those of its condition, pattern and mask too."""
     if not is_dataclass(edit):
         return
     for field in fields(edit):
         value = getattr(edit, field.name)
         if isinstance(value, Tensor):
             yield field.name, value
-        elif field.name in ("condition", "pattern"):
+        elif field.name in ("condition", "pattern", "visible"):
             yield from _tensors(value)

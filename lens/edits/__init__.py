@@ -13,11 +13,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from headwater.lens.edits import eviction, heads, order_free, patterns, residual, scores, weights
+from headwater.lens.edits import eviction, heads, order_free, pair_masks, patterns, residual, scores, weights
 from headwater.lens.edits.base import Edit as Edit, read
 from headwater.lens.edits.eviction import *
 from headwater.lens.edits.heads import *
 from headwater.lens.edits.order_free import *
+from headwater.lens.edits.pair_masks import *
 from headwater.lens.edits.patterns import *
 from headwater.lens.edits.residual import *
 from headwater.lens.edits.scores import *
@@ -28,6 +29,7 @@ __all__ = ["edit_from_dict"]
 __all__ += eviction.__all__
 __all__ += heads.__all__
 __all__ += order_free.__all__
+__all__ += pair_masks.__all__
 __all__ += patterns.__all__
 __all__ += residual.__all__
 __all__ += scores.__all__

@@ -267,6 +267,11 @@ class HeadWise(Edit, ABC):
     def _lower(self, call: LayerCall) -> Lowered: ...
 
 
+def starts(mask: Mask) -> Tensor:
+    """The absolute positions of the first real query and the first real key of each batch row, int64 [2, batch|1]."""
+    return torch.stack(torch.broadcast_tensors(mask.real("query")[0], mask.real("key")[0]))
+
+
 def batch_rows(given: Rows, where: str) -> tuple[int, ...] | None:
     """The `rows` of an edit as numbers; None for all."""
     if isinstance(given, str) and given == "all":

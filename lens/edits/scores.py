@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from headwater.kernels.edits import scores as kernel
+from headwater.kernels.tiles import pair_rules
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import ANY, HeadWise, LayerCall, Rows
+from headwater.lens.edits.base import ANY, HeadWise, LayerCall, Rows, starts
 from headwater.lens.naming.heads import Heads, Layers
 from headwater.lens.naming.positions import Positions
 
@@ -128,13 +126,9 @@ class StreamingWindow(HeadWise, counts={"sinks": 0, "window": 1}, neutral={"wind
     rows: Rows = "all"
 
     def _lower(self, call: LayerCall) -> Lowered:
-        start, sinks, window = _starts(call), self.sinks, self.window
-        assert window is not None
-
-        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (key - _at(start, batch) < sinks) | (query - key < window)
-
-        return Lowered(scores=(kernel.MaskScores(call.heads, visible),))
+        assert self.window is not None
+        seen = pair_rules.Streaming(starts(call.mask), self.sinks, self.window)
+        return Lowered(scores=(kernel.MaskScores(call.heads, seen),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,24 +154,6 @@ class GroupedAttention(HeadWise, counts={"size": 1, "shift": 0, "sinks": 0}, neu
     rows: Rows = "all"
 
     def _lower(self, call: LayerCall) -> Lowered:
-        start, size, shift, sinks = _starts(call), self.size, self.shift, self.sinks
-        assert size is not None
-
-        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            first = _at(start, batch)
-            own, other = query - first, key - first
-            together = (own + shift) // size == (other + shift) // size
-            return together | (other < sinks) | (own < sinks)
-
-        return Lowered(scores=(kernel.MaskScores(call.heads, visible),))
-
-
-def _starts(call: LayerCall) -> Tensor:
-    """The absolute position of the first real token of each batch row, [batch|1]."""
-    return call.mask.real("query")[0]
-
-
-def _at(start: Tensor, batch: Tensor) -> Tensor:
-    """The starts of these batch rows, on their device; a single start is for all rows."""
-    start = start.to(batch.device)
-    return start[batch] if len(start) > 1 else start[torch.zeros_like(batch)]
+        assert self.size is not None
+        seen = pair_rules.Grouped(starts(call.mask), self.size, self.shift, self.sinks)
+        return Lowered(scores=(kernel.MaskScores(call.heads, seen),))

@@ -17,23 +17,26 @@ import torch
 from torch import Tensor
 
 from headwater.kernels.edits.patterns import Pattern
-from headwater.kernels.edits.scores import MaskScores, ScoreEdit
+from headwater.kernels.edits.scores import ScoreEdit
 from headwater.kernels.edits.weights import RowCondition, WeightEdit, WeightStep
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.mixers.convolution import ConvolutionMap
 from headwater.kernels.mixers.recurrence import RecurrenceMap
+from headwater.kernels.rules.fits import check_fit
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
+from headwater.kernels.tiles.pair_rules import Rule
 from headwater.lens.errors import RecordError
 from headwater.lens.mixers.effective_map import EffectiveMap
 
-# an edit that only a function describes is no data
 GROUPS = {
-    "ScoreEdit": tuple(kind for kind in get_args(ScoreEdit) if kind is not MaskScores),
+    "ScoreEdit": get_args(ScoreEdit),
     "WeightEdit": get_args(WeightEdit),
     "Pattern": get_args(Pattern),
     "BlockReader": (AttentionMap,),
+    # a mask that only a function describes is no data
+    "IndexMask": get_args(Rule),
     "MixerMap": (RecurrenceMap, ConvolutionMap),
 }
 SINGLE = (Mask, Normaliser, AttentionMap, ScoreRule, RowCondition, WeightStep, EffectiveMap)
@@ -234,6 +237,7 @@ def check(map: AttentionMap) -> None:
     for step in map.steps:
         if not all(_like(factor, (batch, heads, queries)) for factor in step.factors):
             raise ValueError(f"{type(step.edit).__name__} with factors of another shape")
+    check_fit(q, k, k, rule, [step.edit for step in map.steps])
     map.tile(slice(0, 1), slice(0, 1))
 
 

@@ -1,6 +1,6 @@
 """Every edit of attention against its dense float64 meaning on six architectures: alone, together, neutral, cached.
 
-The edits are those of `heads.py`, `scores.py`, `weights.py`, `patterns.py` and `eviction.py`.
+The edits are those of `heads.py`, `scores.py`, `pair_masks.py`, `weights.py`, `patterns.py` and `eviction.py`.
 
 Seen to fail: gain taken after scaling, knockout without renormalising, tau as a divisor, gate on the wrong head, freed
 mass shared equally instead of in proportion, MoveAttention scaled by amount for 1-amount, the window one key too wide,
@@ -44,6 +44,8 @@ MATRIX = torch.rand(9, 12, generator=torch.Generator().manual_seed(1)).double()
 MATRIX[3] = 0
 PADDED = torch.zeros(S, S, dtype=torch.double)
 PADDED[:9, :12] = MATRIX
+SHOWN = torch.ones(S, S) > 0
+SHOWN[:9, :12] = MATRIX > 0.5
 OFFSET = torch.linspace(-1, 1, 8).double()
 BY_POSITION = torch.linspace(-1, 1, 40).double().reshape(5, 8)
 
@@ -101,6 +103,9 @@ CASES = {
                   lambda ids: Oracle(scores=on(SOME, pairs((K < 2) | (Q - K < 3))))),
     "groups": ([hw.GroupedAttention(4, shift=2, sinks=1, heads=NAMES)],
                lambda ids: Oracle(scores=on(SOME, pairs(((Q + 2) // 4 == (K + 2) // 4) | (K < 1) | (Q < 1))))),
+    "rule": ([hw.MaskPairs({"kind": "dilated", "reach": 4, "step": 2}, heads=NAMES)],
+             lambda ids: Oracle(scores=on(SOME, pairs(((Q - K).abs() <= 8) & ((Q - K) % 2 == 0))))),
+    "mask": ([hw.MaskPairs((MATRIX > 0.5).tolist())], lambda ids: Oracle(scores=on(ALL, pairs(SHOWN)))),
     "move": ([hw.MoveAttention([1, 3], [0, 2], 0.75, queries=slice(4, 9))], lambda ids: Oracle(weights=on(ALL, moved(
         [1, 3], [0, 2], 0.75, lambda w: ((Q >= 4) & (Q < 9)).expand_as(w[..., :1]))))),
     "others to": ([hw.MoveAttention("others", 3, heads=NAMES)], lambda ids: Oracle(weights=on(SOME, moved(
@@ -152,8 +157,9 @@ NEUTRAL = [
     hw.ScaleHeads({"0.0": 1.0, "2.1": 1}), hw.Redistribute([0], keep=1.0), hw.Redistribute([], keep=0.2),
     hw.TowardIdentity(0.0), hw.Temperature(1.0), hw.Knockout([], [0]), hw.AblateHeads([]),
     hw.OffsetHeads({"1.1": [0.0] * 8}), hw.TowardUniform(0.0), hw.InjectPattern("previous", 0), hw.BiasKeys([1], 0.0),
-    hw.Emphasise([1], 0.0), hw.StreamingWindow(window=None), hw.GroupedAttention(None), hw.MoveAttention([0], [1], 0.0),
-    hw.MoveAttention([], [1]), hw.Normaliser("softmax"), hw.HeavyHitters(None, 4), hw.Redistribute([0], queries=[]),
+    hw.Emphasise([1], 0.0), hw.StreamingWindow(window=None), hw.MaskPairs(None),
+    hw.GroupedAttention(None), hw.MoveAttention([0], [1], 0.0), hw.MoveAttention([], [1]),
+    hw.Normaliser("softmax"), hw.HeavyHitters(None, 4), hw.Redistribute([0], queries=[]),
     hw.EditResidual(1, "add", [0.0] * 32), hw.InjectPattern("first", queries=[]),
 ]  # fmt: skip
 
