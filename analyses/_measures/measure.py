@@ -20,11 +20,12 @@ from headwater.analyses._prompts.positions import place_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.classes import is_span
+from headwater.lens.models.signature import compares
 from headwater.lens.models.token_ids import class_id, token_id
 
 Measure = Callable[
     [Tensor], Tensor
-]  # logits of tokens or classes, or last hidden states of a model without a head → one value per row
+]  # what `outputs_of` gives: logits of tokens or classes, similarities, or last hidden states → one value per row
 Answer = str | int | Sequence[str] | Sequence[int]
 Kind = Literal["log_probability", "probability", "logit"]
 
@@ -45,8 +46,10 @@ class Explained:
     """The settings of a score: `measure`, or `kind` of the answer (minus that of the wrong one) at `position`.
 
     The answer is a token, or with `of_classes` a class of a classifier. A model of one score (`num_labels` 1) is
-    explained by the score itself. Where a text may have several classes (`problem_type`
-    "multi_label_classification") a probability is of its class alone, and not shared out.
+    explained by the score itself, and two towers (CLIP) by the cosine similarity of each example's own text and
+    picture; they take no answer. In an encoder–decoder `position` counts the decoder's tokens. Where a text may have
+    several classes (`problem_type` "multi_label_classification") a probability is of its class alone, and not shared
+    out.
     """
 
     model: HookedModel
@@ -63,6 +66,13 @@ class Explained:
             raise AnalysisError("measure and answer ask for different things; give one of them")
         if self.measure is not None or self.model.has_lm_head or (self.of_classes and self.model.classes):
             return
+        if compares(self.model.hf):
+            if self.answer is not None or self.wrong is not None:
+                raise AnalysisError(
+                    f"{self.model.name} has no answers: what is explained is how similar each text and its own picture "
+                    "are; leave answer and wrong out, or give a measure"
+                )
+            return
         if self.of_classes:
             raise AnalysisError(
                 f"{self.model.name} has no language head; give measure(hidden) → [batch], of its last hidden states"
@@ -76,6 +86,8 @@ class Explained:
         """For the attributes of a result."""
         if self.measure is not None:
             return {"measure": getattr(self.measure, "__name__", str(self.measure))}
+        if compares(self.model.hf):
+            return {"measure": "similarity"}
         return {"answer": self.answer, "wrong": self.wrong, "position": self.position, "kind": self.kind}
 
     def ids_of(self, what: Literal["answer", "wrong"], batch: Batch) -> list[int] | None:
@@ -95,13 +107,14 @@ class Explained:
         place_of(self.position, length, f"example {batch.places[0]}")
         asked = None if self.answer is None else self._ids(self.answer, "answer", batch)
         against = None if self.wrong is None else self._ids(self.wrong, "wrong", batch)
-        if asked is None and self.measure is None:
+        measure = torch.Tensor.double if compares(self.model.hf) and self.measure is None else self.measure
+        if asked is None and measure is None:
             asked = self._row(plain).argmax(-1)
 
         def value(outputs: Tensor, texts: Tensor) -> Tensor:
             if asked is None:
-                assert self.measure is not None
-                return self.measure(outputs)
+                assert measure is not None
+                return measure(outputs)
             return self._read(outputs, asked, against, texts)
 
         first = one_each(value(plain, torch.arange(count)), count, "measure", "row")

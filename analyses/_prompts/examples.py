@@ -1,25 +1,31 @@
-"""Examples in batches of equal length, and the loss of each example.
+"""Examples in batches whose rows have equal lengths, and the loss of each example.
 
-Only texts of the same length share a batch. There is no padding, positions are those of the text alone, and a loss of
-the user gets real tokens only. Many texts of different lengths therefore run one by one.
+An example may be a text, a picture, a sound, two texts, or several of these; what belongs to it stays with it. Only
+examples that are equally long on every axis share a batch. There is no padding, positions are those of the example
+alone, and a loss of the user gets real tokens only. Many texts of different lengths therefore run one by one.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, PromptError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.axes import axis
+from headwater.lens.models.classes import own_similarity
+from headwater.lens.models.signature import FLOATS, compares, markers
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.progress import progress
+from headwater.lens.running.forward import forward
 
-Examples = str | Sequence[Any] | Tensor  # all that `HookedModel.to_tokens` reads
+Examples = Any  # all that `HookedModel.to_tokens` reads
 Loss = Callable[
     [Tensor, Tensor], Tensor
 ]  # (logits, or last hidden states without a head, token ids) -> [batch]
@@ -29,7 +35,7 @@ Loss = Callable[
 class Batch:
     """Token ids [batch, position] of equally long examples, and the place of each among all examples.
 
-    `ids` are `Tokens` where examples have further inputs, such as `token_type_ids`; every run takes them as they are.
+    `ids` are `Tokens` where examples have further inputs, such as pictures; every run takes them as they are.
     """
 
     ids: Tensor
@@ -43,44 +49,74 @@ class Batch:
             return self.ids.rows(which, ids)
         return self.ids[which] if ids is None else ids
 
+    def copies(self, count: int) -> Batch:
+        """The batch `count` times over, copy after copy."""
+        rows = self.rows(torch.arange(len(self.ids)).repeat(count))
+        return replace(self, ids=rows, places=self.places * count)
+
 
 Value = Callable[[Batch], Tensor]  # batch -> finite loss per example [batch]
 
 
-def batches_of(model: HookedModel, examples: Examples, size: int, beside: bool = False) -> list[Batch]:
-    """All examples in batches of at most `size`, shorter texts first; padding is cut off.
-
-    Further inputs of every token, such as `token_type_ids`, go along; with `beside` those of every example too, such as
-    `pixel_values`. Others are refused.
-    """
+def batches_of(model: HookedModel, examples: Examples, size: int) -> list[Batch]:
+    """All examples in batches of at most `size`, shorter ones first; padding is cut off."""
     if isinstance(examples, Sequence) and not isinstance(examples, str) and len(examples) == 0:
         raise AnalysisError("examples is empty; give at least one text or row of tokens")
     tokens = model.to_tokens(examples)
-    for name, given in tokens.more.items():
-        if given.shape[:2] != tokens.shape and not (beside and len(given) == len(tokens)):
-            raise AnalysisError(f"examples hold {name} beside text; this analysis reads text alone")
-    lengths = tokens.mask.sum(-1).tolist()
+    if compares(model.hf):
+        for name, given in tokens.more.items():
+            if name in FLOATS and len(given) != len(tokens):
+                raise AnalysisError(
+                    f"{model.name} compares each text with one {FLOATS[name]}; got {len(tokens)} texts and "
+                    f"{len(given)} of {name}; give as many"
+                )
     return [
-        Batch(_together(tokens, places), places, len(tokens)) for places in of_equal_length(lengths, size)
+        Batch(without_padding(tokens.rows(places)), places, len(tokens))
+        for places in of_equal_length(lengths_on_axes(model, tokens), size)
     ]
 
 
-def _together(tokens: Tokens, places: list[int]) -> Tensor:
-    """Rows of equal length without their padding."""
-    some = tokens.rows(places)
-
-    def real(given: Tensor) -> Tensor:
-        mask = some.mask.to(given.device)
-        return given[mask].view(len(places), -1) if given.shape == mask.shape else given
-
-    if not some.more:
-        return real(some.ids)
-    return Tokens(real(some.ids), real(some.mask), {name: real(given) for name, given in some.more.items()})
+def lengths_on_axes(model: HookedModel, tokens: Tokens) -> list[tuple[int, ...]]:
+    """Of each row: the number of its tokens, of the encoder's, and of those that stand for images and other inputs."""
+    found = [tokens.mask.sum(-1)]
+    if (source := _source_mask(tokens)) is not None:
+        found.append(source.sum(-1))
+    found += [((tokens.ids == m) & tokens.mask).sum(-1) for m in markers(model.hf).values()]
+    return [tuple(map(int, row)) for row in zip(*(each.tolist() for each in found), strict=True)]
 
 
-def of_equal_length(lengths: Sequence[int], size: int | None) -> list[list[int]]:
-    """Places of equal length in groups of at most `size` (None: all), shorter ones first."""
-    found: dict[int, list[int]] = {}
+def _source_mask(tokens: Tokens) -> Tensor | None:
+    """Which tokens of an encoder's text are real, bool [batch, position]; None without such a text."""
+    source = tokens.more.get("input_ids")
+    if source is None:
+        return None
+    mask = tokens.more.get("attention_mask")
+    return torch.ones_like(source, dtype=torch.bool) if mask is None else mask.bool()
+
+
+def without_padding(some: Tokens) -> Tensor:
+    """Rows of equal length without their padding; a plain tensor if they hold nothing beside ids."""
+    source = _source_mask(some)
+
+    def real(name: str, given: Tensor) -> Tensor:
+        """The real tokens of an input that has one value for each token of the main text, or of the encoder's."""
+        mask = some.mask if source is None or name.startswith("decoder_") else source
+        by_token = given.shape == mask.shape or (name == "inputs_embeds" and given.shape[:2] == mask.shape)
+        if not by_token or bool(mask.all()):
+            return given
+        return given[mask.to(given.device)].view(len(given), -1, *given.shape[2:])
+
+    ids = real("decoder_input_ids", some.ids)
+    if not some.more and some.labels is None:
+        return ids
+    more = {name: real(name, given) for name, given in some.more.items()}
+    labels = some.labels if some.labels is None else real("decoder_labels", some.labels)
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), more, labels)
+
+
+def of_equal_length(lengths: Sequence[Any], size: int | None) -> list[list[int]]:
+    """Places of equal length (or lengths) in groups of at most `size` (None: all), shorter ones first."""
+    found: dict[Any, list[int]] = {}
     for place, length in enumerate(lengths):
         found.setdefault(length, []).append(place)
     return [
@@ -88,6 +124,31 @@ def of_equal_length(lengths: Sequence[int], size: int | None) -> list[list[int]]
         for _, places in sorted(found.items())
         for start in range(0, len(places), size or len(places))
     ]
+
+
+def as_tokens(ids: Tensor) -> Tokens:
+    """Rows of a batch, which have no padding, as `Tokens`."""
+    return ids if isinstance(ids, Tokens) else Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+def queries_of(model: HookedModel, ids: Tensor) -> Tokens:
+    """The tokens on the query axis of the model's part; AnalysisError where the examples have nothing for it."""
+    return _on_axis(model, ids, model.parts[model.part_name].queries)
+
+
+def keys_of(model: HookedModel, ids: Tensor) -> Tokens:
+    """The tokens on the key axis of the model's part: the encoder's, where the part is cross-attention."""
+    return _on_axis(model, ids, model.parts[model.part_name].keys)
+
+
+def _on_axis(model: HookedModel, ids: Tensor, name: str) -> Tokens:
+    part = model.parts[model.part_name]
+    found = axis(part, name, as_tokens(ids))
+    if found is None:
+        raise AnalysisError(
+            f"the examples hold nothing for the part {part.name!r} of {model.name}; give its input too"
+        )
+    return found
 
 
 def one_by_one(model: HookedModel, examples: Examples) -> list[Tensor]:
@@ -112,9 +173,12 @@ def drawn_in_turn(batches: list[Batch], steps: int, generator: torch.Generator, 
         yield batches[int(order[step % len(batches)])]
 
 
-def lengths_of(batches: list[Batch]) -> list[int]:
-    """Number of tokens of each example, in the order they were given."""
-    lengths = {place: batch.ids.shape[1] for batch in batches for place in batch.places}
+def lengths_of(model: HookedModel, batches: list[Batch]) -> list[int]:
+    """Number of tokens of each example on the query axis of the model's part, in the order they were given."""
+    lengths: dict[int, int] = {}
+    for batch in batches:
+        count = queries_of(model, batch.ids).mask.sum() // len(batch.ids)
+        lengths |= dict.fromkeys(batch.places, int(count))
     return [lengths[place] for place in sorted(lengths)]
 
 
@@ -132,21 +196,21 @@ def repeated_tokens(model: HookedModel, length: int, sequences: int, seed: int, 
 
 def without_tokens(ids: Tensor, gone: Tensor) -> Tensor:
     """Rows [row, position] without some positions, `gone` bool [position], and without what belongs to these."""
-    kept = ids.as_subclass(Tensor)[:, ~gone]
-    if not isinstance(ids, Tokens):
-        return kept
-    more = {name: given[:, ~gone] for name, given in ids.more.items()}
-    return Tokens(kept, torch.ones_like(kept, dtype=torch.bool), more)
+    tokens = as_tokens(ids)
+    return without_padding(
+        Tokens(tokens.ids, tokens.mask & ~gone.to(tokens.mask.device), tokens.more, tokens.labels)
+    )
 
 
 def first_tokens(rows: Sequence[Tensor], length: int) -> Tensor:
-    """The first `length` tokens of rows [1, position], with their further inputs, [row, position]."""
-    ids = torch.cat([row.as_subclass(Tensor)[:, :length] for row in rows])
-    more = [row.more for row in rows if isinstance(row, Tokens)]
+    """The first `length` tokens of rows [1, position], with what belongs to these, [row, position]."""
+    cut = [without_tokens(row, torch.arange(row.shape[1]) >= length) for row in rows]
+    ids = torch.cat([row.as_subclass(Tensor) for row in cut])
+    more = [row.more for row in cut if isinstance(row, Tokens)]
     if not more or not more[0]:
         return ids
-    cut = {name: torch.cat([one[name][:, :length] for one in more]) for name in more[0]}
-    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), cut)
+    joined = {name: torch.cat([one[name] for one in more]) for name in more[0]}
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), joined)
 
 
 def refuse_more(ids: Tensor) -> None:
@@ -158,27 +222,30 @@ def refuse_more(ids: Tensor) -> None:
 
 
 def outputs_of(model: HookedModel) -> Callable[..., Tensor]:
-    """What the model gives: logits of tokens or classes, the last hidden states of a model without a head."""
-    return model if model.has_lm_head or model.classes else model.embeddings
+    """What the whole model gives: logits of tokens or classes; of two towers the cosine similarity of each example's
+    own text and picture, [row]; without a head the last hidden states."""
+    if compares(model.hf):
+        return partial(_similarity, model)
+    return model if model.has_lm_head or model.classes else model.part(next(iter(model.parts))).embeddings
+
+
+def _similarity(model: HookedModel, ids: Tensor, grad: bool = False) -> Tensor:
+    found = own_similarity(forward(model, model.to_tokens(ids), grad))
+    if found is None:
+        raise AnalysisError(f"{model.name} gives no embeddings of its two towers; give a measure or a loss")
+    return found
 
 
 def loss_of(model: HookedModel, loss: Loss | None) -> Value:
-    """The loss of each example of a batch: the user's, or the mean next-token loss in nats; never NaN or
-    infinite."""
-    if loss is None and not (model.has_lm_head and model.causal):
-        given = "logits [batch, class]" if model.classes else "hidden"
-        raise AnalysisError(
-            f"{model.name} has no next-token loss; give loss({given}, tokens) → [batch] of what the model gives"
-        )
+    """The loss of each example of a batch: the user's, or that of `model.loss`; never NaN or infinite."""
     check_function(loss, "loss", ("outputs", "tokens"))
     outputs = outputs_of(model)
 
     def value(batch: Batch) -> Tensor:
-        if loss is None and batch.ids.shape[1] < 2:
-            raise AnalysisError(
-                f"example {batch.places[0]} has one token; the next-token loss needs two or more"
-            )
-        found = model.loss(batch.ids) if loss is None else loss(outputs(batch.ids), batch.ids)
+        try:
+            found = model.loss(batch.ids) if loss is None else loss(outputs(batch.ids), batch.ids)
+        except PromptError as error:
+            raise AnalysisError(f"example {batch.places[0]}: {error}") from None
         found = one_each(found, len(batch.ids), "loss", "example")
         refuse_infinite(found, "the loss of example", batch.places)
         return found

@@ -82,8 +82,8 @@ def position_coordinates(
     if key_columns is None:
         key_columns = torch.arange(key_texts.valid.shape[1]).expand(len(columns), -1)
     return {
-        **_places(texts, "query", columns),
-        **_places(key_texts, "key", key_columns),
+        **patch_coordinates(texts, "query", columns),
+        **patch_coordinates(key_texts, "key", key_columns),
         "batch": np.arange(len(columns)),
         "query": _named(positions, columns),
         "key": _named(keys, key_columns),
@@ -93,7 +93,7 @@ def position_coordinates(
     }
 
 
-def _places(texts: Labelled, axis: str, columns: Tensor) -> dict[str, Any]:
+def patch_coordinates(texts: Labelled, axis: str, columns: Tensor) -> dict[str, Any]:
     """Image, frame, row and column of each token, where some are patches; -1 for a token that is none."""
     grids = getattr(texts, "grids", ())
     if not any(grids):

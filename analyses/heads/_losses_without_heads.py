@@ -85,10 +85,7 @@ def _copies(batch: Batch, heads: Tensor) -> Iterator[tuple[Tensor, Batch]]:
     """Copies of the batch that run together, one per choice, and the indices of those choices."""
     fit = max(TOKENS // batch.ids.numel(), 1)
     for choices in torch.arange(len(heads)).split(fit):
-        yield (
-            choices,
-            Batch(batch.rows(torch.arange(len(batch.ids)).repeat(len(choices))), batch.places * len(choices)),
-        )
+        yield choices, batch.copies(len(choices))
 
 
 class _Outputs:

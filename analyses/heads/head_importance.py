@@ -106,11 +106,11 @@ def head_importance(
     if per_example:
         result = result.assign_coords(batch=np.arange(len(rows)))
     elif how == "gradient" and granularity == "token":
-        result = result.weighted(xr.DataArray(lengths_of(batches), dims="batch")).mean("batch")
+        result = result.weighted(xr.DataArray(lengths_of(model, batches), dims="batch")).mean("batch")
     else:
         result = result.mean("batch")
     if uneven:
-        lengths = lengths_of(batches)
+        lengths = lengths_of(model, batches)
         result[-1] *= sum(lengths) / len(lengths)
     if normalise == "layer":
         result = result / (np.sqrt((result**2).sum("head")) + 1e-20)

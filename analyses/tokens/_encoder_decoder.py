@@ -27,6 +27,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.axes import axis
 from headwater.lens.naming.tokens import Tokens
+from headwater.lens.records.contents import Axis
 from headwater.lens.running.watching import Heads
 
 SIDES = ("encoder", "decoder", "cross")
@@ -68,7 +69,7 @@ class Pairs:
                 f"{model.name}: how many tokens its encoder makes of these examples is not known"
             )
         source = Tokens(source.ids.cpu(), source.mask.cpu())
-        names = [
+        of_source = [
             model.to_strings(row) if cross.keys == "encoder" else [f"#{i}" for i in row] for row in source.ids
         ]
         real = tokens.mask.cpu()
@@ -84,8 +85,9 @@ class Pairs:
             for _, some in sorted(groups.items())
             for i in range(0, len(some), size)
         ]
-        target = Texts(real, [model.to_strings(row) for row in tokens.ids], batches)
-        return cls(tokens, source, names, target)
+        names = [model.to_strings(row) for row in tokens.ids]
+        target = Texts(real, names, Axis(tokens.ids.cpu(), real, names), batches)
+        return cls(tokens, source, of_source, target)
 
     def given(self, batch: Batch) -> Tokens:
         """One batch as a call takes it, without padding."""

@@ -85,7 +85,7 @@ def gradient_rollout(
         for layer in reversed(layers):
             yield partial(_pulled, slopes.pop(layer))
 
-    texts = Texts.of(model, examples, batch_size, beside=True)
+    texts = Texts.of(model, examples, batch_size)
     rows: Positions = [predicting(asked, texts.batches)] if queries is None else queries
     found = one_token_of_product(texts.rows_down(rows, pulls, "gradient_rollout"), texts, model.causal)
     return found.assign_attrs(layers=layers, queries=rows)

@@ -100,7 +100,7 @@ def relevance(
         for layer in reversed(model.layers):
             yield partial(_pulled, slopes.pop(layer))
 
-    texts = Texts.of(model, examples, batch_size, beside=True)
+    texts = Texts.of(model, examples, batch_size)
     rows: Positions = [predicting(asked, texts.batches)] if queries is None else queries
     return texts.rows_down(rows, layers, "relevance").assign_attrs(queries=rows)
 

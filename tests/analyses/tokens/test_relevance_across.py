@@ -194,7 +194,7 @@ def test_refusals_name_value_and_mend(built: Callable[[str], Twins], pairs: Call
         (model, {"answer": [997]}, "answer=997 is no token"),
         (model.part("encoder"), {}, "read as its encoder; relevance takes"),
         (pairs("gpt2").model, {"decoder": ids}, "has no decoder beside an encoder"),
-        (built("clip").model, {"measure": lambda x: x[:, 0, 0]}, "never attend to each other"),
+        (built("clip").model, {"measure": lambda x: x[:, 0, 0]}, "no image is given"),
     ]:
         with pytest.raises(HeadwaterError, match=message):
             relevance(given, ids, **settings)
