@@ -213,4 +213,4 @@ def test_a_text_with_an_image_is_read_as_one_row(built: Callable[[str], Twins]) 
         one = {name: t[:, :length] if t.dim() == 2 else t.double() for name, t in one.items()}
         expected = class_oracle.relevance(both.twin, lambda out: out.logits[:, -1, 5], **one)
         np.testing.assert_allclose(found[row, 0, :length], expected[0, -1], rtol=1e-4, atol=1e-6)
-    assert found.key_token.values[0, 2] == "#90"
+    assert found.key_token.values[0, 2] == "<image> 0,0"
