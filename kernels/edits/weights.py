@@ -83,6 +83,26 @@ class Rescale:
 
 
 @dataclass(frozen=True, eq=False)
+class ScaleKeys:
+    """Weights on `keys` times `factor`; nothing is renormalised, so rows no longer sum to what they did."""
+
+    heads: Tensor
+    keys: Tensor
+    factor: float
+    rows: Tensor | None = None
+
+    def resolve(self, weights: Tensor, block: Block, mask: Mask, live: Tensor) -> tuple[Tensor, ...]:
+        """The factor of each row, 1 where it keeps its weights."""
+        acts = (_acts(self, block, weights) & live).expand(weights.shape[:-1])
+        return (torch.where(acts, weights.new_tensor(self.factor), 1.0),)
+
+    def apply(self, weights: Tensor, factors: tuple[Tensor, ...], block: Block, mask: Mask) -> Tensor:
+        return torch.where(
+            block.of_keys(self.keys).to(weights.device), weights * factors[0][..., None], weights
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class MixIdentity:
     """P -> (1-amount)*P + amount*I on rows whose own position is a real key that the band shows."""
 
@@ -141,7 +161,7 @@ class Shares:
         return torch.where(factor < 0, weights, weights.abs() * factor)
 
 
-WeightEdit = Rescale | MixIdentity | MixPattern | Shares
+WeightEdit = Rescale | ScaleKeys | MixIdentity | MixPattern | Shares
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,14 @@
 """Exact statistics of attention maps, streamed over blocks of rows: every one in one pass, in linear memory.
 
 Conventions. Statistics are of the weights that multiply the values, after edits, as they are: where a head has a
-learned sink, or a normaliser other than the softmax, its rows sum to what `row_mass` says and nothing is renormalised:
-`distance` is then a sum and no mean, `entropy` that of no distribution. Of signed weights sums are signed, `max` is the
-largest, and `entropy` is refused. `of="shares"` measures |w| / (sum of |w| + 1e-8) of each row instead, which is the
-proxy of Gu et al. 2025; `lse`, the logarithm of the row's denominator, and `visible` are the same for both. Rows that
-are padding or see no key hold NaN (`argmax`: -1) and take no part in column statistics. Weights are without unit; `lse`
-and `entropy` are in nats, `distance` and `windowed_distance` in tokens, `distance_squared` in tokens², `visible` in
-queries.
+learned sink, a normaliser other than the softmax or an edit that scales weights, its rows sum to what `row_mass` says
+and nothing is renormalised: `distance` is then a sum and no mean, `entropy` that of no distribution (of r times a
+distribution with the entropy H it is r·H - r·ln r), and `max` may exceed 1. Of signed weights sums are signed, `max`
+is the largest, and `entropy` is refused. `of="shares"` measures |w| / (sum of |w| + 1e-8) of each row instead, which
+is the proxy of Gu et al. 2025; `lse`, the logarithm of the row's denominator, and `visible` are the same for both.
+Rows that are padding or see no key hold NaN (`argmax`: -1) and take no part in column statistics. Weights are without
+unit; `lse` and `entropy` are in nats, `distance` and `windowed_distance` in tokens, `distance_squared` in tokens²,
+`visible` in queries.
 
 Cost: one pass for all that are asked for together, whatever their number; `lse` and `visible` need none. Plain softmax
 maps take the lean walk of kernels/maps/softmax_statistics.py for what that has, and this file's for the rest.
@@ -41,7 +42,7 @@ ROW = {
     "distance": "sum of w times |query - key| (tokens)",
     "distance_squared": "sum of w times (query - key) squared (tokens²)",
     "windowed_distance": "sum of w times min(|query - key|, W), W = 10 unless given (tokens)",
-    "row_mass": "sum of the row's weights: 1, or less with a learned sink",
+    "row_mass": "sum of the row's weights: 1, less with a learned sink, any number under ScaleWeights",
 }
 COLUMN = {
     "received": "sum of the weights that queries put on the key",

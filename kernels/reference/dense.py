@@ -28,6 +28,7 @@ from headwater.kernels.edits.weights import (
     MixIdentity,
     MixPattern,
     Rescale,
+    ScaleKeys,
     Shares,
     WeightEdit,
 )
@@ -160,6 +161,8 @@ def edited(weights: Weights, edit: WeightEdit, rule: ScoreRule) -> Weights:
                 & (within >= edit.condition.least)
             )
         return torch.where(acts, moved, weights)
+    if isinstance(edit, ScaleKeys):
+        return torch.where(edit.keys[:, None, None, :], edit.factor * weights, weights)
     if isinstance(edit, Shares):
         return weights.abs() / (weights.abs().sum(-1, keepdim=True) + 1e-8)
     if isinstance(edit, MixIdentity):

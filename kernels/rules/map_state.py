@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.kernels.edits.weights import Shares, WeightStep
+from headwater.kernels.edits.weights import ScaleKeys, Shares, WeightStep
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block, tile_dtype
 from headwater.kernels.tiles.mask import Mask
@@ -66,7 +66,13 @@ class MapState:
     @property
     def signed(self) -> bool:
         """Whether weights may be negative."""
-        return self.rule.signed and not any(isinstance(step.edit, Shares) for step in self.steps)
+        signed = self.rule.signed
+        for edit in (step.edit for step in self.steps):
+            if isinstance(edit, Shares):
+                signed = False
+            elif isinstance(edit, ScaleKeys):
+                signed = signed or edit.factor < 0
+        return signed
 
     def log_weights(self, block: Block) -> Tile:
         """Logarithms of the unedited weights of a block, -inf where hidden; a new tensor that may be written to.

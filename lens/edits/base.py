@@ -43,6 +43,9 @@ class Edit:
     """Base of all edits. Two edits are equal when their JSON is."""
 
     own_position: ClassVar[bool] = False  # whether it needs the query's own position among the keys
+    row_sums: ClassVar[str] = (
+        ""  # what it does to the sums of rows, where these are no longer what the softmax gave
+    )
     renamed: ClassVar[Mapping[str, str]] = {}  # {field name in older files: field name now}
 
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:

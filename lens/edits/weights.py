@@ -1,4 +1,4 @@
-"""Edits of the weights after the softmax, in the given order; every row keeps its sum."""
+"""Edits of the weights after the softmax, in the given order; every row keeps its sum, but under `ScaleWeights`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from headwater.kernels.edits import weights as kernel
 from headwater.kernels.rules import normaliser as normaliser_kernel
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import SHARE, Edit, HeadWise, LayerCall, Prepared, Rows, number, overlap
+from headwater.lens.edits.base import ANY, SHARE, Edit, HeadWise, LayerCall, Prepared, Rows, number, overlap
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
 from headwater.lens.models.opened import Opened
@@ -17,7 +17,7 @@ from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Heads, Layers, chosen
 from headwater.lens.naming.positions import Positions
 
-__all__ = ["MoveAttention", "Normaliser", "Redistribute", "TowardIdentity"]
+__all__ = ["MoveAttention", "Normaliser", "Redistribute", "ScaleWeights", "TowardIdentity"]
 
 WHERE = ("of", "within", "most", "least")
 
@@ -129,6 +129,36 @@ class MoveAttention(HeadWise, numbers={"amount": SHARE}, neutral={"amount": 0}):
             to = ~source if others else call.keys(self.to) & ~source
         keep = 1 - float(self.amount)
         return Lowered(weights=(kernel.Rescale(call.heads, source, to, keep, call.rows(self.queries)),))
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleWeights(HeadWise, numbers={"factor": ANY}, neutral={"factor": 1}):
+    """Multiply the weights on `keys` by `factor`, in the rows `queries`, and renormalise nothing; 1 changes nothing.
+
+    A row that has the mass m on `keys` sums to 1 + (factor - 1)·m afterwards, and every statistic is of these weights
+    as they are: `row_mass` says what a row sums to, `entropy` is -Σ w ln w of weights that are no distribution, and is
+    refused where a negative factor makes weights negative. `Redistribute` keeps the sum of a row, `BiasKeys` multiplies
+    weights relative to others.
+
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> with model.edit(hw.ScaleWeights("token:John", 3.0, heads="1.3")):
+    ...     model.record("Mary gave John a drink").pattern(1, 3)[0, -1].round(decimals=2)  # 1.00 at 3 without
+    tensor([0., 0., 0., 3., 0., 0.])
+    """
+
+    row_sums: ClassVar[str] = "the weights of a row do not sum to 1 under ScaleWeights"
+
+    keys: Positions
+    factor: float
+    heads: Heads = "all"
+    layers: Layers = "all"
+    queries: Positions = "all"
+    rows: Rows = "all"
+
+    def _lower(self, call: LayerCall) -> Lowered:
+        keys, rows = call.keys(self.keys), call.rows(self.queries)
+        return Lowered(weights=(kernel.ScaleKeys(call.heads, keys, float(self.factor), rows),))
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,13 +23,17 @@ def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
 
     "not_covered" names what mixes positions and has no attention map; "mixers" are [layer, path, class] of this part,
     "attention_layers" its layers with attention, where not all have it, and "other_attention" what other parts read in
-    the same blocks (cross-attention), which products over the layers of this part leave out.
+    the same blocks (cross-attention), which products over the layers of this part leave out. "row_sums" says that the
+    weights of a row do not sum to 1.
     """
     attention = model.read_only or declared_rules.described(model)
     first = first_token(model, given)
+    edits = context.user_edits(model.key)
+    sums = dict.fromkeys(told for edit in edits if (told := getattr(edit, "row_sums", "")))
     return {
         "model": model.name, "revision": model.revision,
-        "edits": [edit.to_dict() for edit in context.user_edits(model.key)],
+        "edits": [edit.to_dict() for edit in edits],
+        **({"row_sums": "; ".join(sums)} if sums else {}),
         "dtype": str(model.dtype).removeprefix("torch."), "headwater": VERSION, "torch": torch.__version__,
         "transformers": transformers.__version__, "machine": platform.machine(),
         **({"attention": attention} if attention else {}),

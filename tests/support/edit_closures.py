@@ -56,6 +56,15 @@ def moved(source, to, amount, acts=None):
     return change
 
 
+def scaled(keys, factor, first):
+    def change(w):
+        w = w.clone()
+        w[:, :, first:, keys] *= factor
+        return w
+
+    return change
+
+
 def pairs(seen):
     return lambda s: s.masked_fill(~seen, -torch.inf)
 

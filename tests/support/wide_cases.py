@@ -21,7 +21,14 @@ from headwater.kernels.edits.scores import (
     ScaleScores,
     ScoreEdit,
 )
-from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, RowCondition, WeightEdit
+from headwater.kernels.edits.weights import (
+    MixIdentity,
+    MixPattern,
+    Rescale,
+    RowCondition,
+    ScaleKeys,
+    WeightEdit,
+)
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
@@ -130,10 +137,12 @@ def score_edit(drawn: Drawn) -> ScoreEdit:
 
 
 def weight_edit(drawn: Drawn, rule: ScoreRule) -> WeightEdit:
-    kind = drawn.among("rescale", "identity", "pattern", "pattern")
+    kind = drawn.among("rescale", "scale", "identity", "pattern", "pattern")
     heads, rows = drawn.heads(), drawn.rows()
     if kind == "identity":
         return MixIdentity(heads, drawn.among(0.3, 1.0), rows)
+    if kind == "scale":
+        return ScaleKeys(heads, drawn.keys(), drawn.among(0.0, 1.7, -0.5), rows)
     if kind == "pattern":
         return MixPattern(heads, drawn.among(0.3, 1.0), pattern(drawn, rule.mask), rows)
     keys = drawn.keys()

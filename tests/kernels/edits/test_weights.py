@@ -6,16 +6,18 @@ head 0 for all heads, a condition's share reversed or its least mass ignored.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from comparison import near
 from limits import block_elements
-from small_edits import ALL, EVERY, FIRST, HEADS, ODD, PER_ROW, N, each_row_alone, operands, run
+from small_edits import ALL, CAUSAL, EVERY, FIRST, HEADS, ODD, PER_ROW, N, each_row_alone, operands, run
 
+from headwater.kernels.attend import attend
 from headwater.kernels.edits.patterns import Fixed, Offset, Uniform
-from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, RowCondition
+from headwater.kernels.edits.weights import MixIdentity, MixPattern, Rescale, RowCondition, ScaleKeys
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
@@ -24,6 +26,8 @@ NEUTRAL_WEIGHTS = [
     Rescale(PER_ROW, FIRST, ~FIRST, 1.0),
     Rescale(EVERY, FIRST, ~FIRST, 0.3, rows=torch.zeros(1, 1, N) > 0),
     Rescale(EVERY, FIRST, ~FIRST, 0.3, condition=RowCondition(FIRST, ALL, 1.0, 1.5)),
+    ScaleKeys(PER_ROW, FIRST, 1.0),
+    ScaleKeys(EVERY, FIRST, 3.0, rows=torch.zeros(1, 1, N) > 0),
     MixIdentity(EVERY, 0.0),
     MixPattern(EVERY, 0.0, Uniform()),
     MixPattern(PER_ROW, 0.0, Offset(1)),
@@ -82,9 +86,33 @@ def test_rows_limit_an_edit_to_some_queries():
         assert not torch.equal(some, plain)
 
 
-@pytest.mark.parametrize("edit", [Rescale(PER_ROW, FIRST, ~FIRST, 0.2), MixPattern(PER_ROW, 0.5, Uniform())])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Rescale(PER_ROW, FIRST, ~FIRST, 0.2),
+        ScaleKeys(PER_ROW, FIRST, 2.0),
+        MixPattern(PER_ROW, 0.5, Uniform()),
+    ],
+)
 def test_heads_of_a_weight_edit_may_differ_between_the_rows_of_a_batch(edit):
     each_row_alone(edit, lambda e: run(weights=(e,)))
+
+
+def test_scaled_weights_change_the_sums_of_rows_and_statistics_are_of_them_as_they_are():
+    """A row all of whose weights are scaled by r has the entropy r·H - r·ln r, and r times every sum."""
+    plain, scaled, negative = (
+        attend(*operands(), ScoreRule(0.6, CAUSAL), (ScaleKeys(EVERY, ALL, factor),))[1]
+        for factor in (1.0, 2.5, -1.0)
+    )
+    names = ("row_mass", "entropy", "max", "distance", "received")
+    before, after = plain.statistics(names), scaled.statistics(names)
+    for name in {*names} - {"entropy"}:
+        near(after[name], 2.5 * before[name], 1e-6, name)
+    near(after["entropy"], 2.5 * before["entropy"] - 2.5 * math.log(2.5), 1e-6)
+    near(scaled.statistic("entropy", of="shares"), before["entropy"], 1e-5)
+    assert negative.signed
+    with pytest.raises(ValueError, match="weights that may be negative is not defined"):
+        negative.statistic("entropy")
 
 
 @pytest.mark.parametrize("keep", [-0.1, 1.5])

@@ -30,6 +30,7 @@ from edit_closures import (
     one_key,
     others,
     pairs,
+    scaled,
     sigmoid,
     softmax1,
 )
@@ -69,6 +70,8 @@ CASES = {
     "redistribute": ([hw.Redistribute([0], 0.4)], lambda ids: Oracle(weights=on(ALL, moved([0], others(0), 0.6)))),
     "redistribute to": ([hw.Redistribute([0, 1], 0.0, to=[3, 4], heads="2.1")],
                         lambda ids: Oracle(weights=on({2: [1]}, moved([0, 1], [3, 4], 1.0)))),
+    "scale weights": ([hw.ScaleWeights([0, 3], 2.5, heads=NAMES, queries=slice(4, None))],
+                      lambda ids: Oracle(weights=on(SOME, scaled([0, 3], 2.5, 4)))),
     "toward identity": ([hw.TowardIdentity(0.3, layers=[0, 2])], lambda ids: Oracle(
         weights=on({0: ALL[0], 2: ALL[2]}, lambda w: 0.7 * w + 0.3 * torch.eye(S)))),
     "temperature": ([hw.Temperature(0.5, heads=["0.2", "1.3"])],
@@ -158,7 +161,7 @@ NEUTRAL = [
     hw.TowardIdentity(0.0), hw.Temperature(1.0), hw.Knockout([], [0]), hw.AblateHeads([]),
     hw.OffsetHeads({"1.1": [0.0] * 8}), hw.TowardUniform(0.0), hw.InjectPattern("previous", 0), hw.BiasKeys([1], 0.0),
     hw.Emphasise([1], 0.0), hw.StreamingWindow(window=None), hw.MaskPairs(None),
-    hw.GroupedAttention(None), hw.MoveAttention([0], [1], 0.0), hw.MoveAttention([], [1]),
+    hw.GroupedAttention(None), hw.MoveAttention([0], [1], 0.0), hw.ScaleWeights([1], 1.0), hw.MoveAttention([], [1]),
     hw.Normaliser("softmax"), hw.HeavyHitters(None, 4), hw.Redistribute([0], queries=[]),
     hw.EditResidual(1, "add", [0.0] * 32), hw.InjectPattern("first", queries=[]),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """A record says which weights, which edits and which versions its numbers are from.
 
-Mutation seen to fail: edits left out.
+Mutations seen to fail: edits left out, sums of rows not told.
 """
 
 from __future__ import annotations
@@ -23,3 +23,15 @@ def test_a_record_says_where_it_is_from():
     assert found["dtype"] == "float32"
     assert "attention" not in found
     assert model.record(torch.tensor([[5, 6, 7]])).provenance["edits"] == []
+
+
+def test_a_record_and_its_statistics_say_when_rows_do_not_sum_to_one():
+    model = hw.load(tiny_models.tiny("gpt2"))
+    with model.edit(hw.ScaleWeights([0], 2.0), hw.Redistribute([0], 0.5)):
+        record = model.record(torch.tensor([[5, 6, 7]]))
+    told = "the weights of a row do not sum to 1 under ScaleWeights"
+    assert record.provenance["row_sums"] == told
+    assert record.statistic("row_mass").attrs["row_sums"] == told
+    assert float(record.statistic("row_mass").max()) > 1.01
+    with model.edit(hw.Redistribute([0], 0.5)):
+        assert "row_sums" not in model.record(torch.tensor([[5, 6, 7]])).provenance
