@@ -15,6 +15,7 @@ from headwater.lens.models.opened import Opened
 from headwater.lens.records.record import Record
 
 READ_CROSS = "raw_attention, sink_rate or head_similarity, which read cross-attention"
+THROUGH = ("rollout", "flow", "flow_graph")  # follow cross-attention together with both stacks beside it
 TEXTS = {
     "examples": "texts, or rows of token ids", "pairs": "pairs of texts, such as [(clean, corrupt)]",
     "clean": "texts, or rows of token ids", "corrupt": "texts, or rows of token ids",
@@ -51,6 +52,11 @@ def _check_record(name: str, maps: Maps, given: Any) -> None:
     if not isinstance(given, Record):
         raise AnalysisError(f"{name} takes a record; got {_what(given)}; {_record_from(name, given)}")
     if maps == "square" and given.keys is not None:
+        if name in THROUGH:
+            raise AnalysisError(
+                f"{name} multiplies maps from layer to layer, and cross-attention leads from one stack into another; "
+                f"give the whole record, as in {name}(model.record(…)), which is followed through both"
+            )
         raise AnalysisError(
             f"{name} needs queries and keys that are the same tokens, and this record is of "
             f"{given.provenance.get('part', 'cross')!r}, whose queries look at other tokens; give the record of "

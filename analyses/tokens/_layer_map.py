@@ -185,13 +185,3 @@ def _effective_rows(record: Record, layer: int) -> Iterator[tuple[slice, Tensor]
                 f"layer {layer} carries what stands at padding into the text; record texts of unequal length one by one"
             )
         yield span, shares
-
-
-def joined_map(record: Record, joining: Joining, depth: int) -> Tensor:
-    """Ã of one layer, dense [batch, query, key] in float64, read block by block; quadratic memory."""
-    batch, length = record.valid.shape
-    joined = torch.zeros(batch, length, length, dtype=torch.float64)
-    for span, rows in joined_rows(record, joining, depth):
-        joined[:, span] = rows
-    mixed = (1 - joining.weight) * joined + joining.weight * torch.eye(length, dtype=torch.float64)
-    return mixed / mixed.sum(-1, keepdim=True)

@@ -34,7 +34,7 @@ def set_aside(record: Record, kept: Tensor) -> str:
     columns = [row.nonzero()[:, 0].tolist() for row in kept == 0]
     if not any(columns):
         return f"no token: none receives more than {rules.SHARE} of the attention of those that see it"
-    return _named(record, columns)
+    return _named(record.key_axis, columns)
 
 
 def one_token(
@@ -76,7 +76,7 @@ def one_token_of_product(found: xr.DataArray, texts: Labelled, causal: bool) -> 
 def sinks_of(record: Record, layers: Sequence[int]) -> Tensor:
     """The sinks of each text, bool [batch, key]."""
     places = [place for place, layer in enumerate(record.layers) if layer in layers]
-    return (rules.shares(record)[:, places].nanmean((1, 2)) > rules.SHARE) & record.valid
+    return (rules.shares(record)[:, places].nanmean((1, 2)) > rules.SHARE) & record.key_axis.valid
 
 
 def _named(texts: Labelled, columns: Sequence[Sequence[int]]) -> str:

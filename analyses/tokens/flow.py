@@ -20,8 +20,9 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
-from headwater.analyses.tokens._layer_map import Joining, Mixers, Reduction, attributes, joined_map
+from headwater.analyses._prompts.positions import Positions, columns_of
+from headwater.analyses.tokens._layer_map import Mixers, Reduction
+from headwater.analyses.tokens._map_steps import Steps
 from headwater.analyses.tokens._sinks_aside import Without, WithoutSetting
 from headwater.lens.errors import AnalysisError
 from headwater.lens.progress import progress
@@ -60,7 +61,8 @@ def flow(
 
     `mixers="effective"` follows layers without attention by the shares of their exact maps, and `without="sinks"` sets
     sinks aside in the capacities, both as `rollout` says. The attribute `one_token` names a token that holds more than
-    0.9 of every answer.
+    0.9 of every answer. A decoder with cross-attention is followed with what it looks at, over the tokens of both
+    sides, as in `rollout`: a layer of cross-attention leads from a position to itself and to the source's tokens.
 
     Question: How much of each input token can reach a position through the attention of all layers?
     Unit: share of the position, each row sums to 1; unnormalised: the maximum flow, at most 1.
@@ -75,28 +77,28 @@ def flow(
     >>> found.shape, found.key_token.values[0, found[0, 0].values.argmax()].item()
     ((1, 1, 15), 'Mary')
     """
-    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers, without)
+    steps = Steps.of(record, residual, heads, add_residual, last_layer, mixers, without)
     columns = columns_of(queries, record.valid, "queries")
-    capacities = (_capacities(record, joining) * UNIT).round().to(torch.int32).numpy()
-    found = np.full((*columns.shape, record.valid.shape[1]), np.nan)
-    for row, real in enumerate(record.valid.numpy()):
+    capacities = (_capacities(steps) * UNIT).round().to(torch.int32).numpy()
+    found = np.full((*columns.shape, steps.valid.shape[1]), np.nan)
+    for row, real in enumerate(steps.valid.numpy()):
         place = np.flatnonzero(real)
         graph = capacities[row][:, place[:, None], place]
         for asked, column in enumerate(progress(columns[row].tolist(), desc="flow", unit="query")):
-            if real[column]:
-                start = int(np.searchsorted(place, column))
+            if record.valid[row, column]:
+                start = int(np.searchsorted(place, steps.offset + column))
                 found[row, asked] = 0
                 found[row, asked, place] = [
-                    _largest(graph, start, end, record.causal) for end in range(len(place))
+                    _largest(graph, start, end, steps.causal) for end in range(len(place))
                 ]
     total = found.sum(-1, keepdims=True)
     shares = found / np.where(total > 0, total, np.nan)
     return xr.DataArray(
         shares if normalise else found,
         dims=("batch", "query", "key"),
-        coords=position_coordinates(record, queries, columns),
+        coords=steps.coordinates(queries, columns),
         name="flow",
-        attrs=attributes(record, joining) | joining.one_token(record, shares, columns),
+        attrs=steps.told | steps.one_token(shares, columns),
     )
 
 
@@ -115,8 +117,9 @@ def flow_graph(
 
     Nodes are (depth, position): depth 0 holds the input tokens, depth d the outputs of the d-th layer; positions are
     those of the real tokens. Each node has `token`, and `layer` above depth 0. An edge leads from a position to one
-    that it looks at; its `capacity` is `Ã_l[i, j]` (no edge where that is 0). `graph.graph` holds question, unit, paper
-    and model.
+    that it looks at; its `capacity` is `Ã_l[i, j]` (no edge where that is 0). Of a decoder with cross-attention the
+    layers are those of the source, then its own in their order, and positions count the source's tokens first.
+    `graph.graph` holds question, unit, paper and model.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -128,13 +131,13 @@ def flow_graph(
 
     if not 0 <= row < len(record.valid):
         raise AnalysisError(f"no batch row {row}; the record has rows 0 to {len(record.valid) - 1}")
-    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers, without)
-    place = record.valid[row].nonzero()[:, 0]
-    capacities = _capacities(record, joining)[row][:, place[:, None], place].numpy()
-    words = [record.strings[row][column] for column in place.tolist()]
-    graph = Graph(**attributes(record, joining))
-    for depth in range(len(joining.layers) + 1):
-        wrote = {"layer": joining.layers[depth - 1]} if depth else {}
+    steps = Steps.of(record, residual, heads, add_residual, last_layer, mixers, without)
+    place = steps.valid[row].nonzero()[:, 0]
+    capacities = _capacities(steps)[row][:, place[:, None], place].numpy()
+    words = [steps.strings[row][column] for column in place.tolist()]
+    graph = Graph(**steps.told)
+    for depth in range(len(steps.steps) + 1):
+        wrote = {"layer": steps.steps[depth - 1].layer} if depth else {}
         graph.add_nodes_from(((depth, i), {"token": word, **wrote}) for i, word in enumerate(words))
     for depth, i, j in zip(*np.nonzero(capacities), strict=True):
         capacity = float(capacities[depth, i, j])
@@ -142,15 +145,14 @@ def flow_graph(
     return graph
 
 
-def _capacities(record: Record, joining: Joining) -> Tensor:
-    """Ã of every layer, float64 [batch, layer, query, key]; 0 in rows without weight."""
-    longest = int(record.valid.sum(1).max())
+def _capacities(steps: Steps) -> Tensor:
+    """The matrix of every step, float64 [batch, step, query, key]; 0 in rows without weight."""
+    longest = int(steps.valid.sum(1).max())
     if longest > LONGEST:
         raise AnalysisError(
             f"a text has {longest} tokens and flow takes {LONGEST} at most; shorten it or use rollout"
         )
-    maps = [joined_map(record, joining, depth) for depth in range(len(joining.layers))]
-    return torch.stack(maps, 1).nan_to_num()
+    return torch.stack(list(steps.dense_steps()), 1).nan_to_num()
 
 
 def _largest(capacities: np.ndarray, start: int, end: int, causal: bool) -> float:

@@ -7,7 +7,7 @@ way; only heads="max"/"min" read all maps in blocks of rows. Values, output proj
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -16,20 +16,11 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._prompts.positions import Positions, columns_of, position_coordinates
-from headwater.analyses.tokens._layer_map import (
-    Joining,
-    Mixers,
-    Reduction,
-    attributes,
-    joined_rows,
-    over_row_sums,
-)
+from headwater.analyses._prompts.positions import Positions, columns_of
+from headwater.analyses.tokens._layer_map import Mixers, Reduction
+from headwater.analyses.tokens._map_steps import Steps
 from headwater.analyses.tokens._sinks_aside import WithoutSetting
-from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.records.record import Record
-
-CHUNK = 64  # columns per pass: about the width of a head, so that a pass costs one attention call
 
 
 @analysis(maps="square")
@@ -68,6 +59,12 @@ def rollout(
     absolute values drop; for what the layer's short convolution carries, which comes before A; or for the size of
     what is moved.
 
+    A decoder with cross-attention is followed with what it looks at. Keys are the tokens of the source (the encoder's,
+    or a picture's), then its own; `key_part` says which, and with `keys` positions count through both. A layer of
+    cross-attention is `own' = rownorm([(1 - w)·Ā, w·I]) · [source; own]`, so that R is the product of the layers'
+    matrices over the tokens of both sides, with the source's own layers below. The source counts as input where its
+    stack is not in the record.
+
     A record that does not begin at layer 0 gives shares of the residual stream that enters its first layer.
 
     `without="sinks"` takes the mass on attention sinks out of every layer: `Ã_l = rownorm((1 - w)·Ā_l·D + w·I)` with D
@@ -94,111 +91,26 @@ def rollout(
     >>> found.key_token.values[0, found[0, 0].values.argmax()].item(), float(found.sum().round(1))
     ('Mary', 1.0)
     """
-    joining = Joining.of(record, residual, heads, add_residual, last_layer, mixers, without)
+    steps = Steps.of(record, residual, heads, add_residual, last_layer, mixers, without)
     columns = columns_of(queries, record.valid, "queries")
-    followed = None if keys is None else columns_of(keys, record.valid, "keys")
+    followed = None if keys is None else columns_of(keys, steps.valid, "keys")
     if followed is None:
-        shares = _downward(record, joining, columns)
+        shares = steps.pull(_indicators(columns, record.valid.shape[1]))
     else:
-        shares = _upward(record, joining, followed)
+        shares = steps.push(_indicators(followed, steps.valid.shape[1]))
         shares = shares.gather(1, columns[..., None].expand(-1, -1, followed.shape[1]))
-        shares = shares.masked_fill(~record.valid.gather(1, followed)[:, None], torch.nan)
+        shares = shares.masked_fill(~steps.valid.gather(1, followed)[:, None], torch.nan)
     shares = shares.masked_fill(~record.valid.gather(1, columns)[..., None], torch.nan)
     return xr.DataArray(
         shares.numpy(),
         dims=("batch", "query", "key"),
-        coords=position_coordinates(record, queries, columns, "all" if keys is None else keys, followed),
+        coords=steps.coordinates(queries, columns, "all" if keys is None else keys, followed),
         name="rollout",
-        attrs=attributes(record, joining) | joining.one_token(record, shares.numpy(), columns, followed),
+        attrs=steps.told | steps.one_token(shares.numpy(), columns, followed),
     )
-
-
-def _downward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
-    """Rows of R, [batch, asked, position], from the last layer to the first: one transposed pass per layer."""
-    rows = _indicators(columns, record.valid.shape[1])
-    for depth, layer in reversed(list(enumerate(joining.layers))):
-        mixing = joining.mixing[depth]
-        if isinstance(mixing, str):
-            rows = _pull_rows(joined_rows(record, joining, depth), rows, joining.weight)
-        else:
-            mass = _row_mass(record, layer, mixing, joining.kept)
-            rows = _pull(record.map(layer), mass, rows, joining.weight, mixing, joining.kept)
-    return rows.mT.masked_fill(rows.isnan().any(1)[..., None], torch.nan)
-
-
-def _upward(record: Record, joining: Joining, columns: Tensor) -> Tensor:
-    """Columns of R, [batch, position, asked], from the first layer to the last: attention to shares in the place of
-    values.
-
-    One more column carries the share that comes from rows without any weight, which makes a result undefined.
-    """
-    shares = torch.nn.functional.pad(_indicators(columns, record.valid.shape[1]), (0, 1))
-    weight = joining.weight
-    for depth, layer in enumerate(joining.layers):
-        mixing = joining.mixing[depth]
-        if isinstance(mixing, str):
-            moved, mass = _push_rows(joined_rows(record, joining, depth), shares)
-        else:
-            seen = shares if joining.kept is None else shares * joining.kept[..., None]
-            moved = _push(record.map(layer), seen, mixing)
-            mass = _row_mass(record, layer, mixing, joining.kept)
-        total = ((1 - weight) * mass + weight)[..., None]
-        shares = (weight * shares + (1 - weight) * moved) / torch.where(total > 0, total, 1.0)
-        shares[..., -1:].masked_fill_(total == 0, 1.0)
-    return shares[..., :-1].masked_fill(shares[..., -1:] > 0, torch.nan)
 
 
 def _indicators(columns: Tensor, length: int) -> Tensor:
     """One column per asked position, 1 there and 0 elsewhere: [batch, position, asked]."""
     rows = torch.zeros(*columns.shape, length).scatter_(2, columns[..., None], 1.0)
     return rows.mT.contiguous()
-
-
-def _row_mass(record: Record, layer: int, mixing: Tensor, kept: Tensor | None) -> Tensor:
-    """The row sums of Ā over the keys that count, [batch, query]: summed, not 1 less the sinks, which would cancel."""
-    if kept is not None:
-        return _push(record.map(layer), kept[..., None], mixing)[..., 0]
-    mass = torch.from_numpy(record.statistic("row_mass").sel(layer=layer).values)
-    return torch.einsum("h,bhq->bq", mixing, mass.nan_to_num())
-
-
-def _push(map: AttentionMap, shares: Tensor, mixing: Tensor) -> Tensor:
-    """`Ā @ shares` of one layer, [batch, query, asked]."""
-    moved = [
-        torch.einsum("h,bhqt->bqt", mixing, (map @ chunk.contiguous()).float().cpu())
-        for chunk in shares.split(CHUNK, dim=2)
-    ]
-    return torch.cat(moved, dim=2)
-
-
-def _push_rows(blocks: Iterable[tuple[slice, Tensor]], shares: Tensor) -> tuple[Tensor, Tensor]:
-    """`_push` for a layer that is read in blocks of rows, and the row sums [batch, query]."""
-    moved, mass = torch.zeros_like(shares), torch.zeros(shares.shape[:2])
-    for span, merged in blocks:
-        merged = merged.float()
-        moved[:, span], mass[:, span] = merged @ shares, merged.sum(-1)
-    return moved, mass
-
-
-def _pull(
-    map: AttentionMap, mass: Tensor, rows: Tensor, weight: float, mixing: Tensor, kept: Tensor | None
-) -> Tensor:
-    """One layer down, `Ãᵀ @ rows` for rows [batch, position, asked]; `mass` [batch, query], `mixing` [head]."""
-    rows = over_row_sums(rows, mass, weight)
-    parts = [
-        torch.einsum("h,bhkt->bkt", mixing, (map.T @ chunk.contiguous()).float().cpu())
-        for chunk in rows.split(CHUNK, dim=2)
-    ]
-    moved = torch.cat(parts, dim=2)
-    return weight * rows + (1 - weight) * (moved if kept is None else moved * kept[..., None])
-
-
-def _pull_rows(blocks: Iterable[tuple[slice, Tensor]], rows: Tensor, weight: float) -> Tensor:
-    """`_pull` for a layer that is read in blocks of rows: a maximum over heads is not linear, nor are shares."""
-    out = torch.zeros_like(rows)
-    for span, merged in blocks:
-        merged = merged.float()  # [batch, query, key]
-        block = over_row_sums(rows[:, span], merged.sum(-1), weight)
-        out += (1 - weight) * torch.einsum("bqk,bqt->bkt", merged, block)
-        out[:, span] += weight * block
-    return out

@@ -138,6 +138,20 @@ def _about(model: Opened, part: Part, found: Tokens) -> dict[str, Any]:
     about: dict[str, Any] = {}
     if len(model.parts) > 1 or part.queries != "text":
         about = {"part": part.name, "axes": [part.queries, part.keys]}
+    if _crosses_first(model, part):
+        about["cross_first"] = True
     text = axis(part, part.queries, found) if part.queries in TEXTS else None
     about["first_token"] = "" if text is None else first_token(model, text)
     return about
+
+
+def _crosses_first(model: Opened, part: Part) -> bool:
+    """Whether the blocks of a stack look at another stack before they look at their own tokens."""
+    paths = {module: path for path, module in model.hf.named_modules()}
+    other = [p for p in model.parts.values() if p.crosses and p.queries == part.queries and p is not part]
+    own, across = ({paths[module] for p in some for module in p.modules} for some in ([part], other))
+    for block in part.stack:
+        order = [step.path in own for step in block.steps if step.path in own | across]
+        if len(set(order)) == 2:
+            return not order[0]
+    return False

@@ -41,7 +41,7 @@ def find(record: Record, name: str) -> Bool[Tensor, "batch layer head position"]
     share = shares(record, rule)
     if rule == "share":
         return share > (float(given[0]) if given else SHARE)
-    tokens = record.valid.sum(-1)[:, None, None, None]
+    tokens = record.key_axis.valid.sum(-1)[:, None, None, None]
     return without_first(share > (float(given[0]) if given else ALPHA) / tokens)
 
 
