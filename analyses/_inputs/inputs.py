@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headwater.analyses._inputs.entrances import Entrance, entering, entrance, run_from, sides_of
 from headwater.analyses._prompts.examples import Batch, Examples, differentiable
+from headwater.analyses._prompts.positions import Positions, position_coordinates
 from headwater.analyses._prompts.texts import Texts
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.tokens import Tokens
@@ -62,11 +63,11 @@ class Inputs:
     _known: dict[Batch, list[Entrance]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: HookedModel, examples: Examples, size: int) -> Inputs:
-        """The examples as tokens of every side that the prediction is computed from."""
+    def of(cls, model: HookedModel, examples: Examples, size: int, longest: int | None = None) -> Inputs:
+        """The examples as tokens of every side that the prediction is computed from, as `Texts.of` reads them."""
         sides = sides_of(model)
         tokens = model.to_tokens(examples)
-        return cls(model, sides, [Texts.of(side, tokens, size) for side in sides])
+        return cls(model, sides, [Texts.of(side, tokens, size, longest) for side in sides])
 
     @property
     def batches(self) -> list[Batch]:
@@ -116,7 +117,25 @@ class Inputs:
 
     def by_key(self, values: Sequence[Tensor], name: str) -> xr.DataArray:
         """Values [batch, key] with the tokens; with several sides the coordinate `key_part` names each key's."""
-        found = [texts.by_key(rows, name) for texts, rows in zip(self.texts, values, strict=True)]
+        return self._joined(
+            [texts.by_key(rows, name) for texts, rows in zip(self.texts, values, strict=True)]
+        )
+
+    def by_query(
+        self, values: Sequence[Tensor], queries: Positions, columns: Tensor, name: str
+    ) -> xr.DataArray:
+        """Values [batch, query, key] of each side's keys for queries of the last side, as `by_key` joins them."""
+        coordinates = position_coordinates(self.texts[-1], queries, columns)
+        for own in ("key", "key_token"):
+            del coordinates[own]
+        found = [texts.by_key(rows[:, 0], name) for texts, rows in zip(self.texts, values, strict=True)]
+        joined = self._joined(found).coords
+        return xr.DataArray(
+            torch.cat(list(values), -1).numpy(), dims=("batch", "query", "key"), coords={**coordinates, **joined},
+            name=name,
+        )  # fmt: skip
+
+    def _joined(self, found: Sequence[xr.DataArray]) -> xr.DataArray:
         if len(found) == 1:
             return found[0]
         parts = [

@@ -130,7 +130,7 @@ def norm_blocks(
         return
     terms = mixing.terms(norms)
     products = torch.einsum("bhkm,bgkm->bkhg", terms, terms)
-    own = mixing.own(norms)
+    own = mixing.own(norms) if residual else torch.zeros_like(terms[:, 0])
     crossed = torch.einsum("bhkm,bkm->bkh", terms, own)
     size = own.square().sum(-1)
     divisor = mixing.divisor(norms)

@@ -6,7 +6,7 @@ per head; blocks of rows of ∂s/∂A are multiplied out when they are asked for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.signature import compares
 from headwater.lens.running.watching import Heads
 
 
@@ -90,31 +91,44 @@ def slopes_at(
 
 
 def predicting(asked: Explained, batches: Sequence[Batch]) -> int:
-    """The position whose row explains the prediction: the one that is asked about, or the one that a classifier reads.
+    """The position whose row explains the prediction: the one that is asked about, or the one at which the outputs read
+    this part.
 
-    What the last attention layer writes at a position reaches the classes only if they are read there. AnalysisError
-    where they are read at several positions, or at another one in each text.
+    What the last attention layer writes at a position reaches the outputs only if they read it there. AnalysisError
+    where they read several positions, or another one in each text.
     """
-    if asked.measure is not None or not asked.model.classes:
+    model = asked.model
+    tokens = model.parts[model.part_name].queries in ("text", "decoder") and not compares(model.hf)
+    if tokens and (asked.measure is not None or not model.classes):
         for batch in batches:
             place_of(asked.position, batch.ids.shape[1], f"example {batch.places[0]}")
         return asked.position
+    what = "classes" if model.classes else "outputs"
     found: list[tuple[int, int]] = []
     for batch in batches:
-        slope = weight_slopes(asked.model, batch, asked.of(batch))[asked.model.layers[-1]].slope
-        read = (slope != 0).any(-1).any(1)
+        read = _read_at(weight_slopes(model, batch, asked.of(batch)))
         if not (read.sum(-1) == 1).all():
             raise AnalysisError(
-                f"{asked.model.name} reads its classes at {int(read.sum(-1).max())} positions; name the rows to read "
-                "out, e.g. queries=[0]"
+                f"{model.name} reads its {what} at {int(read.sum(-1).max())} positions of the {model.part_name}; name "
+                "the rows to read out, e.g. queries=[0]"
             )
-        found += [(place, place - batch.ids.shape[1]) for place in read.long().argmax(-1).tolist()]
+        found += [(place, place - read.shape[1]) for place in read.long().argmax(-1).tolist()]
     for places in zip(*found, strict=True):
         if len(set(places)) == 1:
             return places[0]
     raise AnalysisError(
-        f"{asked.model.name} reads its classes at another position in each text; give the texts one by one"
+        f"{model.name} reads its {what} at another position in each text; give the texts one by one"
     )
+
+
+def _read_at(slopes: Mapping[int, WeightSlopes]) -> Tensor:
+    """Where the last layer that the outputs depend on is read, bool [text, query]."""
+    read = torch.zeros(0)
+    for layer in sorted(slopes, reverse=True):
+        read = (slopes[layer].slope != 0).any(-1).any(1)
+        if read.any():
+            break
+    return read
 
 
 def _through_edits(model: HookedModel, layer: int, mask: Mask, slope: Tensor) -> Tensor:

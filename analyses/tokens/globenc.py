@@ -19,7 +19,7 @@ from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.attention_terms import Mixing, mixings, norm_blocks
-from headwater.analyses._streams.between_layers import refuse_mixers
+from headwater.analyses._streams.between_layers import refuse_crossing, refuse_mixers
 from headwater.analyses.tokens._sinks_aside import one_token_of_product
 from headwater.lens.model import HookedModel
 
@@ -54,6 +54,7 @@ def globenc(
     """
 
     refuse_mixers(model.name, model.mixers, "globenc")
+    refuse_crossing(model, "globenc")
 
     def layers(batch: Batch) -> list[Pull]:
         return [partial(_pulled, mixing, normalise) for mixing in reversed(mixings(model, batch).values())]

@@ -28,7 +28,7 @@ from headwater.analyses._measures.measure import (
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
-from headwater.analyses._streams.between_layers import refuse_mixers
+from headwater.analyses._streams.between_layers import refuse_crossing, refuse_mixers
 from headwater.analyses.tokens._gradients import WeightSlopes, predicting, weight_slopes
 from headwater.analyses.tokens._sinks_aside import one_token_of_product
 from headwater.lens.errors import AnalysisError
@@ -77,6 +77,7 @@ def gradient_rollout(
             f"first_layer={first_layer} has no attention; the model has layers {model.layers}"
         )
     refuse_mixers(model.name, model.mixers, "gradient_rollout", first_layer)
+    refuse_crossing(model, "gradient_rollout")
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
     layers = [layer for layer in model.layers if first_layer is None or layer >= first_layer]
 

@@ -33,7 +33,10 @@ def norms(
     model: HookedModel,
     examples: Examples,
     queries: Annotated[Positions, 'positions to look into, e.g. -1; "all" for every one'] = (-1,),
-    stage: Annotated[Stage, "attention alone, with the residual stream, and behind the norm"] = "norm",
+    stage: Annotated[
+        Stage | None,
+        "attention alone, with the residual stream, or behind the norm; none: behind the norm, attention if it crosses",
+    ] = None,
     per_head: Annotated[bool, "one length per head (attention alone)"] = False,
     batch_size: BatchSize = 16,
 ) -> xr.Dataset:
@@ -45,7 +48,9 @@ def norms(
     with the norm in front of the attention (GPT-2, Llama) has none behind the sum: there "norm" equals "residual",
     values come from the normed x and the residual is x itself. A norm on the attention's output alone (Gemma 2) scales
     its terms. `mixing_ratio = M/(M + P)`, `M = ‖Σ_{j≠i} y_ij‖`, `P = ‖y_ii‖`, at the same stage. Terms and biases are
-    checked to add up to the model's own sum; edits of head outputs are refused.
+    checked to add up to the model's own sum; edits of head outputs are refused. In cross-attention
+    (`model.part("cross")`) keys are the encoder's tokens, what a position holds itself is none of them, and there is
+    "attention" alone and no ratio.
 
     Question: How much does each token contribute to a position, by the length of what attention carries?
     Unit: norm of a vector of the residual stream; mixing_ratio: share from other tokens, 0 to 1.
@@ -60,6 +65,13 @@ def norms(
     >>> found.norm.dims, found.mixing_ratio[0, :, 0].round(1).values.tolist()
     (('batch', 'layer', 'query', 'key'), [1.0, 0.5, 0.3, 0.3])
     """
+    crosses = model.parts[model.part_name].crosses
+    stage = stage or ("attention" if crosses else "norm")
+    if crosses and stage != "attention":
+        raise AnalysisError(
+            f"stage={stage!r} joins what a position itself holds, which is no key of cross-attention; "
+            'use stage="attention"'
+        )
     if per_head and stage != "attention":
         raise AnalysisError(f'stage={stage!r} joins the heads; per_head=True needs stage="attention"')
     texts = Texts.of(model, examples, batch_size)
@@ -73,20 +85,20 @@ def norms(
         for place, mixing in enumerate(mixings(model, batch).values()):
             behind = (mixing.first,) if stage == "norm" and mixing.first is not None else ()
             found.append(_asked(mixing, rows, real, stage != "attention", behind, per_head))
-            ratio = _ratio(mixing, stage != "attention", behind).gather(1, rows)
-            ratios[batch.places, place] = ratio.masked_fill(~real, torch.nan)
+            if not crosses:
+                ratio = _ratio(mixing, stage != "attention", behind).gather(1, rows)
+                ratios[batch.places, place] = ratio.masked_fill(~real, torch.nan)
         texts.spread(batch, torch.stack(found, 1), lengths)
-    coordinates = position_coordinates(texts, queries, columns) | {"layer": model.layers}
+    coordinates = position_coordinates(texts, queries, columns, key_texts=texts.keys) | {
+        "layer": model.layers
+    }
     if per_head:
         coordinates["head"] = range(model.n_heads)
     dims = ("batch", "layer", *(("head",) if per_head else ()), "query", "key")
-    return xr.Dataset(
-        {
-            "norm": (dims, lengths.numpy(), {"unit": "norm"}),
-            "mixing_ratio": (("batch", "layer", "query"), ratios.numpy(), {"unit": "share"}),
-        },
-        coords=coordinates,
-    )
+    result = xr.Dataset({"norm": (dims, lengths.numpy(), {"unit": "norm"})}, coords=coordinates)
+    if crosses:
+        return result
+    return result.assign(mixing_ratio=(("batch", "layer", "query"), ratios.numpy(), {"unit": "share"}))
 
 
 def _asked(

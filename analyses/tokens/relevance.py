@@ -17,6 +17,8 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize
+from headwater.analyses._inputs.entrances import sides_of
+from headwater.analyses._inputs.inputs import Inputs
 from headwater.analyses._measures.measure import (
     AnswerSetting,
     Explained,
@@ -29,10 +31,11 @@ from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Pull, Texts
 from headwater.analyses._streams.between_layers import refuse_mixers
-from headwater.analyses.tokens._encoder_decoder import Pairs, relevance_of_pairs
+from headwater.analyses.tokens._encoder_decoder import relevance_of_pairs
 from headwater.analyses.tokens._gradients import WeightSlopes, predicting, weight_slopes
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.naming.tokens import Tokens
 
 
 @analysis
@@ -86,14 +89,19 @@ def relevance(
     >>> found.key_token.values[0, found[0, 0, :-1].values.argmax()].item()  # beside the position itself
     'and'
     """
-    for part in map(model.part, model.parts) if model.is_encoder_decoder else [model]:
-        refuse_mixers(model.name, part.mixers, "relevance")
+    for side in sides_of(model):
+        refuse_mixers(model.name, side.mixers, "relevance")
     asked = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
-    if model.is_encoder_decoder:
-        pairs = Pairs.of(model, examples, decoder, batch_size)
-        return relevance_of_pairs(asked, pairs, queries)
     if decoder is not None:
-        raise AnalysisError(f"{model.name} has no decoder beside an encoder; leave decoder= out")
+        examples = _both(model, examples, decoder)
+    if model.part_name == "cross" or model.other_attention:
+        inputs = Inputs.of(model, examples, batch_size)
+        if len(inputs.sides) < 2:
+            raise AnalysisError(
+                f"the cross-attention of {model.name} reads states that none of its parts ({', '.join(model.parts)}) "
+                "gives, so relevance can not be followed into them; read another part"
+            )
+        return relevance_of_pairs(asked, inputs, queries)
 
     def layers(batch: Batch) -> Iterator[Pull]:
         slopes = weight_slopes(model, batch, asked.of(batch))
@@ -103,6 +111,17 @@ def relevance(
     texts = Texts.of(model, examples, batch_size)
     rows: Positions = [predicting(asked, texts.batches)] if queries is None else queries
     return texts.rows_down(rows, layers, "relevance").assign_attrs(queries=rows)
+
+
+def _both(model: HookedModel, examples: Examples, decoder: str | Sequence[str] | Tensor) -> Tokens:
+    """Examples for the encoder and texts for the decoder; one decoder text given as a string goes with each example."""
+    if not model.is_encoder_decoder:
+        raise AnalysisError(f"{model.name} has no decoder beside an encoder; leave decoder= out")
+    if isinstance(examples, Tokens) and examples.more:
+        raise AnalysisError("these examples hold the decoder's tokens already; leave decoder= out")
+    if isinstance(decoder, str) and not isinstance(examples, str):
+        decoder = [decoder] * len(examples)
+    return model.to_tokens(examples, decoder_input_ids=decoder)
 
 
 def _pulled(slopes: WeightSlopes, rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Texts, indicators
-from headwater.analyses._streams.between_layers import refuse_mixers
+from headwater.analyses._streams.between_layers import refuse_crossing, refuse_mixers
 from headwater.analyses.tokens._sinks_aside import one_token_of_product
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.tiles.mask import Mask
@@ -45,7 +45,8 @@ def value_zeroing(
 
     `x_i` is the output of block l, `x̃_i` its output on the same input with the values of token t at zero in every
     head. The diagonal is included, and no identity is mixed in, since the block holds the residual stream. A row where
-    nothing changes keeps its own position. `first_layer = last_layer` gives the map of one layer.
+    nothing changes keeps its own position. `first_layer = last_layer` gives the map of one layer; a decoder with
+    cross-attention and cross-attention itself (`model.part("cross")`: V of the encoder's tokens) take one layer alone.
 
     Question: From which input tokens does a position draw, by what changes without their values?
     Unit: share of the position, each row sums to 1.
@@ -69,16 +70,20 @@ def value_zeroing(
     if not layers:
         raise AnalysisError(f"first_layer={low} is above last_layer={high}")
     refuse_mixers(model.name, model.mixers, "value_zeroing", first_layer, last_layer)
+    if len(layers) > 1:
+        refuse_crossing(model, "value_zeroing of several layers")
     texts = Texts.of(model, examples, 1, LONGEST)
     columns = texts.columns(queries)
     found = texts.empty(columns.shape[1])
     for batch in progress(texts.batches, desc="value zeroing", unit="text"):
-        rows = indicators(*texts.rows(batch, columns), batch.ids.shape[1])
+        rows = indicators(*texts.rows(batch, columns), texts.length(batch))
         calls, heads = _block_calls(model, batch, layers)
         for layer in reversed(layers):
             rows = rows @ _changes(model, layer, calls[layer], *heads.layers[layer][:2])
         texts.spread(batch, rows, found)
     product = texts.by_query(found, queries, columns, "value_zeroing").assign_attrs(layers=layers)
+    if model.parts[model.part_name].crosses:
+        return product
     return one_token_of_product(product, texts, model.causal)
 
 
@@ -128,14 +133,14 @@ def _repeats(call: Call, copies: int) -> bool:
 
 def _changes(model: HookedModel, layer: int, call: Call, map: AttentionMap, value: Tensor) -> Tensor:
     """V of one layer, [query, token]; `value` is [1, kv head, token, d_head]."""
-    heads, length, width = map.shape[1], map.shape[2], value.shape[-1]
+    _, heads, queries, length = map.shape
     value = value.repeat_interleave(heads // value.shape[1], 1)[0]
     edits = context.active(model.key)
-    changes = torch.zeros(length, length, dtype=torch.float64)
-    step = max(ELEMENTS // (heads * length * width), 1)
+    changes = torch.zeros(queries, length, dtype=torch.float64)
+    step = max(ELEMENTS // (heads * queries * value.shape[-1]), 1)
     for start in range(0, length, step):
         span = slice(start, min(start + step, length))
-        weights = map.tile(slice(0, length), span)[0]
+        weights = map.tile(slice(0, queries), span)[0]
         taken = torch.einsum("hqt,htd->thqd", weights, value[:, span].to(weights))
         # runs before the active edits, so that a scaled head loses the scaled part
         with (
@@ -149,4 +154,6 @@ def _changes(model: HookedModel, layer: int, call: Call, map: AttentionMap, valu
     # the cosine of two roundings of one vector differs from 1 by about this much
     changes[changes < (2 * torch.finfo(model.dtype).eps) ** 2] = 0
     total = changes.sum(-1, keepdim=True)
+    if model.parts[model.part_name].crosses:
+        return changes / total  # no key is the query's own; a row without a change is undefined
     return torch.where(total > 0, changes / total, torch.eye(length, dtype=torch.float64))

@@ -192,7 +192,7 @@ def test_refusals_name_value_and_mend(built: Callable[[str], Twins], pairs: Call
         (model, {"position": 3}, "position=3, but example 0 has 1 tokens"),
         (model, {"queries": [4]}, "has 1 tokens"),
         (model, {"answer": [997]}, "answer=997 is no token"),
-        (model.part("encoder"), {}, "read as its encoder; relevance takes"),
+        (model.part("encoder"), {}, "reads its outputs at 6 positions of the encoder; name the rows"),
         (pairs("gpt2").model, {"decoder": ids}, "has no decoder beside an encoder"),
         (built("clip").model, {"measure": lambda x: x[:, 0, 0]}, "no image is given"),
     ]:
