@@ -19,8 +19,10 @@ from headwater.analyses._prompts.examples import Batch, Examples, differentiable
 from headwater.analyses._prompts.positions import Positions, position_coordinates
 from headwater.analyses._prompts.texts import Texts
 from headwater.lens.model import HookedModel
+from headwater.lens.naming.grids import PLACES
 from headwater.lens.naming.tokens import Tokens
 
+PATCHES = tuple(f"key_{place}" for place in PLACES)  # coordinates that are -1 for a token that is no patch
 Value = Callable[[Tensor, Tensor], Tensor]  # (outputs, texts) → one number per row
 
 
@@ -125,9 +127,8 @@ class Inputs:
         self, values: Sequence[Tensor], queries: Positions, columns: Tensor, name: str
     ) -> xr.DataArray:
         """Values [batch, query, key] of each side's keys for queries of the last side, as `by_key` joins them."""
-        coordinates = position_coordinates(self.texts[-1], queries, columns)
-        for own in ("key", "key_token"):
-            del coordinates[own]
+        of_texts = position_coordinates(self.texts[-1], queries, columns)
+        coordinates = {name: values for name, values in of_texts.items() if not name.startswith("key")}
         found = [texts.by_key(rows[:, 0], name) for texts, rows in zip(self.texts, values, strict=True)]
         joined = self._joined(found).coords
         return xr.DataArray(
@@ -141,7 +142,14 @@ class Inputs:
         parts = [
             np.full(rows.sizes["key"], side.part_name) for side, rows in zip(self.sides, found, strict=True)
         ]
-        joined = xr.concat([rows.drop_vars("key") for rows in found], "key")
+        patches = [name for rows in found for name in map(str, rows.coords) if name in PATCHES]
+        sides = []
+        for rows in found:
+            none = (("batch", "key"), np.full(rows.shape, -1))
+            sides.append(
+                rows.drop_vars("key").assign_coords({n: none for n in patches if n not in rows.coords})
+            )
+        joined = xr.concat(sides, "key")
         return joined.assign_coords(
             key=np.arange(joined.sizes["key"]), key_part=("key", np.concatenate(parts))
         )

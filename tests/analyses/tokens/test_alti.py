@@ -57,7 +57,7 @@ def test_alti_of_one_token_and_of_too_many(pairs: Callable, monkeypatch) -> None
     model = pairs("bert").model
     np.testing.assert_allclose(alti(model, torch.tensor([[7]])).values, [[[1.0]]])
     lower(monkeypatch, "analyses.tokens.alti", LONGEST=5)
-    with pytest.raises(AnalysisError, match="a text has 6 tokens and this takes 5 at most"):
+    with pytest.raises(AnalysisError, match="an example has 6 tokens and this takes 5 at most"):
         alti(model, torch.arange(3, 9)[None])
 
 
