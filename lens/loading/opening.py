@@ -117,7 +117,7 @@ def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
             # in float64 eager attention gives NaN on padding whose keys are all outside of the window
             sample = {name: given for name, given in sample.items() if "attention_mask" not in name}
             before = _run(hf, sample, name)
-    hf.set_attn_implementation(NAME)
+    _switch(hf)
     with context.discovering() as calls:
         after = _run(hf, sample, name)
     if not calls:
@@ -129,9 +129,22 @@ def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
         _compare(before, after, sample, hf)
     found, mixing = _described(hf, parts.divide(hf, calls, as_rows(sample)), sample)
     unread = (*unread, *mixing)
-    if "pixel_values" in names(hf) and "vision" not in found:
+    if "pixel_values" in names(hf) and not any("image" in (p.queries, p.keys) for p in found.values()):
         unread = (*unread, "vision")  # images in a format that the sample does not have
     return found, unread, sample
+
+
+def _switch(hf: Any) -> None:
+    """Headwater's attention in the whole model, also where a module keeps a copy of the configuration (X-CLIP)."""
+    hf.set_attn_implementation(NAME)
+    switched = {type(m.config) for m in hf.modules() if _implementation(m) == NAME}
+    for module in hf.modules():
+        if _implementation(module) not in (None, NAME) and type(module.config) in switched:
+            module.config._attn_implementation = NAME
+
+
+def _implementation(module: Any) -> str | None:
+    return getattr(getattr(module, "config", None), "_attn_implementation", None)
 
 
 def _described(

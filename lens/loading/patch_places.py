@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headwater.lens.attention import context
 from headwater.lens.attention.module_hooks import hidden_states, on
-from headwater.lens.models.parts import Part
+from headwater.lens.models.parts import Part, pictures
 from headwater.lens.models.patches import Patches, special_names
 
 
@@ -28,8 +28,7 @@ def with_patches(hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor
 
     A part in which patches do not stand row by row in one piece has no `patches`; its tokens have numbers for names.
     """
-    pixels = sample.get("pixel_values")
-    if pixels is None or pixels.dim() != 4 or len(pixels) < 2:
+    if (pictures(sample) or 0) < 2:
         return dict(parts)
     return {
         name: part if part.patches is None else replace(part, patches=_placed(hf, part, part.patches, sample))
@@ -40,15 +39,17 @@ def with_patches(hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor
 def _placed(hf: Any, part: Part, guess: Patches, sample: Mapping[str, Tensor]) -> Patches | None:
     height, width = guess.size
     rows, columns = guess.grid_of(sample["pixel_values"])
-    plain = sample["pixel_values"]
+    shape = sample["pixel_values"].shape
+    plain = sample["pixel_values"].reshape(-1, *shape[-3:])  # crops and frames are pictures too
     corners, whole = plain.clone(), plain + 1
     corners[0, :, :height, :width] += 1
     corners[1, :, (rows - 1) * height : rows * height, (columns - 1) * width : columns * width] += 1
     whole[1] = plain[1]
     whole[1, :, :height, (columns - 1) * width : columns * width] += 1  # the end of the first row
     first = min(part.modules, key=part.modules.__getitem__)
-    seen = [_entering(hf, first, {**sample, "pixel_values": given}) for given in (plain, corners, whole)]
-    if any(each is None or each.dim() != 3 for each in seen):
+    runs = ({**sample, "pixel_values": given.view(shape)} for given in (plain, corners, whole))
+    seen = [_entering(hf, first, given) for given in runs]
+    if any(each is None or each.dim() != 3 or len(each) != len(plain) for each in seen):
         return None
     before, at_corners, at_whole = (each.double() for each in seen if each is not None)
     moved = [(other - before).abs().amax(-1) for other in (at_corners, at_whole)]

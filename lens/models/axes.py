@@ -29,14 +29,11 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
         return counted(len(tokens), part.counts[name])
     if given is None:
         return None
-    batch, count = len(given), round(given.shape[-1] / part.stride)
-    if part.lengths is not None:
+    batch, count = len(given), part.counts.get(name) or round(given.shape[-1] / part.stride)
+    if name == "audio" and part.lengths is not None:
         count = int(part.lengths(given.shape[-1]))
-    if name == "image":
-        batch = given[..., 0, 0, 0].numel()
-        count = part.counts.get(name, 0) if part.patches is None else part.patches.count(given)
-        if not count:
-            return None
+    if name == "image" and part.patches is not None:
+        batch, count = given[..., 0, 0, 0].numel(), part.patches.count(given)
     return counted(batch, count)
 
 

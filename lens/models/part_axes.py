@@ -51,15 +51,16 @@ def axes_of(
     source = "encoder" if "input_ids" in sample else sound
     main = "decoder" if encodes else "text"
     queries = {"vision": "image", "encoder": source, "cross": main}.get(kind, kind)
-    if known.get(queries) not in (None, shape[0]):
+    unread = queries in ("text", "decoder") and known[queries] is None  # DETR's decoder reads learned queries
+    if unread or known.get(queries) not in (None, shape[0]):
         queries = "query"
     if kind == "cross":
-        keys = next((name for name in (source, "image") if known.get(name, shape[1]) == shape[1]), "state")
+        keys = next((name for name in (source, "image") if known.get(name) in (None, shape[1])), "state")
         keys = "image" if keys == "encoder" and not encodes else keys
     else:
         keys = queries if shape[0] == shape[1] else "state"
     lengths = {queries: shape[0], keys: shape[1]}
-    return Axes(queries, keys, {name: lengths[name] for name in lengths if name in (*CONSTANT, "image")})
+    return Axes(queries, keys, {name: lengths[name] for name in lengths if name in (*CONSTANT, "image", "series")})
 
 
 def own_name(where: str) -> str:

@@ -22,7 +22,7 @@ from headwater.lens.models.patches import Patches
 from headwater.lens.models.signature import FLOATS, embedding, float_input, pair, vision_config
 from headwater.lens.models.stack import StackBlock, pattern
 
-CROSS = re.compile(r"cross|encoder_attn|encdec|encoder_decoder", re.IGNORECASE)
+CROSS = re.compile(r"cross|encoder_attn|encdec|encoder_decoder|_to_(image|token)", re.IGNORECASE)
 VISION = re.compile(r"vision|visual|image|pixel", re.IGNORECASE)
 AUDIO = re.compile(r"audio|speech|feature_encoder", re.IGNORECASE)
 PROBE = 24  # rows and columns of the first map that are computed to see whether it is causal
@@ -41,7 +41,8 @@ class Shape(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Part:
     """One stack: `modules` gives the layer of each attention module; `queries` and `keys` are the names of the axes,
-    "text", "decoder", "encoder", "image", "audio", "query" (learned queries) or "state" (other states of the model).
+    "text", "decoder", "encoder", "image", "audio", "series" (steps in time), "query" (learned queries) or "state" (other
+    states of the model).
     `counts` are the lengths of axes that no input gives."""
 
     name: str
@@ -78,16 +79,19 @@ def divide(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> dict[str, Par
     """The parts of a model from the attention calls of one run on `sample`, the main part first."""
     paths = {module: path for path, module in hf.named_modules()}
     groups: dict[str, list[tuple[nn.Module, AttentionMap]]] = {}
-    _refuse_folded(hf, calls, paths, len(next(iter(sample.values()))))
+    _refuse_folded(hf, calls, paths, sample)
     for module, map in calls:
         groups.setdefault(pattern(paths[module]), []).append((module, map))
-    image = next((of[0][1].shape[2] for where, of in groups.items() if _name(hf, where) == "vision"), None)
+    seeing = [of[0][1].shape[2] for where, of in groups.items() if _name(hf, where) == "vision"]
+    image = max(seeing, default=None)  # X-CLIP also attends between the frames of a video
     encodes = bool(getattr(hf.config, "is_encoder_decoder", False))
     parts: dict[str, Part] = {}
     for where, members in groups.items():
         name = _name(hf, where)
         axes = axes_of(name, members[0][1].shape[2:], sample, image, encodes)
-        if axes.queries == "query" and name != "cross":
+        if "image_to_token" in where:  # the way back of SAM's two-way attention
+            axes = Axes(axes.keys, axes.queries, axes.counts)
+        elif axes.queries == "query" and name not in ("cross", "decoder"):
             name = own_name(where)
         if name in parts:  # two kinds of attention in one stack, or a tower within a tower
             name = f"{name}:{where}"
@@ -95,7 +99,9 @@ def divide(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> dict[str, Par
     return main_first(parts)
 
 
-def _refuse_folded(hf: Any, calls: Calls, paths: Mapping[nn.Module, str], batch: int) -> None:
+def _refuse_folded(
+    hf: Any, calls: Calls, paths: Mapping[nn.Module, str], sample: Mapping[str, Tensor]
+) -> None:
     """Refuse models without one map per layer: a module that serves several layers, windows folded into the batch."""
     modules = [module for module, _ in calls]
     twice = next((module for module in modules if modules.count(module) > 1), None)
@@ -103,11 +109,18 @@ def _refuse_folded(hf: Any, calls: Calls, paths: Mapping[nn.Module, str], batch:
         raise ModelError(
             f"{type(hf).__name__}: {paths[twice]} serves several layers, which can not be told apart"
         )
-    folded = next((module for module, map in calls if map.shape[0] != batch), None)
+    rows = {len(next(iter(sample.values()))), pictures(sample)}
+    folded = next((module for module, map in calls if map.shape[0] not in rows), None)
     if folded is not None:
         raise ModelError(
             f"{type(hf).__name__}: {paths[folded]} folds its windows into the batch; its maps can not be read"
         )
+
+
+def pictures(sample: Mapping[str, Tensor]) -> int | None:
+    """How many pictures a tower sees one by one: several crops or frames of each example are rows of its maps."""
+    pixels = sample.get("pixel_values")
+    return None if pixels is None or pixels.dim() < 4 else pixels[..., 0, 0, 0].numel()
 
 
 def _name(hf: Any, where: str) -> str:
@@ -122,7 +135,9 @@ def _name(hf: Any, where: str) -> str:
         return "audio"
     if embedding(hf) is not None:
         return "text"
-    return "audio" if FLOATS.get(float_input(hf) or "") == "audio" else "vision"
+    if "decoder" in where:  # SAM and MaskFormer decode queries of their own
+        return "decoder"
+    return {"audio": "audio", "series": "series"}.get(FLOATS.get(float_input(hf) or "", ""), "vision")
 
 
 def main_first(parts: Mapping[str, Part]) -> dict[str, Part]:
@@ -142,7 +157,8 @@ def _part(
     map = calls[0][1]
     corner = map.tile(slice(0, PROBE), slice(0, PROBE))
     causal = axes.queries == axes.keys and map.shape[2] > 1 and not bool(corner.triu(1).any())
-    patches = patches_of(hf, map.shape[3], sample) if axes.keys == "image" else None
+    alone = axes.queries == axes.keys == "image" and map.shape[0] == pictures(sample)
+    patches = patches_of(hf, map.shape[3], sample) if alone else None
     frames = next((t.shape[-1] for n, t in sample.items() if FLOATS.get(n) == "audio"), 1)
     layers = number(calls, paths)
     shapes = {}

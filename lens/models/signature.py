@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FLOATS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}  # input → its axis
+FLOATS = {
+    "pixel_values": "image", "pixel_values_videos": "image", "flattened_patches": "image",
+    "input_features": "audio", "input_values": "audio",
+    "past_values": "series", "states": "series",
+}  # input → its axis
+TEXTS = {"input_ids", "decoder_input_ids", "inputs"}
 # arguments of `forward` that are no model input: they switch outputs or caching on, or Headwater passes them itself
 NOT_READ = {
     "self", "kwargs", "args", "labels", "past_key_values", "use_cache", "output_attentions", "output_hidden_states",
@@ -27,6 +32,8 @@ def vision_config(hf: Any) -> Any:
 
 def embedding(hf: Any) -> Any:
     """The token embedding table; None if the model reads no text."""
+    if not TEXTS & inspect.signature(hf.forward).parameters.keys():
+        return None
     try:
         found = hf.get_input_embeddings()
     except NotImplementedError:
