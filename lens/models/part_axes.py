@@ -60,7 +60,9 @@ def axes_of(
     else:
         keys = queries if shape[0] == shape[1] else "state"
     lengths = {queries: shape[0], keys: shape[1]}
-    return Axes(queries, keys, {name: lengths[name] for name in lengths if name in (*CONSTANT, "image", "series")})
+    return Axes(
+        queries, keys, {name: lengths[name] for name in lengths if name in (*CONSTANT, "image", "series")}
+    )
 
 
 def own_name(where: str) -> str:

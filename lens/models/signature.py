@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 FLOATS = {
-    "pixel_values": "image", "pixel_values_videos": "image", "flattened_patches": "image",
-    "input_features": "audio", "input_values": "audio",
-    "past_values": "series", "states": "series",
+    "pixel_values": "image",
+    "pixel_values_videos": "image",
+    "flattened_patches": "image",
+    "input_features": "audio",
+    "input_values": "audio",
+    "past_values": "series",
+    "states": "series",
 }  # input → its axis
 TEXTS = {"input_ids", "decoder_input_ids", "inputs"}
 # arguments of `forward` that are no model input: they switch outputs or caching on, or Headwater passes them itself
