@@ -131,7 +131,7 @@ def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
     unread = (*unread, *mixing)
     if "pixel_values" in names(hf) and not any("image" in (p.queries, p.keys) for p in found.values()):
         unread = (*unread, "vision")  # images in a format that the sample does not have
-    return found, unread, sample
+    return found, (*unread, *_sampled(hf)), sample
 
 
 def _switch(hf: Any) -> None:
@@ -213,6 +213,15 @@ def _silent(hf: Any, called: set[nn.Module]) -> tuple[str, ...]:
             f"{type(hf).__name__}: the attention of {part_heard[0]} was not called; it can not be read"
         )
     return tuple(sorted({pattern(path) for path in silent}))
+
+
+def _sampled(hf: Any) -> tuple[str, ...]:
+    """The deformable attention of a model (Zhu et al. 2021), which weighs a few interpolated points of the picture."""
+    kinds = {
+        (type(module).__name__, pattern(path)): None
+        for path, module in hf.named_modules() if hasattr(module, "sampling_offsets")
+    }  # fmt: skip
+    return tuple(f"{name} ({where}: it weighs sampled points, which are no keys)" for name, where in kinds)
 
 
 def _compare(before: Tensor, after: Tensor, sample: dict[str, Tensor], hf: Any) -> None:

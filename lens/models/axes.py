@@ -22,11 +22,10 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
             return None
         mask = tokens.more.get("attention_mask")
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
-    if name in CONSTANT and all(each not in FLOATS for each in tokens.more):
-        return None
-    given = next((t for n, t in tokens.more.items() if FLOATS.get(n) == name), None)
+    floats = [t for n, t in tokens.more.items() if n in FLOATS]
     if name in CONSTANT:
-        return counted(len(tokens), part.counts[name])
+        return counted(len(tokens) or len(floats[0]), part.counts[name]) if floats else None
+    given = next((t for n, t in tokens.more.items() if FLOATS.get(n) == name), None)
     if given is None:
         return None
     batch, count = len(given), part.counts.get(name) or round(given.shape[-1] / part.stride)

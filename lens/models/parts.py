@@ -41,9 +41,8 @@ class Shape(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Part:
     """One stack: `modules` gives the layer of each attention module; `queries` and `keys` are the names of the axes,
-    "text", "decoder", "encoder", "image", "audio", "series" (steps in time), "query" (learned queries) or "state" (other
-    states of the model).
-    `counts` are the lengths of axes that no input gives."""
+    "text", "decoder", "encoder", "image", "audio", "series" (steps in time), "query" (learned queries) or "state"
+    (other states of the model). `counts` are the lengths of axes that no input gives."""
 
     name: str
     modules: Mapping[nn.Module, int]

@@ -1,0 +1,155 @@
+"""Models that read pictures, videos, crops or steps in time with queries of their own: maps held to eager weights.
+
+Seen to fail: DETR's queries counted as a decoder's text, frames taken for windows, the way back of SAM's two-way
+attention taken for the way there, a copied configuration that is left on eager attention.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import headwater as hw
+
+S: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+}  # fmt: skip
+TEXT = S | {
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+PICTURE = S | {"image_size": 16, "patch_size": 4}
+BACKBONE = {
+    "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1],
+    "out_features": ["stage2", "stage3", "stage4"],
+}  # fmt: skip
+DETECTOR = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "num_queries": 6,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_labels": 3,
+    "backbone_config": BACKBONE,
+}  # fmt: skip
+SAM = {
+    "vision_config": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+        "output_channels": 16, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 48, "num_pos_feats": 8,
+        "initializer_range": 0.5,
+    },
+    "prompt_encoder_config": {"hidden_size": 16, "image_size": 32, "patch_size": 8, "mask_input_channels": 4},
+    "mask_decoder_config": {
+        "hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "iou_head_hidden_dim": 16, "attention_downsample_rate": 2,
+    },
+}  # fmt: skip
+VIDEO = PICTURE | {
+    "num_frames": 2, "mit_hidden_size": 32, "mit_num_attention_heads": 4, "mit_num_hidden_layers": 1,
+    "mit_intermediate_size": 48,
+}  # fmt: skip
+
+
+def made(name: str, config: dict[str, Any]) -> Any:
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    model = kind._from_config(kind.config_class(**config), attn_implementation="eager").eval()
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if weight.dim() == 2 and "embed" not in key:
+                weight.mul_(3)
+    return model
+
+
+def given(*shape: int, **more: Tensor) -> dict[str, Tensor]:
+    seeded = torch.Generator().manual_seed(1)
+    return {"pixel_values": torch.randn(shape, generator=seeded), **more}
+
+
+def eager(model: Any, path: str, inputs: dict[str, Tensor]) -> Tensor:
+    """The weights that one attention module gives, from a hook."""
+    found = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        found.append(next(t for t in reversed(output) if isinstance(t, Tensor) and t.dim() == 4))
+
+    with model.get_submodule(path).register_forward_hook(keep), torch.no_grad():
+        model(**inputs)
+    return found[0]
+
+
+WORDS = {"input_ids": torch.arange(10).view(2, 5) + 3}
+CASES = {
+    "DetrForObjectDetection": (
+        DETECTOR, given(2, 3, 64, 64),
+        {"decoder": ("query", "query"), "encoder": ("image", "image"), "cross": ("query", "image")},
+    ),
+    "ConditionalDetrForObjectDetection": (
+        DETECTOR, given(2, 3, 64, 96),
+        {"decoder": ("query", "query"), "encoder": ("image", "image"), "cross": ("query", "image")},
+    ),
+    "SamModel": (
+        SAM, given(2, 3, 32, 32),
+        {"decoder": ("query", "query"), "cross": ("query", "image"),
+         "cross:mask_decoder.transformer.layers.*.cross_attn_image_to_token": ("image", "query")},
+    ),
+    "VideoMAEModel": (
+        PICTURE | {"num_frames": 4, "patch_size": 8}, given(3, 4, 3, 16, 16), {"vision": ("image", "image")},
+    ),
+    "XCLIPModel": (
+        {"text_config": TEXT, "vision_config": VIDEO, "projection_dim": 32, "prompt_layers": 1,
+         "prompt_num_attention_heads": 4},
+        given(2, 2, 3, 16, 16, **WORDS),
+        {"text": ("text", "text"), "vision": ("image", "image"), "mit": ("query", "query")},
+    ),
+    "DecisionTransformerModel": (
+        {"state_dim": 5, "act_dim": 3, "hidden_size": 32, "n_layer": 2, "n_head": 4, "max_ep_len": 50},
+        {"states": torch.randn(2, 4, 5), "actions": torch.randn(2, 4, 3), "rewards": torch.randn(2, 4, 1),
+         "returns_to_go": torch.randn(2, 4, 1), "timesteps": torch.arange(4).expand(2, -1)},
+        {"series": ("series", "series")},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_maps_are_those_of_eager_attention_on_named_axes(name):
+    config, inputs, wanted = CASES[name]
+    dense = made(name, config)
+    model = hw.load(copy.deepcopy(dense))
+    paths = {module: path for path, module in model.hf.named_modules()}
+    for part, axes in wanted.items():
+        found = model.parts[part]
+        assert (found.queries, found.keys) == axes
+        record = model.part(part).record(**inputs)
+        for module, layer in found.modules.items():
+            expected = eager(dense, paths[module], inputs)
+            torch.testing.assert_close(record.pattern(layer), expected, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["DetrForObjectDetection", "SamModel"])
+def test_an_edit_of_cross_attention_moves_the_outputs(name):
+    config, inputs, _ = CASES[name]
+    model = hw.load(made(name, config))
+    field = {"DetrForObjectDetection": "logits", "SamModel": "pred_masks", "XCLIPModel": "logits_per_video"}[
+        name
+    ]
+
+    def output() -> Tensor:
+        with torch.no_grad():
+            return model.hf(**inputs)[field]
+
+    plain, cross = output(), model.part("cross")
+    with cross.edit(hw.Knockout("all", [0])):
+        assert (output() - plain).abs().max() > 1e-3 * plain.abs().max()
+    assert output().equal(plain)
+
+
+def test_what_a_model_reads_by_sampled_points_is_named():
+    model = hw.load(made("DeformableDetrForObjectDetection", DETECTOR | {"num_feature_levels": 3}))
+    told = [name for name in model.unread if "sampled points" in name]
+    assert any("model.decoder.layers.*.encoder_attn" in name for name in told)
+    assert any("model.encoder.layers.*.self_attn" in name for name in told)
