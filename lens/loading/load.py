@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from headwater.lens.errors import ModelError, nearest
+from headwater.lens.foreign.opening import open_module
 from headwater.lens.loading import adapter_folder, adapters
 from headwater.lens.loading.folder import Folder, check, one_line
 from headwater.lens.loading.opening import open_model
@@ -95,9 +96,7 @@ def _opened(
             f"{type(source._orig_mod).__name__} is wrapped by torch.compile; load() the model itself"  # type: ignore[union-attr]
         )
     if isinstance(source, nn.Module):
-        raise ModelError(
-            f"{type(source).__name__} is not a transformers model; load() takes one, a folder, or a name"
-        )
+        return open_module(source, sample)
     if isinstance(source, HookedModel):
         raise ModelError(f"{source.name} is open already; use it as it is, or give source.hf to open it anew")
     if not isinstance(source, str | os.PathLike):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from headwater.lens.models.part_axes import CONSTANT
 from headwater.lens.models.parts import Part
 from headwater.lens.models.signature import FLOATS
+from headwater.lens.naming.measured import Measured
 from headwater.lens.naming.tokens import Tokens
 
 TEXTS = ("text", "encoder", "decoder")  # axes whose tokens have ids; the others are images and audio
@@ -14,6 +16,8 @@ TEXTS = ("text", "encoder", "decoder")  # axes whose tokens have ids; the others
 
 def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
     """The tokens of one axis; None if the inputs lack it, as text without an image lacks "image"."""
+    if isinstance(tokens, Measured):
+        return tokens.axes.get((part.name, "queries" if name == part.queries else "keys"))
     if name in ("text", "decoder"):
         return tokens
     if name == "encoder":
@@ -36,7 +40,7 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
     return counted(batch, count)
 
 
-def counted(batch: int, count: int) -> Tokens:
-    """Tokens that are not text: numbered from 0, all real, [batch, count]."""
+def counted(batch: int, count: int, real: Tensor | None = None) -> Tokens:
+    """Tokens that are not text: numbered from 0, [batch, count]; `real` marks those that are no padding (None: all)."""
     ids = torch.arange(count).expand(batch, -1).contiguous()
-    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool) if real is None else real)

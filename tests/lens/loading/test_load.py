@@ -103,7 +103,7 @@ def test_names_that_lead_nowhere():
         hw.load("gpt2-that-is-not-here")
     with pytest.raises(ModelError, match="name of the model is empty"):
         hw.load(" ")
-    with pytest.raises(ModelError, match="not a transformers model"):
+    with pytest.raises(ModelError, match="not a model of transformers; to open its attention"):
         hw.load(torch.nn.Linear(2, 2))
 
 

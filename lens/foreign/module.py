@@ -1,0 +1,125 @@
+"""`ForeignModule`: a module of anybody's, with what Headwater asks of a transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from headwater.lens.errors import ModelError
+from headwater.lens.foreign.arguments import Arguments, batch_axes
+from headwater.lens.foreign.meeting import Key, Meeting, Met, Site
+from headwater.lens.models.axes import counted
+from headwater.lens.naming.measured import Measured
+from headwater.lens.naming.tokens import Tokens
+
+KNOWN = 256  # shapes of inputs whose numbers of tokens are remembered
+
+
+class ForeignModule(nn.Module):
+    """Runs `module` so that its attention calls are met; its inputs are the tensors of `arguments` by name.
+
+    `sites` are the calls that are layers, `places` the first site of every part, `batch` the number of examples of the
+    sample.
+    """
+
+    def __init__(self, module: nn.Module, arguments: Arguments) -> None:
+        super().__init__()
+        self.module = module
+        self.config = PreTrainedConfig()
+        self.arguments = arguments
+        self.sites: dict[Key, Site] | None = None
+        self.places: dict[str, Key] = {}
+        self.along: dict[str, int | None] = batch_axes(arguments.tensors, self._first_size(arguments.tensors))
+        self._lengths: dict[Any, dict[tuple[str, str], Tokens]] = {}
+
+    @staticmethod
+    def _first_size(tensors: Mapping[str, Tensor]) -> int:
+        return next((len(given) for given in tensors.values() if given.dim()), 1)
+
+    def learn(self) -> dict[Key, Met]:
+        """The attention calls on the sample; the axis of the batch of each input is known from then on."""
+        tensors = self.arguments.tensors
+        met = self.calls(tensors)
+        rows = [len(each.call.q) for each in met.values() if len(each.call.shape) > 3]
+        batch = self._first_size(tensors)
+        if any(
+            count % batch for count in rows
+        ):  # examples do not stand on the first axis (batch_first=False)
+            sizes = [size for given in tensors.values() for size in given.shape[:2]]
+            batch = next((size for size in sizes if size in rows), batch)
+        before, self.along = self.along, batch_axes(tensors, batch)
+        return met if self.along == before else self.calls(tensors)
+
+    def calls(self, tensors: Mapping[str, Tensor]) -> dict[Key, Met]:
+        """The attention calls of one run, with no edit on."""
+        meeting = Meeting(self.module, self._batch(tensors), None)
+        args, kwargs = self.arguments.filled(tensors)
+        with torch.no_grad(), meeting.acting():
+            self.module(*args, **kwargs)
+        return meeting.met
+
+    @property
+    def batch(self) -> int:
+        """Number of examples of the sample."""
+        return self._batch(self.arguments.tensors)
+
+    def _batch(self, tensors: Mapping[str, Tensor]) -> int:
+        sizes = (
+            tensors[name].shape[axis]
+            for name, axis in self.along.items()
+            if axis is not None and name in tensors
+        )
+        return next(sizes, 1)
+
+    def forward(self, **tensors: Tensor) -> Any:
+        """The module's own output."""
+        if self.module.training:
+            raise ModelError(f"{type(self.module).__name__} is in training mode; call its eval()")
+        args, kwargs = self.arguments.filled(tensors)
+        with Meeting(self.module, self._batch(tensors), self.sites).acting():
+            return self.module(*args, **kwargs)
+
+    def measured(self, tensors: Mapping[str, Tensor], main: str) -> Measured:
+        """The inputs of a call with the tokens of every part, from a run where inputs of this shape did not run yet or
+        where masks tell which tokens are real."""
+        shapes = tuple((name, tuple(given.shape)) for name, given in sorted(tensors.items()))
+        axes = self._lengths.get(shapes)
+        if axes is None:
+            met = self.calls(tensors)
+            axes = {}
+            for name, key in self.places.items():
+                if key not in met:
+                    continue
+                call, own = met[key].call, self.sites is not None and self.sites[key].own
+                real = call.padding()
+                real = None if real is None else ~real
+                queries, keys = call.lengths
+                axes[name, "queries"] = counted(
+                    len(call.q), queries, real if own and queries == keys else None
+                )
+                axes[name, "keys"] = counted(len(call.q), keys, real)
+            if all(each.call.hidden is None for each in met.values()):
+                if len(self._lengths) >= KNOWN:
+                    self._lengths.clear()
+                self._lengths[shapes] = axes
+        rows, batch = axes[main, "queries"], self._batch(tensors)
+        if len(rows) != batch:  # frames or windows are rows of attention, and no examples
+            rows = counted(batch, rows.shape[1])
+        return Measured.of(rows, dict(tensors), axes, self.along)
+
+    def get_input_embeddings(self) -> None:
+        """None: no table of words is known."""
+        return None
+
+    def get_output_embeddings(self) -> None:
+        """None: no language head is known."""
+        return None
+
+    @property
+    def base_model(self) -> ForeignModule:
+        """Itself, as transformers' models without a head."""
+        return self
