@@ -1,7 +1,8 @@
 """The score of clean/corrupt pairs: the number that separates the two prompts and that patching moves.
 
-The score is fixed on the two unpatched prompts: the difference of two tokens' logits at a position, or the user's own
-measure. Each copy of the prompts is scored separately.
+The score is fixed on the two unpatched prompts: the difference of two tokens' logits at a position, of two classes'
+logits, the similarity of each text and its own picture in two towers, or the user's own measure. Each copy of the
+prompts is scored separately.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._prompts.positions import place_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.signature import compares
 
 How = Literal["denoise", "noise"]
 PairMeasure = Measure | Literal["logit_difference"]
@@ -89,28 +91,36 @@ class Asked:
         """For the attributes of a result, beside the settings of the analysis."""
         return {"measure": getattr(self.measure, "__name__", str(self.measure))}
 
-    def place(self, pairs: Pairs) -> int | None:
-        """The position that is read, counted from the left; None where the user's measure may read all."""
-        if callable(self.measure):
+    def place(self, model: HookedModel, pairs: Pairs) -> int | None:
+        """The position that is read, counted from the left; None where all may be read: by the user's measure, and
+        where the outputs are not logits of tokens."""
+        if callable(self.measure) or not model.has_lm_head:
             return None
         return place_of(self.position, pairs.length, f"pair {pairs.places[0]}")
 
     def told(self, model: HookedModel, pairs: Pairs, clean: Tensor, corrupt: Tensor) -> Told:
-        """Fix the score from the logits [pair, position (all, or the one that is read), vocab] of both prompts."""
-        place, tokens = self.place(pairs), None
+        """Fix the score from what `outputs_of` gives for both prompts: logits [pair, position (all, or the one that is
+        read), vocab] or [pair, class], or similarities [pair]."""
+        place, tokens = self.place(model, pairs), None
         if callable(self.measure):
             value = _of_each(self.measure, len(pairs.places))
+        elif compares(model.hf):
+            value = _similarity
         else:
-            assert place is not None
-            right, other = self._answers(model, pairs, _at(clean, place), _at(corrupt, place))
+            if not model.has_lm_head and not model.classes:
+                raise AnalysisError(f"{model.name} has no logits to compare; give measure(hidden) → [pair]")
+            at = self.position if place is None else place
+            right, other = self._answers(model, pairs, _at(clean, at), _at(corrupt, at))
             if (right == other).any():
                 same = int((right == other).nonzero()[0])
+                number = int(right[same])
+                name = model.to_strings([number])[0] if model.has_lm_head else model.classes[number]
                 raise AnalysisError(
-                    f"the answer of pair {pairs.places[same]} and the wrong token are both "
-                    f"{model.to_strings(right[same, None])[0]!r}; give two that differ"
+                    f"the answer of pair {pairs.places[same]} and the wrong token are both {name!r}; give two that "
+                    "differ"
                 )
-            tokens = torch.cat([right, other]).unique()
-            value = _difference(place, right, other, tokens)
+            tokens = torch.cat([right, other]).unique() if model.has_lm_head else None
+            value = _difference(at, right, other, tokens)
         with torch.no_grad():
             ends = [value(logits).double().cpu() for logits in (clean, corrupt)]
         for name, numbers in zip(("clean", "corrupt"), ends, strict=True):
@@ -124,8 +134,8 @@ class Asked:
         token on the clean prompt, and the likeliest other token on the corrupt one.
         """
         among_all, among_these = Batch(pairs.clean, pairs.places), Batch(pairs.clean, [*range(len(clean))])
-        asked = Explained(model, None, self.answer, self.wrong, self.position, "logit")
-        known = Explained(model, None, pairs.answers, pairs.wrongs, self.position, "logit")
+        asked = Explained(model, None, self.answer, self.wrong, self.position, "logit", True)
+        known = Explained(model, None, pairs.answers, pairs.wrongs, self.position, "logit", True)
         found: list[Tensor] = []
         for what in ("answer", "wrong"):
             ids = asked.ids_of(what, among_all)
@@ -140,7 +150,12 @@ class Asked:
 
 
 def _at(logits: Tensor, place: int) -> Tensor:
-    return logits[:, 0 if logits.shape[1] == 1 else place]
+    """Logits [row, token or class] of one position, or of a whole example."""
+    return logits if logits.dim() == 2 else logits[:, 0 if logits.shape[1] == 1 else place]
+
+
+def _similarity(found: Tensor) -> Tensor:
+    return found
 
 
 def _of_each(measure: Measure, count: int) -> Callable[[Tensor], Tensor]:
@@ -150,14 +165,16 @@ def _of_each(measure: Measure, count: int) -> Callable[[Tensor], Tensor]:
     )
 
 
-def _difference(place: int, right: Tensor, other: Tensor, tokens: Tensor) -> Callable[[Tensor], Tensor]:
-    """The difference of two tokens' logits. The logits are of all tokens, or of `tokens` alone."""
+def _difference(
+    place: int, right: Tensor, other: Tensor, tokens: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """The difference of two tokens' or classes' logits. The logits are of all tokens, or of `tokens` alone."""
 
     def value(logits: Tensor) -> Tensor:
         row = _at(logits, place)
         row = row if row.dtype == torch.float64 else row.float()
-        narrow = row.shape[1] == len(tokens)
-        pair = (torch.searchsorted(tokens, ids) if narrow else ids for ids in (right, other))
+        narrow = tokens is not None and row.shape[1] == len(tokens)
+        pair = (torch.searchsorted(tokens, ids) if narrow else ids for ids in (right, other))  # type: ignore[arg-type]
         one, two = (row.gather(1, ids.repeat(len(row) // len(ids))[:, None])[:, 0] for ids in pair)
         return one - two
 

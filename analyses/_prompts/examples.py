@@ -18,8 +18,10 @@ from torch import Tensor
 
 from headwater.lens.errors import AnalysisError, PromptError
 from headwater.lens.model import HookedModel
+from headwater.lens.models import inputs
 from headwater.lens.models.axes import axis
-from headwater.lens.models.classes import own_similarity
+from headwater.lens.models.classes import logits_of, own_similarity
+from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import FLOATS, compares, markers
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.progress import progress
@@ -204,13 +206,19 @@ def without_tokens(ids: Tensor, gone: Tensor) -> Tensor:
 
 def first_tokens(rows: Sequence[Tensor], length: int) -> Tensor:
     """The first `length` tokens of rows [1, position], with what belongs to these, [row, position]."""
-    cut = [without_tokens(row, torch.arange(row.shape[1]) >= length) for row in rows]
-    ids = torch.cat([row.as_subclass(Tensor) for row in cut])
-    more = [row.more for row in cut if isinstance(row, Tokens)]
-    if not more or not more[0]:
+    return joined([without_tokens(row, torch.arange(row.shape[1]) >= length) for row in rows])
+
+
+def joined(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of equal shapes under each other, with their further inputs."""
+    ids = torch.cat([row.as_subclass(Tensor) for row in rows])
+    tokens = [row for row in rows if isinstance(row, Tokens)]
+    if not tokens:
         return ids
-    joined = {name: torch.cat([one[name] for one in more]) for name in more[0]}
-    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), joined)
+    more = {name: torch.cat([row.more[name] for row in tokens]) for name in tokens[0].more}
+    labels = [row.labels for row in tokens if row.labels is not None]
+    known = torch.cat(labels) if len(labels) == len(rows) else None
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), more, known)
 
 
 def refuse_more(ids: Tensor) -> None:
@@ -230,10 +238,18 @@ def outputs_of(model: HookedModel) -> Callable[..., Tensor]:
 
 
 def _similarity(model: HookedModel, ids: Tensor, grad: bool = False) -> Tensor:
-    found = own_similarity(forward(model, model.to_tokens(ids), grad))
-    if found is None:
-        raise AnalysisError(f"{model.name} gives no embeddings of its two towers; give a measure or a loss")
-    return found
+    return output_in(model, forward(model, model.to_tokens(ids), grad))
+
+
+def output_in(model: Opened, out: Any) -> Tensor:
+    """What `outputs_of` gives, read off the output object of transformers."""
+    if compares(model.hf):
+        found = own_similarity(out)
+        if found is None:
+            raise AnalysisError(f"{model.name} gives no embeddings of its two towers to compare")
+        return found
+    logits = logits_of(out) if model.has_lm_head or model.classes else None
+    return inputs.last_hidden(out, next(iter(model.parts))) if logits is None else logits
 
 
 def loss_of(model: HookedModel, loss: Loss | None) -> Value:

@@ -1,31 +1,45 @@
 """Clean and corrupt prompts of equal length, in groups that run together, from any form in which they are given.
 
-Pairs of one length share a group, so there is no padding. Their score is defined in `_measures/pair_scores.py`.
+A side of a pair is any one example: a text, token ids, a picture, a text with a picture, the texts of an encoder and a
+decoder. Both sides are equally long on every axis. Pairs of one length share a group, so there is no padding. Their
+score is defined in `_measures/pair_scores.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompts.examples import of_equal_length, one_by_one, refuse_more
+from headwater.analyses._prompts.examples import (
+    as_tokens,
+    joined,
+    lengths_on_axes,
+    of_equal_length,
+    queries_of,
+    singles_of,
+    without_padding,
+)
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.signature import markers
 from headwater.lens.naming.texts import is_single, short
+from headwater.lens.naming.tokens import Tokens
 
-# a pair is (clean, corrupt), texts or ids [position], or an example of a prompt set
+# a pair is (clean, corrupt), two examples, or an example of a prompt set
 PairExamples = Sequence[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of one length: ids [pair, position] of both prompts, the index of each pair among all, and from prompt sets
-    the answer and the first wrong answer of each; None unless known for all."""
+    """Pairs of one length: ids [pair, position] of both prompts, `Tokens` where there is more beside them, the index of
+    each pair among all, and from prompt sets the answer and the first wrong answer of each; None unless known for all.
+    """
 
     clean: Tensor
     corrupt: Tensor
@@ -37,10 +51,22 @@ class Pairs:
     def length(self) -> int:
         return self.clean.shape[1]
 
+    def positions(self, model: HookedModel) -> int:
+        """The number of positions on the query axis of the model's part, whose activations can be replaced."""
+        return queries_of(model, self.clean).shape[1]
+
+    @property
+    def beside(self) -> bool:
+        """Whether there is more than token ids: pictures, an encoder's text, types of tokens."""
+        return isinstance(self.clean, Tokens) and len(self.clean.more) > 0
+
     @property
     def first(self) -> int:
-        """The first position at which any pair differs, or their length."""
-        differ = (self.clean != self.corrupt).any(0).nonzero()[:, 0]
+        """The first position at which any pair differs, or their length; 0 where what is beside the ids differs."""
+        clean, corrupt = as_tokens(self.clean), as_tokens(self.corrupt)
+        if any(not torch.equal(given, corrupt.more[name]) for name, given in clean.more.items()):
+            return 0
+        differ = (clean.ids != corrupt.ids).any(0).nonzero()[:, 0]
         return int(differ[0]) if len(differ) else self.length
 
 
@@ -57,12 +83,15 @@ def side_by_side(model: HookedModel, clean: Any, corrupt: Any = None) -> PairExa
             "a measure stands in the place of the corrupt prompts; give it by name, as measure=..."
         )
     for side, given in (("clean", clean), ("corrupt", corrupt)):
-        if not isinstance(given, str | Tensor) and any(_is_pair(each) for each in given):
+        if isinstance(given, list | tuple) and any(_is_pair(each) for each in given):
             raise AnalysisError(
                 f"{side} holds pairs, and {'corrupt' if side == 'clean' else 'clean'} prompts are given too; give a "
                 "list of pairs alone, or clean prompts and corrupt prompts"
             )
-    sides = [one_by_one(model, given) for given in (clean, corrupt)]
+    sides = [
+        [row if isinstance(row, Tokens) else row[0] for row in singles_of(model, given)]
+        for given in (clean, corrupt)
+    ]
     if len(sides[0]) != len(sides[1]):
         raise AnalysisError(
             f"there are {len(sides[0])} clean and {len(sides[1])} corrupt prompts; give pairs"
@@ -88,7 +117,7 @@ def _together(model: HookedModel, given: Any) -> PairExamples:
             "two lists of two may be two pairs or two clean and two corrupt prompts; give [(clean, corrupt), …], or "
             "clean prompts and corrupt prompts as two arguments"
         )
-    if all(is_single(side) or _is_row(side) for side in given):
+    if all(map(_is_side, given)):
         return [given]
     return side_by_side(model, *given)
 
@@ -100,7 +129,18 @@ def _is_example(given: Any) -> bool:
 def _is_pair(given: Any) -> bool:
     """Whether this is an example of a prompt set, or a tuple of two prompts."""
     prompts = isinstance(given, tuple) and len(given) == 2
-    return _is_example(given) or (prompts and all(is_single(side) or _is_row(side) for side in given))
+    return _is_example(given) or (prompts and all(map(_is_side, given)))
+
+
+def _is_side(given: Any) -> bool:
+    """Whether this may be one example: not a list of several."""
+    if isinstance(given, Tokens):
+        return len(given) == 1
+    if isinstance(given, Tensor | np.ndarray) and torch.as_tensor(given).is_floating_point():
+        return given.ndim < 4 or len(given) == 1  # a picture, or sound
+    if is_single(given) or _is_row(given):
+        return True
+    return not isinstance(given, str | list | tuple | Mapping | Tensor | np.ndarray | Number | None)
 
 
 def _is_row(given: Any) -> bool:
@@ -119,43 +159,61 @@ def _is_prompts(given: Any) -> bool:
 
 def pairs_of(model: HookedModel, given: PairExamples, size: int | None = None) -> list[Pairs]:
     """All pairs in groups of equal length and at most `size`, shorter ones first. AnalysisError for an invalid pair."""
-    if model.part_name != "text":
-        raise AnalysisError(
-            f"{model.name} is read as its {model.part_name}; patching takes models of one text"
-        )
-    if not model.has_lm_head:
-        raise AnalysisError(f"{model.name} has no language head, so there are no logits to measure")
     if len(given) == 0:
         raise AnalysisError("pairs is empty; give at least one pair of a clean and a corrupt prompt")
-    rows = [_ids(model, place, pair) for place, pair in enumerate(given)]
+    rows = [_sides(model, place, pair) for place, pair in enumerate(given)]
     found = []
-    for places in of_equal_length([len(clean) for clean, _ in rows], size):
+    for places in of_equal_length([_shape(model, clean) for clean, _ in rows], size):
         examples = [given[place] for place in places]
         known = all(hasattr(each, "answer") and hasattr(each, "wrong") for each in examples)
-        clean, corrupt = (torch.stack([rows[place][side] for place in places]) for side in (0, 1))
+        clean, corrupt = (joined([rows[place][side] for place in places]) for side in (0, 1))
         answers = [each.answer for each in examples] if known else None
         wrongs = [each.wrong[0] for each in examples] if known else None
         found.append(Pairs(clean, corrupt, places, answers, wrongs))
     return found
 
 
-def _ids(model: HookedModel, place: int, pair: Any) -> tuple[Tensor, Tensor]:
+def _sides(model: HookedModel, place: int, pair: Any) -> tuple[Tensor, Tensor]:
+    """Both sides of a pair without padding, [1, position]."""
     if _is_example(pair):
         pair = (pair.prompt, pair.corrupt)
     if isinstance(pair, str | Mapping) or _is_row(pair) or not hasattr(pair, "__len__") or len(pair) != 2:
         raise AnalysisError(f"pair {place} is not (clean, corrupt); give two prompts for each")
     both = []
     for given in pair:
-        if not is_single(given) and not _is_row(given):
+        tokens = model.to_tokens(given) if _is_side(given) else None
+        if tokens is None or len(tokens) != 1:
             raise AnalysisError(
-                f"pair {place} holds {short(given)}; a side of a pair is one text, one conversation or ids [position]"
+                f"pair {place} holds {short(given)}; a side of a pair is one text, one conversation, ids [position], "
+                "one picture or one example"
             )
-        tokens = model.to_tokens(given)
-        refuse_more(tokens)
-        both.append(tokens.ids[0][tokens.mask[0]])
-    if len(both[0]) != len(both[1]):
-        raise AnalysisError(
-            f"pair {place} has {len(both[0])} clean and {len(both[1])} corrupt tokens; the positions of a pair must be "
-            "the same, so give prompts of equal length"
-        )
+        both.append(without_padding(tokens))
+    _refuse_unequal(model, place, *both)
     return both[0], both[1]
+
+
+def _refuse_unequal(model: HookedModel, place: int, clean: Tensor, corrupt: Tensor) -> None:
+    lengths = [lengths_on_axes(model, as_tokens(side))[0] for side in (clean, corrupt)]
+    encoder = ["encoder's "] if len(lengths[0]) > 1 + len(markers(model.hf)) else []
+    for of, one, other in zip(
+        ["", *encoder, *(f"{kind} " for kind in markers(model.hf))], *lengths, strict=True
+    ):
+        if one != other:
+            raise AnalysisError(
+                f"pair {place} has {one} clean and {other} corrupt {of}tokens; the positions of a pair must be the "
+                "same, so give prompts of equal length"
+            )
+    shapes = [{n: list(t.shape) for n, t in as_tokens(side).more.items()} for side in (clean, corrupt)]
+    for name in sorted(set().union(*shapes)):
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise AnalysisError(
+                f"pair {place} has {name} {shapes[0].get(name, 'nowhere')} in the clean and "
+                f"{shapes[1].get(name, 'nowhere')} in the corrupt example; give the same shape on both sides"
+            )
+
+
+def _shape(model: HookedModel, side: Tensor) -> tuple[Any, ...]:
+    """What examples that run together have in common."""
+    tokens = as_tokens(side)
+    more = tuple((name, *given.shape) for name, given in sorted(tokens.more.items()))
+    return *lengths_on_axes(model, tokens)[0], more

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._measures.pair_scores import Asked, How, Told
+from headwater.analyses._prompts.examples import Batch, joined, queries_of
 from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._runs.replace_activations import Swap, narrow_head
 from headwater.analyses._runs.resume_at_layer import TRIED, Resuming, foreign, listened, mapped
@@ -59,25 +60,30 @@ class Copies:
         run.
         """
         base, other = (pairs.corrupt, pairs.clean) if how == "denoise" else (pairs.clean, pairs.corrupt)
-        plainly = model.causal and not context.active(model.key) and context.current_gates(model.key) is None
+        plainly = (
+            model.causal
+            and not pairs.beside
+            and not context.active(model.key)
+            and context.current_gates(model.key) is None
+        )
         for side in (base, other):
             check_ready(model, model.to_tokens(side))
-        place, count = asked.place(pairs), len(base)
+        place, count = asked.place(model, pairs), len(base)
         seen = Swap(model, 2 * count, keep=keep, parts=parts)
         cache = prefix_cache.empty(model) if plainly else None
         with listened(model) as outputs:
-            found = seen.logits(torch.cat([base, other]), place, cache)
+            found = seen.logits(joined([base, other]), place, cache)
         halves = (found[count:], found[:count]) if how == "denoise" else (found[:count], found[count:])
         told = asked.told(model, pairs, *halves)
         head = narrow_head(model)
 
         def base_rows(tensor: Tensor) -> Tensor:
-            return tensor[:count] if len(tensor) == 2 * count else tensor
+            return tensor[: len(tensor) // 2] if len(tensor) % (2 * count) == 0 else tensor
 
         made = cls(
             model, base, told,
             first=pairs.first if plainly else 0,
-            stop=place + 1 if plainly and place is not None else pairs.length,
+            stop=place + 1 if plainly and place is not None else pairs.positions(model),
             logits=found[:count],
             resuming=Resuming(model.layers, {block: mapped(out, base_rows) for block, out in outputs.items()}),
             past=prefix_cache.filled(cache, count, pairs.length),
@@ -89,7 +95,8 @@ class Copies:
         """Drop each shortcut that does not reproduce the logits of the unchanged prompts."""
         layers, some = self.model.layers, replace(self, tokens=None)
         found = next((c for c in (self, some) if c._holds(layers[0], self.stop // 2)), replace(some, past=[]))
-        by_position = all(_has_positions(output, self.ids.shape) for output in self.resuming.outputs.values())
+        rows = queries_of(self.model, self.ids).shape
+        by_position = all(_has_positions(output, rows) for output in self.resuming.outputs.values())
         if by_position and not found._holds(layers[-1], self.stop // 2):
             return replace(found, resuming=Resuming(layers))
         return found if by_position else replace(found, past=[])
@@ -100,7 +107,7 @@ class Copies:
             found = self._logits(Swap(self.model, TRIED * len(self.ids)), TRIED, layer, start)
         except Exception:  # transformers has no error of its own for models that cannot start in the middle
             return False
-        expected = self.logits.repeat(TRIED, 1, 1)
+        expected = self.logits.repeat(TRIED, *[1] * (self.logits.dim() - 1))
         if self.tokens is not None and found.shape != expected.shape:
             expected = expected[..., self.tokens]
         near = torch.finfo(expected.dtype).eps ** 0.5 * self.logits.abs().max()
@@ -108,7 +115,7 @@ class Copies:
 
     def window(self, start: int) -> slice:
         """The positions that a run computes if nothing before `start` changes."""
-        return slice(start, self.stop) if self.past else slice(0, self.ids.shape[1])
+        return slice(start, self.stop) if self.past else slice(0, queries_of(self.model, self.ids).shape[1])
 
     def fitting(self, start: int) -> int:
         """The number of copies in one run from `start`."""
@@ -135,11 +142,10 @@ class Copies:
     def _logits(self, swap: Swap, copies: int, layer: int, start: int) -> Tensor:
         window, place = self.window(start), self.told.position
         past = prefix_cache.before(self.past, window.start) if window.start else None
+        ids = self.ids[:, window] if self.past else self.ids
+        rows = Batch(ids, list(range(len(ids)))).copies(copies).ids
         with self.resuming.before(layer, copies, window if self.past else None):
-            found = swap.logits(
-                self.ids[:, window].repeat(copies, 1), None if place is None else place - window.start, past,
-                self.tokens,
-            )  # fmt: skip
+            found = swap.logits(rows, None if place is None else place - window.start, past, self.tokens)
         if place is None and window.start:
             found = torch.cat([self.logits[:, : window.start].repeat(copies, 1, 1), found], 1)
         return found

@@ -15,11 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from headwater.analyses._prompts.examples import output_in
 from headwater.lens.attention.standing_in import standing_in
 from headwater.lens.errors import AnalysisError
-from headwater.lens.models import prefix_cache
-from headwater.lens.models.classes import logits_of
+from headwater.lens.models import inputs, prefix_cache
 from headwater.lens.models.opened import Opened
+from headwater.lens.models.signature import compares
+from headwater.lens.naming.tokens import Tokens
 from headwater.lens.transformer_lens import names
 from headwater.lens.transformer_lens.run import Function, Run
 
@@ -62,20 +64,24 @@ class Swap(Run):
     def logits(
         self, ids: Tensor, position: int | None, past: prefix_cache.Cache | None = None, tokens: Tensor | None = None
     ) -> Tensor:  # fmt: skip
-        """Logits [batch, position, vocab] of this run: of all positions or of `position`, and of all tokens or of
-        `tokens` where the head allows it. `past` holds the keys and values of earlier positions and receives the new
-        ones.
+        """What `outputs_of` gives in this run: logits [batch, position, vocab] of all positions or of `position`, and
+        of all tokens or of `tokens` where the head allows it. `past` holds the keys and values of earlier positions and
+        receives the new ones.
         """
         hf = self.model.hf
         known = inspect.signature(hf.forward).parameters
+        given: dict[str, object] = {"input_ids": ids.as_subclass(Tensor).to(self.model.device)}
+        if isinstance(ids, Tokens):
+            given = inputs.arguments(self.model, ids)
         more: dict[str, object] = {"use_cache": False} if "use_cache" in known else {}
         if past is not None:
             more = {"use_cache": True, "past_key_values": past}
         if position is not None and "logits_to_keep" in known:
             more["logits_to_keep"] = torch.tensor([position], device=self.model.device)
+        if not (self.model.has_lm_head or self.model.classes or compares(hf)):
+            more["output_hidden_states"] = True
         with self.on(), torch.no_grad(), _narrowed(self.model, tokens):
-            found = logits_of(hf(input_ids=ids.to(self.model.device), **more))
-        assert found is not None  # pairs are refused for a model without a language head
+            found = output_in(self.model, hf(**{**given, **more}))
         if self.missed:
             raise AnalysisError(
                 f"{self.model.name}: {min(self.missed)} was not reached, so it can not be patched"

@@ -19,6 +19,7 @@ from headwater import analyses
 from headwater.analyses._prompts.pairs import pairs_of, side_by_side
 from headwater.data.prompts.tasks import Example
 from headwater.lens.errors import AnalysisError
+from headwater.lens.loading import zoo
 
 TEXTS = ["w5 w6 w7", "w9 w4 w4 w3"], ["w5 w9 w7", "w9 w4 w6 w3"]
 SETS = [
@@ -71,8 +72,29 @@ def test_a_side_of_a_pair_may_be_a_conversation_and_nothing_else() -> None:
     typed = small_tokenizers.words(
         "<bos> $A", "<bos> $A <eos> $B:1", model_input_names=["input_ids", "token_type_ids", "attention_mask"]
     )
-    with pytest.raises(AnalysisError, match="hold token_type_ids beside text"):
-        pairs_of(hw.load(tiny_models.tiny("bert"), typed), [(("w5", "w6"), ("w5", "w7"))])
+    (found,) = pairs_of(hw.load(tiny_models.tiny("bert"), typed), [(("w5", "w6"), ("w5", "w7"))])
+    assert found.corrupt.more["token_type_ids"].tolist() == [[0, 0, 0, 1]]
+    assert found.first == 3
+
+
+def test_pairs_of_pictures_and_of_two_sided_texts() -> None:
+    vit, clip, t5 = (hw.load(zoo.build(name)) for name in ("vit_classifier", "clip", "t5"))
+    pixels = torch.randn(2, 2, 3, zoo.IMAGE, zoo.IMAGE)
+    (found,) = pairs_of(vit, side_by_side(vit, pixels[0], pixels[1]))
+    assert torch.equal(found.corrupt.more["pixel_values"], pixels[1])
+    assert (found.first, found.positions(vit)) == (0, found.length)
+    text = torch.arange(4, 11)[None].repeat(2, 1)
+    both = [clip.to_tokens(text, pixel_values=side) for side in pixels]  # one text, two pictures
+    (found,) = pairs_of(clip, side_by_side(clip, *both))
+    assert found.positions(clip.part("vision")) == (zoo.IMAGE // zoo.PATCH) ** 2 + 1
+    assert (found.length, found.positions(clip), found.first) == (7, 7, 0)
+    sides = [
+        t5.to_tokens(torch.arange(4, 4 + n)[None], decoder_input_ids=torch.tensor([[0, 5]])) for n in (5, 6)
+    ]
+    with pytest.raises(AnalysisError, match="pair 0 has 5 clean and 6 corrupt encoder's tokens"):
+        pairs_of(t5, [tuple(sides)])
+    (found,) = pairs_of(t5, [(sides[0], sides[0])])
+    assert [found.positions(t5.part(name)) for name in ("encoder", "decoder", "cross")] == [5, 2, 2]
 
 
 NAMES = [name for name, entry in analyses.catalogue().items() if entry.inputs == "model+pairs"]
