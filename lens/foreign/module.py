@@ -32,9 +32,15 @@ class ForeignModule(nn.Module):
         self.config = PreTrainedConfig()
         self.arguments = arguments
         self.sites: dict[Key, Site] | None = None
+        self.calls_of = nn.ModuleList()  # the same, so that what looks a layer up among the modules finds it
         self.places: dict[str, Key] = {}
         self.along: dict[str, int | None] = batch_axes(arguments.tensors, self._first_size(arguments.tensors))
         self._lengths: dict[Any, dict[tuple[str, str], Tokens]] = {}
+
+    def stand_on(self, sites: Mapping[Key, Site], places: Mapping[str, Key]) -> None:
+        """Take these calls as the layers of the model."""
+        self.sites, self.places = dict(sites), dict(places)
+        self.calls_of = nn.ModuleList(sites.values())
 
     @staticmethod
     def _first_size(tensors: Mapping[str, Tensor]) -> int:

@@ -40,8 +40,8 @@ def open_module(module: nn.Module, sample: Any) -> ForeignModel:
             f"no call of scaled_dot_product_attention was met when {name} ran on the sample; attention that a module "
             "computes by hand, or by a library of its own, can not be read"
         )
-    parts, hf.sites = divide(met, hf.batch)
-    hf.places = {part: next(iter(each.modules)).key for part, each in parts.items()}  # type: ignore[misc]
+    parts, sites = divide(met, hf.batch)
+    hf.stand_on(sites, {part: next(iter(each.modules)).key for part, each in parts.items()})  # type: ignore[misc]
     model = ForeignModel(hf, None, parts, name)
     torch.manual_seed(0)
     with torch.no_grad(), _said(name):
