@@ -27,6 +27,12 @@ EXPLAINED_BY_QUERY = ("relevance", "gradient_rollout")
 EXPLAINED = ("blank_out", "input_gradient", "input_x_gradient", "integrated_gradients")
 WITHOUT = ("rollout", "flow")  # that can set sinks aside
 METHODS = (*OF_RECORD, *BY_QUERY, *EXPLAINED_BY_QUERY, *EXPLAINED)
+BOTH_SIDES = (
+    *OF_RECORD,
+    "alti",
+    "relevance",
+    *EXPLAINED,
+)  # that weigh an encoder's tokens beside the decoder's
 Methods = str | Sequence[str]
 
 
@@ -48,16 +54,20 @@ def token_weights(
 ) -> Tensor:
     """Weights of the tokens of a batch by one method with its default settings, float64 [text, token].
 
-    Methods that can set sinks aside take `without`.
+    Methods that can set sinks aside take `without`. Of an encoder–decoder the encoder's tokens come first.
     """
     function: Callable[..., Any] = getattr(
         importlib.import_module(f"headwater.analyses.tokens.{method}"), method
     )
     reads_row = method not in EXPLAINED
-    row = predicting(asked, [batch]) if reads_row else 0
+    row = _row(asked, batch, method) if reads_row else 0
     if method in OF_RECORD:
         more = {"without": without} if method in WITHOUT else {}
-        found = function(model.record(batch.ids, statistics=("row_mass",)), queries=[row], **more)
+        record = model.record(batch.ids, statistics=("row_mass",))
+        found = function(record, queries=[row], **more)
+        if method == "raw_attention" and model.other_attention:  # the rows of both, side by side
+            across = function(record.part("cross"), queries=[row])
+            return torch.from_numpy(np.concatenate([across.values, found.values], -1)[:, 0]).double()
     elif method in BY_QUERY:
         found = function(model, batch.ids, queries=[row])
     else:
@@ -70,6 +80,19 @@ def token_weights(
         found = found["norm"].isel(layer=-1)
     values = np.asarray(found.values, dtype=np.float64)
     return torch.from_numpy(values[:, 0] if values.ndim == 3 else values)
+
+
+def _row(asked: Explained, batch: Batch, method: str) -> int:
+    """The row that predicts. AnalysisError where there are several, so that a method of rows has no one answer."""
+    try:
+        return predicting(asked, [batch])
+    except AnalysisError as error:
+        told = str(error).partition("; name the rows")
+        if not told[1]:
+            raise
+        raise AnalysisError(
+            f"{told[0]}, and {method} gives a row for each; take methods without rows ({', '.join(EXPLAINED)})"
+        ) from None
 
 
 # name → the caller's weights [batch, token]; NaN, or any number, on padding
@@ -97,7 +120,14 @@ def _weights(inputs: Inputs, name: str, asked: Explained, without: Without) -> n
     found = inputs.empty()
     for batch in inputs.batches:
         weights = token_weights(inputs.model, batch, name, asked, without)
-        mine = weights.split([len(each.places) for each in inputs.entrances(batch)], 1)
+        widths = [len(each.places) for each in inputs.entrances(batch)]
+        if weights.shape[1] != sum(widths):
+            names = " and the ".join(side.part_name for side in inputs.sides)
+            raise AnalysisError(
+                f"{name} weighs the tokens of one side alone, and a prediction of {inputs.model.name} is computed from "
+                f"the {names}; take methods that weigh both ({', '.join(BOTH_SIDES)})"
+            )
+        mine = weights.split(widths, 1)
         for texts, values, rows in zip(inputs.texts, mine, found, strict=True):
             texts.spread(batch, values, rows)
     return torch.cat(found, 1).numpy()
