@@ -19,11 +19,18 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses.tokens.patch_distance import patch_distance
 from headwater.lens.errors import AnalysisError
 from headwater.lens.naming.heads import every_head
 from headwater.lens.records.record import Record
 
 STATISTICS = ("self", "previous", "first", "max", "entropy", "distance")
+ACROSS = ("first", "max", "entropy")  # those of cross-attention, where no key is the query's own position
+UNORDERED = (
+    "self",
+    "max",
+    "entropy",
+)  # those of the patches of a picture, besides their distance on its grid
 
 
 @analysis
@@ -46,7 +53,9 @@ def head_clusters(
     Cells: token i of n falls into cell ⌊i·cells/n⌋. A cell is the mean over its queries of the weight on its keys,
     first within a text, then over texts; a text with fewer tokens than cells leaves the missing query cells out.
     Statistics: the mean weight on the query's own, the previous and the first token; the mean largest weight; the
-    entropy divided by the log of the number of visible tokens; the distance divided by that number.
+    entropy divided by the log of the number of visible tokens; the distance divided by that number. On the patches of
+    a picture, which have no order: own, largest, entropy, and of `patch_distance` `hops` (`mean_hops` divided by the
+    farthest hop) and `others` (`to_prefix`). In cross-attention: first, largest, entropy.
 
     Question: Which kinds of patterns do the heads fall into?
     Unit: cluster numbers; cells: weight; statistics: shares, 0 to 1.
@@ -66,29 +75,29 @@ def head_clusters(
             f"clusters={clusters} does not fit {count} heads; give a number from 1 to {count}"
         )
     pooled = pooled_maps(record, cells) if features == "cells" else None
-    table = statistics_of(record) if pooled is None else pooled.reshape(count, -1)
+    names, table = statistics_of(record) if pooled is None else ((), pooled.reshape(count, -1))
     apart = pdist(table)
     labels = _labels(table, apart, clusters, method, seed)
     distance = squareform(apart)
     middle = [_middle(distance, labels == c) for c in range(labels.max() + 1)]
     by_head = (len(record.layers), record.n_heads)
-    names = [str(head) for head in every_head(record.layers, record.n_heads)]
+    heads = [str(head) for head in every_head(record.layers, record.n_heads)]
     result = xr.Dataset(
         {
             "cluster": (("layer", "head"), labels.reshape(by_head)),
             "feature": (("member", "summary"), table),
             "distance": (("member", "other"), distance),
-            "prototype": ("cluster_number", np.array(names)[middle]),
+            "prototype": ("cluster_number", np.array(heads)[middle]),
             "size": ("cluster_number", np.bincount(labels)),
             "silhouette": (("layer", "head"), silhouette(distance, labels).reshape(by_head)),
         },
         coords={
-            "layer": record.layers, "head": np.arange(record.n_heads), "member": names, "other": names,
+            "layer": record.layers, "head": np.arange(record.n_heads), "member": heads, "other": heads,
             "cluster_number": np.arange(labels.max() + 1),
         },
     )  # fmt: skip
     if pooled is None:
-        return result.assign_coords(summary=list(STATISTICS))
+        return result.assign_coords(summary=list(names))
     means = np.stack([pooled[labels == c].mean(0) for c in range(labels.max() + 1)])
     return result.assign(pooled=(("cluster_number", "query_cell", "key_cell"), means))
 
@@ -111,22 +120,28 @@ def _in_cells(valid: Tensor, cells: int) -> Tensor:
     return (torch.nn.functional.one_hot(own.clamp_min(0), cells) * valid[..., None]).double()
 
 
-def statistics_of(record: Record) -> np.ndarray:
-    """Row statistics, mean over texts, divided by their standard deviation over heads, [layer · head, 6]."""
+def statistics_of(record: Record) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the row statistics, and their means over texts, divided by their standard deviation over heads,
+    [layer · head, statistic]."""
+    names = STATISTICS if record.ordered else UNORDERED if record.keys is None else ACROSS
     maps = [record.map(layer) for layer in record.layers]
     seen = torch.stack([map.rule.mask.visible_keys(*map.shape[:2]).expand(map.shape[:3]) for map in maps], 1)
     count = xr.DataArray(seen.numpy(), dims=("batch", "layer", "head", "query"))
-    values = {name: record.statistic(name).drop_attrs() for name in STATISTICS}
+    values = {name: record.statistic(name).drop_attrs() for name in names}
     values["entropy"] = values["entropy"] / np.log(count.where(count > 1))
-    values["distance"] = values["distance"] / count.where(count > 0)
+    if "distance" in names:
+        values["distance"] = values["distance"] / count.where(count > 0)
     real = xr.DataArray(record.valid.numpy(), dims=("batch", "query"))
-    columns = [
-        values[name].where(real).astype(float).mean("query").mean("batch").fillna(0.0).values.ravel()
-        for name in STATISTICS
-    ]
-    table = np.stack(columns, 1)
+    means = {
+        name: values[name].where(real).astype(float).mean("query").mean("batch").fillna(0.0) for name in names
+    }
+    if not record.ordered and record.keys is None and any(record.grids):
+        on_grid = patch_distance(record)
+        means["hops"] = on_grid.mean_hops / max(on_grid.sizes["hop"] - 1, 1)
+        means["others"] = on_grid.to_prefix
+    table = np.stack([mean.values.ravel() for mean in means.values()], 1)
     deviation = table.std(0)
-    return table / np.where(deviation > 1e-9, deviation, 1.0)
+    return tuple(means), table / np.where(deviation > 1e-9, deviation, 1.0)
 
 
 def _labels(table: np.ndarray, apart: np.ndarray, clusters: int, method: str, seed: int) -> np.ndarray:

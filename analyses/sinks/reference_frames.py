@@ -27,7 +27,7 @@ END = 0.25  # share that each end has in a bidirectional frame
 FRAMES = ("none", "centralised", "distributed", "bidirectional")
 
 
-@analysis(maps="square")
+@analysis
 def reference_frames(
     record: Record,
     tau: Annotated[float, "weight from which a query attends to a token", Bounds(0.0, 1.0)] = 0.3,
@@ -52,8 +52,10 @@ def reference_frames(
     `frame` is "none" without a sink; "bidirectional" if the two largest sinks are the first and the last token, each
     with 0.25 of the sinks' c or more; "centralised" if the largest has 0.5 or more; else "distributed".
 
-    Rows are not renormalised. A text of fewer than 3 tokens has NaN. AnalysisError for texts above the limits. The
-    defaults of tau and gamma are ours: try how the frame depends on them.
+    The patches of a picture have no first and last token, so its frames are never bidirectional. In cross-attention the
+    tokens are those that are looked at; it is no graph of one set of tokens, so it takes spectrum=False and
+    topology=False. Rows are not renormalised. A text of fewer than 3 tokens has NaN. AnalysisError for texts above the
+    limits. The defaults of tau and gamma are ours: try how the frame depends on them.
 
     Question: On which reference tokens does each layer's attention hang: one, several, both ends, or none?
     Unit: sinks: tokens; concentration, centralisation, gini: 0 to 1; entropies and KL: nats; Betti numbers: counts.
@@ -90,6 +92,12 @@ def reference_frames(
 
 
 def _check(record: Record, spectrum: bool, topology: bool) -> None:
+    if record.keys is not None and (spectrum or topology):
+        name = "spectrum" if spectrum else "topology"
+        raise AnalysisError(
+            f"the {name} is of a graph whose tokens look at each other, and cross-attention looks at other tokens; "
+            f"give {name}=False"
+        )
     longest = int(record.valid.sum(1).max())
     for name, limit in (("topology", LONGEST_TOPOLOGY * topology), ("spectrum", LONGEST_SPECTRUM * spectrum)):
         if limit and longest > limit:
@@ -134,25 +142,30 @@ def _measures(
     record: Record, layer: int, walk: _Walk, b: int, gamma: float, min_queries: int
 ) -> dict[str, Any]:
     """The measures of one text that need only its columns and rows."""
-    place = record.valid[b].nonzero()[:, 0].numpy()
+    looks = record.valid[b].nonzero()[:, 0].numpy()
+    place = record.key_axis.valid[b].nonzero()[:, 0].numpy()
     if len(place) < 3:
         return {"frame": "", "sinks": np.nan, "top": -1}
     map = record.map(layer)
     counts = (count(len(record.valid), 1) for count in (map.rule.mask.seen_by, map.rule.mask.visible_keys))
-    seen, ahead = (found[b % len(found), 0].numpy()[place] for found in counts)
-    received, looking, spread, mass = (x[b].numpy()[place] for x in walk)
+    seen, ahead = (
+        found[b % len(found), 0].numpy()[axis] for found, axis in zip(counts, (place, looks), strict=True)
+    )
+    received, looking, spread, mass = (
+        x[b].numpy()[axis] for x, axis in zip(walk, (place, place, looks, looks), strict=True)
+    )
     judged = seen >= min(min_queries, seen.max())
     share = np.where(judged, received / np.maximum(seen, 1), 0.0)
     sinks = np.flatnonzero(judged & (looking / np.maximum(seen, 1) >= gamma) & (share > 0))
     top = int(share.argmax())
     column = int(place[top])
     tile = map.tile(slice(0, map.shape[2]), slice(column, column + 1))[b, :, :, 0]
-    beside = tile.double().mean(0).cpu().numpy()[place]
+    beside = tile.double().mean(0).cpu().numpy()[looks]
     rows = mass > 0
     removed = np.clip(beside[rows] / mass[rows], 0, 1)
     left = removed < 1 - 1e-6  # a row that sees only the top token is undefined
     return {
-        "frame": _frame(sinks, share, len(place)),
+        "frame": _frame(sinks, share, {0, len(place) - 1} if record.ordered_keys else set()),
         "sinks": len(sinks),
         "top": column,
         "concentration": float(share.max()),
@@ -164,13 +177,13 @@ def _measures(
     }
 
 
-def _frame(sinks: np.ndarray, share: np.ndarray, count: int) -> str:
-    """The type of frame of a text of `count` tokens with these sinks and shares c."""
+def _frame(sinks: np.ndarray, share: np.ndarray, ends: set[int]) -> str:
+    """The type of frame of a text with these sinks and shares c; `ends` are its first and its last token."""
     if not len(sinks):
         return "none"
     order = sinks[np.argsort(-share[sinks], kind="stable")]
     parts = share[order] / share[sinks].sum()
-    if len(order) > 1 and {int(order[0]), int(order[1])} == {0, count - 1} and parts[1] >= END:
+    if len(order) > 1 and {int(order[0]), int(order[1])} == ends and parts[1] >= END:
         return "bidirectional"
     return "centralised" if parts[0] >= SINGLE else "distributed"
 

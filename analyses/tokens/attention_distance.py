@@ -34,7 +34,8 @@ def attention_distance(
     Source: Li et al. 2025, "Attention illuminates LLM reasoning" (mean distance d(l, h) of WAAD/FAI); formula checked
     against the paper, the division by the row mass is ours.
     Cost: the row statistics distance and row_mass, free in the recording pass.
-    Not for: telling local from mixed heads by itself; comparing texts of different length, as it grows with length.
+    Not for: pictures, whose patches have no order (`patch_distance` counts patches); telling local from mixed heads by
+    itself; comparing texts of different length, as it grows with length.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")

@@ -13,6 +13,8 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.naming.grids import Grids
 
+SEQUENCES = ("text", "encoder", "decoder", "audio")  # axes on which tokens follow each other
+
 
 class Axis(NamedTuple):
     """Token ids int64, which of them are real (bool), both [batch, position], their text by row, and the pictures
@@ -56,6 +58,17 @@ class Contents:
     residuals: Mapping[int | str, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
     effective: Mapping[int, EffectiveMap] = field(default_factory=dict)
     grids: Grids = ()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the number of a token says where it stands: not in cross-attention, nor where tokens are the patches
+        of a picture, row by row, or learned queries."""
+        return self.keys is None and self.ordered_keys
+
+    @property
+    def ordered_keys(self) -> bool:
+        """Whether the tokens that are looked at follow each other."""
+        return self.provenance.get("axes", ["text"])[-1] in SEQUENCES
 
     @property
     def query_axis(self) -> Axis:

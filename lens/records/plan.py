@@ -21,10 +21,10 @@ from headwater.lens.models.parts import Part
 from headwater.lens.models.token_groups import token_groups
 from headwater.lens.naming.heads import Layers, chosen_layers
 from headwater.lens.naming.tokens import Tokens
-from headwater.lens.records.contents import Axis
+from headwater.lens.records.contents import SEQUENCES, Axis
 from headwater.lens.records.fit import refuse_misfit
 from headwater.lens.records.labels import labels
-from headwater.lens.records.record import DEFAULT_STATISTICS, Record
+from headwater.lens.records.record import DEFAULT_STATISTICS, Record, undefined
 from headwater.lens.records.recorder import Recorder, key_positions
 
 Groups = Mapping[str, Any] | Sequence[str] | str | None
@@ -61,17 +61,16 @@ def recorders(
 def _fitting(
     view: Opened, asked: tuple[str, ...], groups: Mapping[str, Tensor] | None, strict: bool
 ) -> tuple[str, ...]:
-    """The statistics that a part has: no relative ones in cross-attention, no "mass" without groups.
+    """The statistics that a part has: none that its axes give no meaning (record.py), no "mass" without groups.
 
     With `strict` asking for such a statistic by name is a RecordError.
     """
-    if view.parts[view.part_name].crosses:
-        relative = [name for name in asked if name in kernel.RELATIVE]
-        if relative and strict and asked != DEFAULT_STATISTICS:
-            raise RecordError(
-                f"{relative[0]!r} is not defined in cross-attention: no key is the query's own position; leave it out"
-            )
-        asked = tuple(name for name in asked if name not in relative)
+    part = view.parts[view.part_name]
+    ordered = not part.crosses and part.queries in SEQUENCES
+    reasons = [why for name in asked if (why := undefined(name, part.crosses, ordered))]
+    if reasons and strict and asked != DEFAULT_STATISTICS:
+        raise RecordError(f"{reasons[0]}; leave it out")
+    asked = tuple(name for name in asked if not undefined(name, part.crosses, ordered))
     return asked if strict or groups else tuple(name for name in asked if name not in kernel.GROUPED)
 
 

@@ -158,11 +158,8 @@ class Record(Contents):
         """
         if not isinstance(name, str) or name not in kernel.NAMES:
             raise RecordError(f"unknown statistic {name!r}: {nearest(name, kernel.NAMES)}")
-        if self.keys is not None and name in kernel.RELATIVE:
-            raise RecordError(
-                f"{name!r} is not defined in cross-attention: no key is the query's own position; take the record of "
-                "another part, or another statistic"
-            )
+        if why := undefined(name, self.keys is not None, self.ordered):
+            raise RecordError(f"{why}; take the record of another part, or another statistic")
         if name not in self.statistics:
             if name == "mass" and not self.groups:
                 raise RecordError(
@@ -239,6 +236,18 @@ class Record(Contents):
             key: value if isinstance(value, str | int | float) else str(value)
             for key, value in as_attributes(self.provenance).items()
         }
+
+
+def undefined(statistic: str, crosses: bool, ordered: bool) -> str:
+    """Why a statistic has no meaning on an axis; "" where it has one. `ordered` as in `Contents`."""
+    if crosses and statistic in kernel.RELATIVE:
+        return f"{statistic!r} is not defined in cross-attention: no key is the query's own position"
+    if not ordered and statistic in kernel.RELATIVE and statistic != "self":
+        return (
+            f"{statistic!r} counts places in the order of the tokens, and those of a picture stand on a grid: "
+            "analyses.patch_distance counts patches"
+        )
+    return ""
 
 
 def stack(groups: dict[str, Bool[Tensor, "batch position"]]) -> Bool[Tensor, "batch group position"] | None:

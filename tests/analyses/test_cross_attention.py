@@ -13,6 +13,7 @@ import pytest
 import torch
 import xarray as xr
 from part_oracle import PartOracle
+from scipy.special import entr
 
 import headwater as hw
 from headwater.analyses._catalogue.catalogue import catalogue
@@ -21,7 +22,7 @@ from headwater.lens.loading import zoo
 
 FAMILIES = ("t5", "bart", "whisper")
 SQUARE = {
-    "flow", "rollout", "attention_distance", "future_influence", "patch_distance", "reference_frames", "sink_norms",
+    "flow", "rollout", "attention_distance", "future_influence", "patch_distance", "sink_norms",
 }  # fmt: skip
 
 
@@ -81,6 +82,25 @@ def test_cells_of_a_cross_map(family: str) -> None:
     np.testing.assert_allclose(pooled, np.mean(wanted, 0).reshape(-1, 2, 2), atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_and_statistics_of_a_cross_map(family: str) -> None:
+    record, weights, real = case(family)
+    found = hw.analyses.reference_frames(record, spectrum=False, tau=0.15, gamma=0.2)
+    for b in (0, 1):
+        maps = weights[b].mean(1)[..., real[b]]  # [layer, query, key]
+        share, count = maps.mean(1), real[b].sum()
+        np.testing.assert_allclose(found.concentration[b], share.max(-1), atol=1e-5)
+        np.testing.assert_array_equal(found.top[b], share.argmax(-1))
+        np.testing.assert_array_equal(found.sinks[b], ((maps >= 0.15).mean(1) >= 0.2).sum(-1))
+        entropy = entr(maps).sum(-1).mean(-1)
+        np.testing.assert_allclose(found.kl_uniform[b], np.log(count) - entropy, atol=1e-5)
+    told = hw.analyses.head_clusters(record, clusters=2, features="statistics")
+    entropy = entr(weights).sum(-1) / np.log(real.sum(-1))[:, None, None, None]
+    for name, value in (("first", weights[..., 0]), ("max", weights.max(-1)), ("entropy", entropy)):
+        wanted = value.mean(3).mean(0).ravel()
+        np.testing.assert_allclose(told.feature.sel(summary=name), wanted / wanted.std(), rtol=1e-4)
+
+
 def test_what_has_no_meaning_in_cross_attention_is_refused() -> None:
     record, _, _ = case("bart")
     for name, entry in catalogue().items():
@@ -90,8 +110,10 @@ def test_what_has_no_meaning_in_cross_attention_is_refused() -> None:
     for call in (*calls, hw.analyses.flow_graph):
         with pytest.raises(AnalysisError, match=r"queries and keys that are the same|the whole record"):
             call(record)
-    with pytest.raises(RecordError, match="'self' is not defined in cross-attention"):
-        hw.analyses.head_clusters(record, features="statistics")
+    with pytest.raises(RecordError, match="'distance' is not defined in cross-attention"):
+        record.statistic("distance")
+    with pytest.raises(AnalysisError, match="the spectrum is of a graph whose tokens look at each other"):
+        hw.analyses.reference_frames(record)
     with pytest.raises(RecordError, match="holds no residual stream"):
         hw.analyses.find_sinks(record, rule="massive")
     assert isinstance(hw.analyses.head_similarity(record), xr.DataArray)

@@ -15,6 +15,7 @@ import headwater as hw
 from headwater import analyses
 from headwater.analyses.heads.head_clusters import pooled_maps, silhouette
 from headwater.lens.errors import AnalysisError
+from headwater.lens.loading import zoo
 
 
 def test_cells_of_dense_maps(pair, batch) -> None:
@@ -76,3 +77,19 @@ def test_one_token_one_head_and_refusals(pairs: Callable, one_head: hw.HookedMod
         analyses.head_clusters(short, clusters=13)
     with pytest.raises(AnalysisError, match="features='colour'"):
         analyses.head_clusters(short, features="colour")  # type: ignore[arg-type]
+
+
+def test_statistics_of_a_picture_have_distances_on_its_grid() -> None:
+    record = hw.load(zoo.build("vit")).record(**zoo.inputs("vit"))
+    found = analyses.head_clusters(record, clusters=2, features="statistics")
+    assert found.summary.values.tolist() == ["self", "max", "entropy", "hops", "others"]
+    weights = torch.stack([record.map(layer).dense() for layer in record.layers], 1).double()[..., 1:, :]
+    place = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    hops = (place[:, None] - place).abs().amax(-1)
+    patches = weights[..., 1:]
+    mean = ((patches * hops).sum(-1) / patches.sum(-1)).mean(-1).mean(0).flatten()
+    np.testing.assert_allclose(found.feature.sel(summary="hops"), mean / mean.std(correction=0), rtol=1e-4)
+    others = weights[..., 0].mean(-1).mean(0).flatten()
+    np.testing.assert_allclose(
+        found.feature.sel(summary="others"), others / others.std(correction=0), rtol=1e-4
+    )

@@ -15,7 +15,8 @@ import transformers as hf
 import headwater as hw
 from headwater import analyses
 from headwater.kernels.maps.attention_map import AttentionMap
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, RecordError
+from headwater.lens.loading import zoo
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +79,36 @@ def test_uniform_attention(pair) -> None:
 def test_texts_have_no_grid(uniform: hw.HookedModel) -> None:
     with pytest.raises(AnalysisError, match="no grid of patches"):
         analyses.patch_distance(uniform.record(torch.tensor([[3, 4]])))
+
+
+def test_the_picture_inside_of_a_text() -> None:
+    """The second of two texts has its picture elsewhere; a patch sees earlier patches and the text before them."""
+    plain = zoo.build("llava")
+    given = zoo.inputs("llava", lengths=(11, 8))
+    given["input_ids"][1] = torch.roll(given["input_ids"][1], 1)
+    given["attention_mask"][1, 17] = 1
+    record = hw.load(zoo.build("llava")).record(**given)
+    with torch.no_grad():
+        maps = torch.stack(plain(**given, output_attentions=True).attentions, 1).double().numpy()
+    found = analyses.patch_distance(record, per_example=True)
+    for text, start in enumerate((2, 3)):
+        strength = np.zeros((*maps.shape[1:3], 3))
+        for i, j in np.ndindex(9, 9):
+            hop = max(abs(i // 3 - j // 3), abs(i % 3 - j % 3))
+            strength[..., hop] += maps[text, :, :, start + i, start + j] / 9
+        np.testing.assert_allclose(found.strength[text], strength, atol=1e-5)
+        others = maps[text, :, :, start : start + 9].sum((2, 3)) / 9 - strength.sum(-1)
+        np.testing.assert_allclose(found.to_prefix[text], others, atol=1e-5)
+    with pytest.raises(AnalysisError, match="image=1, but batch row 0 has 1 pictures"):
+        analyses.patch_distance(record, image=1)
+
+
+def test_places_of_a_picture_have_no_order(pair) -> None:
+    record = pair[0].record(torch.randn(1, 3, 8, 12))
+    assert "distance" not in record.statistics
+    assert "self" in record.statistics
+    with pytest.raises(RecordError, match=r"stand on a grid: analyses\.patch_distance counts patches"):
+        analyses.attention_distance(record)
+    with pytest.raises(RecordError, match="'previous' counts places"):
+        pair[0].record(torch.randn(1, 3, 8, 12), statistics=("previous",))
+    assert (analyses.reference_frames(record, tau=0.0, gamma=0.0).frame != "bidirectional").all()
