@@ -87,6 +87,13 @@ def lengths_on_axes(model: HookedModel, tokens: Tokens) -> list[tuple[int, ...]]
     return [tuple(map(int, row)) for row in zip(*(each.tolist() for each in found), strict=True)]
 
 
+def shape_of(model: HookedModel, row: Tensor) -> tuple[Any, ...]:
+    """What an example [1, position] must have in common with those that it runs with."""
+    tokens = as_tokens(row)
+    more = tuple((name, *given.shape) for name, given in sorted(tokens.more.items()))
+    return *lengths_on_axes(model, tokens)[0], more
+
+
 def _source_mask(tokens: Tokens) -> Tensor | None:
     """Which tokens of an encoder's text are real, bool [batch, position]; None without such a text."""
     source = tokens.more.get("input_ids")
@@ -234,7 +241,13 @@ def outputs_of(model: HookedModel) -> Callable[..., Tensor]:
     own text and picture, [row]; without a head the last hidden states."""
     if compares(model.hf):
         return partial(_similarity, model)
-    return model if model.has_lm_head or model.classes else model.part(next(iter(model.parts))).embeddings
+    return model if model.has_lm_head or model.classes else whole_of(model).embeddings
+
+
+def whole_of(model: HookedModel) -> HookedModel:
+    """The model seen from its main part, to which outputs and losses belong."""
+    main = next(iter(model.parts))
+    return model if model.part_name == main else model.part(main)
 
 
 def _similarity(model: HookedModel, ids: Tensor, grad: bool = False) -> Tensor:
@@ -255,11 +268,11 @@ def output_in(model: Opened, out: Any) -> Tensor:
 def loss_of(model: HookedModel, loss: Loss | None) -> Value:
     """The loss of each example of a batch: the user's, or that of `model.loss`; never NaN or infinite."""
     check_function(loss, "loss", ("outputs", "tokens"))
-    outputs = outputs_of(model)
+    outputs, whole = outputs_of(model), whole_of(model)
 
     def value(batch: Batch) -> Tensor:
         try:
-            found = model.loss(batch.ids) if loss is None else loss(outputs(batch.ids), batch.ids)
+            found = whole.loss(batch.ids) if loss is None else loss(outputs(batch.ids), batch.ids)
         except PromptError as error:
             raise AnalysisError(f"example {batch.places[0]}: {error}") from None
         found = one_each(found, len(batch.ids), "loss", "example")

@@ -22,6 +22,7 @@ from headwater.analyses._prompts.examples import (
     lengths_on_axes,
     of_equal_length,
     queries_of,
+    shape_of,
     singles_of,
     without_padding,
 )
@@ -163,7 +164,7 @@ def pairs_of(model: HookedModel, given: PairExamples, size: int | None = None) -
         raise AnalysisError("pairs is empty; give at least one pair of a clean and a corrupt prompt")
     rows = [_sides(model, place, pair) for place, pair in enumerate(given)]
     found = []
-    for places in of_equal_length([_shape(model, clean) for clean, _ in rows], size):
+    for places in of_equal_length([shape_of(model, clean) for clean, _ in rows], size):
         examples = [given[place] for place in places]
         known = all(hasattr(each, "answer") and hasattr(each, "wrong") for each in examples)
         clean, corrupt = (joined([rows[place][side] for place in places]) for side in (0, 1))
@@ -210,10 +211,3 @@ def _refuse_unequal(model: HookedModel, place: int, clean: Tensor, corrupt: Tens
                 f"pair {place} has {name} {shapes[0].get(name, 'nowhere')} in the clean and "
                 f"{shapes[1].get(name, 'nowhere')} in the corrupt example; give the same shape on both sides"
             )
-
-
-def _shape(model: HookedModel, side: Tensor) -> tuple[Any, ...]:
-    """What examples that run together have in common."""
-    tokens = as_tokens(side)
-    more = tuple((name, *given.shape) for name, given in sorted(tokens.more.items()))
-    return *lengths_on_axes(model, tokens)[0], more

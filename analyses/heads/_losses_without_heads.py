@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompts.examples import Batch, Value, first_tokens
+from headwater.analyses._prompts.examples import Batch, Value, first_tokens, joined, queries_of, shape_of
 from headwater.analyses._runs.resume_at_layer import Resuming
 from headwater.kernels.edits.outputs import Gate, ReplaceOutput
 from headwater.kernels.tiles.mask import Mask
@@ -21,6 +21,7 @@ from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.naming.tokens import Tokens
 from headwater.lens.progress import progress
 from headwater.lens.running.forward import outputs_by_layer
 
@@ -71,8 +72,8 @@ def losses_without(
             for place, layer in enumerate(model.layers):
                 instead = None if values is None else values[layer]
                 start = resuming.start(layer)
-                for choices, rows in _copies(batch, heads):
-                    gone = heads[choices].repeat_interleave(len(batch.places), 0)
+                for choices, rows in _copies(model, batch, heads):
+                    gone = heads[choices].repeat_interleave(len(queries_of(model, batch.ids)), 0)
                     edit = _Ablated(layer, gone, instead)
                     with resuming.before(start, len(choices)), model.acting([edit]):
                         found = value(rows).double().cpu().view(len(choices), -1)
@@ -81,9 +82,9 @@ def losses_without(
     return base, after
 
 
-def _copies(batch: Batch, heads: Tensor) -> Iterator[tuple[Tensor, Batch]]:
+def _copies(model: HookedModel, batch: Batch, heads: Tensor) -> Iterator[tuple[Tensor, Batch]]:
     """Copies of the batch that run together, one per choice, and the indices of those choices."""
-    fit = max(TOKENS // batch.ids.numel(), 1)
+    fit = max(TOKENS // max(batch.ids.numel(), queries_of(model, batch.ids).numel()), 1)
     for choices in torch.arange(len(heads)).split(fit):
         yield choices, batch.copies(len(choices))
 
@@ -96,7 +97,7 @@ class _Outputs:
         self.mean: dict[int, Tensor] | None = None
         self.texts = {place: batch.rows([n]) for batch in batches for n, place in enumerate(batch.places)}
         if ablation == "mean":
-            tokens = sum(batch.ids.numel() for batch in batches)
+            tokens = sum(queries_of(model, batch.ids).numel() for batch in batches)
             self.mean = {layer: torch.zeros(()) for layer in model.layers}
             for batch in batches:
                 for layer, z in outputs_by_layer(model, model.to_tokens(batch.ids), edited=False).items():
@@ -109,20 +110,36 @@ class _Outputs:
             return None
         if self.mean is not None:
             return self.mean
-        length = batch.ids.shape[1]
-        donors = first_tokens([self.texts[self.donors[place]] for place in batch.places], length)
-        # the donor is cut before it runs; in a causal model its first outputs would be the same uncut
-        return outputs_by_layer(self.model, self.model.to_tokens(donors), edited=False)
+        donors = [self.texts[self.donors[place]] for place in batch.places]
+        if all(map(_can_be_cut, donors)):
+            # the donor is cut before it runs; in a causal model its first outputs would be the same uncut
+            donors = [first_tokens([donor], batch.ids.shape[1]) for donor in donors]
+        return outputs_by_layer(self.model, self.model.to_tokens(joined(donors)), edited=False)
 
     def _drawn(self, seed: int) -> dict[int, int]:
-        """For each text another one that is at least as long."""
+        """For each text another one that is at least as long; for other examples one that is as long on every axis."""
         generator, drawn = torch.Generator().manual_seed(seed), {}
-        lengths = {place: self.texts[place].shape[1] for place in sorted(self.texts)}
-        for place, own in lengths.items():
-            others = [n for n, length in lengths.items() if n != place and length >= own]
+        for place in sorted(self.texts):
+            own = self.texts[place]
+            others = [n for n in sorted(self.texts) if n != place and self._can_stand_in(self.texts[n], own)]
             if not others:
+                what = (
+                    f"has the {own.shape[1]} tokens"
+                    if _can_be_cut(own)
+                    else "is as long on every axis as that"
+                )
                 raise AnalysisError(
-                    f'ablation="resample": no other example has the {own} tokens of example {place}; give one'
+                    f'ablation="resample": no other example {what} of example {place}; give one'
                 )
             drawn[place] = others[int(torch.randint(len(others), (), generator=generator))]
         return drawn
+
+    def _can_stand_in(self, other: Tensor, own: Tensor) -> bool:
+        if _can_be_cut(own):
+            return other.shape[1] >= own.shape[1]
+        return shape_of(self.model, other) == shape_of(self.model, own)
+
+
+def _can_be_cut(row: Tensor) -> bool:
+    """Whether this is a text alone, whose first tokens are a text too."""
+    return not isinstance(row, Tokens) or all(given.shape == row.shape for given in row.more.values())

@@ -25,6 +25,7 @@ from headwater.analyses._prompts.examples import (
     differentiable,
     lengths_of,
     loss_of,
+    queries_of,
 )
 from headwater.analyses.heads._losses_without_heads import losses_without
 from headwater.lens.edits.heads import Ablation
@@ -62,8 +63,10 @@ def head_importance(
     others' by that of tokens, so that the last layer looks more important. `per_example` keeps [batch, layer, head]
     (AnalysisError with "batch").
 
-    The loss is the mean next-token loss of each example in nats, or `loss(logits, tokens) → [batch]`; a model without
-    a language head passes its last hidden states. Only examples of equal length share a batch, so there is no padding.
+    The loss is that of `model.loss`, or `loss(outputs, tokens) → [batch]` of logits, of the similarity of each text and
+    its own picture (two towers), or of the last hidden states of a model without a head. With `model.part("encoder")`
+    the heads are the encoder's, and the loss stays that of the whole model; tokens are those of the part. Only examples
+    of equal length share a batch, so there is no padding.
 
     Question: Which heads does the loss depend on?
     Unit: change of the loss per unit of the head's gate (gradient) or when it is ablated; nats with the default
@@ -121,16 +124,23 @@ def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granula
     """|∂loss/∂gate| as [example, layer, head]; one row per batch for the granularity "batch"."""
     found = {}
     for batch in progress(batches, desc="head importance", unit="batch"):
-        size = (len(batch.ids), model.n_layers, model.n_heads)
-        positions = (batch.ids.shape[1],) if granularity == "token" else ()
-        gates = torch.ones(*size, *positions, device=batch.ids.device, requires_grad=True)
-        with torch.enable_grad(), model.gated(gates):
+        queries = queries_of(model, batch.ids)
+        each = len(queries) // len(batch.ids)  # pictures of an example
+        if granularity == "token":
+            size = (len(queries), model.n_layers, model.n_heads, queries.shape[1])
+        else:
+            size = (len(batch.ids), model.n_layers, model.n_heads)
+        gates = torch.ones(*size, device=batch.ids.device, requires_grad=True)
+        rows = gates if granularity == "token" else gates.repeat_interleave(each, 0)
+        with torch.enable_grad(), model.gated(rows):
             (slope,) = torch.autograd.grad(differentiable(value(batch), "the loss").sum(), gates)
         slope = slope.detach().double().cpu()
         if granularity == "batch":
             found[batch.places[0]] = slope.mean(0).abs()
             continue
         # each token's gate acts on its example's loss: the mean over tokens of the absolute slopes
-        slope = slope.abs().mean(-1) if granularity == "token" else slope.abs()
+        slope = slope.abs()
+        if granularity == "token":
+            slope = slope.unflatten(0, (-1, each)).mean((1, -1))
         found |= dict(zip(batch.places, slope, strict=True))
     return torch.stack([found[place] for place in sorted(found)])

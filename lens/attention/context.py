@@ -143,7 +143,7 @@ _edits: ContextVar[Mapping[object, tuple[_Scope, ...]]] = ContextVar(
 )
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("headwater_listeners", default=())
 _taps: ContextVar[Mapping[object, Tap]] = ContextVar("headwater_taps", default=MappingProxyType({}))
-_gates: ContextVar[tuple[object, Tensor] | None] = ContextVar("headwater_gates", default=None)
+_gates: ContextVar[Mapping[object, Tensor]] = ContextVar("headwater_gates", default=MappingProxyType({}))
 _backend: ContextVar[str] = ContextVar("headwater_backend", default="auto")
 _discovery: ContextVar[list[tuple[nn.Module, AttentionMap]] | None] = ContextVar(
     "headwater_discovery", default=None
@@ -200,7 +200,7 @@ def unedited(model: object):
 def alone(model: object) -> Iterator[None]:
     """Inside, no edits, gates or listeners of this model are on."""
     others = tuple(x for x in _listeners.get() if x.model is not model)
-    with unedited(model), _set(_listeners, others), _set(_gates, None):
+    with unedited(model), _set(_listeners, others), _set(_gates, {}):
         yield
 
 
@@ -242,13 +242,12 @@ def hand_over(model: object, layer: int, map: AttentionMap, nothing: Tensor) -> 
 
 def gated(model: object, gates: Tensor):
     """Inside, z of every head is multiplied by `gates` [batch|1, layer, head], which may require a gradient."""
-    return _set(_gates, (model, gates))
+    return _set(_gates, {**_gates.get(), model: gates})
 
 
 def current_gates(model: object) -> Tensor | None:
     """The gates of a model in this context."""
-    gates = _gates.get()
-    return gates[1] if gates is not None and gates[0] is model else None
+    return _gates.get().get(model)
 
 
 def using(backend: str):

@@ -34,8 +34,8 @@ from headwater.lens.running import ids, padding
 def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> Any:
     """The output object of the transformers model for these tokens; `more` are options of its `forward`."""
     check_ready(model, given)
-    gates = context.current_gates(model.key)
-    wants_grad = grad or (gates is not None and gates.requires_grad)
+    gates = [context.current_gates(key) for key in model.part_keys.values()]
+    wants_grad = grad or any(gate is not None and gate.requires_grad for gate in gates)
     if model.read_only and any(context.listeners(key) for key in model.part_keys.values()):
         return read_only.run(model, given, more)
     if wants_grad:
