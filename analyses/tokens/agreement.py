@@ -70,7 +70,9 @@ def agreement(
 ) -> xr.Dataset:
     """`agreement` [batch, attribution, other], and over texts its `mean`, `low` and `high` [attribution, other].
 
-    Each method gives one weight per token for the prediction at `position`, as `blank_out` explains it. `by` is
+    Each method gives one weight per input token for the prediction at `position`, as `blank_out` explains it, without
+    class and register tokens. Of an encoder–decoder methods must weigh both sides; `raw_attention` then has the rows of
+    cross-attention and of the decoder's own. `by` is
     "kendall" (τ-b), "spearman", "pearson", "weighted_kendall" or "top_k". "weighted_kendall" weighs an exchange of
     ranks r and s by `1/(r+1)^α + 1/(s+1)^α`, rank 0 being the largest weight; it is the mean over the two orders.
     "top_k" counts pairs of an item in the first k buckets of one list and an item in those of the other: 1 if the lists

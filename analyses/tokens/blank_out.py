@@ -48,6 +48,11 @@ def blank_out(
     given, at `position`; or a `measure(logits) → [batch]` of the caller, which gets rows of any text. The paper takes
     `kind="probability"` of the right and the wrong verb. The token at `position` is blanked like the others.
 
+    A patch of a picture, or a position of sound, becomes what the same picture or sound gives there when it is nothing
+    but its own mean (of each channel over all pixels, of each feature over time); class and register tokens have NaN.
+    Where a picture takes places in a text, its vectors there are so replaced. An encoder–decoder has the encoder's
+    tokens, then the decoder's; the coordinate `key_part` tells them apart.
+
     Question: How much does the prediction change without one of the input tokens?
     Unit: change of what is explained (nats for a log-probability).
     Source: Abnar & Zuidema 2020, arXiv:2005.00928; held to the authors' code.

@@ -61,13 +61,14 @@ def faithfulness(
 ) -> xr.Dataset:
     """Curves `deletion`, `insertion` [batch, attribution, fraction], four scores [batch, attribution], and intervals.
 
-    A method orders the tokens of a text: the largest weight first, equal weights by position. `deletion` is s with the
-    first `fraction` of the tokens blank, `insertion` s with all others blank. The areas are the means of these curves
-    (trapezoids): a good order has a small deletion area and a large insertion area. `comprehensiveness` is the mean of
-    `s(x) - s(x without the first ⌈p·n⌉)` over p = 1, 5, 10, 20, 50 % (large is good); `sufficiency` is the mean of
-    `s(x) - s(the first ⌈p·n⌉ alone)` (small is good). `mean`, `low`, `high` [score, attribution] are over texts, with
-    95 % of the means of redrawn texts. "random" is an order by chance. `s` is the number that `blank_out` explains.
-    `without="sinks"` sets attention sinks aside in `rollout` and `flow`, as `rollout` says.
+    A method orders the input tokens (as `blank_out` lists them): the largest weight first, equal ones by position.
+    `deletion` is s with the first `fraction` of the tokens blank, `insertion` s with all others blank. The areas are
+    the means of these curves (trapezoids): a good order has a small deletion area and a large insertion area.
+    `comprehensiveness` is the mean of `s(x) - s(x without the first ⌈p·n⌉)` over p = 1, 5, 10, 20, 50 % (large is
+    good); `sufficiency` is the mean of `s(x) - s(the first ⌈p·n⌉ alone)` (small is good). `mean`, `low`, `high` [score,
+    attribution] are over texts, with 95 % of the means of redrawn texts. "random" is an order by chance. `s` is the
+    number that `blank_out` explains. `without="sinks"` sets attention sinks aside in `rollout` and `flow`, as `rollout`
+    says.
 
     Question: Does the prediction depend on the tokens that a method names?
     Unit: that of what is explained (probability); areas: its mean along the curve.

@@ -40,7 +40,11 @@ def input_gradient(
     kind: KindSetting = "log_probability",
     batch_size: BatchSize = 16,
 ) -> xr.DataArray:
-    """`g[j] = ‖∂s/∂e_j‖₂` at the word embeddings e, as [batch, key]; `reduce="sum"`: `|Σ_d ∂s/∂e_jd|`.
+    """`g[j] = ‖∂s/∂e_j‖₂` at the vectors e of the input tokens, as [batch, key]; `reduce="sum"`: `|Σ_d ∂s/∂e_jd|`.
+
+    Vectors are word embeddings, or patch embeddings of a tower of pictures, where class and register tokens have NaN.
+    Sound, and a text in which pictures or sound take places, have the stream in front of the first block. An
+    encoder–decoder has the encoder's tokens, then the decoder's; the coordinate `key_part` tells them apart.
 
     Abnar & Zuidema take the sum. A model that reads its stream through LayerNorms alone (GPT-2, BERT) ignores a shift
     of all components, so the sum is 0 for every text; it is refused there. `s` is `kind` of `answer` (none: the token

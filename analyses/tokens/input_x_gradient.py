@@ -36,7 +36,9 @@ def input_x_gradient(
     kind: KindSetting = "log_probability",
     batch_size: BatchSize = 16,
 ) -> xr.DataArray:
-    """`a[j] = Σ_d e_jd · ∂s/∂e_jd` at the word embeddings e, as [batch, key]; `signed=False` gives `|a[j]|`.
+    """`a[j] = Σ_d e_jd · ∂s/∂e_jd` at the vectors e of the input tokens, as [batch, key]; `signed=False`: `|a[j]|`.
+
+    Vectors are those of `input_gradient`: words, patches, sound, and both sides of an encoder–decoder.
 
     `s` is `kind` of `answer` (none: the token that the model predicts for the text), less that of `wrong` if one is
     given, at `position`; or a `measure(logits) → [batch]` of the caller. Abnar & Zuidema take the absolute value.

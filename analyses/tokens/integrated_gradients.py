@@ -43,7 +43,7 @@ def integrated_gradients(
     examples: Examples,
     steps: Annotated[int, "points of the integral at the start", Bounds(1, MOST)] = 16,
     tolerance: Annotated[float, "largest gap, as a part of the shares' absolute sum", Bounds(0.0)] = 0.02,
-    baseline: Annotated[Baseline, "the mean of all embeddings, a blank token, or zeros"] = "mean",
+    baseline: Annotated[Baseline, "the mean vector, blank tokens, or zeros"] = "mean",
     measure: Measure | None = None,
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
@@ -54,12 +54,14 @@ def integrated_gradients(
 ) -> xr.DataArray:
     """`a[j] = Σ_d (e_jd - b_jd)·∫₀¹ ∂s/∂e_jd(b + t(e - b)) dt`, as [batch, key].
 
-    `e` are the text's word embeddings, `b` those of the baseline; position embeddings are not changed. The shares are
-    complete: `Σ_j a[j] = s(e) - s(b)`. The coordinates `gap` and `steps` hold what is missing per text and the number
-    of points. Where the gap exceeds `tolerance · Σ_j |a[j]|` the number of points doubles, up to 1,024; beyond, an
-    error says how large the gap still is. `s` is `kind` of `answer` (none: the token that the model predicts for the
-    text), less that of `wrong` if one is given, at `position`; or a `measure(logits) → [batch]` of the caller, which
-    gets points on the path of one text. Two kinds of model do not add up well. Under an RMSNorm (Llama), zero
+    `e` are the vectors of the input tokens as in `input_gradient` (words, patches, sound, both sides of an
+    encoder–decoder), `b` those of the baseline; position embeddings are not changed. The mean is that of all words, and
+    of patches, sound or a text with pictures that of the example's own vectors; blanks are those of `blank_out`. The
+    shares are complete: `Σ_j a[j] = s(e) - s(b)`. The coordinates `gap` and `steps` hold what is missing per text and
+    the number of points. Where the gap exceeds `tolerance · Σ_j |a[j]|` the number of points doubles, up to 1,024;
+    beyond, an error says how large the gap still is. `s` is `kind` of `answer` (none: the token that the model predicts
+    for the text), less that of `wrong` if one is given, at `position`; or a `measure(logits) → [batch]` of the caller,
+    which gets points on the path of one text. Two kinds of model do not add up well. Under an RMSNorm (Llama), zero
     embeddings put the change into the first thousandths of the path, so the default baseline is the mean. A mixture of
     experts jumps where it switches experts.
 

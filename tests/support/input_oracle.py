@@ -50,17 +50,19 @@ class Place:
     def of(cls, hf: Any, family: str, side: str) -> Place:
         return cls(hf, *PLACES[family][side])
 
-    def run(self, given: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> Any:
-        """The output when `change` replaces the vectors [row, token, feature]."""
+    def hook(self, change: Callable[[Tensor], Tensor]) -> Any:
         module = self.hf.get_submodule(self.path)
         if self.kind == "input":
-            handle = module.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
-        elif self.kind == "grid":
-            handle = module.register_forward_hook(
+            return module.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
+        if self.kind == "grid":
+            return module.register_forward_hook(
                 lambda _, __, out: change(out.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(out.shape)
             )
-        else:
-            handle = module.register_forward_hook(lambda _, __, out: change(out))
+        return module.register_forward_hook(lambda _, __, out: change(out))
+
+    def run(self, given: dict[str, Tensor], change: Callable[[Tensor], Tensor]) -> Any:
+        """The output when `change` replaces the vectors [row, token, feature]."""
+        handle = self.hook(change)
         try:
             return self.hf(**given)
         finally:
@@ -68,30 +70,63 @@ class Place:
 
     def vectors(self, given: dict[str, Tensor]) -> Tensor:
         kept: list[Tensor] = []
-        with torch.no_grad():
-            self.run(given, lambda found: kept.append(found.clone()) or found)
-        return kept[0]
 
-    def slope(self, given: dict[str, Tensor], score: Score, at: Tensor | None = None) -> Tensor:
-        """∂s/∂x [row, token, feature], at the vectors of the run or at others."""
-        leaf = (self.vectors(given) if at is None else at).clone().requires_grad_()
-        return torch.autograd.grad(score(self.run(given, lambda _: leaf)).sum(), leaf)[0]
+        def keep(found: Tensor) -> Tensor:
+            kept.append(found.clone())
+            return found
+
+        with torch.no_grad():
+            self.run(given, keep)
+        return kept[0]
 
 
 def slopes_at(places: list[Place], given: dict[str, Tensor], score: Score, at: list[Tensor]) -> list[Tensor]:
-    """∂s/∂x of several sides at once, at given vectors."""
-    if len(places) == 1:
-        return [places[0].slope(given, score, at[0])]
-    one, two = places
+    """∂s/∂x of each side, at given vectors of all."""
     leaves = [each.clone().requires_grad_() for each in at]
-    inner = Place(two.hf, two.path, two.kind)
-    first = one.hf.get_submodule(one.path)
-    if one.kind == "input":
-        handle = first.register_forward_pre_hook(lambda _, args: (leaves[0], *args[1:]))
-    else:
-        handle = first.register_forward_hook(lambda _, __, out: leaves[0])
-    try:
-        found = score(inner.run(given, lambda _: leaves[1])).sum()
-    finally:
-        handle.remove()
-    return list(torch.autograd.grad(found, leaves))
+    return list(torch.autograd.grad(score(run_at(places, given, leaves)).sum(), leaves))
+
+
+def run_at(places: list[Place], given: dict[str, Tensor], at: list[Tensor]) -> Any:
+    """The output with these vectors [row, token, feature] at each side."""
+    first, *more = places
+
+    def outer(rest: list[Place], vectors: list[Tensor]) -> Any:
+        if not rest:
+            return first.run(given, lambda _: at[0])
+        handle = rest[0].hook(lambda _: vectors[0])
+        try:
+            return outer(rest[1:], vectors[1:])
+        finally:
+            handle.remove()
+
+    return outer(more, at[1:])
+
+
+def single(given: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """One row of the inputs of a family in float64, without padding."""
+    one = {name: tensor[row : row + 1] for name, tensor in given.items()}
+    if "attention_mask" in one:
+        real = one["attention_mask"][0].bool()
+        one |= {name: one[name][:, real] for name in ("input_ids", "attention_mask")}
+    return {name: t.double() if t.is_floating_point() else t for name, t in one.items()}
+
+
+def score_of(family: str, chosen: int | None = None) -> Score:
+    """What is explained of a family when nothing is asked: the log-probability of its prediction, or how similar a text
+    and its own picture are. `chosen` is the prediction, where it is that of another run."""
+
+    def score(out: Any) -> Tensor:
+        if family == "clip":
+            return torch.nn.functional.cosine_similarity(out.text_embeds, out.image_embeds)
+        logits = out.logits if out.logits.dim() == 2 else out.logits[:, -1]
+        picked = logits.argmax(-1) if chosen is None else torch.full((len(logits),), chosen)
+        return logits.log_softmax(-1).gather(1, picked[:, None])[:, 0]
+
+    return score
+
+
+def predicted(family: str, out: Any) -> int | None:
+    if family == "clip":
+        return None
+    logits = out.logits if out.logits.dim() == 2 else out.logits[:, -1]
+    return int(logits[0].argmax())
