@@ -13,6 +13,7 @@ from headwater.lens.loading.load import load as load
 from headwater.lens.loading.removal import remove_heads as remove_heads
 from headwater.lens.model import HookedModel as HookedModel
 from headwater.lens.naming.heads import Head as Head
+from headwater.lens.naming.on_grid import on_grid as on_grid
 from headwater.lens.prompts import prompt_set as prompt_set
 from headwater.lens.prompts.token_sets import (
     sets_measure as sets_measure,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headwater.lens.errors import AnalysisError
-from headwater.lens.naming.grids import PLACES, places
+from headwater.lens.naming.grids import coordinates
 
 Positions = Sequence[int] | int | Literal["all"]
 
@@ -95,15 +95,7 @@ def position_coordinates(
 
 def patch_coordinates(texts: Labelled, axis: str, columns: Tensor) -> dict[str, Any]:
     """Image, frame, row and column of each token, where some are patches; -1 for a token that is none."""
-    grids = getattr(texts, "grids", ())
-    if not any(grids):
-        return {}
-    batch, count = texts.valid.shape
-    found = places(grids, batch, count).gather(1, columns[..., None].expand(-1, -1, len(PLACES))).numpy()
-    kept = [
-        n for n, name in enumerate(PLACES) if name in ("row", "column") or found[..., n].max(initial=0) > 0
-    ]
-    return {f"{axis}_{PLACES[n]}": (("batch", axis), found[..., n]) for n in kept}
+    return coordinates(getattr(texts, "grids", ()), axis, columns, texts.valid.shape[1])
 
 
 def _named(positions: Positions, columns: Tensor) -> Any:

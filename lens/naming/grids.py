@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -64,3 +64,18 @@ def places(grids: Grids, batch: int, count: int) -> Int[Tensor, "batch position 
             found[row, tokens, 0] = number
             found[row, tokens, 1:] = grid.coordinates()
     return found
+
+
+def coordinates(grids: Grids, axis: str, columns: Int[Tensor, "batch asked"], count: int) -> dict[str, Any]:
+    """Image, frame, row and column of the tokens in `columns`, of `count` on an axis, as coordinates of a result.
+
+    There are none where no token is a patch, no image where there is one, and no frame where there is no video.
+    """
+    if not any(grids):
+        return {}
+    found = places(grids, len(columns), count)
+    found = found.gather(1, columns[..., None].expand(-1, -1, len(PLACES))).numpy()
+    kept = [
+        n for n, name in enumerate(PLACES) if name in ("row", "column") or found[..., n].max(initial=0) > 0
+    ]
+    return {f"{axis}_{PLACES[n]}": (("batch", axis), found[..., n]) for n in kept}

@@ -24,6 +24,7 @@ from headwater.lens.errors import HeadError, RecordError, nearest
 from headwater.lens.files import as_path
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.models.stack import Mixer
+from headwater.lens.naming.grids import coordinates
 from headwater.lens.records import save_open
 from headwater.lens.records.contents import Contents
 from headwater.lens.records.provenance import as_attributes
@@ -221,8 +222,10 @@ class Record(Contents):
         coords: dict[str, Any] = {"layer": self.layers, "head": list(range(self.n_heads))}
         if name == "mass":
             coords["group"] = list(self.groups)
-        strings = self.key_axis.strings if last == "key" else self.strings
-        coords["token"] = (("batch", last), np.array(strings, dtype=object))
+        axis = self.key_axis if last == "key" else self.query_axis
+        coords["token"] = (("batch", last), np.array(axis.strings, dtype=object))
+        columns = torch.arange(axis.valid.shape[1]).expand(axis.valid.shape)
+        coords |= coordinates(axis.grids, last, columns, axis.valid.shape[1])
         meaning = {**kernel.ROW, **kernel.COLUMN, **kernel.GROUPED}[name]
         unit = {
             "lse": "nats", "entropy": "nats", "distance": "tokens", "distance_squared": "tokens²",
