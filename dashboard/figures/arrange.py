@@ -34,13 +34,13 @@ class Arrangement:
 
 
 def arrange(
-    array: xr.DataArray, kind: str = "numbers", interval: bool = False, patches: str | None = None,
+    array: xr.DataArray, kind: str = "numbers", interval: bool = False, patches: tuple[str, ...] = (),
     most_slices: int = MOST_SLICES, most_numbers: int = MOST_NUMBERS,
 ) -> Arrangement:  # fmt: skip
-    """The arrangement of an array without axes of length one; `patches` is an axis that is drawn as a picture."""
+    """The arrangement of an array without axes of length one; `patches` are axes that are drawn as a picture."""
     sizes = {str(dim): array.sizes[dim] for dim in array.dims}
-    if patches is not None:
-        drawn, core = "patches", (patches,)
+    if patches:
+        drawn, core = "patches", patches
     else:
         drawn, core = _core(sizes, kind, interval)
     outer = [dim for dim in sizes if dim not in core]

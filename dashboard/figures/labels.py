@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 NAMED = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
-LONGEST = 14
+LONGEST = 17  # "<image 12> 23,23" is whole
 
 
 def visible(token: str) -> str:

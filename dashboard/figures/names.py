@@ -52,13 +52,29 @@ def with_tokens(array: xr.DataArray, tokens: Sequence[str]) -> xr.DataArray:
     return array
 
 
-def grid_of(tokens: Sequence[str] | None) -> tuple[int, int, list[int]] | None:
-    """Rows and columns of the patches among these tokens, and where the patches stand; None where there are none."""
-    found = [PATCH.fullmatch(token) for token in tokens or ()]
-    places = [place for place, match in enumerate(found) if match]
+def grid_of(array: xr.DataArray, dim: str) -> tuple[int, int, list[int]] | None:
+    """Rows and columns of the patches along an axis, and where the patches stand; None where there are none.
+
+    The coordinates beside the axis say so, such as `key_row` and `key_column`; else tokens that are named "row,column".
+    """
+    held = [array.coords.get(f"{dim}_{name}") for name in ("row", "column")]
+    if all(each is not None and each.dims == (dim,) for each in held):
+        for name, told in (("image", "pictures"), ("frame", "frames")):
+            if f"{dim}_{name}" in array.coords and int(array.coords[f"{dim}_{name}"].max()) > 0:
+                raise AnalysisError(
+                    f"the result is of several {told}; hw.on_grid(result) makes pictures of it"
+                )
+        found = [
+            tuple(map(int, spot))
+            for spot in zip(*(each.values for each in held if each is not None), strict=True)
+        ]
+    else:
+        matches = [PATCH.fullmatch(token) for token in tokens_of(array, dim) or ()]
+        found = [(int(match[1]), int(match[2])) if match else (-1, -1) for match in matches]
+    places = [place for place, (row, _) in enumerate(found) if row >= 0]
     if not places:
         return None
-    spots = [(int(match[1]), int(match[2])) for match in found if match]
+    spots = [found[place] for place in places]
     rows, columns = (max(spot[i] for spot in spots) + 1 for i in (0, 1))
     if spots != [(row, column) for row in range(rows) for column in range(columns)]:
         raise AnalysisError(

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from headwater.dashboard.figures.labels import escaped, visible
 from headwater.dashboard.figures.names import grid_of, tokens_of
 from headwater.dashboard.figures.panels import Panel
 from headwater.dashboard.figures.style import VEIL, heat
@@ -56,29 +57,34 @@ def pixels(image: Any) -> np.ndarray:
     return np.round(np.clip(np.nan_to_num(array), 0, 1) * 255).astype(np.uint8)
 
 
-def on_grid(array: xr.DataArray, dim: str) -> np.ndarray:
+def of_patches(array: xr.DataArray, dim: str) -> np.ndarray:
     """The numbers of the patches along an axis, without the tokens that are none."""
-    tokens = tokens_of(array.isel(batch=0) if "batch" in array.dims else array, dim)
-    found = grid_of(tokens)
+    found = grid_of(array.isel(batch=0) if "batch" in array.dims else array, dim)
     return array.values if found is None else array.isel({dim: found[2]}).values
 
 
 def patches(part: xr.DataArray, of: Shown, picture: np.ndarray | None) -> Panel:
-    """One number per patch where the patch stands; tokens that are no patches are named in the remark."""
-    (dim,) = map(str, part.dims)
-    tokens = tokens_of(part, dim) or []
-    found = grid_of(tokens)
-    if found is None:
-        raise AnalysisError(
-            f"{part.name or 'the result'} is not per patch of an image: its {dim} has no names such as 3,5"
-        )
-    rows, columns, places = found
-    grid = part.values[places].reshape(rows, columns)
-    aside = [
-        f"{token} {value:.3g}"
-        for i, (token, value) in enumerate(zip(tokens, part.values, strict=True))
-        if i not in set(places)
-    ]
+    """One number per patch where the patch stands, of an array per token or per row and column.
+
+    Tokens that are no patches are named in the remark.
+    """
+    if part.ndim == 2:
+        (rows, columns), grid, aside = part.shape, part.values, []
+    else:
+        (dim,) = map(str, part.dims)
+        tokens = tokens_of(part, dim) or []
+        found = grid_of(part, dim)
+        if found is None:
+            raise AnalysisError(
+                f"{part.name or 'the result'} is not per patch of an image: its {dim} has no names such as 3,5"
+            )
+        rows, columns, places = found
+        grid = part.values[places].reshape(rows, columns)
+        aside = [
+            f"{escaped(visible(token))} {value:.3g}"
+            for i, (token, value) in enumerate(zip(tokens, part.values, strict=True))
+            if i not in set(places)
+        ]
     remark = f"grid of {rows} × {columns} patches"
     high, wide = (rows, columns) if picture is None else picture.shape[:2]
     tall, broad = high / rows, wide / columns  # of a patch, in pixels

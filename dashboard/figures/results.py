@@ -23,9 +23,9 @@ from headwater.dashboard.figures.arrange import (
 from headwater.dashboard.figures.assemble import View, assemble
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import cut, escaped, visible
-from headwater.dashboard.figures.names import grid_of, names_of, tokens_of, with_tokens
+from headwater.dashboard.figures.names import PATCH, grid_of, names_of, tokens_of, with_tokens
 from headwater.dashboard.figures.panels import Panel
-from headwater.dashboard.figures.pictures import on_grid, patches, pixels
+from headwater.dashboard.figures.pictures import of_patches, patches, pixels
 from headwater.dashboard.figures.select import labels_of
 from headwater.dashboard.figures.style import SEQUENTIAL
 from headwater.dashboard.figures.values import Shown, limits_of, shown
@@ -70,7 +70,7 @@ def dataset_figure(data: xr.Dataset, tokens: Sequence[str], title: str, image: A
         array = with_tokens(data[name], tokens)
         unit = _unit(array, data.attrs, name)
         ends = None if low is None or high is None else (data[low], data[high])
-        if image is not None and _patch_axis(array) is None:
+        if image is not None and not _patch_axis(array):
             continue
         try:
             drawn = list(_views(array, unit, ends, image, few, MOST_NUMBERS // len(names)))
@@ -116,10 +116,10 @@ def _views(
         yield View("", [panels.note(f"nothing to draw: {lengths}")])
         return
     patch_axis = _patch_axis(of.array, image is not None)
-    if patch_axis is not None and of.kind == "numbers":  # the class token may hold far more than any patch
-        limits, colours = limits_of(on_grid(of.array, patch_axis))
+    if len(patch_axis) == 1 and of.kind == "numbers":  # the class token may hold far more than any patch
+        limits, colours = limits_of(of_patches(of.array, *patch_axis))
         of = replace(of, limits=limits, colours=colours)
-    if patch_axis is None and image is not None:
+    if not patch_axis and image is not None:
         raise AnalysisError(
             f"{array.name or 'the result'} has no numbers per patch of an image to lay over a picture"
         )
@@ -228,13 +228,20 @@ def _name(array: xr.DataArray, dim: str, place: int, at: dict[str, int]) -> str:
     return names_of(array.isel(others), dim)[place]
 
 
-def _patch_axis(array: xr.DataArray, wanted: bool = True) -> str | None:
-    """The axis of image patches, drawn as a grid; only where there is no second axis of tokens, or a picture."""
+def _patch_axis(array: xr.DataArray, wanted: bool = True) -> tuple[str, ...]:
+    """The axis of image patches, or their rows and columns, drawn as a grid; () without.
+
+    An axis of tokens is drawn so where a picture is given, else where no other axis holds tokens and all tokens are
+    those of a picture.
+    """
+    if {"row", "column"} <= set(array.dims):
+        return "row", "column"
     one = array.isel(batch=0) if "batch" in array.dims else array
     held = [dim for dim in TOKENS if dim in one.dims]
-    if len(held) > 1 and not wanted:
-        return None
-    return next((dim for dim in held if grid_of(tokens_of(one, dim)) is not None), None)
+    if not wanted:
+        own = [dim for dim in held if any(map(PATCH.fullmatch, tokens_of(one, dim) or ()))]
+        held = own if len(held) == 1 else []
+    return next(((dim,) for dim in held if grid_of(one, dim) is not None), ())
 
 
 def interval(data: xr.Dataset, name: str) -> tuple[str, str] | None:

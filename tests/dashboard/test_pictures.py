@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 
@@ -14,6 +15,8 @@ from transformers import MistralConfig, MistralForCausalLM, ViTConfig, ViTModel
 
 import headwater as hw
 from headwater import analyses
+from headwater.lens.errors import AnalysisError
+from headwater.lens.loading import zoo
 
 
 def per_patch(values: np.ndarray, before: tuple[str, ...] = ("[CLS]",), dim: str = "key") -> xr.DataArray:
@@ -291,3 +294,31 @@ def test_a_figure_becomes_an_svg(record, tmp_path) -> None:
     drawn = file.read_text()
     assert drawn.startswith("<svg")
     assert "How far from the query does each head look?" in drawn
+
+
+def test_a_row_of_a_text_lies_over_its_picture() -> None:
+    """Seen to fail with the text's first tokens taken for the first patches."""
+    record = hw.load(zoo.build("llava")).record(**zoo.inputs("llava", lengths=(11, 8)))
+    found = analyses.raw_attention(record, layers=1)[0]
+    drawn = hw.figure(found, image=np.zeros((12, 12, 3)))
+    _, veil = drawn.data
+    np.testing.assert_allclose(veil.z, found.values[0, 2:11].reshape(3, 3), atol=1e-7)
+    assert "no patch: " in drawn.layout.title.subtitle.text
+    bars = hw.figure(found)
+    assert [trace.type for trace in bars.data] == ["bar"]
+    assert any("<image> 0,1" in html.unescape(str(label)) for label in bars.data[0].x)
+
+
+def test_pictures_of_one_text_and_frames_are_drawn_one_by_one() -> None:
+    record = hw.load(zoo.build("llava")).record(
+        torch.tensor([[5, *[90] * 18, 7]]), pixel_values=torch.randn(2, 3, 12, 12)
+    )
+    found = analyses.raw_attention(record, heads="0.0")
+    with pytest.raises(AnalysisError, match=r"several pictures; hw\.on_grid"):
+        hw.figure(found, image=np.zeros((12, 12, 3)))
+    drawn = hw.figure(hw.on_grid(found, 1), image=np.zeros((12, 12, 3)))
+    np.testing.assert_allclose(drawn.data[1].z, found.values[0, 0, 10:19].reshape(3, 3), atol=1e-7)
+    video = xr.DataArray(np.arange(12.0).reshape(2, 2, 3), dims=("frame", "row", "column"), name="weight")
+    panels = hw.figure(video).data
+    np.testing.assert_array_equal(panels[0].z, video[0])
+    np.testing.assert_array_equal(panels[1].z, video[1])
