@@ -265,14 +265,16 @@ def output_in(model: Opened, out: Any) -> Tensor:
     return inputs.last_hidden(out, next(iter(model.parts))) if logits is None else logits
 
 
-def loss_of(model: HookedModel, loss: Loss | None) -> Value:
-    """The loss of each example of a batch: the user's, or that of `model.loss`; never NaN or infinite."""
+def loss_of(model: HookedModel, loss: Loss | None, grad: bool = False) -> Value:
+    """The loss of each example of a batch: the user's, or that of `model.loss`; never NaN or infinite. With `grad`
+    gradients are tracked even if no gate requires one."""
     check_function(loss, "loss", ("outputs", "tokens"))
     outputs, whole = outputs_of(model), whole_of(model)
 
     def value(batch: Batch) -> Tensor:
         try:
-            found = whole.loss(batch.ids) if loss is None else loss(outputs(batch.ids), batch.ids)
+            ids = batch.ids
+            found = whole.loss(ids, grad=grad) if loss is None else loss(outputs(ids, grad=grad), ids)
         except PromptError as error:
             raise AnalysisError(f"example {batch.places[0]}: {error}") from None
         found = one_each(found, len(batch.ids), "loss", "example")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +18,35 @@ from headwater.analyses._prompts.examples import (
     batches_of,
     differentiable,
     drawn_in_turn,
-    one_each,
+    loss_of,
+    outputs_of,
 )
+from headwater.lens.attention import context
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.running.forward import next_token_loss
 
 START = 1e-3  # standard deviation of the vectors before the first step
 Change = Callable[[Tensor, Tensor], Tensor]  # (z of a layer [batch, position, head, d_head], its vectors) → z
 
 
+class _Changed(context.Tap):
+    """Changes the outputs z of every head by the vectors of its layer, where edits of heads act."""
+
+    def __init__(self, change: Change, vectors: dict[int, Tensor]) -> None:
+        self.change, self.vectors = change, vectors
+
+    def leaving(self, layer: int, z: Tensor) -> Tensor:
+        return self.change(z.transpose(1, 2), self.vectors[layer].to(z)).transpose(1, 2)
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Batches of examples, and the mean loss of a batch when vectors [layer, head, d_head] change the outputs z."""
+    """Batches of examples, and the loss of each example of a batch (with gradients or without), while vectors
+    [layer, head, d_head] change the outputs z."""
 
     model: HookedModel
     batches: list[Batch]
-    value: Callable[[Batch, Tensor], Tensor]
+    value: Callable[[Batch, bool], Tensor]
     change: Change
 
     @classmethod
@@ -44,37 +54,25 @@ class Objective:
         cls, change: Change, model: HookedModel, examples: Examples, loss: Loss | None, answer: Answer | None,
         position: int, size: int,
     ) -> Objective:  # fmt: skip
-        if not (model.has_lm_head and model.causal):
-            raise AnalysisError(
-                f"{model.name} is not a causal language model; its heads are not trained here"
-            )
         if loss is not None and answer is not None:
             raise AnalysisError("loss and answer ask for different things; give one of them")
         batches = batches_of(model, examples, size)
-        if answer is not None:
-            explained = Explained(model, None, answer, None, position, "log_probability")
-            known = {batch.places[0]: explained.of(batch) for batch in batches}
+        if answer is None:
+            return cls(model, batches, lambda batch, grad: loss_of(model, loss, grad)(batch), change)
+        explained = Explained(model, None, answer, None, position, "log_probability", of_classes=True)
+        known = {batch.places[0]: explained.of(batch) for batch in batches}
+        outputs = outputs_of(model)
 
-            def of_answer(batch: Batch, logits: Tensor) -> Tensor:
-                return -known[batch.places[0]](logits, torch.arange(len(batch.ids))).mean()
+        def of_answer(batch: Batch, grad: bool) -> Tensor:
+            logits = outputs(batch.ids, grad=grad)
+            return -known[batch.places[0]](logits, torch.arange(len(batch.ids)))
 
-            return cls(model, batches, of_answer, change)
-        if loss is None and batches[0].ids.shape[1] < 2:  # shorter texts come first
-            raise AnalysisError(f"example {batches[0].places[0]} has one token; give an answer or a loss")
-
-        def of_loss(batch: Batch, logits: Tensor) -> Tensor:
-            found = loss(logits, batch.ids) if loss else next_token_loss(logits, model.to_tokens(batch.ids))
-            return one_each(found, len(batch.ids), "loss", "example").mean()
-
-        return cls(model, batches, of_loss, change)
+        return cls(model, batches, of_answer, change)
 
     def of_batch(self, batch: Batch, vectors: Tensor, *, grad: bool) -> Tensor:
-        def changed(z: Tensor, hook: Any, mine: Tensor) -> Tensor:
-            return self.change(z, mine.to(z))
-
-        layers = zip(self.model.layers, vectors, strict=True)
-        hooks: list[Any] = [(f"blocks.{n}.attn.hook_z", partial(changed, mine=v)) for n, v in layers]
-        return self.value(batch, self.model.run_with_hooks(batch.ids, hooks, grad=grad))
+        tap = _Changed(self.change, dict(zip(self.model.layers, vectors, strict=True)))
+        with context.tapping(self.model.key, tap):
+            return self.value(batch, grad).mean()
 
     def whole(self, vectors: Tensor) -> float:
         """The mean loss over all examples."""

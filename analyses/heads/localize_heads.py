@@ -39,11 +39,11 @@ def localize_heads(
 ) -> xr.Dataset:
     """Train A in `z' = (1 + A_lh) ⊙ z` on `loss + penalty·Σ|A|` and score heads by `‖A_lh‖₂`.
 
-    The loss is the next-token loss, minus the log-probability of `answer` at `position`, or `loss(logits, tokens) →
-    [batch]`. A starts at N(0, 1e-3). Dataset: `score` [layer, head]; `scale` [layer, head, feature], which is A;
-    `training_loss` [step]; `loss_before` and `loss_after`, means over all examples. `most_moved(result, k)` lists the
-    best k heads. The paper trains a model of 7 billion parameters for 5 epochs in batches of 8, with rate 5e-3 and
-    penalty 5e-4, and keeps 32 of 1024 heads.
+    The loss is that of `model.loss`, minus the log-probability of `answer` (a token at `position`, or a class), or
+    `loss(outputs, tokens) → [batch]`. With `model.part(name)` the heads are those of the part. A starts at N(0, 1e-3).
+    Dataset: `score` [layer, head]; `scale` [layer, head, feature], which is A; `training_loss` [step]; `loss_before`
+    and `loss_after`, means over all examples. `most_moved(result, k)` lists the best k heads. The paper trains a model
+    of 7 billion parameters for 5 epochs in batches of 8, with rate 5e-3 and penalty 5e-4, and keeps 32 of 1024 heads.
 
     Question: Which heads does learning a task change most?
     Unit: length of the trained scale of a head; loss in nats with the default loss.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -48,15 +48,19 @@ class Case(NamedTuple):
             return lambda similarity, tokens: 1 - similarity
         return lambda logits, tokens: -(logits if logits.dim() == 2 else logits[:, -1]).log_softmax(-1)[:, 1]
 
-    @contextlib.contextmanager
-    def gated(self, gates: Tensor) -> Iterator[None]:
+    def gated(self, gates: Tensor) -> contextlib.AbstractContextManager[None]:
         """Gates [layer, head] on the part's heads of the plain model, by hand."""
+        return self.changed(lambda place, z: z * gates[place][:, None])
+
+    @contextlib.contextmanager
+    def changed(self, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+        """`change(place of the layer, z [batch, position, head, d])` in front of each output projection of the part."""
         paths = {module: path for path, module in self.model.hf.named_modules()}
         handles = []
         for place, layer in enumerate(self.model.layers):
 
             def put(module: Any, args: tuple[Tensor, ...], place: int = place) -> tuple[Tensor, ...]:
-                z = args[0].unflatten(-1, (gates.shape[1], -1)) * gates[place][:, None]
+                z = change(place, args[0].unflatten(-1, (self.model.n_heads, -1)))
                 return z.flatten(-2), *args[1:]
 
             module = self.plain.get_submodule(paths[projections(self.model, layer).output])

@@ -45,3 +45,26 @@ def test_importance_by_ablation(case: any_input.Case) -> None:
         case.model, case.tokens, how="ablation", loss=case.loss, per_example=True, batch_size=2
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_offsets_are_trained_on_every_part(case: any_input.Case) -> None:
+    """The losses before and after are those of the plain model without and with the vectors added."""
+    found = analyses.fit_offsets(case.model, case.tokens, "1.0 1.2", loss=case.loss, steps=4, rate=0.1)
+    offsets = torch.from_numpy(found.offset.values).double()
+    with torch.no_grad():
+        before = np.mean([float(case.score(case.plain(**one))) for one in case.each])
+        with case.changed(lambda place, z: z + offsets[place]):
+            after = np.mean([float(case.score(case.plain(**one))) for one in case.each])
+    np.testing.assert_allclose([found.loss_before, found.loss_after], [before, after], rtol=1e-5)
+    assert after < before
+    with case.model.edit(analyses.offsets_edit(found)):
+        edited = analyses.localize_heads(case.model, case.tokens, loss=case.loss, steps=1).loss_before
+    np.testing.assert_allclose(edited, after, rtol=1e-5)
+
+
+def test_gates_are_learned_on_every_part(case: any_input.Case) -> None:
+    found = analyses.learn_gates(case.model, case.tokens, loss=case.loss, steps=2)
+    gates = torch.from_numpy(found.gate.values).double()
+    with torch.no_grad(), case.gated(gates):
+        expected = np.mean([float(case.score(case.plain(**one))) for one in case.each])
+    np.testing.assert_allclose(found.loss_gated, expected, rtol=1e-5)

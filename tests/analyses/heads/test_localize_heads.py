@@ -13,7 +13,7 @@ from torch import Tensor
 import headwater as hw
 from headwater import analyses
 from headwater.analyses.heads.localize_heads import most_moved
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, HeadwaterError
 from headwater.lens.loading import zoo
 
 IDS = torch.tensor([[3, 9, 4], [5, 7, 8], [6, 6, 2]])
@@ -51,7 +51,7 @@ def test_a_price_alone_brings_scales_to_nothing(uniform: hw.HookedModel) -> None
 def test_what_can_not_be_localised(pairs) -> None:
     with pytest.raises(AnalysisError, match="loss and answer"):
         analyses.localize_heads(pairs("gpt2").model, IDS, loss=likes_token, answer="w3")
-    with pytest.raises(AnalysisError, match="not a causal language model"):
+    with pytest.raises(HeadwaterError, match="loss="):
         analyses.localize_heads(pairs("bert").model, IDS)
 
 
