@@ -77,6 +77,10 @@ def entrance(side: HookedModel, given: Tokens) -> Entrance:
         raise AnalysisError(
             f"the tokens of {part.name} in {side.name} are learned queries, which no input gives; choose another part"
         )
+    if not side.stack:
+        raise AnalysisError(
+            f"the blocks of {side.name} are not known, so neither is where its tokens enter; give one of transformers"
+        )
     count = tokens.shape[1]
     every = torch.ones(count, dtype=torch.bool)
     first = _first_block(side)

@@ -23,6 +23,7 @@ from headwater.lens.models.axes import axis
 from headwater.lens.models.classes import logits_of, own_similarity
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import FLOATS, compares, markers
+from headwater.lens.naming.measured import Measured
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.progress import progress
 from headwater.lens.running.forward import forward
@@ -104,7 +105,10 @@ def _source_mask(tokens: Tokens) -> Tensor | None:
 
 
 def without_padding(some: Tokens) -> Tensor:
-    """Rows of equal length without their padding; a plain tensor if they hold nothing beside ids."""
+    """Rows of equal length without their padding; a plain tensor if they hold nothing beside ids. Inputs of a module
+    outside transformers keep it: nobody knows how they hold their tokens."""
+    if isinstance(some, Measured):
+        return some
     source = _source_mask(some)
 
     def real(name: str, given: Tensor) -> Tensor:

@@ -106,6 +106,11 @@ def _block_calls(model: HookedModel, batch: Batch, layers: list[int]) -> tuple[d
     blocks = {
         block.layer: model.hf.get_submodule(block.path) for block in model.stack if block.layer in layers
     }
+    if len(blocks) < len(layers):
+        raise AnalysisError(
+            f"the blocks of {model.name} are not known, so none can run by itself; value_zeroing needs a model of "
+            "transformers"
+        )
     heads = Heads(model)
     with watching(blocks.values()) as calls, context.listening(heads):
         model.embeddings(batch.ids)

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from headwater.lens.foreign.call import Call
-from headwater.lens.foreign.meeting import Key, Met, Site
+from headwater.lens.foreign.meeting import AttentionCall, Key, Met
 from headwater.lens.models.parts import CROSS, Part, Shape, number
 from headwater.lens.models.stack import pattern
 
 Group = dict[Key, Met]
 
 
-def divide(met: Mapping[Key, Met], batch: int) -> tuple[dict[str, Part], dict[Key, Site]]:
+def divide(met: Mapping[Key, Met], batch: int) -> tuple[dict[str, Part], dict[Key, AttentionCall]]:
     """The parts, the main part first, and the site of every call."""
     groups: dict[tuple, Group] = {}
     for key, each in met.items():
@@ -27,10 +27,10 @@ def divide(met: Mapping[Key, Met], batch: int) -> tuple[dict[str, Part], dict[Ke
         groups.setdefault((pattern(key.path), key.nth, *size), {})[key] = each
     kinds = {names: "self" if names[-1] else "cross" for names in groups}
     named = dict(zip(groups, _named([(kinds[names], names[0], names) for names in groups]), strict=True))
-    sites: dict[Key, Site] = {}
+    sites: dict[Key, AttentionCall] = {}
     parts: dict[str, Part] = {}
     for names, group in groups.items():
-        made = {key: Site(key, names[-1]) for key in group}
+        made = {key: AttentionCall(key, names[-1]) for key in group}
         sites |= made
         axes = _axes(named[names], names, {named[other]: other for other in groups})
         parts[named[names]] = _part(named[names], axes, group, made)
@@ -81,7 +81,7 @@ def _axes(name: str, names: tuple, others: Mapping[str, tuple]) -> tuple[str, st
     return f"query {where}".strip(), f"source {where}".strip()
 
 
-def _part(name: str, axes: tuple[str, str], group: Group, made: Mapping[Key, Site]) -> Part:
+def _part(name: str, axes: tuple[str, str], group: Group, made: Mapping[Key, AttentionCall]) -> Part:
     calls = [(site, None) for site in made.values()]
     layers = number(calls, {site: key.path for key, site in made.items()})
     shapes = {layers[made[key]]: _shape(each.call) for key, each in group.items()}
@@ -102,7 +102,7 @@ def _rank(part: Part, met: Mapping[Key, Met], batch: int) -> tuple:
     """Main parts first: those with a row per example, then self-attention, then most layers, then the last to run."""
     order = {key: n for n, key in enumerate(met)}
     first = next(site for site in part.modules)
-    assert isinstance(first, Site)
+    assert isinstance(first, AttentionCall)
     return (
         len(met[first.key].call.q) != batch, part.name.partition(":")[0] != "self", -len(part.modules),
         -order[first.key],

@@ -45,7 +45,7 @@ class Key(NamedTuple):
     nth: int
 
 
-class Site(nn.Module):
+class AttentionCall(nn.Module):
     """A place where a module calls attention. It has no weights, and stands for the call as a layer of the model."""
 
     def __init__(self, key: Key, own: bool) -> None:
@@ -69,7 +69,7 @@ class Meeting(TorchFunctionMode):
     `batch` is the number of examples of the run. Without `sites` no call is a layer of a model.
     """
 
-    def __init__(self, module: nn.Module, batch: int, sites: Mapping[Key, Site] | None) -> None:
+    def __init__(self, module: nn.Module, batch: int, sites: Mapping[Key, AttentionCall] | None) -> None:
         super().__init__()
         self.module = module
         self.batch = batch
@@ -128,7 +128,7 @@ class Meeting(TorchFunctionMode):
                 f"{self._where()} calls attention more often, or in another order, than on the sample; load the module "
                 "with a sample that takes the same way"
             )
-        z, self._map = answered(Site(key, False) if self.sites is None else self.sites[key], call)
+        z, self._map = answered(AttentionCall(key, False) if self.sites is None else self.sites[key], call)
         return z
 
     def _multi_head(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -155,7 +155,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
-def answered(site: Site, call: Call) -> tuple[Tensor, AttentionMap]:
+def answered(site: AttentionCall, call: Call) -> tuple[Tensor, AttentionMap]:
     """The output of a call in the shape that torch gives it, and the map of its weights."""
     mask = call.mask(site.own)
     with context.discovering() as found:

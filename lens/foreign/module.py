@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 
 from headwater.lens.errors import ModelError
 from headwater.lens.foreign.arguments import Arguments, batch_axes
-from headwater.lens.foreign.meeting import Key, Meeting, Met, Site
+from headwater.lens.foreign.meeting import AttentionCall, Key, Meeting, Met
+from headwater.lens.foreign.named_axes import NamedAxes
 from headwater.lens.models.axes import counted
 from headwater.lens.naming.measured import Measured
 from headwater.lens.naming.tokens import Tokens
@@ -31,13 +32,14 @@ class ForeignModule(nn.Module):
         self.module = module
         self.config = PreTrainedConfig()
         self.arguments = arguments
-        self.sites: dict[Key, Site] | None = None
+        self.sites: dict[Key, AttentionCall] | None = None
         self.calls_of = nn.ModuleList()  # the same, so that what looks a layer up among the modules finds it
         self.places: dict[str, Key] = {}
+        self.named: NamedAxes | None = None
         self.along: dict[str, int | None] = batch_axes(arguments.tensors, self._first_size(arguments.tensors))
         self._lengths: dict[Any, dict[tuple[str, str], Tokens]] = {}
 
-    def stand_on(self, sites: Mapping[Key, Site], places: Mapping[str, Key]) -> None:
+    def stand_on(self, sites: Mapping[Key, AttentionCall], places: Mapping[str, Key]) -> None:
         """Take these calls as the layers of the model."""
         self.sites, self.places = dict(sites), dict(places)
         self.calls_of = nn.ModuleList(sites.values())
@@ -115,7 +117,9 @@ class ForeignModule(nn.Module):
         rows, batch = axes[main, "queries"], self._batch(tensors)
         if len(rows) != batch:  # frames or windows are rows of attention, and no examples
             rows = counted(batch, rows.shape[1])
-        return Measured.of(rows, dict(tensors), axes, self.along)
+        found = Measured.of(rows, dict(tensors), axes, self.along, {})
+        found.named = {} if self.named is None else dict(self.named.labels(found))
+        return found
 
     def get_input_embeddings(self) -> None:
         """None: no table of words is known."""

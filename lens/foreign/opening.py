@@ -15,14 +15,16 @@ from headwater.lens.foreign.arguments import Arguments, numbers_in
 from headwater.lens.foreign.divide import divide
 from headwater.lens.foreign.model import ForeignModel
 from headwater.lens.foreign.module import ForeignModule
+from headwater.lens.foreign.named_axes import NamedAxes
 from headwater.lens.models.closeness import relative_difference
 
 ALLOWED = {torch.float64: 1e-5, torch.float32: 1e-3}
 COARSE = 5e-2
 
 
-def open_module(module: nn.Module, sample: Any) -> ForeignModel:
-    """Open a module in memory by a `sample` of what its `forward` takes; it is put into eval mode.
+def open_module(module: nn.Module, sample: Any, axes: Any = None) -> ForeignModel:
+    """Open a module in memory by a `sample` of what its `forward` takes; it is put into eval mode. `axes` name axes
+    and tokens of parts (named_axes.py).
 
     ModelError if it is compiled, fails on the sample, calls `scaled_dot_product_attention` nowhere, or gives other
     numbers when Headwater computes its attention.
@@ -41,8 +43,13 @@ def open_module(module: nn.Module, sample: Any) -> ForeignModel:
             "computes by hand, or by a library of its own, can not be read"
         )
     parts, sites = divide(met, hf.batch)
+    if axes is not None:
+        hf.named = NamedAxes(axes, parts)
+        parts = hf.named.renamed(parts)
     hf.stand_on(sites, {part: next(iter(each.modules)).key for part, each in parts.items()})  # type: ignore[misc]
     model = ForeignModel(hf, None, parts, name)
+    if hf.named is not None:
+        hf.named.fit(hf.measured(hf.arguments.tensors, next(iter(parts))))
     torch.manual_seed(0)
     with torch.no_grad(), _said(name):
         after = list(numbers_in(hf(**hf.arguments.tensors)))

@@ -11,7 +11,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from headwater.lens.errors import ModelError, nearest
 from headwater.lens.foreign.opening import open_module
 from headwater.lens.loading import adapter_folder, adapters
+from headwater.lens.loading.as_it_was import as_it_was
 from headwater.lens.loading.folder import Folder, check, one_line
 from headwater.lens.loading.opening import open_model
 from headwater.lens.model import HookedModel
@@ -38,7 +39,7 @@ NEAR = 0.6  # a name this similar to a known one counts as a typing error
 
 def load(
     source: str | os.PathLike[str] | nn.Module, tokenizer: Any = None, *, dtype: Any = None,
-    prepend_bos: bool | None = None, sample: Mapping[str, Any] | None = None,
+    prepend_bos: bool | None = None, sample: Any = None, axes: Mapping[str, Any] | None = None,
     base: str | os.PathLike[str] | None = None,
 ) -> HookedModel:  # fmt: skip
     """Open a model.
@@ -56,6 +57,10 @@ def load(
     adapter's; its base model is the folder that its configuration names, or `base`, a folder or such a name.
     ModelError says why a model can not be found, trusted or read exactly.
 
+    Any other `torch.nn.Module` opens too if its attention calls `scaled_dot_product_attention`: `sample` is then what
+    its `forward` takes, a tensor, a tuple or a dictionary, and `axes` may name its tokens, as in `{"self": {"image":
+    (rows, columns)}}` (`lens/foreign/`).
+
     >>> import headwater as hw
     >>> hw.load("tasks-4l")
     HookedModel('tasks-4l', LlamaForCausalLM, 4 layers × 8 heads, d_model 256, first token '<bos>')
@@ -65,6 +70,17 @@ def load(
         raise ModelError(
             f"tokenizer is a tokenizer of transformers; got {tokenizer!r:.60}; give AutoTokenizer.from_pretrained(…)"
         )
+    if is_foreign(source):
+        with as_it_was(source):
+            return open_module(source, sample, axes)
+    if axes is not None:
+        raise ModelError(
+            "axes= names the tokens of a module outside transformers; leave it out for any other source"
+        )
+    if sample is not None and not isinstance(sample, Mapping):
+        raise ModelError(
+            f"the sample of a transformers model is {{name: tensor}}; got {type(sample).__name__}"
+        )
     model = _opened(source, tokenizer, dtype, sample, base)
     if prepend_bos and beginning(model.tokenizer) is None:
         raise ModelError(
@@ -72,6 +88,19 @@ def load(
         )
     model.prepend_bos = prepend_bos
     return model
+
+
+def is_foreign(source: Any) -> TypeGuard[nn.Module]:
+    """Whether a source is a module that transformers does not know."""
+    known = isinstance(source, PreTrainedModel) or isinstance(
+        getattr(source, "_orig_mod", None), PreTrainedModel
+    )
+    return (
+        isinstance(source, nn.Module)
+        and not known
+        and not is_bridged(source)
+        and not adapters.is_adapted(source)
+    )
 
 
 def _opened(
@@ -95,8 +124,6 @@ def _opened(
         raise ModelError(
             f"{type(source._orig_mod).__name__} is wrapped by torch.compile; load() the model itself"  # type: ignore[union-attr]
         )
-    if isinstance(source, nn.Module):
-        return open_module(source, sample)
     if isinstance(source, HookedModel):
         raise ModelError(f"{source.name} is open already; use it as it is, or give source.hf to open it anew")
     if not isinstance(source, str | os.PathLike):

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from headwater.lens.naming.grids import Grid
 from headwater.lens.naming.tokens import Tokens
+
+
+class Labelled(NamedTuple):
+    """The names of the tokens on an axis, and the grid that they stand on, if any."""
+
+    strings: list[str]
+    grid: Grid | None
 
 
 class Measured(Tokens):
     """Tokens with `axes`, the tokens of every part by (part, "queries" or "keys"), as a run of the model met them.
 
     `along` names the axis of the batch of each input in `more`: 0, 1, or None for one that all examples share.
+    `named` are the axes whose tokens a user has named.
     """
 
     axes: Mapping[tuple[str, str], Tokens]
     along: Mapping[str, int | None]
+    named: Mapping[tuple[str, str], Labelled]
 
     @classmethod
     def of(
         cls, main: Tokens, more: Mapping[str, Tensor], axes: Mapping[tuple[str, str], Tokens],
-        along: Mapping[str, int | None],
+        along: Mapping[str, int | None], named: Mapping[tuple[str, str], Labelled],
     ) -> Measured:  # fmt: skip
         found = cls(main.ids, main.mask, more)
-        found.axes, found.along = axes, along
+        found.axes, found.along, found.named = axes, along, named
         return found
 
     def rows(self, which: Any, ids: Tensor | None = None) -> Measured:
@@ -37,14 +47,16 @@ class Measured(Tokens):
             key: Tokens(_of(side.ids, which, batch), _of(side.mask, which, batch))
             for key, side in self.axes.items()
         }
-        return self.of(Tokens(self.ids[which], self.mask[which]), more, axes, self.along)
+        return self.of(Tokens(self.ids[which], self.mask[which]), more, axes, self.along, self.named)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return Measured.of, (Tokens(self.ids, self.mask), self.more, self.axes, self.along)
+        return Measured.of, (Tokens(self.ids, self.mask), self.more, self.axes, self.along, self.named)
 
     def __deepcopy__(self, memo: Any) -> Measured:
         main = Tokens(self.ids.clone(), self.mask.clone())
-        return self.of(main, copy.deepcopy(self.more, memo), copy.deepcopy(self.axes, memo), self.along)
+        return self.of(
+            main, copy.deepcopy(self.more, memo), copy.deepcopy(self.axes, memo), self.along, self.named
+        )
 
 
 def _picked(given: Tensor, which: Any, axis: int | None) -> Tensor:

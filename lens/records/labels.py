@@ -21,6 +21,7 @@ from headwater.lens.models.opened import Opened
 from headwater.lens.models.parts import Part
 from headwater.lens.models.signature import markers, pair, vision_config
 from headwater.lens.naming.grids import Grid, Grids
+from headwater.lens.naming.measured import Measured
 from headwater.lens.naming.tokens import Tokens
 
 RESAMPLER = re.compile(r"resampler|q_?former|perceiver|abstractor", re.IGNORECASE)
@@ -47,6 +48,9 @@ class Picture(NamedTuple):
 def labels(model: Opened, part: Part, side: str, found: Tokens, on_axis: Tokens) -> Labels:
     """The labels of the tokens `on_axis`, which stand on the axis `side` of a part, for the inputs `found`."""
     batch, count = on_axis.ids.shape
+    named = found.named if isinstance(found, Measured) else {}
+    if (own := named.get((part.name, "queries" if side == part.queries else "keys"))) is not None:
+        return Labels([list(own.strings)] * batch, (() if own.grid is None else (own.grid,),) * batch)
     if side in TEXTS:
         return _of_text(model, found, on_axis)
     patches = model.patches if part.patches is None else part.patches

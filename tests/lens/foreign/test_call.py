@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from headwater.lens.errors import ModelError
 from headwater.lens.foreign.call import read
-from headwater.lens.foreign.meeting import Key, Site, answered
+from headwater.lens.foreign.meeting import AttentionCall, Key, answered
 
-SITE = Site(Key("", 0, 0), own=True)
+SITE = AttentionCall(Key("", 0, 0), own=True)
 
 
 def numbers(*shape):

@@ -297,3 +297,37 @@ def test_what_has_no_meaning_is_refused_by_name(stack):
         model.generate(torch.randn(1, 3, 12))
     with pytest.raises(hw.HeadwaterError, match="takes no 'y'"):
         model(y=torch.randn(1, 3, 12))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_examples_keep_their_padding_in_analyses():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2).eval()
+    given = {"src": torch.randn(2, 7, 16), "src_key_padding_mask": PADDING}
+    model = hw.load(encoder, sample=given)
+
+    def loss(out, tokens):
+        return (out.square().mean(-1) * tokens.mask).sum(-1)
+
+    every = hw.analyses.head_importance(model, given, loss=loss, per_example=True)
+    alone = hw.analyses.head_importance(
+        model, given["src"][1:, :5], loss=lambda out, _: out.square().mean(-1).sum(-1)
+    )
+    torch.testing.assert_close(torch.tensor(every.values[1]), torch.tensor(alone.values))
+    with pytest.raises(hw.HeadwaterError, match="the blocks of TransformerEncoder are not known"):
+        hw.analyses.value_zeroing(model, given)
+
+
+def test_a_refused_module_is_as_it_was(stack):
+    module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).train()
+    with pytest.raises(hw.HeadwaterError, match="no call"):
+        hw.load(module, sample=torch.randn(1, 3))
+    assert module.training
+    assert module[1].training
+    hw.load(stack.train(), sample=(torch.randn(1, 3, 12), torch.randn(1, 2, 12)))
+    assert not stack.training
+    torch.manual_seed(1)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    hw.load(stack, sample=(torch.ones(1, 3, 12), torch.ones(1, 2, 12)))
+    assert torch.rand(1).equal(drawn)

@@ -17,7 +17,7 @@ def made():
         ("frames", "keys"): Tokens(frames, torch.ones(6, 2, dtype=torch.bool)),
     }
     more = {"x": torch.randn(3, 4), "y": torch.randn(5, 3, 2), "t": torch.randn(7)}
-    return Measured.of(axes["self", "queries"], more, axes, {"x": 0, "y": 1, "t": None})
+    return Measured.of(axes["self", "queries"], more, axes, {"x": 0, "y": 1, "t": None}, {})
 
 
 def test_rows_take_what_belongs_to_them():
