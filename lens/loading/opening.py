@@ -20,7 +20,7 @@ from headwater.lens.loading.as_it_was import State, as_it_was
 from headwater.lens.loading.flows import with_flows
 from headwater.lens.loading.folder import one_line
 from headwater.lens.loading.patch_places import with_patches
-from headwater.lens.loading.samples import FLOATS, as_rows, check_sample, described, samples
+from headwater.lens.loading.samples import as_rows, check_sample, described, samples
 from headwater.lens.loading.stacks import with_stacks
 from headwater.lens.model import HookedModel
 from headwater.lens.models import parts, read_only
@@ -28,7 +28,7 @@ from headwater.lens.models.classes import labels_of
 from headwater.lens.models.closeness import answer, close_or_refuse, of_real
 from headwater.lens.models.parts import Part
 from headwater.lens.models.revision import stored
-from headwater.lens.models.signature import names
+from headwater.lens.models.signature import FLOATS, names
 from headwater.lens.models.stack import pattern
 from headwater.lens.running.padding import moved_sides
 
@@ -75,14 +75,14 @@ def _first_read(hf: Any, name: str, tried: Any, state: State) -> _Read:
     unfit: ModelError | None = None
     refused: HeadwaterError | None = None
     for sample in tried:
-        if refused is not None and FLOATS & sample.keys():
+        if refused is not None and FLOATS.keys() & sample.keys():
             continue
         try:
             return (_read if _has_interface(hf) else _read_given)(hf, name, sample)
         except _UnfitError as error:
             unfit = unfit or error
         except HeadwaterError as error:
-            if not FLOATS & sample.keys():
+            if not FLOATS.keys() & sample.keys():
                 raise (refused or error) from None
             refused = error if refused is None else refused
         state.put_back(everything=True)

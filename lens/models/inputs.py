@@ -169,10 +169,10 @@ def _pair(
 ) -> Tokens:  # fmt: skip
     """Encoder and decoder tokens; without a decoder text the decoder reads only its start token."""
     target, target_mask = (extra.pop(name, None) for name in DECODER)
-    floats = float_input(model.hf)
     more: dict[str, Tensor] = dict(extra)
+    floats = next((name for name in FLOATS if name in more), float_input(model.hf))
     source = None
-    if floats is None:
+    if floats is None or "input_ids" in names(model.hf):
         source = _text(model, read(given, attention_mask=attention_mask))
         _fits(source.ids.shape[1], model.source_context, "the encoder's text")
         more |= {"input_ids": source.ids, "attention_mask": source.mask.long(), **source.more}
@@ -217,7 +217,8 @@ def _with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Toke
     marker, pixels = model.image_token, extra.get("pixel_values")
     _refuse_markers(model, found, extra)
     _check_pictures(model, pixels)
-    if pixels is None and "vision" in model.parts and (model.part_name == "vision" or compares(model.hf)):
+    seen = any(FLOATS.get(name) == "image" for name in extra)
+    if not seen and "vision" in model.parts and (model.part_name == "vision" or compares(model.hf)):
         what = "compares texts with images" if compares(model.hf) else "is read as its tower of images"
         raise PromptError(f"{model.name} {what}, and no image is given; give pixel_values=…")
     extra = {**found.more, **extra}

@@ -108,12 +108,18 @@ def _refuse_folded(
         raise ModelError(
             f"{type(hf).__name__}: {paths[twice]} serves several layers, which can not be told apart"
         )
-    rows = {len(next(iter(sample.values()))), pictures(sample)}
+    rows = {len(next(iter(sample.values()))), pictures(sample), _channels(sample)}
     folded = next((module for module, map in calls if map.shape[0] not in rows), None)
     if folded is not None:
         raise ModelError(
             f"{type(hf).__name__}: {paths[folded]} folds its windows into the batch; its maps can not be read"
         )
+
+
+def _channels(sample: Mapping[str, Tensor]) -> int | None:
+    """How many series a model reads one by one where an example has several: each is a row of its maps (PatchTST)."""
+    values = sample.get("past_values")
+    return None if values is None or values.dim() < 3 else values[:, 0].numel()
 
 
 def pictures(sample: Mapping[str, Tensor]) -> int | None:

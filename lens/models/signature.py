@@ -12,6 +12,7 @@ FLOATS = {
     "pixel_values": "image",
     "pixel_values_videos": "image",
     "flattened_patches": "image",
+    "visual_feats": "image",
     "input_features": "audio",
     "input_values": "audio",
     "past_values": "series",
@@ -96,25 +97,33 @@ def markers(hf: Any) -> dict[str, int]:
     return {kind: token for kind, token in found.items() if isinstance(token, int)}
 
 
-def image_tokens(hf: Any, pixels: Tensor | None = None) -> int:
-    """How many positions one image takes in a text, measured on `pixels` or a blank image; 0 if unknown."""
+def image_tokens(hf: Any, pixel_values: Tensor | None = None, **more: Tensor) -> int:
+    """How many positions images take in a text, measured on these or on a blank one; 0 if unknown.
+
+    `more` are further inputs of the tower, such as the sizes of the images.
+    """
     if image_token(hf) is None:
         return 0
-    if pixels is None:
+    if pixel_values is None:
         side = pair(getattr(vision_config(hf), "image_size", None))
         if side is None:
             return 0
         weight = next(hf.parameters())
         channels = getattr(vision_config(hf), "num_channels", 3)
-        pixels = torch.zeros(1, channels, *side, device=weight.device, dtype=weight.dtype)
+        pixel_values = torch.zeros(1, channels, *side, device=weight.device, dtype=weight.dtype)
     try:
         with torch.no_grad():
-            features = hf.get_image_features(pixel_values=pixels)
-        features = getattr(features, "pooler_output", features)
-        first = features[0] if isinstance(features, list | tuple) or features.dim() == 3 else features
-        return int(first.shape[0])
+            features = hf.get_image_features(pixel_values=pixel_values, **more)
+        return _count(getattr(features, "pooler_output", features))
     except Exception:  # some families need more inputs than pixels; these models are read as text only
         return 0
+
+
+def _count(features: Any) -> int:
+    """The number of vectors [image, position, d], [position, d] or of a list of these."""
+    if isinstance(features, list | tuple):
+        return sum(map(_count, features))
+    return features[..., 0].numel()
 
 
 def pair(value: Any) -> tuple[int, int] | None:
