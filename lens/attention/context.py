@@ -150,6 +150,8 @@ _discovery: ContextVar[list[tuple[nn.Module, AttentionMap]] | None] = ContextVar
 )
 
 NO_TAP = Tap()
+# the name of the attention function; transformers treats names that contain "sdpa", "flash" or "flex" specially
+NAME = "headwater"
 
 
 @contextlib.contextmanager

@@ -20,12 +20,11 @@ from headwater.kernels.attend import attend
 from headwater.kernels.edits.outputs import Gate, OutputEdit
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context
+from headwater.lens.attention import context, packed
+from headwater.lens.attention.context import NAME
 from headwater.lens.attention.masks import LazyMask, crossing, lazy_mask
 from headwater.lens.attention.own_rule import own_rule
 from headwater.lens.errors import ModelError
-
-NAME = "headwater"  # transformers treats names that contain "sdpa", "flash" or "flex" specially
 
 
 class Site(NamedTuple):
@@ -140,7 +139,8 @@ def _mask_of(
         )
     if given is None:
         causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
-        return Mask(queries, keys, right=0 if causal and queries > 1 else None), None
+        right = 0 if causal and queries > 1 else None
+        return Mask(queries, keys, right=right, documents=packed.documents(module, keys)), None
     if given.dtype == torch.bool:
         bias = torch.zeros_like(given, dtype=q.dtype).masked_fill(~given, float("-inf"))
     else:

@@ -81,8 +81,10 @@ class State:
                 now |= {key: value for key, value in then.items() if not _kept(key, everything)}
                 for key in [key for key in now if key not in then and not _kept(key, everything)]:
                     del now[key]
+        # torch says in a second dict, under the same number, whether a hook takes keyword arguments
+        own = {key for hooks, _ in self._hooks for key, hook in hooks.items() if _of_headwater(hook)}
         for hooks, then in self._hooks:
-            for key in [key for key in hooks if key not in then and not _of_headwater(hooks[key])]:
+            for key in [key for key in hooks if key not in then and key not in own]:
                 del hooks[key]
         with torch.no_grad():
             for _, tensor, version, copy in self._tensors:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwater.lens.attention import context
+from headwater.lens.attention import context, packed
 from headwater.lens.attention.function import NAME
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.loading.as_it_was import State, as_it_was
@@ -120,6 +120,10 @@ def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
     _switch(hf)
     with context.discovering() as calls:
         after = _run(hf, sample, name)
+    kinds = {type(module) for module, _ in calls}
+    if packed.read_whole(module for module in hf.modules() if type(module) in kinds):
+        with context.discovering() as calls:
+            after = _run(hf, sample, name)
     if not calls:
         raise ModelError(
             f"{type(hf).__name__} never called the attention interface; its attention can not be read"

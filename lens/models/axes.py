@@ -35,7 +35,9 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
     batch, count = len(given), part.counts.get(name) or round(given.shape[-1] / part.stride)
     if name == "audio" and part.lengths is not None:
         count = int(part.lengths(given.shape[-1]))
-    if name == "image" and part.patches is not None:
+    if name == "image" and given.dim() == 2:  # patches of all images in one row
+        batch, count = 1, len(given)
+    elif name == "image" and part.patches is not None:
         batch, count = given[..., 0, 0, 0].numel(), part.patches.count(given)
     return counted(batch, count)
 

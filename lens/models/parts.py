@@ -108,12 +108,20 @@ def _refuse_folded(
         raise ModelError(
             f"{type(hf).__name__}: {paths[twice]} serves several layers, which can not be told apart"
         )
-    rows = {len(next(iter(sample.values()))), pictures(sample), _channels(sample)}
+    rows = {batch_of(sample), pictures(sample), _channels(sample)}
+    if any(given.dim() == 2 for name, given in sample.items() if FLOATS.get(name) == "image"):
+        rows |= {1}  # the patches of all images stand in one row
     folded = next((module for module, map in calls if map.shape[0] not in rows), None)
     if folded is not None:
         raise ModelError(
             f"{type(hf).__name__}: {paths[folded]} folds its windows into the batch; its maps can not be read"
         )
+
+
+def batch_of(sample: Mapping[str, Tensor]) -> int:
+    """How many examples a sample has: rows of text, where there is any, since pictures may be packed."""
+    texts = (sample.get(name) for name in ("input_ids", "decoder_input_ids"))
+    return len(next((ids for ids in texts if ids is not None), next(iter(sample.values()))))
 
 
 def _channels(sample: Mapping[str, Tensor]) -> int | None:

@@ -27,7 +27,17 @@ from headwater.lens.models.axes import axis
 from headwater.lens.models.closeness import answer, close_or_refuse, of_real
 from headwater.lens.models.inputs import arguments
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.parts import AUDIO, VISION, Part, Shape, main_first, number, patches_of, width
+from headwater.lens.models.parts import (
+    AUDIO,
+    VISION,
+    Part,
+    Shape,
+    batch_of,
+    main_first,
+    number,
+    patches_of,
+    width,
+)
 from headwater.lens.models.signature import FLOATS
 from headwater.lens.naming.tokens import Tokens
 
@@ -224,7 +234,7 @@ def _part(
     }  # fmt: skip
     queries, keys = AXES.get(name, (name, name))
     real = _Real(*(None if mask is None else mask.bool() for mask in (masks.get(queries), masks.get(keys))))
-    batch = len(next(iter(sample.values())))
+    batch = batch_of(sample)
     for weights in given:
         if not isinstance(weights, Tensor):
             raise ModelError(

@@ -128,8 +128,8 @@ def _pictures(model: Opened, found: Tokens, kind: str, tokens: int) -> Iterator[
     if pixels is None or pixels.dim() < 4 or kind != "image":
         return iter(())
     number = int(torch.tensor(pixels.shape[:-3]).prod())
-    if not tokens or tokens % number:
-        return iter([Picture(tokens)])
+    if not tokens or tokens % number:  # crops that share tokens
+        return iter([Picture(tokens // len(pixels))] * len(pixels))
     return iter([_picture(model, pixels, tokens // number)] * number)
 
 
