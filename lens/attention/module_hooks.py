@@ -70,6 +70,22 @@ def on(
             handle.remove()
 
 
+class Lasting:
+    """A hook that stays on the modules and acts in every context; it must change nothing that a module gives."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
+        """Other arguments for one call of the module; None for those that it was given."""
+        raise NotImplementedError
+
+
+def stay(modules: Iterable[nn.Module], hook: Lasting) -> bool:
+    """Put a lasting hook on the modules that have none of its kind; whether any had none."""
+    new = [m for m in modules if not any(isinstance(h, type(hook)) for h in m._forward_pre_hooks.values())]
+    for module in new:
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+    return bool(new)
+
+
 @contextlib.contextmanager
 def off() -> Iterator[None]:
     """Inside, no hook of this file acts in this context."""

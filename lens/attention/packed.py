@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headwater.lens.attention.context import NAME
+from headwater.lens.attention.module_hooks import Given, Lasting, stay
 
 BOUNDARIES = "cu_seqlens"  # where each chunk begins, and the end of the last one
 _chunks: ContextVar[tuple[nn.Module, Tensor] | None] = ContextVar("headwater_chunks", default=None)
@@ -23,10 +24,7 @@ _chunks: ContextVar[tuple[nn.Module, Tensor] | None] = ContextVar("headwater_chu
 
 def read_whole(modules: Iterable[nn.Module]) -> bool:
     """Let modules that take boundaries call the attention function once for the whole row; whether any is new to it."""
-    new = [module for module in modules if _takes_boundaries(module) and not _has_hook(module)]
-    for module in new:
-        module.register_forward_pre_hook(_AsOneChunk(), with_kwargs=True)
-    return bool(new)
+    return stay([module for module in modules if _takes_boundaries(module)], _AsOneChunk())
 
 
 def documents(module: nn.Module, length: int) -> Tensor | None:
@@ -41,14 +39,10 @@ def _takes_boundaries(module: nn.Module) -> bool:
     return BOUNDARIES in inspect.signature(module.forward).parameters
 
 
-def _has_hook(module: nn.Module) -> bool:
-    return any(isinstance(hook, _AsOneChunk) for hook in module._forward_pre_hooks.values())
-
-
-class _AsOneChunk:
+class _AsOneChunk(Lasting):
     """The hook; it does nothing while the module runs another attention function."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
         _chunks.set(None)
         if getattr(getattr(module, "config", None), "_attn_implementation", None) != NAME:
             return None

@@ -16,6 +16,7 @@ from headwater.lens.loading.asked import BANDS, Asked, Inputs, random
 SAMPLES, FRAMES = 4000, 64  # of audio, and of a spectrogram
 GRID = 4  # patches per side of packed pictures
 STEPS = 8  # of a series
+LENGTHS = ("num_frames", "frames_per_clip", "num_image_with_embedding")  # of a video
 
 
 def floats(asked: Asked) -> Iterator[Inputs]:
@@ -63,8 +64,9 @@ def _pictures(asked: Asked) -> Iterator[Inputs]:
         }
     for side in asked.sides():
         yield {"pixel_values": random(2, channels, *side)}
-    yield {"pixel_values": random(2, 1, channels, height, width)}
-    yield {"pixel_values": video(asked)}
+    several = [random(2, 1, channels, height, width), video(asked)]  # pictures, or frames
+    for given in reversed(several) if asked.number(*LENGTHS, default=0) else several:
+        yield {"pixel_values": given}
 
 
 def _sounds(asked: Asked) -> Iterator[Inputs]:
@@ -100,7 +102,7 @@ def grids() -> Tensor:
 
 
 def video(asked: Asked) -> Tensor:
-    frames = asked.number("num_frames", "frames_per_clip", "num_image_with_embedding", default=2)
+    frames = asked.number(*LENGTHS, default=2)
     return random(2, frames, asked.channels(), *asked.side())
 
 

@@ -42,7 +42,7 @@ def made(name: str) -> Any:
     return kind._from_config(config, attn_implementation="eager").eval()
 
 
-def inputs() -> dict[str, Tensor]:
+def inputs() -> dict[str, Any]:
     """Two texts, with images of 4 × 8 and 4 × 4 patches, of which 2 × 2 are one token."""
     seeded = torch.Generator().manual_seed(1)
     words = torch.randint(5, 80, (2, 12), generator=seeded)

@@ -7,26 +7,14 @@ attention taken for the way there, a copied configuration that is left on eager 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
-import transformers
+from small_families import PICTURE, TEXT, eager, made
 from torch import Tensor
 
 import headwater as hw
 
-S: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-}  # fmt: skip
-TEXT = S | {
-    "vocab_size": 97,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-PICTURE = S | {"image_size": 16, "patch_size": 4}
 BACKBONE = {
     "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1],
     "out_features": ["stage2", "stage3", "stage4"],
@@ -54,32 +42,9 @@ VIDEO = PICTURE | {
 }  # fmt: skip
 
 
-def made(name: str, config: dict[str, Any]) -> Any:
-    kind = getattr(transformers, name)
-    torch.manual_seed(0)
-    model = kind._from_config(kind.config_class(**config), attn_implementation="eager").eval()
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if weight.dim() == 2 and "embed" not in key:
-                weight.mul_(3)
-    return model
-
-
 def given(*shape: int, **more: Tensor) -> dict[str, Tensor]:
     seeded = torch.Generator().manual_seed(1)
     return {"pixel_values": torch.randn(shape, generator=seeded), **more}
-
-
-def eager(model: Any, path: str, inputs: dict[str, Tensor]) -> Tensor:
-    """The weights that one attention module gives, from a hook."""
-    found = []
-
-    def keep(_: Any, __: Any, output: Any) -> None:
-        found.append(next(t for t in reversed(output) if isinstance(t, Tensor) and t.dim() == 4))
-
-    with model.get_submodule(path).register_forward_hook(keep), torch.no_grad():
-        model(**inputs)
-    return found[0]
 
 
 WORDS = {"input_ids": torch.arange(10).view(2, 5) + 3}
