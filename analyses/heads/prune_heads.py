@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.measure import Measure
-from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, batches_of, loss_of
+from headwater.analyses._prompts.examples import Batch, Examples, Loss, Value, as_tokens, batches_of, loss_of
+from headwater.analyses.heads._heads_of_parts import HeadsOfParts
 from headwater.analyses.heads.head_importance import Granularity, head_importance
-from headwater.lens.edits import ScaleHeads
+from headwater.lens.errors import AnalysisError
 from headwater.lens.loading.removal import removable, remove_heads
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import every_head
+from headwater.lens.models.inputs import arguments
 from headwater.lens.progress import progress
 
 REPEATS = 5
@@ -45,6 +45,9 @@ def prune_heads(
     granularity: Annotated[Granularity, "gradient: absolute value per"] = "example",
     controls: Annotated[int, "random orders to compare with", Bounds(0)] = 1,
     speed: Annotated[bool, "time models whose weights lack the heads"] = False,
+    parts: Annotated[
+        str | None, 'parts whose heads go together, as "encoder cross"; none: the model\'s'
+    ] = None,
     batch_size: BatchSize = 16,
     draws: Draws = 1000,
     seed: Annotated[int, "seed of random orders and intervals", Bounds(0)] = 0,
@@ -56,8 +59,12 @@ def prune_heads(
     `granularity` is that of `head_importance`: "example" is the paper's formula; the released code takes absolute
     values per token ("token"), and its orders differ.
 
-    The measure is `measure(logits) → [batch]`, or else the loss of each example. Importance is the slope (or effect of
-    removal) of `loss`, else of the measure, else of the next-token loss. A layer may lose all its heads; the residual
+    The heads are those of the part as which the model is read, `model.part("cross")`. `parts` ranks the heads of
+    several parts together, as in the paper's translation models: "encoder decoder cross" takes all three kinds of
+    attention; `removed` and `importance` then have an axis `part`, and names are "cross 2.0".
+
+    The measure is `measure(outputs) → [batch]`, or else the loss of each example. Importance is the slope (or effect of
+    removal) of `loss`, else of the measure, else of `model.loss`. A layer may lose all its heads; the residual
     stream and the biases stay. Dataset: `measure`, `low`, `high` [fraction] (95 % bootstrap over examples),
     `per_example` [batch, fraction], `random` [control, fraction], `heads_left` [fraction], `removed` [fraction, layer,
     head], `order` [rank] ("layer.head", the first removed first) and `importance` [layer, head] of the whole model.
@@ -82,20 +89,27 @@ def prune_heads(
     batches = batches_of(model, examples, batch_size)
     ask: Loss | None = None if measure is None else lambda logits, tokens: measure(logits)
     value = loss_of(model, loss if measure is None else ask)
+    every = HeadsOfParts.of(model, parts)
     if speed:
-        remove_heads(model, removable(model, "all")[: model.n_heads])  # refuses before anything is measured
+        if len(every.views) > 1:
+            raise AnalysisError("speed=True takes the heads of one part; leave parts out")
+        remove_heads(
+            every.views[0], removable(every.views[0], "all")[: model.n_heads]
+        )  # refuses before anything else
     fractions = np.append(np.arange(0, 1 - 1e-9, step), 1.0)
-    names = [str(head) for head in every_head(model.layers, model.n_heads)]
-    total, units = len(names), _units(model, unit)
+    total, units = len(every.names), every.groups(by_head=unit == "head")
     steps = np.round(fractions * len(units)).astype(int)
 
     def ranked(gone: list[int]) -> np.ndarray:
-        with model.edit(ScaleHeads({names[n]: 0.0 for of in gone for n in units[of]})):
-            found = head_importance(
-                model, examples, how=importance, loss=loss or ask, granularity=granularity, normalise=normalise,
-                batch_size=batch_size,
-            )  # fmt: skip
-        return found.values
+        with every.without([n for of in gone for n in units[of]]):
+            found = [
+                head_importance(
+                    view, examples, how=importance, loss=loss or ask, granularity=granularity, normalise=normalise,
+                    batch_size=batch_size,
+                ).values.ravel()
+                for view in every.views
+            ]  # fmt: skip
+        return np.concatenate(found)
 
     def heads_of(order: list[int]) -> list[int]:
         return [head for place in order for head in units[place]]
@@ -106,54 +120,44 @@ def prune_heads(
         ways = [_again(steps, lambda gone: _order(ranked(gone), units), ways[0])]
     ways += [np.random.default_rng([seed, n]).permutation(len(units)).tolist() for n in range(controls)]
     curves = [
-        _curve(model, batches, value, [heads_of(way[:n]) for n in steps])
+        _curve(every, batches, value, [heads_of(way[:n]) for n in steps])
         for way in progress(ways, desc="prune heads", unit="order")
     ]
     order = heads_of(ways[0])
     counts = np.array([len(heads_of(ways[0][:n])) for n in steps])
-    ordered = np.array(names)[order]
+    ordered = np.array(every.names)[order]
     removed = np.stack([np.isin(np.arange(total), order[:n]) for n in counts])
-    found = {
+    found: dict[str, Any] = {
         **intervals(curves[0], ["fraction"], draws, seed, ("measure", "low", "high")),
         "per_example": (("batch", "fraction"), curves[0]),
         "random": (("control", "fraction"), np.array([c.mean(0) for c in curves[1:]]).reshape(-1, len(steps))),
         "heads_left": ("fraction", total - counts), "order": ("rank", ordered),
-        "removed": (("fraction", "layer", "head"), removed.reshape(-1, model.n_layers, model.n_heads)),
-        "importance": (("layer", "head"), first),
+        "removed": every.arrayed(removed, ("fraction",)).fillna(0).astype(bool),
+        "importance": every.arrayed(first),
     }  # fmt: skip
     if speed:
         largest = max(batches, key=lambda batch: batch.ids.numel())
         found["speed"] = (
             "fraction",
-            np.array([speed_without(model, ordered[:n].tolist(), largest) for n in counts]),
+            np.array([speed_without(every.views[0], ordered[:n].tolist(), largest) for n in counts]),
         )
-    coords = {"fraction": fractions, "layer": model.layers, "head": np.arange(model.n_heads)}
-    return xr.Dataset(found, coords, {"examples": len(curves[0])})
+    return xr.Dataset(found, {"fraction": fractions}, {"examples": len(curves[0])})
 
 
 def speed_without(model: HookedModel, heads: list[str], batch: Batch) -> float:
     """Time of the whole model over the time without those of `heads` that can be cut, on one batch."""
     whole, smaller = remove_heads(model, []), remove_heads(model, removable(model, heads))
+    given = arguments(model, as_tokens(batch.ids))
     times: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
         for _ in range(REPEATS + 1):  # the first runs warm up
             for hf, taken in zip((whole, smaller), times, strict=True):
                 begin = time.perf_counter()
-                hf(input_ids=batch.ids.to(model.device))
+                hf(**given)
                 if model.device.type == "cuda":
                     torch.cuda.synchronize(model.device)
                 taken.append(time.perf_counter() - begin)
     return float(np.median(times[0][1:]) / np.median(times[1][1:]))
-
-
-def _units(model: HookedModel, unit: Unit | None) -> list[list[int]]:
-    """What is removed together, each as numbers of heads counted through the layers."""
-    found = []
-    for place, layer in enumerate(model.layers):
-        shape = model.shape(layer)
-        size = 1 if unit == "head" else shape.heads // shape.kv
-        found += (np.arange(shape.heads) + place * shape.heads).reshape(-1, size).tolist()
-    return found
 
 
 def _order(importance: np.ndarray, units: list[list[int]]) -> list[int]:
@@ -170,14 +174,12 @@ def _again(steps: np.ndarray, ranked: Callable[[list[int]], list[int]], order: l
     return gone
 
 
-def _curve(model: HookedModel, batches: list[Batch], value: Value, removed: list[list[int]]) -> np.ndarray:
+def _curve(every: HeadsOfParts, batches: list[Batch], value: Value, removed: list[list[int]]) -> np.ndarray:
     """The measure of each example without each set of heads, [example, step]."""
     found = torch.zeros(sum(len(batch.places) for batch in batches), len(removed), dtype=torch.float64)
     with torch.no_grad():
         for place, heads in enumerate(removed):
-            gates: Tensor = torch.ones(model.n_layers * model.n_heads)
-            gates[heads] = 0
-            with model.gated(gates.view(1, model.n_layers, model.n_heads)):
+            with every.gated(heads):
                 for batch in batches:
                     found[batch.places, place] = value(batch).double().cpu()
     return found.numpy()

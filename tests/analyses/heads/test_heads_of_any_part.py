@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from headwater import analyses
+from headwater.lens.errors import AnalysisError
 
 
 @pytest.fixture(scope="module", params=any_input.PARTS, ids="-".join)
@@ -68,3 +69,41 @@ def test_gates_are_learned_on_every_part(case: any_input.Case) -> None:
     with torch.no_grad(), case.gated(gates):
         expected = np.mean([float(case.score(case.plain(**one))) for one in case.each])
     np.testing.assert_allclose(found.loss_gated, expected, rtol=1e-5)
+
+
+def test_heads_go_from_every_part(case: any_input.Case) -> None:
+    found = analyses.prune_heads(case.model, case.tokens, loss=case.loss, step=0.5, controls=0, draws=5)
+    ranks = analyses.head_importance(case.model, case.tokens, loss=case.loss, normalise="layer")
+    units = ranks.values.reshape(-1, case.model.n_heads // case.model.n_kv_heads).sum(1)
+    expected = np.zeros_like(ranks.values).reshape(len(units), -1)
+    expected[np.argsort(units, kind="stable")[: len(units) // 2]] = 1
+    np.testing.assert_array_equal(found.removed[1].values.reshape(len(units), -1), expected)
+    for place in range(3):
+        gates = torch.from_numpy(1.0 - found.removed.values[place])
+        with torch.no_grad(), case.gated(gates):
+            losses = [float(case.score(case.plain(**one))) for one in case.each]
+        np.testing.assert_allclose(found.per_example[:, place], losses, rtol=1e-5)
+
+
+def test_all_kinds_of_attention_go_together() -> None:
+    """Ranks are those of each part side by side; what goes is gated in the plain model in all parts at once."""
+    cases = [any_input.case("t5", part) for part in ("encoder", "cross")]
+    given = cases[0]
+    settings = {"loss": given.loss, "step": 0.25, "controls": 0, "draws": 5}
+    found = analyses.prune_heads(given.model, given.tokens, parts="encoder, cross", **settings)
+    ranks = [
+        analyses.head_importance(c.model, given.tokens, loss=given.loss, normalise="layer") for c in cases
+    ]
+    np.testing.assert_allclose(found.importance, np.stack([one.values for one in ranks]))
+    names = [f"{part} {n // 4}.{n % 4}" for part in ("encoder", "cross") for n in range(8)]
+    flat = np.concatenate([one.values.ravel() for one in ranks])
+    assert found.order.values.tolist() == [names[n] for n in np.argsort(flat, kind="stable")]
+    assert found.removed.dims == ("fraction", "part", "layer", "head")
+    both = [c._replace(plain=given.plain) for c in cases]
+    for place in range(5):
+        gates = [torch.from_numpy(1.0 - found.removed.values[place, n]) for n in range(2)]
+        with torch.no_grad(), both[0].gated(gates[0]), both[1].gated(gates[1]):
+            losses = [float(given.score(given.plain(**one))) for one in given.each]
+        np.testing.assert_allclose(found.per_example[:, place], losses, rtol=1e-5)
+    with pytest.raises(AnalysisError, match="parts='encodr' are no parts of"):
+        analyses.prune_heads(given.model, given.tokens, parts="encodr", **settings)
