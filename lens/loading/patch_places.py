@@ -38,14 +38,23 @@ def with_patches(hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor
 
 def _placed(hf: Any, part: Part, guess: Patches, sample: Mapping[str, Tensor]) -> Patches | None:
     height, width = guess.size
-    rows, columns = guess.grid_of(sample["pixel_values"])
     shape = sample["pixel_values"].shape
-    plain = sample["pixel_values"].reshape(-1, *shape[-3:])  # crops and frames are pictures too
+    # crops are pictures too, and so are frames that the tower sees one by one
+    plain = sample["pixel_values"].reshape(-1, *shape[1 if guess.depth else -3 :])
+    if len(plain) < 2:
+        return None
+    frames, rows, columns = guess.place(plain).shape
     corners, whole = plain.clone(), plain + 1
-    corners[0, :, :height, :width] += 1
-    corners[1, :, (rows - 1) * height : rows * height, (columns - 1) * width : columns * width] += 1
+    begin, end = slice(0, height), slice((rows - 1) * height, rows * height)
+    left, right = slice(0, width), slice((columns - 1) * width, columns * width)
+    depth = max(guess.depth, 1)
     whole[1] = plain[1]
-    whole[1, :, :height, (columns - 1) * width : columns * width] += 1  # the end of the first row
+    for pixels, row, frame, high, wide in (
+        (corners, 0, slice(0, depth), begin, left),
+        (corners, 1, slice(-depth, None), end, right),
+        (whole, 1, slice(0, depth), begin, right),  # the end of the first row
+    ):
+        pixels[row].view(-1, *shape[-3:])[frame, :, high, wide] += 1
     first = min(part.modules, key=part.modules.__getitem__)
     runs = ({**sample, "pixel_values": given.view(shape)} for given in (plain, corners, whole))
     seen = [_entering(hf, first, given) for given in runs]
@@ -54,10 +63,10 @@ def _placed(hf: Any, part: Part, guess: Patches, sample: Mapping[str, Tensor]) -
     before, at_corners, at_whole = (each.double() for each in seen if each is not None)
     moved = [(other - before).abs().amax(-1) for other in (at_corners, at_whole)]
     places = (moved[1][0] > 1e-6 * before.abs().max()).nonzero()[:, 0].tolist()
-    if len(places) != rows * columns or places != list(range(places[0], places[0] + len(places))):
+    if len(places) != frames * rows * columns or places != list(range(places[0], places[0] + len(places))):
         return None
     found = [int(of_row.argmax()) - places[0] for of_row in (moved[0][0], moved[0][1], moved[1][1])]
-    if found != [0, rows * columns - 1, columns - 1]:
+    if found != [0, frames * rows * columns - 1, columns - 1]:
         return None
     prefix = places[0]
     suffix = before.shape[1] - prefix - len(places)

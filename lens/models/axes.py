@@ -38,7 +38,8 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
     if name == "image" and given.dim() == 2:  # patches of all images in one row
         batch, count = 1, len(given)
     elif name == "image" and part.patches is not None:
-        batch, count = given[..., 0, 0, 0].numel(), part.patches.count(given)
+        batch = len(given) if part.patches.depth else given[..., 0, 0, 0].numel()
+        count = part.patches.count(given)
     return counted(batch, count)
 
 

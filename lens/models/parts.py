@@ -130,6 +130,12 @@ def _channels(sample: Mapping[str, Tensor]) -> int | None:
     return None if values is None or values.dim() < 3 else values[:, 0].numel()
 
 
+def videos(sample: Mapping[str, Tensor]) -> int | None:
+    """How many videos [video, frame, channel, height, width] a tower may see as a whole."""
+    pixels = sample.get("pixel_values")
+    return None if pixels is None or pixels.dim() != 5 else len(pixels)
+
+
 def pictures(sample: Mapping[str, Tensor]) -> int | None:
     """How many pictures a tower sees one by one: several crops or frames of each example are rows of its maps."""
     pixels = sample.get("pixel_values")
@@ -170,7 +176,7 @@ def _part(
     map = calls[0][1]
     corner = map.tile(slice(0, PROBE), slice(0, PROBE))
     causal = axes.queries == axes.keys and map.shape[2] > 1 and not bool(corner.triu(1).any())
-    alone = axes.queries == axes.keys == "image" and map.shape[0] == pictures(sample)
+    alone = axes.queries == axes.keys == "image" and map.shape[0] in (pictures(sample), videos(sample))
     patches = patches_of(hf, map.shape[3], sample) if alone else None
     frames = next((t.shape[-1] for n, t in sample.items() if FLOATS.get(n) == "audio"), 1)
     layers = number(calls, paths)
@@ -212,11 +218,14 @@ def width(hf: Any, module: nn.Module) -> int:
 
 def patches_of(hf: Any, length: int, sample: Mapping[str, Any]) -> Patches | None:
     """How the images of the sample became the `length` tokens of a tower; None where sizes and tokens do not fit."""
-    config = vision_config(hf)
+    config, pixels = vision_config(hf), sample.get("pixel_values")
     image, size = (pair(getattr(config, field, None)) for field in ("image_size", "patch_size"))
-    if image is None or size is None:
+    depth = getattr(config, "tubelet_size", 0) if videos(sample) else 0
+    if isinstance(depth, list | tuple) and len(depth) == 3:  # (frames, height, width), of ViViT
+        depth, size = int(depth[0]), pair(depth[1:])
+    if image is None or size is None or not isinstance(depth, int):
         return None
-    pixels = sample.get("pixel_values")
     height, width = image if pixels is None or pixels.dim() < 4 else pixels.shape[-2:]
-    prefix = length - (height // size[0]) * (width // size[1])
-    return Patches(size, image, prefix) if prefix >= 0 else None
+    frames = sample["pixel_values"].shape[1] // depth if depth else 1
+    prefix = length - frames * (height // size[0]) * (width // size[1])
+    return Patches(size, image, prefix, depth=depth) if prefix >= 0 else None

@@ -13,7 +13,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.naming.grids import Grids
 
-SEQUENCES = ("text", "encoder", "decoder", "audio")  # axes on which tokens follow each other
+UNORDERED = ("image", "query", "state")  # axes on which the number of a token says nothing of its place
 
 
 class Axis(NamedTuple):
@@ -68,7 +68,7 @@ class Contents:
     @property
     def ordered_keys(self) -> bool:
         """Whether the tokens that are looked at follow each other."""
-        return self.provenance.get("axes", ["text"])[-1] in SEQUENCES
+        return self.provenance.get("axes", ["text"])[-1] not in UNORDERED
 
     @property
     def query_axis(self) -> Axis:

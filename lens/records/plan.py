@@ -21,7 +21,7 @@ from headwater.lens.models.parts import Part
 from headwater.lens.models.token_groups import token_groups
 from headwater.lens.naming.heads import Layers, chosen_layers
 from headwater.lens.naming.tokens import Tokens
-from headwater.lens.records.contents import SEQUENCES, Axis
+from headwater.lens.records.contents import UNORDERED, Axis
 from headwater.lens.records.fit import refuse_misfit
 from headwater.lens.records.labels import labels
 from headwater.lens.records.record import DEFAULT_STATISTICS, Record, undefined
@@ -66,7 +66,7 @@ def _fitting(
     With `strict` asking for such a statistic by name is a RecordError.
     """
     part = view.parts[view.part_name]
-    ordered = not part.crosses and part.queries in SEQUENCES
+    ordered = not part.crosses and part.queries not in UNORDERED
     reasons = [why for name in asked if (why := undefined(name, part.crosses, ordered))]
     if reasons and strict and asked != DEFAULT_STATISTICS:
         raise RecordError(f"{reasons[0]}; leave it out")

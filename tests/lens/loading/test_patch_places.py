@@ -7,10 +7,13 @@ tokens counted as a prefix, with columns before rows, and with names in the orde
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 import headwater as hw
@@ -89,3 +92,36 @@ def test_patches_out_of_order_have_numbers() -> None:
     record = hw.load(hf).record(**given)
     assert record.strings[0] == [f"#{i}" for i in range(10)]
     assert not any(record.grids)
+
+
+@pytest.mark.parametrize("name", ["VideoMAE", "Vivit"])
+def test_every_patch_of_a_video_has_its_frame_row_and_column(name: str) -> None:
+    """The oracle changes one patch of one pair of frames, and looks which token moves behind the embeddings."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    tube: Any = 2 if name == "VideoMAE" else [2, 4, 4]
+    config = getattr(transformers, f"{name}Config")(
+        **sizes,
+        image_size=(8, 12) if name == "VideoMAE" else 8,
+        patch_size=4,
+        num_frames=4,
+        tubelet_size=tube,
+    )
+    plain = getattr(transformers, f"{name}Model")(config).eval()
+    pixels = torch.randn(2, 4, 3, 8, 12 if name == "VideoMAE" else 8)
+    record = hw.load(plain, sample={"pixel_values": pixels}).record(pixel_values=pixels)
+    embed = partial(plain.embeddings, bool_masked_pos=None) if name == "VideoMAE" else plain.embeddings
+    with torch.no_grad():
+        before = embed(pixels)
+        for frame, row, column in np.ndindex(2, 2, pixels.shape[-1] // 4):
+            changed = pixels.clone()
+            changed[0, 2 * frame : 2 * frame + 2, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1
+            ((text, token),) = ((embed(changed) - before).abs().amax(-1) > 1e-6).nonzero().tolist()
+            assert record.strings[text][token] == f"{frame},{row},{column}"
+    found = hw.analyses.patch_distance(record)
+    weights = torch.stack([record.map(layer).dense() for layer in record.layers], 1).double()
+    own = [place for place, word in enumerate(record.strings[0]) if word[0] != "["]
+    weights = weights[..., own, :][..., own]
+    when = torch.tensor([int(record.strings[0][place].split(",")[0]) for place in own])
+    apart = (when[:, None] - when).abs()
+    wanted = ((weights * apart).sum(-1) / weights.sum(-1)).mean((0, -1))
+    torch.testing.assert_close(torch.tensor(found.mean_frames.values), wanted)

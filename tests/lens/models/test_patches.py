@@ -23,5 +23,14 @@ def test_names_follow_the_parameters_in_their_order() -> None:
     patches = Patches((4, 4), (8, 12), 3, 1, special_names(Tower(), 3, 1))
     pixels = torch.zeros(1, 3, 8, 8)
     assert (patches.grid, patches.grid_of(pixels), patches.count(pixels)) == ((2, 3), (2, 2), 8)
-    assert patches.names(2, 8) == ["[CLS]", "[REG1]", "[REG2]", "0,0", "0,1", "1,0", "1,1", "[DET1]"]
+    assert patches.names(patches.place(pixels)) == [
+        "[CLS]",
+        "[REG1]",
+        "[REG2]",
+        "0,0",
+        "0,1",
+        "1,0",
+        "1,1",
+        "[DET1]",
+    ]
     assert patches.are_patches(8).tolist() == [False] * 3 + [True] * 4 + [False]
