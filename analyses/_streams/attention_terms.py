@@ -199,10 +199,9 @@ def _mixing(
     x = whole.given.double()
     last = next((norm for norm in norms if _same(norm.output, whole.output)), None)
     behind = next((norm for norm in norms if _same(norm.given, attention.output)), None)
-    if model.parts[
-        model.part_name
-    ].crosses:  # what queries hold themselves is no key, so no residual takes part
-        attended, mixed = attention.output, attention.output
+    if model.parts[model.part_name].crosses:
+        x, first, mixed = _beside_crossing(attention, norms)
+        attended = attention.output
     elif last is not None:  # a block that ends in a norm has one behind its attention too
         first, second = Norm.of(norms[0].module, norms[0].given), Norm.of(last.module, last.given)
         attended, mixed = norms[0].given.double() - x, norms[0].output
@@ -220,6 +219,18 @@ def _mixing(
     )  # fmt: skip
     value = value.repeat_interleave(map.shape[1] // value.shape[1], 1)
     return Mixing(map, value, z, output, x, mixed.double(), scale, first, second, gate)
+
+
+def _beside_crossing(attention: Call, norms: list[Call]) -> tuple[Tensor, Norm | None, Tensor]:
+    """The stream to which cross-attention is added, the norm behind the sum if there is one, and the sum after it."""
+    x = next((norm.given for norm in norms if _same(norm.output, attention.given)), attention.given).double()
+    whole = x + attention.output
+    behind = next(
+        (n for n in norms if n.given.shape == x.shape and torch.allclose(n.given.double(), whole)), None
+    )
+    if behind is None:
+        return x, None, whole
+    return x, Norm.of(behind.module, behind.given), behind.output
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
