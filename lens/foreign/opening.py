@@ -105,6 +105,12 @@ def _said(name: str) -> Iterator[None]:
     except HeadwaterError:
         raise
     except Exception as error:
+        if type(error).__module__.startswith(
+            "torch._dynamo"
+        ):  # flex_attention compiles itself and meets no mode
+            raise ModelError(
+                f"{name} runs code that torch compiles, such as flex_attention; attention inside of it can not be read"
+            ) from error
         first = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(f"{name} fails on the sample: {type(error).__name__}: {first}") from error
 

@@ -281,6 +281,33 @@ def test_refusals(module, sample, why):
         hw.load(module, sample=sample)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_flex_attention_is_refused_by_name():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    class Flexible(nn.Module):
+        def forward(self, x):
+            return flex_attention(x, x, x)
+
+    with pytest.raises(hw.HeadwaterError, match="such as flex_attention"):
+        hw.load(Flexible(), sample=torch.randn(1, 2, 4, 16))
+
+
+@pytest.mark.parametrize("low", ["autocast", "weights"])
+def test_low_precision(low):
+    torch.manual_seed(0)
+    module, x = nn.MultiheadAttention(16, 4, batch_first=True).eval(), torch.randn(2, 5, 16)
+    exact = module(x, x, x, need_weights=False)[0]
+    if low == "weights":
+        module, x = module.bfloat16(), x.bfloat16()
+    model = hw.load(module, sample=(x, x, x))
+    with torch.autocast("cpu", torch.bfloat16, enabled=low == "autocast"):
+        found = model.embeddings((x, x, x))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0)
+
+
 def test_a_module_in_training_mode_is_refused_when_it_runs(stack):
     model = hw.load(stack.blocks[0]["own"], sample=torch.randn(1, 3, 12))
     stack.train()
