@@ -28,7 +28,7 @@ def with_patches(hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor
 
     A part in which patches do not stand row by row in one piece has no `patches`; its tokens have numbers for names.
     """
-    if (pictures(sample) or 0) < 2:
+    if not pictures(sample):
         return dict(parts)
     return {
         name: part if part.patches is None else replace(part, patches=_placed(hf, part, part.patches, sample))
@@ -41,37 +41,32 @@ def _placed(hf: Any, part: Part, guess: Patches, sample: Mapping[str, Tensor]) -
     shape = sample["pixel_values"].shape
     # crops are pictures too, and so are frames that the tower sees one by one
     plain = sample["pixel_values"].reshape(-1, *shape[1 if guess.depth else -3 :])
-    if len(plain) < 2:
-        return None
     frames, rows, columns = guess.place(plain).shape
-    corners, whole = plain.clone(), plain + 1
-    begin, end = slice(0, height), slice((rows - 1) * height, rows * height)
+    first, last = slice(0, max(guess.depth, 1)), slice(-max(guess.depth, 1), None)
+    top, bottom = slice(0, height), slice((rows - 1) * height, rows * height)
     left, right = slice(0, width), slice((columns - 1) * width, columns * width)
-    depth = max(guess.depth, 1)
-    whole[1] = plain[1]
-    for pixels, row, frame, high, wide in (
-        (corners, 0, slice(0, depth), begin, left),
-        (corners, 1, slice(-depth, None), end, right),
-        (whole, 1, slice(0, depth), begin, right),  # the end of the first row
-    ):
-        pixels[row].view(-1, *shape[-3:])[frame, :, high, wide] += 1
-    first = min(part.modules, key=part.modules.__getitem__)
-    runs = ({**sample, "pixel_values": given.view(shape)} for given in (plain, corners, whole))
-    seen = [_entering(hf, first, given) for given in runs]
+    count = frames * rows * columns
+    corners = {0: (first, top, left), columns - 1: (first, top, right), count - 1: (last, bottom, right)}
+    changed = [plain, plain + 1]
+    for frame, high, wide in corners.values():
+        other = plain.clone()
+        other[0].view(-1, *shape[-3:])[frame, :, high, wide] += 1
+        changed.append(other)
+    module = min(part.modules, key=part.modules.__getitem__)
+    seen = [_entering(hf, module, {**sample, "pixel_values": given.view(shape)}) for given in changed]
     if any(each is None or each.dim() != 3 or len(each) != len(plain) for each in seen):
         return None
-    before, at_corners, at_whole = (each.double() for each in seen if each is not None)
-    moved = [(other - before).abs().amax(-1) for other in (at_corners, at_whole)]
-    places = (moved[1][0] > 1e-6 * before.abs().max()).nonzero()[:, 0].tolist()
-    if len(places) != frames * rows * columns or places != list(range(places[0], places[0] + len(places))):
+    before, *after = (each[0].double() for each in seen if each is not None)
+    whole, *moved = ((each - before).abs().amax(-1) for each in after)
+    places = (whole > 1e-6 * before.abs().max()).nonzero()[:, 0].tolist()
+    if len(places) != count or places != list(range(places[0], places[0] + count)):
         return None
-    found = [int(of_row.argmax()) - places[0] for of_row in (moved[0][0], moved[0][1], moved[1][1])]
-    if found != [0, frames * rows * columns - 1, columns - 1]:
+    if [int(each.argmax()) - places[0] for each in moved] != list(corners):
         return None
     prefix = places[0]
-    suffix = before.shape[1] - prefix - len(places)
+    suffix = len(before) - prefix - count
     return replace(
-        guess, prefix=prefix, suffix=suffix, special=special_names(_tower(hf, first), prefix, suffix)
+        guess, prefix=prefix, suffix=suffix, special=special_names(_tower(hf, module), prefix, suffix)
     )
 
 

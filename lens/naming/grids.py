@@ -15,10 +15,12 @@ class Grid(NamedTuple):
     """A picture whose first patch is token `start`, padding counted. Its patches stand row by row, frame after frame.
 
     `step` is the number of tokens from the beginning of one row of patches to the next: `columns`, or more where a
-    token ends each row.
+    token ends each row. With a `block` of 2 the patches stand square by square, 2 × 2 in each.
 
     >>> Grid(start=1, frames=1, rows=2, columns=3, step=3).tokens().tolist()
     [1, 2, 3, 4, 5, 6]
+    >>> Grid(start=0, frames=1, rows=2, columns=4, step=4, block=2).tokens().tolist()
+    [0, 1, 4, 5, 2, 3, 6, 7]
     """
 
     start: int
@@ -26,6 +28,7 @@ class Grid(NamedTuple):
     rows: int
     columns: int
     step: int
+    block: int = 1
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -39,17 +42,21 @@ class Grid(NamedTuple):
 
     def tokens(self) -> Int[Tensor, " patch"]:
         """The token of each patch, in the order frame, row, column."""
-        rows = torch.arange(self.frames * self.rows) * self.step
-        return (self.start + rows[:, None] + torch.arange(self.columns)).flatten()
+        frame, row, column = self.coordinates().T
+        if self.block == 1:
+            return self.start + (frame * self.rows + row) * self.step + column
+        squares = (row // self.block) * (self.columns // self.block) + column // self.block
+        within = row % self.block * self.block + column % self.block
+        return self.start + frame * self.rows * self.columns + squares * self.block**2 + within
 
     def coordinates(self) -> Int[Tensor, "patch 3"]:
         """Frame, row and column of each patch, in the order of `tokens`."""
         return torch.cartesian_prod(*map(torch.arange, self.shape)).view(-1, 3)
 
     def names(self) -> list[str]:
-        """ "row,column" of each patch, "frame,row,column" in a video."""
-        places = self.coordinates() if self.frames > 1 else self.coordinates()[:, 1:]
-        return [",".join(map(str, place)) for place in places.tolist()]
+        """ "row,column" of each patch, "frame,row,column" in a video, in the order of their tokens."""
+        found = self.coordinates()[self.tokens().argsort()]
+        return [",".join(map(str, place)) for place in (found if self.frames > 1 else found[:, 1:]).tolist()]
 
 
 Grids = tuple[tuple[Grid, ...], ...]  # the pictures of each batch row

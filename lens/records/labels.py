@@ -53,22 +53,59 @@ def labels(model: Opened, part: Part, side: str, found: Tokens, on_axis: Tokens)
         return Labels([list(own.strings)] * batch, (() if own.grid is None else (own.grid,),) * batch)
     if side in TEXTS:
         return _of_text(model, found, on_axis)
+    names, grids = _of_pictures(model, part, side, found, count) or ([], ())
+    if not names:
+        mark = "query " if side == "query" else "#"
+        names = [f"{mark}{i}" for i in range(count)]
+    return Labels([names] * batch, (grids,) * batch)
+
+
+def _of_pictures(
+    model: Opened, part: Part, side: str, found: Tokens, count: int
+) -> tuple[list[str], tuple[Grid, ...]] | None:
+    """Names and pictures of `count` tokens of a tower, or of what a text looks at; None where they are not known."""
     patches = model.patches if part.patches is None else part.patches
-    pixels = _pixels(found)
-    if side == "image" and patches is not None and pixels is not None and count == patches.count(pixels):
-        grid = patches.place(pixels)
-        return Labels([patches.names(grid)] * batch, ((grid,),) * batch)
-    mark = "query " if side == "query" else "#"
-    return Labels([[f"{mark}{i}" for i in range(count)]] * batch, ((),) * batch)
+    pixels = next((found.more[name] for name in PIXELS.values() if name in found.more), None)
+    if side == "image" and not part.crosses and (grids := _packed(model, found, count)):
+        return _several([grid.names() for grid in grids]), grids
+    if patches is None or pixels is None or pixels.dim() < 4:
+        return None
+    grid = patches.place(pixels)
+    if side == "image" and count == patches.count(pixels):
+        return patches.names(grid), (grid,)
+    size = patches.prefix + len(grid.tokens())  # without what fills a picture up
+    if side == "query" or part.queries != "text" or not part.crosses or count % size:
+        return None
+    grids = tuple(grid._replace(start=tile * size + grid.start) for tile in range(count // size))
+    return _several([patches.names(grid)[:size]] * len(grids)), grids
 
 
-def _pixels(found: Tokens) -> Tensor | None:
-    return next((found.more[name] for name in PIXELS.values() if name in found.more), None)
+def _several(names: list[list[str]]) -> list[str]:
+    """The names of all pictures; they count from 1 where there are several: "2: 0,3"."""
+    return [f"{n}: {name}" if len(names) > 1 else name for n, each in enumerate(names, 1) for name in each]
+
+
+def _packed(model: Opened, found: Tokens, count: int) -> tuple[Grid, ...]:
+    """The pictures of a tower that reads the patches of all pictures in one row, square by square (Qwen2-VL).
+
+    () where the patches are ordered by windows, or are not those of the given sizes.
+    """
+    sizes = next(
+        (found.more[f"{kind}_grid_thw"] for kind in PIXELS if f"{kind}_grid_thw" in found.more), None
+    )
+    if sizes is None or any(hasattr(module, "get_window_index") for module in model.hf.modules()):
+        return ()
+    side, grids = int(getattr(vision_config(model.hf), "spatial_merge_size", 1)), []
+    for frames, rows, columns in sizes.tolist():
+        grids.append(Grid(grids[-1].end if grids else 0, frames, rows, columns, columns, side))
+    return tuple(grids) if grids and grids[-1].end == count else ()
 
 
 def _of_text(model: Opened, found: Tokens, text: Tokens) -> Labels:
     strings = [model.to_strings(row) for row in text.ids]
-    known = {kind: token for kind, token in markers(model.hf).items() if kind in PIXELS}
+    beside = any(part.crosses and part.queries == "text" for part in model.parts.values())
+    # where texts look at pictures through cross-attention, a picture's token only says that it is there
+    known = {} if beside else {kind: token for kind, token in markers(model.hf).items() if kind in PIXELS}
     places = {kind: ((text.ids == token) & text.mask).cpu() for kind, token in known.items()}
     coming = {kind: _pictures(model, found, kind, int(there.sum())) for kind, there in places.items()}
     grids: list[tuple[Grid, ...]] = []

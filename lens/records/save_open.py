@@ -248,9 +248,15 @@ def _grids(pictures: Tensor | None, batch: int, count: int) -> Grids:
     found: list[list[Grid]] = [[] for _ in range(batch)]
     for row, *numbers in pictures.tolist():
         grid = Grid(*numbers)
+        whole = grid.block == 1 or not (grid.rows % grid.block or grid.columns % grid.block)
         small = min(numbers[1:]) > 0 and max(numbers) <= count  # so that no product is large
         if not (
-            0 <= row < batch and grid.start >= 0 and grid.columns <= grid.step and small and grid.end <= count
+            0 <= row < batch
+            and grid.start >= 0
+            and grid.columns <= grid.step
+            and small
+            and grid.end <= count
+            and whole
         ):
             raise ValueError(f"a picture {numbers} in row {row}, of {batch} × {count} tokens")
         found[row].append(grid)

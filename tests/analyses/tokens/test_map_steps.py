@@ -12,6 +12,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import headwater as hw
 from headwater import analyses
@@ -127,3 +128,36 @@ def test_one_token_and_sinks_and_what_is_refused() -> None:
         analyses.rollout(record.part("cross"))
     encoder = analyses.rollout(record.part("encoder"))
     assert encoder.shape == (2, 1, 6)
+
+
+def test_a_text_that_looks_at_a_picture_through_layers_of_its_own() -> None:
+    """Mllama: layers 1 and 3 are cross-attention over the patches, in between the text's own."""
+    text = {
+        "vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "intermediate_size": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "cross_attention_layers": [1, 3], "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    }  # fmt: skip
+    tower = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2,
+        "intermediate_size": 16, "image_size": 16, "patch_size": 8, "max_num_tiles": 1, "vision_output_dim": 32,
+        "intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.MllamaConfig(text_config=text, vision_config=tower, image_token_index=90)
+    ids = torch.tensor([[90, 5, 6, 7]])
+    given = {
+        "input_ids": ids, "pixel_values": torch.randn(1, 1, 1, 3, 16, 16), "aspect_ratio_ids": torch.ones(1, 1).long(),
+        "aspect_ratio_mask": torch.ones(1, 1, 1).long(), "cross_attention_mask": torch.ones(1, 4, 1, 1).long(),
+    }  # fmt: skip
+    record = hw.load(transformers.MllamaForConditionalGeneration(config).eval(), sample=given).record(**given)
+    product = np.eye(9)  # 5 tokens of the picture, 4 of the text
+    for layer in range(4):
+        step = np.eye(9)
+        part, seen = (record.part("cross"), slice(0, 5)) if layer % 2 else (record, slice(5, 9))
+        step[5:] *= 0.5
+        step[5:, seen] += 0.5 * part.map(layer).dense()[0].double().mean(0).numpy()
+        product = step @ product
+    found = analyses.rollout(record, queries="all")
+    np.testing.assert_allclose(found[0], product[5:], atol=1e-6)
+    assert found.key_token.values[0, 1:6].tolist() == ["0,0", "0,1", "1,0", "1,1", "#90"]
+    np.testing.assert_allclose(hw.on_grid(found)[0], product[5:, 1:5].reshape(4, 2, 2), atol=1e-6)

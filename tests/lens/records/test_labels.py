@@ -108,3 +108,88 @@ def test_tokens_of_two_pictures_in_a_text(name: str) -> None:
             if image >= 0:
                 assert word == f"<image {image + 1}> {row},{column}"
             assert special == (word.endswith("[CLS]"))
+
+
+def test_packed_patches_of_two_pictures_and_their_squares_in_the_text() -> None:
+    """Qwen2-VL: the order of the patches is that of transformers' image processor."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    tower = {
+        "depth": 1,
+        "embed_dim": 16,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+    }
+    config = hf.Qwen2VLConfig(
+        text_config={**TEXT, "rope_parameters": rope}, vision_config=tower, image_token_id=IMAGE,
+        video_token_id=91, vision_start_token_id=92, vision_end_token_id=93,
+    )  # fmt: skip
+    plain = hf.Qwen2VLForConditionalGeneration(config).eval()
+    processor = Qwen2VLImageProcessorPil(
+        do_resize=False, do_rescale=False, do_normalize=False, do_convert_rgb=False, patch_size=4
+    )
+    pictures = []
+    for rows, columns in ((4, 4), (4, 6)):
+        number = torch.arange(rows)[:, None] * 10 + torch.arange(columns)  # of each patch
+        pictures.append(number.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(3, -1, -1).numpy())
+    made = processor(images=pictures, return_tensors="pt")
+    sizes = made["image_grid_thw"]
+    assert sizes.tolist() == [[1, 4, 4], [1, 4, 6]]
+    ids = torch.tensor([[5, 92, *[IMAGE] * 4, 93, 6, 92, *[IMAGE] * 6, 93, 7]])
+    given = {
+        "input_ids": ids, "pixel_values": made["pixel_values"].float() / 50, "image_grid_thw": sizes,
+        "mm_token_type_ids": (ids == IMAGE).int(),
+    }  # fmt: skip
+    record = hw.load(plain, sample=given).record(**given)
+    numbers = made["pixel_values"][:, 0].long().tolist()
+    wanted = [f"{1 + (n >= 16)}: {number // 10},{number % 10}" for n, number in enumerate(numbers)]
+    tower_record = record.part("vision")
+    assert tower_record.strings[0] == wanted
+    found = places(tower_record.grids, 1, 40)[0]
+    assert (found[:, 2] * 10 + found[:, 3]).tolist() == numbers
+    silent(plain.model.visual)
+    before = entering(plain, given)
+    for n, number in enumerate(numbers):
+        changed = given["pixel_values"].clone()
+        changed[n] += 1
+        moved = (entering(plain, given | {"pixel_values": changed}) - before).abs().amax(-1)
+        ((text, token),) = (moved > 1e-6).nonzero().tolist()
+        assert record.strings[text][token] == f"<image {1 + (n >= 16)}> {number // 20},{number % 10 // 2}"
+
+
+def test_rows_that_end_in_another_token_and_queries_of_a_resampler() -> None:
+    tower = {**TOWER, "model_type": "pixtral", "image_size": 16}
+    config = hf.LlavaConfig(
+        vision_config=tower, text_config={**TEXT, "model_type": "mistral"}, image_token_index=IMAGE,
+        vision_feature_layer=-1, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    model = hw.load(hf.LlavaForConditionalGeneration(config).eval())
+    ids = torch.tensor([[5, IMAGE, IMAGE, IMAGE, 91, IMAGE, IMAGE, IMAGE, 92, 7]])
+    given = {"pixel_values": torch.randn(1, 3, 8, 12), "image_sizes": torch.tensor([[8, 12]])}
+    record = model.record(ids, **given)
+    assert record.strings[0][1:8] == [f"<image> 0,{n}" for n in range(3)] + ["#91"] + [
+        f"<image> 1,{n}" for n in range(3)
+    ]
+    assert places(record.grids, 1, 10)[0, :, 3].tolist() == [-1, 0, 1, 2, -1, 0, 1, 2, -1, -1]
+    sizes = {"hidden_size": 16, "num_key_value_heads": 2}
+    resampler = {
+        **sizes,
+        "resampler_n_latents": 3,
+        "resampler_depth": 1,
+        "resampler_n_heads": 2,
+        "resampler_head_dim": 8,
+    }
+    idefics = hf.Idefics2Config(
+        text_config={**TEXT, "model_type": "mistral"}, vision_config={**TOWER, "image_size": 8},
+        perceiver_config=resampler, image_token_id=IMAGE,
+    )  # fmt: skip
+    ids = torch.tensor([[5, *[IMAGE] * 3, 6, *[IMAGE] * 3, 7]])
+    given = {"input_ids": ids, "pixel_values": torch.randn(1, 2, 3, 8, 8)}
+    record = hw.load(hf.Idefics2ForConditionalGeneration(idefics).eval(), sample=given).record(**given)
+    queries = [[f"<image {image}> query {n}" for n in range(3)] for image in (1, 2)]
+    assert record.strings[0] == ["#5", *queries[0], "#6", *queries[1], "#7"]
+    assert not any(record.grids)
