@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from headwater.kernels.backends import blocked
 from headwater.kernels.backends.choose import choose
@@ -10,7 +11,7 @@ from headwater.kernels.edits.weights import WeightEdit
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.fits import check_fit
 from headwater.kernels.rules.prepare import prepare
-from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.rules.rule import ScoreRule, detached
 from headwater.kernels.tiles.shapes import Keys, Output, Queries, Values
 
 
@@ -51,5 +52,6 @@ def attend(
     of_q, of_k, of_rule = (q, k, rule) if chosen.prepared else given
     wanted = [name for name in statistics if name in chosen.free]
     z, lse, steps, known = chosen.attend(of_q, of_k, v, of_rule, edits, wanted)
+    steps = tuple(replace(step, edit=detached(step.edit)) for step in steps)
     map = AttentionMap.of(q.detach(), k.detach(), rule.detached(), lse.detach(), steps, chosen.of_map, known)
     return z.to(v.dtype), map

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from headwater.kernels.backends.backend import Backend, Pass
+from headwater.kernels.edits.mixing import MixHeads
 from headwater.kernels.edits.weights import WeightEdit, WeightStep
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
@@ -39,7 +40,7 @@ class Blocked(Backend):
     def gather(self, state: MapState, x: OverKeys) -> AtQueries:
         batch, heads, queries, _ = state.shape
         out = state.q.new_zeros(batch, heads, queries, x.shape[-1], dtype=state.dtype)
-        for block in blocks(batch, range(heads), state.mask):
+        for block in state.row_blocks_of():
             values = block.of_maps(x)[:, :, block.columns].to(out)
             out[block.batch, block.heads, block.rows] = state.block(block) @ values
         return out
@@ -47,7 +48,7 @@ class Blocked(Backend):
     def scatter(self, state: MapState, y: OverQueries) -> AtKeys:
         batch, heads, _, keys = state.shape
         out = state.q.new_zeros(batch, heads, keys, y.shape[-1], dtype=state.dtype)
-        for block in blocks(batch, range(heads), state.mask):
+        for block in state.row_blocks_of():
             values = block.of_maps(y)[:, :, block.rows].to(out)
             out[block.batch, block.heads, block.columns] += state.block(block).mT @ values
         return out
@@ -67,7 +68,8 @@ def attend(
     z = q.new_zeros(batch, heads, queries, v.shape[-1], dtype=v.dtype)
     lse = q.new_full((batch, heads, queries), float("-inf"), dtype=tile_dtype(q))
     factors: list[list[Tensor]] = [[] for _ in edits]
-    for block in blocks(batch, range(heads), rule.mask):
+    together = rule.mixes or any(isinstance(edit, MixHeads) for edit in edits)
+    for block in blocks(batch, range(heads), rule.mask, together=together):
         if needs_grad:
             out, block_lse, resolved = checkpoint(
                 _attend_block, q, k, v, rule, edits, block, use_reentrant=False, preserve_rng_state=False

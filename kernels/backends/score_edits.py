@@ -31,6 +31,7 @@ def factor_and_bias(edits: Sequence[ScoreEdit], like: Tensor) -> tuple[Tensor | 
     factor: Tensor | None = None
     bias: Tensor | None = None
     for edit in edits:
+        assert isinstance(edit, ScaleScores | BiasKeys | BlockScores)
         heads = per_batch_row(edit.heads).to(like.device)
         if isinstance(edit, ScaleScores):
             tau = torch.where(heads, like.new_tensor(edit.tau), 1.0)
@@ -42,7 +43,6 @@ def factor_and_bias(edits: Sequence[ScoreEdit], like: Tensor) -> tuple[Tensor | 
             given = edit.bias if edit.bias.dim() == 3 else edit.bias[:, None]
             new = torch.where(heads[..., None], given.to(like), 0.0)
         else:
-            assert isinstance(edit, BlockScores)
             hidden = heads[..., None] & edit.keys[:, None].to(like.device)
             new = torch.zeros_like(hidden, dtype=like.dtype).masked_fill(hidden, HIDDEN)
         bias = new if bias is None else bias + new

@@ -107,7 +107,7 @@ class Fixed:
             return there.of_columns(there.of_maps(self.weights[:, :, there.rows])).to(like)
 
         offsets = mask.query_offset, mask.key_offset
-        return _visible(_moved(read, block, offsets, self.weights.shape[2:]), block, mask)
+        return _visible(moved(read, block, offsets, self.weights.shape[2:]), block, mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,14 +125,14 @@ class OfMap:
         offsets = mask.query_offset - other.query_offset, mask.key_offset - other.key_offset
         shape = other.queries, other.keys
         return _visible(
-            _moved(lambda there: self.map.block(there).to(like), block, offsets, shape), block, mask
+            moved(lambda there: self.map.block(there).to(like), block, offsets, shape), block, mask
         )
 
 
 Pattern = Uniform | Offset | OnKeys | Matching | Fixed | OfMap
 
 
-def _moved(
+def moved(
     read: Callable[[Block], Tensor], block: Block, offsets: tuple[int, int], shape: tuple[int, ...]
 ) -> Tensor:
     """Weights of another map of this shape, whose rows and keys of the same position are `offsets` further on.

@@ -1,7 +1,8 @@
 """Edits of scores, tile by tile: a factor, a bias, -inf on a set of pairs.
 
-They act in their order, after cap and bias of the model and before the mask. A pair that an edit or the bias has hidden
-(-inf) stays hidden whatever edit follows. `heads` is bool [head] or [batch|1, head].
+They act in their order, after cap and bias of the model and before the mask. A pair that an edit or the bias has
+hidden (-inf) stays hidden whatever edit follows. What takes other heads or pairs is in `mixing.py`. `heads` is bool
+[head] or [batch|1, head].
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headwater.kernels.edits.mixing import ConvolveScores, MixHeads
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import HIDDEN, IndexMask, Mask
 
@@ -87,7 +89,8 @@ class MaskScores:
         return scores.masked_fill(chosen & ~seen, HIDDEN)
 
 
-ScoreEdit = ScaleScores | BlockScores | BiasKeys | EmphasiseScores | MaskScores
+PlainScoreEdit = ScaleScores | BlockScores | BiasKeys | EmphasiseScores | MaskScores
+ScoreEdit = PlainScoreEdit | MixHeads | ConvolveScores
 
 
 def _pairs(edit: BlockScores | EmphasiseScores, block: Block) -> Tensor:

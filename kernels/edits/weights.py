@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headwater.kernels.edits.mixing import MixHeads
 from headwater.kernels.edits.patterns import Pattern
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask
@@ -91,6 +92,10 @@ class ScaleKeys:
     factor: float
     rows: Tensor | None = None
 
+    @property
+    def signed(self) -> bool:
+        return self.factor < 0
+
     def resolve(self, weights: Tensor, block: Block, mask: Mask, live: Tensor) -> tuple[Tensor, ...]:
         """The factor of each row, 1 where it keeps its weights."""
         acts = (_acts(self, block, weights) & live).expand(weights.shape[:-1])
@@ -161,7 +166,8 @@ class Shares:
         return torch.where(factor < 0, weights, weights.abs() * factor)
 
 
-WeightEdit = Rescale | ScaleKeys | MixIdentity | MixPattern | Shares
+PlainWeightEdit = Rescale | ScaleKeys | MixIdentity | MixPattern | Shares
+WeightEdit = PlainWeightEdit | MixHeads
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +181,7 @@ class WeightStep:
     factors: tuple[Tensor, ...]
 
 
-def _acts(edit: WeightEdit, block: Block, weights: Tensor) -> Tensor:
+def _acts(edit: PlainWeightEdit, block: Block, weights: Tensor) -> Tensor:
     """Heads and rows that the edit names, bool broadcastable to [batch, head, row]."""
     acts = block.of_heads(edit.heads)[..., 0].to(weights.device)
     return acts if edit.rows is None else acts & block.of_rows(edit.rows).to(weights.device)

@@ -105,10 +105,9 @@ class AttentionMap(MapState):
 
     def shares(self) -> AttentionMap:
         """The map of |w| / (sum of |w| over the row + 1e-8), in blocks of rows; one pass for the sums."""
-        batch, heads = self.shape[:2]
-        edit = Shares(torch.ones(heads, dtype=torch.bool))
+        edit = Shares(torch.ones(self.shape[1], dtype=torch.bool))
         factor = torch.full_like(self.lse, -1.0)
-        for block in row_blocks.blocks(batch, range(heads), self.mask):
+        for block in self.row_blocks_of():
             live = ~torch.isinf(block.of_rows(self.lse))
             (found,) = edit.resolve(self.block(block), block, self.mask, live)
             factor[block.batch, block.heads, block.rows] = found.to(factor)

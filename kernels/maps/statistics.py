@@ -29,7 +29,6 @@ from headwater.kernels.maps import softmax_statistics
 from headwater.kernels.maps.measures import of_rows, one_per_row
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.tiles.block import Block
-from headwater.kernels.tiles.row_blocks import blocks
 
 ROW = {
     "lse": "log-sum-exp of the row's scores, with the learned sink (nats)",
@@ -132,7 +131,7 @@ def _stream(
     batch, heads = map.shape[:2]
     first = map.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
     one_sided = map.mask.right is not None and map.mask.right <= 0
-    for block in blocks(batch, range(heads), map.mask):
+    for block in map.row_blocks_of():
         weights, entropy = _weights(map, block, "entropy" in names)
         ahead = block.rows.start + map.mask.shift - block.columns.start
         rows = {"entropy": entropy} | of_rows(weights, names, ahead, one_sided, window)
@@ -143,6 +142,11 @@ def _stream(
         if ("max" in names or "argmax" in names) and weights.shape[-1]:
             rows["max"], place = weights.max(-1)
             rows["argmax"] = place + block.columns.start
+            if map.signed and weights.shape[-1] < map.shape[3]:
+                # keys outside of the block have the weight 0, which may be the largest
+                outside = block.columns.stop if block.columns.stop < map.shape[3] else 0
+                rows["argmax"] = torch.where(rows["max"] < 0, outside, rows["argmax"])
+                rows["max"] = rows["max"].clamp_min(0)
         if first is not None:
             place = block.of_rows(first).to(weights.device) - block.columns.start
             rows["first"] = one_per_row(weights, place)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.tiles.block import Block
-from headwater.kernels.tiles.row_blocks import blocks
 
 ON_A_GPU = 2**25  # weights in a block there: 128 MB in float32
 
@@ -78,4 +77,4 @@ def pooled(map: MapState, block: int, how: str = "max") -> Tensor:
 def _blocks(map: MapState) -> Iterator[Block]:
     """All rows; a GPU is kept busy by blocks that a core's cache could not hold."""
     elements = None if map.q.device.type == "cpu" else ON_A_GPU
-    return blocks(map.shape[0], range(map.shape[1]), map.mask, elements)
+    return map.row_blocks_of(elements)

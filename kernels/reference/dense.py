@@ -13,25 +13,28 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from headwater.kernels.edits.mixing import ConvolveScores, MixHeads
 from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Pattern, Uniform
 from headwater.kernels.edits.scores import (
     BiasKeys,
     BlockScores,
     EmphasiseScores,
     MaskScores,
+    PlainScoreEdit,
     ScaleScores,
-    ScoreEdit,
 )
 from headwater.kernels.edits.weights import (
     NOTHING,
     WITHIN_EPSILON,
     MixIdentity,
     MixPattern,
+    PlainWeightEdit,
     Rescale,
     ScaleKeys,
     Shares,
     WeightEdit,
 )
+from headwater.kernels.reference.mixing import convolved, heads_mixed
 from headwater.kernels.reference.normalisers import products, sinkhorn, weights as normalised
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.normaliser import Normaliser
@@ -87,7 +90,12 @@ def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[Weig
         query, key = positions(rule)
         scores = scores - rule.alibi.double()[:, None, None] * (query - key).abs()
     for edit in rule.edits:
-        changed = torch.where(of_heads(edit), edited_scores(scores, edit, rule), scores)
+        if isinstance(edit, MixHeads):
+            changed = heads_mixed(scores, edit)
+        elif isinstance(edit, ConvolveScores):
+            changed = convolved(scores, edit, rule, seen)
+        else:
+            changed = torch.where(of_heads(edit), edited_scores(scores, edit, rule), scores)
         scores = torch.where(scores > -torch.inf, changed, -torch.inf)
     scores = torch.where(seen, scores, -torch.inf)
 
@@ -104,6 +112,9 @@ def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[Weig
 
     sees_any = lse > -torch.inf
     for edit in edits:
+        if isinstance(edit, MixHeads):
+            weights = torch.where(sees_any[..., None], heads_mixed(weights, edit), weights)
+            continue
         acts = of_heads(edit) & sees_any[..., None]
         if edit.rows is not None:
             acts = acts & edit.rows[..., None]
@@ -111,7 +122,7 @@ def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule, edits: Sequence[Weig
     return Dense(weights @ v, lse, weights)
 
 
-def of_heads(edit: ScoreEdit | WeightEdit) -> Bool[Tensor, "#batch head 1 1"]:
+def of_heads(edit: PlainScoreEdit | PlainWeightEdit) -> Bool[Tensor, "#batch head 1 1"]:
     """The heads of an edit."""
     return (edit.heads if edit.heads.dim() == 2 else edit.heads[None])[:, :, None, None]
 
@@ -123,7 +134,7 @@ def positions(rule: ScoreRule) -> tuple[Int[Tensor, "query 1"], Int[Tensor, "1 k
     return query, torch.arange(mask.keys)[None, :] + mask.key_offset
 
 
-def edited_scores(scores: Weights, edit: ScoreEdit, rule: ScoreRule) -> Weights:
+def edited_scores(scores: Weights, edit: PlainScoreEdit, rule: ScoreRule) -> Weights:
     """One score edit on every head."""
     if isinstance(edit, ScaleScores):
         return edit.tau * scores
@@ -141,7 +152,7 @@ def edited_scores(scores: Weights, edit: ScoreEdit, rule: ScoreRule) -> Weights:
     return torch.where(pairs, scores + edit.amount * scores.abs(), scores)
 
 
-def edited(weights: Weights, edit: WeightEdit, rule: ScoreRule) -> Weights:
+def edited(weights: Weights, edit: PlainWeightEdit, rule: ScoreRule) -> Weights:
     """One weight edit on every head and row."""
     if isinstance(edit, Rescale):
         keys, to = edit.keys[:, None, None, :], edit.to[:, None, None, :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headwater.kernels.edits.mixing import MixHeads
 from headwater.kernels.edits.weights import ScaleKeys, Shares, WeightStep
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import Block, tile_dtype
 from headwater.kernels.tiles.mask import Mask
+from headwater.kernels.tiles.row_blocks import blocks
 from headwater.kernels.tiles.shapes import Keys, PerQuery, Queries, Tile
 
 
@@ -70,9 +72,19 @@ class MapState:
         for edit in (step.edit for step in self.steps):
             if isinstance(edit, Shares):
                 signed = False
-            elif isinstance(edit, ScaleKeys):
-                signed = signed or edit.factor < 0
+            elif isinstance(edit, ScaleKeys | MixHeads):
+                signed = signed or edit.signed
         return signed
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the weight of a pair takes scores or weights of other heads: blocks of all heads then cost least."""
+        return self.rule.mixes or any(isinstance(step.edit, MixHeads) for step in self.steps)
+
+    def row_blocks_of(self, elements: int | None = None) -> Iterator[Block]:
+        """All rows of all heads in blocks, over the columns that the band shows them."""
+        batch, heads = self.shape[:2]
+        return blocks(batch, range(heads), self.mask, elements, self.mixes)
 
     def log_weights(self, block: Block) -> Tile:
         """Logarithms of the unedited weights of a block, -inf where hidden; a new tensor that may be written to.
@@ -92,18 +104,33 @@ class MapState:
 
     def block(self, block: Block) -> Tile:
         """Edited weights of any block, in float32 or float64, from lse and row factors."""
-        if self.rule.normaliser is None:
-            tile = self.log_weights(block).exp_()
-        else:
-            scores = self.rule.scores(self.q, self.k, block)
-            tile = self.rule.normaliser.weights(scores, block.of_rows(self.lse).to(scores)[..., None])
-        for step in self.steps:
-            factors = tuple(block.of_rows(factor).to(tile) for factor in step.factors)
-            tile = step.edit.apply(tile, factors, block, self.mask)
+        tile = self._stepped(block, self.steps)
         if self.steps:
             # a row of padding has factors, but takes part in nothing
             tile = tile.masked_fill(torch.isposinf(block.of_rows(self.lse))[..., None], 0.0)
         return tile
+
+    def _stepped(self, block: Block, steps: tuple[WeightStep, ...]) -> Tensor:
+        """Weights of a block after the first steps."""
+        last = max((n for n, step in enumerate(steps) if isinstance(step.edit, MixHeads)), default=-1)
+        if last >= 0:
+            tile = self._mixed(block, steps[:last], steps[last])
+        elif self.rule.normaliser is None:
+            tile = self.log_weights(block).exp_()
+        else:
+            scores = self.rule.scores(self.q, self.k, block)
+            tile = self.rule.normaliser.weights(scores, block.of_rows(self.lse).to(scores)[..., None])
+        for step in steps[last + 1 :]:
+            factors = tuple(block.of_rows(factor).to(tile) for factor in step.factors)
+            tile = step.edit.apply(tile, factors, block, self.mask)
+        return tile
+
+    def _mixed(self, block: Block, before: tuple[WeightStep, ...], step: WeightStep) -> Tensor:
+        """Weights of a block after a mixture of heads; rows without weights keep none."""
+        assert isinstance(step.edit, MixHeads)
+        tile = step.edit.mixed(lambda there: self._stepped(there, before), block, self.mask, self.shape[1])
+        acts = block.of_rows(step.factors[0]).to(tile)[..., None] > 0
+        return torch.where(acts, tile, 0.0)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,12 +9,14 @@ real keys sum to less than 1 (GPT-OSS). Other ways from scores to weights are in
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwater.kernels.edits.scores import BiasKeys, ScoreEdit
+from headwater.kernels.edits.mixing import Mixing
+from headwater.kernels.edits.scores import ScoreEdit
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.tiles.block import Block, tile_dtype
 from headwater.kernels.tiles.mask import HIDDEN, Mask
@@ -41,9 +43,9 @@ class ScoreRule:
     alibi: Float[Tensor, " head"] | None = None
 
     def detached(self) -> ScoreRule:
-        """The rule without the gradients of its learned sinks, its bias and its slopes."""
+        """The rule without the gradients of its learned sinks, its bias, its slopes and its edits."""
         sinks, bias, alibi = (None if x is None else x.detach() for x in (self.sinks, self.bias, self.alibi))
-        edits = tuple(replace(e, bias=e.bias.detach()) if isinstance(e, BiasKeys) else e for e in self.edits)
+        edits = tuple(detached(edit) for edit in self.edits)
         return replace(self, sinks=sinks, bias=bias, alibi=alibi, edits=edits)
 
     @property
@@ -57,6 +59,30 @@ class ScoreRule:
 
     def scores(self, q: Queries, k: Keys, block: Block) -> Tile:
         """Masked scores of one block, in float32 (float64 for float64 queries)."""
+        return self._masked(self._edited(q, k, block, self.edits), block)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the score of a pair takes those of other heads or other pairs."""
+        return any(isinstance(edit, Mixing) for edit in self.edits)
+
+    def _edited(self, q: Queries, k: Keys, block: Block, edits: tuple[ScoreEdit, ...]) -> Tensor:
+        """Scores of a block after the first edits."""
+        last = max((n for n, edit in enumerate(edits) if isinstance(edit, Mixing)), default=-1)
+        mixing = edits[last] if last >= 0 else None
+        if isinstance(mixing, Mixing):
+            scores = mixing.mixed(
+                lambda there: self._edited(q, k, there, edits[:last]), block, self.mask, q.shape[1]
+            )
+        else:
+            scores = self._plain(q, k, block)
+        for edit in edits[last + 1 :]:
+            assert not isinstance(edit, Mixing)
+            scores = edit.apply(scores, block, self.mask)
+        return scores
+
+    def _plain(self, q: Queries, k: Keys, block: Block) -> Tensor:
+        """Scores of a block before the edits."""
         scores = _products(q, k, self.scale, block)
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
@@ -66,9 +92,7 @@ class ScoreRule:
             row, column = block.positions(q.device)
             slopes = block.of_heads(self.alibi).to(scores)
             scores = scores - slopes * (row + self.mask.shift - column).abs()
-        for edit in self.edits:
-            scores = edit.apply(scores, block, self.mask)
-        return self._masked(scores, block)
+        return scores
 
     def _masked(self, scores: Tensor, block: Block) -> Tensor:
         """-inf where the mask hides; where a band alone hides, its rim is all that is looked at."""
@@ -103,6 +127,14 @@ class ScoreRule:
         else:
             lse = scores.logsumexp(-1)
         return with_sink(lse, sink)
+
+
+def detached(edit: Any) -> Any:
+    """An edit without the gradients of its tensors."""
+    learned = {
+        name: x.detach() for name, x in vars(edit).items() if isinstance(x, Tensor) and x.requires_grad
+    }
+    return replace(edit, **learned) if learned else edit
 
 
 def with_sink(lse: Tensor, sink: Tensor | None) -> Tensor:

@@ -14,17 +14,23 @@ BLOCK_ELEMENTS = 2**19  # 2 MB of float32
 
 
 def blocks(
-    batch: int, heads: Sequence[int] | Tensor, mask: Mask, elements: int | None = None
+    batch: int, heads: Sequence[int] | Tensor, mask: Mask, elements: int | None = None, together: bool = False
 ) -> Iterator[Block]:
     """Cover all rows of the chosen heads, over the columns that the band shows them.
 
-    Where rows are long a block has few rows and one head.
+    Where rows are long a block has few rows and one head, or with `together` fewer rows and all heads.
     """
     heads = torch.as_tensor(heads)
     queries, keys = mask.queries, max(mask.keys, 1)
     budget = BLOCK_ELEMENTS if elements is None else elements
-    rows = min(queries, max(budget // keys, 16)) or 1
+    if together:
+        budget, least = max(budget // max(len(heads), 1), 1), 1
+    else:
+        least = 16
+    rows = min(queries, max(budget // keys, least)) or 1
     per_head = max(budget // (rows * keys), 1)
+    if together:
+        per_head *= max(len(heads), 1)
     for b in range(0, batch, step := max(per_head // max(len(heads), 1), 1)):
         for chunk in heads.split(min(per_head, max(len(heads), 1))):
             for i in range(0, queries, rows):

@@ -13,9 +13,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from headwater.lens.edits import eviction, heads, order_free, pair_masks, patterns, residual, scores, weights
+from headwater.lens.edits import (
+    eviction,
+    head_mix,
+    heads,
+    order_free,
+    pair_masks,
+    patterns,
+    residual,
+    scores,
+    weights,
+)
 from headwater.lens.edits.base import Edit as Edit, read
 from headwater.lens.edits.eviction import *
+from headwater.lens.edits.head_mix import *
 from headwater.lens.edits.heads import *
 from headwater.lens.edits.order_free import *
 from headwater.lens.edits.pair_masks import *
@@ -27,6 +38,7 @@ from headwater.lens.errors import EditError, nearest
 
 __all__ = ["edit_from_dict"]
 __all__ += eviction.__all__
+__all__ += head_mix.__all__
 __all__ += heads.__all__
 __all__ += order_free.__all__
 __all__ += pair_masks.__all__

@@ -65,6 +65,29 @@ def scaled(keys, factor, first):
     return change
 
 
+def mixture(matrix):
+    return lambda x: torch.einsum("gh,bhij->bgij", matrix, x)
+
+
+def convolved(taps):
+    """Over this query and the one before, and the key with its neighbours, of a causal map without padding in it."""
+
+    def change(s):
+        shown, found = s.tril(), torch.zeros_like(s)
+        for a, row in enumerate(taps):
+            for b, tap in enumerate(row):
+                moved = torch.zeros_like(s)
+                width = s.shape[-1] - abs(1 - b)
+                here, there = (
+                    (slice(0, width), slice(1, None)) if b == 0 else (slice(b - 1, None), slice(0, width))
+                )
+                moved[:, :, a:, here] = shown[:, :, : s.shape[2] - a, there]
+                found += tap * moved
+        return found
+
+    return change
+
+
 def pairs(seen):
     return lambda s: s.masked_fill(~seen, -torch.inf)
 

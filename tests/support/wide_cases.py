@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headwater.kernels.attend import attend
 from headwater.kernels.edits import patterns
+from headwater.kernels.edits.mixing import ConvolveScores, MixHeads
 from headwater.kernels.edits.scores import (
     BiasKeys,
     BlockScores,
@@ -116,11 +117,32 @@ def widened(draw, generator, rule: ScoreRule, shape: Shape, edited: bool | None)
         return rule, ()
     count = draw(st.integers(0 if edited is None else 1, 3))
     weight_edits = tuple(weight_edit(drawn, rule) for _ in range(count))
-    return replace(rule, edits=tuple(score_edit(drawn) for _ in range(draw(st.integers(0, 3))))), weight_edits
+    return replace(
+        rule, edits=tuple(score_edit(drawn, bool(mask.query_offset)) for _ in range(draw(st.integers(0, 3))))
+    ), weight_edits
 
 
-def score_edit(drawn: Drawn) -> ScoreEdit:
-    kind = drawn.among("scale", "block", "bias", "emphasise", "mask")
+def mixture(drawn: Drawn) -> MixHeads:
+    """A mixture of heads near the identity, in some cases by query or by key."""
+    heads = drawn.shape.heads
+
+    def near_nothing(*shape: int) -> Tensor:
+        return drawn.normal(drawn.batches(), *shape, heads, heads) * 0.3
+
+    of_query = near_nothing(drawn.shape.queries) if drawn.among(False, True) else None
+    of_key = near_nothing(drawn.shape.keys) if drawn.among(False, True) else None
+    return MixHeads(torch.eye(heads) + near_nothing(), of_query, of_key)
+
+
+def score_edit(drawn: Drawn, moved: bool) -> ScoreEdit:
+    kind = drawn.among("scale", "block", "bias", "emphasise", "mask", "mix", "convolve")
+    if kind == "mix":
+        return mixture(drawn)
+    if kind == "convolve":
+        back = 1 if moved else drawn.among(1, 3)
+        wide = drawn.among(1, 4)
+        kernel = drawn.normal(drawn.batches(), drawn.shape.heads, back, wide)
+        return ConvolveScores(kernel / (back * wide) ** 0.5, drawn.among(0, 1))
     heads, batch = drawn.heads(), drawn.batches()
     if kind == "scale":
         return ScaleScores(heads, drawn.among(0.5, 2.0, 0.0))
@@ -136,8 +158,14 @@ def score_edit(drawn: Drawn) -> ScoreEdit:
     )
 
 
-def weight_edit(drawn: Drawn, rule: ScoreRule) -> WeightEdit:
-    kind = drawn.among("rescale", "scale", "identity", "pattern", "pattern")
+def weight_edit(
+    drawn: Drawn,
+    rule: ScoreRule,
+    kinds: tuple[str, ...] = ("rescale", "scale", "mix", "identity", "pattern", "pattern"),
+) -> WeightEdit:
+    kind = drawn.among(*kinds)
+    if kind == "mix":
+        return mixture(drawn)
     heads, rows = drawn.heads(), drawn.rows()
     if kind == "identity":
         return MixIdentity(heads, drawn.among(0.3, 1.0), rows)
