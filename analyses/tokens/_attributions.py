@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwater.analyses._inputs.entrances import sides_of
 from headwater.analyses._inputs.inputs import Inputs
 from headwater.analyses._measures.measure import Explained
 from headwater.analyses._prompts.examples import Batch
@@ -63,9 +64,9 @@ def token_weights(
     row = _row(asked, batch, method) if reads_row else 0
     if method in OF_RECORD:
         more = {"without": without} if method in WITHOUT else {}
-        record = model.record(batch.ids, statistics=("row_mass",))
+        record = sides_of(model)[-1].record(batch.ids, statistics=("row_mass",))
         found = function(record, queries=[row], **more)
-        if method == "raw_attention" and model.other_attention:  # the rows of both, side by side
+        if method == "raw_attention" and len(sides_of(model)) > 1:  # the rows of both, side by side
             across = function(record.part("cross"), queries=[row])
             return torch.from_numpy(np.concatenate([across.values, found.values], -1)[:, 0]).double()
     elif method in BY_QUERY:

@@ -60,10 +60,11 @@ def relevance(
 
     `Ā_l = mean_h relu(∂s/∂A_l ⊙ A_l)`, so `R = (I + Ā_L) ··· (I + Ā_1)`. `s` is `kind` of `answer` (none: the token
     that the model predicts for the text), less that of `wrong` if one is given, at `position`; or a
-    `measure(logits) → [batch]` of the caller. Without `queries` the row is read that predicts: `position`, or of a
-    classifier the position that its classes are read at (in the paper: CLS). The identity is left in: the token of the
-    row itself has 1 more than it receives. Weights are those of the run under the active edits. Images and texts with
-    images are read too.
+    `measure(logits) → [batch]` of the caller. Without `queries` the row is read that predicts: `position`, or in a
+    classifier and a tower the position that the outputs read it at (in the paper: CLS); where they read several, name
+    the rows. The identity is left in: the token of the row itself has 1 more than it receives. Weights are those of the
+    run under the active edits. Two towers (CLIP) are read one by one, `model.part("vision")` by what the similarity of
+    a text and its own picture draws from it.
 
     Encoder–decoder models (T5, BART, Whisper): `examples` are the encoder's texts, or `model.to_tokens(…)` of both
     sides; `position` and `queries` count the decoder's tokens. With s for the decoder and q for the encoder, `R_qq` is
@@ -72,8 +73,7 @@ def relevance(
     `R̄ = rownorm(R - I) + I` (a row of zeros stays zero, so that R̄ is I there). The keys are the encoder's tokens,
     then the decoder's; the coordinate `key_part` tells them apart: `R_sq` and `R_ss`. The two have different scales, so
     compare tokens of one side. The encoder never attends to the decoder, so the paper's fourth rule
-    (`R_ss ← R_ss + Ā R_qs`) adds nothing. Models whose two streams attend to each other (LXMERT), models whose towers
-    never do (CLIP) are refused.
+    (`R_ss ← R_ss + Ā R_qs`) adds nothing.
 
     Question: Which input tokens does attention carry into this prediction?
     Unit: relevance, from 1 of the token itself upward; only the order within a row has a meaning.

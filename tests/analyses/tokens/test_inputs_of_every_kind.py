@@ -301,6 +301,8 @@ def test_methods_are_compared_on_both_sides(built: Callable[[str], Case]) -> Non
     weights = {"one": grad, "two": input_gradient(case.model, case.tokens).values}
     by_hand = agreement(case.model, case.tokens, weights, draws=5)
     assert by_hand.agreement.sel(attribution="one", other="one").values.tolist() == [1, 1]
+    across = agreement(case.model.part("cross"), case.tokens, names, draws=5)
+    xr.testing.assert_allclose(across.agreement, found.agreement)
     with pytest.raises(
         AnalysisError, match=r"norms weighs the tokens of one side alone.*the encoder and the decoder"
     ):
