@@ -117,3 +117,45 @@ def test_what_has_no_meaning_in_cross_attention_is_refused() -> None:
     with pytest.raises(RecordError, match="holds no residual stream"):
         hw.analyses.find_sinks(record, rule="massive")
     assert isinstance(hw.analyses.head_similarity(record), xr.DataArray)
+
+
+READ: dict[str, dict[str, Any]] = {
+    "raw_attention": {"layers": "all", "queries": "all"}, "sink_rate": {"threshold": 0.1, "key": -1},
+    "find_sinks": {"threshold": 0.1}, "sink_strength": {}, "head_similarity": {"per_example": True},
+    "reference_frames": {"spectrum": False, "tau": 0.1, "gamma": 0.2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_padding_of_either_side_changes_nothing(family: str) -> None:
+    """A text and its translation give the same numbers beside a longer pair as alone."""
+    given: dict[str, Any] = zoo.inputs(family, lengths=(11, 8))
+    given["decoder_attention_mask"] = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    model = hw.load(zoo.build(family))
+    alone = {name: tensor[1:, : 5 if "decoder" in name else 8] for name, tensor in given.items()}
+    both, single = model.record(**given).part("cross"), model.record(**alone).part("cross")
+    assert (single.map(0).shape, len(READ)) == ((1, 4, 5, 8), 6)
+    for name, settings in READ.items():
+        function = catalogue()[name].function
+        found, wanted = (function(record, **settings) for record in (both, single))
+        for variable in [None] if isinstance(wanted, xr.DataArray) else list(wanted.data_vars):
+            mine, own = (x if variable is None else x[variable] for x in (found, wanted))
+            if "batch" in mine.dims and mine.dtype.kind in "fib":
+                cut = {dim: slice(0, own.sizes[dim]) for dim in ("query", "key") if dim in own.dims}
+                np.testing.assert_allclose(
+                    mine.isel(batch=1, **cut), own.isel(batch=0), atol=1e-5, err_msg=f"{name} {variable}"
+                )
+    for rule in ("gu", "act", "spectral"):
+        scores = [hw.analyses.find_sinks(record, rule=rule).score for record in (both, single)]
+        np.testing.assert_allclose(scores[0][1, ..., :8], scores[1][0], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_token_on_each_side(family: str) -> None:
+    given: dict[str, Any] = zoo.inputs(family)
+    short = {name: tensor[:1, :1] if tensor.dim() == 2 else tensor[:1] for name, tensor in given.items()}
+    record = hw.load(zoo.build(family)).record(**short).part("cross")
+    for name, settings in READ.items():
+        catalogue()[name].function(record, **settings)
+    if family != "whisper":
+        assert hw.analyses.raw_attention(record).item() == pytest.approx(1)
