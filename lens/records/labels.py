@@ -3,7 +3,7 @@
 Patches are "row,column", or "frame,row,column" in a video. Tokens that a picture takes in a text are
 "<image> row,column" where each is one patch or a square of them, "<image> query 5" where learned queries sum the
 picture up, and "<image> #5" where their places are not known. A text with several pictures counts them from 1:
-"<image 2> 0,3".
+"<image 2> 0,3". A picture that is read in crops too (LLaVA-NeXT) has "<image> detail 4,7" on the grid of these.
 """
 
 from __future__ import annotations
@@ -36,13 +36,19 @@ class Labels(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What one picture is in a text: `count` tokens, of which `before` stand before a grid of `shape` (frames, rows,
-    columns); no shape where the tokens are on no grid."""
+    """What one picture is in a text: the names of its tokens, and its grids. `start` counts from its first token."""
 
-    tokens: int
-    shape: tuple[int, int, int] | None = None
-    before: int = 0
-    names: tuple[str, ...] = ()  # of the tokens that are no patches
+    names: list[str]
+    grids: tuple[Grid, ...] = ()
+
+    @classmethod
+    def of(cls, grid: Grid, names: tuple[str, ...] = ()) -> Picture:
+        """One grid; `names` are those of the tokens in front of it and behind it."""
+        return cls([*names[: grid.start], *grid.names(), *names[grid.start :]], (grid,))
+
+    @classmethod
+    def unknown(cls, count: int, mark: str = "#") -> Picture:
+        return cls([f"{mark}{i}" for i in range(count)])
 
 
 def labels(model: Opened, part: Part, side: str, found: Tokens, on_axis: Tokens) -> Labels:
@@ -122,9 +128,8 @@ def _of_text(model: Opened, found: Tokens, text: Tokens) -> Labels:
         for kind, picture, columns in mine:
             numbers[kind] += 1
             mark = f"<{kind} {numbers[kind]}>" if several[kind] else f"<{kind}>"
-            grid = _grid(picture, columns)
-            pictures += [] if grid is None else [grid]
-            for column, name in zip(columns, _names(picture, grid), strict=True):
+            pictures += _placed(picture.grids, columns)
+            for column, name in zip(columns, picture.names, strict=False):
                 words[column] = f"{mark} {name}"
         grids.append(tuple(pictures))
     return Labels(strings, tuple(grids))
@@ -132,27 +137,21 @@ def _of_text(model: Opened, found: Tokens, text: Tokens) -> Labels:
 
 def _taken(coming: Iterator[Picture], columns: list[int]) -> Iterator[tuple[Picture, list[int]]]:
     """The pictures of one row, each with its columns."""
-    while columns and (picture := next(coming, None)) is not None:
-        yield picture, columns[: picture.tokens]
-        columns = columns[picture.tokens :]
+    while columns and (picture := next(coming, None)) is not None and picture.names:
+        yield picture, columns[: len(picture.names)]
+        columns = columns[len(picture.names) :]
 
 
-def _grid(picture: Picture, columns: list[int]) -> Grid | None:
-    """Where the patches stand; None where they do not stand row by row at equal steps."""
-    if picture.shape is None or len(columns) < picture.tokens:
-        return None
-    frames, rows, across = picture.shape
-    own = columns[picture.before : picture.before + frames * rows * across]
-    step = own[across] - own[0] if frames * rows > 1 else across
-    grid = Grid(own[0], frames, rows, across, step)
-    return grid if grid.tokens().tolist() == own else None
-
-
-def _names(picture: Picture, grid: Grid | None) -> list[str]:
-    if grid is None:
-        kind = "query " if picture.names == ("query",) else "#"
-        return [f"{kind}{i}" for i in range(picture.tokens)]
-    return [*picture.names[: picture.before], *grid.names(), *picture.names[picture.before :]]
+def _placed(grids: tuple[Grid, ...], columns: list[int]) -> list[Grid]:
+    """The grids on the axis, without those whose patches do not stand row by row at equal steps there."""
+    found = []
+    for grid in grids:
+        if grid.end <= len(columns):
+            own = [columns[token] for token in grid.tokens().tolist()]
+            step = own[grid.columns] - own[0] if len(own) > grid.columns else grid.columns
+            placed = grid._replace(start=own[0], step=step)
+            found += [placed] if placed.tokens().tolist() == own else []
+    return found
 
 
 def _pictures(model: Opened, found: Tokens, kind: str, tokens: int) -> Iterator[Picture]:
@@ -161,32 +160,55 @@ def _pictures(model: Opened, found: Tokens, kind: str, tokens: int) -> Iterator[
     if sizes is not None:
         merge = int(getattr(vision_config(model.hf), "spatial_merge_size", 1))
         shapes = [(int(t), int(h) // merge, int(w) // merge) for t, h, w in sizes.tolist()]
-        return iter([Picture(t * h * w, (t, h, w)) for t, h, w in shapes])
+        return iter([Picture.of(Grid(0, *shape, shape[2])) for shape in shapes])
     if pixels is None or pixels.dim() < 4 or kind != "image":
         return iter(())
+    if "image_sizes" in found.more and hasattr(model.hf.config, "image_grid_pinpoints"):
+        crops = [_in_crops(model, pixels, size) for size in found.more["image_sizes"].tolist()]
+        if sum(len(picture.names) for picture in crops) == tokens:
+            return iter(crops)
     number = int(torch.tensor(pixels.shape[:-3]).prod())
     if not tokens or tokens % number:  # crops that share tokens
-        return iter([Picture(tokens // len(pixels))] * len(pixels))
+        return iter([Picture.unknown(tokens // len(pixels))] * len(pixels))
     return iter([_picture(model, pixels, tokens // number)] * number)
 
 
 def _picture(model: Opened, pixels: Tensor, count: int) -> Picture:
     """A picture that takes `count` tokens: its patches, with or without class token, or squares of patches."""
     if _resamples(model.hf):
-        return Picture(count, names=("query",))
-    patches, size = model.patches, pair(getattr(vision_config(model.hf), "patch_size", None))
-    if patches is not None:
-        rows, columns = patches.grid_of(pixels)
-    elif size is not None:
-        rows, columns = pixels.shape[-2] // size[0], pixels.shape[-1] // size[1]
-    else:
-        return Picture(count)
+        return Picture.unknown(count, "query ")
+    rows, columns = _patches_of(model, pixels)
+    patches = model.patches
     if patches is not None and count == patches.prefix + rows * columns + patches.suffix:
-        return Picture(count, (1, rows, columns), patches.prefix, tuple(patches.special))
-    side = isqrt(max(rows * columns // count, 1))
-    if side * side * count == rows * columns and rows % side == columns % side == 0:
-        return Picture(count, (1, rows // side, columns // side))
-    return Picture(count)
+        return Picture.of(Grid(patches.prefix, 1, rows, columns, columns), tuple(patches.special))
+    side = isqrt(rows * columns // count)
+    if side and side * side * count == rows * columns and rows % side == columns % side == 0:
+        return Picture.of(Grid(0, 1, rows // side, columns // side, columns // side))
+    return Picture.unknown(count)
+
+
+def _patches_of(model: Opened, pixels: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches; (0, 0) where their size is not known."""
+    if model.patches is not None:
+        return model.patches.grid_of(pixels)
+    size = pair(getattr(vision_config(model.hf), "patch_size", None))
+    return (0, 0) if size is None else (pixels.shape[-2] // size[0], pixels.shape[-1] // size[1])
+
+
+def _in_crops(model: Opened, pixels: Tensor, size: list[int]) -> Picture:
+    """A picture as LLaVA-NeXT reads it: small and whole, then its crops joined without their border, with a token at
+    the end of each row."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+    rows, columns = _patches_of(model, pixels)
+    points, side = model.hf.config.image_grid_pinpoints, vision_config(model.hf).image_size
+    down, across = get_anyres_image_grid_shape(size, points, side)
+    joined = unpad_image(torch.empty(1, down * rows, across * columns), size)
+    whole = Grid(0, 1, rows, columns, columns)
+    detail = Grid(rows * columns, 1, joined.shape[1], joined.shape[2], joined.shape[2] + 1)
+    lines = [f"detail {name}" for name in detail.names()]
+    ends = [(*lines[n : n + detail.columns], "end of row") for n in range(0, len(lines), detail.columns)]
+    return Picture([*whole.names(), *(name for line in ends for name in line)], (whole, detail))
 
 
 def _resamples(hf: Any) -> bool:

@@ -193,3 +193,47 @@ def test_rows_that_end_in_another_token_and_queries_of_a_resampler() -> None:
     queries = [[f"<image {image}> query {n}" for n in range(3)] for image in (1, 2)]
     assert record.strings[0] == ["#5", *queries[0], "#6", *queries[1], "#7"]
     assert not any(record.grids)
+
+
+@pytest.mark.parametrize("size", [[8, 16], [4, 16]])
+def test_a_picture_read_whole_and_in_crops(size: list[int]) -> None:
+    """LLaVA-NeXT: a border that was added to fill the crops up is cut off again."""
+    tower = {**TOWER, "model_type": "clip_vision_model", "image_size": 8, "projection_dim": 16}
+    config = hf.LlavaNextConfig(
+        text_config={**TEXT, "model_type": "llama"}, vision_config=tower, image_grid_pinpoints=[[8, 16], [16, 8]],
+        image_token_index=IMAGE, vision_feature_layer=-1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = hf.LlavaNextForConditionalGeneration(config).eval()
+    pixels, sizes = torch.randn(1, 3, 3, 8, 8), torch.tensor([size])
+    count = len(plain.get_image_features(pixel_values=pixels, image_sizes=sizes).pooler_output[0])
+    ids = torch.tensor([[5, *[IMAGE] * count, 6, 7]])
+    given = {"input_ids": ids, "pixel_values": pixels, "image_sizes": sizes}
+    record = hw.load(plain, sample=given).record(**given)
+    silent(plain.model.vision_tower)
+    before = entering(plain, given)
+    named = {}  # where each patch of the whole picture, or of a crop, goes
+    for crop, row, column in [(c, i, j) for c in range(3) for i in range(2) for j in range(2)]:
+        changed = pixels.clone()
+        changed[0, crop, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1
+        moved = (entering(plain, given | {"pixel_values": changed}) - before).abs().amax(-1)[0] > 1e-6
+        if moved.any():  # else it is border
+            spot = (
+                (row, column + 2 * (crop == 2)) if crop else (row, column)
+            )  # the second crop stands right of the first
+            named[moved.nonzero().item()] = ("detail " if crop else "", spot)
+    top = min(spot[0] for kind, spot in named.values() if kind)
+    for token, (kind, (row, column)) in named.items():
+        assert record.strings[0][token] == f"<image> {kind}{row - top if kind else row},{column}"
+    others = [
+        word for token, word in enumerate(record.strings[0][: 1 + count]) if token and token not in named
+    ]
+    assert set(others) == {"<image> end of row"}
+    for image, part in ((0, ""), (1, "detail ")):
+        there = places(record.grids, 1, count + 3)[0]
+        marked = {int(t): tuple(there[t, 2:].tolist()) for t in (there[:, 0] == image).nonzero()[:, 0]}
+        assert marked == {
+            t: (row - (top if kind else 0), column)
+            for t, (kind, (row, column)) in named.items()
+            if kind == part
+        }
