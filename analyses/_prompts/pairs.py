@@ -19,6 +19,7 @@ from torch import Tensor
 from headwater.analyses._prompts.examples import (
     as_tokens,
     joined,
+    keys_of,
     lengths_on_axes,
     of_equal_length,
     queries_of,
@@ -55,6 +56,10 @@ class Pairs:
     def positions(self, model: HookedModel) -> int:
         """The number of positions on the query axis of the model's part, whose activations can be replaced."""
         return queries_of(model, self.clean).shape[1]
+
+    def axes(self, model: HookedModel) -> tuple[int, int]:
+        """The number of positions on the query axis and on the key axis of the model's part."""
+        return self.positions(model), keys_of(model, self.clean).shape[1]
 
     @property
     def beside(self) -> bool:

@@ -72,15 +72,18 @@ class Cells:
         }.get(what, (head,))  # fmt: skip
         return cls(what, dims, heads, expand, model.causal)
 
-    def shape(self, length: int) -> Index:
-        """The size of each of `dims` for prompts of this length."""
-        return tuple(self.heads if "head" in dim else length for dim in self.dims)
+    def shape(self, axes: tuple[int, int]) -> Index:
+        """The size of each of `dims` for so many queries and keys."""
+        queries, keys = axes
+        return tuple(self.heads if "head" in dim else keys if dim == "key" else queries for dim in self.dims)
 
-    def indices(self, copies: Copies, ablation: Ablation) -> tuple[list[Index], list[Index]]:
+    def indices(
+        self, copies: Copies, axes: tuple[int, int], ablation: Ablation
+    ) -> tuple[list[Index], list[Index]]:
         """Cells to run, sorted by position, and cells that cannot change the measure; weights on keys after the query
         of a causal model are in neither list.
         """
-        all_of = itertools.product(*(range(size) for size in self.shape(copies.ids.shape[1])))
+        all_of = itertools.product(*map(range, self.shape(axes)))
         real = [c for c in all_of if not (self.causal and self.what == "destination_source" and c[2] > c[1])]
         run = [c for c in real if self.start(c, copies, ablation) < copies.stop]
         run.sort(key=lambda cell: self.start(cell, copies, ablation))
@@ -142,10 +145,11 @@ class Cells:
         z is [pair, position, head, d], the stream [pair, position, d], patterns [pair, head, query, key], q, k and v
         [pair, head, position, d].
         """
+        keys = slice(window.stop if self.causal else None)
         if self.what in ("pattern", "destination_source"):
-            return source[:, :, window, : window.stop]
+            return source[:, :, window, keys]
         if self.what in ("k", "v"):
-            return source[:, :, : window.stop]
+            return source[:, :, keys]
         return source[:, :, window] if self.what == "q" else source[:, window]
 
     def _place(self, cell: Index, start: int) -> tuple[slice | int, ...]:

@@ -64,6 +64,9 @@ def patch(
     "mean" (over the pairs of one length, at each position) replaces the cell by that instead. Where the denominator is
     below 1e-6 the effect is NaN; the attribute `undefined` counts such pairs.
 
+    Layers and heads are of the model's part: `model.part("encoder")`, `model.part("cross")` (whose keys are the
+    encoder's tokens), `model.part("vision")`. The prompts may be any examples, pictures too.
+
     k and v under grouped queries: `per="kv_head"` replaces the head that a group shares ([batch, layer, kv_head]),
     "query_head" the copy that one query head reads. Without `per` a model with grouped queries is refused.
 
@@ -92,11 +95,12 @@ def patch(
     cells = Cells.of(model, what, per)
     chosen = chosen_layers(layers, model.layers)
     count = sum(len(pairs.places) for pairs in groups)
-    size = cells.shape(max(pairs.length for pairs in groups))
+    longest = [max(lengths) for lengths in zip(*(pairs.axes(model) for pairs in groups), strict=True)]
+    size = cells.shape((longest[0], longest[1]))
     found = torch.full((count, len(chosen), *size), torch.nan, dtype=torch.float64)
     ends = torch.zeros(2, count, dtype=torch.float64)
     for pairs in groups:
-        window = tuple(slice(0, n) for n in cells.shape(pairs.length))
+        window = tuple(slice(0, n) for n in cells.shape(pairs.axes(model)))
         swept = _swept(model, pairs, asked, cells, chosen, how, ablation)
         ends[:, pairs.places], found[(pairs.places, slice(None), *window)] = swept
     undefined = int(found.flatten(1).isnan().all(1).sum())
@@ -116,10 +120,9 @@ def _swept(
     """The measures of both sides [2, pair], and effects [pair, layer, …], of the pairs of one length."""
     copies, seen = Copies.of(model, pairs, asked, how, **cells.kept(layers))
     told = copies.told
-    run, idle = cells.indices(copies, ablation)
-    out = torch.full(
-        (len(layers), *cells.shape(pairs.length), len(pairs.places)), torch.nan, dtype=torch.float64
-    )
+    axes = pairs.axes(model)
+    run, idle = cells.indices(copies, axes, ablation)
+    out = torch.full((len(layers), *cells.shape(axes), len(pairs.places)), torch.nan, dtype=torch.float64)
     if idle:
         out[(slice(None), *torch.tensor(idle).T)] = told.effect(told.unpatched(how), how)
     together = _together(cells, run, copies, ablation)

@@ -68,6 +68,10 @@ def path_patch(
     receivers, everything else recomputed, is measured. All receivers are patched together; q, k and v are replaced at
     every position. Receivers may stand in any layers: those that the sender does not come before keep their inputs.
 
+    Senders and receivers are of the model's part (`model.part("vision")`). Cross-attention in the same blocks is frozen
+    like other heads. "logits" are all that comes behind the part: of an encoder or a tower of images, the stack that
+    reads it, whose heads are recomputed.
+
     `how="noise"`: the clean run, `(m_patched - m_clean)/(m_corrupt - m_clean)`; "denoise": the corrupt run,
     `(m_patched - m_corrupt)/(m_clean - m_corrupt)`. Where the denominator is below 1e-6 the effect is NaN; `undefined`
     counts such pairs. Under grouped queries `per` says whether "5.1.k" is key–value head 1
@@ -133,12 +137,19 @@ class _Paths:
         self.how: How = how
         known = names.places(model)
         self.heads = {f"blocks.{layer}.attn.hook_z" for layer in model.layers}
+        others = {f"blocks.{layer}.hook_other_attn_out" for layer in model.layers if model.beside}
+        if unknown := others - set(known):
+            raise AnalysisError(
+                f"what {' and '.join(model.beside)} beside the {model.part_name} of {model.name} adds to the stream is "
+                f"not known (layer {min(unknown).split('.')[1]}), so its heads can not be frozen; use patch"
+            )
+        self.attention = self.heads | others  # frozen in every run
         self.beside = {name for name in known if name.endswith(tuple(f"hook_{kind}_out" for kind in BESIDE))}
         if frozen:
             self._refuse_unknown()
         self.embedded = f"blocks.{model.blocks[0]}.hook_resid_pre"
         self.copies, seen = Copies.of(
-            model, pairs, asked, how, keep={*self.heads, *self.beside, self.embedded} & set(known)
+            model, pairs, asked, how, keep={*self.attention, *self.beside, self.embedded} & set(known)
         )
         self.told = self.copies.told
         self.start = self.copies.first if ablation == "resample" else 0
@@ -209,7 +220,7 @@ class _Paths:
         """Replacements that freeze all heads (and MLPs and mixers) but the senders, each patched in its own copy."""
         copies, start = len(senders), told_by_name(senders[0]).get("layer")
         changed: dict[str, Tensor] = {}
-        for name in self.heads | (self.beside if self.frozen else set()):
+        for name in self.attention | (self.beside if self.frozen else set()):
             if start is None or int(name.split(".")[1]) >= start:
                 changed[name] = torch.cat([self.here[name]] * copies)
         frozen: dict[str, Function] = {name: _always(value) for name, value in changed.items()}

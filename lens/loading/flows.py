@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from headwater.lens.attention import context, module_hooks
 from headwater.lens.models.norms import HEAD, Flow, is_norm
 from headwater.lens.models.parts import Part
-from headwater.lens.models.stack import entry
+from headwater.lens.models.stack import block_around
 
 
 @dataclass(eq=False)
@@ -35,7 +35,7 @@ Seen = dict[nn.Module, _Call]
 def with_flows(hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor]) -> dict[str, Part]:
     """The parts with the flow of each layer's block; the main part has that of the language head too."""
     blocks = {
-        name: {layer: entry(hf, module) for module, layer in part.modules.items()}
+        name: {layer: block_around(hf, part.stack, module) for module, layer in part.modules.items()}
         for name, part in parts.items()
     }
     every = {block for of in blocks.values() for block in of.values() if block is not None}

@@ -59,6 +59,7 @@ def open_model(hf: Any, tokenizer: Any, name: str, sample: Mapping[str, Any] | N
                 )
             _check_tokenizer(model)
             _know_classes(model, fitting)
+            model.sample = fitting
             model.moved_by_padding = moved_sides(model)
     return model
 

@@ -166,12 +166,15 @@ class _Look:
             elif child not in calls or self.read & set(child.modules()):
                 yield from self._inside(child, calls, block)
             elif _of_stream(calls[child], block) and self._mixes(calls[child]):
-                yield "mixer", self._innermost(child, calls)
+                yield "mixer", self._innermost(child, calls, self._mixes)
             elif _is_mlp(calls[child], block):
-                yield "mlp", child
+                yield "mlp", self._innermost(child, calls, lambda call: _is_mlp(call, block))
 
-    def _innermost(self, module: nn.Module, calls: Mapping[nn.Module, Call]) -> nn.Module:
-        """The module inside of `module` whose output `module` adds to what it was given; else `module`."""
+    def _innermost(
+        self, module: nn.Module, calls: Mapping[nn.Module, Call], alike: Callable[[Call], bool]
+    ) -> nn.Module:
+        """The module inside of `module`, of the same kind, whose output `module` adds to what it was given; else
+        `module`."""
         whole = calls[module]
         if _given(whole).shape != whole.output.shape:
             return module
@@ -182,8 +185,8 @@ class _Look:
             call = calls.get(child)
             if call is None or call.output.shape != added.shape:
                 continue
-            if torch.allclose(call.output, added, rtol=1e-3, atol=close) and self._mixes(call):
-                return self._innermost(child, calls)
+            if torch.allclose(call.output, added, rtol=1e-3, atol=close) and alike(call):
+                return self._innermost(child, calls, alike)
         return module
 
     def _mixes_beside(self, call: Call) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 from headwater.lens.errors import ModelError
 from headwater.lens.models.norms import Flow
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.stack import entry
+from headwater.lens.models.stack import block_around, entry
 
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "output")
 # of an MLP: its first linear layer; the second one of a gated MLP, which is multiplied with the first; the last
@@ -60,10 +60,10 @@ def block(model: Opened, layer: int) -> TransformerBlock:
             "not [batch, position, d_model], so the residual stream can not be read or changed"
         )
     inner, flow = model.attention_module(layer), model.flows.get(layer, Flow({}, {}))
-    around = entry(model.hf, inner)
-    if around is None:
+    around, inside = block_around(model.hf, model.stack, inner), entry(model.hf, inner)
+    if around is None or inside is None:
         raise ModelError(f"{type(inner).__name__} (layer {layer}) does not stand in a list of blocks")
-    attention = next(child for child in around.children() if inner in set(child.modules()))
+    attention = next(child for child in inside.children() if inner in set(child.modules()))
     norm1 = next((flow.reads[module] for module in inner.modules() if module in flow.reads), None)
     mlp = first(around, MLP) or _listed_mlp(model, around)
     holder = around if first(around, ("fc1",)) is not None else mlp

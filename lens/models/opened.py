@@ -40,6 +40,7 @@ class Opened:
         self.by_choice = (
             False  # whether its texts are choices, [row, choice, position]; every row is one choice then
         )
+        self.sample: Mapping[str, Tensor] = {}  # the inputs on which it was opened; empty where nobody knows
         self.moved_by_padding: frozenset[tuple[str, str]] = frozenset()  # (text, side), found on load
         self.prepend_bos: bool | None = None  # None: a text begins as the tokenizer makes it
         self.is_encoder_decoder = bool(getattr(hf.config, "is_encoder_decoder", False))
@@ -197,6 +198,14 @@ class Opened:
             if step.kind == "attention" and self.hf.get_submodule(step.path) not in own
         ]
         return named(found)
+
+    @property
+    def beside(self) -> list[str]:
+        """The other parts whose attention stands in this part's blocks: cross-attention, or the decoder's own."""
+        inside = {m for block in self.stack for m in self.hf.get_submodule(block.path).modules()}
+        return [
+            name for name, part in self.parts.items() if name != self.part_name and inside & set(part.modules)
+        ]
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:

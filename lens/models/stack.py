@@ -70,6 +70,15 @@ def entry(hf: nn.Module, attention: nn.Module) -> nn.Module | None:
     return hf.get_submodule(".".join(steps[: place + 1]))
 
 
+def block_around(hf: nn.Module, stack: Iterable[StackBlock], attention: nn.Module) -> nn.Module | None:
+    """The block of an attention module: as the stack lists it, also where it holds a list of its own (T5)."""
+    inner = entry(hf, attention)
+    if inner is None:
+        return None
+    blocks = (hf.get_submodule(block.path) for block in stack)
+    return next((block for block in blocks if inner in set(block.modules())), inner)
+
+
 def mixers_of(stack: Iterable[StackBlock]) -> tuple[Mixer, ...]:
     """All mixers of a stack, in order."""
     return tuple(mixer for block in stack for mixer in block.mixers)

@@ -2,8 +2,9 @@
 
 `places(model)` lists the names of a model. `hook_embed`, `hook_pos_embed`, `hook_attn_out`, `hook_resid_mid` and
 `hook_mlp_out` are listed only if they add up to the residual stream in a short run; in post-norm models such as BERT
-they do not, and are left out. A module that mixes positions without attention has the name `hook_mixer_out`, which
-TransformerLens does not have; blocks without attention have the names of what they hold. As in TransformerLens 4,
+they do not, and are left out. A module that mixes positions without attention has the name `hook_mixer_out`, and in a
+decoder with cross-attention the attention of the other part `hook_other_attn_out`, which TransformerLens does not have;
+blocks without attention have the names of what they hold. As in TransformerLens 4,
 `hook_resid_mid` is the input of the norm before the MLP: a change there reaches the MLP but not the stream after it.
 `attn.hook_result` is listed, but a cache keeps it only if it is named.
 """
@@ -23,6 +24,7 @@ from headwater.lens.models.blocks import TransformerBlock
 from headwater.lens.models.linear import linear
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.projections import Projections, projections
+from headwater.lens.models.signature import compares, embedding
 from headwater.lens.models.stack import StackBlock
 from headwater.lens.transformer_lens.run import Activation, Run
 
@@ -30,7 +32,9 @@ _known: WeakKeyDictionary[Opened, dict[str, Activation]] = WeakKeyDictionary()
 ATTENTION = ("attn.hook_attn_scores", "attn.hook_pattern")
 ROTARY = ("attn.hook_rot_q", "attn.hook_rot_k")
 EMBEDDINGS = ("hook_embed", "hook_pos_embed")
-WRITTEN = ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")  # what a block adds to the stream
+WRITTEN = (  # what a block adds to the stream
+    "hook_attn_out", "hook_other_attn_out", "hook_mixer_out", "hook_mlp_out",
+)  # fmt: skip
 # allowed relative difference of the stream from its sum, in float32 and float64, and in lower precision
 SAME, SAME_COARSE = 1e-4, 2e-2
 
@@ -46,10 +50,6 @@ def places(model: Opened) -> dict[str, Activation]:
 
 
 def _refuse(model: Opened) -> None:
-    if model.is_encoder_decoder or model.vocab == 0:
-        raise ModelError(
-            f"{model.name} is not one stack that reads text; TransformerLens' names are of such models alone"
-        )
     if model.read_only:
         raise ModelError(
             f"{model.name} can be read but not changed ({model.read_only}), so TransformerLens' names are not served"
@@ -83,17 +83,34 @@ def is_rotary(model: Opened) -> bool:
 
 
 def _all(model: Opened) -> Iterator[Activation]:
-    yield Activation("hook_embed", "output", model.hf.get_input_embeddings())
-    for table in blocks.position_tables(model.hf)[:1]:
-        yield Activation("hook_pos_embed", "output", table)
+    if reads_text_alone(model):  # an encoder–decoder calls its table twice in a run
+        yield Activation("hook_embed", "output", embedding(model.hf))
+        for table in blocks.position_tables(model.hf)[:1]:
+            yield Activation("hook_pos_embed", "output", table)
     rotary = is_rotary(model)
     others = {block.layer: block for block in model.stack}
     for layer in model.blocks:
         if layer in model.layers:
             yield from _of_block(model, layer, rotary)
+            yield from _of_other_attention(model, layer)
         if layer in others:
             yield from _of_steps(model, others[layer])
-    yield from _of_norm("ln_final.", blocks.final_norm(model))
+    if model.part_name == next(iter(model.parts)):
+        yield from _of_norm("ln_final.", blocks.final_norm(model))
+
+
+def reads_text_alone(model: Opened) -> bool:
+    """Whether the model runs on token ids and nothing else, and this is the part that reads them."""
+    main = model.part_name == next(iter(model.parts))
+    return main and model.vocab > 0 and not model.is_encoder_decoder and not compares(model.hf)
+
+
+def _of_other_attention(model: Opened, layer: int) -> Iterator[Activation]:
+    """The attention of another part in the same block, if there is one such part."""
+    others = [other for name in model.beside if layer in (other := model.part(name)).layers]
+    if len(others) == 1:
+        written = blocks.block(others[0], layer).attention_out
+        yield Activation(f"blocks.{layer}.hook_other_attn_out", "output", written)
 
 
 def _of_block(model: Opened, layer: int, rotary: bool) -> Iterator[Activation]:
@@ -179,11 +196,10 @@ def _not_adding_up(model: Opened, known: Mapping[str, Activation]) -> set[str]:
         for n in known
         if n.endswith(("hook_resid_pre", "hook_resid_post", "hook_resid_mid", *EMBEDDINGS, *WRITTEN))
     ]
-    length = min(model.context or 16, 16)
-    ids = (torch.arange(length)[None] * 7919 + 5) % model.vocab
-    run = Run(model, [known[name] for name in wanted], batch=1, keep=wanted)
+    given = short_input(model)
+    run = Run(model, [known[name] for name in wanted], batch=len(next(iter(given.values()))), keep=wanted)
     with run.on(), torch.no_grad():
-        model.hf(input_ids=ids.to(model.device))
+        model.hf(**given)
     embedded = [run.cache[name] for name in EMBEDDINGS if name in run.cache]
     first = run.cache.get(next((name for name in wanted if name.endswith("hook_resid_pre")), ""))
     wrong = set(run.missed) if _same(first, *embedded) else {*run.missed, *EMBEDDINGS}
@@ -198,6 +214,21 @@ def _not_adding_up(model: Opened, known: Mapping[str, Activation]) -> set[str]:
         if not serial and not _same(post, pre, *terms.values()):
             wrong |= {start + name for name in WRITTEN}
     return wrong
+
+
+def short_input(model: Opened) -> dict[str, Tensor]:
+    """A short input of the model: some token ids, or the inputs on which it was opened where it takes more."""
+    if reads_text_alone(model):
+        length = min(model.context or 16, 16)
+        return {"input_ids": ((torch.arange(length)[None] * 7919 + 5) % model.vocab).to(model.device)}
+    if not model.sample:
+        raise ModelError(
+            f"{model.name} was opened without a sample; give one with hw.load(model, sample={{…}})"
+        )
+    return {
+        name: given.to(model.device, model.dtype if given.is_floating_point() else None)
+        for name, given in model.sample.items()
+    }
 
 
 def _same(total: Tensor | None, *terms: Tensor | None) -> bool:

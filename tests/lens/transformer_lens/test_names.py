@@ -337,11 +337,27 @@ def test_refusals(call: Callable[[HookedModel], object], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["bloom", "t5", "vit"])
-def test_models_without_these_names_are_refused(name: str) -> None:
-    model = hw.load(zoo.build(name))
+def test_models_without_these_names_are_refused() -> None:
+    model = hw.load(zoo.build("bloom"))
     with pytest.raises(ModelError, match="TransformerLens' names"):
         model.run_with_cache(IDS, return_cache_object=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("vit", "vision"), ("t5", "encoder"), ("t5", "decoder"), ("t5", "cross")]
+)
+def test_the_names_of_a_part_add_up(name: str, part: str) -> None:
+    model = hw.load(zoo.build(name)).part(part)
+    assert "hook_embed" not in model.hook_names()
+    tokens = model.to_tokens(**zoo.inputs(name))
+    _, cache = model.run_with_cache(tokens, return_cache_object=False, return_type=None)
+    for layer in model.layers:
+        start = f"blocks.{layer}.hook_"
+        others = [cache[f"{start}other_attn_out"]] if part in ("decoder", "cross") else []
+        assert cache[f"{start}attn_out"].abs().max() > 1e-3
+        middle = sum(others, cache[f"{start}resid_pre"] + cache[f"{start}attn_out"])
+        torch.testing.assert_close(middle, cache[f"{start}resid_mid"])
+        torch.testing.assert_close(middle + cache[f"{start}mlp_out"], cache[f"{start}resid_post"])
 
 
 def test_tokens_are_a_tensor_that_keeps_its_mask() -> None:
