@@ -22,7 +22,7 @@ from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context, packed
 from headwater.lens.attention.context import NAME
-from headwater.lens.attention.masks import LazyMask, crossing, lazy_mask
+from headwater.lens.attention.masks import LazyMask, crossing, given_mask, lazy_mask
 from headwater.lens.attention.own_rule import own_rule
 from headwater.lens.errors import ModelError
 
@@ -141,11 +141,7 @@ def _mask_of(
         causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
         right = 0 if causal and queries > 1 else None
         return Mask(queries, keys, right=right, documents=packed.documents(module, keys)), None
-    if given.dtype == torch.bool:
-        bias = torch.zeros_like(given, dtype=q.dtype).masked_fill(~given, float("-inf"))
-    else:
-        bias = given.masked_fill(given <= torch.finfo(given.dtype).min / 2, float("-inf"))
-    return Mask(queries, keys), bias[..., :keys]
+    return given_mask(given[..., :keys], queries)
 
 
 def register() -> None:

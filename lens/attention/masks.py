@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import masking_utils
 
 from headwater.kernels.tiles.mask import IndexMask, Mask
+from headwater.kernels.tiles.pair_rules import Listed
 from headwater.lens.errors import ModelError
 
 # tensor methods that only inspect a mask; "__get__" is attribute access: shape, device, dtype
@@ -114,6 +115,32 @@ def lazy_mask(
         start, stop, documents,
     )  # fmt: skip
     return LazyMask(mask, batch_size, device)
+
+
+def given_mask(given: Tensor, queries: int) -> tuple[Mask, Tensor | None]:
+    """A mask that came as a tensor [batch|1, head|1, query|1, key]: what it hides, and what it adds to scores.
+
+    It is bool, True where visible, or numbers to add, of which the least hide. What it hides becomes a band or padding
+    where it is no more than that.
+    """
+    keys = given.shape[-1]
+    shown = given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2
+    bias = None
+    if given.dtype != torch.bool and bool((shown & (given != 0)).any()):
+        bias = given.masked_fill(~shown, float("-inf"))
+    if bool(shown.all()):
+        return Mask(queries, keys), bias
+    if shown.shape[1:3] == (1, 1):
+        return Mask(queries, keys, valid_keys=shown[:, 0, 0].cpu()), bias
+    square = shown.shape[2] == queries == keys
+    band = torch.ones(queries, keys, dtype=torch.bool, device=shown.device).tril() if square else None
+    if band is None or bool((shown & ~band).any()):
+        right = None
+    elif shown.equal(band.expand_as(shown)):
+        return Mask(queries, keys, right=0), bias
+    else:
+        right = 0
+    return Mask(queries, keys, right=right, extra=Listed(torch.zeros(2, 1, dtype=torch.long), shown)), bias
 
 
 def crossing(mask: Mask, own: Mask) -> Mask:

@@ -129,7 +129,7 @@ def _text(model: Opened, found: Tokens) -> Tokens:
     """`found` without the further inputs that the model does not take, checked; padding gets an id that is embedded."""
     tokens.check(found, model.vocab, None)
     outside = (found.ids < 0) | (found.ids >= model.vocab)
-    known = names(model.hf) if found.more else []
+    known = ["attention_mask", *names(model.hf)] if found.more else []
     more = {name: value for name, value in found.more.items() if name in known}
     return Tokens(found.ids.masked_fill(~found.mask & outside, 0), found.mask, more)
 
@@ -174,6 +174,8 @@ def _pair(
     source = None
     if floats is None or "input_ids" in names(model.hf):
         source = _text(model, read(given, attention_mask=attention_mask))
+        if "attention_mask" in source.more:
+            raise PromptError(f"{model.name} reads two texts; a mask of pairs is for models of one")
         _fits(source.ids.shape[1], model.source_context, "the encoder's text")
         more |= {"input_ids": source.ids, "attention_mask": source.mask.long(), **source.more}
         batch = len(source.ids)
@@ -317,7 +319,8 @@ def arguments(model: Opened, given: Tokens, generating: bool = False) -> dict[st
     found: dict[str, Any] = {
         n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in given.more.items()
     }
-    if found.get("attention_mask") is not None and not generating and bool(found["attention_mask"].all()):
+    mask = found.get("attention_mask")
+    if mask is not None and mask.dim() == 2 and not generating and bool(mask.all()):
         del found["attention_mask"]
     if model.vocab:
         prefix = "decoder_" if model.is_encoder_decoder else ""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headwater.lens.errors import PromptError
 from headwater.lens.naming import texts
+from headwater.lens.naming.pair_mask import is_of_pairs, pair_mask
 
 
 class Tokens(Tensor):
@@ -63,7 +64,8 @@ def to_tokens(
     """Text (`naming/texts.py`), or integer ids ([position] or [batch, position]), as `Tokens`.
 
     Texts of unequal length are padded on `side`; `more` holds `token_type_ids` where the tokenizer tells the texts of a
-    pair apart. PromptError for an empty prompt, or one that is none of these.
+    pair apart, and "attention_mask" where the mask is one of pairs (`naming/pair_mask.py`). PromptError for an empty
+    prompt, or one that is none of these.
     """
     if isinstance(given, Tokens):
         return given
@@ -84,6 +86,11 @@ def to_tokens(
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.dim() not in (1, 2):
         raise PromptError(f"token ids are integers [batch, position]; got {ids.dtype} {list(ids.shape)}")
     ids = (ids[None] if ids.dim() == 1 else ids).long()
+    if is_of_pairs(attention_mask, tuple(ids.shape)):
+        if generating:
+            raise PromptError("a mask of pairs is for one run; generate under the edit hw.MaskPairs")
+        more = {"attention_mask": pair_mask(attention_mask, tuple(ids.shape))}
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), more)
     if attention_mask is None:
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
     try:
