@@ -5,10 +5,11 @@ view works on an activation, a weight and a bias. Weights are what the module gi
 quantised weights they are the effective ones.
 
 Known layouts: GPT-2 and GPT-BigCode (c_attn), separate q_proj, k_proj, v_proj (Llama, Mistral, Qwen, Gemma, OPT, Phi,
-GPT-OSS, OLMo, Cohere, Granite, ViT, CLIP …), Phi-3 (qkv_proj), GPT-NeoX (query_key_value), ModernBERT (Wqkv), BERT-like
-(query, key, value), DistilBERT (q_lin …), T5 (q, k, v, o). Any other raises ModelError: low-rank projections (DeepSeek)
-have no matrix per head. An output gate (running/output_gates.py) is found by its shape: a module that gives one number
-per head or per feature (AFMoE, LFM3), or the second half of what the query projection gives for each head (Qwen3-Next).
+GPT-OSS, OLMo, Cohere, Granite, ViT, CLIP …), Phi-3 (qkv_proj), GPT-NeoX (query_key_value), ModernBERT (Wqkv), towers
+of packed patches (qkv), BERT-like (query, key, value; also VideoMAE and YOLOS), DistilBERT (q_lin …), T5 (q, k, v, o).
+Any other raises ModelError: low-rank projections (DeepSeek) have no matrix per head. An output gate
+(running/output_gates.py) is found by its shape: a module that gives one number per head or per feature (AFMoE, LFM3),
+or the second half of what the query projection gives for each head (Qwen3-Next).
 """
 
 from __future__ import annotations
@@ -185,6 +186,7 @@ def _separate(query: str, key: str, value: str, *outputs: str) -> Layout:
 GATE = re.compile(r"^g_|gate")
 SEPARATE = (
     ("self.query", "self.key", "self.value", "output.dense"),
+    ("attention.query", "attention.key", "attention.value", "output.dense"),
     ("query", "key", "value", "dense"),
     ("q_lin", "k_lin", "v_lin", "out_lin"),
     ("q", "k", "v", "o"),
@@ -196,6 +198,8 @@ LAYOUTS: dict[tuple[str, ...], Layout] = {
     ("q_proj", "k_proj", "v_proj"): _separate("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense"),
     ("qkv_proj", "o_proj"): _joined("qkv_proj", "o_proj"),
     ("Wqkv", "Wo"): _joined("Wqkv", "Wo"),
+    ("qkv", "proj"): _joined("qkv", "proj"),
+    ("qkv", "projection"): _joined("qkv", "projection"),
     ("query_key_value", "dense"): _head_by_head("query_key_value", "dense"),
     **{names: _separate(*names) for names in SEPARATE},
 }

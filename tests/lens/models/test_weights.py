@@ -14,7 +14,7 @@ import transformers as hf
 import headwater as hw
 from headwater.lens.errors import ModelError
 from headwater.lens.models.norms import norm_gain
-from headwater.lens.models.weights import circuit_ends, layer_weights
+from headwater.lens.models.weights import circuit_ends, head_weights, layer_weights
 
 SHARED = {"vocab_size": 61, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 WIDE = SHARED | {
@@ -78,6 +78,39 @@ def test_heads_add_up_to_the_attention_output(name: str) -> None:
         output = output * (1 + plain.model.layers[1].post_attention_layernorm.weight)
     found = torch.einsum("bhqe,hed->bqd", heads, weights.output)
     torch.testing.assert_close(found, output, atol=2e-5, rtol=1e-4)
+
+
+VIDEO = {"image_size": 16, "patch_size": 8, "num_frames": 4}
+PICTURE = {"image_size": 16, "patch_size": 8, "num_channels": 3}
+TOWERS = {
+    "VideoMAEModel": ("encoder.layer.1.attention", VIDEO, (2, 4, 3, 16, 16)),
+    "BlipVisionModel": ("encoder.layers.1.self_attn", PICTURE, (2, 3, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_heads_of_towers_add_up_too(name: str) -> None:
+    """Σ_h A_h (x W_V^h + b_V^h) W_O^h + b_O on a picture, against the module's own output."""
+    path, config, shape = TOWERS[name]
+    kind = getattr(hf, name)
+    torch.manual_seed(2)
+    sizes = {name: WIDE[name] for name in WIDE if name not in SHARED} | config
+    plain = kind._from_config(kind.config_class(**sizes), attn_implementation="eager").eval()
+    for parameter in plain.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    model, kept = hw.load(plain), {}
+
+    def keep(_, args, kwargs, output):
+        kept["input"] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        kept["output"] = output if isinstance(output, torch.Tensor) else output[0]
+
+    with plain.get_submodule(path).register_forward_hook(keep, with_kwargs=True):
+        record = model.record(torch.randn(shape))
+    weights, x = head_weights(model, 1), kept["input"]
+    values = torch.einsum("bkm,hmd->bhkd", x, weights.W_V) + weights.b_V[:, None]
+    heads = torch.einsum("bhqk,bhkd->bhqd", record.map(1).tile(slice(None), slice(None)), values)
+    found = torch.einsum("bhqd,hdm->bqm", heads, weights.W_O) + weights.b_O
+    torch.testing.assert_close(found, kept["output"], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
