@@ -23,13 +23,14 @@ FROM_0 = torch.zeros(2, 1, dtype=torch.long)  # masks of a call count from its f
 @dataclass(frozen=True, eq=False)
 class Call:
     """q [row, head, query, d_head], k and v [row, key head, key, d], what the mask hides, [row|1, head|1, query|1, key]
-    (None: nothing), the bias beside it, and the shape of the output."""
+    (None: nothing), the bias beside it, whether a mask came at all, and the shape of the output."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     hidden: Tensor | None
     bias: Tensor | None
+    masked: bool
     causal: bool
     scale: float
     shape: tuple[int, ...]
@@ -116,7 +117,7 @@ def read(
     hidden = bias = None
     if attn_mask is not None:
         hidden, bias = _parted(_four_axes(attn_mask, lead, len(q)), k.shape[2])
-    return Call(q, k, v, hidden, bias, bool(is_causal), factor, shape)
+    return Call(q, k, v, hidden, bias, attn_mask is not None, bool(is_causal), factor, shape)
 
 
 def _rows(given: Tensor, lead: tuple[int, ...], heads: int) -> Tensor:

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from headwater.kernels.attend import attend
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
 from headwater.lens.attention.function import attention
@@ -143,9 +145,7 @@ class Meeting(TorchFunctionMode):
         self._alike = None
         if not wanted or self._map is None:
             return out, None
-        map = self._map  # weights of padding count as zero in a map, and torch gives them
-        rule = replace(map.rule, mask=replace(map.rule.mask, valid_queries=None))
-        weights = replace(map, rule=rule).dense().to(out.dtype)
+        weights = _every_row(self._map).to(out.dtype)
         weights = weights.mean(1) if named["average_attn_weights"] else weights
         return out, weights if named["query"].dim() == 3 else weights[0]
 
@@ -153,6 +153,16 @@ class Meeting(TorchFunctionMode):
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one, or views of one memory with one shape."""
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+def _every_row(map: AttentionMap) -> Tensor:
+    """All weights [row, head, query, key], those of padding too, which a map has as zeros and torch gives."""
+    weights, real = map.dense(), map.mask.valid_queries
+    if real is None:
+        return weights
+    rule = replace(map.rule, mask=replace(map.mask, valid_queries=None))
+    _, other = attend(map.q, map.k, map.k, rule, [step.edit for step in map.steps])
+    return torch.where(real[:, None, :, None].to(weights.device), weights, other.dense())
 
 
 def answered(site: AttentionCall, call: Call) -> tuple[Tensor, AttentionMap]:

@@ -44,7 +44,7 @@ class ForeignModel(HookedModel):
     ) -> Measured:  # fmt: skip
         """The inputs of a call: the tensors that the module's `forward` takes are `more`, by name.
 
-        `ids` number the queries of the main part. Where inputs have another shape than before, or a mask hides keys,
+        `ids` number the queries of the main part. Where inputs have another shape than before, or a mask comes,
         the module runs once to tell how many tokens there are and which are padding.
         """
         if attention_mask is not None:

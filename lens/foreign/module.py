@@ -93,7 +93,7 @@ class ForeignModule(nn.Module):
 
     def measured(self, tensors: Mapping[str, Tensor], main: str) -> Measured:
         """The inputs of a call with the tokens of every part, from a run where inputs of this shape did not run yet or
-        where masks tell which tokens are real."""
+        where a mask may tell which tokens are real."""
         shapes = tuple((name, tuple(given.shape)) for name, given in sorted(tensors.items()))
         axes = self._lengths.get(shapes)
         if axes is None:
@@ -110,7 +110,7 @@ class ForeignModule(nn.Module):
                     len(call.q), queries, real if own and queries == keys else None
                 )
                 axes[name, "keys"] = counted(len(call.q), keys, real)
-            if all(each.call.hidden is None for each in met.values()):
+            if not any(each.call.masked for each in met.values()):
                 if len(self._lengths) >= KNOWN:
                     self._lengths.clear()
                 self._lengths[shapes] = axes

@@ -72,7 +72,9 @@ def test_frames_are_rows_of_their_own():
     record = model.record(torch.randn(2, 3, 5, 8))
     shapes = {each.map(0).shape for each in (record, *record.parts.values())}
     assert shapes == {(6, 2, 5, 5), (10, 2, 3, 3)}
-    some = model.to_tokens(torch.randn(2, 3, 5, 8)).rows([1])
+    tokens = model.to_tokens(torch.randn(2, 3, 5, 8))
+    assert len(tokens) == 2
+    some = tokens.rows([1])
     assert {model.record(some).map(0).shape} <= {(3, 2, 5, 5), (5, 2, 3, 3)}
 
 

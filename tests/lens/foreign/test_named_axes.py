@@ -50,6 +50,9 @@ def test_other_sizes_are_numbered():
     record = model.record((torch.randn(1, 4, 8), torch.randn(1, 3, 8))).part("cross")
     assert record.strings[0] == ["#0", "#1", "#2", "#3"]
     assert record.key_axis.strings[0] == ["#0", "#1", "#2"]
+    small = hw.load(Painter(), sample=SAMPLE, axes=AXES).record((torch.randn(1, 4, 8), torch.randn(1, 2, 8)))
+    assert small.strings[0] == record.strings[0]
+    assert small.grids[0] == ()
 
 
 @pytest.mark.parametrize(

@@ -159,16 +159,42 @@ def test_torchs_encoder_and_decoder(batch_first):
     torch.testing.assert_close(put(model(rows)), put(module(**given))[[2, 0]])
 
 
-def test_weights_that_a_module_asks_of_torch_are_the_edited_ones():
+@pytest.mark.parametrize("learned", [True, False])
+def test_weights_that_a_module_asks_of_torch_are_the_edited_ones(learned):
     torch.manual_seed(0)
-    module = nn.MultiheadAttention(16, 4, batch_first=True, add_bias_kv=True).eval()
+    module = nn.MultiheadAttention(16, 4, batch_first=True, add_bias_kv=learned).eval()
     x = torch.randn(2, 5, 16)
     model = hw.load(module, sample={"query": x, "key": x, "value": x, "key_padding_mask": PADDING[:, 2:]})
     given = {"query": x, "key": x, "value": x, "key_padding_mask": PADDING[:, 2:]}
     for found, expected in zip(model(given), module(**given), strict=True):
         torch.testing.assert_close(found, expected)
     with model.edit(hw.Knockout(queries="all", keys=1)):
-        assert not model(given)[1][..., 1].any()
+        assert not model(given)[1][:, :3, 1].any()
+
+
+def test_places_count_from_the_first_real_token(stack):
+    x, module = torch.randn(2, 6, 12), stack.blocks[0]["own"]
+    seen = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    seen[1, ..., :2] = False
+    model = hw.load(module, sample={"x": x, "mask": seen})
+    with model.edit(hw.Knockout(queries="all", keys=0)):
+        found = model(x, mask=seen)
+    seen = seen.clone()
+    seen[0, ..., 0] = seen[1, ..., 2] = False
+    torch.testing.assert_close(found[0], module(x, mask=seen)[0])
+    torch.testing.assert_close(found[1, 2:], module(x, mask=seen)[1, 2:])
+
+
+def test_each_mask_tells_its_own_padding(stack):
+    x = torch.randn(1, 4, 12)
+    model = hw.load(stack.blocks[0]["own"], sample=x)
+    for real in (
+        torch.tensor([True, True, False, False]),
+        torch.ones(4).bool(),
+        torch.tensor([True, True, True, False]),
+    ):
+        record = model.record(x, mask=real.view(1, 1, 1, 4))
+        assert record.valid[0].equal(real)
 
 
 def test_a_layer_that_runs_again_is_another_layer(stack):
