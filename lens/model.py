@@ -29,8 +29,8 @@ from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records import destination, plan
 from headwater.lens.records.memory import Estimate, total
 from headwater.lens.records.record import DEFAULT_STATISTICS, Record
-from headwater.lens.running import generation
-from headwater.lens.running.forward import forward, head_outputs, mixer_maps, next_token_loss, record
+from headwater.lens.running import generation, losses
+from headwater.lens.running.forward import forward, head_outputs, mixer_maps, record
 from headwater.lens.transformer_lens.face import TransformerLens
 
 
@@ -135,16 +135,13 @@ class HookedModel(TransformerLens):
     def loss(
         self, given: Any = None, attention_mask: Any = None, *, grad: bool = False, **more: Any
     ) -> Float[Tensor, " batch"]:
-        """Mean next-token loss over the real tokens of each example, [batch], in nats; ModelError unless causal."""
-        found = self.to_tokens(given, attention_mask, **more)
-        if not self.causal or not self.has_lm_head:
-            why = "has no language head" if self.causal else "reads in both directions"
-            raise ModelError(f"{self.name} {why}, so it has no next-token loss; give a loss= of your own")
-        if int(found.mask.sum(-1).min()) < 2:
-            raise PromptError(
-                "a next-token loss needs at least two tokens in every example; give longer prompts"
-            )
-        return next_token_loss(self(found, grad=grad), found)
+        """The loss of each example, [batch], in nats, of what this kind of model is trained for (running/losses.py).
+
+        Causal language models: the mean over the real next tokens, image tokens left out. Encoder–decoders: the mean
+        over the decoder's tokens. Classifiers and masked language models: the cross-entropy of `label`. Two towers
+        (CLIP): 1 − cosine similarity of each text and its own picture. ModelError where none of these has a meaning.
+        """
+        return losses.loss(self, self.to_tokens(given, attention_mask, **more), grad)
 
     def generate(
         self, given: Any = None, max_new_tokens: int = 20, attention_mask: Any = None, *, record: bool = False,

@@ -24,7 +24,7 @@ from headwater.analyses._runs.resume_at_layer import TRIED, Resuming, foreign, l
 from headwater.lens.attention import context
 from headwater.lens.attention.standing_in import runs_itself
 from headwater.lens.model import HookedModel
-from headwater.lens.models import prefix_cache
+from headwater.lens.running import prefix_cache
 from headwater.lens.running.forward import check_ready
 from headwater.lens.transformer_lens.run import Stop
 

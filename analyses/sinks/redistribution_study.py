@@ -39,7 +39,7 @@ from headwater.lens.naming.heads import Head, HeadNames, chosen, every_head, nam
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
-from headwater.lens.running.forward import next_token_loss
+from headwater.lens.running.losses import next_token_loss
 
 FILTERED = "filtered"
 CALM = 0.4  # ACT's beta

@@ -18,18 +18,14 @@ from torch import Tensor
 
 from headwater.lens.errors import ModelError, PromptError, nearest
 from headwater.lens.models.axes import axis
+from headwater.lens.models.images import check_pictures, with_images
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import (
-    FLOATS,
-    compares,
     first_position,
     float_input,
-    image_tokens,
-    markers,
     names,
-    pair,
-    vision_config,
 )
+from headwater.lens.models.token_ids import labels_of
 from headwater.lens.naming import tokens
 from headwater.lens.naming.texts import beginning, check_choice, is_text
 from headwater.lens.naming.tokens import Tokens
@@ -58,7 +54,11 @@ def read(
     read_text = partial(
         tokens.to_tokens, tokenizer=model.tokenizer, side=side, prepend_bos=begins, generating=following > 0
     )
-    found = _read(model, given, attention_mask, read_text, more or {})
+    more = dict(more or {})
+    label = more.pop("label", None)
+    found = _read(model, given, attention_mask, read_text, more)
+    if label is not None:
+        found = Tokens(found.ids, found.mask, found.more, labels_of(model, label, found), found.owners)
     if model.tokenizer is not None and not isinstance(given, Tokens) and not is_text(given):
         ids, mask = found.ids, found.mask
         if model.is_encoder_decoder and "input_ids" in found.more:
@@ -87,7 +87,7 @@ def _warn_of_two_beginnings(tokenizer: Any, ids: Tensor, mask: Tensor) -> None:
 
 def _read(model: Opened, given: Any, attention_mask: Any, read: ReadText, more: Mapping[str, Any]) -> Tokens:
     extra = {name: value for name, value in more.items() if value is not None}
-    if isinstance(given, Tokens) and given.more:
+    if isinstance(given, Tokens) and (given.more or (not extra and given.labels is not None)):
         if extra:
             raise PromptError(
                 f"these tokens hold {', '.join(given.more)} already; give {next(iter(extra))} where they are made"
@@ -108,7 +108,7 @@ def _read(model: Opened, given: Any, attention_mask: Any, read: ReadText, more: 
         return _pair(model, given, attention_mask, read, extra)
     if model.vocab == 0:
         return _without_text(model, given, extra)
-    found = _with_images(model, _text(model, read(given, attention_mask=attention_mask)), extra)
+    found = with_images(model, _text(model, read(given, attention_mask=attention_mask)), extra)
     _check_types(model, found)
     return found
 
@@ -131,7 +131,7 @@ def _text(model: Opened, found: Tokens) -> Tokens:
     outside = (found.ids < 0) | (found.ids >= model.vocab)
     known = ["attention_mask", *names(model.hf)] if found.more else []
     more = {name: value for name, value in found.more.items() if name in known}
-    return Tokens(found.ids.masked_fill(~found.mask & outside, 0), found.mask, more)
+    return found.changed(found.ids.masked_fill(~found.mask & outside, 0), found.mask, more)
 
 
 def _check_types(model: Opened, found: Tokens) -> None:
@@ -156,7 +156,7 @@ def _without_text(model: Opened, given: Any, extra: dict[str, Tensor]) -> Tokens
         kind = "images [image, channel, height, width]" if name == "pixel_values" else "audio features"
         got = "nothing" if given is None else f"{type(given).__name__}"
         raise PromptError(f"{model.name} reads {kind} as a floating-point tensor, {name}; got {got}")
-    _check_pictures(model, extra.get("pixel_values"))
+    check_pictures(model, extra.get("pixel_values"))
     main = next(iter(model.parts.values()))
     found = axis(main, main.queries, Tokens(torch.empty(0), torch.empty(0), extra))
     if found is None:
@@ -212,97 +212,6 @@ def _target(model: Opened, given: Any, mask: Any) -> Tokens:
         ids, real = torch.cat([first, ids], 1), torch.cat([torch.ones_like(first).bool(), real], 1)
     longest = int(real.sum(-1).max())
     return Tokens(ids[:, :longest], real[:, :longest])
-
-
-def _with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Tokens:
-    """A text with its images; one image token per image is repeated to the number of tokens that an image takes."""
-    marker, pixels = model.image_token, extra.get("pixel_values")
-    _refuse_markers(model, found, extra)
-    _check_pictures(model, pixels)
-    seen = any(FLOATS.get(name) == "image" for name in extra)
-    if not seen and "vision" in model.parts and (model.part_name == "vision" or compares(model.hf)):
-        what = "compares texts with images" if compares(model.hf) else "is read as its tower of images"
-        raise PromptError(f"{model.name} {what}, and no image is given; give pixel_values=…")
-    extra = {**found.more, **extra}
-    _refuse_missing(model, extra)
-    per_image = 0 if pixels is None or marker is None else tokens_of_image(model, pixels)
-    if pixels is None or per_image == 0:
-        return Tokens(found.ids, found.mask, extra)
-    places = (found.ids == marker) & found.mask
-    images = len(pixels)
-    count = int(places.sum())
-    if count == images and per_image > 1:
-        found = _repeated(found, places, per_image)
-    elif count != images * per_image:
-        raise PromptError(
-            f"{images} images take {images * per_image} image tokens ({marker}) in the text, or one each; got {count}"
-        )
-    return Tokens(found.ids, found.mask, extra)
-
-
-def tokens_of_image(model: Opened, pixels: Tensor) -> int:
-    """How many tokens one of these images takes in a text; 0 if unknown."""
-    if "vision" not in model.parts or pixels.dim() != 4:
-        return 0
-    if tuple(pixels.shape[-2:]) == pair(getattr(vision_config(model.hf), "image_size", None)):
-        return model.image_tokens
-    size = pair(getattr(vision_config(model.hf), "image_size", None))
-    found = image_tokens(model.hf, pixels[:1].to(model.device, model.dtype))
-    if not found and model.image_tokens and size is not None:
-        raise PromptError(
-            f"{model.name} does not take pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels; give pictures of "
-            f"{size[0]}×{size[1]}, as its processor makes them"
-        )
-    return found
-
-
-def _check_pictures(model: Opened, pixels: Tensor | None) -> None:
-    """PromptError for one picture without the axis of the batch, and for another number of channels."""
-    channels = getattr(vision_config(model.hf), "num_channels", None)
-    if pixels is None or not isinstance(channels, int):
-        return
-    size = pair(getattr(vision_config(model.hf), "image_size", None))
-    if pixels.dim() == 3 and tuple(pixels.shape) == (channels, *(size or ())):
-        raise PromptError(
-            f"pixel_values {list(pixels.shape)} is one picture without the axis of images; give pixel_values[None]"
-        )
-    if pixels.dim() == 4 and pixels.shape[1] != channels:
-        raise PromptError(
-            f"pixel_values {list(pixels.shape)} is not of the {channels} channels that {model.name} reads; give "
-            "[image, channel, height, width]"
-        )
-
-
-def _refuse_missing(model: Opened, extra: Mapping[str, Any]) -> None:
-    """PromptError for an input that the model can not run without."""
-    for name, parameter in inspect.signature(model.hf.forward).parameters.items():
-        plain = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if plain and parameter.default is parameter.empty and name in FLOATS and name not in extra:
-            raise PromptError(f"{model.name} does not run without {name}; give {name}=…")
-
-
-def _refuse_markers(model: Opened, found: Tokens, extra: Mapping[str, Tensor]) -> None:
-    """PromptError for a token that stands for an image, a video or a sound which is not given."""
-    for kind, marker in markers(model.hf).items():
-        there = (found.ids == marker) & found.mask
-        given = any(kind in name or FLOATS.get(name) == kind for name in extra)
-        if there.any() and not given:
-            row, column = there.nonzero()[0].tolist()
-            raise PromptError(
-                f"token {marker} at batch {row}, position {column} stands for {'an' if kind[0] in 'ai' else 'a'} "
-                f"{kind}, and none is given; give {float_input(model.hf) or kind}=…, or leave the token out"
-            )
-
-
-def _repeated(found: Tokens, places: Tensor, times: int) -> Tokens:
-    repeats = torch.where(places, times, 1)
-    if len(set(repeats.sum(-1).tolist())) > 1:
-        raise PromptError(
-            "the rows hold unequal numbers of images; write out the image tokens and pad the rows"
-        )
-    rows = [row.repeat_interleave(n) for row, n in zip(found.ids, repeats, strict=True)]
-    real = [row.repeat_interleave(n) for row, n in zip(found.mask, repeats, strict=True)]
-    return Tokens(torch.stack(rows), torch.stack(real))
 
 
 def _fits(length: int, context: int | None, what: str) -> None:

@@ -1,12 +1,17 @@
-"""`token_id` and `class_id`: the token or the class that a user gives as a word or a number."""
+"""The token or the class that a user gives as a word or a number, and the labels of a batch of examples."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from headwater.lens.errors import PromptError, nearest
 from headwater.lens.models.opened import Opened
-from headwater.lens.naming.texts import encoding
+from headwater.lens.naming.texts import encoding, short
+from headwater.lens.naming.tokens import Tokens
 
 
 def token_id(model: Opened, given: str | int, what: str) -> int:
@@ -58,3 +63,53 @@ def class_id(model: Opened, given: str | int, what: str) -> int:
     raise PromptError(
         f"{what}={given!r} is no class of {model.name}; give a label or an index from 0 to {len(labels) - 1}{known}"
     )
+
+
+def labels_of(model: Opened, given: Any, tokens: Tokens) -> Tensor:
+    """What is right for each example: class ids [batch], or token ids [batch, position] with -100 where nothing is
+    asked.
+
+    `given` is one class or token (a word or a number), one for each example, or integers of the tokens' shape. In a
+    masked language model a word stands at the one mask of its text.
+    """
+    table = given if isinstance(given, Tensor) else _table(given)
+    if table is not None and table.dim() == 2:
+        if table.is_floating_point() or len(table) != len(tokens):
+            raise PromptError(
+                f"label is integers, a row for each of {len(tokens)} examples; got {table.dtype} {list(table.shape)}"
+            )
+        return table.long()
+    single = isinstance(given, str) or (table is not None and not table.dim())
+    each: list[Any] = [given] if single or not isinstance(given, Sequence | Tensor) else list(given)
+    if len(each) != len(tokens):
+        raise PromptError(f"there are {len(each)} labels for {len(tokens)} examples; give one each")
+    if model.classes and not model.has_lm_head:
+        return torch.tensor([class_id(model, one, "label") for one in each])
+    if not model.has_lm_head or model.is_encoder_decoder or next(iter(model.parts.values())).causal:
+        raise PromptError(
+            f"label={short(given)} has no meaning for {model.name}, which has no classes and reads no masks; leave it "
+            "out, or give token ids [batch, position] where it writes text"
+        )
+    mask = getattr(model.tokenizer, "mask_token_id", None)
+    mask = getattr(model.hf.config, "mask_token_id", None) if mask is None else mask
+    if mask is None:
+        raise PromptError(
+            f"which token of {model.name} is the mask is not known; give label as ids [batch, position], -100 elsewhere"
+        )
+    masked = (tokens.ids == mask) & tokens.mask
+    if not bool((masked.sum(-1) == 1).all()):
+        row = int((masked.sum(-1) != 1).nonzero()[0])
+        raise PromptError(
+            f"label is the token at the mask, and example {row} has {int(masked[row].sum())} masks; give one, or label "
+            "as ids [batch, position], -100 elsewhere"
+        )
+    right = torch.tensor([token_id(model, one, "label") for one in each]).to(tokens.device)
+    return torch.where(masked, right[:, None], -100)
+
+
+def _table(given: Any) -> Tensor | None:
+    """Numbers as a tensor; None where there are words among them."""
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        return None

@@ -20,19 +20,22 @@ class Tokens(Tensor):
     A subclass of Tensor, so that other libraries can use it. The result of any computation with it is a plain tensor
     without a mask; `ids` is the plain tensor itself. `more` holds the model's other inputs under transformers' names.
     `labels` says what is right for each example: class ids [batch], or token ids [batch, position] with -100 where
-    nothing is asked; None where nobody said.
+    nothing is asked; None where nobody said. `owners` gives the row of each entry of an input that has not one entry
+    for each row, such as several images of one text; without it a lone row owns all entries.
     """
 
     mask: Tensor
     more: Mapping[str, Tensor]
     labels: Tensor | None
+    owners: Mapping[str, Tensor]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __new__(
-        cls, ids: Tensor, mask: Tensor, more: Mapping[str, Tensor] | None = None, labels: Tensor | None = None
-    ) -> Tokens:
+        cls, ids: Tensor, mask: Tensor, more: Mapping[str, Tensor] | None = None, labels: Tensor | None = None,
+        owners: Mapping[str, Tensor] | None = None,
+    ) -> Tokens:  # fmt: skip
         found = ids.as_subclass(cls)
-        found.mask, found.more, found.labels = mask, {} if more is None else more, labels
+        found.mask, found.more, found.labels, found.owners = mask, more or {}, labels, owners or {}
         return found
 
     @property
@@ -40,21 +43,46 @@ class Tokens(Tensor):
         return self.as_subclass(Tensor)
 
     def rows(self, which: Any, ids: Tensor | None = None) -> Tokens:
-        """Some rows with their further inputs; `ids`, as many, stand in the place of theirs."""
-        more = {name: given[which] for name, given in self.more.items()}
+        """Some rows with all that belongs to them, in this order; `ids`, as many, stand in the place of theirs.
+
+        PromptError where nobody knows which entries of an input belong to which row.
+        """
+        chosen = torch.arange(len(self))[which.cpu() if isinstance(which, Tensor) else which]
+        more, owners = {}, {}
+        for name, given in self.more.items():
+            owner = self._owner(name, given)
+            if owner is None:
+                more[name] = given[which]
+                continue
+            entries = [(owner == row).nonzero()[:, 0] for row in chosen.tolist()]
+            more[name] = given[torch.cat(entries).to(given.device)]
+            owners[name] = torch.arange(len(entries)).repeat_interleave(torch.tensor([*map(len, entries)]))
         labels = None if self.labels is None else self.labels[which]
-        return Tokens(self.ids[which] if ids is None else ids, self.mask[which], more, labels)
+        return Tokens(self.ids[which] if ids is None else ids, self.mask[which], more, labels, owners)
+
+    def _owner(self, name: str, given: Tensor) -> Tensor | None:
+        """The row of each entry of an input, None where they are the rows themselves."""
+        if name in self.owners:
+            return self.owners[name].cpu()
+        if len(given) == len(self):
+            return None
+        if len(self) == 1:
+            return torch.zeros(len(given), dtype=torch.long)
+        raise PromptError(
+            f"{name} holds {len(given)} entries for {len(self)} rows, and nothing says whose they are; give the rows "
+            "one by one"
+        )
+
+    def changed(self, ids: Tensor, mask: Tensor, more: Mapping[str, Tensor] | None = None) -> Tokens:
+        """The same examples with other ids and mask, and other further inputs (None: the same ones)."""
+        return Tokens(ids, mask, self.more if more is None else more, self.labels, self.owners)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return Tokens, (self.ids, self.mask, self.more, self.labels)
+        return Tokens, (self.ids, self.mask, self.more, self.labels, self.owners)
 
     def __deepcopy__(self, memo: Any) -> Tokens:
-        return Tokens(
-            self.ids.clone(),
-            self.mask.clone(),
-            copy.deepcopy(self.more, memo),
-            copy.deepcopy(self.labels, memo),
-        )
+        more, owners = copy.deepcopy(self.more, memo), copy.deepcopy(self.owners, memo)
+        return Tokens(self.ids.clone(), self.mask.clone(), more, copy.deepcopy(self.labels, memo), owners)
 
 
 def to_tokens(

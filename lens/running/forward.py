@@ -1,4 +1,4 @@
-"""One forward pass with the active edits, and what comes from it: the output, a record, head outputs, a loss."""
+"""One forward pass with the active edits, and what comes from it: the output, a record, head outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from headwater.kernels.maps.attention_map import AttentionMap
@@ -174,21 +174,3 @@ class _Outputs:
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
         self.by_layer[layer] = output.detach()
-
-
-def next_token_losses(
-    logits: Float[Tensor, "batch position vocab"], given: Tokens
-) -> tuple[Float[Tensor, "batch position-1"], Bool[Tensor, "batch position-1"]]:
-    """Cross-entropy of each next token in nats, and whether it and the token before are real, [batch, position-1]."""
-    real = (given.mask[:, 1:] & given.mask[:, :-1]).to(logits.device)
-    targets = given.ids[:, 1:].to(logits.device)
-    losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), targets, reduction="none"
-    )
-    return losses, real
-
-
-def next_token_loss(logits: Float[Tensor, "batch position vocab"], given: Tokens) -> Float[Tensor, " batch"]:
-    """Mean cross-entropy over the real next tokens of each row, [batch], in nats."""
-    losses, real = next_token_losses(logits, given)
-    return (losses * real).sum(-1) / real.sum(-1)

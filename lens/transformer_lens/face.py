@@ -22,7 +22,8 @@ from headwater.lens.models.classes import logits_of
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.weights import HeadWeights, head_weights
 from headwater.lens.naming.tokens import Tokens
-from headwater.lens.running.forward import forward, next_token_losses
+from headwater.lens.running.forward import forward
+from headwater.lens.running.losses import next_token_losses
 from headwater.lens.transformer_lens import names as transformer_lens_names
 from headwater.lens.transformer_lens.run import Function, Run, Stop
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import headwater as hw
-from headwater.lens.errors import AnalysisError, HeadwaterError, ModelError, PromptError
+from headwater.lens.errors import AnalysisError, HeadwaterError, PromptError
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -114,7 +114,7 @@ def test_one_text_at_a_time_without_a_padding_token():
     assert model(IDS[:1]).shape == (1, 3)
     with pytest.raises(PromptError, match="reads one text at a time, as its configuration names no padding"):
         model(IDS)
-    with pytest.raises(ModelError, match="has no language head, so it has no next-token loss"):
+    with pytest.raises(PromptError, match="has no language head, so it has no next-token loss; give label="):
         model.loss(IDS[:1])
 
 

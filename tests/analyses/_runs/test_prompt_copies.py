@@ -24,7 +24,7 @@ from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._runs import prompt_copies
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.lens.errors import AnalysisError
-from headwater.lens.models import prefix_cache
+from headwater.lens.running import prefix_cache
 
 KINDS = ("head", "head_position", "residual", "mlp", "q", "k", "v", "pattern", "destination_source")
 CASES = [  # the first position that differs, in which pairs, and which side is changed

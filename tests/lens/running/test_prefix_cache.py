@@ -10,7 +10,7 @@ import tiny_models
 import torch
 
 import headwater as hw
-from headwater.lens.models import prefix_cache
+from headwater.lens.running import prefix_cache
 
 
 @pytest.mark.parametrize("name", tiny_models.CAUSAL)
