@@ -21,6 +21,7 @@ from headwater.lens.models.axes import axis
 from headwater.lens.models.images import check_pictures, with_images
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import (
+    FLOATS,
     first_position,
     float_input,
     names,
