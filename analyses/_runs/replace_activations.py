@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from headwater.analyses._prompts.examples import output_in
 from headwater.lens.attention.standing_in import standing_in
 from headwater.lens.errors import AnalysisError
-from headwater.lens.models import inputs, prefix_cache
+from headwater.lens.models import inputs
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import compares
 from headwater.lens.naming.tokens import Tokens
+from headwater.lens.running import prefix_cache
 from headwater.lens.transformer_lens import names
 from headwater.lens.transformer_lens.run import Function, Run
 
