@@ -30,7 +30,9 @@ class Opened:
         text = hf.config.get_text_config()
         table = embedding(hf)
         self.hf = hf
-        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has a tokenizer inside
+        inside = getattr(tokenizer, "tokenizer", tokenizer)  # a processor has a tokenizer inside
+        self.tokenizer = inside if hasattr(inside, "decode") else None  # one of sounds alone has none
+        self.processor = tokenizer  # what makes inputs of texts, pictures and sounds
         self.name = name
         self.weights_digest = Revision(hf)
         self.parts = dict(parts)

@@ -4,13 +4,14 @@ Patches are "row,column", or "frame,row,column" in a video. Tokens that a pictur
 "<image> row,column" where each is one patch or a square of them, "<image> query 5" where learned queries sum the
 picture up, and "<image> #5" where their places are not known. A text with several pictures counts them from 1:
 "<image 2> 0,3". A picture that is read in crops too (LLaVA-NeXT) has "<image> detail 4,7" on the grid of these.
+Positions of a sound are named by the second at which they begin, where the model's processor says how it is sampled.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from math import isqrt
+from math import isqrt, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,8 @@ def labels(model: Opened, part: Part, side: str, found: Tokens, on_axis: Tokens)
     if side in TEXTS:
         return _of_text(model, found, on_axis)
     names, grids = _of_pictures(model, part, side, found, count) or ([], ())
+    if side == "audio" and (seconds := _seconds(model, part, found)):
+        names = [f"{i * seconds:.2f} s" for i in range(count)]
     if not names:
         mark = "query " if side == "query" else "#"
         names = [f"{mark}{i}" for i in range(count)]
@@ -89,6 +92,23 @@ def _of_pictures(
 def _several(names: list[list[str]]) -> list[str]:
     """The names of all pictures; they count from 1 where there are several: "2: 0,3"."""
     return [f"{n}: {name}" if len(names) > 1 else name for n, each in enumerate(names, 1) for name in each]
+
+
+def _seconds(model: Opened, part: Part, found: Tokens) -> float:
+    """Seconds from one position of a sound to the next, by the model's processor; 0 where it does not say.
+
+    A position is named by the second at which it begins.
+    """
+    maker = getattr(model.processor, "feature_extractor", model.processor)
+    rate, hop = getattr(maker, "sampling_rate", None), getattr(maker, "hop_length", None)
+    waves, features = (found.more.get(name) for name in ("input_values", "input_features"))
+    if rate and waves is not None and waves.dim() == 2:
+        strides = getattr(model.hf.config, "conv_stride", None)  # of the convolutions that read the wave
+        return prod(strides) / rate if strides else 0.0
+    mels = None if features is None or features.dim() != 3 else features.shape[1]
+    if rate and hop and mels is not None and mels == getattr(maker, "feature_size", None):
+        return part.stride * hop / rate
+    return 0.0
 
 
 def _packed(model: Opened, found: Tokens, count: int) -> tuple[Grid, ...]:

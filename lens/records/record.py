@@ -247,8 +247,8 @@ def undefined(statistic: str, crosses: bool, ordered: bool) -> str:
         return f"{statistic!r} is not defined in cross-attention: no key is the query's own position"
     if not ordered and statistic in kernel.RELATIVE and statistic != "self":
         return (
-            f"{statistic!r} counts places in the order of the tokens, and those of a picture stand on a grid: "
-            "analyses.patch_distance counts patches"
+            f"{statistic!r} counts places in the order of the tokens, which says nothing of where patches of a picture "
+            "or learned queries stand; analyses.patch_distance counts patches"
         )
     return ""
 

@@ -237,3 +237,25 @@ def test_a_picture_read_whole_and_in_crops(size: list[int]) -> None:
             for t, (kind, (row, column)) in named.items()
             if kind == part
         }
+
+
+def test_positions_of_a_sound_are_seconds() -> None:
+    """Whisper: a position of the encoder is two frames of 160 samples. wav2vec2: a product of strides in samples."""
+    given = zoo.inputs("whisper")
+    count = given["input_features"].shape[2]
+    maker = hf.WhisperFeatureExtractor(feature_size=given["input_features"].shape[1])
+    record = hw.load(zoo.build("whisper"), maker).record(**given)
+    seconds = [f"{n * 2 * maker.hop_length / maker.sampling_rate:.2f} s" for n in range(count // 2)]
+    assert record.part("encoder").strings[1] == record.part("cross").key_axis.strings[1] == seconds
+    assert seconds[:2] == ["0.00 s", "0.02 s"]
+    assert record.strings[0][0].startswith("#")
+
+    plain, given = zoo.build("wav2vec2"), zoo.inputs("wav2vec2")
+    record = hw.load(zoo.build("wav2vec2"), hf.Wav2Vec2FeatureExtractor(sampling_rate=100)).record(**given)
+    samples = torch.zeros(1, given["input_values"].shape[1], requires_grad=True)
+    plain.wav2vec2.feature_extractor.conv_layers[0].layer_norm = nn.Identity()  # it looks at the whole sound
+    features = plain.wav2vec2.feature_extractor(samples)[0].sum(0)  # [position]
+    for position, word in enumerate(record.strings[0]):
+        (slope,) = torch.autograd.grad(features[position], samples, retain_graph=True)
+        assert word == f"{slope[0].nonzero()[0].item() / 100:.2f} s"
+    assert hw.load(zoo.build("whisper")).record(**zoo.inputs("whisper")).part("encoder").strings[0][1] == "#1"
