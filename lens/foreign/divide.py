@@ -6,6 +6,7 @@ and their maps have one size. A part is "self" or "cross"; where there are sever
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -15,6 +16,7 @@ from headwater.lens.foreign.meeting import AttentionCall, Key, Met
 from headwater.lens.models.parts import CROSS, Part, Shape, number
 from headwater.lens.models.stack import pattern
 
+ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 Group = dict[Key, Met]
 
 
@@ -35,6 +37,19 @@ def divide(met: Mapping[Key, Met], batch: int) -> tuple[dict[str, Part], dict[Ke
         axes = _axes(named[names], names, {named[other]: other for other in groups})
         parts[named[names]] = _part(named[names], axes, group, made)
     return dict(sorted(parts.items(), key=lambda each: _rank(each[1], met, batch))), sites
+
+
+def unread(module: nn.Module, met: Mapping[Key, Met]) -> tuple[str, ...]:
+    """Modules that are called attention and in which no call was met, as "blocks.*.attn (TalkingHeads)"."""
+    read = {key.path for key in met}
+    found = {}
+    for path, each in module.named_modules():
+        within = any(
+            other == path or other.startswith(f"{path}.") or path.startswith(f"{other}.") for other in read
+        )
+        if path and ATTENTION.search(type(each).__name__) and not within:
+            found[f"{pattern(path)} ({type(each).__name__})"] = None
+    return tuple(found)
 
 
 def is_own(key: Key, met: Met) -> bool:

@@ -12,7 +12,7 @@ from torch.overrides import BaseTorchFunctionMode
 
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.foreign.arguments import Arguments, numbers_in
-from headwater.lens.foreign.divide import divide
+from headwater.lens.foreign.divide import divide, unread
 from headwater.lens.foreign.model import ForeignModel
 from headwater.lens.foreign.module import ForeignModule
 from headwater.lens.foreign.named_axes import NamedAxes
@@ -47,7 +47,7 @@ def open_module(module: nn.Module, sample: Any, axes: Any = None) -> ForeignMode
         hf.named = NamedAxes(axes, parts)
         parts = hf.named.renamed(parts)
     hf.stand_on(sites, {part: next(iter(each.modules)).key for part, each in parts.items()})  # type: ignore[misc]
-    model = ForeignModel(hf, None, parts, name)
+    model = ForeignModel(hf, None, parts, name, unread=unread(module, met))
     if hf.named is not None:
         hf.named.fit(hf.measured(hf.arguments.tensors, next(iter(parts))))
     torch.manual_seed(0)

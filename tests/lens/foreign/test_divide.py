@@ -85,3 +85,15 @@ def test_causal_attention_is_known():
 
     assert hw.load(Causal(), sample=torch.randn(1, 5, 8)).causal
     assert not hw.load(Both(), sample=(torch.randn(1, 5, 8), torch.randn(1, 3, 8))).causal
+
+
+def test_attention_without_a_call_is_told():
+    class TalkingAttention(nn.Module):
+        def forward(self, x):
+            return (x @ x.mT).softmax(-1) @ x
+
+    module = nn.Sequential(TalkingAttention(), Attend(), TalkingAttention())
+    model = hw.load(module, sample=torch.randn(1, 5, 8))
+    assert model.unread == ("* (TalkingAttention)",)
+    assert model.record(torch.randn(1, 5, 8)).provenance["not_covered"] == ["* (TalkingAttention)"]
+    assert hw.load(nn.MultiheadAttention(8, 2), sample=(torch.randn(1, 5, 8),) * 3).unread == ()
