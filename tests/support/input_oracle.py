@@ -1,16 +1,21 @@
 """Gradients and changes of a score at named modules of a plain transformers model, by hooks written out by hand.
 
-It shares no code with Headwater: the module of every family is named here, from transformers' source.
+The oracle shares no code with Headwater: the module of every family is named here, from transformers' source.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+import headwater as hw
+from headwater.lens.loading import zoo
 
 Score = Callable[[Any], Tensor]  # the model's output → one number per row
 
@@ -36,6 +41,33 @@ PLACES = {
     },
     "wav2vec2": {"audio": ("wav2vec2.encoder.layers.0", "input")},
 }
+
+
+@dataclass
+class Case:
+    """A family as Headwater reads it, its plain float64 twin, and its inputs: two rows, padded where they can be."""
+
+    family: str
+    model: hw.HookedModel
+    twin: Any
+    given: dict[str, Tensor]
+
+    @property
+    def tokens(self) -> Any:
+        more: dict[str, Any] = {
+            n: t for n, t in self.given.items() if n not in ("input_ids", "attention_mask")
+        }
+        return self.model.to_tokens(self.given.get("input_ids"), self.given.get("attention_mask"), **more)
+
+    def places(self, sides: list[str]) -> list[Place]:
+        return [Place.of(self.twin, self.family, side) for side in sides]
+
+
+@functools.cache
+def case(family: str) -> Case:
+    """A family of the zoo, built once."""
+    plain = zoo.build(family, seed=3)
+    return Case(family, hw.load(copy.deepcopy(plain)), plain.double(), zoo.inputs(family, lengths=(11, 8)))
 
 
 @dataclass

@@ -7,9 +7,7 @@ examples as the baseline, the class token among the patches that are blanked.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import input_oracle
@@ -17,20 +15,16 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from input_oracle import Place, single
+from input_oracle import Case, Place, single
 from torch import Tensor
 
-import headwater as hw
-from headwater.analyses import (
-    agreement,
-    blank_out,
-    faithfulness,
-    input_gradient,
-    input_x_gradient,
-    integrated_gradients,
-)
+from headwater.analyses.tokens.agreement import agreement
+from headwater.analyses.tokens.blank_out import blank_out
+from headwater.analyses.tokens.faithfulness import faithfulness
+from headwater.analyses.tokens.input_gradient import input_gradient
+from headwater.analyses.tokens.input_x_gradient import input_x_gradient
+from headwater.analyses.tokens.integrated_gradients import integrated_gradients
 from headwater.lens.errors import AnalysisError
-from headwater.lens.loading import zoo
 
 # family, part that is read, and the sides whose tokens its predictions are computed from
 CASES = [
@@ -47,39 +41,6 @@ CASES = [
 ]
 
 
-@dataclass
-class Case:
-    """A family as Headwater reads it, its plain float64 twin, and its inputs: two rows, padded where they can be."""
-
-    family: str
-    model: hw.HookedModel
-    twin: Any
-    given: dict[str, Tensor]
-
-    @property
-    def tokens(self) -> Any:
-        more = {n: t for n, t in self.given.items() if n not in ("input_ids", "attention_mask")}
-        return self.model.to_tokens(self.given.get("input_ids"), self.given.get("attention_mask"), **more)
-
-    def places(self, sides: list[str]) -> list[Place]:
-        return [Place.of(self.twin, self.family, side) for side in sides]
-
-
-@pytest.fixture(scope="module")
-def built() -> Callable[[str], Case]:
-    known: dict[str, Case] = {}
-
-    def get(name: str) -> Case:
-        if name not in known:
-            plain = zoo.build(name, seed=3)
-            known[name] = Case(
-                name, hw.load(copy.deepcopy(plain)), plain.double(), zoo.inputs(name, lengths=(11, 8))
-            )
-        return known[name]
-
-    return get
-
-
 def entered(found: xr.DataArray, row: int, count: int) -> np.ndarray:
     """The values of a row where it has tokens of an input: no padding, no class token."""
     values = found.values[row]
@@ -90,9 +51,9 @@ def entered(found: xr.DataArray, row: int, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("family", "part", "sides"), CASES)
 def test_gradients_and_their_products_at_the_vectors_of_every_side(
-    built: Callable[[str], Case], family: str, part: str, sides: list[str]
+    family: str, part: str, sides: list[str]
 ) -> None:
-    case = built(family)
+    case = input_oracle.case(family)
     model, places = case.model.part(part), case.places(sides)
     slope = input_gradient(model, case.tokens)
     share = input_x_gradient(model, case.tokens)
@@ -118,10 +79,8 @@ def test_gradients_and_their_products_at_the_vectors_of_every_side(
     ("family", "part", "sides", "baseline"),
     [(*CASES[0], "zero"), (*CASES[0], "mean"), (*CASES[4], "mean"), (*CASES[5], "mean")],
 )
-def test_integrated_gradients_are_complete(
-    built: Callable[[str], Case], family: str, part: str, sides: list[str], baseline: str
-) -> None:
-    case = built(family)
+def test_integrated_gradients_are_complete(family: str, part: str, sides: list[str], baseline: str) -> None:
+    case = input_oracle.case(family)
     places = case.places(sides)
     found = integrated_gradients(case.model.part(part), case.tokens, baseline=baseline, tolerance=0.02)
     for row in range(2):
@@ -153,10 +112,8 @@ def _start(vectors: Tensor, place: Place, baseline: str) -> Tensor:
     return vectors.mean(1, keepdim=True).expand_as(vectors)
 
 
-def test_the_baseline_of_blanks_is_the_example_with_nothing_but_its_mean(
-    built: Callable[[str], Case],
-) -> None:
-    case = built("vit_classifier")
+def test_the_baseline_of_blanks_is_the_example_with_nothing_but_its_mean() -> None:
+    case = input_oracle.case("vit_classifier")
     found = integrated_gradients(case.model, case.tokens, baseline="blank")
     pixels = case.given["pixel_values"].double()
     with torch.no_grad():
@@ -219,8 +176,8 @@ def _of_mean(case: Case, where: Place, name: str, place: int) -> Callable[[dict[
 
 
 @pytest.mark.parametrize("family", ["vit_classifier", "clip"])
-def test_a_blank_patch_has_the_mean_colour_of_its_picture(built: Callable[[str], Case], family: str) -> None:
-    case = built(family)
+def test_a_blank_patch_has_the_mean_colour_of_its_picture(family: str) -> None:
+    case = input_oracle.case(family)
     found = blank_out(case.model.part("vision"), case.tokens, signed=True)
     for row in range(2):
         expected = _changes(case, row, [_patch(case, place) for place in range(9)])
@@ -230,8 +187,8 @@ def test_a_blank_patch_has_the_mean_colour_of_its_picture(built: Callable[[str],
         blank_out(case.model.part("vision"), case.tokens, blank="#3")
 
 
-def test_blank_words_beside_a_picture_and_blank_places_of_it(built: Callable[[str], Case]) -> None:
-    case = built("llava")
+def test_blank_words_beside_a_picture_and_blank_places_of_it() -> None:
+    case = input_oracle.case("llava")
     found = blank_out(case.model, case.tokens, blank="#4", signed=True)
     stream = Place.of(case.twin, "llava", "text")
     for row, length in enumerate((20, 17)):
@@ -243,8 +200,8 @@ def test_blank_words_beside_a_picture_and_blank_places_of_it(built: Callable[[st
         np.testing.assert_allclose(entered(found, row, length), expected, atol=5e-4 * np.abs(expected).max())
 
 
-def test_blank_words_on_both_sides(built: Callable[[str], Case]) -> None:
-    case = built("t5")
+def test_blank_words_on_both_sides() -> None:
+    case = input_oracle.case("t5")
     found = blank_out(case.model, case.tokens, blank="#4", signed=True)
     for row, length in enumerate((11, 8)):
         forms = [_word(case, "input_ids", n) for n in range(length)]
@@ -255,8 +212,8 @@ def test_blank_words_on_both_sides(built: Callable[[str], Case]) -> None:
         )
 
 
-def test_blank_sound_and_words(built: Callable[[str], Case]) -> None:
-    case = built("whisper")
+def test_blank_sound_and_words() -> None:
+    case = input_oracle.case("whisper")
     found = blank_out(case.model, case.tokens, blank="#4", signed=True)
     stream = Place.of(case.twin, "whisper", "encoder")
     forms = [_of_mean(case, stream, "input_features", n) for n in range(10)]
@@ -266,8 +223,8 @@ def test_blank_sound_and_words(built: Callable[[str], Case]) -> None:
         np.testing.assert_allclose(entered(found, row, 17), expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_curves_of_patches_begin_at_the_picture_and_end_at_its_mean(built: Callable[[str], Case]) -> None:
-    case = built("vit_classifier")
+def test_curves_of_patches_begin_at_the_picture_and_end_at_its_mean() -> None:
+    case = input_oracle.case("vit_classifier")
     weights = np.zeros((2, 10))
     weights[:, 1:] = np.arange(9)[::-1]  # patch after patch
     found = faithfulness(case.model, case.tokens, {"mine": weights}, steps=9, draws=5, kind="log_probability")
@@ -291,8 +248,8 @@ def test_curves_of_patches_begin_at_the_picture_and_end_at_its_mean(built: Calla
         )
 
 
-def test_methods_are_compared_on_both_sides(built: Callable[[str], Case]) -> None:
-    case = built("t5")
+def test_methods_are_compared_on_both_sides() -> None:
+    case = input_oracle.case("t5")
     names = "raw_attention rollout relevance alti input_x_gradient"
     found = agreement(case.model, case.tokens, names, draws=5)
     assert found.agreement.shape == (2, 5, 5)

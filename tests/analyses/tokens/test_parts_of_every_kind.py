@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import input_oracle
@@ -16,13 +16,17 @@ import numpy as np
 import part_mixing
 import pytest
 import torch
-from input_oracle import single
+from input_oracle import Case, single
 from torch import Tensor
 
 import headwater as hw
-from headwater.analyses import alti, globenc, gradient_rollout, norms, relevance, value_zeroing
+from headwater.analyses.tokens.alti import alti
+from headwater.analyses.tokens.globenc import globenc
+from headwater.analyses.tokens.gradient_rollout import gradient_rollout
+from headwater.analyses.tokens.norms import norms
+from headwater.analyses.tokens.relevance import relevance
+from headwater.analyses.tokens.value_zeroing import value_zeroing
 from headwater.lens.errors import AnalysisError
-from headwater.lens.loading import zoo
 
 STACKS = [
     ("vit_classifier", "vision"),
@@ -35,36 +39,6 @@ STACKS = [
     pytest.param("bart", "encoder", marks=pytest.mark.slow),
 ]
 CROSSING = [("t5", "cross"), ("bart", "cross"), pytest.param("whisper", "cross", marks=pytest.mark.slow)]
-
-
-@dataclass
-class Case:
-    """A family as Headwater reads it, its plain float64 twin, and two rows of inputs, padded where they can be."""
-
-    family: str
-    model: hw.HookedModel
-    twin: Any
-    given: dict[str, Tensor]
-
-    @property
-    def tokens(self) -> Any:
-        more = {n: t for n, t in self.given.items() if n not in ("input_ids", "attention_mask")}
-        return self.model.to_tokens(self.given.get("input_ids"), self.given.get("attention_mask"), **more)
-
-
-@pytest.fixture(scope="module")
-def built() -> Callable[[str], Case]:
-    known: dict[str, Case] = {}
-
-    def get(name: str) -> Case:
-        if name not in known:
-            plain = zoo.build(name, seed=3)
-            known[name] = Case(
-                name, hw.load(copy.deepcopy(plain)), plain.double(), zoo.inputs(name, lengths=(11, 8))
-            )
-        return known[name]
-
-    return get
 
 
 def real(values: np.ndarray) -> np.ndarray:
@@ -87,8 +61,8 @@ def with_residual(layer: part_mixing.Mixed) -> Tensor:
 
 
 @pytest.mark.parametrize(("family", "part"), STACKS)
-def test_norms_products_and_shares_of_one_part(built: Callable[[str], Case], family: str, part: str) -> None:
-    case = built(family)
+def test_norms_products_and_shares_of_one_part(family: str, part: str) -> None:
+    case = input_oracle.case(family)
     model, tokens = case.model.part(part), case.tokens
     lengths = norms(model, tokens, queries=[-1, 1])
     plain = norms(model, tokens, queries=[-1, 1], stage="attention").norm
@@ -124,8 +98,8 @@ def near(whole: Tensor, terms: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("family", "part"), CROSSING)
-def test_norms_in_cross_attention(built: Callable[[str], Case], family: str, part: str) -> None:
-    case = built(family)
+def test_norms_in_cross_attention(family: str, part: str) -> None:
+    case = input_oracle.case(family)
     model, tokens = case.model.part(part), case.tokens
     found = norms(model, tokens, queries="all")
     heads = norms(model, tokens, queries="all", per_head=True, stage="attention").norm
@@ -141,8 +115,8 @@ def test_norms_in_cross_attention(built: Callable[[str], Case], family: str, par
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", pytest.param("whisper", marks=pytest.mark.slow)])
-def test_alti_through_both_sides(built: Callable[[str], Case], family: str) -> None:
-    case = built(family)
+def test_alti_through_both_sides(family: str) -> None:
+    case = input_oracle.case(family)
     found = alti(case.model, case.tokens, queries="all")
     np.testing.assert_allclose(found.sum("key"), 1, atol=1e-6)
     for row in range(2):
@@ -169,8 +143,8 @@ def test_alti_through_both_sides(built: Callable[[str], Case], family: str) -> N
 
 
 @pytest.mark.parametrize(("family", "part"), [*STACKS[:2], *STACKS[4:]])
-def test_value_zeroing_of_one_part(built: Callable[[str], Case], family: str, part: str) -> None:
-    case = built(family)
+def test_value_zeroing_of_one_part(family: str, part: str) -> None:
+    case = input_oracle.case(family)
     found = value_zeroing(case.model.part(part), case.tokens, queries="all")
     for row in range(2):
         maps = []
@@ -182,8 +156,8 @@ def test_value_zeroing_of_one_part(built: Callable[[str], Case], family: str, pa
 
 
 @pytest.mark.parametrize(("family", "part"), CROSSING)
-def test_value_zeroing_in_cross_attention(built: Callable[[str], Case], family: str, part: str) -> None:
-    case = built(family)
+def test_value_zeroing_in_cross_attention(family: str, part: str) -> None:
+    case = input_oracle.case(family)
     model = case.model.part(part)
     found = value_zeroing(model, case.tokens, queries="all", first_layer=1, last_layer=1)
     for row in range(2):
@@ -231,15 +205,13 @@ READ = [  # family, part, the row that its outputs read (None: all, so that rows
 
 
 @pytest.mark.parametrize(("family", "part", "read"), READ)
-def test_relevance_and_gradient_rollout_of_one_part(
-    built: Callable[[str], Case], family: str, part: str, read: int | None
-) -> None:
-    case = built(family)
+def test_relevance_and_gradient_rollout_of_one_part(family: str, part: str, read: int | None) -> None:
+    case = input_oracle.case(family)
     model, tokens = case.model.part(part), case.tokens
     if (family, part) == ("clip", "text"):  # the text is read at its largest id, here the last one
-        case.given["input_ids"].clamp_(max=80)
-        for row, length in enumerate((11, 8)):
-            case.given["input_ids"][row, length - 1] = 89
+        ids = case.given["input_ids"].clamp(max=80)
+        ids[[0, 1], [10, 7]] = 89
+        case = replace(case, given=case.given | {"input_ids": ids})
         tokens = case.tokens
     rows = {} if read is not None else {"queries": [2]}
     if read is None:
@@ -271,9 +243,9 @@ def _logit(family: str) -> Callable[[Any], Tensor]:
     return lambda out: (out.logits if out.logits.dim() == 2 else out.logits[:, -1]).max(-1).values
 
 
-def test_a_layer_that_nothing_reads_is_passed_by(built: Callable[[str], Case]) -> None:
-    plain = copy.deepcopy(built("llava").twin).float()
+def test_a_layer_that_nothing_reads_is_passed_by() -> None:
+    plain = copy.deepcopy(input_oracle.case("llava").twin).float()
     plain.config.vision_feature_layer = -2  # the stream in front of the last layer
     tower = hw.load(plain).part("vision")
     with pytest.raises(AnalysisError, match="reads its outputs at 9 positions of the vision"):
-        relevance(tower, built("llava").tokens)
+        relevance(tower, input_oracle.case("llava").tokens)
