@@ -129,10 +129,11 @@ def _mask_of(
     queries, keys = q.shape[2], k.shape[2]
     if isinstance(given, LazyMask):
         mask = given.mask
+        bias = None if given.bias is None else given.bias[..., :keys]
         if (mask.queries, mask.keys) == (queries, keys):
-            return mask, None
+            return mask, bias
         if mask.queries == queries and mask.keys > keys:
-            return mask.trimmed(0, keys), None
+            return mask.trimmed(0, keys), bias
         raise ModelError(
             f"{type(module).__name__} was given a mask for {mask.queries}×{mask.keys} positions but attends over "
             f"{queries}×{keys}; this architecture can not be read"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
+from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import IndexMask, Mask
 from headwater.kernels.tiles.pair_rules import Listed
 from headwater.lens.errors import ModelError
@@ -31,11 +32,13 @@ class LazyMask(Tensor):
     """A stand-in for the 4-D attention mask: shape and type of a tensor, but it stores only the `Mask` description.
 
     transformers passes a 4-D mask tensor on unchanged, which generation with a static cache relies on. The last queries
-    may be cut out of it (Gemma 4 computes no others in layers that share keys). Arithmetic would lose the description,
-    so it raises ModelError.
+    may be cut out of it (Gemma 4 computes no others in layers that share keys). What a model adds to it is kept as the
+    bias of the scores (BEiT). Repeated for each head, for attention outside of the interface, it becomes a tensor
+    (SigLIP 2). Other arithmetic would lose the description, so it raises ModelError.
     """
 
     mask: Mask
+    bias: Tensor | None = None
 
     def __new__(cls, mask: Mask, batch: int, device: Any = None) -> LazyMask:
         nothing = torch.zeros(1, dtype=torch.bool, device=device)
@@ -48,7 +51,15 @@ class LazyMask(Tensor):
         name = getattr(func, "__name__", str(func))
         if name in ("contiguous", "to", "detach", "clone", "cuda", "cpu"):
             return args[0]
-        if name == "__getitem__" and (last := _last_queries(args[0].mask, args[1])) is not None:
+        if name == "add" and (summed := _with_bias(args)) is not None:
+            return summed
+        if name == "repeat":
+            return _dense(args[0]).repeat(*args[1:])
+        if (
+            name == "__getitem__"
+            and args[0].bias is None
+            and (last := _last_queries(args[0].mask, args[1])) is not None
+        ):
             return args[0] if last is args[0].mask else cls(last, args[0].shape[0], args[0].device)
         if name in ASKED:
             with torch._C.DisableTorchFunctionSubclass():
@@ -58,6 +69,28 @@ class LazyMask(Tensor):
         raise ModelError(
             f"the model computes with its attention mask ({name}) before attending; this architecture can not be read"
         )
+
+
+def _with_bias(terms: Any) -> LazyMask | None:
+    """The sum of a mask and a tensor of scores; None for any other sum."""
+    given = next(term for term in terms if isinstance(term, LazyMask))
+    other = next((term for term in terms if term is not given), None)
+    if not isinstance(other, Tensor) or isinstance(other, LazyMask) or not other.is_floating_point():
+        return None
+    found = LazyMask(given.mask, given.shape[0], given.device)
+    found.bias = other if given.bias is None else given.bias + other
+    return found
+
+
+def _dense(given: LazyMask) -> Tensor:
+    """Which pairs are visible, bool [batch, 1, query, key]."""
+    mask = given.mask
+    block = Block(
+        slice(0, given.shape[0]), torch.zeros(1).long(), slice(0, mask.queries), slice(0, mask.keys)
+    )
+    tile = mask.tile(block, given.device)
+    shown = torch.ones((), dtype=torch.bool, device=given.device) if tile is None else tile
+    return shown.expand(given.shape[0], 1, mask.queries, mask.keys)
 
 
 def _last_queries(mask: Mask, index: Any) -> Mask | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headwater.lens.attention import context, packed
 from headwater.lens.attention.function import NAME
+from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.loading.as_it_was import State, as_it_was
 from headwater.lens.loading.flows import with_flows
@@ -37,6 +38,10 @@ class _UnfitError(ModelError):
     """The model does not run on this sample."""
 
 
+class _UnequalError(ModelError):
+    """Headwater's attention gives other outputs, so that it has taken the model for another one."""
+
+
 def open_model(hf: Any, tokenizer: Any, name: str, sample: Mapping[str, Any] | None = None) -> HookedModel:
     """The opened model. `hf` keeps Headwater's attention from now on; after an error it is as before.
 
@@ -51,7 +56,7 @@ def open_model(hf: Any, tokenizer: Any, name: str, sample: Mapping[str, Any] | N
             changes = state.changes()
             state.put_back()
             _refuse_exchanged(hf, found, changes)
-            its_own = "" if _has_interface(hf) else read_only.READ_ONLY
+            its_own = read_only.READ_ONLY if any(part.dense for part in found.values()) else ""
             model = HookedModel(hf, tokenizer, found, name, unread=unread, read_only=its_own)
             if not model.vocab and "text" in model.parts:
                 raise ModelError(
@@ -83,6 +88,9 @@ def _first_read(hf: Any, name: str, tried: Any, state: State) -> _Read:
         except _UnfitError as error:
             unfit = unfit or error
         except HeadwaterError as error:
+            given = None if isinstance(error, _UnequalError) else _given_after_all(hf, name, sample, state)
+            if given is not None:
+                return given
             if not FLOATS.keys() & sample.keys():
                 raise (refused or error) from None
             refused = error if refused is None else refused
@@ -97,6 +105,20 @@ def _first_read(hf: Any, name: str, tried: Any, state: State) -> _Read:
     )
 
 
+def _given_after_all(hf: Any, name: str, sample: dict[str, Tensor], state: State) -> _Read | None:
+    """What the dense weights show of a model that can not be read through the interface; None if they do not either."""
+    if not _has_interface(hf):
+        return None
+    state.put_back(everything=True)
+    hf.eval()
+    try:
+        with as_it_was(hf):
+            hf.set_attn_implementation("eager")
+            return _read_given(hf, name, sample)
+    except HeadwaterError:
+        return None
+
+
 def _has_interface(hf: Any) -> bool:
     return hf._can_set_attn_implementation()
 
@@ -106,7 +128,16 @@ def _read_given(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
     _run(hf, sample, name)
     found, unread = read_only.read_parts(hf, sample, as_rows(sample))
     found, mixing = _described(hf, found, sample)
-    return found, (*unread, *mixing), sample
+    return found, (*unread, *mixing, *_other_weights(hf, found)), sample
+
+
+def _other_weights(hf: Any, found: Mapping[str, Part]) -> tuple[str, ...]:
+    """Attention of the same classes whose weights the model does not give (TimeSformer's along the frames)."""
+    read = {module for part in found.values() for module in part.modules}
+    kinds = {type(module) for module in read}
+    return tuple(
+        sorted({pattern(path) for path, m in hf.named_modules() if type(m) in kinds and m not in read})
+    )
 
 
 def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
@@ -125,6 +156,7 @@ def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
     if packed.read_whole(module for module in hf.modules() if type(module) in kinds):
         with context.discovering() as calls:
             after = _run(hf, sample, name)
+    _refuse_repeated(hf, [module for module, _ in calls], sample)
     if not calls:
         raise ModelError(
             f"{type(hf).__name__} never called the attention interface; its attention can not be read"
@@ -156,7 +188,9 @@ def _described(
     hf: Any, found: dict[str, Part], sample: dict[str, Tensor]
 ) -> tuple[dict[str, Part], tuple[str, ...]]:  # fmt: skip
     """The parts with the places of patches, their blocks and their norms; and what no map covers."""
-    found, mixing = with_stacks(hf, with_patches(hf, found, sample), sample, read_only=not _has_interface(hf))
+    found, mixing = with_stacks(
+        hf, with_patches(hf, found, sample), sample, read_only=any(part.dense for part in found.values())
+    )
     return with_flows(hf, found, sample), mixing
 
 
@@ -206,6 +240,22 @@ def _run(hf: Any, sample: dict[str, Tensor], name: str) -> Tensor:
         ) from None
 
 
+def _refuse_repeated(hf: Any, called: list[nn.Module], sample: dict[str, Tensor]) -> None:
+    """ModelError for a module with more than one map: it serves several layers, or attends more than once."""
+    twice = next((module for module in called if called.count(module) > 1), None)
+    if twice is None:
+        return
+    runs: list[nn.Module] = []
+    with torch.no_grad(), on(twice, before=lambda module, *_: runs.append(module)):
+        hf(**sample)
+    path, count = next(path for path, module in hf.named_modules() if module is twice), called.count(twice)
+    if len(runs) == 1:
+        raise ModelError(
+            f"{type(hf).__name__}: {path} attends {count} times in one layer, so that the layer has no one map"
+        )
+    raise ModelError(f"{type(hf).__name__}: {path} serves several layers, which can not be told apart")
+
+
 def _silent(hf: Any, called: set[nn.Module]) -> tuple[str, ...]:
     """The stacks in which no layer was called; ModelError for a stack in which only some layers were called."""
     kinds = {type(module) for module in called}
@@ -236,7 +286,7 @@ def _compare(before: Tensor, after: Tensor, sample: dict[str, Tensor], hf: Any) 
     close_or_refuse(
         before, after, f"{type(hf).__name__} gives other outputs when Headwater computes its attention",
         "; this architecture can not be read",
-        allowed={torch.float64: 1e-5, torch.float32: 1e-3}.get(coarser, 5e-2), least=1.0, error=ModelError,
+        allowed={torch.float64: 1e-5, torch.float32: 1e-3}.get(coarser, 5e-2), least=1.0, error=_UnequalError,
     )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def _forms(asked: Asked, text: Inputs) -> Iterator[Inputs]:
         last = text["attention_mask"].sum(-1, keepdim=True) - 1
         yield text | {"input_ids": ids.scatter(1, last, end)}
     yield {name: given[:1] for name, given in text.items()}  # the model has no padding token
+    yield {name: given for name, given in text.items() if name != "attention_mask"}
     yield {name: given[:, None] for name, given in text.items()}  # each row is one of several choices
 
 

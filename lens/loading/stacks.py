@@ -98,7 +98,10 @@ class _Look:
         differing = [n for n in places if len({path[n] for path in steps}) > 1]
         if not places:
             return []
-        place = differing[-1] if differing else places[0]
+        lists = [
+            n for n in places if isinstance(self.hf.get_submodule(".".join(steps[0][: n + 1])), nn.ModuleList)
+        ]
+        place = differing[-1] if differing else next((n for n in places if n not in lists), places[0])
         holders = dict.fromkeys(".".join(path[:place]) for path in steps)
         return [entry for path in holders for entry in self.hf.get_submodule(path).children()]
 

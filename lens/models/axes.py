@@ -28,7 +28,9 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
     floats = [t for n, t in tokens.more.items() if n in FLOATS]
     if name in CONSTANT:
-        return counted(len(tokens) or len(floats[0]), part.counts[name]) if floats else None
+        if part.beside and not floats:
+            return None
+        return counted(len(tokens) or len(floats[0]), part.counts[name])
     given = next((t for n, t in tokens.more.items() if FLOATS.get(n) == name), None)
     if given is None:
         return None

@@ -48,6 +48,8 @@ class Opened:
         self.is_encoder_decoder = bool(getattr(hf.config, "is_encoder_decoder", False))
         self.vocab = int(table.num_embeddings) if table is not None else 0
         self.source_context: int | None = getattr(text, "max_position_embeddings", None)
+        if (self.source_context or 0) < 0:  # XLNet has no limit
+            self.source_context = None
         self.context: int | None = getattr(text, "max_target_positions", self.source_context)
         if self.context is not None:
             self.context -= first_position(hf)  # the first rows of the position table are not used

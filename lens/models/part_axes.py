@@ -47,6 +47,7 @@ def axes_of(
     text = _length(sample, "input_ids")
     known = {"text": text, "encoder": text, "decoder": text, "image": image}
     known["decoder"] = _length(sample, "decoder_input_ids") if encodes else text
+    known["series"] = _length(sample, "inputs")  # Perceiver's latents read them
     sound = next((FLOATS[name] for name in sample if name in FLOATS), "encoder")
     source = "encoder" if "input_ids" in sample else sound
     main = "decoder" if encodes else "text"
@@ -55,8 +56,9 @@ def axes_of(
     if unread or known.get(queries) not in (None, shape[0]):
         queries = "query"
     if kind == "cross":
-        keys = next((name for name in (source, "image") if known.get(name) in (None, shape[1])), "state")
-        keys = "image" if keys == "encoder" and not encodes else keys
+        seen = [name for name in ("image",) if name in {FLOATS.get(given) for given in sample}]
+        keys = next((name for name in (source, *seen) if known.get(name) in (None, shape[1])), "state")
+        keys = next(iter(seen), "text") if keys == "encoder" and not encodes else keys
     else:
         keys = queries if shape[0] == shape[1] else "state"
     lengths = {queries: shape[0], keys: shape[1]}

@@ -38,6 +38,14 @@ class Shape(NamedTuple):
     d_value: int
 
 
+class Dense(NamedTuple):
+    """Where the output of a module that computes attention by itself holds its weights, and the order of their axes
+    that makes them [batch, head, query, key]."""
+
+    place: int
+    order: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One stack: `modules` gives the layer of each attention module; `queries` and `keys` are the names of the axes,
@@ -59,6 +67,8 @@ class Part:
     flows: Mapping[int | str, Flow] = field(
         default_factory=dict
     )  # which norms the modules of each block read
+    dense: Mapping[nn.Module, Dense] = field(default_factory=dict)  # of modules outside of the interface
+    beside: bool = True  # whether learned queries and other states run only where images or audio are given
 
     def __repr__(self) -> str:
         tokens = f"{self.queries} × {self.keys}" if self.crosses else self.queries
@@ -79,35 +89,47 @@ def divide(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> dict[str, Par
     paths = {module: path for path, module in hf.named_modules()}
     groups: dict[str, list[tuple[nn.Module, AttentionMap]]] = {}
     _refuse_folded(hf, calls, paths, sample)
+    stages = _stages(calls, paths)
     for module, map in calls:
-        groups.setdefault(pattern(paths[module]), []).append((module, map))
+        groups.setdefault(stages[module], []).append((module, map))
     seeing = [of[0][1].shape[2] for where, of in groups.items() if _name(hf, where) == "vision"]
     image = max(seeing, default=None)  # X-CLIP also attends between the frames of a video
     encodes = bool(getattr(hf.config, "is_encoder_decoder", False))
     parts: dict[str, Part] = {}
     for where, members in groups.items():
         name = _name(hf, where)
-        axes = axes_of(name, members[0][1].shape[2:], sample, image, encodes)
+        stage = where.partition("@")[2]
+        axes = axes_of(name, members[0][1].shape[2:], sample, None if stage else image, encodes)
         if "image_to_token" in where:  # the way back of SAM's two-way attention
             axes = Axes(axes.keys, axes.queries, axes.counts)
         elif axes.queries == "query" and name not in ("cross", "decoder"):
             name = own_name(where)
+        name = f"{name}{stage}"
         if name in parts:  # two kinds of attention in one stack, or a tower within a tower
             name = f"{name}:{where}"
         parts[name] = _part(hf, name, axes, members, paths, sample)
     return main_first(parts)
 
 
+def _stages(calls: Calls, paths: Mapping[nn.Module, str]) -> dict[nn.Module, str]:
+    """The pattern of each module's path; with "@1", "@2" … where the layers of one pattern have maps of several sizes,
+    as the stages of a pyramid have (SegFormer) and queries that read one after the other of them (Mask2Former)."""
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    for module, map in calls:
+        seen = sizes.setdefault(pattern(paths[module]), [])
+        seen += [map.shape[2:]] if map.shape[2:] not in seen else []
+    found = {}
+    for module, map in calls:
+        where = pattern(paths[module])
+        several = len(sizes[where]) > 1
+        found[module] = f"{where}@{sizes[where].index(map.shape[2:]) + 1}" if several else where
+    return found
+
+
 def _refuse_folded(
     hf: Any, calls: Calls, paths: Mapping[nn.Module, str], sample: Mapping[str, Tensor]
 ) -> None:
-    """Refuse models without one map per layer: a module that serves several layers, windows folded into the batch."""
-    modules = [module for module, _ in calls]
-    twice = next((module for module in modules if modules.count(module) > 1), None)
-    if twice is not None:
-        raise ModelError(
-            f"{type(hf).__name__}: {paths[twice]} serves several layers, which can not be told apart"
-        )
+    """Refuse models that fold windows into the batch, which have several maps for one example."""
     rows = {batch_of(sample), pictures(sample), _channels(sample)}
     if any(given.dim() == 2 for name, given in sample.items() if FLOATS.get(name) == "image"):
         rows |= {1}  # the patches of all images stand in one row
@@ -187,8 +209,10 @@ def _part(
         shapes[layers[module]] = Shape(m.shape[1], m.k.shape[1], features, own)
     return Part(
         name, layers, axes.queries, axes.keys, causal, shapes,
-        width(hf, calls[0][0]), patches, frames / map.shape[3] if axes.keys == "audio" else 1.0,
+        width(hf, calls[0][0], map.shape[1] * map.q.shape[3]), patches,
+        frames / map.shape[3] if axes.keys == "audio" else 1.0,
         getattr(hf, "_get_feat_extract_output_lengths", None) if "input_values" in sample else None, axes.counts,
+        beside=bool(FLOATS.keys() & sample.keys()),
     )  # fmt: skip
 
 
@@ -199,7 +223,8 @@ def number(calls: Iterable[tuple[nn.Module, Any]], paths: Mapping[nn.Module, str
     own = [getattr(module, "layer_idx", None) for module in modules]
     if not all(isinstance(n, int) and n >= 0 for n in own) or len(set(own)) < len(own):
         steps = [paths[module].split(".") for module in modules]
-        places = [n for n, piece in enumerate(steps[0]) if piece.isdigit()]
+        alike = len({pattern(paths[module]) for module in modules}) == 1
+        places = [n for n, piece in enumerate(steps[0]) if piece.isdigit() and alike]
         differing = [n for n in places if len({path[n] for path in steps}) > 1]
         if len(differing) != 1:
             return {module: layer for layer, module in enumerate(modules)}
@@ -207,12 +232,15 @@ def number(calls: Iterable[tuple[nn.Module, Any]], paths: Mapping[nn.Module, str
     return dict(zip(modules, own, strict=True))  # type: ignore[arg-type]
 
 
-def width(hf: Any, module: nn.Module) -> int:
+def width(hf: Any, module: nn.Module, otherwise: int | None = None) -> int:
+    """The number of features of the residual stream; `otherwise` where the configuration names none for all layers."""
     for config in (getattr(module, "config", None), hf.config.get_text_config(), hf.config):
         for known in ("hidden_size", "d_model", "n_embd"):
             value = getattr(config, known, None)
             if isinstance(value, int):
                 return value
+    if otherwise is not None:
+        return otherwise
     raise ModelError(f"{type(hf).__name__}: its configuration does not say how wide the residual stream is")
 
 

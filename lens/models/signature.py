@@ -17,6 +17,7 @@ FLOATS = {
     "input_values": "audio",
     "past_values": "series",
     "states": "series",
+    "inputs": "series",
 }  # input → its axis
 TEXTS = {"input_ids", "decoder_input_ids", "inputs"}
 # arguments of `forward` that are no model input: they switch outputs or caching on, or Headwater passes them itself

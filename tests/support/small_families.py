@@ -37,7 +37,7 @@ def eager(model: Any, path: str, inputs: dict[str, Tensor]) -> Tensor:
     found = []
 
     def keep(_: Any, __: Any, output: Any) -> None:
-        found.append(next(t for t in reversed(output) if isinstance(t, Tensor) and t.dim() == 4))
+        found.extend([t for t in reversed(output) if isinstance(t, Tensor) and t.dim() == 4][:1])
 
     with model.get_submodule(path).register_forward_hook(keep), torch.no_grad():
         model(**inputs)
