@@ -18,6 +18,7 @@ from headwater.lens.attention.function import NAME
 from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.loading.as_it_was import State, as_it_was
+from headwater.lens.loading.dense_weights import read_parts
 from headwater.lens.loading.flows import with_flows
 from headwater.lens.loading.folder import one_line
 from headwater.lens.loading.patch_places import with_patches
@@ -126,7 +127,7 @@ def _has_interface(hf: Any) -> bool:
 def _read_given(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
     """Read a model that computes its attention by itself."""
     _run(hf, sample, name)
-    found, unread = read_only.read_parts(hf, sample, as_rows(sample))
+    found, unread = read_parts(hf, sample, as_rows(sample))
     found, mixing = _described(hf, found, sample)
     return found, (*unread, *mixing, *_other_weights(hf, found)), sample
 

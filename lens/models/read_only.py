@@ -1,15 +1,17 @@
 """Models that compute attention by themselves (BLOOM, GPT-J, DeBERTa, OpenAI GPT, BLIP …): read, never edited.
 
-They do not use transformers' attention interface. With `output_attentions` their eager code returns dense weights
-(dense_weights.py), which are taken one layer at a time. A layer's weights become an `AttentionMap` with the score bias
-log(weights). Memory: queries × keys numbers for one layer, and for every layer if the record keeps maps. Values and
-head outputs are not available.
+They do not use transformers' attention interface. With `output_attentions` their eager code returns dense weights,
+which are taken one layer at a time (loading/dense_weights.py finds their modules). A layer's weights become an
+`AttentionMap` with the score bias log(weights). Memory: queries × keys numbers for one layer, and for every layer if
+the record keeps maps. Values and head outputs are not available.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,53 +24,51 @@ from headwater.lens.attention import context
 from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import ModelError
 from headwater.lens.models.axes import TEXTS, axis
-from headwater.lens.models.closeness import answer, close_or_refuse, of_real
-from headwater.lens.models.dense_weights import Real, asking, given_parts
 from headwater.lens.models.inputs import arguments
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.parts import Part, main_first
+from headwater.lens.models.parts import Part
 from headwater.lens.naming.tokens import Tokens
 
 READ_ONLY = "its own code computes its attention, so it is read-only (dense weights from output_attentions)"
-BY_ITSELF = "computes its attention by itself and not through transformers' attention interface, and"
 
 
-def read_parts(
-    hf: Any, sample: Mapping[str, Tensor], rows: Mapping[str, Tensor]
-) -> tuple[dict[str, Part], tuple[str, ...]]:
-    """The parts of such a model, the main part first, and the weights that it gives but that can not be read.
+@dataclass(frozen=True)
+class Real:
+    """Which queries and which keys are real, bool [batch, position]; None: all, however many there are."""
 
-    `sample` is its input, `rows` the same as attention sees it, [row, position].
-    ModelError with the reason if none can be read: the model gives no weights, or they have another shape than [batch,
-    head, query, key], or are not a softmax over real tokens.
-    """
-    kind, options = type(hf).__name__, asking(hf)
-    if "output_attentions" not in options:
-        raise ModelError(f"{kind} {BY_ITSELF} has no output_attentions to ask it; Headwater can not read it")
-    torch.manual_seed(0)  # some models draw numbers, and runs are compared
-    with torch.no_grad():
-        plain = hf(**sample, **{name: options[name] for name in options if name == "use_cache"})
-    parts, refused, told = given_parts(hf, sample, rows)
-    if parts and "input_ids" in sample and parts.keys() <= {"vision", "audio"}:
-        refused.setdefault("text", "no weights are given")
-    if not parts and refused:
-        field, why = next(iter(refused.items()))
-        raise ModelError(
-            f"{kind} {BY_ITSELF} of the weights it gives ({field}) {why}; Headwater can not read it"
+    queries: Tensor | None
+    keys: Tensor | None
+
+    def fault(self, weights: Tensor) -> str:
+        """Why these are no softmax over the real keys, as a clause; "" if they are."""
+        shape = list(weights.shape)
+        sizes: list[Any] = ["batch", "heads", "queries", "keys"]
+        for place, side in ((2, self.queries), (3, self.keys)):
+            if side is not None:
+                sizes[0], sizes[place] = side.shape
+        if len(shape) != 4 or any(isinstance(n, int) and n != m for n, m in zip(sizes, shape, strict=True)):
+            expected = ", ".join(str(n) for n in sizes)
+            return f"the shape is {shape}, where [{expected}] is expected"
+        rows = weights.detach().float()
+        shut = None if self.keys is None else ~self.keys.to(rows.device)[:, None, None, :]
+        hidden = torch.zeros_like(rows) if shut is None else rows * shut
+        rows, hidden = rows.transpose(1, 2), hidden.transpose(1, 2)
+        if self.queries is not None:
+            real = self.queries.to(rows.device)
+            rows, hidden = rows[real], hidden[real]
+        sums = rows.sum(-1)
+        if not (sums - 1).abs().max() <= 1e-3 or bool((rows < 0).any()):
+            least, most = float(sums.min()), float(sums.max())
+            return f"the rows are no softmax over the real tokens: they sum to {least:.3g} … {most:.3g}"
+        return (
+            "the rows are no softmax over the real tokens: padding has weight" if hidden.max() > 1e-6 else ""
         )
-    if not parts:
-        raise ModelError(
-            f"{kind} {BY_ITSELF} gives no weights with output_attentions=True; Headwater can not read it"
-        )
-    torch.manual_seed(0)
-    with torch.no_grad(), _giving(parts, lambda part, module, weights: None):
-        freed = answer(hf(**sample, **options))
-    for out in (told, freed):
-        close_or_refuse(
-            of_real(answer(plain), sample), of_real(out, sample),
-            f"{kind} computes otherwise when it gives its weights", "; it can not be read", least=0.1, error=ModelError,
-        )  # fmt: skip
-    return main_first(parts), tuple(sorted(refused))
+
+
+def asking(hf: Any) -> dict[str, bool]:
+    known = inspect.signature(hf.forward).parameters
+    wanted = {"output_attentions": True} if "output_attentions" in known or "kwargs" in known else {}
+    return wanted | ({"use_cache": False} if "use_cache" in known else {})
 
 
 def run(model: Opened, given: Tokens, more: Mapping[str, Any]) -> Any:
@@ -84,7 +84,7 @@ def run(model: Opened, given: Tokens, more: Mapping[str, Any]) -> Any:
         nothing = weights.new_zeros(*weights.shape[:3], 0)
         context.hand_over(model.part_keys[name], part.modules[module], map, nothing)
 
-    with torch.no_grad(), _giving(listened, tell):
+    with torch.no_grad(), giving(listened, tell):
         return model.hf(**(arguments(model, given) | dict(more) | asking(model.hf)))
 
 
@@ -120,7 +120,7 @@ def _some(real: Tensor | None) -> Tensor | None:
 
 
 @contextlib.contextmanager
-def _giving(parts: Mapping[str, Part], tell: Callable[[Part, nn.Module, Tensor], object]) -> Iterator[None]:
+def giving(parts: Mapping[str, Part], tell: Callable[[Part, nn.Module, Tensor], object]) -> Iterator[None]:
     """Forward hooks that pass the weights of the parts' modules to `tell` and replace them by an empty tensor."""
     owners = {module: part for part in parts.values() for module in part.modules}
 

@@ -34,7 +34,7 @@ def made(name, **config):
         ("VideoMAEModel", SHAPE | {"image_size": 16, "patch_size": 8, "num_frames": 4}, {"vision"}),
         ("ASTModel", SHAPE | SPECTROGRAM, {"audio"}),
         ("BrosModel", SHAPE | BOXES, {"text"}),
-        ("LxmertModel", SHAPE | TWO, {"text", "vision"}),
+        ("LxmertModel", SHAPE | TWO, {"text", "vision", "cross"}),
     ],
 )  # fmt: skip
 def test_inputs_of_the_right_kind_are_found(name, config, parts):
@@ -85,7 +85,7 @@ def test_the_refusal_says_what_was_tried_and_a_sample_mends_it():
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ([1], "sample takes inputs by their names"),
+        ([1], "the sample of a transformers model is"),
         ({}, "sample takes inputs by their names"),
         ({"input_ids": "word"}, "input_ids must be a tensor; got str"),
         ({"pixels": torch.ones(1)}, "reads no 'pixels'"),
