@@ -1,0 +1,1 @@
+"""Pictures and sounds from files and arrays, read within limits."""

@@ -1,0 +1,84 @@
+"""`sound`: a WAV file or a waveform as one channel of float32 samples at the rate that a model reads.
+
+A waveform is given with its rate, `(samples, rate)`: nothing else tells how fast it is. Several channels become their
+mean, with a warning.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from scipy.io import wavfile
+from scipy.signal import resample_poly
+from torch import Tensor
+
+from headwater.lens.errors import PromptError
+from headwater.lens.media.sources import content
+
+MOST_SECONDS = 600
+RATES = 1_000, 384_000  # samples a second
+Sound = Any  # a path, bytes, or (samples [sample] or [sample, channel], rate)
+
+
+def sound(given: Sound, rate: int, what: str = "the sound") -> np.ndarray:
+    """Samples from −1 to 1, float32 [sample], at `rate` samples a second; PromptError tells what is wrong."""
+    if isinstance(given, str | PathLike | bytes):
+        samples, own, what = _of_file(given, what)
+    elif isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], int | np.integer):
+        samples, own = _samples(given[0], what), int(given[1])
+    else:
+        raise PromptError(f"{what} is a WAV file or (samples, rate); got {type(given).__name__}")
+    if not RATES[0] <= own <= RATES[1]:
+        raise PromptError(f"{what} has {own} samples a second; the rate is from {RATES[0]:,} to {RATES[1]:,}")
+    if samples.ndim not in (1, 2) or not samples.size:
+        raise PromptError(
+            f"{what} has samples of shape {list(samples.shape)}; give [sample] or [sample, channel]"
+        )
+    if len(samples) > MOST_SECONDS * own:
+        raise PromptError(
+            f"{what} lasts {len(samples) / own:.0f} s; the most is {MOST_SECONDS} s: give a part of it"
+        )
+    if not np.isfinite(samples).all():
+        raise PromptError(f"{what} holds NaN or infinite samples; give finite ones")
+    if samples.ndim == 2:
+        if samples.shape[1] > 1:
+            warnings.warn(f"{what} has {samples.shape[1]} channels; their mean is read", stacklevel=3)
+        samples = samples.mean(1)
+    shared = math.gcd(own, rate)
+    if own != rate:
+        samples = resample_poly(samples.astype(np.float64), rate // shared, own // shared)
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def _of_file(given: str | PathLike[str] | bytes, what: str) -> tuple[np.ndarray, int, str]:
+    data, name = content(given, what)
+    if data[:4] not in (b"RIFF", b"RIFX", b"RF64") or data[8:12] != b"WAVE":
+        raise PromptError(f"{name} is no WAV file; convert it, as in: ffmpeg -i IN OUT.wav")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", wavfile.WavFileWarning)
+            warnings.filterwarnings("ignore", ".*not understood", wavfile.WavFileWarning)
+            own, samples = wavfile.read(io.BytesIO(data))
+    except Exception as error:  # a broken header may raise anything
+        told = " ".join(str(error).split())
+        raise PromptError(
+            f"{name} is no WAV file that can be read: {told:.200}; give PCM or float samples"
+        ) from None
+    return _samples(samples, name), own, name
+
+
+def _samples(given: Any, what: str) -> np.ndarray:
+    """Samples as numbers from −1 to 1, whatever whole numbers they were."""
+    samples = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    if samples.dtype == np.uint8:
+        return samples.astype(np.float64) / 128 - 1
+    if np.issubdtype(samples.dtype, np.signedinteger):
+        return samples / float(2 ** (8 * samples.dtype.itemsize - 1))  # 24 bits stand in the upper bits of 32
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise PromptError(f"{what} has samples of {samples.dtype}; give floating-point or whole numbers")
+    return samples

@@ -1,0 +1,33 @@
+"""The bytes of a picture or a sound, which may come from a stranger: a plain file of bounded size, never a link."""
+
+from __future__ import annotations
+
+import os
+import stat
+from os import PathLike
+
+from headwater.lens.errors import PromptError
+from headwater.lens.files import as_path, bounded
+
+MOST_BYTES = 64 * 2**20
+
+
+def content(given: str | PathLike[str] | bytes, what: str) -> tuple[bytes, str]:
+    """The content and the name that messages use; PromptError for links, pipes, devices and large files."""
+    if isinstance(given, bytes):
+        if len(given) > MOST_BYTES:
+            raise PromptError(f"{what} is larger than {MOST_BYTES // 2**20} MiB; give a smaller one")
+        return given, what
+    path = as_path(given, PromptError)
+    # a pipe would wait for its writer, and what a link points at may change between two looks
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        if path.is_symlink():
+            raise PromptError(f"{path} is a link; give the file itself")
+        number = os.open(path, flags)
+    except OSError as error:
+        raise PromptError(f"{path} can not be read: {error.strerror or error}; give another path") from None
+    with os.fdopen(number, "rb") as source:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise PromptError(f"{path} is not a plain file; give {what} as a file")
+        return bounded(source, str(path), MOST_BYTES, PromptError), str(path)
