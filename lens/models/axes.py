@@ -35,14 +35,22 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
     if given is None:
         return None
     batch, count = len(given), part.counts.get(name) or round(given.shape[-1] / part.stride)
+    mask, real = tokens.more.get("attention_mask"), None
     if name == "audio" and part.lengths is not None:
         count = int(part.lengths(given.shape[-1]))
+        if mask is not None and mask.shape == given.shape:  # of samples
+            ends = torch.tensor([int(part.lengths(samples)) for samples in mask.sum(-1).tolist()])
+            real = torch.arange(count) < ends[:, None]
     if name == "image" and given.dim() == 2:  # patches of all images in one row
         batch, count = 1, len(given)
     elif name == "image" and part.patches is not None:
         batch = len(given) if part.patches.depth else given[..., 0, 0, 0].numel()
         count = part.patches.count(given)
-    return counted(batch, count)
+    if mask is not None and mask.shape == (batch, count) and "input_ids" not in tokens.more:
+        real = mask.bool()
+    elif "flattened_patches" in tokens.more and name == "image":  # those of padding are zero
+        real = given.sum(-1) != 0
+    return counted(batch, count, real)
 
 
 def counted(batch: int, count: int, real: Tensor | None = None) -> Tokens:

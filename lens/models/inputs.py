@@ -108,7 +108,7 @@ def _read(model: Opened, given: Any, attention_mask: Any, read: ReadText, more: 
     if model.is_encoder_decoder:
         return _pair(model, given, attention_mask, read, extra)
     if model.vocab == 0:
-        return _without_text(model, given, extra)
+        return _without_text(model, given, _masked(model, extra, attention_mask))
     found = with_images(model, _text(model, read(given, attention_mask=attention_mask)), extra)
     _check_types(model, found)
     return found
@@ -165,6 +165,18 @@ def _without_text(model: Opened, given: Any, extra: dict[str, Tensor]) -> Tokens
     return Tokens(found.ids, found.mask, extra)
 
 
+def _masked(model: Opened, extra: dict[str, Tensor], attention_mask: Any) -> dict[str, Tensor]:
+    """The inputs with the mask of what is heard or seen [example, sample]; PromptError where the model reads none."""
+    if attention_mask is None:
+        return extra
+    if "attention_mask" not in inspect.signature(model.hf.forward).parameters:
+        raise PromptError(f"{model.name} reads no attention_mask; leave it out")
+    mask = _tensor(model, "attention_mask", attention_mask)
+    if not ((mask == 0) | (mask == 1)).all():
+        raise PromptError("attention_mask holds 1 for what is real and 0 for padding, and nothing between")
+    return {**extra, "attention_mask": mask.long()}
+
+
 def _pair(
     model: Opened, given: Any, attention_mask: Any, read: ReadText, extra: dict[str, Any]
 ) -> Tokens:  # fmt: skip
@@ -186,6 +198,8 @@ def _pair(
         batch = len(more[floats])
         if given is not None and target is None:
             target, target_mask = given, attention_mask
+        else:  # it is of what the encoder reads
+            more = _masked(model, more, attention_mask)
     if target is None and source is not None and model.classes:  # a classifier's decoder reads the text too
         first = torch.full((batch, 1), model.start)
         decoder = Tokens(torch.cat([first.to(source.ids), source.ids[:, :-1]], 1), source.mask)

@@ -60,6 +60,8 @@ def labels(model: Opened, part: Part, side: str, found: Tokens, on_axis: Tokens)
         return Labels([list(own.strings)] * batch, (() if own.grid is None else (own.grid,),) * batch)
     if side in TEXTS:
         return _of_text(model, found, on_axis)
+    if side == "image" and (given := found.more.get("flattened_patches")) is not None:
+        return _flattened(given[..., :2].long() - 1)
     names, grids = _of_pictures(model, part, side, found, count) or ([], ())
     if side == "audio" and (seconds := _seconds(model, part, found)):
         names = [f"{i * seconds:.2f} s" for i in range(count)]
@@ -67,6 +69,22 @@ def labels(model: Opened, part: Part, side: str, found: Tokens, on_axis: Tokens)
         mark = "query " if side == "query" else "#"
         names = [f"{mark}{i}" for i in range(count)]
     return Labels([names] * batch, (grids,) * batch)
+
+
+def _flattened(places: Tensor) -> Labels:
+    """Patches [image, patch, (row, column)] that come with their places (Pix2Struct); padding is -1."""
+    sizes = [(each.amax(0) + 1).tolist() for each in places]
+    grids = [Grid(0, 1, rows, columns, columns) for rows, columns in sizes]
+    count = places.shape[1]
+    known = [
+        grid.end <= count and each[: grid.end].tolist() == grid.coordinates()[:, 1:].tolist()
+        for grid, each in zip(grids, places, strict=True)
+    ]
+    names = [
+        [*(grid.names() if held else ()), *(f"#{n}" for n in range(grid.end if held else 0, count))]
+        for grid, held in zip(grids, known, strict=True)
+    ]
+    return Labels(names, tuple((grid,) if held else () for grid, held in zip(grids, known, strict=True)))
 
 
 def _of_pictures(

@@ -14,6 +14,8 @@ from small_families import PICTURE, TEXT, eager, made
 from torch import Tensor
 
 import headwater as hw
+from headwater.lens.errors import PromptError
+from headwater.lens.loading import zoo
 
 BACKBONE = {
     "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1],
@@ -118,3 +120,34 @@ def test_what_a_model_reads_by_sampled_points_is_named():
     told = [name for name in model.unread if "sampled points" in name]
     assert any("model.decoder.layers.*.encoder_attn" in name for name in told)
     assert any("model.encoder.layers.*.self_attn" in name for name in told)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+def test_padding_of_a_sound_is_padding_of_its_positions(family: str) -> None:
+    """The mask is of samples, and the model makes one of positions from it. Seen to fail with the mask left out."""
+    plain, given = zoo.build(family), zoo.inputs(family)
+    mask = torch.ones_like(given["input_values"]).long()
+    mask[1, 30:] = 0
+    given = {"input_values": given["input_values"] * mask, "attention_mask": mask}
+    with torch.no_grad():
+        out = plain(**given, output_attentions=True)
+    record = hw.load(copy.deepcopy(plain)).record(**given)
+    real = int(plain._get_feat_extract_output_lengths(torch.tensor(30)))
+    assert record.valid.sum(1).tolist() == [record.valid.shape[1], real]
+    kept = record.valid[:, None, :, None]
+    for layer, wanted in enumerate(out.attentions):
+        torch.testing.assert_close(record.map(layer).dense() * kept, wanted * kept, atol=1e-5, rtol=1e-4)
+
+
+def test_a_mask_of_patches() -> None:
+    plain, given = zoo.build("vit"), zoo.inputs("vit")
+    mask = torch.tensor([[1] * 10, [1] * 7 + [0] * 3])
+    with torch.no_grad():
+        out = plain(**given, attention_mask=mask, output_attentions=True)
+    record = hw.load(copy.deepcopy(plain)).record(**given, attention_mask=mask)
+    assert record.valid.equal(mask.bool())
+    kept = record.valid[:, None, :, None]
+    for layer, wanted in enumerate(out.attentions):
+        torch.testing.assert_close(record.map(layer).dense() * kept, wanted * kept, atol=1e-5, rtol=1e-4)
+    with pytest.raises(PromptError, match="reads no attention_mask"):
+        hw.load(zoo.build("yolos")).record(**zoo.inputs("yolos"), attention_mask=torch.ones(2, 13))

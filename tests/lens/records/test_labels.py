@@ -259,3 +259,40 @@ def test_positions_of_a_sound_are_seconds() -> None:
         (slope,) = torch.autograd.grad(features[position], samples, retain_graph=True)
         assert word == f"{slope[0].nonzero()[0].item() / 100:.2f} s"
     assert hw.load(zoo.build("whisper")).record(**zoo.inputs("whisper")).part("encoder").strings[0][1] == "#1"
+
+
+def test_patches_that_come_with_their_places() -> None:
+    """Pix2Struct: pictures of other shapes in one batch, filled up with padding, which is no token."""
+    text = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 16, "vocab_size": 99}
+    tower = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "d_kv": 8, "d_ff": 16,
+        "patch_embed_hidden_size": 48, "seq_len": 64,
+    }  # fmt: skip
+    special = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    config = hf.Pix2StructConfig(text_config={**text, **special}, vision_config=tower)
+    torch.manual_seed(0)
+    plain = hf.Pix2StructForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    patches = torch.zeros(2, 8, 50)
+    for picture, (rows, columns) in enumerate(((2, 4), (3, 2))):
+        for n in range(rows * columns):
+            patches[picture, n] = torch.cat(
+                [torch.tensor([n // columns + 1.0, n % columns + 1.0]), torch.randn(48)]
+            )
+    given = {
+        "flattened_patches": patches, "attention_mask": (patches.sum(-1) != 0).long(),
+        "decoder_input_ids": torch.tensor([[0, 5, 6]] * 2),
+    }  # fmt: skip
+    with torch.no_grad():
+        out = plain(**given, output_attentions=True)
+    record = hw.load(plain, sample=given).record(**given)
+    cross = record.part("cross")
+    wide, tall = (
+        [f"{n // columns},{n % columns}" for n in range(count)] for columns, count in ((4, 8), (2, 6))
+    )
+    assert cross.key_axis.strings == [wide, [*tall, "#6", "#7"]]
+    assert cross.key_axis.valid.sum(1).tolist() == [8, 6]
+    torch.testing.assert_close(cross.map(0).dense(), out.cross_attentions[0], atol=1e-6, rtol=1e-4)
+    real = record.part("encoder").valid[:, None, :, None]
+    torch.testing.assert_close(
+        record.part("encoder").map(0).dense() * real, out.encoder_attentions[0] * real, atol=1e-6, rtol=1e-4
+    )
