@@ -1,1 +1,1 @@
-"""Exact maps of layers that mix positions without softmax attention: linear recurrences and convolutions."""
+"""Exact maps that are no softmax of one set of scores: recurrences, convolutions, products of maps, lists of keys."""

@@ -1,6 +1,7 @@
-"""`MixerMap`: what every map of a layer without softmax attention can be asked: products, windows, rows and shares.
+"""`MixerMap`: what every map that is no softmax of scores can be asked: products, windows, rows and shares.
 
-Its weights are signed and their rows do not sum to 1. Subclasses give the two products with a vector and a window.
+Its weights may be signed, and their rows need not sum to 1. Subclasses give the two products with a vector, and a
+window.
 """
 
 from __future__ import annotations

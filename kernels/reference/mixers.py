@@ -1,4 +1,4 @@
-"""The map of a linear recurrence and of a convolution, dense and in float64, as the papers write them.
+"""Maps that are no softmax of one set of scores, dense and in float64, as the papers write them.
 
 A recurrence keeps a state S_t, [d, c], and reads it with q_t: o_t = S_tᵀ q_t. Its values v enter the state along k_t,
 multiplied by β_t; a_t in (0, 1] is its decay, one number for the state or one for each of its d rows. Then o = A v:
@@ -14,7 +14,7 @@ arXiv 2403.01590).
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -52,4 +52,37 @@ def convolution(taps: Float[Tensor, "channel tap"], length: int) -> Float[Tensor
     for back in range(min(taps.shape[1], length)):
         along = torch.arange(back, length)
         found[:, along, along - back] = taps[:, taps.shape[1] - 1 - back, None].double()
+    return found
+
+
+def agents(
+    q: Float[Tensor, "*heads query d"], a: Float[Tensor, "*heads agent d"], k: Float[Tensor, "*heads key d"],
+    scale: float,
+) -> Float[Tensor, "*heads query key"]:  # fmt: skip
+    """softmax(Q Aᵀ) softmax(A Kᵀ): agent attention (Han et al. 2023, arXiv 2312.08874)."""
+    q, a, k = q.double(), a.double(), k.double()
+    return (scale * q @ a.mT).softmax(-1) @ (scale * a @ k.mT).softmax(-1)
+
+
+def listed(
+    columns: Int[Tensor, "batch head query n"], weights: Float[Tensor, "batch head query n"], keys: int
+) -> Float[Tensor, "batch head query key"]:
+    """The sum of one-hot rows, one for each listed key; columns outside of the keys count for nothing."""
+    inside = (columns >= 0) & (columns < keys)
+    one_hot = torch.nn.functional.one_hot(columns.clamp(0, max(keys - 1, 0)), keys).double()
+    return (one_hot * (weights.double() * inside)[..., None]).sum(-2)
+
+
+def edges(
+    scores: Float[Tensor, "batch head edge"],
+    queries: Int[Tensor, " edge"],
+    keys: Int[Tensor, " edge"],
+    nodes: int,
+) -> Float[Tensor, "batch head query key"]:
+    """exp(s) over the sum of exp(s) of the query's edges (Veličković et al. 2018, arXiv 1710.10903)."""
+    found = torch.zeros(*scores.shape[:2], nodes, nodes, dtype=torch.float64)
+    for query in range(nodes):
+        own = queries == query
+        if own.any():
+            found[:, :, query, keys[own]] = scores[:, :, own].double().softmax(-1)
     return found
