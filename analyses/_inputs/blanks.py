@@ -137,14 +137,19 @@ def _at_their_means(given: Tensor) -> Tensor:
     """The same rows with every picture and sound at its own mean."""
     if not isinstance(given, Tokens):
         return given
-    return _with(given, {name: _mean(name, found) for name, found in given.more.items() if name in FLOATS})
+    grids = given.more.get("image_grid_thw")
+    means = {name: _mean(name, found, grids) for name, found in given.more.items() if name in FLOATS}
+    return _with(given, means)
 
 
-def _mean(name: str, found: Tensor) -> Tensor:
-    """A picture [..., height, width], or sound [row, feature, time], [row, sample] or [row, time, feature], at its
-    mean."""
+def _mean(name: str, found: Tensor, grids: Tensor | None) -> Tensor:
+    """A picture [..., height, width] or sound [row, feature, time], [row, sample] or [row, time, feature] at its mean;
+    a picture in patches [row, patch, feature], or packed [patch, feature], at its mean patch."""
+    if name == "pixel_values" and found.dim() == 2 and grids is not None:
+        pictures = found.split([int(count) for count in grids.prod(-1)])
+        return torch.cat([each.mean(0, keepdim=True).expand_as(each) for each in pictures])
     if name == "pixel_values":
-        axes = (-2, -1) if found.dim() > 2 else (0,)
+        axes = (-2, -1) if found.dim() > 3 else (-2,)
     else:
         axes = (1,) if name == "input_values" and found.dim() == 3 else (-1,)
     return found.mean(axes, keepdim=True).expand_as(found)

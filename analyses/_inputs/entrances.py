@@ -49,8 +49,14 @@ class Entrance:
             return self.module(torch.arange(self.module.num_embeddings, device=self.module.weight.device))
 
     def rows(self, found: Tensor) -> Tensor:
-        """[row, token, feature] from the module's own layout; convolutions have features in front of the grid."""
-        return found.flatten(2).mT if isinstance(self.module, nn.Conv2d | nn.Conv3d) else found
+        """[row, token, feature] from the module's own layout.
+
+        Convolutions have features in front of the grid. Packed patches [patch, feature] have no axis of rows; those of
+        equal rows stand behind each other.
+        """
+        if isinstance(self.module, nn.Conv2d | nn.Conv3d):
+            return found.flatten(2).mT
+        return found if found.dim() > 2 else found.unflatten(0, (-1, int(self.places.sum())))
 
     def layout(self, rows: Tensor, like: Tensor) -> Tensor:
         """The module's own layout of `rows` [row, token, feature]."""

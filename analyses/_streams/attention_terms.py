@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
+from headwater.lens.attention.module_hooks import hidden_states, with_hidden_states
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks as anatomy
@@ -174,6 +175,7 @@ def mixings(model: HookedModel, batch: Batch) -> dict[int, Mixing]:
     inside = [module for layer in model.layers for module in output_gates.modules_of(model, layer)]
     with watching(dict.fromkeys([*watched, *norms, *inside])) as calls, context.listening(heads):
         model.embeddings(batch.ids)
+    calls = [_with_rows(call) for call in calls]
     found = {}
     for layer, block in blocks.items():
         _refuse_output_edits(model, layer, heads.layers[layer][0])
@@ -183,6 +185,14 @@ def mixings(model: HookedModel, batch: Batch) -> dict[int, Mixing]:
         gate = output_gates.output_gate(model, layer, calls, heads.layers[layer][2])
         found[layer] = _mixing(model, layer, heads.layers[layer], gate, whole, attention, inside)
     return found
+
+
+def _with_rows(call: Call) -> Call:
+    """A call with an axis of rows in front of its states; packed patches [patch, feature] have none."""
+    if call.output.dim() != 2:
+        return call
+    args, kwargs = with_hidden_states(call.args, call.kwargs, hidden_states(call.args, call.kwargs)[None])
+    return replace(call, args=args, kwargs=kwargs, output=call.output[None])
 
 
 def _mixing(

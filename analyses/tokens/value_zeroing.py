@@ -130,10 +130,16 @@ def _block_calls(model: HookedModel, batch: Batch, layers: list[int]) -> tuple[d
 def _repeats(call: Call, copies: int) -> bool:
     """Whether copies of what a block was given come out as before. Blocks may share more than that, such as keys."""
     try:
-        again = call.again(call.given.expand(copies, -1, -1))
+        again = call.again(_copies(call, copies))
     except Exception:  # transformers has no error of its own for blocks that can not run by themselves
         return False
     return torch.allclose(again, call.output.expand_as(again), rtol=1e-3, atol=1e-4)
+
+
+def _copies(call: Call, count: int) -> Tensor:
+    """What a block was given, `count` times. Packed patches [patch, feature] have no axis of rows and run one by
+    one."""
+    return call.given.expand(count, -1, -1) if call.given.dim() > 2 else call.given
 
 
 def _changes(model: HookedModel, layer: int, call: Call, map: AttentionMap, value: Tensor) -> Tensor:
@@ -142,7 +148,7 @@ def _changes(model: HookedModel, layer: int, call: Call, map: AttentionMap, valu
     value = value.repeat_interleave(heads // value.shape[1], 1)[0]
     edits = context.active(model.key)
     changes = torch.zeros(queries, length, dtype=torch.float64)
-    step = max(ELEMENTS // (heads * queries * value.shape[-1]), 1)
+    step = max(ELEMENTS // (heads * queries * value.shape[-1]), 1) if call.given.dim() > 2 else 1
     for start in range(0, length, step):
         span = slice(start, min(start + step, length))
         weights = map.tile(slice(0, queries), span)[0]
@@ -153,7 +159,7 @@ def _changes(model: HookedModel, layer: int, call: Call, map: AttentionMap, valu
             context.unedited(model.key),
             model.acting([_Without(layer, taken), *edits]),
         ):
-            without = call.again(call.given.expand(len(taken), -1, -1)).double()
+            without = call.again(_copies(call, len(taken))).double().view(len(taken), queries, -1)
         alike = torch.cosine_similarity(call.output.double().expand_as(without), without, dim=-1)
         changes[:, span] = (1 - alike).mT.cpu().masked_fill(~(weights != 0).any(0).cpu(), 0.0)
     # the cosine of two roundings of one vector differs from 1 by about this much

@@ -213,7 +213,7 @@ def test_relevance_and_gradient_rollout_of_one_part(family: str, part: str, read
         ids[[0, 1], [10, 7]] = 89
         case = replace(case, given=case.given | {"input_ids": ids})
         tokens = case.tokens
-    rows = {} if read is not None else {"queries": [2]}
+    rows: dict[str, Any] = {} if read is not None else {"queries": [2]}
     if read is None:
         with pytest.raises(
             AnalysisError, match=rf"reads its outputs at \d+ positions of the {part}; name the rows"
