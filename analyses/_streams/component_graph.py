@@ -1,8 +1,10 @@
-"""A model as a graph of nodes that write to the residual stream and inputs that read from it, and runs with changed
-edges.
+"""A part of a model as a graph of nodes that write to the residual stream and inputs that read from it, and runs with
+changed edges.
 
-Nodes are the embedding, every head and every MLP. Inputs are the queries, keys and values of each head, each MLP's
-input and the logits. An input reads the sum of all earlier nodes (and biases). `Passage` runs the model with a separate
+Nodes are the embedding, every head and every MLP; in a decoder also the cross-attention of each layer, as one node.
+Inputs are the queries, keys and values of each head, the input of each MLP and cross-attention, and "logits": all that
+reads the stream behind the last block, which is the language head, a head of classes, or the decoder that reads an
+encoder. An input reads the sum of all earlier nodes (and biases). `Passage` runs the model with a separate
 stream for every input, so that a single edge can be changed. A norm behind the heads (Gemma 2) keeps the scale that it
 has in the run. An output gate (Qwen3-Next) is read where the queries are: it belongs to the input of queries. A
 parallel MLP reads the same stream as its attention. The norm in front of an input belongs to the model, not to the
@@ -18,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from headwater.analyses._prompts.examples import outputs_of
 from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.analyses._streams.frozen_norm import NormForm
 from headwater.lens.errors import AnalysisError
@@ -27,11 +30,13 @@ from headwater.lens.models.closeness import close_or_refuse, of_sums, rounding_m
 from headwater.lens.models.projections import Projection
 from headwater.lens.models.weights import HeadWeights, head_weights
 from headwater.lens.running.output_gates import read_gates
+from headwater.lens.running.short_input import reads_text_alone, short_input
 from headwater.lens.transformer_lens import names as transformer_lens_names
 from headwater.lens.transformer_lens.run import Activation, Run
 
 KeyValues = Literal["head", "kv"]
 EMBED, LOGITS = "embed", "logits"
+CROSS = "cross"  # the part whose heads a decoder's graph holds as one node a layer
 LENGTH = 12  # tokens of the run that is held to the model
 
 
@@ -42,7 +47,7 @@ class Inputs:
     """
 
     layer: int
-    kind: Literal["q", "k", "v", "mlp", "logits"]
+    kind: Literal["q", "k", "v", "cross", "mlp", "logits"]
     names: tuple[str, ...]
     first: int
     senders: int
@@ -65,6 +70,7 @@ class _Layer:
     behind: NormForm | None
     parallel: bool
     gate: Projection | None
+    cross: blocks.TransformerBlock | None
 
 
 class Wiring:
@@ -88,6 +94,9 @@ class Wiring:
             for kind in ("q", "k", "v"):
                 self._add(layer, kind, self._names(layer, kind), before)
             self.senders += [f"{layer}.{head}" for head in range(model.n_heads)]
+            if found.cross is not None:
+                self._add(layer, CROSS, [f"{CROSS}.{layer}"], len(self.senders))
+                self.senders.append(f"{CROSS}.{layer}")
             if found.block.mlp_out is not None:
                 seen = before if found.parallel else len(self.senders)
                 self._add(layer, "mlp", [f"mlp.{layer}"], seen)
@@ -96,6 +105,7 @@ class Wiring:
         self.receivers = [name for group in self.groups for name in group.names]
         self.number = {name: place for place, name in enumerate(self.senders)}
         self._hold()
+        self._hold_end()
 
     def _add(self, layer: int, kind: Any, names: list[str], senders: int) -> None:
         first = sum(len(group.names) for group in self.groups)
@@ -126,26 +136,31 @@ class Wiring:
         parallel = block.mlp_out is not None and f"{start}hook_resid_mid" not in known
         if block.mlp_out is not None and block.norm2 is None and block.norm1 is not None and not parallel:
             raise AnalysisError(f"what the MLP of layer {layer} of {model.name} reads is not known")
-        return _Layer(weights, block, behind, parallel, gate)
+        cross = blocks.block(model.part(CROSS), layer) if CROSS in model.beside else None
+        if cross is not None and (cross.norm1 is None or f"{start}hook_other_attn_out" not in known):
+            raise AnalysisError(
+                f"what the cross-attention of layer {layer} of {model.name} reads is not known"
+            )
+        return _Layer(weights, block, behind, parallel, gate, cross)
 
     def _hold(self) -> None:
         """AnalysisError unless nodes add up to what the inputs read, and inputs that read all edges give the model's
         logits. It fails for a norm, a scale or a layer that the graph does not know.
         """
         model = self.model
-        length = min(model.context or LENGTH, LENGTH)
-        ids = (torch.arange(length)[None] * 7919 + 5) % model.vocab
+        ids = _short(model)
         shared = {layer: self._constants(found) for layer, found in self.layers.items()}
 
         def read(group: Inputs, stream: Tensor, sent: list[Tensor]) -> Tensor:
             below = [written for layer, written in shared.items() if layer < group.layer]
-            own = shared.get(group.layer) if group.kind == "mlp" and group.senders == len(sent) else None
+            serial = group.kind in (CROSS, "mlp") and group.senders == len(sent)
+            own = shared.get(group.layer) if serial else None
             added = torch.stack([*sent[: group.senders]]).sum(0)
             for constant in (*below, *([] if own is None else [own])):
                 added = added + constant.to(added)
             return added[:, None].expand(-1, len(group.names), -1, -1)
 
-        expected = model(ids)
+        expected = outputs_of(model)(ids)
         try:
             found, _ = self.run(ids, read)
         except RuntimeError as error:
@@ -160,6 +175,25 @@ class Wiring:
             or ": something writes to its stream or scales it that the graph does not know, so no edge of it is scored",
             allowed=of_sums(model), least=1.0,
         )  # fmt: skip
+
+    def _hold_end(self) -> None:
+        """AnalysisError unless all that follows the blocks reads the stream behind the last one: with that stream held
+        fixed, zeros at every other input must not reach the outputs. Features of an earlier block would (LLaVA).
+        """
+
+        def end(zeros: bool) -> Tensor:
+            def read(group: Inputs, stream: Tensor, sent: list[Tensor]) -> Tensor | None:
+                if group.kind != LOGITS and not zeros:
+                    return None
+                fixed = torch.linspace(-1, 1, stream.shape[-1]).to(stream).expand_as(stream)
+                put = fixed if group.kind == LOGITS else torch.zeros_like(stream)
+                return put[:, None].expand(-1, len(group.names), -1, -1)
+
+            return self.run(_short(self.model), read)[0]
+
+        what = f"the stream of {self.model.name} is read elsewhere than behind its last block, which no edge shows"
+        then = "; use patch, whose cells are replaced wherever they are read"
+        close_or_refuse(end(False), end(True), what, then, allowed=of_sums(self.model), least=1.0)
 
     @staticmethod
     def _constants(layer: _Layer) -> Tensor:
@@ -187,11 +221,12 @@ class Wiring:
     def run(
         self, ids: Tensor, reads: Reads | None = None, sends: Sends | None = None, *, grad: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits [batch, position, vocab] and the output of each node, [batch, position, d_model]."""
+        """What `outputs_of` gives, logits [batch, position, vocab] or [batch, class], and the output of each node,
+        [batch, position, d_model]."""
         passage = Passage(self, len(ids), reads, sends)
         with passage.on():
-            logits = self.model(ids, grad=grad)
-        return logits, passage.sent
+            outputs = outputs_of(self.model)(ids, grad=grad)
+        return outputs, passage.sent
 
 
 class Passage(Run):
@@ -223,14 +258,17 @@ class Passage(Run):
             add(known[start + "attn.hook_z"], self._heads(found))
             if sends is not None:
                 add(known[start + "hook_attn_out"], self._completing)
+            if found.cross is not None:
+                place = Activation(start + "hook_other_attn_in", "input", found.cross.norm1)
+                add(place, self._reading(groups[layer, CROSS], None))
+                add(known[start + "hook_other_attn_out"], self._whole)
             if found.block.mlp_out is not None:
                 reader = found.block.norm2 if found.block.norm2 is not None else found.block.mlp
                 place = Activation(start + "hook_resid_mid", "input", reader)
                 add(place, self._reading(groups[layer, "mlp"], found))
-                add(known[start + "hook_mlp_out"], self._mlp)
-        last = blocks.final_norm(wiring.model) or wiring.model.hf.get_output_embeddings()
-        logits = wiring.groups[-1]
-        add(Activation("hook_resid_final", "input", last), self._reading(logits, None))
+                add(known[start + "hook_mlp_out"], self._whole)
+        last = wiring.layers[max(wiring.layers)].block.module
+        add(Activation("hook_resid_final", "output", last), self._reading(wiring.groups[-1], None))
         super().__init__(wiring.model, places, batch, forward=forward)
 
     def _after(self, place: Activation, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -312,7 +350,8 @@ class Passage(Run):
     def _completing(self, output: Tensor, hook: Any) -> Tensor | None:
         return None if self._missing is None else output + self._missing
 
-    def _mlp(self, output: Tensor, hook: Any) -> Tensor | None:
+    def _whole(self, output: Tensor, hook: Any) -> Tensor | None:
+        """The output of a node that is a module: an MLP, a layer's cross-attention."""
         return self._said(output[None])[0]
 
     def _reading(self, group: Inputs, layer: _Layer | None) -> Callable[..., Tensor | None]:
@@ -330,9 +369,21 @@ class Passage(Run):
         return function
 
 
+def _short(model: HookedModel) -> Tensor:
+    """A short input: some token ids, or that on which the model was opened."""
+    given = short_input(model, LENGTH)
+    if reads_text_alone(model):
+        return given["input_ids"]
+    return model.to_tokens(**dict[str, Any](given))
+
+
 def _refuse(model: HookedModel) -> None:
-    if not (model.has_lm_head and model.causal) or model.part_name != "text":
-        raise AnalysisError(f"{model.name} is not a causal language model; edges are read in those alone")
+    part = model.parts[model.part_name]
+    if part.crosses:
+        raise AnalysisError(
+            f"the heads of {part.name} in {model.name} read two streams; take the graph of {part.queries!r}, in which "
+            "the cross-attention of a layer is one node, or patch and path_patch"
+        )
     refuse_mixers(
         model.name, model.mixers, "a graph of heads and MLPs",
         instead="use patch, or path_patch, where a mixer is a sender and is frozen like an MLP",

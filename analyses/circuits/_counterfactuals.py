@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._measures.pair_scores import Asked, Told
+from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._streams.component_graph import EMBED, Inputs, Wiring
 from headwater.lens.edits.heads import Ablation
@@ -102,7 +103,7 @@ def changed_logits(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:
         return x[:, None] + torch.einsum("bur,ubsd->brsd", mine, lost[group.senders])
 
     with torch.no_grad():
-        return wiring.run(case.pairs.clean.repeat(copies, 1), reads)[0]
+        return wiring.run(Batch(case.pairs.clean, case.pairs.places).copies(copies).ids, reads)[0]
 
 
 def slopes(wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -133,9 +134,10 @@ def slopes(wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = Non
 
 
 def nodes_of_layers(wiring: Wiring) -> list[slice]:
-    """Nodes whose outputs are computed together: the embedding, the heads of one layer, one MLP."""
+    """Nodes whose outputs are computed together: the embedding, the heads of one layer, one cross-attention, one
+    MLP."""
     starts = [0]
     for place, name in enumerate(wiring.senders):
-        if name != EMBED and (name.endswith(".0") or name.startswith("mlp")):
+        if name != EMBED and (name.endswith(".0") or name.startswith(("mlp", "cross"))):
             starts.append(place)
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(wiring.senders)], strict=True)]

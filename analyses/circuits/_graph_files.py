@@ -28,6 +28,7 @@ NODE_TYPES = {
     "embed": "embedding",
     "logits": "logit",
     "mlp": "mlp",
+    "cross": "cross-attention",
     "head": "attention head",
     "input": "head input",
 }
@@ -141,7 +142,9 @@ def _hold(graph: nx.DiGraph) -> None:
         if about.get("kind") not in NODE_TYPES:
             known = ", ".join(NODE_TYPES)
             raise _Strange(f"node {shown} is of kind {str(about.get('kind'))[:40]!r}; there are {known}")
-        for what in {"head": ("layer", "head"), "mlp": ("layer",)}.get(about["kind"], ()):
+        for what in {"head": ("layer", "head"), "mlp": ("layer",), "cross": ("layer",)}.get(
+            about["kind"], ()
+        ):
             number = about.get(what)
             # nodes of MLPs in a trace have no layer attribute in files of older versions
             if number is None and about["kind"] == "mlp":

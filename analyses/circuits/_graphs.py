@@ -1,7 +1,7 @@
 """Circuits as graphs: from scores to a `networkx.DiGraph`, from a graph to a mask of edges, and the selection of edges.
 
-Nodes are "embed", "5.1", "mlp.3" and "logits", and the inputs of heads: "5.1.q", "5.1.k", "5.1.v", or "5.kv0.k" where
-heads share keys and values. An edge goes from a node to an input and carries `score` and `input`. An edge of kind
+Nodes are "embed", "5.1", "mlp.3", in a decoder "cross.3", and "logits", and the inputs of heads: "5.1.q", or "5.kv0.k"
+where heads share keys and values. An edge goes from a node to an input and carries `score` and `input`. An edge of kind
 "inside" joins each input of a head to that head. All attributes are texts or numbers, so that files can store them.
 """
 
@@ -53,7 +53,7 @@ def told_by_name(name: str) -> dict[str, Any]:
     if name == EMBED:
         return {"kind": "embed"}
     kind, _, layer = name.partition(".")
-    if kind in ("mlp", "mixer"):
+    if kind in ("mlp", "mixer", "cross"):
         return {"kind": kind, "layer": int(layer)}
     return {"kind": "head", **Head.parse(name)._asdict()}
 
@@ -148,7 +148,8 @@ def _greedy(graph: nx.DiGraph, scores: dict[tuple[str, str], float], n: int) -> 
         if name in inside:
             return
         inside.add(name)
-        readers = [name] if graph.nodes[name]["kind"] in ("mlp", "logits") else list(graph.predecessors(name))
+        alone = graph.nodes[name]["kind"] != "head"
+        readers = [name] if alone else list(graph.predecessors(name))
         for reader in readers:
             if reader not in opened:  # heads with common keys have a reader in common
                 opened.add(reader)

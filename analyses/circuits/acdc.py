@@ -23,6 +23,7 @@ from headwater.analyses._streams.component_graph import EMBED, KeyValues, Wiring
 from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed, changed_logits
 from headwater.analyses.circuits._graphs import graph_of, pruned
 from headwater.lens.edits.heads import Ablation
+from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.progress import progress
 
@@ -48,8 +49,9 @@ def acdc(
 
     Inputs are visited from the logits down, and the edges into each input from the latest node to the earliest. An edge
     is removed for good if `cost(without it) - cost(so far) < tau`. The cost is the mean over pairs of `KL(clean ‖ now)`
-    of the next token at `position`, in nats, or minus the measure. A removed edge carries the counterfactual of
-    `ablation`, as in `edge_attribution`. Edges into a node that no longer leads anywhere are removed without a run.
+    of the next token at `position` or of the classes, in nats, or minus the measure. A removed edge carries the
+    counterfactual of `ablation`, as in `edge_attribution`. Edges into a node that no longer leads anywhere are removed
+    without a run.
 
     Question: Which connections are left when every one that is not missed is taken out?
     Unit: what taking the edge out costs when its turn comes: nats (kl) or the measure.
@@ -70,7 +72,7 @@ def acdc(
     cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)
     known = wiring.edges()
     nothing = torch.zeros_like(known)[None]
-    clean = [_next_tokens(wiring, case, nothing, position) for case in cases]
+    clean = [_next_tokens(wiring, case, nothing, position) if metric == "kl" else nothing for case in cases]
 
     def costs(out: Tensor) -> list[float]:
         total = torch.zeros(len(out), dtype=torch.float64)
@@ -90,9 +92,12 @@ def acdc(
 
 
 def _next_tokens(wiring: Wiring, case: Case, out: Tensor, position: int) -> Tensor:
-    """Log-probabilities of the token after `position`, [copy, pair, vocab], in float64."""
-    logits = changed_logits(wiring, case, out)[:, position].double().log_softmax(-1)
-    return logits.unflatten(0, (len(out), -1))
+    """Log-probabilities of the token after `position` or of the classes, [copy, pair, token], in float64."""
+    logits = changed_logits(wiring, case, out)
+    if logits.dim() == 1:
+        raise AnalysisError(f"{wiring.model.name} gives similarities and no logits; take metric='measure'")
+    row = logits[:, position] if logits.dim() == 3 else logits
+    return row.double().log_softmax(-1).unflatten(0, (len(out), -1))
 
 
 def _visited(

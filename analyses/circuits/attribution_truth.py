@@ -21,7 +21,7 @@ from headwater.analyses._catalogue.settings import Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import LEVEL, bounds, redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
-from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.examples import Examples, outputs_of
 from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of, side_by_side
 from headwater.analyses.circuits.edge_attribution import How, edge_attribution
 from headwater.analyses.heads.head_importance import head_importance
@@ -114,7 +114,7 @@ def attribution_truth(
 def _heads(model: HookedModel, pair: Pairs, asked: Asked) -> np.ndarray:
     """Slope at each gate and drop without each head, [2, layer, head], of one pair's clean prompt."""
     with torch.no_grad():
-        told = asked.told(model, pair, model(pair.clean), model(pair.corrupt))
+        told = asked.told(model, pair, *map(outputs_of(model), (pair.clean, pair.corrupt)))
     found = [
         head_importance(model, pair.clean, how, loss=lambda logits, ids: -told.value(logits))
         for how in ("gradient", "ablation")

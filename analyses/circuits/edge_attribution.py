@@ -68,12 +68,16 @@ def edge_attribution(
     sites and steps. "clean_corrupt" averages the two ends. "exact" is the drop itself, `m(clean) - m(clean with the
     edge changed)`. `level="node"` scores nodes: all edges of a node are changed.
 
-    `pairs` are (clean, corrupt) texts or ids of equal length, or examples of a prompt set; or `pairs` are the clean
-    prompts and `corrupt` the others. m is the logit of `answer`
+    `pairs` are (clean, corrupt) texts, ids or other examples of equal length, or examples of a prompt set; or `pairs`
+    are the clean prompts and `corrupt` the others. m is the logit of `answer`
     minus that of `wrong` at `position` (default: the example's tokens, or the model's predictions on the two prompts),
     or `measure(logits) → [pair]`. Nodes are "embed", "5.1", "mlp.3" and "logits"; inputs are "5.1.q", or "5.kv0.k" with
     `key_values="kv"`; edges of kind "inside" join inputs to heads. AnalysisError for a model whose residual stream is
     not the sum of its nodes.
+
+    The graph is of the model's part: a tower of images, an encoder, a decoder, in which the cross-attention of a layer
+    is one node "cross.3" that reads the encoder besides. "logits" is all that reads the stream behind the last block.
+    What the part does not read, as the decoder's text in the graph of an encoder, stays the clean example's.
 
     From two pairs on, `low` and `high` of an edge (or node) bound 95 % of the means of resampled pairs, the same
     resamples for all edges. They do not include the error of the first-order estimate. `per_pair` adds `scores`, one

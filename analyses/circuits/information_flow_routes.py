@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize
-from headwater.analyses._prompts.examples import Examples, batches_of
+from headwater.analyses._prompts.examples import Examples, batches_of, queries_of
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.analyses._streams.component_graph import Inputs, KeyValues, Wiring
 from headwater.analyses.circuits._graphs import graph_of
@@ -49,7 +49,7 @@ def information_flow_routes(
     'mlp.3'
     """
     wiring = Wiring(model, key_values)
-    tokens = model.to_tokens(examples)
+    tokens = queries_of(model, model.to_tokens(examples))
     columns = columns_of(queries, tokens.mask.cpu(), "queries")
     scores = torch.zeros(len(wiring.senders), len(wiring.receivers), dtype=torch.float64)
     batches = batches_of(model, examples, batch_size)

@@ -77,7 +77,7 @@ def first_position(hf: Any) -> int:
 
 def compares(hf: Any) -> bool:
     """Whether the model says how alike texts and images are, from two towers that run together (CLIP, SigLIP)."""
-    return hasattr(hf, "logit_scale")
+    return isinstance(getattr(hf, "logit_scale", None), Tensor)  # Cohere's is a number that multiplies logits
 
 
 def float_input(hf: Any) -> str | None:

@@ -7,7 +7,8 @@ attention module runs once more with ones in the place of z, and what then enter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,15 @@ from torch import Tensor, nn
 from headwater.lens.attention import context
 from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import ModelError
+from headwater.lens.models import inputs
 from headwater.lens.models.closeness import close_or_refuse
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.projections import Projection, attention_with_projections, projections
+from headwater.lens.naming.tokens import Tokens
+from headwater.lens.running.short_input import short_input
 from headwater.lens.running.watching import Call, Heads, watching
+
+LENGTH = 8  # tokens of the run that shows whether there are gates
 
 
 class _Ones(context.Tap):
@@ -62,6 +68,13 @@ def output_gate(model: Opened, layer: int, calls: Sequence[Call], z: Tensor) -> 
 
 def gates_of_run(model: Opened, ids: Tensor) -> dict[int, tuple[Heads, Tensor | None]]:
     """The gate of every layer on prompts of equal length, ids [batch, position]; None in layers without one."""
+    given = (
+        {"input_ids": ids.to(model.device)} if not isinstance(ids, Tokens) else inputs.arguments(model, ids)
+    )
+    return _gates(model, given)
+
+
+def _gates(model: Opened, given: Mapping[str, Any]) -> dict[int, tuple[Heads, Tensor | None]]:
     watched = {layer: modules_of(model, layer) for layer in model.layers}
     heads = Heads(model)
     with (
@@ -69,7 +82,7 @@ def gates_of_run(model: Opened, ids: Tensor) -> dict[int, tuple[Heads, Tensor | 
         watching([m for pair in watched.values() for m in pair]) as calls,
         context.listening(heads),
     ):
-        model.hf(input_ids=ids.to(model.device), use_cache=False)
+        _run(model, given)
     return {
         layer: (heads, output_gate(model, layer, calls, heads.layers[layer][2])) for layer in model.layers
     }
@@ -80,15 +93,14 @@ def read_gates(model: Opened) -> dict[int, Projection | None]:
 
     ModelError where a gate is the activation of anything else: it is held to be constant once that projection is.
     """
-    length = min(model.context or 8, 8)
-    ids = (torch.arange(length)[None] * 7919 + 5) % model.vocab
+    given = short_input(model, LENGTH)
     found: dict[int, Projection | None] = {}
-    for layer, (_, gate) in gates_of_run(model, ids).items():
+    for layer, (_, gate) in _gates(model, given).items():
         found[layer] = None
         if gate is None:
             continue
         projection = found[layer] = projections(model, layer).gate
-        if projection is None or not _is_all(model, layer, projection, ids):
+        if projection is None or not _is_all(model, layer, projection, given):
             raise ModelError(
                 f"the output gate of layer {layer} of {model.name} is not the activation of one projection of the "
                 "stream that is known, so what a head reads is not known"
@@ -96,7 +108,7 @@ def read_gates(model: Opened) -> dict[int, Projection | None]:
     return found
 
 
-def _is_all(model: Opened, layer: int, projection: Projection, ids: Tensor) -> bool:
+def _is_all(model: Opened, layer: int, projection: Projection, given: Mapping[str, Any]) -> bool:
     """Whether a layer's gate depends on the projection alone."""
 
     def silence(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
@@ -109,9 +121,14 @@ def _is_all(model: Opened, layer: int, projection: Projection, ids: Tensor) -> b
         torch.no_grad(), on(projection.module, after=silence), context.tapping(model.key, _Ones(layer)),
         watching([output]) as calls,
     ):  # fmt: skip
-        model.hf(input_ids=ids.to(model.device), use_cache=False)
-    entered = calls[0].given.reshape(ids.shape[1], -1)
+        _run(model, given)
+    entered = calls[0].given.flatten(0, -2)
     return bool(torch.allclose(entered, entered[:1], atol=1e-4))
+
+
+def _run(model: Opened, given: Mapping[str, Any]) -> None:
+    cached = "use_cache" in inspect.signature(model.hf.forward).parameters
+    model.hf(**{**given, **({"use_cache": False} if cached else {})})
 
 
 def _by_head(entered: Tensor, z: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from headwater.lens.models.blocks import TransformerBlock
 from headwater.lens.models.linear import linear
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.projections import Projections, projections
-from headwater.lens.models.signature import compares, embedding
+from headwater.lens.models.signature import embedding
 from headwater.lens.models.stack import StackBlock
+from headwater.lens.running.short_input import reads_text_alone, short_input
 from headwater.lens.transformer_lens.run import Activation, Run
 
 _known: WeakKeyDictionary[Opened, dict[str, Activation]] = WeakKeyDictionary()
@@ -97,12 +98,6 @@ def _all(model: Opened) -> Iterator[Activation]:
             yield from _of_steps(model, others[layer])
     if model.part_name == next(iter(model.parts)):
         yield from _of_norm("ln_final.", blocks.final_norm(model))
-
-
-def reads_text_alone(model: Opened) -> bool:
-    """Whether the model runs on token ids and nothing else, and this is the part that reads them."""
-    main = model.part_name == next(iter(model.parts))
-    return main and model.vocab > 0 and not model.is_encoder_decoder and not compares(model.hf)
 
 
 def _of_other_attention(model: Opened, layer: int) -> Iterator[Activation]:
@@ -214,21 +209,6 @@ def _not_adding_up(model: Opened, known: Mapping[str, Activation]) -> set[str]:
         if not serial and not _same(post, pre, *terms.values()):
             wrong |= {start + name for name in WRITTEN}
     return wrong
-
-
-def short_input(model: Opened) -> dict[str, Tensor]:
-    """A short input of the model: some token ids, or the inputs on which it was opened where it takes more."""
-    if reads_text_alone(model):
-        length = min(model.context or 16, 16)
-        return {"input_ids": ((torch.arange(length)[None] * 7919 + 5) % model.vocab).to(model.device)}
-    if not model.sample:
-        raise ModelError(
-            f"{model.name} was opened without a sample; give one with hw.load(model, sample={{…}})"
-        )
-    return {
-        name: given.to(model.device, model.dtype if given.is_floating_point() else None)
-        for name, given in model.sample.items()
-    }
 
 
 def _same(total: Tensor | None, *terms: Tensor | None) -> bool:
