@@ -69,7 +69,9 @@ def test_a_text_with_images_is_judged_by_its_words():
         plain(dense, {n: v[i : i + 1] for n, v in given.items()}, labels=labels[i : i + 1]).loss
         for i in (0, 1)
     ]
-    torch.testing.assert_close(model.loss(*texts, **more), torch.stack(expected), atol=1e-5, rtol=1e-4)
+    for label in ({}, {"label": labels}):
+        found = model.loss(*texts, **more, **label)
+        torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-4)
     with pytest.raises(PromptError, match="example 0 has no text"):
         model.loss(texts[0][:, 1:11], **more)
 
