@@ -98,8 +98,11 @@ def test_blank_places_of_a_text_have_the_mean_patch_of_their_own_picture(
     twins: tuple[hw.HookedModel, Any],
 ) -> None:
     model, _ = twins
-    both = blank_out(model, model.to_tokens(**inputs()), blank="#4", signed=True)
-    alone = blank_out(model, model.to_tokens(**one()), blank="#4", signed=True)
+    given = one()
+    two = {name: torch.cat([each, each]) for name, each in given.items()}
+    two["pixel_values"][32:] = torch.randn(32, 96, generator=torch.Generator().manual_seed(5)) + 1
+    both = blank_out(model, model.to_tokens(**two), blank="#4", signed=True)
+    alone = blank_out(model, model.to_tokens(**given), blank="#4", signed=True)
     np.testing.assert_allclose(both.values[0], alone.values[0], atol=1e-5)
 
 
