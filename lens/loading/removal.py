@@ -7,8 +7,9 @@ original under gates of 0.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
+from headwater.lens.loading.asked import Inputs
+from headwater.lens.loading.samples import samples
+from headwater.lens.loading.shared_biases import cut_biases
 from headwater.lens.loading.smaller_config import settle
 from headwater.lens.model import HookedModel
 from headwater.lens.models.closeness import relative_difference
@@ -26,14 +30,13 @@ from headwater.lens.models.parts import Shape
 from headwater.lens.models.projections import attention_with_projections, projections
 from headwater.lens.naming.heads import Head, Heads, chosen
 
-PROBE = 8  # tokens of the text on which the smaller and the gated model are compared
 # attributes of attention modules that depend on the number of heads
 QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 FEATURES = ("split_size", "all_head_size", "inner_dim")
 
 
-def remove_heads(model: HookedModel, heads: Heads) -> Any:
+def remove_heads(model: HookedModel, heads: Heads | Mapping[str, Heads]) -> Any:
     """A copy of the transformers model inside `model`, without `heads` in its weights.
 
     Its outputs are those of `model.gated` with 0 for these heads; active edits have no effect on it. A key–value head
@@ -42,8 +45,12 @@ def remove_heads(model: HookedModel, heads: Heads) -> Any:
     keys. The copy runs on sdpa or eager attention. ModelError if the architecture or the choice of heads does not allow
     it.
 
+    The heads are those of the part as which the model is read, `model.part("vision")`; `{part: heads}` takes heads out
+    of several parts at once.
+
     `save_pretrained` writes a folder that opens again where every layer keeps equally many heads and the configuration
-    has a number for them (Llama, Mistral, Qwen, Gemma …, not GPT-2); elsewhere it raises ModelError before it writes.
+    has a number for them (Llama, Mistral, Qwen, Gemma, ViT …, not GPT-2; T5 if encoder, decoder and cross-attention
+    keep as many); elsewhere it raises ModelError before it writes.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -53,21 +60,33 @@ def remove_heads(model: HookedModel, heads: Heads) -> Any:
     """
     if not isinstance(model, Opened):
         raise ModelError(f"remove_heads takes an open model, as hw.load gives it; got {type(model).__name__}")
-    if model.part_name != "text" or model.read_only:
-        why = model.read_only or f"it is read as its {model.part_name}"
-        raise ModelError(f"heads can not be removed from the weights of {model.name}: {why}")
-    masks = chosen(heads, "all", model.layers, model.n_heads)
+    if model.read_only:
+        raise ModelError(f"heads can not be removed from the weights of {model.name}: {model.read_only}")
+    given: Mapping[Any, Heads] = heads if isinstance(heads, Mapping) else {model.part_name: heads}
+    views = {name: model.part(name) for name in given}
+    masks = {name: chosen(given[name], "all", view.layers, view.n_heads) for name, view in views.items()}
     smaller = copy.deepcopy(model.hf)
     paths = {module: path for path, module in model.hf.named_modules()}
-    left = {layer: model.shape(layer) for layer in model.layers}
-    for layer, gone in masks.items():
-        left[layer] = _shrink(model, layer, ~gone, smaller, paths)
-    if masks:
-        settle(smaller, list(left.values()), model.name)
-    gates = torch.ones(1, model.n_layers, model.n_heads)
-    for layer, gone in masks.items():
-        gates[0, model.layers.index(layer), gone] = 0
-    return _held(model, smaller, gates)
+    left = {name: dict(part.shapes) for name, part in model.parts.items()}
+    for name, view in views.items():
+        for layer, gone in masks[name].items():
+            left[name][layer] = _shrink(view, layer, ~gone, smaller, paths)
+        holders = {
+            layer: smaller.get_submodule(paths[attention_with_projections(view, layer)])
+            for layer in (view.layers if masks[name] else [])
+        }
+        cut_biases(holders, masks[name], view.n_heads)
+    changed = {name: [*left[name].values()] for name in views if masks[name]}
+    if changed:
+        settle(smaller, model, changed)
+    with contextlib.ExitStack() as stack:
+        for name, view in views.items():
+            gates = torch.ones(1, view.n_layers, view.n_heads)
+            for layer, gone in masks[name].items():
+                gates[0, view.layers.index(layer), gone] = 0
+            stack.enter_context(context.unedited(view.key))
+            stack.enter_context(view.gated(gates))
+        return _held(model, smaller)
 
 
 def removable(model: HookedModel, heads: Heads) -> list[Head]:
@@ -158,24 +177,44 @@ def _recount(holder: Any, before: Shape, heads: int, kv: int) -> None:
     change(("num_key_value_groups",), old_heads // old_kv, heads // kv)
 
 
-def _held(model: HookedModel, smaller: Any, gates: Tensor) -> Any:
-    """The copy on sdpa or else eager attention, whichever gives the output of the gated model; else ModelError."""
-    ids = (torch.arange(min(PROBE, model.context or PROBE)) % model.vocab)[None].to(model.device)
-    with context.unedited(model.key), model.gated(gates), torch.no_grad():
-        wanted = _states(model.hf, ids)
+def _held(model: HookedModel, smaller: Any) -> Any:
+    """The copy on sdpa or else eager attention, whichever gives the outputs of the gated model; else ModelError."""
+    sample, wanted = _probed(model)
     reason = "it gives another output"
     for name in ("sdpa", "eager"):
         try:
             smaller.set_attn_implementation(name)
             with torch.no_grad():
-                found = _states(smaller, ids)
+                found = _states(smaller, sample)
         except (RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
             continue
-        if found.shape == wanted.shape and relative_difference(found, wanted) < 2e-3:
+        alike = found.keys() == wanted.keys() and all(found[n].shape == wanted[n].shape for n in found)
+        if alike and all(relative_difference(found[n], wanted[n]) < 2e-3 for n in found):
             return smaller
     raise ModelError(f"heads can not be removed from the weights of {type(model.hf).__name__}: {reason}")
 
 
-def _states(hf: Any, ids: Tensor) -> Tensor:
-    return hf(input_ids=ids, output_hidden_states=True).hidden_states[-1].float()
+def _probed(model: HookedModel) -> tuple[Inputs, dict[str, Tensor]]:
+    """A short input that the model takes, and what it gives for it."""
+    for several in samples(model.hf):
+        # the second row of text has padding, at which eager attention gives other numbers
+        for sample in ({name: given[:1] for name, given in several.items()}, several):
+            try:
+                with torch.no_grad():
+                    return sample, _states(model.hf, sample)
+            except Exception:  # a guess that the model does not take
+                continue
+    raise ModelError(
+        f"heads can not be removed from the weights of {model.name}: no short input runs through it"
+    )
+
+
+def _states(hf: Any, sample: Inputs) -> dict[str, Tensor]:
+    """The last hidden state of each stack, and all other numbers that the model gives."""
+    found: dict[str, Tensor] = {}
+    for name, value in hf(**sample, output_hidden_states=True).items():
+        value = value[-1] if name.endswith("hidden_states") and isinstance(value, tuple) else value
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found[name] = value.float()
+    return found

@@ -8,45 +8,58 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from headwater.lens.errors import ModelError
+from headwater.lens.models.opened import Opened
 from headwater.lens.models.parts import Shape
 
 
-def settle(smaller: Any, shapes: Sequence[Shape], name: str) -> None:
+def settle(smaller: Any, model: Opened, changed: Mapping[str, Sequence[Shape]]) -> None:
     """Write what is left into the configuration of `smaller`, or let it refuse `save_pretrained` with the reason.
 
-    `shapes` are those of its layers.
+    `changed` are the shapes of the layers of the parts of `model` that lost heads.
     """
-    heads, shared = (sorted({shape[n] for shape in shapes}) for n in (0, 1))
-    if len(heads) > 1 or len(shared) > 1:
-        counts = " and ".join(map(str, heads if len(heads) > 1 else shared))
-        what = "heads" if len(heads) > 1 else "key–value heads"
-        reason = f"its layers keep {counts} {what}, and a configuration has one number for all"
+    vision = {name for name, part in model.parts.items() if part.queries == "image"}
+    shapes = [shape for of in changed.values() for shape in of]
+    several = {"heads": sorted({s.heads for s in shapes}), "key–value heads": sorted({s.kv for s in shapes})}
+    uneven = next((what for what, counts in several.items() if len(counts) > 1), None)
+    if uneven is not None:
+        counts = " and ".join(map(str, several[uneven]))
+        reason = f"its layers keep {counts} {uneven}, and a configuration has one number for all"
     else:
         config = copy.deepcopy(smaller.config)
-        reason = _changed(config, shapes[0]) or _other_model(smaller, config)
+        reason = _all_changed(config, changed, vision) or _other_model(smaller, config)
     if reason:
         message = (
-            f"what is left of {name} can not be saved as a folder that opens again: {reason}; take equally many heads "
-            "out of every layer, or keep the whole model and the names of the heads"
+            f"what is left of {model.name} can not be saved as a folder that opens again: {reason}; take equally many "
+            "heads out of every layer, or keep the whole model and the names of the heads"
         )
         smaller.save_pretrained = functools.partial(_refuse, message)
     else:
-        _changed(smaller.config, shapes[0])
+        _all_changed(smaller.config, changed, vision)
+
+
+def _all_changed(config: Any, changed: Mapping[str, Sequence[Shape]], vision: set[str]) -> str:
+    """Change the counts of each part where the configuration has them; the reason why not."""
+    reasons = (
+        _changed(
+            getattr(config, "vision_config", config) if name in vision else config.get_text_config(), of[0]
+        )
+        for name, of in changed.items()
+    )
+    return next((reason for reason in reasons if reason), "")
 
 
 def _refuse(message: str, *_: Any, **__: Any) -> NoReturn:
     raise ModelError(message)
 
 
-def _changed(config: Any, shape: Shape) -> str:
-    """Change the counts in a configuration; the reason why not, if it takes none of them."""
-    text = config.get_text_config()
+def _changed(text: Any, shape: Shape) -> str:
+    """Change the counts in the configuration of a stack; the reason why not, if it takes none of them."""
     try:
         text.num_attention_heads = shape.heads
         if getattr(text, "num_key_value_heads", None) is not None:
