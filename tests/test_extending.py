@@ -74,9 +74,9 @@ def put(root: Path) -> None:
             continue
         text = path.read_text(encoding="utf-8")
         if name == "kernels/edits/scores.py":
-            above, _, union = text.partition("ScoreEdit = ")
+            above, _, union = text.partition("PlainScoreEdit = ")
             union, _, below = union.partition("\n")
-            text = f"{above}{code}\n\nScoreEdit = {union} | CapScores\n{below}"
+            text = f"{above}{code}\n\nPlainScoreEdit = {union} | CapScores\n{below}"
         elif name == "kernels/reference/dense.py":
             place = '    """One score edit on every head."""\n'
             assert place in text
