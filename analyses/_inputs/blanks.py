@@ -105,7 +105,7 @@ class Blanks:
             if side.parts[side.part_name].queries == "encoder":
                 given = _with(given, {"input_ids": ids})
             else:
-                given = Tokens(ids, given.mask, given.more) if isinstance(given, Tokens) else ids
+                given = given.changed(ids, given.mask) if isinstance(given, Tokens) else ids
         return given
 
 
@@ -130,7 +130,7 @@ def _words_in(side: HookedModel, ids: Tensor) -> Tensor:
 
 def _with(given: Tensor, more: Mapping[str, Tensor]) -> Tokens:
     assert isinstance(given, Tokens)
-    return Tokens(given.ids, given.mask, {**given.more, **more})
+    return given.changed(given.ids, given.mask, {**given.more, **more})
 
 
 def _at_their_means(given: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def without_padding(some: Tokens) -> Tensor:
         return ids
     more = {name: real(name, given) for name, given in some.more.items()}
     labels = some.labels if some.labels is None else real("decoder_labels", some.labels)
-    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), more, labels)
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), more, labels, some.owners)
 
 
 def of_equal_length(lengths: Sequence[Any], size: int | None) -> list[list[int]]:
@@ -210,9 +210,7 @@ def repeated_tokens(model: HookedModel, length: int, sequences: int, seed: int, 
 def without_tokens(ids: Tensor, gone: Tensor) -> Tensor:
     """Rows [row, position] without some positions, `gone` bool [position], and without what belongs to these."""
     tokens = as_tokens(ids)
-    return without_padding(
-        Tokens(tokens.ids, tokens.mask & ~gone.to(tokens.mask.device), tokens.more, tokens.labels)
-    )
+    return without_padding(tokens.changed(tokens.ids, tokens.mask & ~gone.to(tokens.mask.device)))
 
 
 def first_tokens(rows: Sequence[Tensor], length: int) -> Tensor:
