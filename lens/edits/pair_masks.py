@@ -46,9 +46,9 @@ class MaskPairs(HeadWise):
     - "moba", `size`, `top`: its own block of `size` keys and, of the earlier ones, the `top - 1` whose mean key has the
       largest product with the query (MoBA, Lu et al. 2025).
 
-    `grid` are the sizes of its axes, the last one fastest: frames, rows, columns. It begins at token `first`; tokens
-    outside of it see all and are seen by all. Sizes on a grid are one number for all axes or one for each. Rules are
-    evaluated tile by tile.
+    `grid` are the sizes of its axes, the last one fastest: frames, rows, columns. It begins at token `first`; both are
+    known where the part reads pictures of the config's size. Tokens outside of the grid see all and are seen by all.
+    Sizes on a grid are one number for all axes or one for each. Rules are evaluated tile by tile.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -69,17 +69,12 @@ class MaskPairs(HeadWise):
     def _is_neutral(self) -> bool:
         return self.rule is None
 
-    def _check(self) -> None:
-        super()._check()
-        if isinstance(self.rule, Mapping):
-            settings_of(self.rule)
-
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         prepared = super().prepare(model, groups)
         if self.rule is None:
             return prepared
         made = (
-            made_of(settings_of(self.rule))
+            made_of(settings_of(self.rule, model.parts[model.part_name].patches))
             if isinstance(self.rule, Mapping)
             else mask_of(self.rule, model.n_heads)
         )

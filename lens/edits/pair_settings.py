@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headwater.kernels.tiles import pair_rules
 from headwater.lens.errors import EditError, nearest
+from headwater.lens.models.patches import Patches
 
 MOST_PAIRS = 2**22  # of a mask or a list of blocks that is written out: 4 MB, 2,048 × 2,048 tokens
 MOST_CELLS = 2**24
@@ -29,8 +30,11 @@ LEAST = {"reach": 0, "step": 1, "size": 1, "shift": 0, "first": 0, "top": 1}
 Made = Callable[[Tensor], pair_rules.PairRule]  # from the starts of the rows
 
 
-def settings_of(rule: Mapping[str, Any]) -> dict[str, Any]:
-    """The rule with its defaults, sizes per axis as tuples; EditError for what is missing, unknown or out of range."""
+def settings_of(rule: Mapping[str, Any], patches: Patches | None = None) -> dict[str, Any]:
+    """The rule with its defaults, sizes per axis as tuples; EditError for what is missing, unknown or out of range.
+
+    The grid is that of the `patches` where none is given.
+    """
     given = dict(rule)
     kind = given.pop("kind", None)
     if kind not in KINDS:
@@ -39,6 +43,8 @@ def settings_of(rule: Mapping[str, Any]) -> dict[str, Any]:
     takes = KINDS[kind]
     if unknown := given.keys() - takes.keys():
         raise EditError(f"MaskPairs: {kind} takes {', '.join(takes)}; got {min(unknown)!r}")
+    if "grid" in takes and "grid" not in given and patches is not None and not patches.depth:
+        given = {"first": patches.prefix, **given, "grid": patches.grid}
     found: dict[str, Any] = {name: given.get(name, default) for name, default in takes.items()}
     if missing := [name for name, value in found.items() if value is None]:
         raise EditError(f"MaskPairs: {kind} needs {', '.join(missing)}")

@@ -121,6 +121,26 @@ def test_a_generation_under_a_rule_is_one_record_of_the_whole_text():
         model.generate(ids, 4, record=True)
 
 
+def test_the_grid_of_a_picture_is_known():
+    model = hw.load(zoo.build("vit"))
+    patches = model.parts[model.part_name].patches
+    assert patches is not None
+    rows, columns = patches.grid
+    pixels = torch.randn(1, 3, *patches.image, generator=torch.Generator().manual_seed(0))
+    plain = model.record(pixels).map(0)
+    with model.edit(hw.MaskPairs({"kind": "near", "reach": 1})):
+        found = model.record(pixels).pattern(0)
+    place = [(n // columns, n % columns) for n in range(rows * columns)]
+    close_by = [[max(abs(a - c), abs(b - d)) <= 1 for c, d in place] for a, b in place]
+    seen = torch.ones(plain.shape[2:]) > 0
+    seen[1:, 1:] = torch.tensor(close_by)  # the class token sees all and is seen by all
+    assert not seen.all()
+    scores = plain.rule.scale * (plain.q @ plain.k.mT)
+    close(found, scores.masked_fill(~seen, -torch.inf).softmax(-1))
+    with pytest.raises(EditError, match="near needs grid"):
+        hw.load(tiny_models.tiny("llama")).edit(hw.MaskPairs({"kind": "near", "reach": 1}))
+
+
 def test_cross_attention_has_no_own_place_for_a_rule():
     model = hw.load(zoo.build("t5")).part("cross")
     with pytest.raises(EditError, match="MaskPairs has no meaning in cross-attention"):
