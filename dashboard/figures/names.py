@@ -27,6 +27,9 @@ def names_of(array: xr.DataArray, dim: str) -> list[str]:
     """A name for each place on an axis, safe to draw; equal names are told apart by their place."""
     tokens = tokens_of(array, dim)
     if tokens is not None:
+        part = array.coords.get(f"{dim}_part")
+        if part is not None and part.dims == (dim,):  # both sides of a model stand on one axis
+            tokens = [f"{side}: {token}" for side, token in zip(part.values, tokens, strict=True)]
         return [
             token_label(token, place) for token, place in zip(tokens, _positions(array, dim), strict=True)
         ]

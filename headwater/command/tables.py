@@ -107,10 +107,20 @@ def _largest(array: xr.DataArray) -> list[str]:
 
 
 def _labels(array: xr.DataArray | xr.Dataset, dim: str) -> list[str]:
-    """The coordinate of each place on an axis, with its token where the array carries one for it."""
+    """The coordinate of each place on an axis, with the side of the model and the token where the array has them.
+
+    Tokens of each batch row count where all rows have the same, as the patches of pictures.
+    """
     names = array.coords[dim].values if dim in array.coords else np.arange(array.sizes[dim])
-    for name in (f"{dim}_token", "token"):
-        if dim != "batch" and name in array.coords and array.coords[name].dims == (dim,):
-            tokens = array.coords[name].values
-            return [f"{cell(place)} {cell(token)}" for place, token in zip(names, tokens, strict=True)]
-    return [cell(place) for place in names]
+    labels = [cell(place) for place in names]
+    for name in (f"{dim}_part", f"{dim}_token", "token"):
+        if dim == "batch" or name not in array.coords:
+            continue
+        told = array.coords[name]
+        if told.dims == ("batch", dim) and bool((told == told[0]).all()):
+            told = told[0]
+        if told.dims == (dim,):
+            labels = [f"{label} {cell(word)}" for label, word in zip(labels, told.values, strict=True)]
+            if not name.endswith("_part"):
+                break
+    return labels

@@ -66,3 +66,17 @@ def test_a_trace_shows_its_weights_and_nodes_their_scores() -> None:
     nodes.add_node("0.1", score=0.25)
     assert rows(tables.of_graph(nodes))[1:] == [["node", "score"], ["0.1", "0.2500"]]
     assert tables.of_graph(nx.DiGraph()) == ["0 nodes, 0 edges with a score"]
+
+
+def test_patches_that_all_rows_share_and_sides_of_a_model_are_told() -> None:
+    same = {"key_token": (("batch", "key"), [["[CLS]", "0,0"]] * 2)}
+    assert rows(tables.of(xr.DataArray(np.zeros((2, 2)), dims=("batch", "key"), coords=same)))[1] == [
+        "batch", "\\", "key", "0", "[CLS]", "1", "0,0"
+    ]  # fmt: skip
+    other = {
+        "key_token": (("batch", "key"), [["a", "b"], ["a", "c"]]),
+        "key_part": ("key", ["encoder", "decoder"]),
+    }
+    assert rows(tables.of(xr.DataArray(np.zeros((2, 2)), dims=("batch", "key"), coords=other)))[1][3:] == [
+        "0", "encoder", "1", "decoder"
+    ]  # fmt: skip

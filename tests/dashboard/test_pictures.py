@@ -322,3 +322,12 @@ def test_pictures_of_one_text_and_frames_are_drawn_one_by_one() -> None:
     panels = hw.figure(video).data
     np.testing.assert_array_equal(panels[0].z, video[0])
     np.testing.assert_array_equal(panels[1].z, video[1])
+
+
+def test_both_sides_of_a_model_are_told_on_one_axis() -> None:
+    record = hw.load(zoo.build("t5")).record(**zoo.inputs("t5"))
+    (bars,) = hw.figure(analyses.rollout(record)[0, 0]).data
+    words = [*record.part("encoder").strings[0], *record.strings[0]]
+    sides = ["encoder"] * 11 + ["decoder"] * 7
+    told = zip(sides, words, strict=True)
+    assert list(bars.x) == [f"{n} {side}: {word}" for n, (side, word) in enumerate(told)]
