@@ -14,7 +14,7 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
 from headwater.lens.records.record import Record
 
-READ_CROSS = "raw_attention, sink_rate or head_similarity, which read cross-attention"
+READ_CROSS = "raw_attention, sink_rate or reference_frames, which read cross-attention"
 THROUGH = ("rollout", "flow", "flow_graph")  # follow cross-attention together with both stacks beside it
 TEXTS = {
     "examples": "texts, or rows of token ids", "pairs": "pairs of texts, such as [(clean, corrupt)]",
