@@ -1,4 +1,4 @@
-"""`MaskPairs` on models: MoBA as its authors' loop does it, records that are saved, cross-attention.
+"""`MaskPairs` on models: MoBA query by query, records that are saved, cross-attention.
 
 The tests are of `pair_masks.py` and `pair_settings.py`; the rules themselves are held to their definitions in
 tests/kernels/tiles/test_pair_rules.py. Seen to fail: future blocks chosen, the own block counted beside `top`, means
@@ -6,8 +6,6 @@ with padding.
 """
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import tiny_models
@@ -22,21 +20,19 @@ from headwater.lens.loading import zoo
 
 
 def moba(q: torch.Tensor, k: torch.Tensor, size: int, top: int) -> torch.Tensor:
-    """The pairs that the authors' naive code shows, bool [query, key], for one head [position, d]."""
-    length = len(q)
-    count = math.ceil(length / size)
-    means = torch.stack([k[n * size : (n + 1) * size].mean(0) for n in range(count)])
-    gate = q @ means.T
-    for n in range(count):
-        gate[: (n + 1) * size, n] = -torch.inf
-        gate[n * size : (n + 1) * size, n] = torch.inf
-    best = gate.topk(min(top, count), -1).indices
-    chosen = torch.zeros_like(gate).scatter(-1, best, 1.0) > 0
-    return (chosen.repeat_interleave(size, -1)[:, :length]) & (torch.ones(length, length).tril() > 0)
+    """The pairs that MoBA shows, bool [query, key], query by query; one head [position, d]."""
+    seen = torch.zeros(len(q), len(k), dtype=torch.bool)
+    for i, query in enumerate(q):
+        own = i // size
+        products = [float(query @ k[n * size : (n + 1) * size].mean(0)) for n in range(own)]
+        best = sorted(range(own), key=products.__getitem__)[::-1][: top - 1]
+        for n in (own, *best):
+            seen[i, n * size : (n + 1) * size] = True
+    return seen.tril()
 
 
 @pytest.mark.parametrize(("size", "top"), [(3, 1), (3, 2), (4, 3), (5, 9)])
-def test_moba_keeps_the_blocks_of_the_published_loop(size, top):
+def test_moba_keeps_the_own_block_and_the_best_of_the_earlier_ones(size, top):
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 4, 11, 6, generator=generator), torch.randn(2, 2, 11, 6, generator=generator)
     columns, first = torch.arange(11), torch.tensor([[0], [2]])
