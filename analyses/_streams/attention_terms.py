@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._prompts.examples import Batch, outputs_of
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
@@ -174,7 +174,7 @@ def mixings(model: HookedModel, batch: Batch) -> dict[int, Mixing]:
     watched = [module for block in blocks.values() for module in (block.module, block.attention)]
     inside = [module for layer in model.layers for module in output_gates.modules_of(model, layer)]
     with watching(dict.fromkeys([*watched, *norms, *inside])) as calls, context.listening(heads):
-        model.embeddings(batch.ids)
+        outputs_of(model)(batch.ids)
     calls = [_with_rows(call) for call in calls]
     found = {}
     for layer, block in blocks.items():
@@ -210,8 +210,7 @@ def _mixing(
     last = next((norm for norm in norms if _same(norm.output, whole.output)), None)
     behind = next((norm for norm in norms if _same(norm.given, attention.output)), None)
     if model.parts[model.part_name].crosses:
-        x, first, mixed = _beside_crossing(attention, norms)
-        attended = attention.output
+        x, first, mixed, attended = _beside_crossing(attention, norms)
     elif last is not None:  # a block that ends in a norm has one behind its attention too
         first, second = Norm.of(norms[0].module, norms[0].given), Norm.of(last.module, last.given)
         attended, mixed = norms[0].given.double() - x, norms[0].output
@@ -231,14 +230,21 @@ def _mixing(
     return Mixing(map, value, z, output, x, mixed.double(), scale, first, second, gate)
 
 
-def _beside_crossing(attention: Call, norms: list[Call]) -> tuple[Tensor, Norm | None, Tensor]:
-    """The stream to which cross-attention is added, the norm behind the sum if there is one, and the sum after it."""
-    whole = attention.given + attention.output
+def _beside_crossing(
+    attention: Call, norms: list[Call]
+) -> tuple[Tensor, Norm | None, Tensor, Tensor]:  # fmt: skip
+    """The stream to which cross-attention is added, the norm behind the sum if there is one, the sum after it, and what
+    the attention adds."""
+    given, output = attention.given, attention.output
+    whole = given + output
     behind = next((norm for norm in norms if _alike(norm.given, whole)), None)
+    if behind is None:  # BERT's attention modules add the stream and hold the norm
+        behind = next((norm for norm in norms if _same(norm.output, output)), None)
+        output = output if behind is None else behind.given - given
     if behind is not None:
-        return attention.given.double(), Norm.of(behind.module, behind.given), behind.output
-    x = next((norm.given for norm in norms if _same(norm.output, attention.given)), attention.given).double()
-    return x, None, x + attention.output
+        return given.double(), Norm.of(behind.module, behind.given), behind.output, output
+    x = next((norm.given for norm in norms if _same(norm.output, given)), given).double()
+    return x, None, x + output, output
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -22,6 +22,7 @@ from headwater.analyses._prompts.texts import indicators
 from headwater.analyses.tokens._gradients import Rooted, WeightSlopes, slopes_at
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
+from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.running.watching import Heads
 
@@ -35,6 +36,12 @@ def relevance_of_pairs(asked: Explained, inputs: Inputs, queries: Positions | No
     """
     source, target = inputs.texts
     if queries is None:
+        looks = inputs.sides[-1]
+        if looks.part_name != next(iter(looks.parts)):
+            raise AnalysisError(
+                f"the outputs of {looks.name} are of its {next(iter(looks.parts))}, not of the {looks.part_name}; name "
+                "the rows to read out, e.g. queries=[0]"
+            )
         for batch in inputs.batches:
             place_of(asked.position, target.length(batch), f"example {batch.places[0]}")
         queries = [asked.position]

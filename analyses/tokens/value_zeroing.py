@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.examples import Batch, Examples, outputs_of
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._prompts.texts import Texts, indicators
 from headwater.analyses._streams.between_layers import refuse_crossing, refuse_mixers
@@ -113,7 +113,7 @@ def _block_calls(model: HookedModel, batch: Batch, layers: list[int]) -> tuple[d
         )
     heads = Heads(model)
     with watching(blocks.values()) as calls, context.listening(heads):
-        model.embeddings(batch.ids)
+        outputs_of(model)(batch.ids)
     found = {layer: next(c for c in calls if c.module is block) for layer, block in blocks.items()}
     with torch.no_grad():
         # from above too: a block may take keys that one below left behind in its own last run

@@ -39,6 +39,10 @@ MODULES = {
     ("t5", "decoder"): ("decoder.block.{}", "layer.0.SelfAttention", "v", "o", "layer.0.layer_norm", False),
     ("t5", "cross"): ("decoder.block.{}", "layer.1.EncDecAttention", "v", "o", "layer.1.layer_norm", False),
 }
+MODULES["blip2", "cross"] = (
+    "qformer.encoder.layer.{}", "crossattention", "attention.value", "output.dense", "crossattention.output.LayerNorm",
+    True,
+)  # fmt: skip
 for family, behind in (("bart", True), ("whisper", False)):
     for part, name in (("encoder", "self_attn"), ("decoder", "self_attn"), ("cross", "encoder_attn")):
         stack = "encoder" if part == "encoder" else "decoder"
@@ -68,8 +72,9 @@ def layers(hf: Any, family: str, part: str, given: dict[str, Tensor], count: int
         module = hf.get_submodule(f"{around}.{attention}")
         v, o = (hf.get_submodule(f"{around}.{attention}.{name}") for name in (values, out))
         beside = hf.get_submodule(f"{around}.{norm}")
-        kept = _seen([module, v, o, beside], lambda: hf(**given, output_attentions=True))
-        weights = next(x for x in reversed(kept[module][1]) if isinstance(x, Tensor) and x.dim() == 4)[0]
+        inner = getattr(module, "attention", module)
+        kept = _seen([inner, v, o, beside], lambda: hf(**given, output_attentions=True))
+        weights = next(x for x in reversed(kept[inner][1]) if isinstance(x, Tensor) and x.dim() == 4)[0]
         count_of = len(weights)
         value = kept[v][1][0].unflatten(-1, (-1, o.weight.shape[1] // count_of)).movedim(1, 0)
         value = value.repeat_interleave(count_of // len(value), 0)

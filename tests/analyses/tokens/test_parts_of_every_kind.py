@@ -16,10 +16,13 @@ import numpy as np
 import part_mixing
 import pytest
 import torch
+import transformers
 from input_oracle import Case, single
 from torch import Tensor
 
 import headwater as hw
+from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._streams.attention_terms import mixings
 from headwater.analyses.tokens.alti import alti
 from headwater.analyses.tokens.globenc import globenc
 from headwater.analyses.tokens.gradient_rollout import gradient_rollout
@@ -249,3 +252,44 @@ def test_a_layer_that_nothing_reads_is_passed_by() -> None:
     tower = hw.load(plain).part("vision")
     with pytest.raises(AnalysisError, match="reads its outputs at 9 positions of the vision"):
         relevance(tower, input_oracle.case("llava").tokens)
+
+
+def test_cross_attention_whose_module_holds_the_norm() -> None:
+    """BLIP-2's learned queries look at the picture by modules built like BERT's."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    text = {
+        "model_type": "opt",
+        "vocab_size": 97,
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 32,
+        "pad_token_id": 0,
+    }
+    config = transformers.Blip2Config(
+        vision_config=shape | {"image_size": 16, "patch_size": 8},
+        qformer_config=shape | {"encoder_hidden_size": 32, "vocab_size": 30},
+        text_config=shape | text, num_query_tokens=4, image_token_id=90,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    plain = transformers.Blip2ForConditionalGeneration._from_config(
+        config, attn_implementation="eager"
+    ).eval()
+    plain.qformer.layernorm.weight.data.uniform_(0.5, 2)
+    ids = torch.cat([torch.full((1, 4), 90), torch.arange(5, 11)[None]], 1)
+    given = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16)}
+    model = hw.load(copy.deepcopy(plain)).part("cross")
+    tokens = model.to_tokens(**given)
+    plain = plain.double()
+    given["pixel_values"] = given["pixel_values"].double()
+    layer = part_mixing.layers(plain, "blip2", "cross", given, count=1)[0]
+    found = norms(model, tokens, queries="all").norm
+    np.testing.assert_allclose(found.values[0, 0], layer.heads.sum(0).norm(dim=-1), rtol=1e-3, atol=1e-6)
+    mixing = mixings(model, Batch(tokens, [0]))[0]
+    torch.testing.assert_close(mixing.entering[0], layer.x, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mixing.mixed[0], layer.whole, atol=1e-5, rtol=1e-4)
+    assert mixing.first is not None
+    terms = mixing.total(True, (mixing.first,))[0]
+    expected = layer.through(layer.heads.sum((0, 2)) + layer.x)
+    torch.testing.assert_close(terms, expected, atol=1e-5, rtol=1e-3)
+    assert alti(model, tokens).sum() == pytest.approx(1, abs=1e-6)
+    with pytest.raises(AnalysisError, match="are of its text, not of the qformer; name the rows"):
+        relevance(model, tokens)
