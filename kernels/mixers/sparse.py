@@ -8,7 +8,7 @@ proportions of bilinear interpolation; what lies outside of the grid counts as 0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headwater.kernels.mixers.mixer_map import BLOCK_ELEMENTS
-from headwater.kernels.mixers.weights_map import WeightsMap
+from headwater.kernels.mixers.weights_map import WeightsMap, entropy
 from headwater.kernels.tiles.shapes import AtKeys, AtQueries, OverKeys, OverQueries, Weights
 
 
@@ -153,6 +153,27 @@ class SparseMap(WeightsMap):
         place = torch.where(inside, listed - columns.start, width)
         found = weights.new_zeros(*weights.shape[:3], width + 1)
         return found.scatter_add(-1, place, weights)[..., :width]
+
+    def measured(self, names: set[str], window: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """The named row statistics from the lists alone; "max" is of the listed keys."""
+        listed, weights = self.columns, self.weights
+        apart = torch.arange(self.shape[2], device=listed.device)[:, None] - listed
+        size = apart.abs().to(weights)
+        there = weights.masked_fill(listed < 0, -torch.inf)
+        largest, place = there.max(-1)
+        yield (
+            slice(0, self.shape[2]),
+            {
+                "entropy": entropy(weights) if "entropy" in names else weights[..., 0],
+                "max": largest,
+                "argmax": listed.gather(-1, place[..., None])[..., 0],
+                "self": (weights * (apart == 0)).sum(-1),
+                "previous": (weights * (apart == 1)).sum(-1),
+                "distance": (weights * size).sum(-1),
+                "distance_squared": (weights * size.square()).sum(-1),
+                "windowed_distance": (weights * size.clamp(max=window)).sum(-1),
+            },
+        )
 
     def visible(self) -> Int[Tensor, "batch head key"]:
         """How many queries list each key."""

@@ -9,7 +9,7 @@ What goes by distance is refused where query i and key i are not the same token.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -57,6 +57,16 @@ class WeightsMap(MixerMap):
             found[:, :, rows] = torch.where(inside, picked, 0.0).float().cpu()
         return found
 
+    def measured(self, names: set[str], window: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """The named row statistics of some rows at a time, [batch, head, row]."""
+        for span, weights in self.row_blocks():
+            found = of_rows(weights, names, span.start, False, window)
+            if "entropy" in names:
+                found["entropy"] = entropy(weights)
+            if names & {"max", "argmax"}:
+                found["max"], found["argmax"] = weights.max(-1)
+            yield span, found
+
     def statistics(
         self, names: Iterable[str], groups: Groups | None = None, window: int = WINDOW
     ) -> dict[str, Shaped[Tensor, "batch head *numbers"]]:
@@ -67,13 +77,7 @@ class WeightsMap(MixerMap):
         kinds = {"argmax": torch.long}
         found = {name: torch.zeros(self.shape[:3], dtype=kinds.get(name, torch.float32)) for name in rows}
         live = self.live.cpu()
-        for span, weights in self.row_blocks() if rows else ():
-            measured = of_rows(weights, rows, span.start, False, window)
-            if "entropy" in rows:
-                tiny = torch.finfo(weights.dtype).tiny
-                measured["entropy"] = -(weights * weights.clamp(min=tiny).log()).sum(-1)
-            if rows & {"max", "argmax"}:
-                measured["max"], measured["argmax"] = weights.max(-1)
+        for span, measured in self.measured(rows, window) if rows else ():
             for name in rows:
                 found[name][:, :, span] = measured[name].to(found[name])
         if "row_mass" in wanted:
@@ -107,3 +111,8 @@ class WeightsMap(MixerMap):
             raise ValueError("the statistic 'mass' needs groups of keys")
         if "entropy" in names and self.signed:
             raise ValueError("the entropy of weights that may be negative is not defined; leave it out")
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """-sum of w ln w over the last axis; weights of 0 give nothing."""
+    return -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(-1)
