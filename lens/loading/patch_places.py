@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from headwater.lens.attention import context
 from headwater.lens.attention.module_hooks import hidden_states, on
 from headwater.lens.models.parts import Part, pictures
 from headwater.lens.models.patches import Patches, special_names
+
+STRIDES = (4, 8, 16, 32, 64)  # pixels between two positions behind convolutions
 
 
 class _Seen(Exception):
@@ -30,10 +33,21 @@ def with_patches(hf: Any, parts: Mapping[str, Part], sample: Mapping[str, Tensor
     """
     if not pictures(sample):
         return dict(parts)
-    return {
-        name: part if part.patches is None else replace(part, patches=_placed(hf, part, part.patches, sample))
-        for name, part in parts.items()
-    }
+    found = {}
+    for name, part in parts.items():
+        guess = part.patches or _behind_convolutions(part, sample)
+        found[name] = part if guess is None else replace(part, patches=_placed(hf, part, guess, sample))
+    return found
+
+
+def _behind_convolutions(part: Part, sample: Mapping[str, Tensor]) -> Patches | None:
+    """The guess that each token is what convolutions made of a square of pixels (DETR), from the number of tokens."""
+    pixels, count = sample.get("pixel_values"), part.counts.get("image")
+    if pixels is None or pixels.dim() != 4 or part.crosses or part.queries != "image" or not count:
+        return None
+    high, wide = pixels.shape[-2:]
+    fits = [side for side in STRIDES if ceil(high / side) * ceil(wide / side) == count]
+    return Patches((fits[0], fits[0]), (high, wide), 0, up=True) if len(fits) == 1 else None
 
 
 def _placed(hf: Any, part: Part, guess: Patches, sample: Mapping[str, Tensor]) -> Patches | None:
@@ -46,9 +60,9 @@ def _placed(hf: Any, part: Part, guess: Patches, sample: Mapping[str, Tensor]) -
     top, bottom = slice(0, height), slice((rows - 1) * height, rows * height)
     left, right = slice(0, width), slice((columns - 1) * width, columns * width)
     count = frames * rows * columns
-    corners = {0: (first, top, left), columns - 1: (first, top, right), count - 1: (last, bottom, right)}
+    corners = [0, columns - 1, count - 1]
     changed = [plain, plain + 1]
-    for frame, high, wide in corners.values():
+    for frame, high, wide in ((first, top, left), (first, top, right), (last, bottom, right)):
         other = plain.clone()
         other[0].view(-1, *shape[-3:])[frame, :, high, wide] += 1
         changed.append(other)
@@ -61,13 +75,34 @@ def _placed(hf: Any, part: Part, guess: Patches, sample: Mapping[str, Tensor]) -
     places = (whole > 1e-6 * before.abs().max()).nonzero()[:, 0].tolist()
     if len(places) != count or places != list(range(places[0], places[0] + count)):
         return None
-    if [int(each.argmax()) - places[0] for each in moved] != list(corners):
+    if guess.up:
+        in_order = _follows([each.view(rows, columns) for each in moved])
+    else:
+        in_order = [int(each.argmax()) - places[0] for each in moved] == corners
+    if not in_order:
         return None
     prefix = places[0]
     suffix = len(before) - prefix - count
     return replace(
         guess, prefix=prefix, suffix=suffix, special=special_names(_tower(hf, module), prefix, suffix)
     )
+
+
+def _follows(moved: list[Tensor]) -> bool:
+    """Whether the middle of what moves goes to the right with the second picture, and down with the third.
+
+    Convolutions blur: tokens far from a changed corner move too, and not always less than the nearest one.
+    """
+    middles = []
+    for each in moved:  # [row, column]
+        share = each / each.sum()
+        middles.append(
+            [float(share.sum(1 - axis) @ torch.arange(n).double()) for axis, n in enumerate(each.shape)]
+        )
+    (high, left), (top, right), (low, behind) = middles
+    rows, columns = moved[0].shape
+    goes_right = columns == 1 or right - left > abs(behind - right)
+    return goes_right and (rows == 1 or low - top > abs(top - high))
 
 
 def _tower(hf: Any, attention: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from jaxtyping import Bool
@@ -23,7 +24,8 @@ class Patches:
 
     `size` and `image` are (height, width) in pixels, of a patch and of the image size in the config. `special` are the
     names of the tokens that are no patches: class token, registers, detection tokens. `depth` is the number of frames
-    that a patch of a video spans; 0 where the tower reads pictures.
+    that a patch of a video spans; 0 where the tower reads pictures. `up` says that a piece of a patch at the border is
+    one too, as behind convolutions.
     """
 
     size: tuple[int, int]
@@ -32,6 +34,7 @@ class Patches:
     suffix: int = 0
     special: tuple[str, ...] = ()
     depth: int = 0
+    up: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -40,7 +43,10 @@ class Patches:
 
     def grid_of(self, pixels: Tensor) -> tuple[int, int]:
         """(rows, columns) of patches in images [..., channel, height, width]."""
-        return pixels.shape[-2] // self.size[0], pixels.shape[-1] // self.size[1]
+        high, wide = pixels.shape[-2:]
+        if self.up:
+            return ceil(high / self.size[0]), ceil(wide / self.size[1])
+        return high // self.size[0], wide // self.size[1]
 
     def place(self, pixels: Tensor) -> Grid:
         """Where the patches of one of these images stand, or of a video [..., frame, channel, height, width]."""

@@ -125,3 +125,41 @@ def test_every_patch_of_a_video_has_its_frame_row_and_column(name: str) -> None:
     apart = (when[:, None] - when).abs()
     wanted = ((weights * apart).sum(-1) / weights.sum(-1)).mean((0, -1))
     torch.testing.assert_close(torch.tensor(found.mean_frames.values), wanted)
+
+
+def test_what_convolutions_made_of_squares_stands_on_a_grid() -> None:
+    """DETR: queries look at a picture in squares of 32 pixels, also where the last ones are cut.
+
+    The oracle is the feature map of the backbone: a token is the projection of the features at its row and column.
+    """
+    backbone = {
+        "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1],
+        "out_features": ["stage4"],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.DetrConfig(
+        d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        num_queries=4, encoder_ffn_dim=32, decoder_ffn_dim=32, backbone_config=backbone,
+        use_pretrained_backbone=False, use_timm_backbone=False, backbone=None,
+    )  # fmt: skip
+    plain = transformers.DetrModel(config).eval()
+    pixels = torch.randn(1, 3, 96, 150)
+    record = hw.load(plain, sample={"pixel_values": pixels}).record(pixel_values=pixels)
+    assert record.part("encoder").strings[0] == [f"{row},{column}" for row in range(3) for column in range(5)]
+    seen = hw.on_grid(hw.analyses.raw_attention(record.part("cross"), queries="all"))
+    assert dict(seen.sizes) == {"batch": 1, "query": 4, "row": 3, "column": 5}
+    projected: list[Tensor] = []  # [1, channel, row, column]
+    plain.input_projection.register_forward_hook(lambda module, args, out: projected.append(out))
+    entered: list[Tensor] = []
+    plain.encoder.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: entered.append((args or tuple(kwargs.values()))[0]), with_kwargs=True
+    )
+    with torch.no_grad():
+        plain(pixels)
+    for token, word in enumerate(record.part("encoder").strings[0]):
+        row, column = map(int, word.split(","))
+        torch.testing.assert_close(
+            entered[0][0, token], projected[0][0, :, row, column], atol=1e-5, rtol=1e-4
+        )
+    dense = record.part("cross").map(0).dense().mean(1)
+    np.testing.assert_allclose(seen[0], dense[0].reshape(4, 3, 5), atol=1e-6)
