@@ -7,7 +7,7 @@ that every variant of them is covered.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._runs.replace_activations import Swap
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.analyses._streams.writers import Writers
+from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
 from headwater.lens.models.closeness import close_or_refuse, of_sums
@@ -40,6 +41,13 @@ class Reading:
 
     @classmethod
     def of(cls, run: Writers, layer: int) -> Reading:
+        part = run.model.parts[run.model.part_name]
+        if part.crosses:
+            raise AnalysisError(
+                f"the keys and values of {part.name} in {run.model.name} are read from the last stream of the "
+                f"{part.keys}, not from the {part.queries}'s; take direct_logit_attribution with unit='source', or the "
+                "heads of another part"
+            )
         norm = blocks.block(run.model, layer).norm1
         named = dict(run.parts(layer))
         stacked = torch.stack(list(named.values()), 2)
@@ -66,14 +74,17 @@ def rotations(model: HookedModel, batch: Batch, head: Head, places: tuple[int, i
     layer, shape = head.layer, model.shape(head.layer)
     count, q_head, k_head = shape.d_head, head.head, head.head // (shape.heads // shape.kv)
     names = [f"blocks.{layer}.attn.hook_{part}" for part in "qk"]
-    ids = batch.ids[:1]
+    ids = batch.rows([0])
     own = Swap(model, 1, keep=names, parts=[layer])
-    own.logits(ids, 0)
+    read = (
+        0 if model.has_lm_head else None
+    )  # one position's logits are enough; what is looked at stands below them
+    own.logits(ids, read)
     forward = {
         name: _units(place, index) for name, place, index in zip(names, places, (q_head, k_head), strict=True)
     }
     swap = Swap(model, count, forward=forward, parts=[layer])
-    swap.logits(ids.repeat(count, 1), 0)
+    swap.logits(replace(batch, ids=ids, places=[0]).copies(count).ids, read)
     found = []
     for part, name, place, index in zip("qk", names, places, (q_head, k_head), strict=True):
         turn = swap.seen[layer][part][:, index, place].double()

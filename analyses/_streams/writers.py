@@ -4,28 +4,36 @@ The stream at a layer is the embedding plus what all earlier modules added: head
 that have no attention map (linear attention, state spaces, convolutions), in blocks without attention too. A norm on a
 module's output (Gemma 2) is applied to its term; for heads it keeps its scale of the run. In every block the sum is
 held to the model's own stream. A model whose stream is no such sum (norms after the addition, as in BERT) is refused.
+The stream is that of the model's part: of a tower of images, of an encoder, of a decoder, to which its own heads and
+those of its cross-attention write.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headwater.analyses._prompts.examples import Batch
+from headwater.analyses._prompts.examples import Batch, output_in
 from headwater.analyses._streams.component_graph import EMBED
+from headwater.analyses._streams.ending import Ending, ending, ends, unembedding
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
-from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
+from headwater.lens.models.classes import logits_of
 from headwater.lens.models.closeness import COARSE, close_or_refuse, of_sums, rounding_mend
+from headwater.lens.models.signature import compares
 from headwater.lens.models.stack import StackBlock
 from headwater.lens.models.weights import head_weights
 from headwater.lens.running import output_gates
+from headwater.lens.running.forward import forward
 from headwater.lens.running.watching import Call, Heads, watching
 
 # allowed relative difference between the stream and its sum, in float32 and float64, and in lower precision
@@ -63,8 +71,12 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Writers:
-    """A run of texts of one length: `layers` by number, `terms` of every block by layer number, `embedded` the stream
-    before the first block, `last` the stream after the last one, `logits`."""
+    """A run of examples of one length: `layers` by number, `terms` of every block by layer number, `embedded` the
+    stream before the first block, `last` the stream after the last one.
+
+    `logits` are those of tokens or classes, in two towers the similarities [row], and `embeds` their embeddings, each
+    [row, d]. `calls` are those of modules behind the blocks.
+    """
 
     model: HookedModel
     layers: dict[int, Layer]
@@ -72,46 +84,76 @@ class Writers:
     embedded: Tensor
     last: Tensor
     logits: Tensor
+    embeds: tuple[Tensor, ...]
+    calls: list[Call]
 
     @classmethod
     def of(cls, model: HookedModel, batch: Batch) -> Writers:
-        if model.is_encoder_decoder:
-            raise AnalysisError(
-                f"{model.name} is not one stack that reads text, so its stream is no single sum"
-            )
-        heads, blocks_of = Heads(model), {b.layer: model.hf.get_submodule(b.path) for b in model.stack}
+        views = [model, *map(model.part, model.beside)]
+        heads, blocks_of = (
+            list(map(Heads, views)), {b.layer: model.hf.get_submodule(b.path) for b in model.stack}
+        )  # fmt: skip
         inside = (m for block in model.stack for m in _watched(model, block))
-        gates = (m for layer in model.layers for m in output_gates.modules_of(model, layer))
-        watched = dict.fromkeys([*blocks_of.values(), *inside, *gates])
-        with watching(watched) as calls, context.listening(heads):
-            logits = model(batch.ids)
+        gates = (m for view in views for layer in view.layers for m in output_gates.modules_of(view, layer))
+        outside = [] if unembedding(model) is not None else ends(model)
+        watched = dict.fromkeys([*blocks_of.values(), *inside, *gates, *outside])
+        with watching(watched) as calls, contextlib.ExitStack() as stack:
+            for each in heads:
+                stack.enter_context(context.listening(each))
+            out = forward(model, model.to_tokens(batch.ids))
         seen = {call.module: call for call in calls}
         layers: dict[int, Layer] = {}
         terms: dict[int, dict[str, Tensor]] = {}
         for block in model.stack:
             call, own = seen[blocks_of[block.layer]], _own(model, block, seen)
-            attended = []
-            if block.layer in heads.layers:
-                attended = [seen[blocks.block(model, block.layer).attention_out].output.double()]
-            _hold(model, block, call, [*attended, *own.values()])
-            if attended:
-                layers[block.layer] = layer = _layer(model, block.layer, call, attended[0], heads, calls, own)
-                names = [f"{block.layer}.{head}" for head in range(model.n_heads)]
-                by_head = dict(zip(names, layer.result.unbind(2), strict=True))
-                own = by_head | {f"bias.{block.layer}": layer.bias} | own
-            terms[block.layer] = own
+            read = [(view, of) for view, of in zip(views, heads, strict=True) if block.layer in of.layers]
+            added = [seen[blocks.block(view, block.layer).attention_out].output.double() for view, _ in read]
+            _hold(model, block, call, [*added, *own.values()])
+            by_head: dict[str, Tensor] = {}
+            for (view, of), output in zip(read, added, strict=True):
+                layer = _layer(view, block.layer, call, output, of, calls, own)
+                start = "" if view is model else f"{view.part_name}."
+                for head, result in enumerate(layer.result.unbind(2)):
+                    by_head[f"{start}{block.layer}.{head}"] = result
+                by_head[f"{start}bias.{block.layer}"] = layer.bias
+                if view is model:
+                    layers[block.layer] = layer
+            terms[block.layer] = by_head | own
         first, last = (seen[blocks_of[model.stack[n].layer]] for n in (0, -1))
-        return cls(model, layers, terms, first.given.double(), last.output.double(), logits.double())
+        behind = [call for call in calls if call.module in set(outside)]
+        return cls(
+            model, layers, terms, first.given.double(), last.output.double(), *_outputs(model, out), behind
+        )  # fmt: skip
+
+    @cached_property
+    def end(self) -> Ending:
+        """How the stream ends; AnalysisError where that is not known."""
+        return ending(self.model, self.last, self.logits, self.calls)
+
+    def at(self, position: int) -> Tensor:
+        """The position [row] of the stream that is read: the asked one, or the only one that the outputs have."""
+        return self.end.at(self.model, self.last, position)
 
     def parts(self, before: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """(name, vectors [batch, position, d_model]) of the terms before a layer: "embed", "0.0" …, "bias.0",
-        "mixer.0", "mlp.0" …; their sum is the stream there.
+        "cross.0.0" … (heads of the other attention in a decoder's blocks), "mixer.0", "mlp.0" …; their sum is the
+        stream there.
         """
         yield EMBED, self.embedded
         for number, own in self.terms.items():
             if before is not None and number >= before:
                 return
             yield from own.items()
+
+
+def _outputs(model: HookedModel, out: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`logits` and `embeds` of a run, from the output object of transformers."""
+    if compares(model.hf):
+        sides = (getattr(out, f"{name}_embeds", None) for name in ("text", "image", "audio"))
+        embeds = [side.detach().double() for side in sides if isinstance(side, Tensor)]
+        return output_in(model, out).detach().double(), tuple(embeds)
+    logits = logits_of(out) if model.has_lm_head or model.classes else None
+    return torch.empty(0) if logits is None else logits.detach().double(), ()
 
 
 def _watched(model: HookedModel, block: StackBlock) -> Iterator[nn.Module]:

@@ -15,17 +15,25 @@ from torch import Tensor
 
 from headwater.analyses._measures.measure import Answer, Explained
 from headwater.analyses._prompts.examples import Batch
-from headwater.analyses._streams.readout import Readout, unembedding
+from headwater.analyses._streams.ending import at
+from headwater.analyses._streams.readout import Readout
 from headwater.analyses._streams.writers import Writers
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import norms
-from headwater.lens.models.linear import linear
-from headwater.lens.models.token_ids import token_id
+from headwater.lens.models.token_ids import class_id, token_id
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.transformer_lens import names
 
 MEAN, WRONG = "ic", "ic-iw"  # the paper's names: the answer's logit less the mean of all, less the wrong one
+
+
+def refuse_without_logits(model: HookedModel) -> None:
+    """AnalysisError for a model that gives no logits of tokens or classes."""
+    if not model.has_lm_head and not model.classes:
+        raise AnalysisError(
+            f"{model.name} gives no logits of tokens or classes, so it predicts nothing that a part could speak for"
+        )
 
 
 def once(batches: Sequence[Batch]) -> list[Batch]:
@@ -46,19 +54,21 @@ def _inputs(batch: Batch) -> list[list[int]]:
 
 
 def tokens_of(model: HookedModel, given: Answer | None, what: str) -> Answer | None:
-    """The ids of the answers, so that words are turned into tokens once and not per batch."""
+    """The ids of the answers, so that words are turned into tokens (or classes) once and not per batch."""
     if given is None or isinstance(given, str | int):
         return given
-    return [token_id(model, one, what) for one in given]
+    return [(token_id if model.has_lm_head else class_id)(model, one, what) for one in given]
 
 
-def answers_of(explained: Explained, run: Writers, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Token ids of the answer of each text (none given: what the model predicts), and of the wrong one."""
+def answers_of(explained: Explained, run: Writers, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+    """The answer of each example, a token or a class (none given: what the model predicts), and the wrong one; None
+    for both where two towers are compared."""
+    if run.logits.dim() == 1:
+        return None, None
     right, other = (explained.ids_of(what, batch) for what in ("answer", "wrong"))
     device = run.logits.device
-    asked = (
-        run.logits[:, explained.position].argmax(-1) if right is None else torch.tensor(right, device=device)
-    )
+    logits = run.logits if run.logits.dim() == 2 else at(run.logits, run.at(explained.position))
+    asked = logits.argmax(-1) if right is None else torch.tensor(right, device=device)
     return asked, None if other is None else torch.tensor(other, device=device)
 
 
@@ -71,13 +81,11 @@ def readouts(run: Writers, position: int, answer: Tensor, wrong: Tensor | None) 
 
 def less_the_mean(run: Writers, position: int, single: Readout) -> Readout:
     """A readout of one token's logit less the mean of all logits before a soft cap. No softmax sees that mean."""
-    norm, head = unembedding(run.model)
-    end = linear(head, "the language head")
-    mean, own = end.weight.detach().double().mean(1), end.bias
-    bias = mean @ norms.norm_bias(norm, len(mean)).to(mean)
-    bias = bias if own is None else bias + own.detach().double().mean()
+    mean, own = run.end.weight.mean(0), run.end.bias
+    bias = mean @ norms.norm_bias(run.end.norm, len(mean)).to(mean)
+    bias = bias if own is None else bias + own.mean()
     found = replace(single, direction=single.direction - mean, bias=single.bias - bias)
-    return replace(found, total=found.shares(run.last[:, position]) + found.bias)
+    return replace(found, total=found.shares(at(run.last, run.at(position))) + found.bias)
 
 
 def along(readout: Readout) -> Tensor:

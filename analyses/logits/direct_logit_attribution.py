@@ -20,7 +20,8 @@ from headwater.analyses._measures.measure import AnswerSetting, Explained, Posit
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.readout import Readout, soft_cap, unembedding
+from headwater.analyses._streams.ending import at
+from headwater.analyses._streams.readout import Readout, soft_cap
 from headwater.analyses._streams.writers import EMBED, Layer, Writers
 from headwater.analyses.logits._answer_position import answers_of
 from headwater.analyses.logits._final_norm import PathReadout
@@ -53,6 +54,11 @@ def direct_logit_attribution(
     is decomposed. Logits with a soft cap (Gemma 2) are those before it (attribute `soft_cap`). The sums are checked
     against the run; a model that does not add up is refused by name.
 
+    Of a head of classes it is the logit of a class, at the position that the head reads. Of two towers it is the
+    similarity of each text and its own picture, with the lengths of both embeddings of the run, to which the parts of
+    one tower add up (`model.part("vision")`). In a decoder the heads of cross-attention are parts too, "cross.0.0"; of
+    `model.part("cross")` they are the heads, whose keys are the encoder's tokens, beside "decoder.0.0".
+
     With a path, c gives `c·∫ ∇f(a + α(x - a)) dα`, α from 0 to 1, in closed form; x is the stream and f the logit
     through the norm. The start a is 0, or the embedding, whose share is then f(a), the logit of the embedding alone. A
     part that turns the stream away from the answer is charged for it; a part along the stream gets less than with a
@@ -74,46 +80,52 @@ def direct_logit_attribution(
     >>> found.component.values[found[0].values.argmax()].item(), bool(abs(found.sum() - found.total[0]) < 1e-3)
     ('mlp.3', True)
     """
-    explained = Explained(model, None, answer, wrong, position, "logit")
+    explained = Explained(model, None, answer, wrong, position, "logit", of_classes=True)
     texts = Texts.of(model, examples, batch_size)
     rows: dict[int, Tensor] = {}
     totals = torch.zeros(len(texts.valid), dtype=torch.float64)
     names: list[str] = []
     for batch in texts.batches:
-        place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
+        place_of(position, texts.length(batch), f"example {batch.places[0]}")
         run = Writers.of(model, batch)
+        places = run.at(position)
         readout = Readout.of(run, position, *answers_of(explained, run, batch))
         totals[batch.places] = readout.total.cpu()
-        path = _path(run, readout, norm, position)
+        path = _path(run, readout, norm, places)
         if unit == "component":
-            shares = {name: path.shares(vectors[:, position]) for name, vectors in run.parts()}
+            shares = {name: path.shares(at(vectors, places)) for name, vectors in run.parts()}
             if isinstance(path, PathReadout) and norm == "path_from_embedding":
                 shares[EMBED] = path.begun
             names = [*shares, "bias"]
             found = torch.stack([*shares.values(), readout.bias], -1)
         else:
             source = unit == "source"
-            written = (moved(x, position) if source else x.result[:, position] for x in run.layers.values())
+            written = (moved(x, places) if source else at(x.result, places) for x in run.layers.values())
             found = torch.stack([path.shares(vectors) for vectors in written], 1)
         rows |= dict(zip(batch.places, found.cpu(), strict=True))
     return _labelled(model, texts, rows, unit, names, totals)
 
 
-def _path(run: Writers, readout: Readout, norm: FinalNorm, position: int) -> Readout | PathReadout:
+def _path(run: Writers, readout: Readout, norm: FinalNorm, places: Tensor) -> Readout | PathReadout:
     """The readout that gives parts their shares."""
     if norm == "frozen":
         return readout
-    module, _ = unembedding(run.model)
-    end = run.last[:, position]
-    embedded = run.embedded[:, position]
+    end, embedded = at(run.last, places), at(run.embedded, places)
     begin = torch.zeros_like(end) if norm == "path_from_zero" else embedded
-    return PathReadout.of(readout, norms.epsilon(module), begin, end)
+    return PathReadout.of(readout, norms.epsilon(run.end.norm), begin, end)
 
 
-def moved(layer: Layer, position: int) -> Tensor:
-    """`A_ij v_j W_O^h` as it is in the stream at query `position`, [batch, head, key, d_model]."""
-    _, heads, queries, _ = layer.map.shape
-    at = position % queries
+def moved(layer: Layer, places: Tensor) -> Tensor:
+    """`A_ij v_j W_O^h` as it is in the stream at the query of each row, [batch, head, key, d_model]."""
+    asked = places.unique().tolist()
+    found = _moved(layer, asked[0])
+    for place in asked[1:]:
+        found = torch.where((places == place)[:, None, None, None], _moved(layer, place), found)
+    return found
+
+
+def _moved(layer: Layer, at: int) -> Tensor:
+    heads = layer.map.shape[1]
     weights = layer.map.tile(slice(at, at + 1), slice(None))[:, :, 0].double()
     values = layer.value.repeat_interleave(heads // layer.value.shape[1], 1)
     written = layer.gated(at).expand(len(values), -1, -1, -1)
@@ -137,8 +149,8 @@ def _labelled(
     if unit == "source":
         dims, values = (*dims, "key"), texts.empty(model.n_layers, model.n_heads)
         for n, row in rows.items():
-            values[n][..., texts.valid[n]] = row
-        coordinates["key_token"] = (("batch", "key"), np.array(texts.strings))
+            values[n][..., texts.keys.valid[n]] = row
+        coordinates["key_token"] = (("batch", "key"), np.array(texts.keys.strings))
     else:
         values = torch.stack([rows[n] for n in range(len(rows))])
     attrs = {"unit_of": unit, "soft_cap": soft_cap(model)}  # the attribute `unit` is the unit of measure

@@ -33,6 +33,7 @@ from headwater.analyses.logits._answer_position import (
     once,
     readouts,
     reads_own_heads,
+    refuse_without_logits,
     tokens_of,
 )
 from headwater.analyses.logits._least_squares import ScalarFit
@@ -107,6 +108,7 @@ def factual_recall(
     (('batch', 'layer', 'head', 'measure'), [16.0, 16.0, 16.0])
     """
     named = [] if layer is None else _named(model, layer, heads)
+    refuse_without_logits(model)
     asked_of = tokens_of(model, answer, "answer"), tokens_of(model, wrong, "wrong")
     explained = Explained(model, None, *asked_of, position, "logit")
     texts = Texts.of(model, examples, batch_size)
@@ -115,6 +117,7 @@ def factual_recall(
         place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
         run = Writers.of(model, batch)
         asked, other = answers_of(explained, run, batch)
+        assert asked is not None
         values = _read(run, list(readouts(run, position, asked, other)), layer, named, position)
         for place, token, *row in zip(batch.places, asked.tolist(), *(v.cpu() for v in values), strict=True):
             found[place] = _Text(token, *row)

@@ -1,8 +1,9 @@
 """Logit lens: what would the model predict if it stopped before each layer?
 
-The stream that enters each layer goes through the final norm and the unembedding (nostalgebraist 2020), and through the
-soft cap if the model has one. Behind the last layer this is the model's own prediction, which is checked. One run.
-Early streams are not trained to be read like this; what the lens misses may be present in another basis.
+The stream that enters each layer goes through the final norm and the unembedding (nostalgebraist 2020), or the head of
+classes, and through the soft cap if the model has one. Behind the last layer this is the model's own prediction, which
+is checked. One run. Early streams are not trained to be read like this; what the lens misses may be present in another
+basis.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from headwater.analyses._measures.measure import AnswerSetting, Explained, Posit
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.readout import capped, refuse_other_logits, soft_cap, unembedding
+from headwater.analyses._streams.ending import at, ending, ends, unembedding
+from headwater.analyses._streams.readout import capped, refuse_other_logits, soft_cap
+from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import residual_stream
+from headwater.lens.models.signature import compares
+from headwater.lens.running.watching import watching
 
 
 @analysis
@@ -34,12 +39,13 @@ def logit_lens(
     top: Annotated[int, "most likely tokens to list", Bounds(1)] = 5,
     batch_size: BatchSize = 16,
 ) -> xr.Dataset:
-    """`W_U·norm(x^l)` at `position` for the stream x that enters each layer, and behind the last one (layer "final").
+    """`W_U·norm(x^l)` at `position`, of a head of classes at the position that it reads, for the stream x that enters
+    each layer, and behind the last one (layer "final").
 
     `logit`, `log_probability` and `rank` (0: the most likely) of the answer, or of the model's prediction, and the
     `entropy` of the distribution, all [batch, layer]; `token` and `token_text` of the most likely tokens, [batch,
-    layer, top]. A soft cap on the logits is applied. A model whose own logits differ from those of its last stream is
-    refused.
+    layer, top]. Tokens are classes where a model judges whole examples. A soft cap on the logits is applied. A model
+    whose own logits differ from those of its last stream is refused.
 
     Question: What would the model predict before each layer?
     Unit: logit; log_probability in nats; rank from 0; entropy in nats.
@@ -54,12 +60,17 @@ def logit_lens(
     >>> found["rank"].values[0].tolist()  # before layers 0 to 3, and at the end
     [122, 6, 0, 0, 0]
     """
-    explained = Explained(model, None, answer, None, position, "logit")
+    explained = Explained(model, None, answer, None, position, "logit", of_classes=True)
+    if compares(model.hf):
+        raise AnalysisError(
+            f"{model.name} tells how alike two examples are and predicts nothing, so there is no lens on it; "
+            "direct_logit_attribution takes the similarity apart"
+        )
     texts = Texts.of(model, examples, batch_size)
-    top = min(top, model.vocab)
+    top = min(top, model.vocab if model.has_lm_head else len(model.classes))
     rows: dict[int, dict[str, Tensor]] = {}
     for batch in texts.batches:
-        place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
+        place_of(position, texts.length(batch), f"example {batch.places[0]}")
         logits = _lensed(model, batch, position)
         given = explained.ids_of("answer", batch)
         asked = logits[:, -1].argmax(-1) if given is None else torch.tensor(given, device=logits.device)
@@ -68,7 +79,8 @@ def logit_lens(
             rows[place] = {name: values[row].cpu() for name, values in found.items()}
     values = {name: torch.stack([rows[n][name] for n in sorted(rows)]).numpy() for name in rows[0]}
     tokens = values["token"]
-    words = np.array(model.to_strings(torch.from_numpy(tokens.ravel()))).reshape(tokens.shape)
+    names = model.to_strings if model.has_lm_head else lambda ids: [model.classes[n] for n in ids]
+    words = np.array(names(tokens.ravel().tolist())).reshape(tokens.shape)
     each = {name: (("batch", "layer"), values[name]) for name in values if name != "token"}
     return xr.Dataset(
         each | {"token": (("batch", "layer", "top"), tokens), "token_text": (("batch", "layer", "top"), words)},
@@ -81,16 +93,18 @@ def logit_lens(
 
 def _lensed(model: HookedModel, batch: Batch, position: int) -> Tensor:
     """Logits [batch, layer and final, vocab] in float64."""
-    norm, head = unembedding(model)
     streams: dict[int | str, Tensor] = {}
-    with residual_stream.listening(
-        model, lambda place, stream: streams.update({place: stream[:, position].detach()})
+    outside = [] if unembedding(model) is not None else ends(model)
+    with (
+        watching(outside) as calls,
+        residual_stream.listening(model, lambda place, stream: streams.update({place: stream.detach()})),
     ):
-        own = model(batch.ids)[:, position]
-    with torch.no_grad():
-        found = head(norm(torch.stack([streams[place] for place in (*model.layers, "final")], 1)))
+        own = model(batch.ids)
+    end = ending(model, streams["final"], own, calls)
+    places = end.at(model, streams["final"], position)
+    found = end.read(torch.stack([at(streams[place], places) for place in (*model.layers, "final")], 1))
     found = capped(model, found)
-    refuse_other_logits(model, found[:, -1], own)
+    refuse_other_logits(model, found[:, -1], own if own.dim() == 2 else at(own, places))
     return found.double()
 
 

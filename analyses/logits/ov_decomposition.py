@@ -79,29 +79,31 @@ def ov_decomposition(
             "behind_norm is about a direction; give one, or leave it out: a logit is read so anyway"
         )
     along = None if direction is None else direction_of(model, direction)
-    explained = Explained(model, None, answer, wrong, position, "logit")
+    plain = along is not None and not behind_norm
+    explained = None if plain else Explained(model, None, answer, wrong, position, "logit", of_classes=True)
     texts = Texts.of(model, examples, batch_size)
     rows: dict[int, Tensor] = {}
     totals = torch.zeros(len(texts.valid), dtype=torch.float64)
     names: list[str] = []
     for batch in texts.batches:
-        place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
+        place = place_of(position, texts.length(batch), f"example {batch.places[0]}")
         run = Writers.of(model, batch)
-        read = _reader(explained, run, batch, position, along, behind_norm)
+        read = _reader(explained, run, batch, position, along)
+        places = torch.full((len(run.last),), place) if explained is None else run.at(position).cpu()
         reading = Reading.of(run, wanted.layer)
         names = reading.names
-        terms, total = _terms(run, reading, read, wanted, position)
+        terms, total = _terms(run, reading, read, wanted, places)
         totals[batch.places] = total.cpu()
         rows |= dict(zip(batch.places, terms.cpu(), strict=True))
     values = texts.empty(len(names))
     for n, row in rows.items():
-        values[n][:, texts.valid[n]] = row.T
+        values[n][:, texts.keys.valid[n]] = row.T
     return xr.DataArray(
         values.movedim(1, 2).numpy(),
         dims=("batch", "key", "component"),
         coords={
             "batch": np.arange(len(totals)), "component": names, "total": ("batch", totals),
-            "key_token": (("batch", "key"), np.array(texts.strings)),
+            "key_token": (("batch", "key"), np.array(texts.keys.strings)),
         },
         name="ov_decomposition",
         attrs={
@@ -112,10 +114,11 @@ def ov_decomposition(
 
 
 def _reader(
-    explained: Explained, run: Writers, batch: Batch, position: int, along: Tensor | None, behind_norm: bool
+    explained: Explained | None, run: Writers, batch: Batch, position: int, along: Tensor | None
 ) -> Callable[[Tensor], Tensor]:  # fmt: skip
     """`vectors·u` [batch, …]: u reads a logit through the final norm, or the direction, through that norm or not."""
-    if along is not None and not behind_norm:
+    if explained is None:
+        assert along is not None
         return lambda vectors: vectors @ along.to(vectors)
     found = Readout.of(run, position, *answers_of(explained, run, batch))
     if along is not None:
@@ -124,14 +127,25 @@ def _reader(
 
 
 def _terms(
-    run: Writers, reading: Reading, read: Callable[[Tensor], Tensor], head: Head, position: int
+    run: Writers, reading: Reading, read: Callable[[Tensor], Tensor], head: Head, places: Tensor
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """[batch, key, component], and the head's share [batch]."""
+    """[batch, key, component], and the head's share [batch], at one position of each row."""
+    asked = places.unique().tolist()
+    terms, total = _at(run, reading, read, head, asked[0])
+    for place in asked[1:]:
+        here, (more, other) = (places == place).to(total.device), _at(run, reading, read, head, place)
+        terms, total = torch.where(here[:, None, None], more, terms), torch.where(here, other, total)
+    return terms, total
+
+
+def _at(
+    run: Writers, reading: Reading, read: Callable[[Tensor], Tensor], head: Head, at: int
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """[batch, key, component], and the head's share [batch], at a position."""
     model, layer = run.model, run.layers[head.layer]
     weights = head_weights(model, head.layer)
     shape = model.shape(head.layer)
     shared = head.head // (shape.heads // shape.kv)
-    at = position % layer.map.shape[2]
     written = layer.written(layer.gated(at)[:, head.head].expand(layer.map.shape[0], -1, -1), at)
     values = reading.through(weights.W_V[shared], weights.b_V[shared])
     given = torch.einsum("bkce,be->bkc", values, read(written))

@@ -68,7 +68,7 @@ def qk_decomposition(
         run = Writers.of(model, batch)
         reading = Reading.of(run, wanted.layer)
         names = reading.names
-        i, looked = _places(run, wanted, batch, query, key)
+        i, looked = _places(run, wanted, texts.length(batch), batch, query, key)
         for row, place in enumerate(batch.places):
             terms, total = _terms(run, reading, wanted, batch, row, (i, int(looked[row])))
             rows[place], totals[place], keys[place] = terms.cpu(), total, looked[row]
@@ -84,9 +84,10 @@ def qk_decomposition(
     )  # fmt: skip
 
 
-def _places(run: Writers, head: Head, batch: Batch, query: int, key: int | None) -> tuple[int, Tensor]:
+def _places(
+    run: Writers, head: Head, length: int, batch: Batch, query: int, key: int | None
+) -> tuple[int, Tensor]:
     """The position of the query, and of the key in each text."""
-    length = batch.ids.shape[1]
     of = f"example {batch.places[0]}"
     i = place_of(query, length, of, "query")
     map = run.layers[head.layer].map

@@ -8,7 +8,8 @@ an edit that can be saved, is judged on the other half beside random heads of th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -24,9 +25,17 @@ from headwater.analyses._measures.measure import AnswerSetting, Explained, Posit
 from headwater.analyses._prompts.examples import Batch, Examples
 from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._prompts.texts import Texts
-from headwater.analyses._streams.readout import Readout, soft_cap, unembedding
+from headwater.analyses._streams.ending import at
+from headwater.analyses._streams.readout import Readout, soft_cap
 from headwater.analyses._streams.writers import Writers
-from headwater.analyses.logits._answer_position import answers_of, halves, less_the_mean, once, tokens_of
+from headwater.analyses.logits._answer_position import (
+    answers_of,
+    halves,
+    less_the_mean,
+    once,
+    refuse_without_logits,
+    tokens_of,
+)
 from headwater.lens.edits.base import Edit
 from headwater.lens.edits.heads import ScaleHeads
 from headwater.lens.edits.residual import EditMLP
@@ -37,6 +46,7 @@ from headwater.lens.progress import progress
 CHOSEN, JUDGED = "chosen on", "judged on"
 MEASURES = ("accuracy", "probability", "logit", "loss")
 TOGETHER = "together"
+OWN = re.compile(r"(mlp|\d+)\.\d+")  # heads and MLPs of the model's part
 Against = Literal["mean", "nothing"]
 
 
@@ -91,16 +101,20 @@ def suppressors(
     ['3.3', 'mlp.3']
     """
     scales = _numbers(factors)
-    explained = Explained(model, None, tokens_of(model, answer, "answer"), None, position, "logit")
+    refuse_without_logits(model)
+    explained = Explained(
+        model, None, tokens_of(model, answer, "answer"), None, position, "logit", of_classes=True
+    )
     texts = Texts.of(model, examples, batch_size)
     batches = once(texts.batches)
     rows: dict[int, tuple[Tensor, int, int]] = {}
     names: list[str] = []
     for batch in progress(batches, desc="suppressors", unit="batch"):
-        place_of(position, batch.ids.shape[1], f"example {batch.places[0]}")
+        place_of(position, texts.length(batch), f"example {batch.places[0]}")
         run = Writers.of(model, batch)
         names, shares, before = _shares(run, position, against)
         asked, _ = answers_of(explained, run, batch)
+        assert asked is not None
         rows |= dict(
             zip(batch.places, zip(shares, before.tolist(), asked.tolist(), strict=True), strict=True)
         )
@@ -129,8 +143,8 @@ def suppressors(
         coords={
             "batch": places, "component": names, "measure": list(MEASURES), "judged": kept, "factor": scales,
             "scaled": np.array(list(members), dtype=str), "token": ("batch", tokens),
-            "token_text": ("batch", model.to_strings(tokens)),
-            "answer": ("batch", model.to_strings(answers.values())),
+            "token_text": ("batch", _named(model, tokens)),
+            "answer": ("batch", _named(model, answers.values())),
             "side": ("batch", np.where(judged, JUDGED, CHOSEN)),
         },
     )  # fmt: skip
@@ -155,6 +169,11 @@ def mitigation(found: xr.Dataset, scaled: str = TOGETHER, factor: float = 0.5) -
     return _edits(members[scaled], factor)
 
 
+def _named(model: HookedModel, ids: Iterable[int]) -> list[str]:
+    """Tokens, or classes, in words."""
+    return model.to_strings(ids) if model.has_lm_head else [model.classes[n] for n in ids]
+
+
 def _numbers(given: str | Sequence[float]) -> list[float]:
     """The factors, from numbers or from text."""
     try:
@@ -177,13 +196,11 @@ def _edits(members: Sequence[str], factor: float) -> list[Edit]:
 def _shares(run: Writers, position: int, against: Against) -> tuple[list[str], Tensor, Tensor]:
     """Names of the last layer's parts, their shares [batch, component], and the likeliest token before the layer."""
     number, layer = list(run.layers.items())[-1]
-    norm, head = unembedding(run.model)
-    stream = layer.entering[:, position].to(run.model.dtype)
-    with torch.no_grad():
-        token = head(norm(stream)).argmax(-1)
+    places = run.at(position)
+    token = run.end.read(at(layer.entering, places).to(run.model.dtype)).argmax(-1)
     readout = Readout.of(run, position, token, None)
     readout = less_the_mean(run, position, readout) if against == "mean" else readout
-    parts = {name: vectors[:, position] for name, vectors in run.terms[number].items()}
+    parts = {name: at(vectors, places) for name, vectors in run.terms[number].items()}
     return list(parts), torch.stack([readout.shares(part) for part in parts.values()], -1).cpu(), token
 
 
@@ -200,8 +217,8 @@ def _tested(share: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def _chosen(found: dict[str, np.ndarray], names: list[str], level: float, least: float) -> np.ndarray:
-    """Which parts are suppressors, bool [component]. Biases and mixers are not scaled."""
-    parts = np.array([not name.startswith(("bias.", "mixer.")) for name in names])
+    """Which parts are suppressors, bool [component]. Biases, mixers and another part's heads are not scaled."""
+    parts = np.array([OWN.fullmatch(name) is not None for name in names])
     below = (found["mean"] <= -least) & (found["high"] < 0)
     return parts & below & (found["p_corrected"] < level)
 
@@ -234,13 +251,14 @@ def _judged(
         rows = [row for row, place in enumerate(batch.places) if place in kept]
         if not rows:
             continue
-        at = [kept.index(batch.places[row]) for row in rows]
+        into = [kept.index(batch.places[row]) for row in rows]
         asked = torch.tensor([answers[batch.places[row]] for row in rows])
         for n, (names, scales) in enumerate(sets):
             for m, factor in enumerate(scales):
                 with model.edit(*_edits(names, factor)):
-                    logits = model(batch.rows(rows))[:, position].double().cpu()
-                found[:, at, n, m] = _measured(logits, asked)
+                    logits = model(batch.rows(rows))
+                row = logits[:, position] if logits.dim() == 3 else logits
+                found[:, into, n, m] = _measured(row.double().cpu(), asked)
     return found
 
 

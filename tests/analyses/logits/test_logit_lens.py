@@ -49,7 +49,7 @@ def test_without_an_answer_it_is_what_the_model_predicts(pairs: Callable) -> Non
 
 
 def test_what_can_not_be_read(pairs: Callable) -> None:
-    with pytest.raises(AnalysisError, match=r"has no final norm|are not its final norm"):
+    with pytest.raises(AnalysisError, match=r"no norm of its last stream is read by a head"):
         analyses.logit_lens(pairs("bert").model, CLEAN)
     with pytest.raises(AnalysisError, match="position=9"):
         analyses.logit_lens(pairs("llama").model, CLEAN, position=9)
