@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 POSITIVE = ("size", "sizes", "step", "window", "windows", "kernel")  # the settings that are at least 1
+PLACES = ("starts", "document")  # the tensors of whole numbers; all others are bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +28,11 @@ class PairRule:
     starts: Tensor
 
     def __post_init__(self) -> None:
-        """ValueError where a size is no size, or where there are not as many sizes as axes."""
+        """ValueError where a size is no size, there are not as many sizes as axes, or a table holds something else."""
         for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.dtype != (torch.long if name in PLACES else torch.bool):
+                kind = "whole numbers" if name in PLACES else "bool"
+                raise ValueError(f"{name} must be {kind}; got {value.dtype}")
             numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, int) else ()
             least = 1 if name in POSITIVE else 0
             if any(number < least for number in numbers):
@@ -166,6 +170,11 @@ class Tree(PairRule):
 
     document: Tensor
     below: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.document) and int(self.document.max()) >= min(self.below.shape):
+            raise ValueError(f"below must be [document, document], got {list(self.below.shape)}")
 
     def seen(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         ours, theirs = (_looked_up(self.document, place, -1) for place in (query, key))
