@@ -8,6 +8,7 @@ from headwater.lens import recipes as recipes
 from headwater.lens.edits import *
 from headwater.lens.edits import edit_from_dict as edit_from_dict
 from headwater.lens.errors import HeadwaterError as HeadwaterError
+from headwater.lens.examples.example import Example as Example
 from headwater.lens.experiments.experiment import Experiment as Experiment
 from headwater.lens.loading.load import load as load
 from headwater.lens.loading.removal import remove_heads as remove_heads

@@ -19,6 +19,7 @@ from headwater.lens.attention import context
 from headwater.lens.edits.base import Edit, Prepared
 from headwater.lens.edits.block import EditBlock, checked
 from headwater.lens.errors import EditError, ModelError, PromptError
+from headwater.lens.examples.inputs import as_inputs
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.models import inputs
 from headwater.lens.models.beginning import first_token
@@ -96,14 +97,17 @@ class HookedModel(TransformerLens):
         """The inputs of a call as checked `Tokens`: ids int64 and mask bool, [batch, position], and further inputs.
 
         `given` is a text, a pair of texts `("a", "b")`, chat messages `[{"role": "user", "content": "a"}]`, a list of
-        these, token ids, or a floating-point tensor of images or audio features; `more` are further inputs under
-        transformers' names (models/inputs.py). Texts of unequal length are padded on `side`, or on
+        these, token ids, or a floating-point tensor of images or audio features; or an `Example`, a picture (a path, an
+        image of PIL, an array of 8-bit numbers), a sound (a path, or (samples, samples a second)) or a list of these,
+        which go through the model's own processor (lens/examples/). `more` are further inputs under transformers' names
+        (models/inputs.py), such as `inputs_embeds` [batch, position, d_model] in the place of tokens. Texts of unequal length are padded on `side`, or on
         the other one where `side` would change what the model gives. `prepend_bos=True` puts
         the token that begins a text in front, False leaves it out, None does as `load` was told: by default what the
         tokenizer does. A text that holds a beginning gets no second one, with a warning. PromptError says what is
         wrong. Every method below takes the same inputs, or the `Tokens` that this returns.
         """
-        return inputs.read(self, given, attention_mask, side, more, prepend_bos=prepend_bos)
+        found = as_inputs(self, given, attention_mask, more, side, prepend_bos)
+        return inputs.read(self, found.given, found.mask, side, found.more, prepend_bos=found.prepend_bos)
 
     # --- running
 

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from headwater.lens.errors import ModelError, nearest
+from headwater.lens.examples.processor import UnusableProcessor, of_pictures, of_sounds, processor_of
 from headwater.lens.foreign.opening import open_module
 from headwater.lens.loading import adapter_folder, adapters
 from headwater.lens.loading.as_it_was import as_it_was
@@ -40,6 +41,7 @@ NEAR = 0.6  # a name this similar to a known one counts as a typing error
 def load(
     source: str | os.PathLike[str] | nn.Module, tokenizer: Any = None, *, dtype: Any = None,
     prepend_bos: bool | None = None, sample: Any = None, axes: Mapping[str, Any] | None = None,
+    processor: Any = None,
     base: str | os.PathLike[str] | None = None,
 ) -> HookedModel:  # fmt: skip
     """Open a model.
@@ -53,7 +55,8 @@ def load(
     applies to models read from disk. `prepend_bos` says whether a text begins with the token for it: True puts it in
     front (as TransformerLens does), False leaves it out, None does what the tokenizer does; `model.first_token` and the
     attributes of every result say which token is the first. `sample` is a small input, {name: tensor} as
-    transformers names them, for a model that takes none of those that Headwater tries on it. A folder may be an
+    transformers names them, for a model that takes none of those that Headwater tries on it. `processor` makes inputs of
+    pictures and sounds; a folder that brings one needs none. A folder may be an
     adapter's; its base model is the folder that its configuration names, or `base`, a folder or such a name.
     ModelError says why a model can not be found, trusted or read exactly.
 
@@ -81,7 +84,15 @@ def load(
         raise ModelError(
             f"the sample of a transformers model is {{name: tensor}}; got {type(sample).__name__}"
         )
+    if processor is not None and of_pictures(processor) is None and of_sounds(processor) is None:
+        raise ModelError(
+            f"processor is a processor of transformers; got {processor!r:.60}; give AutoProcessor.from_pretrained(…)"
+        )
+    if tokenizer is None:
+        tokenizer = getattr(processor, "tokenizer", None)
     model = _opened(source, tokenizer, dtype, sample, base)
+    if processor is not None:
+        model.processor = processor
     if prepend_bos and beginning(model.tokenizer) is None:
         raise ModelError(
             f"prepend_bos=True: the tokenizer of {model.name} has no token that begins a text; leave it out"
@@ -227,6 +238,10 @@ def _from_folder(
         model = open_model(hf, tokenizer, name, sample)
         # after the comparison with transformers' own attention, which does not know these rules
         declared_rules.attach(model, path)
+    try:
+        model.processor = processor_of(path) or model.processor
+    except ModelError as error:
+        model.processor = UnusableProcessor(str(error))
     model.weights_digest.files = tuple(folder.weights) if adapter is None else ()
     return model
 

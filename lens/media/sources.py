@@ -27,7 +27,8 @@ def content(given: str | PathLike[str] | bytes, what: str) -> tuple[bytes, str]:
         number = os.open(path, flags)
     except OSError as error:
         raise PromptError(f"{path} can not be read: {error.strerror or error}; give another path") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise PromptError(f"{path} is not a plain file; give {what} as a file")
     with os.fdopen(number, "rb") as source:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise PromptError(f"{path} is not a plain file; give {what} as a file")
         return bounded(source, str(path), MOST_BYTES, PromptError), str(path)

@@ -22,6 +22,7 @@ from headwater.lens.models.images import check_pictures, with_images
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import (
     FLOATS,
+    embedding,
     first_position,
     float_input,
     names,
@@ -33,6 +34,7 @@ from headwater.lens.naming.tokens import Tokens
 
 DECODER = ("decoder_input_ids", "decoder_attention_mask")
 TYPES = "token_type_ids"
+VECTORS = "inputs_embeds"  # [batch, position, d_model], in the place of the embeddings of tokens
 ReadText = Callable[..., Tokens]  # (given, attention_mask=…) → tokens, with the settings of one call
 
 
@@ -99,14 +101,26 @@ def _read(model: Opened, given: Any, attention_mask: Any, read: ReadText, more: 
     if unknown:
         raise PromptError(f"{type(model.hf).__name__} reads no {unknown[0]!r}: {nearest(unknown[0], known)}")
     floats = float_input(model.hf)
-    if isinstance(given, Tensor) and given.is_floating_point() and given.dim() > 2 and floats:
+    waves = floats == "input_values" and not model.vocab  # samples [sound, sample]
+    if (
+        isinstance(given, Tensor)
+        and given.is_floating_point()
+        and given.dim() > (1 if waves else 2)
+        and floats
+    ):
         extra, given = {floats: given} | extra, None
     if given is None:
         given = extra.pop("input_ids", None)
     for name in extra.keys() - DECODER:
         extra[name] = _tensor(model, name, extra[name])
+    if VECTORS in extra and (model.is_encoder_decoder or "vision" in model.parts):
+        raise PromptError(
+            f"{VECTORS} take the place of one text; {model.name} reads more than that: give token ids"
+        )
     if model.is_encoder_decoder:
         return _pair(model, given, attention_mask, read, extra)
+    if VECTORS in extra:
+        return _of_vectors(model, given, attention_mask, extra)
     if model.vocab == 0:
         return _without_text(model, given, _masked(model, extra, attention_mask))
     found = with_images(model, _text(model, read(given, attention_mask=attention_mask)), extra)
@@ -151,12 +165,30 @@ def _check_types(model: Opened, found: Tokens) -> None:
         )
 
 
+def _of_vectors(model: Opened, given: Any, attention_mask: Any, extra: dict[str, Tensor]) -> Tokens:
+    """Positions that are given as vectors: they have no ids, and are numbered from 0."""
+    vectors = extra[VECTORS]
+    width = getattr(embedding(model.hf), "embedding_dim", model.d_model)
+    if given is not None:
+        raise PromptError(f"{VECTORS} stand in the place of tokens; give one of them")
+    if vectors.dim() != 3 or vectors.shape[-1] != width or not vectors.is_floating_point():
+        raise PromptError(
+            f"{VECTORS} are floating-point [batch, position, {width}]; got {vectors.dtype} {list(vectors.shape)}"
+        )
+    places = torch.arange(vectors.shape[1]).expand(len(vectors), -1).contiguous()
+    found = tokens.to_tokens(places, None, attention_mask)
+    return found.changed(found.ids.clamp_max(model.vocab - 1), found.mask, {**found.more, **extra})
+
+
 def _without_text(model: Opened, given: Any, extra: dict[str, Tensor]) -> Tokens:
     name = float_input(model.hf)
     if name not in extra:
-        kind = "images [image, channel, height, width]" if name == "pixel_values" else "audio features"
+        kind = "sounds" if FLOATS.get(name or "") == "audio" else "pictures"
         got = "nothing" if given is None else f"{type(given).__name__}"
-        raise PromptError(f"{model.name} reads {kind} as a floating-point tensor, {name}; got {got}")
+        raise PromptError(
+            f"{model.name} reads {kind}: give a path, an array or hw.Example(…) where it has a processor, or a "
+            f"floating-point tensor as {name}=; got {got}"
+        )
     check_pictures(model, extra.get("pixel_values"))
     main = next(iter(model.parts.values()))
     found = axis(main, main.queries, Tokens(torch.empty(0), torch.empty(0), extra))
@@ -248,7 +280,8 @@ def arguments(model: Opened, given: Tokens, generating: bool = False) -> dict[st
         del found["attention_mask"]
     if model.vocab:
         prefix = "decoder_" if model.is_encoder_decoder else ""
-        found[f"{prefix}input_ids"] = _filled(model, given).to(model.device)
+        if VECTORS not in found:
+            found[f"{prefix}input_ids"] = _filled(model, given).to(model.device)
         if (generating and not model.is_encoder_decoder) or not given.mask.all():
             found[f"{prefix}attention_mask"] = given.mask.long().to(model.device)
         left = not given.mask[:, 0].all() and not places_images(model.hf, given)

@@ -27,6 +27,8 @@ def token_groups(model: Opened, found: Tokens, prompt: int | None = None) -> dic
         main = main.expand_as(keys.ids)
         return {"special": ~main, part.keys: main}
     ids, real = keys.ids.cpu(), keys.mask.cpu()
+    if "inputs_embeds" in found.more:  # vectors have no ids that could be special
+        return {"text": real}
     groups: dict[str, Tensor] = {}
     if prompt is not None:
         groups["generated"] = real & (torch.arange(ids.shape[1]) >= prompt)

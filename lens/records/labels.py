@@ -58,6 +58,8 @@ def labels(model: Opened, part: Part, side: str, found: Tokens, on_axis: Tokens)
     named = found.named if isinstance(found, Measured) else {}
     if (own := named.get((part.name, "queries" if side == part.queries else "keys"))) is not None:
         return Labels([list(own.strings)] * batch, (() if own.grid is None else (own.grid,),) * batch)
+    if side in TEXTS and "inputs_embeds" in found.more:
+        return Labels([[f"vector {i}" for i in range(count)]] * batch, ((),) * batch)
     if side in TEXTS:
         return _of_text(model, found, on_axis)
     if side == "image" and (given := found.more.get("flattened_patches")) is not None:

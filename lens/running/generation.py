@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError, PromptError, RecordError, nearest
+from headwater.lens.examples.inputs import as_inputs, written_form
 from headwater.lens.models import inputs, residual_stream
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import names
@@ -72,9 +73,17 @@ def generate(
     known = names(model.hf)
     _refuse_unknown(model, options, known)
     read = {name: options.pop(name) for name in list(options) if name in known}
-    found = inputs.read(
-        model, given, attention_mask, "left", read, max_new_tokens, options.pop("prepend_bos", None)
+    examples = as_inputs(
+        model, given, attention_mask, read, "left", options.pop("prepend_bos", None), generating=True
     )
+    found = inputs.read(
+        model, examples.given, examples.mask, "left", examples.more, max_new_tokens, examples.prepend_bos
+    )
+    given = written_form(model, given)
+    if "inputs_embeds" in found.more:
+        raise PromptError(
+            "generate continues tokens; inputs_embeds have no ids: give token ids, or call model(…) for the next logits"
+        )
     check_ready(model, found, max_new_tokens)
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
     if getattr(model.hf.generation_config, "pad_token_id", None) is None:

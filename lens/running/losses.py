@@ -46,6 +46,10 @@ def loss(model: Opened, given: Tokens, grad: bool = False) -> Float[Tensor, " ba
 
 
 def _check_length(given: Tokens) -> None:
+    if given.labels is None and "inputs_embeds" in given.more:
+        raise PromptError(
+            "vectors in the place of tokens say no next token; give label=, or a loss= of your own"
+        )
     if given.labels is None and int(given.mask.sum(-1).min()) < 2:
         raise PromptError("a next-token loss needs at least two tokens in every example; give longer prompts")
 
