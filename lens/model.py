@@ -100,11 +100,11 @@ class HookedModel(TransformerLens):
         these, token ids, or a floating-point tensor of images or audio features; or an `Example`, a picture (a path, an
         image of PIL, an array of 8-bit numbers), a sound (a path, or (samples, samples a second)) or a list of these,
         which go through the model's own processor (lens/examples/). `more` are further inputs under transformers' names
-        (models/inputs.py), such as `inputs_embeds` [batch, position, d_model] in the place of tokens. Texts of unequal length are padded on `side`, or on
-        the other one where `side` would change what the model gives. `prepend_bos=True` puts
-        the token that begins a text in front, False leaves it out, None does as `load` was told: by default what the
-        tokenizer does. A text that holds a beginning gets no second one, with a warning. PromptError says what is
-        wrong. Every method below takes the same inputs, or the `Tokens` that this returns.
+        (models/inputs.py), such as `inputs_embeds` [batch, position, d_model] in the place of tokens. Texts of unequal
+        length are padded on `side`, or on the other one where `side` would change what the model gives.
+        `prepend_bos=True` puts the token that begins a text in front, False leaves it out, None does as `load` was
+        told: by default what the tokenizer does. A text that holds a beginning gets no second one, with a warning.
+        PromptError says what is wrong. Every method below takes the same inputs, or the `Tokens` that this returns.
         """
         found = as_inputs(self, given, attention_mask, more, side, prepend_bos)
         return inputs.read(self, found.given, found.mask, side, found.more, prepend_bos=found.prepend_bos)

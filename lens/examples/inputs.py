@@ -7,7 +7,8 @@ that stand for them; without such a processor one image token in the text stands
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -23,12 +24,12 @@ from headwater.lens.media.pictures import picture
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import FLOATS, float_input, names
 from headwater.lens.naming.texts import beginning, is_single, short
-from headwater.lens.naming.tokens import Tokens, pad_id
+from headwater.lens.naming.tokens import pad_id
 
 
 class Inputs(NamedTuple):
-    """A prompt, its mask, further inputs under transformers' names (and `label`), and `prepend_bos` where it is still to
-    be done."""
+    """A prompt, its mask, further inputs under transformers' names (and `label`), and what is still to be done about
+    the beginning of texts."""
 
     given: Any
     mask: Any
@@ -178,7 +179,7 @@ def _media(model: Opened, examples: Sequence[Example]) -> dict[str, Any]:
             raise PromptError(
                 f"example {place} has {len(pictures[place])} pictures; {model.name} reads one in each example"
             )
-        flat = [picture(each, f"picture {n}") for n, each in enumerate(sum(pictures, []))]
+        flat = [picture(each, f"picture {n}") for n, each in enumerate(chain.from_iterable(pictures))]
         found |= _known(model, pixels_of(model.processor, flat, model.name))
     sounds = _all_or_none(examples, "audio")
     if sounds is not None:
@@ -304,7 +305,7 @@ def _decoders(model: Opened, examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def written_form(model: Opened, given: Any) -> Any:
-    """A prompt of the form in which what was generated is given back: texts for examples, where there is a tokenizer."""
+    """A prompt of the form in which what was generated is given back: texts for examples, if there is a tokenizer."""
     examples = _examples(model, given)
     if examples is None:
         return given

@@ -125,8 +125,8 @@ def pixels_of(processor: Any, pictures: Sequence[Image.Image], name: str) -> dic
     for place, each in enumerate(pictures):
         if max(each.size) > LONGEST_SHAPE * min(each.size):
             raise PromptError(
-                f"picture {place} has {each.size[0]} × {each.size[1]} pixels; one side may be {LONGEST_SHAPE} times the "
-                "other at most: cut it"
+                f"picture {place} has {each.size[0]} × {each.size[1]} pixels; one side may be {LONGEST_SHAPE} times "
+                "the other at most: cut it"
             )
     with _told(f"the processor of {name}"):
         return dict(maker(images=list(pictures), return_tensors="pt"))

@@ -55,8 +55,8 @@ def load(
     applies to models read from disk. `prepend_bos` says whether a text begins with the token for it: True puts it in
     front (as TransformerLens does), False leaves it out, None does what the tokenizer does; `model.first_token` and the
     attributes of every result say which token is the first. `sample` is a small input, {name: tensor} as
-    transformers names them, for a model that takes none of those that Headwater tries on it. `processor` makes inputs of
-    pictures and sounds; a folder that brings one needs none. A folder may be an
+    transformers names them, for a model that takes none of those that Headwater tries on it. `processor` makes inputs
+    of pictures and sounds; a folder that brings one needs none. A folder may be an
     adapter's; its base model is the folder that its configuration names, or `base`, a folder or such a name.
     ModelError says why a model can not be found, trusted or read exactly.
 

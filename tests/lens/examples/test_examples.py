@@ -1,4 +1,4 @@
-"""Examples as users have them: held to the model's processor and to transformers called by hand."""
+"""`example.py`, `inputs.py`, `processor.py`: held to the model's processor and to transformers called by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def photo(width=40, height=30, seed=0):
 
 @pytest.fixture(scope="module")
 def vit():
-    hf = zoo.build(zoo.FAMILIES["vit-classes"])
+    hf = zoo.build("vit_classifier")
     side = hf.config.image_size
     maker = T.ViTImageProcessorPil(
         size={"height": side, "width": side},
@@ -36,8 +36,17 @@ def test_a_picture_in_every_form_is_what_the_processor_makes(vit, tmp_path):
     model, maker = vit
     Image.fromarray(photo()).save(tmp_path / "a.png")
     wanted = maker(images=[Image.fromarray(photo())], return_tensors="pt")["pixel_values"]
-    for given in (photo(), tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(photo()), [photo()],
-                  (tmp_path / "a.png").read_bytes(), hw.Example(image=photo()), [hw.Example(image=[photo()])]):  # fmt: skip
+    file, array = tmp_path / "a.png", photo()
+    forms = (
+        array,
+        file,
+        str(file),
+        Image.fromarray(array),
+        [array],
+        file.read_bytes(),
+        hw.Example(image=array),
+    )
+    for given in (*forms, [hw.Example(image=[array])]):
         assert torch.equal(model.to_tokens(given).more["pixel_values"], wanted)
     plain = model.hf(pixel_values=wanted).logits
     torch.testing.assert_close(model(photo()), plain)
@@ -48,15 +57,15 @@ def test_a_picture_in_every_form_is_what_the_processor_makes(vit, tmp_path):
 
 
 def test_a_model_without_processor_asks_for_one():
-    model = hw.load(zoo.build(zoo.FAMILIES["vit-classes"]))
-    with pytest.raises(PromptError, match="came without a processor.*processor=.*pixel_values="):
+    model = hw.load(zoo.build("vit_classifier"))
+    with pytest.raises(PromptError, match=r"came without a processor.*processor=.*pixel_values="):
         model.record(photo())
     with pytest.raises(ModelError, match="processor is a processor of transformers"):
         hw.load(model.hf, processor=3)
 
 
 def test_two_towers_read_text_and_picture():
-    model = hw.load(zoo.build(zoo.FAMILIES["clip"]))
+    model = hw.load(zoo.build("clip"))
     side = model.hf.config.vision_config.image_size
     maker = T.ViTImageProcessorPil(size={"height": side, "width": side})
     model.processor = maker
@@ -71,7 +80,7 @@ def test_two_towers_read_text_and_picture():
 
 
 def test_a_text_with_a_picture_needs_its_place():
-    model = hw.load(zoo.build(zoo.FAMILIES["llava"]))
+    model = hw.load(zoo.build("llava"))
     side = model.hf.config.vision_config.image_size
     model.processor = T.ViTImageProcessorPil(size={"height": side, "width": side})
     token = model.image_token
@@ -83,7 +92,7 @@ def test_a_text_with_a_picture_needs_its_place():
         model.to_tokens(hw.Example(ids=[3, token, 4]))
 
 
-def _wav(path, rate=8000):
+def _wav(path, rate=16_000):
     samples = (np.sin(np.arange(rate // 2) / 9) * 2**14).astype("<i2")
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -94,26 +103,30 @@ def _wav(path, rate=8000):
 
 
 def test_a_sound_is_what_the_processor_hears(tmp_path):
-    hf = zoo.build(zoo.FAMILIES["whisper"])
+    hf = zoo.build("whisper")
     frames = hf.config.max_source_positions * 2
     maker = T.WhisperFeatureExtractor(
-        feature_size=hf.config.num_mel_bins, sampling_rate=8000, hop_length=80, chunk_length=1, n_fft=200
+        feature_size=hf.config.num_mel_bins, sampling_rate=16000, hop_length=80, chunk_length=1, n_fft=400
     )
     maker.n_samples, maker.nb_max_frames = frames * 80, frames
     model = hw.load(hf, processor=maker)
     samples = _wav(tmp_path / "a.wav")
-    wanted = maker([samples.astype(np.float32)], sampling_rate=8000, return_tensors="pt")["input_features"]
-    for given in (tmp_path / "a.wav", (samples, 8000), hw.Example(audio=(samples, 8000), decoder=[1, 5, 6])):
+    wanted = maker([samples.astype(np.float32)], sampling_rate=16_000, return_tensors="pt")["input_features"]
+    for given in (
+        tmp_path / "a.wav",
+        (samples, 16_000),
+        hw.Example(audio=(samples, 16_000), decoder=[1, 5, 6]),
+    ):
         assert torch.equal(model.to_tokens(given).more["input_features"], wanted)
-    found = model.to_tokens(hw.Example(audio=(samples, 8000), decoder=[1, 5, 6]))
+    found = model.to_tokens(hw.Example(audio=(samples, 16_000), decoder=[1, 5, 6]))
     plain = hf(input_features=wanted, decoder_input_ids=torch.tensor([[1, 5, 6]])).logits
     torch.testing.assert_close(model(found), plain)
     with pytest.raises(PromptError, match="reads one text, the decoder's"):
-        model.to_tokens(hw.Example(audio=(samples, 8000), text="a", decoder=[1]))
+        model.to_tokens(hw.Example(audio=(samples, 16_000), text="a", decoder=[1]))
 
 
 def test_two_texts_of_unequal_length_are_as_alone():
-    model = hw.load(zoo.build(zoo.FAMILIES["t5"]))
+    model = hw.load(zoo.build("t5"))
     examples = [hw.Example(ids=[5, 6, 7, 1], decoder=[0, 8, 9]), hw.Example(ids=[5, 1], decoder=[0, 4])]
     both = model.loss(examples)
     for n, each in enumerate(examples):
@@ -126,7 +139,7 @@ def test_two_texts_of_unequal_length_are_as_alone():
 
 
 def test_vectors_stand_in_the_place_of_tokens():
-    model = hw.load(zoo.build(zoo.FAMILIES["llama"]))
+    model = hw.load(zoo.build("llama"))
     ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
     vectors = model.hf.get_input_embeddings()(ids).detach()
     torch.testing.assert_close(model(inputs_embeds=vectors), model(ids))
@@ -140,7 +153,7 @@ def test_vectors_stand_in_the_place_of_tokens():
         model(inputs_embeds=vectors, attention_mask=mask)[0, 1:], model(ids[:1, 1:])[0], atol=1e-5, rtol=1e-4
     )
     for call in (model.loss, model.generate):
-        with pytest.raises(PromptError, match="vectors|inputs_embeds"):
+        with pytest.raises(PromptError, match=r"vectors|inputs_embeds"):
             call(inputs_embeds=vectors)
     with pytest.raises(PromptError, match="floating-point"):
         model(inputs_embeds=ids[..., None])
