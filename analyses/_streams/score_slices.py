@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._streams.component_graph import Wiring
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
@@ -99,11 +100,16 @@ class Prompt:
     [position, d_model + 1], the divisor of the norm in front [position], and the patterns [head, query, key].
     """
 
-    ids: Tensor
+    ids: Tensor  # [1, position], with further inputs
     said: Tensor
     x: dict[int, Tensor]
     scale: dict[int, Tensor]
     pattern: dict[int, Tensor]
+
+    @property
+    def length(self) -> int:
+        """The number of tokens of the model's part."""
+        return self.said.shape[1]
 
     def spoken(self, nodes: Any, layer: int, position: int, form: Form, constant: bool) -> Tensor:
         """The outputs of nodes at a position as a layer's heads read them, augmented: [node, d_model + 1]."""
@@ -119,20 +125,23 @@ class Forms:
         self.model = model
         kind = "kv" if model.n_kv_heads != model.n_heads else "head"
         self.wiring = Wiring(model, kind)
-        longest = max(prompts, key=len)
+        longest = max(prompts, key=lambda row: row.shape[1])
         self.rotary = transformer_lens_names.is_rotary(model)
         turns = _turns(model, longest) if self.rotary else {}
         self.layers = {layer: Form(model, layer, turns.get(layer)) for layer in model.layers}
 
     def run(self, ids: Tensor) -> Prompt:
+        """A run of one prompt, ids [1, position]."""
         model, known = self.model, transformer_lens_names.places(self.model)
         names = {layer: f"blocks.{layer}." for layer in model.layers}
         kinds = ["hook_resid_pre", "ln1.hook_normalized", "ln1.hook_scale", "attn.hook_pattern"]
         kinds += ["attn.hook_q", "attn.hook_k", "attn.hook_rot_q", "attn.hook_rot_k"] if self.rotary else []
         wanted = [start + kind for start in names.values() for kind in kinds if start + kind in known]
         with torch.no_grad():
-            said = torch.stack(self.wiring.run(ids[None])[1])[:, 0].double().cpu()
-            _, cache = model.run_with_cache(ids[None], return_cache_object=False, names_filter=wanted)
+            said = torch.stack(self.wiring.run(ids)[1])[:, 0].double().cpu()
+            _, cache = model.run_with_cache(
+                ids, return_cache_object=False, names_filter=wanted, return_type=None
+            )
         cache = {name: tensor[0].double().cpu() for name, tensor in cache.items()}
         x, scale = {}, {}
         for layer, start in names.items():
@@ -141,7 +150,7 @@ class Forms:
             x[layer] = cache.get(f"{start}ln1.hook_normalized", stream)
             x[layer] = torch.nn.functional.pad(x[layer], (0, 1), value=1.0)
             length = cache.get(f"{start}ln1.hook_scale")
-            scale[layer] = stream.new_ones(len(ids)) if length is None else length[:, 0]
+            scale[layer] = stream.new_ones(len(stream)) if length is None else length[:, 0]
         patterns = {layer: cache[f"{start}attn.hook_pattern"] for layer, start in names.items()}
         return Prompt(ids, said, x, scale, patterns)
 
@@ -171,5 +180,5 @@ def _turns(model: HookedModel, ids: Tensor) -> dict[int, Tensor]:
         hooks: list[Any] = []
         for layer in model.layers:
             hooks += [(f"blocks.{layer}.attn.hook_q", unit(rows)), (f"blocks.{layer}.attn.hook_rot_q", keep)]
-        model.run_with_hooks(ids[None].expand(len(rows), -1), hooks, return_type=None)
+        model.run_with_hooks(Batch(ids, [0]).copies(len(rows)).ids, hooks, return_type=None)
     return {layer: torch.cat(parts).movedim(0, 1) for layer, parts in found.items()}

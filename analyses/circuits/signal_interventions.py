@@ -24,8 +24,9 @@ from headwater.analyses._measures.measure import (
     PositionSetting,
     WrongSetting,
 )
-from headwater.analyses._prompts.examples import Batch, Examples, one_by_one
+from headwater.analyses._prompts.examples import Batch, Examples, singles_of
 from headwater.analyses._prompts.positions import place_of
+from headwater.analyses._runs.replace_activations import Swap
 from headwater.analyses._streams.score_slices import Form, Forms, Prompt, used
 from headwater.analyses.circuits._signal_tracing import Source, heads_of, sources_of
 from headwater.lens.errors import AnalysisError
@@ -85,10 +86,10 @@ def signal_interventions(
         raise AnalysisError(
             f'heads of {model.name} share keys, so that one reader\'s can not be changed; give where="global"'
         )
-    prompts = one_by_one(model, examples)
+    prompts = singles_of(model, examples)
     sources = sources_of(source, len(prompts))
     forms = Forms(model, prompts)
-    explained = Explained(model, measure, answer, wrong, position, "logit")
+    explained = Explained(model, measure, answer, wrong, position, "logit", of_classes=True)
     generator = torch.Generator().manual_seed(seed)
     rows, chosen = [], (reader, sender)
     for place, ids in enumerate(progress(prompts, desc="signals", unit="prompt")):
@@ -128,15 +129,15 @@ class _Pair:
         key: int | None, share: float, constant: bool,
     ) -> _Pair:  # fmt: skip
         model = forms.model
-        query = place_of(query, len(prompt.ids), f"prompt {number}")
-        if len(prompt.ids) < 2 or query == 0:
+        query = place_of(query, prompt.length, f"prompt {number}")
+        if prompt.length < 2 or (query == 0 and model.causal):
             raise AnalysisError(f"prompt {number} has no key but the first token at position {query}")
         last = prompt.pattern[max(model.layers)][:, query, 1:]
         surest = Head(max(model.layers), int(last.amax(-1).argmax()))
         reader = surest if named[0] is None else heads_of(model, named[0])[0]
         if key is None:
             key = int(prompt.pattern[reader.layer][reader.head, query, 1:].argmax()) + 1
-        key = place_of(key, len(prompt.ids), f"prompt {number}", "source")
+        key = place_of(key, prompt.length, f"prompt {number}", "source")
         form = forms.layers[reader.layer]
         parts = form.slices(reader.head, query, key)
         x = prompt.x[reader.layer]
@@ -199,10 +200,10 @@ def _run(
         "global": (f"blocks.{pair.sender.layer}.hook_attn_out", everywhere),
         "local": (f"blocks.{layer}.attn.hook_{pair.side}", at_reader),
     }[where]
-    ids = pair.prompt.ids[None]
-    value = explained.of(Batch(ids, [place]))
-    hooks: list[Any] = [change, (f"blocks.{layer}.attn.hook_attn_scores", note)]
-    logits = model.run_with_hooks(ids.expand(len(changes), -1), hooks)
+    batch = Batch(pair.prompt.ids, [place])
+    value = explained.of(batch)
+    forward = dict([change, (f"blocks.{layer}.attn.hook_attn_scores", note)])
+    logits = Swap(model, len(changes), forward=forward).logits(batch.copies(len(changes)).ids, None)
     found = value(logits, torch.zeros(len(changes), dtype=torch.long))
     return found.double().cpu(), scores[0].double().cpu()
 

@@ -16,7 +16,7 @@ import numpy as np
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._prompts.examples import Examples, one_by_one
+from headwater.analyses._prompts.examples import Examples, first_tokens, singles_of
 from headwater.analyses._prompts.positions import place_of
 from headwater.analyses._streams.score_slices import Forms
 from headwater.analyses.circuits._signal_tracing import (
@@ -96,24 +96,27 @@ def trace_signals(
     """
     rules = Rules(firing, slices, share, constant, upstream, relative)
     heads = heads_of(model, roots)
-    prompts = one_by_one(model, examples)
+    prompts = singles_of(model, examples)
     sources = sources_of(source, len(prompts))
     forms = Forms(model, prompts)
     found: list[Seen] = []
     counts: Counter[str] = Counter()
     for place, ids in enumerate(progress(prompts, desc="tracing", unit="prompt")):
-        begin = place_of(position, len(ids), f"prompt {place}")
+        prompt = forms.run(ids)
+        begin = place_of(position, prompt.length, f"prompt {place}")
         key = sources[place]
-        end = None if key is None else place_of(key, len(ids), f"prompt {place}", "source")
-        walk = Walk(forms, forms.run(ids), rules, place, names or _number)
+        end = None if key is None else place_of(key, prompt.length, f"prompt {place}", "source")
+        walk = Walk(forms, prompt, rules, place, names or _number)
         found.append(trace(walk, heads, begin, end))
         counts.update(walk.firings(begin))
     told: dict[str, Any] = {"firings": _fired(counts)}
     if control is not None:
-        texts = [ids[: max(map(len, prompts))] for ids in one_by_one(model, control)]
+        longest = max(row.shape[1] for row in prompts)
+        texts = [first_tokens([row], longest) for row in singles_of(model, control)]
         others: Counter[str] = Counter()
         for ids in progress(texts, desc="control texts", unit="text"):
-            others.update(Walk(forms, forms.run(ids), rules, 0, _number).firings(len(ids) - 1))
+            walk = Walk(forms, forms.run(ids), rules, 0, _number)
+            others.update(walk.firings(walk.prompt.length - 1))
         told |= {"control_firings": _fired(others), "control_texts": len(texts)}
     graph = _graph(found)
     told |= {"roots": [str(h) for h in heads], "prompts": len(prompts)}

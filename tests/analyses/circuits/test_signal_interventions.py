@@ -27,8 +27,8 @@ def repeated() -> torch.Tensor:
 def test_a_local_change_moves_the_score_by_its_product_with_the_other_side(pairs) -> None:
     """Δs = ∓ (signal/scale · W_K + 0)·q / √d_head, in GPT-2; nothing but the reader reads it."""
     model = pairs("gpt2").model
-    forms = Forms(model, [IDS[0]])
-    prompt = forms.run(IDS[0])
+    forms = Forms(model, [IDS[:1]])
+    prompt = forms.run(IDS[:1])
     form, slices = forms.layers[2], forms.layers[2].slices(1, 7, 4)
     x = prompt.x[2]
     chosen = used(slices.terms(x[7], x[4]), 1.0)

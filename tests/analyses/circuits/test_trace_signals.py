@@ -53,8 +53,8 @@ def gpt2() -> hw.HookedModel:
 def test_slices_sum_to_the_scores_that_made_the_weights(pairs, name: str) -> None:
     """log A_ij - log A_ii is the difference of two scores, whatever rotates them and however many heads share keys."""
     pair = pairs(name)
-    forms = Forms(pair.model, [IDS])
-    prompt, maps = forms.run(IDS), pair.maps(IDS[None])[:, 0].log()
+    forms = Forms(pair.model, [IDS[None]])
+    prompt, maps = forms.run(IDS[None]), pair.maps(IDS[None])[:, 0].log()
     for layer, form in forms.layers.items():
         whole = form.scores(prompt.x[layer])
         for head, query, key in ((0, 7, 4), (3, 5, 3), (2, 4, 4), (1, 0, 0)):
@@ -70,8 +70,8 @@ def test_slices_sum_to_the_scores_that_made_the_weights(pairs, name: str) -> Non
 
 def test_the_augmented_form_is_query_times_key(gpt2) -> None:
     """(x W_Q + b_Q)·(y W_K + b_K), by the model's own layers; the slices are orthonormal, of rank d_head."""
-    forms = Forms(gpt2, [IDS])
-    prompt, block = forms.run(IDS), gpt2.hf.transformer.h[1]
+    forms = Forms(gpt2, [IDS[None]])
+    prompt, block = forms.run(IDS[None]), gpt2.hf.transformer.h[1]
     _, cache = gpt2.run_with_cache(IDS[None], return_cache_object=False)
     with torch.no_grad():
         q, k, _ = block.attn.c_attn(block.ln_1(cache["blocks.1.hook_resid_pre"]))[0].split(32, -1)
@@ -161,8 +161,8 @@ def test_contributions_are_those_of_the_formulas(gpt2, constant: bool, relative:
 def test_the_relative_score_is_that_of_the_weights(pairs, name: str) -> None:
     """`Σ_m A_im (log A_ij - log A_im)`, by transformers' own attention; rotated keys are met where they stand."""
     pair = pairs(name)
-    forms = Forms(pair.model, [IDS])
-    walk = Walk(forms, forms.run(IDS), Rules(0.5, 1.0, 0.7, False, "all", True), 0, lambda *_: "")
+    forms = Forms(pair.model, [IDS[None]])
+    walk = Walk(forms, forms.run(IDS[None]), Rules(0.5, 1.0, 0.7, False, "all", True), 0, lambda *_: "")
     maps = pair.maps(IDS[None])[:, 0]
     for layer, head, query, key in ((0, 0, 7, 4), (1, 3, 5, 3), (2, 2, 4, 1), (2, 1, 6, 6)):
         form, x = forms.layers[layer], walk.prompt.x[layer]
@@ -193,8 +193,8 @@ def test_firings_and_sizes_are_counted(induction, tmp_path: Path) -> None:
     once = torch.arange(1, 33)[None]
     graph = analyses.trace_signals(induction, repeated(), position=13, control=once)
     for what, ids, last in (("firings", repeated(), 13), ("control_firings", once[:, :15], 14)):
-        forms = Forms(induction, [ids[0]])
-        prompt = forms.run(ids[0])
+        forms = Forms(induction, [ids[:1]])
+        prompt = forms.run(ids[:1])
         expected: dict[str, int] = {}
         for layer in induction.layers:
             for head in range(induction.n_heads):
@@ -287,7 +287,7 @@ def test_prompts_that_are_wrong_and_models_that_can_not_be_read(pairs, induction
         analyses.trace_signals(induction, repeated(), source=[1, 2])
     with pytest.raises(AnalysisError, match="upstream='mlps' is unknown"):
         analyses.trace_signals(induction, repeated(), upstream="mlps")  # type: ignore[arg-type]
-    with pytest.raises(AnalysisError, match="not a causal language model"):
+    with pytest.raises(AnalysisError, match="its edges are not known"):
         analyses.trace_signals(pairs("bert").model, IDS[None])
     empty = analyses.trace_signals(induction, torch.zeros(1, 1, dtype=torch.long))
     assert len(empty) == 0
