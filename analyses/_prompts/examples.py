@@ -227,7 +227,12 @@ def joined(rows: Sequence[Tensor]) -> Tensor:
     more = {name: torch.cat([row.more[name] for row in tokens]) for name in tokens[0].more}
     labels = [row.labels for row in tokens if row.labels is not None]
     known = torch.cat(labels) if len(labels) == len(rows) else None
-    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), more, known)
+    starts = torch.tensor([0, *(len(row) for row in tokens[:-1])]).cumsum(0)
+    owners = {
+        name: torch.cat([row.owners[name].cpu() + start for row, start in zip(tokens, starts, strict=True)])
+        for name in tokens[0].owners
+    }
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), more, known, owners)
 
 
 def refuse_more(ids: Tensor) -> None:

@@ -16,12 +16,14 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._measures.blanks import blank_id
-from headwater.analyses._prompts.examples import Batch, singles_of, without_tokens
+from headwater.analyses._prompts.examples import Batch, keys_of, singles_of, without_tokens
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.lens.edits import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.signature import markers
 from headwater.lens.naming.texts import is_text
+from headwater.lens.naming.tokens import Tokens
 from headwater.lens.progress import progress
 
 
@@ -38,13 +40,15 @@ def head_contrast(
 ) -> xr.Dataset:
     """`D[l, h] = ‖z_lh(text) - z_lh(text without the group)‖₂`, z the head's output at `position` before `W_O`.
 
-    "hide" hides the group from every other token. `position` counts from the end, as the runs may differ in length.
-    `examples` are texts or token ids, or a list of mappings of model inputs (`{"given": ids, "pixel_values": …}`). If
-    `without` is given, it holds the second input of each example, and `group` is not used. Dataset: `divergence`
-    [batch, layer, head], which is D; `outlier`, true where both D and `‖z(without)‖²` exceed the mean of the layer's
-    heads by more than their (population) standard deviation; `score`, D with 0 at outliers; `selected`, the heads above
-    the median score of their layer; `token_score` [batch], the sum over layers of the `strongest` largest scores, lower
-    for hallucinated words in the paper. Over texts: `mean_score` [layer, head] and `selected_in`, the share of texts.
+    "hide" hides the group from every other token: also patches of a picture, and the encoder's tokens in
+    cross-attention (`model.part("cross")`), where `position` is the decoder's. `position` counts from the end, as the
+    runs may differ in length. `examples` are texts or token ids, or a list of mappings of model inputs (`{"given": ids,
+    "pixel_values": …}`). If `without` is given, it holds the second input of each example, and `group` is not used.
+    Dataset: `divergence` [batch, layer, head], which is D; `outlier`, true where both D and `‖z(without)‖²` exceed the
+    mean of the layer's heads by more than their (population) standard deviation; `score`, D with 0 at outliers;
+    `selected`, the heads above the median score of their layer; `token_score` [batch], the sum over layers of the
+    `strongest` largest scores, lower for hallucinated words in the paper. Over texts: `mean_score` [layer, head] and
+    `selected_in`, the share of texts.
 
     Question: Which heads give something else when a group of tokens is taken away?
     Unit: length of the change of the head's output before the output projection.
@@ -109,21 +113,37 @@ def _pairs(
     runs: list[Run] = []
     for place, row in enumerate(rows):
         ids = row.get("given")
-        if not isinstance(ids, Tensor) or ids.is_floating_point():
+        if not isinstance(ids, Tensor) or (ids.is_floating_point() and not isinstance(ids, Tokens)):
             raise AnalysisError(
                 "group names tokens of texts; for other inputs give the second runs as without="
             )
-        gone = torch.zeros(ids.shape[1], dtype=torch.bool)
-        gone[columns_of(group, torch.ones_like(ids, dtype=torch.bool), "group")[0]] = True
+        if how != "hide":
+            _refuse_no_words(model, ids, how)
+        seen = keys_of(model, ids)
+        gone = torch.zeros(seen.shape[1], dtype=torch.bool)
+        gone[columns_of(group, seen.mask.cpu(), "group")[0]] = True
         if gone.all():
             raise AnalysisError(f"group is all of example {place}; leave at least its last token")
         if how == "hide":
-            others, hidden = (which.nonzero()[:, 0].tolist() for which in (~gone, gone))
+            hidden = gone.nonzero()[:, 0].tolist()
+            crosses = model.parts[model.part_name].crosses
+            others = "all" if crosses else (~gone).nonzero()[:, 0].tolist()
             runs.append((row, row, [Knockout(others, hidden, "all")]))
             continue
         left = without_tokens(ids, gone) if how == "remove" else _blanked(ids, gone, stand_in)
         runs.append((row, {**row, "given": left}, []))
     return runs
+
+
+def _refuse_no_words(model: HookedModel, ids: Tensor, how: str) -> None:
+    """AnalysisError where tokens of the part can not be left out or replaced by a word."""
+    part = model.parts[model.part_name]
+    places = torch.isin(ids.as_subclass(Tensor), torch.tensor(list(markers(model.hf).values())).to(ids)).any()
+    if part.keys not in ("text", "decoder") or places:
+        raise AnalysisError(
+            f"how={how!r} is for words of one text, and these examples hold tokens of {part.keys} or pictures; "
+            "give how='hide', or the second runs as without="
+        )
 
 
 def _blanked(ids: Tensor, gone: Tensor, stand_in: int) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from headwater.analyses._measures.bootstrap import finite_mean
-from headwater.analyses._prompts.examples import Batch, outputs_of
+from headwater.analyses._prompts.examples import Batch
 from headwater.analyses.sinks._control_keys import control_keys, half_of_others
 from headwater.analyses.sinks._sink_keys import weight_on
 from headwater.lens.edits import Redistribute
@@ -31,7 +31,7 @@ from headwater.lens.records.record import Record
 Treatment = Literal["sinks", "random_heads", "random_keys", "same_mass"]
 TREATMENTS: tuple[Treatment, ...] = ("sinks", "random_heads", "random_keys", "same_mass")
 Find = Callable[[Tensor], tuple[Record, Tensor]]  # ids -> record, sinks [text, layer, head, key]
-Value = Callable[[Tensor, Tensor], Tensor]  # outputs, text of each row -> one number per row
+Value = Callable[[Tensor, Tensor], Tensor]  # rows that run, text of each row -> one number per row
 
 
 class Variant(NamedTuple):
@@ -156,7 +156,7 @@ class Redistributions:
         """The plain run of the batch, and the move of every variant."""
         record, found = find(batch.ids)
         value = value_of(batch)
-        plain = value(outputs_of(self.model)(batch.ids), torch.arange(len(found)))
+        plain = value(batch.ids, torch.arange(len(found)))
         pools = self._pools(record, found, batch.places)
         moves = [self._move(variant, pools) for variant in self.variants()]
         cells = {
@@ -177,7 +177,7 @@ class Redistributions:
         texts = torch.tensor([text for _, text in jobs])
         pairs = [(move, text) for variant, text in jobs if (move := begun.moves[variant]) is not None]
         with self.model.edit(*edits_of(pairs, self.model.layers)):
-            return begun.value(outputs_of(self.model)(batch.rows(texts)), texts).tolist()
+            return begun.value(batch.rows(texts), texts).tolist()
 
     def _slot(self, variant: Variant) -> tuple[int, int, int, int]:
         return variant.heads, variant.keep, self.treatments.index(variant.treatment), variant.draw

@@ -68,7 +68,7 @@ def position_swap(
     """
     table = _table(model)
     texts = Texts.of(model, examples, batch_size)
-    shortest = int(texts.valid.sum(1).min())
+    shortest = int(texts.keys.valid.sum(1).min())
     second = min(4, shortest - 1) if second is None else second
     if first == second or max(first, second) >= shortest:
         raise AnalysisError(
@@ -82,7 +82,7 @@ def position_swap(
                 record = model.record(batch.ids, statistics=("received", "visible"), keep=())
             share = received_share(record)
             shares[version, batch.places] = share.isel(key=[first, second]).values
-            seen = share.isel(key=slice(0, max(batch.ids.shape[1] - 1, 1))).mean(("layer", "head"))
+            seen = share.isel(key=slice(0, max(share.sizes["key"] - 1, 1))).mean(("layer", "head"))
             top[version, batch.places] = seen.fillna(-1).argmax("key").values
     coords = {"version": list(VERSIONS), "layer": model.layers, "head": np.arange(model.n_heads)}
     dims = ("version", "batch", "layer", "head", "key")
@@ -94,10 +94,23 @@ def position_swap(
 
 
 def _table(model: HookedModel) -> nn.Module:
-    """The model's table of learned absolute positions; AnalysisError names the kind of positions otherwise."""
+    """The table of learned absolute positions of the tokens that the model's part looks at; AnalysisError names the
+    kind of positions otherwise."""
     tables = blocks.position_tables(model.hf)
-    if len(tables) == 1 and model.part_name == "text":
-        return tables[0]
+    part = model.parts[model.part_name]
+    if part.crosses:
+        part = next((p for p in model.parts.values() if p.queries == p.keys == part.keys), part)
+    paths = {module: path.split(".") for path, module in model.hf.named_modules()}
+    others = [m for p in model.parts.values() if p.queries != part.queries for m in p.modules]
+    stack = paths[next(iter(part.modules))]
+
+    def shared(table: nn.Module, module: list[str]) -> int:
+        alike = [one == other for one, other in zip(paths[table], module, strict=False)]
+        return [*alike, False].index(False)
+
+    own = [t for t in tables if all(shared(t, stack) > shared(t, paths[m]) for m in others)]
+    if len(own) == 1:
+        return own[0]
     rotary = any("rotary" in path for path, _ in model.hf.named_modules())
     kind = "rotary positions" if rotary else "no single table of learned absolute positions"
     raise AnalysisError(
@@ -109,10 +122,17 @@ def _table(model: HookedModel) -> nn.Module:
 def _swapped(table: nn.Module, first: int, second: int) -> Iterator[None]:
     """Swap the outputs of the table at two positions of texts without padding, in this context alone."""
 
+    called = []
+
     def swap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        called.append(module)
         order = torch.arange(output.shape[-2], device=output.device)
         order[[first, second]] = order[[second, first]]
         return output.index_select(-2, order)
 
     with on(table, after=swap):
         yield
+    if not called:
+        raise AnalysisError(
+            f"the model reads the positions off the weight of its {type(table).__name__}, where they can not be swapped"
+        )

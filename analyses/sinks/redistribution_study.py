@@ -27,7 +27,7 @@ from headwater.analyses._measures.measure import (
     PositionSetting,
     WrongSetting,
 )
-from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.examples import Batch, Examples, as_tokens, loss_of, outputs_of
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.sinks._redistributed_runs import TREATMENTS, Find, Redistributions, Value
 from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
@@ -36,10 +36,8 @@ from headwater.lens.files import digest_of
 from headwater.lens.journal import Journal
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, HeadNames, chosen, every_head, named
-from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
-from headwater.lens.running.losses import next_token_loss
 
 FILTERED = "filtered"
 CALM = 0.4  # ACT's beta
@@ -80,11 +78,12 @@ def redistribution_study(
     `beyond` [heads, keep, control, bound] are mean and bounds of the paired difference of the effects, sinks minus
     each control.
 
-    The measure is minus the mean next-token loss (nats), or `kind` of `answer` (less `wrong`) at `position`, or
-    `measure(logits) → [batch]`, whose rows come in no fixed order. `heads` may be a mapping of names to head sets.
-    `held_out` adds the head set "filtered": the heads whose redistribution alone, with keep 0.4, does not lower the
-    mean measure on those texts (ACT's filter, there with accuracy); the attribute `filtered` lists them. A held-out
-    text has the `answer` of the examples, which must be one for all.
+    The measure is minus `model.loss` (nats; of two towers their similarity, less 1), or `kind` of `answer` (less
+    `wrong`) at `position`, or `measure(outputs) → [batch]`, whose rows come in no fixed order. `heads` may be a mapping
+    of names to head sets. `held_out` adds the head set "filtered": the heads whose redistribution alone, with keep 0.4,
+    does not lower the mean measure on those texts (ACT's filter, there with accuracy); the attribute `filtered` lists
+    them. A held-out text has the `answer` of the examples, which must be one for all. With `model.part("vision")` heads
+    and keys are those of the part, and the measure stays that of the whole model.
 
     With `resume` each forward pass is saved to that file before the next one starts. The same call then continues an
     interrupted study and gives the same numbers; a finished file gives the result at once. AnalysisError if the file
@@ -112,10 +111,6 @@ def redistribution_study(
     explained = None
     if measure is not None or answer is not None:
         explained = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
-    elif not (model.causal and model.has_lm_head):
-        raise AnalysisError(
-            f"{model.name} has no next-token loss; give measure(logits) → [batch], or answer="
-        )
 
     def find(ids: Tensor) -> tuple[Record, Tensor]:
         levels = ("qk", "residual") if rule == "massive" else ("qk",)
@@ -123,7 +118,11 @@ def redistribution_study(
         return record, sink_keys(record, keys, rule, threshold, drop_first=True)
 
     def value_of(batch: Batch) -> Value:
-        return _minus_loss(batch) if explained is None else explained.of(batch)
+        if explained is None:
+            loss, places = loss_of(model, None), batch.places
+            return lambda rows, texts: -loss(Batch(rows, [places[n] for n in texts.tolist()])).double()
+        outputs, measured = outputs_of(model), explained.of(batch)
+        return lambda rows, texts: measured(outputs(rows), texts)
 
     texts = Texts.of(model, examples, batch_size)
     later = None if held_out is None else Texts.of(model, held_out, batch_size)
@@ -131,7 +130,7 @@ def redistribution_study(
         raise AnalysisError(
             "held_out texts have no answers of their own; give one answer for all, or a measure"
         )
-    asked = explained.settings if explained is not None else {"measure": "minus next-token loss"}
+    asked = explained.settings if explained is not None else {"measure": "minus the loss"}
     own = {"keys": keys if rule is None else None, **asked}
     filtered: list[str] | None = None
     run = {
@@ -174,17 +173,6 @@ def _filter(
         for head, value in zip(every, values[:, 0, 0].mean(-1), strict=True)
         if value >= plain.mean()
     ]
-
-
-def _minus_loss(batch: Batch) -> Value:
-    if batch.ids.shape[1] < 2:
-        raise AnalysisError(f"example {batch.places[0]} has one token; the next-token loss needs two or more")
-
-    def value(logits: Tensor, texts: Tensor) -> Tensor:
-        ids = batch.rows(texts).as_subclass(Tensor)
-        return -next_token_loss(logits.double(), Tokens(ids, torch.ones_like(ids, dtype=torch.bool)))
-
-    return value
 
 
 def _keeps(given: str | Sequence[float]) -> list[float]:
@@ -230,9 +218,7 @@ def _digest(texts: Texts) -> str:
     """A digest of the token ids of all texts, in their order, and of their further inputs."""
     rows: dict[int, list[object]] = {}
     for batch in texts.batches:
-        for place, row in zip(batch.places, batch.ids, strict=True):
-            rows[place] = row.tolist()
-        if isinstance(batch.ids, Tokens) and batch.ids.more:
-            for n, place in enumerate(batch.places):
-                rows[place] += [[name, given[n].tolist()] for name, given in batch.ids.more.items()]
+        for n, place in enumerate(batch.places):
+            row = as_tokens(batch.rows([n]))
+            rows[place] = row.ids[0].tolist() + [[name, given.tolist()] for name, given in row.more.items()]
     return digest_of([rows[place] for place in sorted(rows)])

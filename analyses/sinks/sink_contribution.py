@@ -18,7 +18,7 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import interval, intervals
-from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.examples import Batch, Examples, outputs_of
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.sinks._control_keys import control_keys
 from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
@@ -28,6 +28,8 @@ from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.classes import is_span
+from headwater.lens.models.signature import compares
 from headwater.lens.progress import progress
 from headwater.lens.records.record import Record
 
@@ -51,9 +53,12 @@ def sink_contribution(
     K are the sinks of the head (`of` = "sinks") or as many other keys of the text, drawn at random ("control", the mean
     of `controls` draws). Only queries that see keys inside and outside of K count; a head without such queries is NaN.
     `kl` [of, batch]: `KL(p ‖ p')` of the next-token distributions, mean over positions. In p' `A_ij v_j` is 0 for all j
-    in K, in all heads and layers at once, and the other weights do not change. `logit_change` [of, batch]: the root
+    in K, in all heads of the part and layers at once, and the other weights do not change; a classifier's distributions
+    are over its classes. `logit_change` [of, batch]: the root
     mean square over the vocabulary of the centred change of the logits, mean over positions. `mean`, `low`, `high`
-    [measure, of] of both over texts, with 95 % bootstrap bounds; `beyond` [measure, bound], mean and bounds of the
+    [measure, of] of both over texts (two towers have `similarity_change` in their place, the absolute change of the
+    cosine similarity of each text and its own picture; models without a distribution `output_change`, the root mean
+    square change of what they give), with 95 % bootstrap bounds; `beyond` [measure, bound], mean and bounds of the
     paired difference sinks minus control.
 
     Question: What does a sink carry: how much of the heads' outputs, and of the prediction?
@@ -69,26 +74,23 @@ def sink_contribution(
     >>> found.share.shape, bool(found.kl.sel(of="sinks") > found.kl.sel(of="control"))
     ((2, 1, 4, 8), True)
     """
-    if not model.has_lm_head or model.read_only:
-        raise AnalysisError(
-            f"the prediction of {model.name} without a value is not known: "
-            + (model.read_only or "it has no language head")
-        )
+    if model.read_only:
+        raise AnalysisError(f"the prediction of {model.name} without a value is not known: {model.read_only}")
+    measures = _measures(model)
     texts = Texts.of(model, examples, batch_size)
     count = len(texts.valid)
     share = np.full((2, count, model.n_layers, model.n_heads), np.nan)
-    change = np.full((2, count, 2), np.nan)  # of, text, measure
+    change = np.full((2, count, len(measures)), np.nan)  # of, text, measure
     keep = ("qkv", "residual") if rule == "massive" else ("qkv",)
     for batch in progress(texts.batches, desc="sink contribution", unit="batch"):
         record = model.record(batch.ids, statistics=("received", "visible"), keep=keep)
         sinks = sink_keys(record, keys, rule, threshold)
-        plain = model(batch.ids)
+        plain = outputs_of(model)(batch.ids)
         sets = [[sinks], [control_keys(sinks, batch.places, seed, draw) for draw in range(controls)]]
         for of, drawn in enumerate(sets):
             share[of, batch.places] = torch.stack([_shares(record, flags) for flags in drawn]).nanmean(0)
             found = [_changes(model, batch, plain, flags) for flags in drawn]
             change[of, batch.places] = torch.stack(found).mean(0)
-    measures = ["kl", "logit_change"]
     result = xr.Dataset(
         {
             "share": (("of", "batch", "layer", "head"), share),
@@ -141,10 +143,25 @@ def _changes(model: HookedModel, batch: Batch, plain: Tensor, flags: Tensor) -> 
     """KL and change of the logits of each text without the values of these keys, [text, measure] in float64."""
     edit = _InEveryLayer({layer: flags[:, place] for place, layer in enumerate(model.layers)})
     with model.acting([edit]):
-        changed = model(batch.ids)
+        changed = outputs_of(model)(batch.ids)
     before, after = plain.double(), changed.double()
-    p, q = before.log_softmax(-1), after.log_softmax(-1)
-    kl = (p.exp() * (p - q)).sum(-1).clamp_min(0).mean(-1)
     moved = after - before
-    moved = (moved - moved.mean(-1, keepdim=True)).square().mean(-1).sqrt().mean(-1)
-    return torch.stack([kl, moved], -1).cpu()
+    if _measures(model) == ["similarity_change"]:
+        return moved.abs()[:, None].cpu()
+    if len(_measures(model)) == 1:
+        return moved.square().mean(-1).sqrt().reshape(len(moved), -1).mean(-1, keepdim=True).cpu()
+    p, q = before.log_softmax(-1), after.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1).clamp_min(0)
+    moved = (moved - moved.mean(-1, keepdim=True)).square().mean(-1).sqrt()
+    return torch.stack([each.reshape(len(each), -1).mean(-1) for each in (kl, moved)], -1).cpu()
+
+
+def _measures(model: HookedModel) -> list[str]:
+    """What is asked of the outputs: of distributions over tokens or classes, of a similarity, else of numbers."""
+    if compares(model.hf):
+        return ["similarity_change"]
+    kind = getattr(model.hf.config, "problem_type", None)
+    shares = len(model.classes) > 1 and kind not in ("regression", "multi_label_classification")
+    if model.has_lm_head or (shares and not is_span(model.hf, model.classes)):
+        return ["kl", "logit_change"]
+    return ["output_change"]

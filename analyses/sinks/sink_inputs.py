@@ -16,10 +16,21 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import interval, intervals
-from headwater.analyses._prompts.examples import Batch, Examples, first_tokens, repeated_tokens, singles_of
+from headwater.analyses._prompts.examples import (
+    Batch,
+    Examples,
+    as_tokens,
+    first_tokens,
+    joined,
+    repeated_tokens,
+    shape_of,
+    singles_of,
+)
 from headwater.analyses.sinks.sink_rate import sink_rate
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.axes import TEXTS
+from headwater.lens.models.signature import markers
 from headwater.lens.progress import progress
 
 INPUTS = ("natural", "random", "repeated")
@@ -61,20 +72,22 @@ def sink_inputs(
     (('input', 'batch'), ['natural', 'random', 'repeated'])
     """
     natural = _natural(model, examples, length)
-    ids = natural.ids.as_subclass(Tensor)
+    ids = words_of(model, natural.ids)
     if keep_start >= ids.shape[1]:
         raise AnalysisError(f"keep_start={keep_start} leaves nothing to draw of {ids.shape[1]} tokens")
     count, longest = ids.shape
     random = repeated_tokens(model, longest, count, seed, None)[:, :longest]
     one = repeated_tokens(model, 1, count, seed + 1, None)[:, :1]
     texts = {"natural": ids, "random": random.to(ids), "repeated": one.to(ids)}
+    stays = torch.isin(ids, torch.tensor(list(markers(model.hf).values()), dtype=ids.dtype))
+    stays[:, :keep_start] = True
     shares = []
     for name in progress(INPUTS, desc="sink inputs", unit="input"):
-        given = torch.cat([ids[:, :keep_start], texts[name].expand_as(ids)[:, keep_start:]], 1)
+        given = torch.where(stays, ids, texts[name].expand_as(ids))
         found = [
             sink_rate(model.record(part, statistics=("received", "visible"), keep=()), threshold, key)
             for rows in torch.arange(count).split(batch_size)
-            for part in [natural.rows(rows, given[rows])]
+            for part in [with_words(model, natural.rows(rows), given[rows])]
         ]
         shares.append(xr.concat([one.received_share_per_example for one in found], "batch"))
     share = xr.concat(shares, "input").assign_coords(input=list(INPUTS))
@@ -90,11 +103,37 @@ def sink_inputs(
 
 
 def _natural(model: HookedModel, examples: Examples, length: int) -> Batch:
-    """The first tokens of every text, cut to one length, in their order."""
-    if model.part_name != "text" or not model.vocab:
+    """The first tokens of every text, cut to one length, in their order; whole examples where more belongs to them."""
+    part = model.parts[model.part_name]
+    if part.crosses or part.queries not in TEXTS:
         raise AnalysisError(f"{model.name} is read as its {model.part_name}; this analysis draws words")
     rows = singles_of(model, examples)
-    shortest = min(row.shape[1] for row in rows)
+    shortest = min(words_of(model, row).shape[1] for row in rows)
     if shortest < 2:
         raise AnalysisError("an example has one token; a sink is told from the others in two or more")
-    return Batch(first_tokens(rows, min(length, shortest)), list(range(len(rows))))
+    if part.queries != "encoder" and not any(_holds_places(model, row) for row in rows):
+        rows = [first_tokens([row], min(length, shortest)) for row in rows]
+    if len({shape_of(model, row) for row in rows}) > 1:
+        raise AnalysisError("these examples can not be cut to one length; give examples of equal length")
+    return Batch(joined(rows), list(range(len(rows))))
+
+
+def _holds_places(model: HookedModel, row: Tensor) -> bool:
+    """Whether tokens of a text stand for a picture or sound, so that it can not be cut."""
+    return bool(
+        torch.isin(row.as_subclass(Tensor), torch.tensor(list(markers(model.hf).values())).to(row)).any()
+    )
+
+
+def words_of(model: HookedModel, rows: Tensor) -> Tensor:
+    """The word ids [row, position] on the axis of the model's part."""
+    encoder = model.parts[model.part_name].queries == "encoder"
+    return as_tokens(rows).more["input_ids"] if encoder else rows.as_subclass(Tensor)
+
+
+def with_words(model: HookedModel, rows: Tensor, words: Tensor) -> Tensor:
+    """The same rows with other words on the axis of the model's part."""
+    if model.parts[model.part_name].queries == "encoder":
+        tokens = as_tokens(rows)
+        return tokens.changed(tokens.ids, tokens.mask, {**tokens.more, "input_ids": words})
+    return Batch(rows, [0]).rows(slice(None), words)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
 from headwater.lens.loading.asked import Inputs
 from headwater.lens.loading.samples import samples
-from headwater.lens.loading.shared_biases import cut_biases
 from headwater.lens.loading.smaller_config import settle
 from headwater.lens.model import HookedModel
 from headwater.lens.models.closeness import relative_difference
@@ -33,6 +33,8 @@ from headwater.lens.naming.heads import Head, Heads, chosen
 # attributes of attention modules that depend on the number of heads
 QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+# a table of relative position biases, which T5 computes in the first layer for all layers
+TABLE = "relative_attention_bias"
 FEATURES = ("split_size", "all_head_size", "inner_dim")
 
 
@@ -75,7 +77,7 @@ def remove_heads(model: HookedModel, heads: Heads | Mapping[str, Heads]) -> Any:
             layer: smaller.get_submodule(paths[attention_with_projections(view, layer)])
             for layer in (view.layers if masks[name] else [])
         }
-        cut_biases(holders, masks[name], view.n_heads)
+        _cut_biases(holders, masks[name], view.n_heads)
     changed = {name: [*left[name].values()] for name in views if masks[name]}
     if changed:
         settle(smaller, model, changed)
@@ -175,6 +177,40 @@ def _recount(holder: Any, before: Shape, heads: int, kv: int) -> None:
     change(KV_HEADS, old_kv, kv)
     change(FEATURES, old_heads * width, heads * width)
     change(("num_key_value_groups",), old_heads // old_kv, heads // kv)
+
+
+def _cut_biases(holders: Mapping[int, Any], masks: Mapping[int, Tensor], heads: int) -> None:
+    """Cut the tables of position biases of a stack, so that the bias of a head stays with it.
+
+    Where not all layers keep the same heads, each gets a table of its own, and takes no bias from the layer below.
+    `holders` are its attention modules by layer, `masks` bool [head] what goes.
+    """
+    kept = {layer: torch.nonzero(~masks.get(layer, torch.zeros(heads).bool()))[:, 0] for layer in holders}
+    kept = {layer: found if len(found) else torch.tensor([0]) for layer, found in kept.items()}
+    tables = {layer: getattr(holder, TABLE, None) for layer, holder in holders.items()}
+    tables = {
+        layer: t for layer, t in tables.items() if isinstance(t, nn.Embedding) and t.embedding_dim == heads
+    }
+    alone = bool(tables) and len(tables) < len(holders)  # other layers take what the first one computed
+    zero = not tables and all(hasattr(holder, f"has_{TABLE}") for holder in holders.values())
+    first = next(iter(tables.values()), None)
+    if (alone or zero) and len({tuple(found.tolist()) for found in kept.values()}) > 1:
+        for layer, holder in holders.items():
+            if first is not None and layer not in tables:
+                setattr(holder, TABLE, first)
+                setattr(holder, f"has_{TABLE}", True)
+                tables[layer] = first
+            holder.forward = functools.partial(_own, holder.forward)
+    for layer, table in tables.items():
+        weight = table.weight.detach().index_select(1, kept[layer].to(table.weight.device))
+        setattr(
+            holders[layer], TABLE, nn.Embedding.from_pretrained(weight, freeze=not table.weight.requires_grad)
+        )
+
+
+def _own(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The layer computes its own bias: that of another layer has other heads."""
+    return forward(*args, **{**kwargs, "position_bias": None})
 
 
 def _held(model: HookedModel, smaller: Any) -> Any:

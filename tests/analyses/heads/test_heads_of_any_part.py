@@ -107,3 +107,27 @@ def test_all_kinds_of_attention_go_together() -> None:
         np.testing.assert_allclose(found.per_example[:, place], losses, rtol=1e-5)
     with pytest.raises(AnalysisError, match="parts='encodr' are no parts of"):
         analyses.prune_heads(given.model, given.tokens, parts="encodr", **settings)
+
+
+def test_a_group_is_hidden_from_the_part(case: any_input.Case) -> None:
+    """Patches, sound, words of the encoder: heads of the first layer see all other keys as without the group."""
+    found = analyses.head_contrast(case.model, case.tokens, group=[1], how="hide")
+    part = case.model.parts[case.model.part_name]
+    for row in range(2):
+        batch = case.tokens.rows([row])
+        record = case.model.record(batch, keep=("qkv",), layers=case.model.layers[0])
+        queries, keys = record.valid[0], (record if record.keys is None else record.keys).valid[0]
+        weights = record.pattern(layer=case.model.layers[0])[0][:, queries][:, :, keys].double()
+        values = record.values[case.model.layers[0]][0][:, keys].double()
+        values = values.repeat_interleave(len(weights) // len(values), 0)
+        last = weights[:, -1]
+        if not part.crosses and part.causal and len(last) == 2:
+            continue
+        left = last.clone()
+        left[:, 1] = 0
+        left = left / left.sum(-1, keepdim=True)
+        moved = ((last - left)[:, None] @ values)[:, 0].norm(dim=-1)
+        np.testing.assert_allclose(found.divergence[row, 0], moved, rtol=1e-3, atol=1e-6)
+    if part.keys not in ("text", "decoder"):
+        with pytest.raises(AnalysisError, match="is for words of one text"):
+            analyses.head_contrast(case.model, case.tokens, group=[1], how="remove")

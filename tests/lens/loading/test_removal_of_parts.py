@@ -1,6 +1,6 @@
 """Heads removed from one part of a model, or from several: the smaller model gives what the gated one gives.
 
-Position biases that layers share (`shared_biases.py`) stay with their heads. Mutations seen to fail: tables with heads
+Position biases that layers share stay with their heads. Mutations seen to fail: tables with heads
 in another order, each layer's bias taken from the layer below.
 """
 
