@@ -17,6 +17,7 @@ from headwater.analyses._catalogue.catalogue import Entry, entry
 from headwater.lens.loading import zoo
 from headwater.lens.loading.load import load
 from headwater.lens.model import HookedModel
+from headwater.lens.models.axes import TEXTS as TEXT_AXES
 from headwater.lens.records.record import Record
 
 TEXTS, LENGTH = 4, 9  # no length is the width of a head
@@ -138,7 +139,7 @@ def settings_of(asked: Entry, model: HookedModel) -> dict[str, Any]:
         found |= {"answer": 1, "wrong": 0} if len(model.classes) > 1 else {"answer": 0}
     elif "measure" in known:
         found["measure"] = strength
-    if "blank" in known and model.vocab:
+    if "blank" in known and model.parts[model.part_name].queries in TEXT_AXES:
         found["blank"] = "#3"
     if "loss" in known and not (model.has_lm_head and model.causal):
         found["loss"] = loss

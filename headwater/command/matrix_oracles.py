@@ -221,6 +221,8 @@ def input_x_gradient(plain: Plain, found: Any) -> Pairs:
 
 def blank_out(plain: Plain, found: Any) -> Pairs:
     ids = _ids(plain)
+    if ids.is_floating_point():
+        raise LookupError("patches and sound are blanked by their means")
     with torch.no_grad():
         before = plain.score(plain.run(ids))
         for place in range(ids.shape[1]):
