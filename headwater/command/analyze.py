@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,14 +10,20 @@ import typer
 
 from headwater.analyses._catalogue.about import file_of
 from headwater.command import completion
+from headwater.command.beside import Beside, examples
 from headwater.command.options import (
     DEFAULT_MODEL,
     AsJson,
+    Decoders,
     Edits,
+    Images,
+    Labels,
     Model,
+    Part,
     PrependBos,
     PromptFile,
     Prompts,
+    Sounds,
     Whole,
 )
 from headwater.command.waiting import busy
@@ -37,6 +44,11 @@ def analyze(
     model: Model = DEFAULT_MODEL,
     file: PromptFile = None,
     whole: Whole = False,
+    images: Images = None,
+    sounds: Sounds = None,
+    decoders: Decoders = None,
+    labels: Labels = None,
+    part: Part = None,
     given: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, name=value; repeatable.")
     ] = None,
@@ -73,19 +85,22 @@ def analyze(
     if html is not None:
         check_target(html, HeadwaterError)
     settings = inputs.settings(asked, given or [])
-    inputs.fits(asked, prompts or [], file, edits, saved, circuit, prepend_bos)
+    beside = Beside.of(images, sounds, decoders, labels)
+    inputs.fits(asked, prompts or [], file, beside, edits, saved, circuit, prepend_bos, part)
     if saved is not None:
-        result = _of_record(asked, saved, settings)
+        result = _of_record(asked, saved, settings, part)
     elif asked.inputs == "circuits":
         with busy(asked.name):
             result = asked.function(*inputs.circuits(prompts or []), **settings)
     else:
-        texts = inputs.prompts(prompts or [], file, whole) if asked.inputs != "model" else []
+        reads = asked.inputs != "model"
+        texts = inputs.prompts(prompts or [], file, whole, beside.stand_alone) if reads else []
+        prompted = examples(texts, beside)
         changes = inputs.edits(edits) if edits else []
-        loaded = inputs.model(model, prepend_bos)
+        loaded = inputs.model(model, prepend_bos, part)
         inputs.note_unknown(loaded, texts)
         with loaded.edit(*changes), busy(asked.name):
-            result = _of_model(asked, loaded, texts, settings, circuit)
+            result = _of_model(asked, loaded, prompted, settings, circuit)
     try:
         result = select(result, chosen or [])
     finally:  # whatever is wrong with --select or --html, what was computed is printed
@@ -99,21 +114,22 @@ def analyze(
             raise AnalysisError(f"not drawn: {undrawn}")
 
 
-def _of_record(asked: Entry, saved: Path, settings: dict[str, Any]) -> Any:
+def _of_record(asked: Entry, saved: Path, settings: dict[str, Any], part: str | None) -> Any:
     from headwater.lens.records.record import Record
 
     with busy(asked.name):
-        return asked.function(Record.open(saved), **settings)
+        opened = Record.open(saved)
+        return asked.function(opened if part is None else opened.part(part), **settings)
 
 
 def _of_model(
-    asked: Entry, loaded: HookedModel, texts: list[str], settings: dict[str, Any], circuit: Path | None
+    asked: Entry, loaded: HookedModel, given: Sequence[Any], settings: dict[str, Any], circuit: Path | None
 ) -> Any:
     from headwater.command import inputs
 
     if asked.inputs == "record":
         kept = ("mixers",) if settings.get("mixers") == "effective" else ()
-        return asked.function(loaded.record(texts, keep=(*asked.keep, *kept)), **settings)
+        return asked.function(loaded.record(given, keep=(*asked.keep, *kept)), **settings)
     if asked.inputs == "model+pairs":
-        return asked.function(loaded, *inputs.of_pairs(asked.function, texts, circuit), **settings)
-    return asked.function(loaded, *([texts] if asked.inputs == "model+examples" else []), **settings)
+        return asked.function(loaded, *inputs.of_pairs(asked.function, given, circuit), **settings)
+    return asked.function(loaded, *([given] if asked.inputs == "model+examples" else []), **settings)

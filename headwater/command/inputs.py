@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from headwater.command.beside import Beside
 from headwater.command.waiting import busy
 from headwater.lens.errors import AnalysisError, EditError, PromptError, RecordError, nearest
 from headwater.lens.files import as_text, bounded, parse_json, read_text
@@ -25,12 +26,13 @@ MOST_PROMPT_BYTES = 64 * 2**20
 MOST_EDIT_BYTES = 2**20
 
 
-def model(name: str, prepend_bos: bool | None = None) -> HookedModel:
-    """The model called `name`, loaded while a terminal sees a moving sign."""
+def model(name: str, prepend_bos: bool | None = None, part: str | None = None) -> HookedModel:
+    """The model called `name`, or a part of it, loaded while a terminal sees a moving sign."""
     import headwater
 
     with busy(f"Loading {name}"):
-        return headwater.load(name, prepend_bos=prepend_bos)
+        loaded = headwater.load(name, prepend_bos=prepend_bos)
+    return loaded if part is None else loaded.part(part)
 
 
 def note_unknown(loaded: HookedModel, texts: list[str]) -> None:
@@ -44,22 +46,29 @@ def note_unknown(loaded: HookedModel, texts: list[str]) -> None:
         )
 
 
-def prompts(words: Sequence[str], file: Path | None, whole: bool) -> list[str]:
-    """The prompts asked for: one per argument, or one per line of a file or of standard input (`-`, or a pipe)."""
+def prompts(words: Sequence[str], file: Path | None, whole: bool, may_lack: bool = False) -> list[str]:
+    """The prompts asked for: one per argument, or one per line of a file or of standard input (`-`, or a pipe).
+
+    Where prompts `may_lack`, none is no fault, and standard input is read for `-` alone.
+    """
     if file is not None and words:
         raise PromptError(f"prompts were given twice, as arguments and in {file}; give one of them")
     if file is not None:
         return _split(read_text(file, MOST_PROMPT_BYTES, PromptError), str(file), whole)
+    if may_lack and not words:
+        return []
     if list(words) == ["-"] or (not words and not sys.stdin.isatty()):
         name = "standard input"
         content = bounded(sys.stdin.buffer, name, MOST_PROMPT_BYTES, PromptError)
         return _split(as_text(content, name, PromptError), name, whole)
     if not words:
-        raise PromptError("no prompt was given; give one in quotes, a file with --file, or pipe text in")
+        raise PromptError(
+            "no prompt was given; give one in quotes, a file with --file, a picture with --image, or pipe text in"
+        )
     return list(words)
 
 
-def pairs(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+def pairs(texts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """The clean and the corrupt prompts of an analysis of pairs, which take turns: clean, corrupt, clean, corrupt …"""
     if len(texts) % 2:
         raise PromptError(
@@ -69,7 +78,7 @@ def pairs(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(texts[::2]), list(texts[1::2])
 
 
-def of_pairs(function: Callable[..., Any], texts: Sequence[str], circuit: Path | None) -> tuple[Any, ...]:
+def of_pairs(function: Callable[..., Any], texts: Sequence[Any], circuit: Path | None) -> tuple[Any, ...]:
     """What an analysis of pairs takes: clean and corrupt prompts, or one list of pairs, behind the circuit if it judges
     one (None: it is found first)."""
     clean, corrupt = pairs(texts)
@@ -90,12 +99,12 @@ def circuits(words: Sequence[str]) -> list[str]:
 
 
 def fits(
-    asked: Entry, words: Sequence[str], file: Path | None, edits: Path | None, saved: Path | None, circuit: Path | None,
-    prepend_bos: bool | None = None,
+    asked: Entry, words: Sequence[str], file: Path | None, beside: Beside, edits: Path | None, saved: Path | None,
+    circuit: Path | None, prepend_bos: bool | None = None, part: str | None = None,
 ) -> None:  # fmt: skip
     """Refuse what an analysis does not read."""
-    if saved is not None and (asked.inputs != "record" or words or file or edits):
-        rule = "--record takes the place of prompts and edits, where a record is read"
+    if saved is not None and (asked.inputs != "record" or words or file or beside or edits):
+        rule = "--record takes the place of prompts, pictures, sounds and edits, where a record is read"
         raise AnalysisError(f"{rule}; {asked.name} reads {asked.inputs}")
     if prepend_bos is not None and (saved is not None or asked.inputs == "circuits"):
         raise AnalysisError("--prepend-bos is for prompts that are read now; leave it out")
@@ -103,11 +112,11 @@ def fits(
         raise AnalysisError(
             f"--circuit is for analyses that judge a circuit; {asked.name} reads {asked.inputs}"
         )
-    if asked.inputs == "model" and (words or file):
+    if asked.inputs == "model" and (words or file or beside):
         raise AnalysisError(f"{asked.name} reads the model alone; leave the prompts out")
-    if asked.inputs == "circuits" and (file or edits):
+    if asked.inputs == "circuits" and (file or beside or edits or part):
         raise AnalysisError(
-            f"{asked.name} reads two circuit files and no prompts; leave --file and --edits out"
+            f"{asked.name} reads two circuit files, no model and no prompts; leave the other options out"
         )
 
 

@@ -27,4 +27,26 @@ PrependBos = Annotated[
         help="Put the token that begins a text in front, or leave it out; else as the tokenizer does."
     ),
 ]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="A picture; once for all prompts, or once for each.", metavar="FILE"),
+]
+Sounds = Annotated[
+    list[Path] | None,
+    typer.Option("--audio", help="A sound (WAV); once for all prompts, or once for each.", metavar="FILE"),
+]
+Decoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--decoder", help="What the decoder writes; once for all, or once for each.", metavar="TEXT"
+    ),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="The right class, or the word at the mask, for losses.", metavar="NAME"),
+]
+Part = Annotated[
+    str | None,
+    typer.Option("--part", help="A part of the model, such as encoder, cross or vision; else its main part."),
+]
 Edits = Annotated[Path | None, typer.Option("--edits", help="Run under the edits in this JSON file.")]

@@ -7,14 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+from headwater.command.beside import Beside, examples
 from headwater.command.options import (
     DEFAULT_MODEL,
     AsJson,
+    Decoders,
     Edits,
+    Images,
+    Labels,
     Model,
+    Part,
     PrependBos,
     PromptFile,
     Prompts,
+    Sounds,
     Whole,
 )
 from headwater.command.waiting import busy
@@ -27,6 +33,11 @@ def record(
     model: Model = DEFAULT_MODEL,
     file: PromptFile = None,
     whole: Whole = False,
+    images: Images = None,
+    sounds: Sounds = None,
+    decoders: Decoders = None,
+    labels: Labels = None,
+    part: Part = None,
     statistic: Annotated[
         list[str] | None, typer.Option("--statistic", "-s", help="Repeat for several.")
     ] = None,
@@ -43,19 +54,21 @@ def record(
 
     if out is not None:
         check_target(out, HeadwaterError)
-    texts = inputs.prompts(prompts or [], file, whole)
+    beside = Beside.of(images, sounds, decoders, labels)
+    texts = inputs.prompts(prompts or [], file, whole, beside.stand_alone)
+    given = examples(texts, beside)
     asked: dict[str, Any] = {"keep": () if keep == "none" else (keep,)}
     asked |= {"statistics": tuple(statistic)} if statistic else {}
     asked |= {"layers": inputs.layers(layers)} if layers is not None else {}
     changes = inputs.edits(edits) if edits else []
-    loaded = inputs.model(model, prepend_bos)
+    loaded = inputs.model(model, prepend_bos, part)
     inputs.note_unknown(loaded, texts)
     if estimate:
-        cost = loaded.estimate(texts, **asked)
+        cost = loaded.estimate(given, **asked)
         typer.echo(output.as_json(cost) if as_json else str(cost))
         return
     with loaded.edit(*changes), busy("Recording"):
-        found = loaded.record(texts, **asked)
+        found = loaded.record(given, **asked)
     if out is not None:
         found.save(out)
     typer.echo(output.as_json(found.to_xarray()) if as_json else output.summary(found))

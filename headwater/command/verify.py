@@ -64,7 +64,9 @@ def _experiment(path: Path) -> str:
     from headwater.lens.experiments.experiment import Experiment
 
     found = Experiment.open(path)
-    return f"an experiment with {found.model} on {len(found.prompts)} prompts; it holds no digest of itself"
+    files = found.check_files(path.resolve().parent)
+    told = f", its {files} pictures and sounds are those that were meant" if files else ""
+    return f"an experiment with {found.model} on {len(found.prompts)} prompts{told}; it holds no digest of itself"
 
 
 def _circuit(path: Path) -> str:

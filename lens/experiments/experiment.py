@@ -6,24 +6,25 @@ reads nothing outside of its own folder but embedded and added models and, by a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from headwater.lens.attention import context
 from headwater.lens.edits import Edit, edit_from_dict
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import ExperimentError, HeadwaterError
 from headwater.lens.experiments import measures
+from headwater.lens.experiments.prompt import File, Prompt
 from headwater.lens.experiments.results import Results, numbers_of, versions_now
 from headwater.lens.files import as_path, digest_of, parse_json, read_text, within, write_text
-from headwater.lens.models.token_ids import token_id
 from headwater.lens.naming.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -32,29 +33,6 @@ if TYPE_CHECKING:
 MOST_BYTES = 16 * 2**20
 FORMAT = 1
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-
-
-class Prompt(BaseModel):
-    """One prompt, as text or as token ids, and the tokens that some measures ask for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    text: str | None = Field(default=None, min_length=1)
-    tokens: list[int] | None = Field(default=None, min_length=1)
-    answer: str | int | None = None
-    wrong: list[str | int] = []
-
-    @field_validator("tokens")
-    @classmethod
-    def _not_both(cls, value: Any, info: Any) -> Any:
-        if value is not None and info.data.get("text") is not None:
-            raise ValueError("a prompt has text or tokens, not both")
-        return value
-
-    def given(self) -> str | list[int]:
-        """What the model reads."""
-        if self.text is None and self.tokens is None:
-            raise ExperimentError("a prompt has neither text nor tokens; give one of them")
-        return self.text if self.text is not None else self.tokens or []
 
 
 def _prompt(given: Any) -> Any:
@@ -77,9 +55,9 @@ class Experiment(BaseModel):
     """What is asked: of which model and weights, on which prompts, under which edits, measured how.
 
     Every measure is taken without the edits ("before") and, where there are edits, with them ("after"). `revision` says
-    which weights (None: any), `prepend_bos` whether a text begins with the token for it (None: as the tokenizer makes
-    it), `tolerance` how far a second run's numbers may lie from the first's: absolutely, and
-    relative to their size.
+    which weights (None: any), `part` which part of the model is edited and measured (None: its main part),
+    `prepend_bos` whether a text begins with the token for it (None: as the tokenizer makes it), `tolerance`
+    how far a second run's numbers may lie from the first's: absolutely, and relative to their size.
 
     >>> import headwater as hw
     >>> experiment = hw.Experiment(
@@ -95,6 +73,7 @@ class Experiment(BaseModel):
     revision: str | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     prepend_bos: bool | None = None
+    part: str | None = Field(default=None, min_length=1, max_length=100)
     prompts: list[Annotated[Prompt, BeforeValidator(_prompt)]] = Field(min_length=1, max_length=100_000)
     edits: list[Annotated[dict[str, Any], BeforeValidator(_edit)]] = Field(default=[], max_length=1000)
     measures: list[Annotated[str, BeforeValidator(_measure)]] = Field(
@@ -141,7 +120,8 @@ class Experiment(BaseModel):
 
     def inputs_digest(self) -> str:
         """Of everything that decides the results; the versions do not."""
-        unsaid = {"prepend_bos"} if self.prepend_bos is None else set()  # files from before it was a field
+        late = ("prepend_bos", "part")  # files from before these were fields keep their digest
+        unsaid = {name for name in late if getattr(self, name) is None}
         return digest_of(self.model_dump(mode="json", exclude={"versions", *unsaid}))
 
     def edits_made(self, folder: Path | None = None) -> list[Edit]:
@@ -187,22 +167,47 @@ class Experiment(BaseModel):
             )
         if opened.edits:
             raise ExperimentError("the model has edits on already; run the experiment outside of model.edit")
+        if self.part is not None:
+            opened = opened.part(self.part)
         found = dict(done or {})
+        self.check_files(place)
         left = [number for number in range(len(self.prompts)) if number not in found]
-        asked = [
-            (n, _read(opened, self.prompts[n], n, self.prepend_bos), *_answers(opened, self.prompts[n], n))
-            for n in left
-        ]
+        for number in left:  # what is wrong with the last prompt is said before the first runs
+            self._asked(opened, number, place)
         edits = self.edits_made(place) if left else []
         with torch.random.fork_rng(devices=[]), opened.edit(*edits):
             torch.manual_seed(self.seed)
-            for number, tokens, answer, wrong in asked:
-                found[number] = _finite(self._measured(opened, tokens, answer, wrong), number)
+            for number in left:  # read once more: the pictures of all prompts may not fit into memory
+                found[number] = _finite(self._measured(opened, *self._asked(opened, number, place)), number)
                 if tell is not None:
                     tell(number, found[number])
         return Results.of(
             self.inputs_digest(), opened, [found[number] for number in range(len(self.prompts))]
         )
+
+    def check_files(self, folder: Path | None) -> int:
+        """How many pictures and sounds there are, each held to its digest; ExperimentError tells of another file."""
+        seen: set[File] = set()
+        for number, prompt in enumerate(self.prompts):
+            for file in prompt.files:
+                if file not in seen:
+                    with _told_of(number):
+                        file.read(folder)
+                    seen.add(file)
+        return len(seen)
+
+    def _asked(
+        self, model: HookedModel, number: int, folder: Path | None
+    ) -> tuple[Tokens, int | None, list[int]]:
+        """A prompt as the model reads it, its answer, and the wrong ones."""
+        prompt = self.prompts[number]
+        with _told_of(number):
+            read = model.to_tokens(
+                prompt.given(folder), prepend_bos=self.prepend_bos if prompt.text is not None else None
+            )
+        where, right = f"prompt {number}", prompt.answer
+        answer = None if right is None else measures.named(model, right, f"{where}: answer")
+        return read, answer, [measures.named(model, word, f"{where}: wrong") for word in prompt.wrong]
 
     def _measured(
         self, model: HookedModel, tokens: Tokens, answer: int | None, wrong: list[int]
@@ -216,17 +221,13 @@ class Experiment(BaseModel):
         return result
 
 
-def _read(model: HookedModel, prompt: Prompt, number: int, prepend_bos: bool | None) -> Tokens:
+@contextlib.contextmanager
+def _told_of(number: int) -> Iterator[None]:
+    """Errors say which prompt they are about."""
     try:
-        return model.to_tokens(prompt.given(), prepend_bos=prepend_bos if prompt.tokens is None else None)
+        yield
     except HeadwaterError as error:
         raise ExperimentError(f"prompt {number}: {error}") from None
-
-
-def _answers(model: HookedModel, prompt: Prompt, number: int) -> tuple[int | None, list[int]]:
-    where = f"prompt {number}"
-    answer = None if prompt.answer is None else token_id(model, prompt.answer, f"{where}: answer")
-    return answer, [token_id(model, word, f"{where}: wrong") for word in prompt.wrong]
 
 
 def _finite(result: dict[str, Any], number: int) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 | name | value | needs |
 |---|---|---|
-| loss | mean next-token loss, nats | a causal model, two tokens |
+| loss | `model.loss`, nats: the mean over next tokens, or of the label | two tokens, or a label |
 | next_token | the 10 likeliest next tokens: ids, texts, probabilities | a causal model |
-| logit_difference | logit of the answer less the mean logit of the wrong ones, last position | answer, wrong |
-| probability | probability of the answer at the last position | answer |
+| class | the 10 likeliest classes: ids, labels, probabilities | a classifier |
+| logit_difference | logit of the answer less the mean logit of the wrong ones, last position or class | answer, wrong |
+| probability | probability of the answer at the last position, or of the class | answer |
 | similarity | mean cosine of the last hidden states with those of the run without edits | |
 | attention:L.H | exact weights [query, key] of one head, at most 256 tokens | |
 | a statistic | its mean over the queries or keys that have one, [layer, head] | |
@@ -22,13 +23,16 @@ from torch import Tensor
 
 from headwater.kernels.maps import statistics as kernel
 from headwater.lens.errors import ExperimentError, nearest
+from headwater.lens.models.axes import axis
+from headwater.lens.models.signature import compares
+from headwater.lens.models.token_ids import class_id, token_id
 from headwater.lens.naming.heads import Head
 from headwater.lens.naming.tokens import Tokens
 
 if TYPE_CHECKING:
     from headwater.lens.model import HookedModel
 
-OUTPUTS = ("loss", "next_token", "logit_difference", "probability", "similarity")
+OUTPUTS = ("loss", "next_token", "class", "logit_difference", "probability", "similarity")
 STATISTICS = tuple(name for name in kernel.NAMES if name not in kernel.GROUPED)
 NAMES = (*OUTPUTS, *STATISTICS)
 LIKELIEST = 10
@@ -51,12 +55,17 @@ def measure(
     """The named measures of one prompt [1, position]; `hidden` are the last hidden states without edits."""
     values: dict[str, Any] = {}
     last = None
-    if {"next_token", "logit_difference", "probability"} & set(names):
-        last = model(found)[0, -1].double()
+    if {"next_token", "class", "logit_difference", "probability"} & set(names):
+        last = _last(model, found)
     for name in names:
         if name == "loss":
             values[name] = float(model.loss(found)[0])
-        elif name == "next_token" and last is not None:
+        elif name in ("next_token", "class") and last is not None:
+            if (name == "class") is not gives_classes(model):
+                raise ExperimentError(
+                    f"{name} has no meaning for {model.name}, which gives "
+                    f"{'classes; ask for class' if name == 'next_token' else 'no classes'}; leave it out"
+                )
             values[name] = _likeliest(model, last)
         elif name == "similarity":
             values[name] = _similarity(model.embeddings(found), hidden)
@@ -74,14 +83,30 @@ def measure(
     return {name: values[name] for name in names}
 
 
+def gives_classes(model: HookedModel) -> bool:
+    """Whether the answer is a class of the whole example, and not a token."""
+    return bool(model.classes) and not model.has_lm_head
+
+
+def named(model: HookedModel, given: str | int, what: str) -> int:
+    """The token or the class that an answer names."""
+    return (class_id if gives_classes(model) else token_id)(model, given, what)
+
+
+def _last(model: HookedModel, found: Tokens) -> Tensor:
+    """Logits of the last position [vocab], or of the classes [class]."""
+    logits = model(found).double()
+    if compares(model.hf):
+        raise ExperimentError(f"{model.name} gives the similarity of pictures and texts; ask for loss alone")
+    return logits[0] if logits.dim() == 2 else logits[0, -1]
+
+
 def _likeliest(model: HookedModel, logits: Tensor) -> dict[str, list]:
     ranked = logits.argsort(descending=True, stable=True)[:LIKELIEST]
-    probabilities = logits.softmax(-1)[ranked]
-    return {
-        "ids": ranked.tolist(),
-        "tokens": model.to_strings(ranked.tolist()),
-        "probabilities": probabilities.tolist(),
-    }
+    ids, probabilities = ranked.tolist(), logits.softmax(-1)[ranked].tolist()
+    if gives_classes(model):
+        return {"ids": ids, "labels": [model.classes[i] for i in ids], "probabilities": probabilities}
+    return {"ids": ids, "tokens": model.to_strings(ids), "probabilities": probabilities}
 
 
 def _similarity(hidden: Tensor, before: Tensor | None) -> float:
@@ -93,7 +118,9 @@ def _similarity(hidden: Tensor, before: Tensor | None) -> float:
 def _of_record(
     model: HookedModel, found: Tokens, statistics: tuple[str, ...], heads: list[str]
 ) -> dict[str, Any]:
-    length = found.ids.shape[1]
+    part = model.parts[model.part_name]
+    axes = [axis(part, name, found) for name in (part.queries, part.keys)]
+    length = max(tokens.ids.shape[1] for tokens in axes if tokens is not None)
     if heads and length > LONGEST_MAP:
         raise ExperimentError(
             f"{heads[0]}: the prompt has {length} tokens, and whole maps are measured up to {LONGEST_MAP}; leave it out"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
@@ -21,6 +22,7 @@ from headwater.lens.media.sources import content
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MOST_PIXELS = 2**26
+MOST_TOGETHER = 2**27
 OTHERS = {b"<svg": "an SVG drawing", b"<?xml": "an SVG or XML text", b"%PDF": "a PDF", b"%!PS": "PostScript",
           b"RIFF": "a sound or a film"}  # fmt: skip
 Picture = Any  # a path, bytes, an image of PIL, or an array [height, width], [height, width, 3] or [3, height, width]
@@ -59,6 +61,19 @@ def picture(given: Picture, what: str = "the picture") -> Image.Image:
                 f"{name} is {told}no picture that is read; give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
             ) from None
     return _rgb(found, name)
+
+
+def pictures(given: Iterable[tuple[str, Picture]]) -> list[Image.Image]:
+    """Several named pictures in mode RGB, held in memory together; PromptError where they are too large for that."""
+    found, together = [], 0
+    for what, each in given:
+        found.append(picture(each, what))
+        together += found[-1].width * found[-1].height
+        if together > MOST_TOGETHER:
+            raise PromptError(
+                f"{len(found)} pictures have more than {MOST_TOGETHER:,} pixels together; give fewer at a time"
+            )
+    return found
 
 
 def _rgb(found: Image.Image, name: str) -> Image.Image:

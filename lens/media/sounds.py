@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import warnings
 from os import PathLike
 from typing import Any
@@ -21,6 +22,7 @@ from headwater.lens.errors import PromptError
 from headwater.lens.media.sources import content
 
 MOST_SECONDS = 600
+UNKNOWN = 2**32 - 1  # the size of data that was not known when the header was written
 RATES = 1_000, 384_000  # samples a second
 Sound = Any  # a path, bytes, or (samples [sample] or [sample, channel], rate)
 
@@ -59,6 +61,7 @@ def _of_file(given: str | PathLike[str] | bytes, what: str) -> tuple[np.ndarray,
     data, name = content(given, what)
     if data[:4] not in (b"RIFF", b"RIFX", b"RF64") or data[8:12] != b"WAVE":
         raise PromptError(f"{name} is no WAV file; convert it, as in: ffmpeg -i IN OUT.wav")
+    _check_length(data, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", wavfile.WavFileWarning)
@@ -70,6 +73,22 @@ def _of_file(given: str | PathLike[str] | bytes, what: str) -> tuple[np.ndarray,
             f"{name} is no WAV file that can be read: {told:.200}; give PCM or float samples"
         ) from None
     return _samples(samples, name), own, name
+
+
+def _check_length(data: bytes, name: str) -> None:
+    """PromptError where fewer samples came than the header says; a sound that was written into a pipe says nothing."""
+    order, at = ">" if data[:4] == b"RIFX" else "<", 12
+    while at + 8 <= len(data):
+        size = struct.unpack(f"{order}I", data[at + 4 : at + 8])[0]
+        end = at + 8 + size
+        if data[at : at + 4] == b"data":
+            if end > len(data) and size != UNKNOWN:
+                raise PromptError(
+                    f"{name} is no WAV file that is whole: it says {size:,} bytes of samples and has "
+                    f"{len(data) - at - 8:,}; give all of it"
+                )
+            return
+        at = end + size % 2
 
 
 def _samples(given: Any, what: str) -> np.ndarray:
