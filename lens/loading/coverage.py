@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from headwater.lens.edits import ScaleHeads, Temperature
 from headwater.lens.errors import EditError, HeadwaterError, ModelError, PromptError
-from headwater.lens.loading import zoo
+from headwater.lens.loading import coverage_forms, zoo
 from headwater.lens.loading.load import load
 from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules, signature
@@ -65,7 +65,7 @@ class Row:
 
 def names() -> list[str]:
     """Every family of the zoo, and the trained models on this machine."""
-    return [*zoo.FAMILIES, *_trained()]
+    return [*zoo.FAMILIES, *zoo.FORMS, *_trained()]
 
 
 def measure_all() -> Iterator[Row]:
@@ -97,13 +97,14 @@ def quiet() -> Iterator[None]:
 
 def measure(name: str) -> Row:
     """The row of one family of the zoo, or of one trained model."""
-    if name in zoo.FAMILIES:
-        family = zoo.FAMILIES[name]
+    if name in zoo.KNOWN:
+        family = zoo.KNOWN[name]
         try:
-            reference, given = zoo.build(name), zoo.inputs(name)
+            reference = zoo.build(name)
             hooked = load(zoo.build(name))  # a copy of 4-bit weights that never ran can not run
         except HeadwaterError as error:
-            return Row(family.title, family.model, "–", refusal=str(error))
+            return Row(family.title, family.model, str(error).replace("|", "\\|"), refusal=str(error))
+        given = zoo.inputs(name) if name in zoo.FAMILIES else coverage_forms.first_taken(reference)
         return _Trial(family.title, family.kind, reference, hooked, given, family.static).run()
     folder = _trained()[name]
     hooked = load(folder)
@@ -145,6 +146,8 @@ class _Trial:
         stacks = (f"{name} {len(part.modules)}×{_heads(part)}" for name, part in self.hooked.parts.items())
         left_out = f"; not covered: {'; '.join(self.hooked.unread)}" if self.hooked.unread else ""
         row = Row(self.title, type(self.hooked.hf).__name__, ", ".join(stacks) + left_out)
+        if self.kind == "form":
+            return self._form(row)
         row.plain = self._difference(self.given)
         if "attention_mask" in self.given:
             row.right, row.left = (self._behind_padding(side) for side in ("right", "left"))
@@ -153,7 +156,14 @@ class _Trial:
             row.static = self._generation({"cache_implementation": "static"}) if self.static else None
         row.maps = self._maps(_padded(self.given, "right"))
         row.attention_edit, row.head_edit = self._edits()
-        self._judge(row)
+        self._judge(row, float(_eager(self.reference, self.given).abs().max()), MOVED)
+        return row
+
+    def _form(self, row: Row) -> Row:
+        given = self.reference, self.hooked, self.given
+        row.plain, row.maps = coverage_forms.difference(*given), coverage_forms.map_difference(*given)
+        row.attention_edit, row.head_edit = coverage_forms.moved_by_edits(self.hooked, self.given)
+        self._judge(row, coverage_forms.size(self.reference, self.given), least=0.0)
         return row
 
     def _difference(self, given: Inputs) -> float:
@@ -221,8 +231,9 @@ class _Trial:
                     return "refused", "refused"
         return min(moved[0]), min(moved[1])
 
-    def _judge(self, row: Row) -> None:
-        size = max(1.0, float(_eager(self.reference, self.given).abs().max()))
+    def _judge(self, row: Row, size: float, least: float) -> None:
+        """Name what is wrong, for outputs of this size; `least` is what an edit must change."""
+        size = max(1.0, size)
         for what in ("plain", "right", "left", "cache", "static"):
             value = getattr(row, what)
             if isinstance(value, float) and not value <= TOLERANCE * size:
@@ -232,7 +243,7 @@ class _Trial:
         for what, value in (("attention edit", row.attention_edit), ("head edit", row.head_edit)):
             if value == "refused" and self.hooked.read_only:
                 continue
-            if not isinstance(value, float) or value < MOVED:
+            if not isinstance(value, float) or not value > least:
                 row.faults.append(f"{what}: changes nothing")
 
 

@@ -22,7 +22,6 @@ from headwater.lens.loading.dense_weights import read_parts
 from headwater.lens.loading.flows import with_flows
 from headwater.lens.loading.folder import one_line
 from headwater.lens.loading.patch_places import with_patches
-from headwater.lens.loading.samples import as_rows, check_sample, described, samples
 from headwater.lens.loading.stacks import with_stacks
 from headwater.lens.model import HookedModel
 from headwater.lens.models import parts, read_only
@@ -33,6 +32,7 @@ from headwater.lens.models.revision import stored
 from headwater.lens.models.signature import FLOATS, names
 from headwater.lens.models.stack import pattern
 from headwater.lens.running.padding import moved_sides
+from headwater.lens.samples.samples import as_rows, check_sample, described, samples
 
 
 class _UnfitError(ModelError):
@@ -163,10 +163,11 @@ def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
             f"{type(hf).__name__} never called the attention interface; its attention can not be read"
         )
     unread = _silent(hf, {module for module, _ in calls})
+    one, folded = parts.without_folded(hf, calls, as_rows(sample))
     if before is not None:
         _compare(before, after, sample, hf)
-    found, mixing = _described(hf, parts.divide(hf, calls, as_rows(sample)), sample)
-    unread = (*unread, *mixing)
+    found, mixing = _described(hf, parts.divide(hf, one, as_rows(sample)), sample)
+    unread = (*unread, *folded, *mixing)
     if "pixel_values" in names(hf) and not any("image" in (p.queries, p.keys) for p in found.values()):
         unread = (*unread, "vision")  # images in a format that the sample does not have
     return found, (*unread, *_sampled(hf)), sample

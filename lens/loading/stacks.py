@@ -62,7 +62,8 @@ def with_stacks(
 
 def _takes(hf: Any, name: str) -> bool:
     known = inspect.signature(hf.forward).parameters
-    return name in known or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()) and hf.can_generate()
+    return name in known or passed_on
 
 
 @dataclass

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from headwater.lens.errors import ModelError
 from headwater.lens.loading.zoo_decoders import FIRST, MORE
+from headwater.lens.loading.zoo_forms import FORMS
 from headwater.lens.loading.zoo_hybrids import HYBRIDS
 from headwater.lens.loading.zoo_shapes import FRAMES, IMAGE, IMAGE_TOKEN, MELS, PATCH, SAMPLES, Family
 from headwater.lens.loading.zoo_towers import ENCODERS, SENSES, TRANSLATORS
 
 QUIET = ("embed", "wte", "shared.weight", "relative")  # embedding tables, which are not made louder
 FAMILIES: dict[str, Family] = FIRST | MORE | HYBRIDS | ENCODERS | TRANSLATORS | SENSES
+KNOWN: dict[str, Family] = FAMILIES | FORMS
 NEEDS = {"lora": "peft", "8bit": "bitsandbytes", "4bit": "bitsandbytes"}
 
 
@@ -32,7 +34,7 @@ def build(name: str, seed: int = 0) -> Any:
     Weight matrices are multiplied by the family's `louder` so that attention is far from uniform. ModelError where a
     package that the family needs is not installed.
     """
-    family = FAMILIES[name]
+    family = KNOWN[name]
     package = NEEDS.get(family.change)
     if package is not None and find_spec(package) is None:
         raise ModelError(f"{family.title} needs the package {package}, which is not installed")
@@ -41,7 +43,9 @@ def build(name: str, seed: int = 0) -> Any:
     model = kind._from_config(kind.config_class(**family.config), attn_implementation="eager")
     with torch.no_grad():
         for key, weight in model.named_parameters():
-            if key.endswith("sinks"):
+            if key.endswith("sinks") or (
+                family.kind == "form" and not weight.any()
+            ):  # gates and queries begin at 0
                 torch.nn.init.normal_(weight)
             elif weight.dim() == 2 and not any(part in key for part in QUIET):
                 weight.mul_(family.louder)

@@ -29,7 +29,9 @@ ENCODER_DECODER: dict[str, Any] = {
     "decoder_start_token_id": 2, **IDS,
 }  # fmt: skip
 HALF = ["sliding_attention", "full_attention"]
-Kind = Literal["decoder", "encoder", "classifier", "seq2seq", "speech", "audio", "image", "pair", "chat"]
+Kind = Literal[
+    "decoder", "encoder", "classifier", "seq2seq", "speech", "audio", "image", "pair", "chat", "form"
+]
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Family:
     """One architecture: the transformers class, the fields of its configuration, and its kind of input.
 
     `kind` is "decoder", "encoder" (text), "classifier" (text, one answer for each text), "seq2seq", "speech"
-    (spectrograms, and the decoder's text), "audio" (waves), "image", "pair" (image and text towers) or "chat" (images
-    inside a text). `static`: whether the family supports generation with a static cache. `louder`: the factor on
-    weight matrices. `change`: what is done to the linear layers of the model once it is made: "lora" adapters that
-    are not merged (peft), "8bit" or "4bit" weights (bitsandbytes).
+    (spectrograms, and the decoder's text), "audio" (waves), "image", "pair" (image and text towers), "chat" (images
+    inside a text) or "form" (inputs in a form of their own, zoo_forms.py). `static`: whether the family supports
+    generation with a static cache. `louder`: the factor on weight matrices. `change`: what is done to the linear layers
+    of the model once it is made: "lora" adapters that are not merged (peft), "8bit" or "4bit" weights (bitsandbytes).
     """
 
     title: str

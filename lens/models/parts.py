@@ -88,12 +88,14 @@ def divide(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> dict[str, Par
     """The parts of a model from the attention calls of one run on `sample`, the main part first."""
     paths = {module: path for path, module in hf.named_modules()}
     groups: dict[str, list[tuple[nn.Module, AttentionMap]]] = {}
-    _refuse_folded(hf, calls, paths, sample)
     stages = _stages(calls, paths)
     for module, map in calls:
         groups.setdefault(stages[module], []).append((module, map))
-    seeing = [of[0][1].shape[2] for where, of in groups.items() if _name(hf, where) == "vision"]
-    image = max(seeing, default=None)  # X-CLIP also attends between the frames of a video
+    seeing = [of[0][1] for where, of in groups.items() if _name(hf, where) == "vision"]
+    towers = [
+        map for map in seeing if map.shape[0] == pictures(sample)
+    ]  # X-CLIP also attends along the frames
+    image = next((map.shape[2] for map in (*towers, *seeing)), None)
     encodes = bool(getattr(hf.config, "is_encoder_decoder", False))
     parts: dict[str, Part] = {}
     for where, members in groups.items():
@@ -126,18 +128,28 @@ def _stages(calls: Calls, paths: Mapping[nn.Module, str]) -> dict[nn.Module, str
     return found
 
 
-def _refuse_folded(
-    hf: Any, calls: Calls, paths: Mapping[nn.Module, str], sample: Mapping[str, Tensor]
-) -> None:
-    """Refuse models that fold windows into the batch, which have several maps for one example."""
+def without_folded(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> tuple[Calls, tuple[str, ...]]:
+    """The calls of attention with one map for each example, picture or series, and the names of the other modules.
+
+    ModelError where there are only others, such as windows that are folded into the batch.
+    """
     rows = {batch_of(sample), pictures(sample), _channels(sample)}
     if any(given.dim() == 2 for name, given in sample.items() if FLOATS.get(name) == "image"):
         rows |= {1}  # the patches of all images stand in one row
-    folded = next((module for module, map in calls if map.shape[0] not in rows), None)
-    if folded is not None:
-        raise ModelError(
-            f"{type(hf).__name__}: {paths[folded]} folds its windows into the batch; its maps can not be read"
-        )
+    paths = {module: path for path, module in hf.named_modules()}
+    folding = {type(module) for module, map in calls if map.shape[0] not in rows}
+    kept, left = [], {}
+    for module, map in calls:
+        over_channels = "channel" in type(module).__name__.lower()  # DaViT
+        if type(module) not in folding and not over_channels:
+            kept.append((module, map))
+        else:
+            why = "attends over channels" if over_channels else "folds its windows into the batch"
+            left.setdefault((type(module).__name__, pattern(paths[module]), why), paths[module])
+    if left and not kept:
+        (_, _, why), path = next(iter(left.items()))
+        raise ModelError(f"{type(hf).__name__}: {path} {why}; its maps can not be read")
+    return kept, tuple(f"{name} ({where}: it {why})" for name, where, why in left)
 
 
 def batch_of(sample: Mapping[str, Tensor]) -> int:
@@ -169,7 +181,8 @@ def _name(hf: Any, where: str) -> str:
         return "cross"
     pieces = where.split(".")
     if getattr(hf.config, "is_encoder_decoder", False):
-        return next((p for p in pieces if p in ("encoder", "decoder")), "decoder")
+        own = "vision" if VISION.search(where) else "decoder"
+        return next((p for p in pieces if p in ("encoder", "decoder")), own)
     if VISION.search(where):
         return "vision"
     if AUDIO.search(where):

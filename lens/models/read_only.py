@@ -78,9 +78,10 @@ def run(model: Opened, given: Tokens, more: Mapping[str, Any]) -> Any:
 
     def tell(part: Part, module: nn.Module, weights: Tensor) -> None:
         name = next(n for n, other in listened.items() if other is part)
-        if fault := sides[name].fault(weights):
+        real = _seen(weights) if name == "joint" else sides[name]
+        if fault := real.fault(weights):
             raise ModelError(f"{type(model.hf).__name__} gives weights of which {fault}; it can not be read")
-        map = as_map(weights, sides[name], part.causal, window(module))
+        map = as_map(weights, real, part.causal, window(module))
         nothing = weights.new_zeros(*weights.shape[:3], 0)
         context.hand_over(model.part_keys[name], part.modules[module], map, nothing)
 
@@ -92,6 +93,12 @@ def _real(part: Part, given: Tokens) -> Real:
     """Which tokens of a text are real; all positions of pictures, sounds and states are."""
     sides = (axis(part, name, given) if name in TEXTS else None for name in (part.queries, part.keys))
     return Real(*(None if side is None else side.mask.bool() for side in sides))
+
+
+def _seen(weights: Tensor) -> Real:
+    """Of words and patches in one row: a token that no query sees is padding."""
+    seen = weights.detach().amax((1, 2)) > 0
+    return Real(seen, seen)
 
 
 def as_map(weights: Tensor, real: Real, causal: bool, window: int | None = None) -> AttentionMap:

@@ -26,6 +26,12 @@ DETECTOR = {
     "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_labels": 3,
     "backbone_config": BACKBONE,
 }  # fmt: skip
+PYRAMID = {
+    "d_model": 32, "encoder_hidden_dim": 32, "encoder_in_channels": [16, 24, 32], "encoder_layers": 1, "num_queries": 6,
+    "encoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_in_channels": [32, 32, 32], "decoder_ffn_dim": 48,
+    "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_n_points": 2, "num_denoising": 0,
+    "backbone_config": BACKBONE | {"model_type": "rt_detr_resnet"},
+}  # fmt: skip
 SAM = {
     "vision_config": {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
@@ -58,6 +64,9 @@ CASES = {
     "ConditionalDetrForObjectDetection": (
         DETECTOR, given(2, 3, 64, 96),
         {"decoder": ("query", "query"), "encoder": ("image", "image"), "cross": ("query", "image")},
+    ),
+    "RTDetrForObjectDetection": (
+        PYRAMID, given(2, 3, 64, 64), {"decoder": ("query", "query"), "encoder": ("image", "image")},
     ),
     "SamModel": (
         SAM, given(2, 3, 32, 32),

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from headwater.lens.loading.asked import BANDS, Asked, Inputs, random
+from headwater.lens.models.signature import image_token
+from headwater.lens.samples.asked import BANDS, Asked, Inputs, random
 
 SAMPLES, FRAMES = 4000, 64  # of audio, and of a spectrogram
 GRID = 4  # patches per side of packed pictures
@@ -23,7 +24,10 @@ def floats(asked: Asked) -> Iterator[Inputs]:
     """Two examples each."""
     if "flattened_patches" in asked.known:
         yield {"flattened_patches": _flattened(asked)}
-    if "pixel_values" in asked.known and (asked.size or "pixel_values" in asked.needed or _packed(asked)):
+    marked = image_token(asked.hf) is not None
+    if "pixel_values" in asked.known and (
+        asked.size or "pixel_values" in asked.needed or _packed(asked) or marked
+    ):
         yield from _pictures(asked)
     elif "pixel_values_videos" in asked.needed:
         yield {"pixel_values_videos": video(asked)}

@@ -1,6 +1,6 @@
 """Models that take pictures in forms of their own open from the guess alone: maps held to eager weights.
 
-`asked.py` says what a model asks for, `sample_floats.py` makes images, audio and series, `sample_further.py` what
+`asked.py` says what a model asks for, `floats.py` makes images, audio and series, `further.py` what
 stands beside them. Seen to fail: without the form of each family, the model does not open or lacks its tower.
 """
 
@@ -14,9 +14,9 @@ import torch
 from small_families import PICTURE, TEXT, S, eager, made
 
 import headwater as hw
-from headwater.lens.loading.asked import Asked
-from headwater.lens.loading.sample_floats import floats
-from headwater.lens.loading.samples import samples
+from headwater.lens.samples.asked import Asked
+from headwater.lens.samples.floats import floats
+from headwater.lens.samples.samples import samples
 
 GROUPED = TEXT | {"num_key_value_heads": 2, "max_position_embeddings": 96}
 LLAMA, CLIP = (

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from headwater.lens.loading.asked import BANDS, Asked, Inputs, random
-from headwater.lens.loading.sample_floats import FRAMES, STEPS, grids, patches
 from headwater.lens.models.signature import FLOATS, image_token
+from headwater.lens.samples.asked import BANDS, Asked, Inputs, random
+from headwater.lens.samples.floats import FRAMES, STEPS, grids, patches
 
 LENGTH = 24  # tokens
 

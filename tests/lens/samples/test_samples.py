@@ -9,7 +9,7 @@ import transformers
 import headwater as hw
 from headwater.lens.errors import ModelError
 from headwater.lens.loading import zoo
-from headwater.lens.loading.samples import samples
+from headwater.lens.samples.samples import samples
 
 SHAPE = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 48}
 SPECTROGRAM = {"max_length": 32, "num_mel_bins": 16, "patch_size": 8, "frequency_stride": 8, "time_stride": 8}

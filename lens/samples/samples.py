@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from headwater.lens.errors import ModelError, nearest
-from headwater.lens.loading.asked import Asked, Inputs
-from headwater.lens.loading.sample_floats import floats
-from headwater.lens.loading.sample_further import FURTHER, LENGTH
 from headwater.lens.models.signature import FLOATS, embedding, image_token, image_tokens, names
+from headwater.lens.samples.asked import Asked, Inputs
+from headwater.lens.samples.floats import floats
+from headwater.lens.samples.further import FURTHER, LENGTH
 
 
 def samples(hf: Any) -> Iterator[Inputs]:

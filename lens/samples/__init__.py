@@ -1,0 +1,1 @@
+"""Short arbitrary inputs on which a model is opened."""
