@@ -19,8 +19,6 @@ from transformers.pytorch_utils import Conv1D
 
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError
-from headwater.lens.loading.asked import Inputs
-from headwater.lens.loading.samples import samples
 from headwater.lens.loading.smaller_config import settle
 from headwater.lens.model import HookedModel
 from headwater.lens.models.closeness import relative_difference
@@ -29,6 +27,8 @@ from headwater.lens.models.opened import Opened
 from headwater.lens.models.parts import Shape
 from headwater.lens.models.projections import attention_with_projections, projections
 from headwater.lens.naming.heads import Head, Heads, chosen
+from headwater.lens.samples.asked import Inputs
+from headwater.lens.samples.samples import samples
 
 # attributes of attention modules that depend on the number of heads
 QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads")
