@@ -17,7 +17,7 @@ FOLDERS = ("kernels", "lens", "analyses", "dashboard")  # each may import itself
 ROOMS = {  # the sub-folders and files of each folder: each may import itself and those before it
     "kernels": "notebook tiles edits rules reference backends maps mixers attend",
     "lens": "errors files journal progress media naming attention models examples mixers records prompts running edits"
-    " transformer_lens model foreign trained samples loading recipes experiments",
+    " transformer_lens model foreign diffusion trained samples loading recipes experiments",
     "analyses": "_catalogue _prompts _measures _runs _streams _inputs tokens heads sinks logits circuits",
     "dashboard": "export runs state figures widgets scores tokens experiment edit_form sidebar pages views app launch",
 }

@@ -26,6 +26,7 @@ OPTIONAL = {
     "plotly": "dashboard",
     "triton": "triton",
     "transformer-lens": "transformer-lens",
+    "diffusers": "diffusers",
 }
 TOLERANCE = (
     1e-4  # float32 and the half-precision tensor cores of a GPU stay far below; a wrong mask is far above

@@ -2,9 +2,10 @@
 
 In a layer, edits of scores (`scores.py`) act first, then edits of weights (`weights.py`, `patterns.py`), then edits of
 head outputs z before the output projection (`heads.py`), whatever their order. Edits of the same kind act in the given
-order. `residual.py` edits the residual stream and the MLP. An edit at its neutral value changes nothing, bit
-for bit. `naming/heads.py` and `naming/positions.py` say how heads and positions are written; `rows` limits an edit to
-some rows of the batch.
+order. `residual.py` edits the residual stream and the MLP, `at_steps.py`
+limits an edit to steps of a diffusion model. An edit at its neutral value changes nothing, bit for bit.
+`naming/heads.py` and `naming/positions.py` say how heads and positions are written; `rows` limits an edit to some rows
+of the batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headwater.lens.edits import (
+    at_steps,
     eviction,
     head_mix,
     heads,
@@ -24,6 +26,7 @@ from headwater.lens.edits import (
     scores,
     weights,
 )
+from headwater.lens.edits.at_steps import *
 from headwater.lens.edits.base import Edit as Edit, read
 from headwater.lens.edits.eviction import *
 from headwater.lens.edits.head_mix import *
@@ -37,6 +40,7 @@ from headwater.lens.edits.weights import *
 from headwater.lens.errors import EditError, nearest
 
 __all__ = ["edit_from_dict"]
+__all__ += at_steps.__all__
 __all__ += eviction.__all__
 __all__ += head_mix.__all__
 __all__ += heads.__all__
@@ -77,4 +81,9 @@ def edit_from_dict(data: Mapping[str, Any]) -> Edit:
     missing = [n for n, f in fields.items() if n not in data and f.default is dataclasses.MISSING]
     if missing:
         raise EditError(f"{name} needs {', '.join(missing)}")
-    return kind(**{key: read(value) for key, value in data.items() if key != "edit"})
+    return kind(**{key: _read(value) for key, value in data.items() if key != "edit"})
+
+
+def _read(value: Any) -> Any:
+    """The value of a setting, which may be an edit itself."""
+    return edit_from_dict(value) if isinstance(value, Mapping) and "edit" in value else read(value)

@@ -24,7 +24,7 @@ class Arguments:
         self._kind = type(module).__name__
         self._signature = inspect.signature(module.forward)
         self._pattern: Mapping[str, Any] = self._bound(sample, {})
-        self.tensors = dict(_leaves(self._pattern))
+        self.tensors = dict(leaves(self._pattern))
         if not self.tensors:
             raise PromptError(f"the sample holds no tensor; give what {self._kind}.forward takes")
 
@@ -32,7 +32,7 @@ class Arguments:
         """The tensors of a call by name. `given` is a tensor, a tuple of arguments or a dictionary, `more` are further
         arguments by name. PromptError for an argument that is missing or unknown, or is no number."""
         bound = self._bound(given, more)
-        found = dict(_leaves(bound))
+        found = dict(leaves(bound))
         for name, value in bound.items():
             if name not in self._pattern and not isinstance(value, Tensor) and value is not None:
                 raise PromptError(
@@ -56,7 +56,7 @@ class Arguments:
         """Positional and named arguments with these tensors. An argument that lacks its tensors is left out."""
         given = {}
         for name, value in self._pattern.items():
-            wanted = dict(_leaves({name: value}))
+            wanted = dict(leaves({name: value}))
             if all(each in tensors for each in wanted):
                 given[name] = _put(name, value, tensors)
         given |= {name: tensor for name, tensor in tensors.items() if name not in self.tensors}
@@ -86,7 +86,7 @@ class Arguments:
         return {name: value for name, value in bound.arguments.items() if value is not None}
 
 
-def _leaves(given: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def leaves(given: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of everything inside."""
     for name, value in _flat(given):
         if isinstance(value, Tensor):

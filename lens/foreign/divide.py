@@ -35,8 +35,8 @@ def divide(met: Mapping[Key, Met], batch: int) -> tuple[dict[str, Part], dict[Ke
         made = {key: AttentionCall(key, names[-1]) for key in group}
         sites |= made
         axes = _axes(named[names], names, {named[other]: other for other in groups})
-        parts[named[names]] = _part(named[names], axes, group, made)
-    return dict(sorted(parts.items(), key=lambda each: _rank(each[1], met, batch))), sites
+        parts[named[names]] = part_of(named[names], axes, group, made)
+    return dict(sorted(parts.items(), key=lambda each: rank(each[1], met, batch))), sites
 
 
 def unread(module: nn.Module, met: Mapping[Key, Met]) -> tuple[str, ...]:
@@ -96,7 +96,8 @@ def _axes(name: str, names: tuple, others: Mapping[str, tuple]) -> tuple[str, st
     return f"query {where}".strip(), f"source {where}".strip()
 
 
-def _part(name: str, axes: tuple[str, str], group: Group, made: Mapping[Key, AttentionCall]) -> Part:
+def part_of(name: str, axes: tuple[str, str], group: Group, made: Mapping[Key, AttentionCall]) -> Part:
+    """The part of a group of calls; `made` are their sites, `axes` the names of the query and the key axis."""
     calls = [(site, None) for site in made.values()]
     layers = number(calls, {site: key.path for key, site in made.items()})
     shapes = {layers[made[key]]: _shape(each.call) for key, each in group.items()}
@@ -113,7 +114,7 @@ def _shape(call: Call) -> Shape:
     return Shape(call.q.shape[1], call.k.shape[1], call.q.shape[3], call.v.shape[3])
 
 
-def _rank(part: Part, met: Mapping[Key, Met], batch: int) -> tuple:
+def rank(part: Part, met: Mapping[Key, Met], batch: int) -> tuple:
     """Main parts first: those with a row per example, then self-attention, then most layers, then the last to run."""
     order = {key: n for n, key in enumerate(met)}
     first = next(site for site in part.modules)

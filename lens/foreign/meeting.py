@@ -6,11 +6,13 @@ the modules whose `forward` runs. While a mode is on, torch leaves its fused enc
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import ModelError
 from headwater.lens.foreign.call import Call, read
 
+_met: ContextVar[nn.Module | None] = ContextVar("headwater_met", default=None)
 FLEX = "flex_attention"
 MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 # torch's own function without its first question, which would hand it to the mode again
@@ -66,9 +69,9 @@ class Met(NamedTuple):
 
 
 class Meeting(TorchFunctionMode):
-    """Answers the attention calls of `module`, notes them in `met`, and edits those that have one of the `sites`.
+    """Answers the attention calls of `module`, and edits them, as each has one of the `sites`.
 
-    `batch` is the number of examples of the run. Without `sites` no call is a layer of a model.
+    `batch` is the number of examples of the run. Without `sites` no call is a layer of a model, and `met` notes them.
     """
 
     def __init__(self, module: nn.Module, batch: int, sites: Mapping[Key, AttentionCall] | None) -> None:
@@ -90,6 +93,8 @@ class Meeting(TorchFunctionMode):
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             path = paths[module]
+            if not path:
+                self.begins(args, kwargs)
             given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
             width = given.shape[-1] if given is not None and given.dim() == 3 else None
             self._running.append((path, self._visits[path], width))
@@ -98,12 +103,30 @@ class Meeting(TorchFunctionMode):
         def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             while self._running.pop()[0] != paths[module]:  # a forward that ended in an error is left too
                 pass
+            if not paths[module]:
+                self.ends()
 
-        with on(list(paths), before=enter, after=leave), self:
-            yield
+        token = _met.set(self.module)
+        try:
+            with on(list(paths), before=enter, after=leave), self:
+                yield
+        finally:
+            with contextlib.suppress(ValueError):  # ended in another context
+                _met.reset(token)
+
+    def begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before each run of the module; calls are counted anew."""
+        self._running.clear()
+        self._visits.clear()
+        self._calls.clear()
+
+    def ends(self) -> None:
+        """Called after each run of the module."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self._running:  # other modules run beside this one
+            return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._one(*args, **kwargs)
         if func is F.multi_head_attention_forward:
@@ -116,16 +139,16 @@ class Meeting(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _where(self) -> str:
-        path = self._running[-1][0] if self._running else ""
-        return path or type(self.module).__name__
+        return self._running[-1][0] or type(self.module).__name__
 
     def _one(self, *args: Any, **kwargs: Any) -> Tensor:
-        path, visit, width = self._running[-1] if self._running else ("", 0, None)
+        path, visit, width = self._running[-1]
         key = Key(path, visit, self._calls[path, visit])
         self._calls[path, visit] += 1
         call = read(*args, **kwargs, where=self._where(), batch=self.batch)
-        self.met[key] = Met(call, self._alike, width)
-        if self.sites is not None and key not in self.sites:
+        if self.sites is None:
+            self.met[key] = Met(call, self._alike, width)
+        elif key not in self.sites:
             raise ModelError(
                 f"{self._where()} calls attention more often, or in another order, than on the sample; load the module "
                 "with a sample that takes the same way"
@@ -148,6 +171,11 @@ class Meeting(TorchFunctionMode):
         weights = _every_row(self._map).to(out.dtype)
         weights = weights.mean(1) if named["average_attn_weights"] else weights
         return out, weights if named["query"].dim() == 3 else weights[0]
+
+
+def is_met(module: nn.Module) -> bool:
+    """Whether the calls of a module are met in this context already, whoever runs it."""
+    return _met.get() is module
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from headwater.lens.attention import module_hooks
+from headwater.lens.attention.module_hooks import Given
 from headwater.lens.errors import ModelError
 from headwater.lens.foreign.arguments import Arguments, batch_axes
-from headwater.lens.foreign.meeting import AttentionCall, Key, Meeting, Met
-from headwater.lens.foreign.named_axes import NamedAxes
+from headwater.lens.foreign.meeting import AttentionCall, Key, Meeting, Met, is_met
+from headwater.lens.foreign.named_axes import AxisNames
 from headwater.lens.models.axes import counted
 from headwater.lens.naming.measured import Measured
 from headwater.lens.naming.tokens import Tokens
@@ -35,7 +37,7 @@ class ForeignModule(nn.Module):
         self.sites: dict[Key, AttentionCall] | None = None
         self.calls_of = nn.ModuleList()  # the same, so that what looks a layer up among the modules finds it
         self.places: dict[str, Key] = {}
-        self.named: NamedAxes | None = None
+        self.named: AxisNames | None = None
         self.along: dict[str, int | None] = batch_axes(arguments.tensors, self._first_size(arguments.tensors))
         self._lengths: dict[Any, dict[tuple[str, str], Tokens]] = {}
 
@@ -62,11 +64,12 @@ class ForeignModule(nn.Module):
         before, self.along = self.along, batch_axes(tensors, batch)
         return met if self.along == before else self.calls(tensors)
 
-    def calls(self, tensors: Mapping[str, Tensor]) -> dict[Key, Met]:
-        """The attention calls of one run, with no edit on."""
+    def calls(self, tensors: Mapping[str, Tensor], given: Given | None = None) -> dict[Key, Met]:
+        """The attention calls of one run, with no edit on; `given` are the arguments that hold the tensors, if they
+        are not those of the sample."""
         meeting = Meeting(self.module, self._batch(tensors), None)
-        args, kwargs = self.arguments.filled(tensors)
-        with torch.no_grad(), meeting.acting():
+        args, kwargs = self.arguments.filled(tensors) if given is None else given
+        with torch.no_grad(), module_hooks.off(), meeting.acting():
             self.module(*args, **kwargs)
         return meeting.met
 
@@ -88,16 +91,18 @@ class ForeignModule(nn.Module):
         if self.module.training:
             raise ModelError(f"{type(self.module).__name__} is in training mode; call its eval()")
         args, kwargs = self.arguments.filled(tensors)
+        if is_met(self.module):
+            return self.module(*args, **kwargs)
         with Meeting(self.module, self._batch(tensors), self.sites).acting():
             return self.module(*args, **kwargs)
 
-    def measured(self, tensors: Mapping[str, Tensor], main: str) -> Measured:
+    def measured(self, tensors: Mapping[str, Tensor], main: str, given: Given | None = None) -> Measured:
         """The inputs of a call with the tokens of every part, from a run where inputs of this shape did not run yet or
-        where a mask may tell which tokens are real."""
+        where a mask may tell which tokens are real; `given` as in `calls`."""
         shapes = tuple((name, tuple(given.shape)) for name, given in sorted(tensors.items()))
         axes = self._lengths.get(shapes)
         if axes is None:
-            met = self.calls(tensors)
+            met = self.calls(tensors, given)
             axes = {}
             for name, key in self.places.items():
                 if key not in met:
@@ -117,7 +122,8 @@ class ForeignModule(nn.Module):
         rows, batch = axes[main, "queries"], self._batch(tensors)
         if len(rows) != batch:  # frames or windows are rows of attention, and no examples
             rows = counted(batch, rows.shape[1])
-        found = Measured.of(rows, dict(tensors), axes, self.along, {})
+        along = self.along if set(tensors) <= set(self.along) else batch_axes(tensors, batch)
+        found = Measured.of(rows, dict(tensors), axes, along, {})
         found.named = {} if self.named is None else dict(self.named.labels(found))
         return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 from headwater.lens.errors import ModelError, nearest
 from headwater.lens.models.parts import Part
@@ -18,6 +18,14 @@ from headwater.lens.naming.measured import Labelled, Measured
 
 Names = Sequence[str] | tuple[int, int] | tuple[int, int, int] | None
 SIDES = ("queries", "keys")
+
+
+class AxisNames(Protocol):
+    """What tells the names of tokens."""
+
+    def labels(self, measured: Measured) -> Iterator[tuple[tuple[str, str], Labelled]]:
+        """(part, "queries" or "keys") with the names of its tokens, for the axes that have some."""
+        ...
 
 
 class NamedAxes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,16 +13,33 @@ from torch.overrides import BaseTorchFunctionMode
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.foreign.arguments import Arguments, numbers_in
 from headwater.lens.foreign.divide import divide, unread
+from headwater.lens.foreign.meeting import AttentionCall, Key, Met
 from headwater.lens.foreign.model import ForeignModel
 from headwater.lens.foreign.module import ForeignModule
-from headwater.lens.foreign.named_axes import NamedAxes
+from headwater.lens.foreign.named_axes import AxisNames, NamedAxes
 from headwater.lens.models.closeness import relative_difference
+from headwater.lens.models.parts import Part
 
 ALLOWED = {torch.float64: 1e-5, torch.float32: 1e-3}
 COARSE = 5e-2
 
 
-def open_module(module: nn.Module, sample: Any, axes: Any = None) -> ForeignModel:
+class Kind:
+    """How a module outside transformers is read: the class of the open model, its parts and the names of its axes."""
+
+    model: type[ForeignModel] = ForeignModel
+
+    def divide(
+        self, hf: ForeignModule, met: Mapping[Key, Met]
+    ) -> tuple[dict[str, Part], dict[Key, AttentionCall]]:
+        return divide(met, hf.batch)
+
+    def names(self, hf: ForeignModule, parts: Mapping[str, Part]) -> AxisNames | None:
+        """The names of tokens where the user gives none."""
+        return None
+
+
+def open_module(module: nn.Module, sample: Any, axes: Any = None, kind: Kind | None = None) -> ForeignModel:
     """Open a module in memory by a `sample` of what its `forward` takes; it is put into eval mode. `axes` name axes
     and tokens of parts (named_axes.py).
 
@@ -42,14 +59,16 @@ def open_module(module: nn.Module, sample: Any, axes: Any = None) -> ForeignMode
             f"no call of scaled_dot_product_attention was met when {name} ran on the sample; attention that a module "
             "computes by hand, or by a library of its own, can not be read"
         )
-    parts, sites = divide(met, hf.batch)
-    if axes is not None:
-        hf.named = NamedAxes(axes, parts)
-        parts = hf.named.renamed(parts)
+    kind = Kind() if kind is None else kind
+    parts, sites = kind.divide(hf, met)
+    given = None if axes is None else NamedAxes(axes, parts)
+    if given is not None:
+        parts = given.renamed(parts)
+    hf.named = kind.names(hf, parts) if given is None else given
     hf.stand_on(sites, {part: next(iter(each.modules)).key for part, each in parts.items()})  # type: ignore[misc]
-    model = ForeignModel(hf, None, parts, name, unread=unread(module, met))
-    if hf.named is not None:
-        hf.named.fit(hf.measured(hf.arguments.tensors, next(iter(parts))))
+    model = kind.model(hf, None, parts, name, unread=unread(module, met))
+    if given is not None:
+        given.fit(hf.measured(hf.arguments.tensors, next(iter(parts))))
     torch.manual_seed(0)
     with torch.no_grad(), _said(name):
         after = list(numbers_in(hf(**hf.arguments.tensors)))

@@ -18,6 +18,8 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from headwater.lens.diffusion.opening import denoiser_of, is_pipeline, open_diffusion
+from headwater.lens.diffusion.samples import is_diffusers
 from headwater.lens.errors import ModelError, nearest
 from headwater.lens.examples.processor import UnusableProcessor, of_pictures, of_sounds, processor_of
 from headwater.lens.foreign.opening import open_module
@@ -62,7 +64,8 @@ def load(
 
     Any other `torch.nn.Module` opens too if its attention calls `scaled_dot_product_attention`: `sample` is then what
     its `forward` takes, a tensor, a tuple or a dictionary, and `axes` may name its tokens, as in `{"self": {"image":
-    (rows, columns)}}` (`lens/foreign/`).
+    (rows, columns)}}` (`lens/foreign/`). A module of diffusers needs no sample where its configuration says what it
+    takes, and a pipeline of diffusers is opened by its denoiser (`lens/diffusion/`).
 
     >>> import headwater as hw
     >>> hw.load("tasks-4l")
@@ -73,9 +76,13 @@ def load(
         raise ModelError(
             f"tokenizer is a tokenizer of transformers; got {tokenizer!r:.60}; give AutoTokenizer.from_pretrained(…)"
         )
+    if is_pipeline(source):
+        denoiser = denoiser_of(source)
+        with as_it_was(denoiser):
+            return open_diffusion(denoiser, sample, axes, source)
     if is_foreign(source):
         with as_it_was(source):
-            return open_module(source, sample, axes)
+            return (open_diffusion if is_diffusers(source) else open_module)(source, sample, axes)
     if axes is not None:
         raise ModelError(
             "axes= names the tokens of a module outside transformers; leave it out for any other source"

@@ -13,7 +13,8 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.naming.grids import Grids
 
-UNORDERED = ("image", "query", "state")  # axes on which the number of a token says nothing of its place
+# axes on which the number of a token says nothing of its place
+UNORDERED = ("image", "query", "state", "words and image", "image and words")
 
 
 class Axis(NamedTuple):

@@ -49,7 +49,9 @@ SERIAL = [
     hw.MaskPairs({"kind": "tree", "documents": [[0, 2], [2, 4]], "parents": [None, 0]}, rows=[0]),
     hw.Redistribute("sinks:act", where={"of": [1], "within": slice(1, 9), "most": 0.5, "least": 0.2}),
     hw.TowardIdentity(0.5, heads=np.array([3, 4])), hw.Temperature(2.0, heads=torch.tensor([[True, False]])),
-    hw.ScaleHeads({Head(1, 2): 0.5}, rows=1), hw.AblateHeads([Head(0, 1)]), hw.Knockout("generated", ["image", 0]),
+    hw.AtSteps(hw.Knockout("all", [2], rows=[0]), slice(1, 3), "conditional"),
+    hw.AtSteps(hw.ScaleHeads({"1.2": 0.0}), [0, 4]), hw.ScaleHeads({Head(1, 2): 0.5}, rows=1),
+    hw.AblateHeads([Head(0, 1)]), hw.Knockout("generated", ["image", 0]),
 ]  # fmt: skip
 
 

@@ -39,4 +39,4 @@ def test_every_edit_and_recipe_has_a_row():
     rows = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
     inside = {"calibration_heads", "guided", "massive_dimensions"}
     assert rows == set(EDITS) | (set(hw.recipes.__all__) - inside)
-    assert len(LINES) == len(rows) - 1, "PAINT needs a model that reads images"
+    assert len(LINES) == len(rows) - 2, "PAINT needs a model that reads images, AtSteps one of diffusion"

@@ -1,0 +1,109 @@
+"""`DiffusionModel`: a denoiser of diffusers, alone or in its pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from headwater.lens.diffusion.steps import Steps
+from headwater.lens.diffusion.watch import Keeping, watching
+from headwater.lens.edits.base import Edit
+from headwater.lens.edits.block import EditBlock, checked
+from headwater.lens.errors import EditError, ModelError, RecordError
+from headwater.lens.foreign.model import ForeignModel
+from headwater.lens.naming.heads import Layers
+from headwater.lens.records import plan
+from headwater.lens.records.record import DEFAULT_STATISTICS
+
+
+class DiffusionModel(ForeignModel):
+    """A denoiser, opened with `hw.load(pipeline)` or `hw.load(module)`.
+
+    `parts` are "self" (patches of the picture), "cross" (patches × words) and "joint" (both in one row); "cross:8x8"
+    where the network has several resolutions. `pipeline` is the pipeline, None without. Edits and records act on every
+    call of the denoiser inside their block, by the pipeline or by a loop of your own; a call is a step. `hw.AtSteps`
+    limits an edit to some steps and to one branch of guidance.
+
+    >>> import diffusers, headwater as hw, torch
+    >>> unet = diffusers.UNet2DModel(
+    ...     sample_size=8, block_out_channels=(32,), down_block_types=("AttnDownBlock2D",),
+    ...     up_block_types=("AttnUpBlock2D",), layers_per_block=1)
+    >>> model, noise = hw.load(unet), torch.randn(1, 3, 8, 8)
+    >>> with model.record_steps() as steps:
+    ...     for time in (900, 500, 100):
+    ...         noise = noise - unet(noise, time).sample
+    >>> steps.statistic("entropy").dims
+    ('step', 'branch', 'batch', 'layer', 'head', 'query')
+    """
+
+    pipeline: Any = None
+
+    def edit(
+        self, *edits: Edit, groups: Mapping[str, Any] | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """As `HookedModel.edit`; the edits act on calls of the denoiser by the pipeline too."""
+        for given in map(checked, edits):
+            if given.own_position and self.parts[self.part_name].crosses:
+                raise EditError(
+                    f"{type(given).__name__} has no meaning in cross-attention; edit another part"
+                )
+        return _Block(self, [given.prepare(self, groups or {}) for given in edits])
+
+    @contextlib.contextmanager
+    def sampling(self, branches: Sequence[str] | None = None) -> Iterator[None]:
+        """Inside, the steps of one sampling run are counted from 0, whoever calls the denoiser.
+
+        `branches` name what stands in the batch, in equal shares: `("unconditional", "conditional")` for a loop that
+        calls the denoiser with both halves of classifier-free guidance. A pipeline tells its own.
+        """
+        with watching(self, branches):
+            yield
+
+    @contextlib.contextmanager
+    def record_steps(
+        self, branches: Sequence[str] | None = None, *, statistics: Iterable[str] = DEFAULT_STATISTICS,
+        layers: Layers = "all", maps: Iterable[int] | str = (), groups: plan.Groups = None,
+    ) -> Iterator[Steps]:  # fmt: skip
+        """`with model.record_steps() as steps:` records every step of a sampling run inside the block, in memory linear
+        in the picture and the number of steps.
+
+        `maps` are the steps of which maps are kept beside the statistics, or "all". The other settings are those of
+        `record`, `branches` that of `sampling`. Seen from a part, that part alone is recorded.
+        """
+        if isinstance(maps, str) and maps != "all":
+            raise RecordError(f"maps are 'all' or the steps of which maps are kept; got {maps!r:.40}")
+        steps = Steps()
+        kept = maps if isinstance(maps, str) else frozenset(maps)
+        with (
+            watching(self, branches) as watch,
+            watch.keeping(Keeping(self, steps, statistics, layers, kept, groups)),
+        ):
+            yield steps
+
+    def generate(self, *given: Any, record: bool = False, **options: Any) -> Any:
+        """What the pipeline gives for a prompt, with the edits that are on; `options` are the pipeline's.
+
+        With `record=True` the pair (output, `Steps`); settings of `record_steps` are taken out of the options.
+        """
+        if self.pipeline is None:
+            raise ModelError(
+                f"{self.name} has no pipeline; hw.load(pipeline), or call the denoiser in a loop of your own, inside "
+                "`with model.edit(…)` or `with model.record_steps()`"
+            )
+        if not record:
+            with watching(self, None):
+                return self.pipeline(*given, **options)
+        names = ("branches", "statistics", "layers", "maps", "groups")
+        settings = {name: options.pop(name) for name in names if name in options}
+        with self.record_steps(**settings) as steps:
+            return self.pipeline(*given, **options), steps
+
+
+class _Block(EditBlock):
+    """A block of edits inside of which the denoiser's calls are met, whoever makes them."""
+
+    def __enter__(self) -> None:
+        assert isinstance(self._model, DiffusionModel)
+        super().__enter__()
+        self._entered[-1].enter_context(watching(self._model, None))

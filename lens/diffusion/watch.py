@@ -1,0 +1,215 @@
+"""`Watch`: meets every call of a denoiser inside a block, whoever makes it, and counts the steps of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.lens.attention import context
+from headwater.lens.diffusion.steps import Steps
+from headwater.lens.diffusion.words import Words
+from headwater.lens.errors import ModelError, PromptError, RecordError
+from headwater.lens.foreign.arguments import leaves
+from headwater.lens.foreign.meeting import Meeting
+from headwater.lens.foreign.model import ForeignModel
+from headwater.lens.naming.heads import Layers
+from headwater.lens.naming.measured import Measured
+from headwater.lens.records import destination, plan
+from headwater.lens.records.memory import total
+from headwater.lens.running import denoising
+from headwater.lens.running.denoising import BRANCHES, CONDITIONAL, PERTURBED, UNCONDITIONAL, Now
+from headwater.lens.running.forward import check_ready
+
+TIMES = ("timestep", "timesteps")
+_watches: ContextVar[tuple[Watch, ...]] = ContextVar("headwater_watches", default=())
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is recorded of each step, and where it goes. `model` is seen from the part that is recorded."""
+
+    model: ForeignModel
+    steps: Steps
+    statistics: Iterable[str]
+    layers: Layers
+    maps: str | frozenset[int]
+    groups: plan.Groups
+
+
+@contextlib.contextmanager
+def watching(model: Any, branches: Sequence[str] | None) -> Iterator[Watch]:
+    """Inside, the calls of the denoiser are met; inside another such block of the same denoiser, by that one."""
+    outer = next((watch for watch in _watches.get() if watch.module is model.module), None)
+    if outer is not None:
+        outer.divided = outer.divided if branches is None else named(branches)
+        yield outer
+        return
+    watch = Watch(model, None if branches is None else named(branches))
+    token = _watches.set((*_watches.get(), watch))
+    try:
+        with watch.acting(), watch.words.reading():
+            yield watch
+    finally:
+        watch.over()
+        with contextlib.suppress(ValueError):  # ended in another context
+            _watches.reset(token)
+
+
+def named(branches: Sequence[str]) -> tuple[str, ...]:
+    """Names of branches; PromptError for anything else."""
+    found = tuple(branches) if isinstance(branches, list | tuple) else ()
+    if not found or len(set(found)) < len(found) or not all(isinstance(name, str) for name in found):
+        raise PromptError(
+            f"branches are names such as ('unconditional', 'conditional'); got {branches!r:.60}"
+        )
+    return found
+
+
+class Watch(Meeting):
+    """The calls of one denoiser. `divided` names the branches of each batch; None: as the pipeline says."""
+
+    def __init__(self, model: Any, divided: tuple[str, ...] | None) -> None:
+        super().__init__(model.module, 1, model.hf.sites)
+        self.model = model
+        self.pipeline = model.pipeline
+        self.divided = divided
+        self.words = Words(model.pipeline)
+        self._parameters = inspect.signature(model.module.forward)
+        self._keeping: Keeping | None = None
+        self._schedule: object = None
+        self._last: Now | None = None
+        self._open = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def keeping(self, keeping: Keeping) -> Iterator[None]:
+        """Inside, steps are recorded."""
+        if self._keeping is not None:
+            raise RecordError("steps are recorded already; end the outer block first")
+        self._keeping = keeping
+        try:
+            yield
+        finally:
+            self._keeping = None
+
+    def begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().begins(args, kwargs)
+        self.over()
+        if self.module.training:
+            raise ModelError(f"{type(self.module).__name__} is in training mode; call its eval()")
+        bound = self._parameters.bind(*args, **kwargs).arguments
+        tensors = {name: each for name, each in leaves(bound) if each.numel()}
+        self.batch = next((len(given) for given in tensors.values() if given.dim()), 1)
+        now = self._next(bound)
+        edits = any(context.active(key) for key in self.model.part_keys.values())
+        if not edits and self._keeping is None:
+            denoising.stand(now)
+            return
+        found = self.model.hf.measured(tensors, next(iter(self.model.parts)), (args, kwargs))
+        if edits:
+            check_ready(self.model, found)
+        if self._keeping is not None:
+            self._record(self._keeping, now, found)
+        denoising.stand(now)
+
+    def ends(self) -> None:
+        denoising.stand(None)
+        with self._open:
+            pass
+
+    def over(self) -> None:
+        """A call that ended in an error leaves nothing on."""
+        denoising.stand(None)
+        stack, self._open = self._open, contextlib.ExitStack()
+        with contextlib.suppress(Exception):
+            stack.__exit__(RecordError, RecordError("the call did not end"), None)
+
+    def _record(self, keeping: Keeping, now: Now, found: Measured) -> None:
+        """Record the call that begins now."""
+        whole = isinstance(keeping.maps, str) or now.step in keeping.maps
+        recorders = plan.recorders(
+            keeping.model, found, keeping.statistics, keeping.layers, ("qk",) if whole else (), keeping.groups
+        )
+
+        def finish(kind: Any, error: Any, trace: Any) -> None:
+            if error is None:
+                record = plan.finish(keeping.model, found, recorders)
+                record = self.words.on(record, self.model.hf.named, now, found)
+                keeping.steps.add(now, record)
+
+        self._open.enter_context(destination.keeping(recorders, "cpu", None, total(recorders.values())))
+        self._open.push(finish)
+        self._open.enter_context(destination.listening(recorders))
+
+    def _next(self, bound: Mapping[str, Any]) -> Now:
+        """Where the call that begins stands in its run. A pipeline that sets its timesteps anew begins a new run."""
+        schedule = getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
+        if schedule is not self._schedule:
+            self._schedule = schedule
+            self.words.begin()
+            if self._last is not None and self._keeping is not None and len(self._keeping.steps):
+                raise RecordError("one block records one sampling run; begin another block for the next")
+            self._last = None
+        given = next((bound[name] for name in TIMES if bound.get(name) is not None), None)
+        time = float(torch.as_tensor(given).reshape(-1)[0]) if given is not None else float("nan")
+        last, branches = self._last, self._branches(bound)
+        step = 0 if last is None else last.step + 1
+        known = branches or BRANCHES
+        if branches is None:
+            branches = (CONDITIONAL,)
+            # a pipeline may run one branch after the other, at the same time
+            if (
+                last is not None
+                and last.timestep == time
+                and getattr(self.pipeline.scheduler, "order", 1) == 1
+            ):
+                step, branches = last.step, (UNCONDITIONAL,)
+        self._last = Now(step, time, branches, known)
+        return self._last
+
+    def _branches(self, bound: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The branches in this batch; None where a pipeline may run them in calls of their own."""
+        found: tuple[str, ...]
+        if self.divided is not None:
+            found = self.divided
+        elif self.pipeline is None:
+            found = (CONDITIONAL,)
+        elif (halves := _by_class(self.module, bound)) is not None:
+            found = halves
+        elif not hasattr(self.pipeline, "do_classifier_free_guidance"):
+            return None
+        elif self.batch == 1 or not self.pipeline.do_classifier_free_guidance:
+            found = (CONDITIONAL,)
+        elif hasattr(self.pipeline, "image_guidance_scale"):
+            raise PromptError(
+                f"{type(self.pipeline).__name__} has branches of its own; name them, in the order of the batch, with "
+                "model.sampling(branches=…)"
+            )
+        else:
+            found = (UNCONDITIONAL, CONDITIONAL)
+        perturbs = self.divided is None and getattr(self.pipeline, "do_perturbed_attention_guidance", False)
+        found = (*found, PERTURBED) if perturbs and self.batch > 1 else found
+        if self.batch % len(found):
+            raise PromptError(
+                f"a batch of {self.batch} rows has no equal shares of {', '.join(found)}; name its branches with "
+                "model.sampling(branches=…)"
+            )
+        return found
+
+
+def _by_class(module: nn.Module, bound: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The branches of a batch that is conditioned on classes: the number behind the last class means none."""
+    labels, none = bound.get("class_labels"), dict(getattr(module, "config", {})).get("num_embeds_ada_norm")
+    if not isinstance(labels, Tensor) or labels.dim() != 1 or none is None:
+        return None
+    empty = (labels == none).tolist()
+    half = len(empty) // 2
+    return (
+        (CONDITIONAL, UNCONDITIONAL) if half and empty == [False] * half + [True] * half else (CONDITIONAL,)
+    )
