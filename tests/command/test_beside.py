@@ -122,17 +122,21 @@ def test_pairs_of_pictures_take_turns(headwater, place) -> None:
     np.testing.assert_allclose(json.loads(run.stdout)["data"], expected.values, rtol=1e-5, atol=1e-6)
 
 
+def made(texts: list[str], beside: Beside) -> list[hw.Example]:
+    return [each for each in examples(texts, beside) if isinstance(each, hw.Example)]
+
+
 def test_one_picture_serves_all_prompts_and_several_pair_up(place) -> None:
     files = [place / "a.png", place / "b.jpg"]
-    shared = examples(["<image> the", "<image> cat"], Beside(files[:1], (), (), ("1", "2")))
-    assert [(each.text, each.image.size, each.label) for each in shared] == [
-        ("<image> the", (30, 20), "1"), ("<image> cat", (30, 20), "2")
+    shared = made(["<image> the", "<image> cat"], Beside(files[:1], (), (), ("1", "2")))
+    assert [(each.text, np.shape(each.image)[:2], each.label) for each in shared] == [
+        ("<image> the", (20, 30), "1"), ("<image> cat", (20, 30), "2")
     ]  # fmt: skip
-    paired = examples(["<image> the", "<image> cat"], Beside(files))
+    paired = made(["<image> the", "<image> cat"], Beside(files))
     assert [np.asarray(each.image)[0, 0].tolist() for each in paired] == [
         np.asarray(Image.open(file))[0, 0].tolist() for file in files
     ]
-    assert [each.audio for each in examples([], Beside((), files, ("the",)))] == files
+    assert [each.audio for each in made([], Beside((), files, ("the",)))] == files
     assert examples(["the", "cat"], Beside()) == ["the", "cat"]
 
 
