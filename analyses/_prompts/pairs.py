@@ -28,6 +28,8 @@ from headwater.analyses._prompts.examples import (
     without_padding,
 )
 from headwater.lens.errors import AnalysisError
+from headwater.lens.media.pictures import is_picture
+from headwater.lens.media.sounds import is_waveform
 from headwater.lens.model import HookedModel
 from headwater.lens.models.signature import markers
 from headwater.lens.naming.texts import is_single, short
@@ -144,7 +146,7 @@ def _is_side(given: Any) -> bool:
         return len(given) == 1
     if isinstance(given, Tensor | np.ndarray) and torch.as_tensor(given).is_floating_point():
         return given.ndim < 4 or len(given) == 1  # a picture, or sound
-    if is_single(given) or _is_row(given):
+    if is_single(given) or _is_row(given) or is_picture(given) or is_waveform(given):
         return True
     return not isinstance(given, str | list | tuple | Mapping | Tensor | np.ndarray | Number | None)
 

@@ -21,6 +21,7 @@ from headwater.lens.errors import PromptError
 from headwater.lens.examples.example import Example
 from headwater.lens.examples.processor import features_of, pixels_of
 from headwater.lens.media.pictures import picture
+from headwater.lens.media.sounds import is_waveform
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import FLOATS, float_input, names
 from headwater.lens.naming.texts import beginning, is_single, short
@@ -98,8 +99,8 @@ def _medium(model: Opened, given: Any) -> Example | None:
             what = "bytes" if isinstance(given, bytes) else f"the path {str(given)!r}"
             raise PromptError(f"{model.name} reads text alone; got {what}; give its text")
         return Example(image=given) if kind == "image" else Example(audio=given)
-    if kind == "audio" and isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], int):
-        return Example(audio=given) if np.ndim(given[0]) in (1, 2) else None
+    if kind == "audio" and is_waveform(given):
+        return Example(audio=given)
     if kind == "image" and isinstance(given, np.ndarray | Tensor):
         bytes_ = given.dtype in (np.uint8, torch.uint8)
         plain = (
@@ -217,6 +218,13 @@ def _prompts(
     if ids is not None:
         padded, mask = _padded(model, ids, side)
         return padded, Inputs(None, mask, {})
+    if texts is None and model.vocab and not model.is_encoder_decoder and not _names(examples):
+        marked = (
+            ""
+            if model.image_token is None
+            else f", with {model.to_strings([model.image_token])[0]} for its picture"
+        )
+        raise PromptError(f"example 0 has no text, and {model.name} reads one; give text= or ids={marked}")
     return texts, Inputs(None, None, {})
 
 

@@ -27,6 +27,15 @@ RATES = 1_000, 384_000  # samples a second
 Sound = Any  # a path, bytes, or (samples [sample] or [sample, channel], rate)
 
 
+def is_waveform(given: object) -> bool:
+    """Whether this is (samples [sample] or [sample, channel], samples a second)."""
+    if not isinstance(given, tuple) or len(given) != 2 or isinstance(given[1], bool | np.bool_):
+        return False
+    if not isinstance(given[1], int | np.integer) or not isinstance(given[0], np.ndarray | Tensor | list):
+        return False
+    return np.ndim(given[0]) in (1, 2)
+
+
 def sound(given: Sound, rate: int, what: str = "the sound") -> np.ndarray:
     """Samples from −1 to 1, float32 [sample], at `rate` samples a second; PromptError tells what is wrong."""
     if isinstance(given, str | PathLike | bytes):

@@ -186,3 +186,12 @@ def test_a_thin_picture_is_refused_before_it_is_scaled(vit):
     model, _ = vit
     with pytest.raises(PromptError, match="one side may be 200 times the other"):
         model.record(np.zeros((1, 3000, 3), np.uint8))
+
+
+def test_pairs_of_pictures_in_the_forms_of_users(vit, tmp_path):
+    model, _ = vit
+    for n in (0, 1):
+        Image.fromarray(photo(seed=n)).save(tmp_path / f"{n}.png")
+    wanted = hw.analyses.patch(model, [(hw.Example(image=photo()), hw.Example(image=photo(seed=1)))])
+    for pair in ((photo(), photo(seed=1)), (tmp_path / "0.png", tmp_path / "1.png")):
+        assert np.array_equal(hw.analyses.patch(model, [pair]).values, wanted.values)
