@@ -1,7 +1,8 @@
 """Input tokens with a blank in their place, and the scores of the rows that hold such blanks.
 
-A word becomes the blank token. A patch of a picture, or a position of sound, becomes what the same picture or sound
-gives there when it holds nothing but its own mean: of each channel over all pixels, or of each feature over time.
+A word becomes the blank token. A patch of a picture, a position of sound, or a vector that the caller gives in the
+place of a token, becomes what the same example gives there when it holds nothing but its own mean: of each channel over
+all pixels, of each feature over time, of each component over all vectors.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwater.analyses._inputs.entrances import Change, Entrance, entering, run_from
+from headwater.analyses._inputs.entrances import Change, Entrance, entering, has_words, run_from
 from headwater.analyses._inputs.inputs import Entering, Inputs, Value
 from headwater.analyses._measures.blanks import blank_id
 from headwater.analyses._prompts.examples import Batch
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.models.axes import TEXTS
+from headwater.lens.models.inputs import VECTORS
 from headwater.lens.models.signature import FLOATS, markers
 from headwater.lens.naming.tokens import Tokens
 
-MEANS = "the mean of each picture or sound"
+MEANS = "the mean of each picture, sound or row of vectors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ class Blanks:
     def of(cls, inputs: Inputs, blank: str | None) -> Blanks:
         """The blank as named, else the model's own. AnalysisError for a token where nothing is a word."""
         model = inputs.model
-        if any(_has_words(side) for side in inputs.sides):
+        first = inputs.batches[0].ids
+        if any(has_words(side, first) for side in inputs.sides):
             return cls(inputs, blank_id(model, blank))
         if blank is not None:
             raise AnalysisError(
@@ -63,7 +65,8 @@ class Blanks:
         texts = torch.arange(count).repeat_interleave(each)
         where = self.inputs.entrances(batch)
         media = [
-            not _has_words(side) or place.before for side, place in zip(self.inputs.sides, where, strict=True)
+            not has_words(side, batch.ids) or place.before
+            for side, place in zip(self.inputs.sides, where, strict=True)
         ]
         means: list[Tensor] = []
         if any(media):
@@ -86,7 +89,9 @@ class Blanks:
         for side, place, mask, other in zip(self.inputs.sides, where, gone, media, strict=True):
             if other:
                 mask = (
-                    mask & ~_words_in(side, _ids(side, given)).to(mask.device) if _has_words(side) else mask
+                    mask & ~_words_in(side, _ids(side, given)).to(mask.device)
+                    if has_words(side, given)
+                    else mask
                 )
                 mine, blank = mask[:, place.places], means[len(kept)][texts]
                 kept.append(place)
@@ -97,7 +102,7 @@ class Blanks:
         """Rows of a batch with the blank token in the place of words that are gone."""
         given = batch.rows(texts)
         for side, mask in zip(self.inputs.sides, gone, strict=True):
-            if not _has_words(side):
+            if not has_words(side, given):
                 continue
             assert self.filler is not None
             ids = _ids(side, given)
@@ -111,10 +116,6 @@ class Blanks:
 
 def _putting(gone: Tensor, blank: Tensor) -> Change:
     return lambda rows: torch.where(gone.to(rows.device)[..., None], blank.to(rows), rows)
-
-
-def _has_words(side: HookedModel) -> bool:
-    return side.parts[side.part_name].queries in TEXTS
 
 
 def _ids(side: HookedModel, given: Tensor) -> Tensor:
@@ -138,18 +139,21 @@ def _at_their_means(given: Tensor) -> Tensor:
     if not isinstance(given, Tokens):
         return given
     grids = given.more.get("image_grid_thw")
-    means = {name: _mean(name, found, grids) for name, found in given.more.items() if name in FLOATS}
+    means = {
+        name: _mean(name, found, grids) for name, found in given.more.items() if name in (*FLOATS, VECTORS)
+    }
     return _with(given, means)
 
 
 def _mean(name: str, found: Tensor, grids: Tensor | None) -> Tensor:
-    """A picture [..., height, width] or sound [row, feature, time], [row, sample] or [row, time, feature] at its mean;
-    a picture in patches [row, patch, feature], or packed [patch, feature], at its mean patch."""
+    """A picture [..., height, width], sound [row, feature, time], [row, sample] or [row, time, feature], or vectors
+    [row, position, feature] at their mean; a picture in patches [row, patch, feature], or packed [patch, feature], at
+    its mean patch."""
     if name == "pixel_values" and found.dim() == 2 and grids is not None:
         pictures = found.split([int(count) for count in grids.prod(-1)])
         return torch.cat([each.mean(0, keepdim=True).expand_as(each) for each in pictures])
     if name == "pixel_values":
         axes = (-2, -1) if found.dim() > 3 else (-2,)
     else:
-        axes = (1,) if name == "input_values" and found.dim() == 3 else (-1,)
+        axes = (1,) if name == VECTORS or (name == "input_values" and found.dim() == 3) else (-1,)
     return found.mean(axes, keepdim=True).expand_as(found)

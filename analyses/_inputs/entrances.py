@@ -1,7 +1,8 @@
 """Where input tokens enter a model as vectors, what the vectors are in a run, and runs from other ones.
 
 Words enter as the output of their embedding table, patches of a picture as that of the layer that embeds patches.
-Sound, and texts in which pictures or sound take places, enter as the stream in front of the first block.
+Sound, texts in which pictures or sound take places, and vectors that the caller gives, enter as the stream in front of
+the first block.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from headwater.lens.attention.module_hooks import Given, hidden_states, on, with
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.axes import TEXTS, axis
+from headwater.lens.models.inputs import VECTORS
 from headwater.lens.models.part_axes import CONSTANT
 from headwater.lens.models.signature import FLOATS, compares, embedding
 from headwater.lens.naming.tokens import Tokens
@@ -75,6 +77,13 @@ def sides_of(model: HookedModel) -> list[HookedModel]:
     return [model.part(name) for name in names]
 
 
+def has_words(side: HookedModel, given: Tensor) -> bool:
+    """Whether the tokens of a part have ids: those of a text that is not given as vectors."""
+    queries = side.parts[side.part_name].queries
+    vectors = isinstance(given, Tokens) and VECTORS in given.more and queries != "decoder"
+    return queries in TEXTS and not vectors
+
+
 def entrance(side: HookedModel, given: Tokens) -> Entrance:
     """Where the tokens of a part enter in a run on `given`. AnalysisError where no input gives them."""
     part = side.parts[side.part_name]
@@ -91,7 +100,7 @@ def entrance(side: HookedModel, given: Tokens) -> Entrance:
     every = torch.ones(count, dtype=torch.bool)
     first = _first_block(side)
     holds = not compares(side.hf) and any(name in FLOATS for name in given.more)
-    if part.queries in TEXTS and not (holds and part.queries == "text"):
+    if has_words(side, given) and not (holds and part.queries == "text"):
         table = _table(side, first)
         if table is not None:
             return Entrance(side.hf.get_submodule(table), False, every)

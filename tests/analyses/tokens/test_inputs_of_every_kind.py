@@ -7,6 +7,7 @@ examples as the baseline, the class token among the patches that are blanked.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import xarray as xr
 from input_oracle import Case, Place, single
 from torch import Tensor
 
+import headwater as hw
 from headwater.analyses.tokens.agreement import agreement
 from headwater.analyses.tokens.blank_out import blank_out
 from headwater.analyses.tokens.faithfulness import faithfulness
@@ -25,6 +27,7 @@ from headwater.analyses.tokens.input_gradient import input_gradient
 from headwater.analyses.tokens.input_x_gradient import input_x_gradient
 from headwater.analyses.tokens.integrated_gradients import integrated_gradients
 from headwater.lens.errors import AnalysisError
+from headwater.lens.loading import zoo
 
 # family, part that is read, and the sides whose tokens its predictions are computed from
 CASES = [
@@ -182,7 +185,7 @@ def test_a_blank_patch_has_the_mean_colour_of_its_picture(family: str) -> None:
     for row in range(2):
         expected = _changes(case, row, [_patch(case, place) for place in range(9)])
         np.testing.assert_allclose(entered(found, row, 9), expected, atol=2e-5)
-    assert found.attrs["blank"] == "the mean of each picture or sound"
+    assert found.attrs["blank"] == "the mean of each picture, sound or row of vectors"
     with pytest.raises(AnalysisError, match=r"blank='#3' names a token, and .* reads no words here"):
         blank_out(case.model.part("vision"), case.tokens, blank="#3")
 
@@ -268,3 +271,26 @@ def test_methods_are_compared_on_both_sides() -> None:
         AnalysisError, match=r"reads its outputs at 11 positions of the encoder.*without rows"
     ):
         agreement(case.model.part("encoder"), case.tokens.rows([0]), "relevance blank_out", draws=5)
+
+
+def test_vectors_in_the_place_of_tokens() -> None:
+    plain = zoo.build("llama", seed=3)
+    model, twin = hw.load(copy.deepcopy(plain)), plain.double()
+    vectors = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1))
+    tokens = model.to_tokens(inputs_embeds=vectors)
+    exact = vectors.double()
+    score = lambda out: out.logits[:, -1].log_softmax(-1)  # noqa: E731
+    leaf = exact.clone().requires_grad_()
+    found = score(twin(inputs_embeds=leaf))
+    chosen = found.argmax(-1)[:, None]
+    slope = torch.autograd.grad(found.gather(1, chosen).sum(), leaf)[0]
+    np.testing.assert_allclose(input_gradient(model, tokens), slope.norm(dim=-1), rtol=2e-3)
+    shares = input_x_gradient(model, tokens)
+    np.testing.assert_allclose(shares, (slope * exact).sum(-1), atol=1e-3 * float(shares.max()))
+    changes = blank_out(model, tokens, signed=True)
+    with torch.no_grad():
+        for place in range(6):
+            blanked = exact.clone()
+            blanked[:, place] = exact.mean(1)
+            lost = (found - score(twin(inputs_embeds=blanked))).gather(1, chosen)[:, 0]
+            np.testing.assert_allclose(changes[:, place], lost.detach(), atol=1e-4)
