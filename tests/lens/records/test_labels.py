@@ -167,10 +167,10 @@ def test_rows_that_end_in_another_token_and_queries_of_a_resampler() -> None:
         vision_config=tower, text_config={**TEXT, "model_type": "mistral"}, image_token_index=IMAGE,
         vision_feature_layer=-1, vision_feature_select_strategy="full",
     )  # fmt: skip
-    model = hw.load(hf.LlavaForConditionalGeneration(config).eval())
+    plain = hf.LlavaForConditionalGeneration(config).eval()
     ids = torch.tensor([[5, IMAGE, IMAGE, IMAGE, 91, IMAGE, IMAGE, IMAGE, 92, 7]])
     given = {"pixel_values": torch.randn(1, 3, 8, 12), "image_sizes": torch.tensor([[8, 12]])}
-    record = model.record(ids, **given)
+    record = hw.load(plain, sample={"input_ids": ids, **given}).record(ids, **given)
     assert record.strings[0][1:8] == [f"<image> 0,{n}" for n in range(3)] + ["#91"] + [
         f"<image> 1,{n}" for n in range(3)
     ]
