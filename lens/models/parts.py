@@ -134,8 +134,9 @@ def without_folded(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> tuple
     ModelError where there are only others, such as windows that are folded into the batch.
     """
     rows = {batch_of(sample), pictures(sample), _channels(sample)}
-    if any(given.dim() == 2 for name, given in sample.items() if FLOATS.get(name) == "image"):
-        rows |= {1}  # the patches of all images stand in one row
+    packed = any(given.dim() == 2 for name, given in sample.items() if FLOATS.get(name) == "image")
+    if packed or pictures(sample):
+        rows |= {1}  # the patches of all images may stand in one row (Qwen-VL, Pixtral)
     paths = {module: path for path, module in hf.named_modules()}
     folding = {type(module) for module, map in calls if map.shape[0] not in rows}
     kept, left = [], {}
