@@ -135,7 +135,7 @@ def without_folded(hf: Any, calls: Calls, sample: Mapping[str, Tensor]) -> tuple
     """
     rows = {batch_of(sample), pictures(sample), _channels(sample)}
     packed = any(given.dim() == 2 for name, given in sample.items() if FLOATS.get(name) == "image")
-    if packed or pictures(sample):
+    if packed or pictures(sample) or any(name.endswith("grid_thw") for name in sample):
         rows |= {1}  # the patches of all images may stand in one row (Qwen-VL, Pixtral)
     paths = {module: path for path, module in hf.named_modules()}
     folding = {type(module) for module, map in calls if map.shape[0] not in rows}

@@ -91,10 +91,14 @@ def _text(model: Opened) -> Tensor:
     named = [
         getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")
     ]
-    taken = {*named, *markers(model.hf).values()}
+    ends = [
+        token for each in named for token in (each if isinstance(each, list | tuple) else [each])
+    ]  # GLM-4 has three
+    taken = {*ends, *markers(model.hf).values()}
     known = [token for token in range(min(model.vocab, 64)) if token not in taken] or [0]
     ids = [known[(3 * n + 1) % len(known)] for n in range(LENGTH)]
     end = getattr(config, "eos_token_id", None)
+    end = end[0] if isinstance(end, list | tuple) and end else end
     return torch.tensor([[*ids[:-1], end if isinstance(end, int) and 0 <= end < model.vocab else ids[-1]]])
 
 

@@ -94,3 +94,9 @@ def test_the_refusal_says_what_was_tried_and_a_sample_mends_it():
 def test_samples_that_are_no_inputs_are_refused(given, reason):
     with pytest.raises(ModelError, match=reason):
         hw.load(zoo.build("vit" if "pixels" in given else "llama"), sample=given)
+
+
+def test_a_model_with_several_ends_of_a_text_opens():
+    hf = zoo.build("llama")
+    hf.config.eos_token_id = [2, 3]  # as GLM-4 has them
+    assert hw.load(hf).moved_by_padding == hw.load(zoo.build("llama")).moved_by_padding
