@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 # a column number, a count of queries, and a sum whose mean over keys is the rows' mass: their means say nothing
 NO_MEAN = ("argmax", "visible", "received")
 
+GIVEN = {  # what the command line reads for it
+    "record": "--record FILE, or what one is made of: prompts, --image, --audio, --decoder",
+    "model+examples": "prompts, --image, --audio, --decoder and --label",
+    "model+pairs": "the same in pairs that take turns: clean, corrupt",
+    "model": "no prompts",
+    "circuits": "two files",
+}
+
 
 def as_json(result: Any) -> str:
     """Valid JSON of a result: arrays with their dimensions and coordinates, everything else by its fields."""
@@ -131,7 +139,8 @@ def entry(found: Entry) -> str:
                 each.help,
             ]
         )
-    facts = [f"{word}: {getattr(found, word)}" for word in ("unit", "inputs", "cost", "paper")]
+    facts = [f"unit: {found.unit}", f"inputs: {found.inputs}: {GIVEN[found.inputs]}"]
+    facts += [f"{word}: {getattr(found, word)}" for word in ("cost", "paper")]
     told = [found.question, *facts, f"not for: {found.not_for}", "", found.description]
     return "\n".join([*told, "", *columns(table)] if found.settings else told)
 

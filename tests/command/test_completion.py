@@ -55,6 +55,8 @@ def test_files_are_left_to_the_shell() -> None:
         "headwater verify do",
         "headwater record --file do",
         "headwater analyze rollout --record do",
+        "headwater record --image do",
+        "headwater analyze rollout --audio do",
     ):
         assert offered(typed) == []
 
