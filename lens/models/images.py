@@ -39,7 +39,8 @@ def with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Token
         places = (found.ids == marker) & found.mask
         count = int(places.sum())
         if count == len(pixels) and per_image > 1:
-            found = _repeated(found, places, per_image)
+            found = _repeated(found.changed(found.ids, found.mask, extra), places, per_image)
+            extra = dict(found.more)
         elif count != len(pixels) * per_image:
             raise PromptError(
                 f"{len(pixels)} images take {len(pixels) * per_image} image tokens ({marker}) in the text, or one "
@@ -137,11 +138,20 @@ def _refuse_markers(model: Opened, found: Tokens, extra: Mapping[str, Tensor]) -
 
 
 def _repeated(found: Tokens, places: Tensor, times: int) -> Tokens:
+    """The rows with `times` tokens in each of the places; rows that become shorter than others are padded."""
     repeats = torch.where(places, times, 1)
-    if len(set(repeats.sum(-1).tolist())) > 1:
-        raise PromptError(
-            "the rows hold unequal numbers of images; write out the image tokens and pad the rows"
-        )
-    rows = [row.repeat_interleave(n) for row, n in zip(found.ids, repeats, strict=True)]
-    real = [row.repeat_interleave(n) for row, n in zip(found.mask, repeats, strict=True)]
-    return Tokens(torch.stack(rows), torch.stack(real))
+    lengths = repeats.sum(-1)
+    left = not bool(found.mask[:, 0].all())
+
+    def spread(given: Tensor) -> Tensor:
+        rows = []
+        for row, each, length in zip(given, repeats.to(given.device), lengths, strict=True):
+            gap = int(lengths.max() - length)
+            rows.append(torch.nn.functional.pad(row.repeat_interleave(each), (gap, 0) if left else (0, gap)))
+        return torch.stack(rows)
+
+    more = {
+        name: spread(given) if given.shape == found.mask.shape else given
+        for name, given in found.more.items()
+    }
+    return found.changed(spread(found.ids), spread(found.mask), more)

@@ -188,7 +188,7 @@ def _recorded(
                 running.enter_context(residual_stream.listening(model, growing.take_residual))
             ids = _run(model, found, settings)
         growing.finish()
-        whole = Tokens(growing.ids, growing.valid, found.more)
+        whole = found.changed(growing.ids, growing.valid)
         return ids, kept.finish(plan.finish(model, whole, {main: recorder}), main)
 
 

@@ -82,7 +82,7 @@ def without(model: Opened, one: Tokens) -> Tokens:
         name: given[:, own.to(given.device)] if name not in ("input_ids", "attention_mask") and given.shape == one.shape
         else given for name, given in more.items()
     }  # fmt: skip
-    return Tokens(one.ids[:, own], one.mask[:, own], more)
+    return one.changed(one.ids[:, own], one.mask[:, own], more)
 
 
 def _text(model: Opened) -> Tensor:

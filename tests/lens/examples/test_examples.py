@@ -86,6 +86,15 @@ def test_a_text_with_a_picture_needs_its_place():
     token = model.image_token
     found = model.to_tokens(hw.Example(ids=[3, token, 4], image=photo()))
     assert int((found.ids == token).sum()) == model.image_tokens
+    one, two = (
+        hw.Example(ids=[3, token, 4], image=photo()),
+        hw.Example(ids=[token, token], image=[photo(), photo()]),
+    )
+    both = model.to_tokens([one, two])
+    assert both.mask.sum(-1).tolist() == [2 + model.image_tokens, 2 * model.image_tokens]
+    for n, each in enumerate((one, two)):
+        alone = model(each)
+        torch.testing.assert_close(model(both)[n, : alone.shape[1]], alone[0], atol=1e-5, rtol=1e-4)
     with pytest.raises(PromptError, match="1 images take"):
         model.to_tokens(hw.Example(ids=[3, 4], image=photo()))
     with pytest.raises(PromptError, match="stands for an image"):
