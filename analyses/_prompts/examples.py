@@ -197,7 +197,7 @@ def lengths_of(model: HookedModel, batches: list[Batch]) -> list[int]:
 
 def repeated_tokens(model: HookedModel, length: int, sequences: int, seed: int, bos: int | None) -> Tensor:
     """[bos] + r + r as token ids [batch, position]; the same for the same seed on every machine."""
-    special = set(getattr(model.tokenizer, "all_special_ids", None) or []) | {bos}
+    special = {bos, *(getattr(model.tokenizer, "all_special_ids", None) or []), *markers(model.hf).values()}
     drawable = torch.tensor(
         [token for token in range(model.vocab) if token not in special] or list(range(model.vocab))
     )

@@ -117,11 +117,11 @@ def _pairs(
             raise AnalysisError(
                 "group names tokens of texts; for other inputs give the second runs as without="
             )
-        if how != "hide":
-            _refuse_no_words(model, ids, how)
         seen = keys_of(model, ids)
         gone = torch.zeros(seen.shape[1], dtype=torch.bool)
         gone[columns_of(group, seen.mask.cpu(), "group")[0]] = True
+        if how != "hide":
+            _refuse_no_words(model, ids, gone, how)
         if gone.all():
             raise AnalysisError(f"group is all of example {place}; leave at least its last token")
         if how == "hide":
@@ -135,14 +135,15 @@ def _pairs(
     return runs
 
 
-def _refuse_no_words(model: HookedModel, ids: Tensor, how: str) -> None:
-    """AnalysisError where tokens of the part can not be left out or replaced by a word."""
+def _refuse_no_words(model: HookedModel, ids: Tensor, gone: Tensor, how: str) -> None:
+    """AnalysisError where the tokens that go are no words of the text, which can be left out or replaced."""
     part = model.parts[model.part_name]
-    places = torch.isin(ids.as_subclass(Tensor), torch.tensor(list(markers(model.hf).values())).to(ids)).any()
-    if part.keys not in ("text", "decoder") or places:
+    words = part.keys in ("text", "decoder") and not part.crosses
+    places = torch.tensor(list(markers(model.hf).values()), dtype=ids.dtype)
+    if not words or torch.isin(ids.as_subclass(Tensor)[0, gone].cpu(), places).any():
         raise AnalysisError(
-            f"how={how!r} is for words of one text, and these examples hold tokens of {part.keys} or pictures; "
-            "give how='hide', or the second runs as without="
+            f"how={how!r} is for words, and these tokens are of {part.keys if not words else 'a picture'}; give "
+            "how='hide', or the second runs as without="
         )
 
 

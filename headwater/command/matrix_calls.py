@@ -18,6 +18,7 @@ from headwater.lens.loading import zoo
 from headwater.lens.loading.load import load
 from headwater.lens.model import HookedModel
 from headwater.lens.models.axes import TEXTS as TEXT_AXES
+from headwater.lens.naming.tokens import Tokens
 from headwater.lens.records.record import Record
 
 TEXTS, LENGTH = 4, 9  # no length is the width of a head
@@ -64,23 +65,38 @@ class Subject:
 
     @property
     def examples(self) -> Tensor:
-        """What the analyses of examples take. A text has no images: image tokens become others."""
-        found = self.given[self.reads].clone()
-        return found if found.is_floating_point() else found.masked_fill_(found == zoo.IMAGE_TOKEN, 5)
+        """What the analyses of examples take: a plain tensor, or `Tokens` where several inputs belong together."""
+        if set(self.given) <= {self.reads, "attention_mask"}:
+            return self.given[self.reads].clone()
+        more: dict[str, Any] = dict(self.given)
+        ids, mask = more.pop("input_ids", None), more.pop("attention_mask", None)
+        return self.model.to_tokens(ids, mask, **more)
 
     @property
     def corrupt(self) -> Tensor:
         """The examples with another token in the middle, or turned around."""
-        changed = self.examples
-        if changed.is_floating_point():
-            return changed.flip(-1)
-        middle = LENGTH // 2
-        changed[:, middle] = (changed[:, middle] + 7) % 80 + 3
-        return changed
+        examples = self.examples
+        if isinstance(examples, Tokens):
+            more = {name: t.flip(-1) if t.is_floating_point() else t for name, t in examples.more.items()}
+            if "input_ids" in more:
+                more["input_ids"] = _other_middle(more["input_ids"])
+            return examples.changed(examples.ids, examples.mask, more)
+        return examples.flip(-1) if examples.is_floating_point() else _other_middle(examples)
 
     @property
     def pairs(self) -> list[tuple[Any, Any]]:
-        return list(zip(self.examples, self.corrupt, strict=True))
+        sides = self.examples, self.corrupt
+        if isinstance(sides[0], Tokens):
+            rows = range(len(sides[0]))
+            return [tuple(side.rows([row]) for side in sides) for row in rows]  # type: ignore[attr-defined]
+        return list(zip(*sides, strict=True))
+
+
+def _other_middle(ids: Tensor) -> Tensor:
+    """Another token in the middle of each text."""
+    changed = ids.clone()
+    changed[:, LENGTH // 2] = (changed[:, LENGTH // 2] + 7) % 80 + 3
+    return changed
 
 
 def names() -> list[str]:
@@ -139,6 +155,8 @@ def settings_of(asked: Entry, model: HookedModel) -> dict[str, Any]:
         found |= {"answer": 1, "wrong": 0} if len(model.classes) > 1 else {"answer": 0}
     elif "measure" in known:
         found["measure"] = strength
+    if asked.name == "head_contrast" and model.parts[model.part_name].keys not in ("text", "decoder"):
+        found["how"] = "hide"
     if "blank" in known and model.parts[model.part_name].queries in TEXT_AXES:
         found["blank"] = "#3"
     if "loss" in known and not (model.has_lm_head and model.causal):
@@ -153,9 +171,9 @@ def parameters(asked: Entry) -> tuple[str, ...]:
 
 def strength(outputs: Tensor) -> Tensor:
     """One number for each row of a model's outputs: the first feature, of the last position if there are positions."""
-    return outputs[:, -1, 0] if outputs.dim() == 3 else outputs[:, 0]
+    return outputs[:, -1, 0] if outputs.dim() == 3 else outputs.reshape(len(outputs), -1)[:, 0]
 
 
 def loss(outputs: Tensor, tokens: Tensor) -> Tensor:
     """A smooth loss of the outputs of each row: squares of every second number, as norms fix the sum of all."""
-    return outputs.flatten(1)[:, ::2].square().mean(1)
+    return outputs.reshape(len(outputs), -1)[:, ::2].square().mean(1)

@@ -18,6 +18,8 @@ from headwater.command.matrix_calls import ANSWER, strength
 from headwater.command.matrix_plain import Plain
 from headwater.command.matrix_values import VALUE_WAYS
 from headwater.lens.loading.opening import answer
+from headwater.lens.models.signature import FLOATS
+from headwater.lens.naming.tokens import Tokens
 
 Pairs = Iterator[tuple[Any, Any]]
 NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "decoder.final_layer_norm")
@@ -145,8 +147,11 @@ def prune_heads(plain: Plain, found: Any) -> Pairs:
 
 
 def head_contrast(plain: Plain, found: Any) -> Pairs:
+    if found.attrs["how"] == "hide":
+        raise LookupError("hidden keys have no plain run")
     ids = _ids(plain)
-    whole, without = plain.outputs_of_heads(ids), plain.outputs_of_heads(ids[:, 1:])
+    cut = ids.changed(ids.ids[:, 1:], ids.mask[:, 1:]) if isinstance(ids, Tokens) else ids[:, 1:]
+    whole, without = plain.outputs_of_heads(ids), plain.outputs_of_heads(cut)
     for layer, (a, b) in enumerate(zip(whole, without, strict=True)):
         yield found.divergence[:, layer], (a[:, -1] - b[:, -1]).norm(dim=-1)
 
@@ -233,7 +238,7 @@ def blank_out(plain: Plain, found: Any) -> Pairs:
 
 def _slopes_of_maps(plain: Plain) -> list[Tensor]:
     """mean over heads of relu(A · ∂s/∂A) of each layer."""
-    out = plain.hf(**{plain.subject.reads: plain.subject.examples}, output_attentions=True)
+    out = plain.hf(**plain.inputs(plain.subject.examples), output_attentions=True)
     maps = [dense for dense in out.attentions if dense is not None and dense.shape[-1] == dense.shape[-2]]
     slopes = torch.autograd.grad(plain.score(answer(out)).sum(), maps)
     return [(a * slope).relu().mean(1).detach() for a, slope in zip(maps, slopes, strict=True)]
@@ -307,6 +312,10 @@ WAYS: dict[str, Callable[[Plain, Any], Pairs]] = {
 WAYS |= VALUE_WAYS
 
 
+WORDS = ("input_gradient", "input_x_gradient", "blank_out")  # pictures and sound have blanks of their own
+ONE_SIDE = ("rollout", "path_patch")  # what passes through cross-attention is not in the plain way
+
+
 def difference(name: str, plain: Callable[[], Plain], found: Any) -> float | None:
     """The largest difference from the independent way, as a part of the largest number; None where there is none.
 
@@ -314,6 +323,11 @@ def difference(name: str, plain: Callable[[], Plain], found: Any) -> float | Non
     """
     if name not in WAYS:
         return None
+    examples, model = plain().subject.examples, plain().subject.model
+    if name in WORDS and isinstance(examples, Tokens) and FLOATS.keys() & examples.more.keys():
+        raise LookupError("the plain way knows words alone")
+    if name in ONE_SIDE and model.is_encoder_decoder:
+        raise LookupError("the plain way knows one side alone")
     worst, size = 0.0, 0.0
     for ours, theirs in WAYS[name](plain(), found):
         ours = np.asarray(ours, dtype=float)

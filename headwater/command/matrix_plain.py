@@ -18,6 +18,7 @@ from headwater.command.matrix_calls import ANSWER, WRONG, Subject, loss, strengt
 from headwater.lens.loading import zoo
 from headwater.lens.loading.coverage import attentions
 from headwater.lens.loading.opening import answer
+from headwater.lens.naming.tokens import Tokens
 
 PROJECTIONS = (
     "o_proj", "out_proj", "c_proj", "dense", "Wo", "o", "out_lin", "output.dense", "projection_layer", "attn_out",
@@ -48,12 +49,28 @@ class Plain:
     # --- outputs
 
     def run(self, examples: Tensor | None = None, **more: Any) -> Tensor:
-        """Logits, or the last hidden states of a model without a head over a vocabulary.
+        """Logits, or the last hidden states of a model without a head over a vocabulary; similarities of two towers.
 
         `examples` are text, images or sound, and all that the model reads.
         """
-        given = {} if examples is None else {self.subject.reads: examples}
-        return answer(self.hf(**given, **more))
+        out = self.hf(**self.inputs(examples), **more)
+        if hasattr(self.hf, "logit_scale"):
+            return torch.nn.functional.cosine_similarity(out.text_embeds, out.image_embeds)
+        return answer(out)
+
+    def inputs(self, examples: Tensor | None) -> dict[str, Tensor]:
+        """The arguments of the model for examples, in its precision."""
+        if examples is None:
+            return {}
+        if not isinstance(examples, Tokens):
+            return {self.subject.reads: examples}
+        kind = next(self.hf.parameters()).dtype
+        found = {n: t.to(kind) if t.is_floating_point() else t for n, t in examples.more.items()}
+        if self.subject.model.vocab:
+            found["decoder_input_ids" if self.subject.model.is_encoder_decoder else "input_ids"] = (
+                examples.ids
+            )
+        return found
 
     def score(self, outputs: Tensor) -> Tensor:
         """What the attributions of the matrix explain: the answer's logit less that of the wrong one, at the end."""
@@ -69,7 +86,8 @@ class Plain:
         if not (self.writes and self.causal):
             return loss(outputs, ids)
         chances = outputs[:, :-1].log_softmax(-1)
-        return -chances.gather(-1, ids[:, 1:, None])[..., 0].mean(-1)
+        words = (ids[:, 1:] != zoo.IMAGE_TOKEN).to(chances)
+        return -(chances.gather(-1, ids[:, 1:, None])[..., 0] * words).sum(-1) / words.sum(-1)
 
     # --- attention
 
@@ -82,8 +100,8 @@ class Plain:
 
     @functools.cached_property
     def weights_of_examples(self) -> list[Tensor]:
-        """The same for the examples alone, without images beside a text."""
-        found = attentions(self.hf, {self.subject.reads: self.subject.examples})
+        """The same for the examples."""
+        found = attentions(self.hf, self.inputs(self.subject.examples))
         return [
             dense for dense in found[self.subject.model.part_name] if dense is not None and dense.dim() == 4
         ]

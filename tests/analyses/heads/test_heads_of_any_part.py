@@ -129,5 +129,5 @@ def test_a_group_is_hidden_from_the_part(case: any_input.Case) -> None:
         moved = ((last - left)[:, None] @ values)[:, 0].norm(dim=-1)
         np.testing.assert_allclose(found.divergence[row, 0], moved, rtol=1e-3, atol=1e-6)
     if part.keys not in ("text", "decoder"):
-        with pytest.raises(AnalysisError, match="is for words of one text"):
+        with pytest.raises(AnalysisError, match="is for words, and these tokens are of"):
             analyses.head_contrast(case.model, case.tokens, group=[1], how="remove")
