@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from headwater.lens.attention import context
+from headwater.lens.diffusion.branches import branches_of, runs_one_by_one
 from headwater.lens.diffusion.steps import Steps
 from headwater.lens.diffusion.words import Words
 from headwater.lens.errors import ModelError, PromptError, RecordError
@@ -24,7 +24,7 @@ from headwater.lens.naming.measured import Measured
 from headwater.lens.records import destination, plan
 from headwater.lens.records.memory import total
 from headwater.lens.running import denoising
-from headwater.lens.running.denoising import BRANCHES, CONDITIONAL, PERTURBED, UNCONDITIONAL, Now
+from headwater.lens.running.denoising import BRANCHES, CONDITIONAL, UNCONDITIONAL, Now
 from headwater.lens.running.forward import check_ready
 
 TIMES = ("timestep", "timesteps")
@@ -81,6 +81,7 @@ class Watch(Meeting):
         self.pipeline = model.pipeline
         self.divided = divided
         self.words = Words(model.pipeline)
+        self._one_by_one = runs_one_by_one(model.pipeline)
         self._parameters = inspect.signature(model.module.forward)
         self._keeping: Keeping | None = None
         self._schedule: object = None
@@ -158,58 +159,31 @@ class Watch(Meeting):
             self._last = None
         given = next((bound[name] for name in TIMES if bound.get(name) is not None), None)
         time = float(torch.as_tensor(given).reshape(-1)[0]) if given is not None else float("nan")
-        last, branches = self._last, self._branches(bound)
-        step = 0 if last is None else last.step + 1
-        known = branches or BRANCHES
-        if branches is None:
-            branches = (CONDITIONAL,)
-            # a pipeline may run one branch after the other, at the same time
+        last, step = self._last, 0 if self._last is None else self._last.step + 1
+        known = branches = self._branches(bound)
+        if self._one_by_one and self.divided is None:
+            known = BRANCHES[:2]
             if (
                 last is not None
                 and last.timestep == time
                 and getattr(self.pipeline.scheduler, "order", 1) == 1
             ):
+                if last.branches == (UNCONDITIONAL,):
+                    raise PromptError(
+                        f"{type(self.pipeline).__name__} runs more branches than two one by one"
+                    )
                 step, branches = last.step, (UNCONDITIONAL,)
         self._last = Now(step, time, branches, known)
         return self._last
 
-    def _branches(self, bound: Mapping[str, Any]) -> tuple[str, ...] | None:
-        """The branches in this batch; None where a pipeline may run them in calls of their own."""
-        found: tuple[str, ...]
-        if self.divided is not None:
-            found = self.divided
-        elif self.pipeline is None:
-            found = (CONDITIONAL,)
-        elif (halves := _by_class(self.module, bound)) is not None:
-            found = halves
-        elif not hasattr(self.pipeline, "do_classifier_free_guidance"):
-            return None
-        elif self.batch == 1 or not self.pipeline.do_classifier_free_guidance:
-            found = (CONDITIONAL,)
-        elif hasattr(self.pipeline, "image_guidance_scale"):
+    def _branches(self, bound: Mapping[str, Any]) -> tuple[str, ...]:
+        """The branches in this batch."""
+        if self.divided is None:
+            single = self.pipeline is None or self._one_by_one
+            return (CONDITIONAL,) if single else branches_of(self.pipeline, self.module, bound)
+        if self.batch % len(self.divided):
             raise PromptError(
-                f"{type(self.pipeline).__name__} has branches of its own; name them, in the order of the batch, with "
-                "model.sampling(branches=…)"
+                f"a batch of {self.batch} rows has no equal shares of {', '.join(self.divided)}; give "
+                "branches= as they stand in the batch"
             )
-        else:
-            found = (UNCONDITIONAL, CONDITIONAL)
-        perturbs = self.divided is None and getattr(self.pipeline, "do_perturbed_attention_guidance", False)
-        found = (*found, PERTURBED) if perturbs and self.batch > 1 else found
-        if self.batch % len(found):
-            raise PromptError(
-                f"a batch of {self.batch} rows has no equal shares of {', '.join(found)}; name its branches with "
-                "model.sampling(branches=…)"
-            )
-        return found
-
-
-def _by_class(module: nn.Module, bound: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The branches of a batch that is conditioned on classes: the number behind the last class means none."""
-    labels, none = bound.get("class_labels"), dict(getattr(module, "config", {})).get("num_embeds_ada_norm")
-    if not isinstance(labels, Tensor) or labels.dim() != 1 or none is None:
-        return None
-    empty = (labels == none).tolist()
-    half = len(empty) // 2
-    return (
-        (CONDITIONAL, UNCONDITIONAL) if half and empty == [False] * half + [True] * half else (CONDITIONAL,)
-    )
+        return self.divided

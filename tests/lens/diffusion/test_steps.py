@@ -209,11 +209,24 @@ def test_a_loop_of_the_user_names_its_branches():
         loop()
 
 
+class OneByOne:
+    """The calls of a pipeline that runs its branches one by one."""
+
+    components = {}  # noqa: RUF012
+    scheduler = SimpleNamespace(timesteps=[900, 500], order=1)
+
+    def __call__(self, denoiser):
+        with denoiser.cache_context("cond"):
+            pass
+        with denoiser.cache_context("uncond"):
+            pass
+
+
 def test_branches_that_run_one_by_one_are_one_step():
     unet = tiny_diffusers.unet()
     model = hw.load(unet)
     assert isinstance(model, DiffusionModel)
-    model.pipeline = SimpleNamespace(components={}, scheduler=SimpleNamespace(timesteps=[900, 500], order=1))
+    model.pipeline = OneByOne()
     with model.record_steps() as steps, torch.no_grad():
         for time in (900, 500):
             for seed in (0, 1):
