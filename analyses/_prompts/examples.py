@@ -164,13 +164,6 @@ def _on_axis(model: HookedModel, ids: Tensor, name: str) -> Tokens:
     return found
 
 
-def one_by_one(model: HookedModel, examples: Examples) -> list[Tensor]:
-    """Ids [position] of every example, in their order; AnalysisError for examples with further inputs."""
-    rows = singles_of(model, examples)
-    refuse_more(rows[0])
-    return [row[0] for row in rows]
-
-
 def singles_of(model: HookedModel, examples: Examples) -> list[Tensor]:
     """Every example by itself, ids [1, position] with their further inputs, in their order."""
     rows = {batch.places[0]: batch.ids for batch in batches_of(model, examples, 1)}
@@ -233,14 +226,6 @@ def joined(rows: Sequence[Tensor]) -> Tensor:
         for name in tokens[0].owners
     }
     return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), more, known, owners)
-
-
-def refuse_more(ids: Tensor) -> None:
-    """AnalysisError for tokens with further inputs."""
-    if isinstance(ids, Tokens) and ids.more:
-        raise AnalysisError(
-            f"examples hold {next(iter(ids.more))} beside text; this analysis reads text alone"
-        )
 
 
 def outputs_of(model: HookedModel) -> Callable[..., Tensor]:
