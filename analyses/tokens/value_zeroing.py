@@ -69,6 +69,7 @@ def value_zeroing(
     layers = [layer for layer in model.layers if low <= layer <= high]
     if not layers:
         raise AnalysisError(f"first_layer={low} is above last_layer={high}")
+    refuse_several_streams(model)
     refuse_mixers(model.name, model.mixers, "value_zeroing", first_layer, last_layer)
     if len(layers) > 1:
         refuse_crossing(model, "value_zeroing of several layers")

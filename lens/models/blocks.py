@@ -53,12 +53,7 @@ def block(model: Opened, layer: int) -> TransformerBlock:
 
     ModelError where the block is not in a list, or hands on several streams at once (Gemma 3n), which no caller reads.
     """
-    several = next((each for each in model.stack if each.axes > 3), None)
-    if several is not None:
-        raise ModelError(
-            f"the blocks of {model.name} hand on a tensor of {several.axes} axes, such as several streams at once, and "
-            "not [batch, position, d_model], so the residual stream can not be read or changed"
-        )
+    refuse_several_streams(model)
     inner, flow = model.attention_module(layer), model.flows.get(layer, Flow({}, {}))
     around, inside = block_around(model.hf, model.stack, inner), entry(model.hf, inner)
     if around is None or inside is None:
@@ -84,6 +79,16 @@ def block(model: Opened, layer: int) -> TransformerBlock:
         mlp_out=flow.behind.get(written, written) if written is not None else None,
         mlp_first=first(holder, MLP_IN), mlp_linear=first(holder, MLP_LINEAR) if gated else None, mlp_last=last,
     )  # fmt: skip
+
+
+def refuse_several_streams(model: Opened) -> None:
+    """ModelError where the blocks hand on more than one stream."""
+    several = next((each for each in model.stack if each.axes > 3), None)
+    if several is not None:
+        raise ModelError(
+            f"the blocks of {model.name} hand on a tensor of {several.axes} axes, such as several streams at once, and "
+            "not [batch, position, d_model], so the residual stream can not be read or changed"
+        )
 
 
 def _listed_mlp(model: Opened, around: nn.Module) -> nn.Module | None:
