@@ -26,6 +26,7 @@ from headwater.lens.attention import context
 from headwater.lens.attention.context import ActiveEdit, Lowered
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.blocks import refuse_several_streams
 from headwater.lens.progress import progress
 from headwater.lens.running.watching import Call, Heads, watching
 
