@@ -241,9 +241,3 @@ def test_token_types_go_through_every_way_of_changing_a_text(judge):
         blank = torch.full_like(IDS, 7)
         nothing = model(model.to_tokens(blank, token_type_ids=TYPES)).softmax(-1)[:, 2]
     np.testing.assert_allclose(score.deletion.sel(attribution="relevance")[:, -1], nothing, rtol=1e-6)
-    _, causal = both("GPT2LMHeadModel", n_embd=32, n_layer=2, n_head=4)
-    typed = causal.to_tokens(IDS, token_type_ids=TYPES)
-    with pytest.raises(
-        AnalysisError, match="hold token_type_ids beside text; this analysis reads text alone"
-    ):
-        hw.analyses.trace_signals(causal, typed)
