@@ -12,6 +12,7 @@ from headwater.lens.diffusion.samples import is_diffusers, sample_of
 from headwater.lens.errors import ModelError
 from headwater.lens.foreign.opening import open_module
 
+CONVOLVES = "resnetblock"
 DENOISERS = ("unet", "transformer", "prior", "decoder")
 
 
@@ -36,4 +37,13 @@ def open_diffusion(module: nn.Module, sample: Any, axes: Any, pipeline: Any = No
     model = open_module(module, sample_of(module) if sample is None else sample, axes, Diffusion())
     assert isinstance(model, DiffusionModel)
     model.pipeline = pipeline
+    model.unread = (*model.unread, *_convolutions(module))
     return model
+
+
+def _convolutions(module: nn.Module) -> list[str]:
+    """Blocks between attention that mix neighbouring places of the picture."""
+    found = {
+        type(each).__name__: None for each in module.modules() if CONVOLVES in type(each).__name__.lower()
+    }
+    return [f"{name} (convolutions)" for name in found]

@@ -25,11 +25,11 @@ def unet(**more: Any) -> Any:
 
 
 def dit() -> Any:
-    """Patches of 2 × 2 of a picture of 8 × 8, conditioned on ten classes."""
+    """Patches of 2 × 2 of a picture of 8 × 8, conditioned on a thousand classes, as its pipeline has."""
     torch.manual_seed(0)
     return diffusers.DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=10, norm_num_groups=4,
+        patch_size=2, num_embeds_ada_norm=1000, norm_num_groups=4,
     ).eval()  # fmt: skip
 
 
@@ -94,3 +94,31 @@ def pipeline() -> Any:
     )  # fmt: skip
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def joint_pipeline(kind: str) -> tuple[Any, dict[str, Any]]:
+    """A pipeline of SD3, FLUX or DiT without text encoders, and the options of a call of two steps."""
+    empty = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    options = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "latent"}
+    torch.manual_seed(1)
+    words = {
+        f"{which}{name}": torch.randn(size)
+        for which in ("", "negative_")
+        for name, size in (("prompt_embeds", (1, 6, 16)), ("pooled_prompt_embeds", (1, 16)))
+    }
+    if kind == "dit":
+        made = diffusers.DiTPipeline(
+            transformer=dit(), vae=autoencoder(), scheduler=diffusers.DDIMScheduler()
+        )
+        words, options = {"class_labels": [3]}, {"num_inference_steps": 2, "output_type": "np"}
+    elif kind == "sd3":
+        more = {**empty, "text_encoder_3": None, "tokenizer_3": None}
+        made = diffusers.StableDiffusion3Pipeline(
+            transformer=sd3(), scheduler=flow, vae=autoencoder(), **more
+        )
+    else:
+        made = diffusers.FluxPipeline(transformer=flux(), scheduler=flow, vae=autoencoder(), **empty)
+        options["true_cfg_scale"] = 3.0
+    made.set_progress_bar_config(disable=True)
+    return made, {**options, **words}

@@ -209,6 +209,35 @@ def test_a_loop_of_the_user_names_its_branches():
         loop()
 
 
+HALVES = ("unconditional", "conditional")
+
+
+@pytest.mark.parametrize(
+    ("kind", "branches", "tokens"),
+    [("sd3", HALVES, 22), ("flux", HALVES[::-1], 22), ("dit", HALVES[::-1], 16)],
+)
+def test_other_pipelines_keep_their_output_and_tell_their_branches(kind, branches, tokens):
+    pipeline, options = tiny_diffusers.joint_pipeline(kind)
+    plain = torch.as_tensor(pipeline(generator=noise(), **options).images)
+    model = hw.load(pipeline)
+    out, steps = model.generate(record=True, generator=noise(), **options)
+    assert torch.equal(torch.as_tensor(out.images), plain)
+    assert steps.branches == branches
+    assert dict(steps.statistic("entropy").sizes) == {
+        "step": 2, "branch": 2, "batch": 1, "layer": model.n_layers, "head": 2, "query": tokens,
+    }  # fmt: skip
+    with model.edit(hw.AtSteps(hw.ScaleHeads({"0.0": 0.0}), steps=1, branch="unconditional")):
+        _, edited = model.generate(record=True, maps="all", generator=noise(), **options)
+    told = [(now.step, now.branches) for now, _ in edited.calls]
+    assert told == (
+        [(n, (b,)) for n in range(2) for b in branches] if kind == "flux" else [(0, branches), (1, branches)]
+    )
+    new, old = (each.statistic("entropy").sel(layer=1) for each in (edited, steps))
+    assert new.sel(step=0).equals(old.sel(step=0))
+    assert new.sel(step=1, branch="conditional").equals(old.sel(step=1, branch="conditional"))
+    assert not new.sel(step=1, branch="unconditional").equals(old.sel(step=1, branch="unconditional"))
+
+
 class OneByOne:
     """The calls of a pipeline that runs its branches one by one."""
 
@@ -242,7 +271,7 @@ def test_halves_of_classes_are_told_by_the_number_that_means_none():
     assert isinstance(model, DiffusionModel)
     model.pipeline = SimpleNamespace(components={}, scheduler=SimpleNamespace(timesteps=[9], order=1))
     with model.record_steps() as steps, torch.no_grad():
-        dit(torch.randn(2, 4, 8, 8), torch.tensor([9, 9]), torch.tensor([3, 10]))
+        dit(torch.randn(2, 4, 8, 8), torch.tensor([9, 9]), torch.tensor([3, 1000]))
     assert steps.branches == ("conditional", "unconditional")
 
 
