@@ -34,7 +34,17 @@ def sample_of(module: nn.Module) -> dict[str, Any]:
         found |= _conditions(config, takes)
     except (KeyError, TypeError, ValueError, StopIteration):
         raise _unsaid(module) from None
-    return found
+    weight = next((each for each in module.parameters() if each.is_floating_point()), torch.zeros(0))
+    return {name: _placed(each, weight) for name, each in found.items()}
+
+
+def _placed(given: Any, weight: Tensor) -> Any:
+    """A tensor on the device of the weights, and in their precision if it holds no whole numbers."""
+    if isinstance(given, dict):
+        return {name: _placed(each, weight) for name, each in given.items()}
+    if not isinstance(given, Tensor):
+        return given
+    return given.to(weight.device, weight.dtype if given.is_floating_point() else None)
 
 
 def _picture(config: dict[str, Any], first: str, takes: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from headwater.lens.errors import PromptError
 from headwater.lens.models.axes import TEXTS, axis
 from headwater.lens.models.opened import Opened
+from headwater.lens.naming.measured import Measured
 from headwater.lens.naming.tokens import Tokens
 
 
@@ -25,6 +26,13 @@ def token_groups(model: Opened, found: Tokens, prompt: int | None = None) -> dic
             torch.ones(count, dtype=torch.bool) if part.patches is None else part.patches.are_patches(count)
         )
         main = main.expand_as(keys.ids)
+        named = found.named.get((part.name, "keys")) if isinstance(found, Measured) else None
+        if (
+            " and " in part.keys and named is not None and named.grid is not None
+        ):  # words and a picture in one row
+            picture = torch.zeros(count, dtype=torch.bool)
+            picture[named.grid.tokens()] = True
+            return {"image": picture.expand_as(keys.ids), "words": ~picture.expand_as(keys.ids)}
         return {"special": ~main, part.keys: main}
     ids, real = keys.ids.cpu(), keys.mask.cpu()
     if "inputs_embeds" in found.more:  # vectors have no ids that could be special

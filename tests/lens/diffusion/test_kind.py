@@ -127,6 +127,23 @@ def test_analyses_of_records_and_gradients_run_on_parts():
         model.record(given).part("cross:8x8").statistic("distance")
 
 
+@pytest.mark.parametrize(("name", "words"), [("sd3", slice(16, 23)), ("flux", slice(0, 7))])
+def test_words_and_picture_of_joint_attention_are_groups(name, words):
+    model = hw.load(getattr(tiny_diffusers, name)())
+    record = model.record(dict(model.hf.arguments.tensors), groups=["words", "image"], statistics=("mass",))
+    expected = record.map(1).dense()[..., words].sum(-1)
+    mass = torch.tensor(record.statistic("mass").sel(layer=1).values)
+    torch.testing.assert_close(mass[:, :, 0], expected)
+    torch.testing.assert_close(mass.sum(2), torch.ones_like(expected))
+
+
+def test_a_module_of_lower_precision_opens_by_its_configuration():
+    module = tiny_diffusers.unet().to(torch.bfloat16)
+    model = hw.load(module)
+    assert model.hf.arguments.tensors["sample"].dtype == torch.bfloat16
+    assert model.hf.arguments.tensors["timestep"].dtype == torch.long
+
+
 def test_a_module_that_says_too_little_asks_for_a_sample():
     from diffusers.models.embeddings import Timesteps
 
