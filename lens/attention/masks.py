@@ -176,6 +176,21 @@ def given_mask(given: Tensor, queries: int) -> tuple[Mask, Tensor | None]:
     return Mask(queries, keys, right=right, extra=Listed(torch.zeros(2, 1, dtype=torch.long), shown)), bias
 
 
+def as_lazy(given: Tensor | None, batch: int, queries: int, keys: int, device: Any) -> LazyMask | Tensor:
+    """The description of a causal mask with padding that a model made as a tensor [batch|1, head|1, query, key]; the
+    tensor itself where it is another one. None: all earlier keys. The last query sees every real key."""
+    real = shown = None
+    if given is not None:
+        given = given[:, :1, :, :keys]
+        shown = given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2
+        real = shown[:, 0, -1].expand(batch, keys)
+    made: Any = lazy_mask
+    described = made(batch, queries, keys, keys - queries, attention_mask=real, device=device)
+    if shown is None or bool((_dense(described) == shown).all()):
+        return described
+    return shown
+
+
 def crossing(mask: Mask, own: Mask) -> Mask:
     """The mask of cross-attention with the query positions and padding of `own`, the decoder's self-attention mask.
 

@@ -114,3 +114,18 @@ def first_output(output: Any) -> Tensor:
 def with_first_output(output: Any, tensor: Tensor) -> Any:
     """The same output with another first tensor."""
     return tensor if isinstance(output, Tensor) else (tensor, *output[1:])
+
+
+def stay_around(module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
+    """Call `before(module, args)` and `after(module, args, output)` at each call from now on, in every context; `after`
+    also where the call fails. Copies of the module keep both."""
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after, always_call=True)
+
+
+def take_off(module: nn.Module, kinds: tuple[type, ...]) -> None:
+    """Remove what `stay_around` put on, by its classes."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, kinds)]:
+            del hooks[key]
+            module._forward_hooks_always_called.pop(key, None)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwater.lens.attention import context, packed
+from headwater.lens.attention import context, own_code, packed
 from headwater.lens.attention.function import NAME
 from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import HeadwaterError, ModelError
@@ -110,18 +110,20 @@ def _given_after_all(hf: Any, name: str, sample: dict[str, Tensor], state: State
     """What the dense weights show of a model that can not be read through the interface; None if they do not either."""
     if not _has_interface(hf):
         return None
+    own_code.part_from(hf)
     state.put_back(everything=True)
     hf.eval()
     try:
         with as_it_was(hf):
-            hf.set_attn_implementation("eager")
+            if hf._can_set_attn_implementation():
+                hf.set_attn_implementation("eager")
             return _read_given(hf, name, sample)
     except HeadwaterError:
         return None
 
 
 def _has_interface(hf: Any) -> bool:
-    return hf._can_set_attn_implementation()
+    return hf._can_set_attn_implementation() or own_code.known(hf)
 
 
 def _read_given(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
@@ -144,7 +146,7 @@ def _other_weights(hf: Any, found: Mapping[str, Part]) -> tuple[str, ...]:
 def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
     """Read a model through transformers' attention interface."""
     before = None
-    if hf.config._attn_implementation != NAME:
+    if hf.config._attn_implementation != NAME and not own_code.is_met(hf):
         before = _run(hf, sample, name)
         if not of_real(before, sample).isfinite().all():
             # in float64 eager attention gives NaN on padding whose keys are all outside of the window
@@ -175,6 +177,9 @@ def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
 
 def _switch(hf: Any) -> None:
     """Headwater's attention in the whole model, also where a module keeps a copy of the configuration (X-CLIP)."""
+    if not hf._can_set_attn_implementation():
+        own_code.meet(hf)
+        return
     hf.set_attn_implementation(NAME)
     switched = {type(m.config) for m in hf.modules() if _implementation(m) == NAME}
     for module in hf.modules():

@@ -5,11 +5,11 @@ view works on an activation, a weight and a bias. Weights are what the module gi
 quantised weights they are the effective ones.
 
 Known layouts: GPT-2 and GPT-BigCode (c_attn), separate q_proj, k_proj, v_proj (Llama, Mistral, Qwen, Gemma, OPT, Phi,
-GPT-OSS, OLMo, Cohere, Granite, ViT, CLIP …), Phi-3 (qkv_proj), GPT-NeoX (query_key_value), ModernBERT (Wqkv), towers
-of packed patches (qkv), BERT-like (query, key, value; also VideoMAE and YOLOS), DistilBERT (q_lin …), T5 (q, k, v, o).
-Any other raises ModelError: low-rank projections (DeepSeek) have no matrix per head. An output gate
-(running/output_gates.py) is found by its shape: a module that gives one number per head or per feature (AFMoE, LFM3),
-or the second half of what the query projection gives for each head (Qwen3-Next).
+GPT-OSS, OLMo, Cohere, Granite, ViT, CLIP …), Phi-3 (qkv_proj), GPT-NeoX, BLOOM and Falcon (query_key_value), ModernBERT
+and MPT (Wqkv), towers of packed patches (qkv), BERT-like (query, key, value; also VideoMAE and YOLOS), DistilBERT
+(q_lin …), T5 (q, k, v, o). Any other raises ModelError: low-rank projections (DeepSeek) have no matrix per head. An
+output gate (running/output_gates.py) is found by its shape: a module that gives one number per head or per feature
+(AFMoE, LFM3), or the second half of what the query projection gives for each head (Qwen3-Next).
 """
 
 from __future__ import annotations
@@ -161,6 +161,20 @@ def _joined(fused: str, output: str) -> Layout:
     )
 
 
+def _clipped(attention: Any, shape: Shape) -> Projections:
+    if getattr(attention, "clip_qkv", None):
+        raise ModelError(
+            f"{type(attention).__name__} clips its queries, keys and values; they are not linear"
+        )
+    return _joined("Wqkv", "out_proj")(attention, shape)
+
+
+def _query_key_value(attention: Any, shape: Shape) -> Projections:
+    """GPT-NeoX and BLOOM keep each head's q, k, v together; Falcon has one key and value behind all queries."""
+    alone = getattr(attention, "multi_query", False) and not attention.new_decoder_architecture
+    return (_joined if alone else _head_by_head)("query_key_value", "dense")(attention, shape)
+
+
 def _head_by_head(fused: str, output: str) -> Layout:
     """Of each head its query, its key, its value."""
     return lambda attention, shape: _fused(
@@ -198,8 +212,9 @@ LAYOUTS: dict[tuple[str, ...], Layout] = {
     ("q_proj", "k_proj", "v_proj"): _separate("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense"),
     ("qkv_proj", "o_proj"): _joined("qkv_proj", "o_proj"),
     ("Wqkv", "Wo"): _joined("Wqkv", "Wo"),
+    ("Wqkv", "out_proj"): _clipped,
     ("qkv", "proj"): _joined("qkv", "proj"),
     ("qkv", "projection"): _joined("qkv", "projection"),
-    ("query_key_value", "dense"): _head_by_head("query_key_value", "dense"),
+    ("query_key_value", "dense"): _query_key_value,
     **{names: _separate(*names) for names in SEPARATE},
 }

@@ -1,4 +1,4 @@
-"""Models that compute attention by themselves (BLOOM, GPT-J, DeBERTa, OpenAI GPT, BLIP …): read, never edited.
+"""Models that compute attention by themselves (GPT-J, DeBERTa, OpenAI GPT, BLIP …): read, never edited.
 
 They do not use transformers' attention interface. With `output_attentions` their eager code returns dense weights,
 which are taken one layer at a time (loading/dense_weights.py finds their modules). A layer's weights become an

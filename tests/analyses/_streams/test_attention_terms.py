@@ -75,8 +75,10 @@ def test_terms_add_up_to_what_the_model_has(name: str) -> None:
 
 
 def test_models_that_are_read_only_or_have_two_texts() -> None:
-    bloom = hf.BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
-    model = hw.load(hf.BloomForCausalLM(bloom).eval())
+    gptj = hf.GPTJConfig(
+        vocab_size=61, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=1, eos_token_id=2
+    )
+    model = hw.load(hf.GPTJForCausalLM(gptj).eval())
     ids = torch.arange(5, 11)[None]
     for name in ("norms", "globenc", "alti", "value_zeroing", "relevance", "gradient_rollout"):
         with pytest.raises(AnalysisError, match="neither values nor head outputs"):

@@ -338,7 +338,7 @@ def test_refusals(call: Callable[[HookedModel], object], message: str) -> None:
 
 
 def test_models_without_these_names_are_refused() -> None:
-    model = hw.load(zoo.build("bloom"))
+    model = hw.load(zoo.build("gptj"))
     with pytest.raises(ModelError, match="TransformerLens' names"):
         model.run_with_cache(IDS, return_cache_object=False)
 
