@@ -51,8 +51,9 @@ def take(text: str, state: State) -> None:
         )
     edits_of(given.edits)
     first = given.prompts[0]
-    if first.text is None:
-        raise ExperimentError("the experiment's first prompt is token ids; the dashboard shows texts")
+    if first.text is None or first.files or first.decoder is not None or given.part is not None:
+        what = "of a part, a decoder's text, a picture or a sound" if first.tokens is None else "token ids"
+        raise ExperimentError(f"the experiment's first prompt is {what}; the dashboard shows texts alone")
     state.model, state.prompt, state.edits = given.model, first.text, list(given.edits)
     maps = [name for name in given.measures if name.startswith(ATTENTION)]
     if maps:

@@ -22,7 +22,7 @@ from headwater.lens.media.sources import content
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MOST_PIXELS = 2**26
-MOST_TOGETHER = 2**27
+MOST_TOGETHER = 2**28
 OTHERS = {b"<svg": "an SVG drawing", b"<?xml": "an SVG or XML text", b"%PDF": "a PDF", b"%!PS": "PostScript",
           b"RIFF": "a sound or a film"}  # fmt: skip
 Picture = Any  # a path, bytes, an image of PIL, or an array [height, width], [height, width, 3] or [3, height, width]

@@ -23,6 +23,8 @@ EDITS = [
     hw.Temperature(2.0),
 ]
 
+PICTURE = {"file": "a.png", "sha256": "0" * 64}
+
 
 def page():
     return State("small", PROMPT, layer=1, head=1, edits=[edit.to_dict() for edit in EDITS])
@@ -57,6 +59,8 @@ def test_what_can_not_be_shown_is_told():
         ("{", "line 1"),
         (hw.Experiment(model="other", prompts=["a"]).to_json(), "'other', which is not offered here"),
         (hw.Experiment(model="small", prompts=[{"tokens": [1]}]).to_json(), "token ids"),
+        (hw.Experiment(model="small", prompts=[{"text": "the", "image": PICTURE}]).to_json(), "texts alone"),
+        (hw.Experiment(model="small", prompts=["the"], part="cross").to_json(), "texts alone"),
         (
             hw.Experiment(model="small", prompts=["a"], edits=[hw.FreezeAttention("x")]).to_json(),
             "names the file of a record, which the dashboard does not open",
