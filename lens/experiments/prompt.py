@@ -42,8 +42,12 @@ class File(BaseModel):
     @classmethod
     def _inside(cls, value: str) -> str:
         paths = PurePosixPath(value), PureWindowsPath(value)
-        if "\0" in value or any(path.is_absolute() or path.drive or ".." in path.parts for path in paths):
-            raise ValueError("a file is named by where it lies in the experiment's folder, without '..'")
+        if not value.isprintable() or any(
+            path.is_absolute() or path.drive or ".." in path.parts for path in paths
+        ):
+            raise ValueError(
+                "a file is named by where it lies in the experiment's folder, without '..' and signs that do not print"
+            )
         return value
 
     def read(self, folder: Path | None) -> bytes:

@@ -126,6 +126,7 @@ def test_a_part_is_measured_on_a_sound(models, tmp_path: Path) -> None:
         ("/etc/passwd", "without '..'"),
         ("C:\\a.png", "without '..'"),
         ("a\0.png", "without '..'"),
+        ("\x1b[2J.png", "signs that do not print; got '\\\\x1b"),
         ("out.png", "out.png does not lie in the experiment's folder"),
         ("way/secret", "way/secret does not lie in the experiment's folder"),
         ("folder", "not a plain file|can not be read"),
