@@ -213,6 +213,9 @@ def first_tokens(rows: Sequence[Tensor], length: int) -> Tensor:
 
 def joined(rows: Sequence[Tensor]) -> Tensor:
     """Rows of equal shapes under each other, with their further inputs."""
+    measured = [row for row in rows if isinstance(row, Measured)]
+    if measured:
+        return Measured.joined(measured)
     ids = torch.cat([row.as_subclass(Tensor) for row in rows])
     tokens = [row for row in rows if isinstance(row, Tokens)]
     if not tokens:

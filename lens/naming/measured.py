@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from headwater.lens.errors import PromptError
 from headwater.lens.naming.grids import Grid
 from headwater.lens.naming.tokens import Tokens
 
@@ -39,6 +41,21 @@ class Measured(Tokens):
         found.axes, found.along, found.named = axes, along, named
         return found
 
+    @classmethod
+    def joined(cls, rows: Sequence[Measured]) -> Measured:
+        """Inputs of equal shapes under each other. PromptError where an input that all examples share differs."""
+        first, more = rows[0], {}
+        for name, given in first.more.items():
+            every, along = [row.more[name] for row in rows], first.along.get(name)
+            if along is None and not all(torch.equal(given, other) for other in every):
+                raise PromptError(
+                    f"{name} is one for all examples of a run, and differs between these; give them apart"
+                )
+            more[name] = given if along is None else torch.cat(every, along)
+        axes = {key: _under([row.axes[key] for row in rows]) for key in first.axes}
+        main = _under(rows)
+        return cls.of(main, more, axes, first.along, first.named)
+
     def rows(self, which: Any, ids: Tensor | None = None) -> Measured:
         """Some rows with the inputs and the tokens that belong to them; `ids` are numbers here and change nothing."""
         batch = len(self)
@@ -57,6 +74,10 @@ class Measured(Tokens):
         return self.of(
             main, copy.deepcopy(self.more, memo), copy.deepcopy(self.axes, memo), self.along, self.named
         )
+
+
+def _under(rows: Sequence[Tokens]) -> Tokens:
+    return Tokens(torch.cat([row.ids for row in rows]), torch.cat([row.mask for row in rows]))
 
 
 def _picked(given: Tensor, which: Any, axis: int | None) -> Tensor:

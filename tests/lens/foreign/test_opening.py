@@ -384,3 +384,14 @@ def test_a_refused_module_is_as_it_was(stack):
     torch.manual_seed(1)
     hw.load(stack, sample=(torch.ones(1, 3, 12), torch.ones(1, 2, 12)))
     assert torch.rand(1).equal(drawn)
+
+
+def test_examples_of_a_module_stand_under_each_other_again(stack):
+    model = hw.load(stack, sample=(torch.randn(2, 4, 12), torch.randn(2, 3, 12)))
+    both = model.to_tokens((torch.randn(3, 4, 12), torch.randn(3, 5, 12)))
+    again = type(both).joined([both.rows([n]) for n in range(3)])
+    assert all(torch.equal(given, again.more[name]) for name, given in both.more.items())
+    torch.testing.assert_close(model(again)["sample"], model(both)["sample"])
+    assert {key: side.ids.shape for key, side in again.axes.items()} == {
+        key: side.ids.shape for key, side in both.axes.items()
+    }
