@@ -51,6 +51,7 @@ def run_file(
     opened = experiment.load(folder) if model is None else model
     run = {"inputs": experiment.inputs_digest(), "revision": opened.revision}
     run |= {"tokenizer": told} if (told := opened.tokenizer_revision) else {}
+    run |= {"processor": told} if (told := opened.processor_revision) else {}
     count = len(experiment.prompts)
     with Journal.open(partial, run, ExperimentError, anew=True) as kept:
         earlier = _earlier(target, experiment)  # once more: another run may have come to its end meanwhile

@@ -14,7 +14,7 @@ from headwater.lens.errors import EditError, ModelError, PromptError, nearest
 from headwater.lens.models.norms import HEAD
 from headwater.lens.models.parts import Part, Shape
 from headwater.lens.models.patches import Patches
-from headwater.lens.models.revision import Revision, of_tokenizer
+from headwater.lens.models.revision import Revision, of_processor, of_tokenizer
 from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
 from headwater.lens.models.stack import Mixer, mixers_of, named
 from headwater.lens.naming.texts import encoding
@@ -160,6 +160,11 @@ class Opened:
     def tokenizer_revision(self) -> str:
         """The digest of what decides which ids a text becomes; empty without a tokenizer."""
         return of_tokenizer(self.tokenizer)
+
+    @property
+    def processor_revision(self) -> str:
+        """The digest of how pictures and sounds become numbers; empty without a processor."""
+        return of_processor(self.processor)
 
     @property
     def device(self) -> torch.device:

@@ -183,6 +183,20 @@ def of_tokenizer(tokenizer: Any) -> str:
     return "sha256:" + hashlib.sha256(f"{whole}\n{rest}".encode()).hexdigest()
 
 
+def of_processor(processor: Any) -> str:
+    """The digest of the settings with which pictures and sounds become numbers; empty where there are none."""
+    inside = [
+        getattr(processor, name, None) for name in ("image_processor", "feature_extractor", "video_processor")
+    ]
+    makers = [
+        each for each in (*inside, processor) if hasattr(each, "to_dict") and not hasattr(each, "decode")
+    ]
+    if not makers:
+        return ""
+    told = [(type(each).__name__, each.to_dict()) for each in makers]
+    return "sha256:" + hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
+
+
 def _of_value(value: Any) -> str:
     if isinstance(value, Tensor):
         return _of_tensor(value)

@@ -42,6 +42,7 @@ def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
         **({"other_attention": "; ".join(told)} if (told := model.other_attention) else {}),
         **({"attention_layers": model.layers} if model.n_layers < len(model.stack) else {}),
         **({"tokenizer": told} if (told := model.tokenizer_revision) else {}),
+        **({"processor": told} if (told := model.processor_revision) else {}),
         **({"first_token": first} if first else {}),
     }  # fmt: skip
 

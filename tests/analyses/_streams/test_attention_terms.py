@@ -93,7 +93,7 @@ def test_models_that_are_read_only_or_have_two_texts() -> None:
         "decoder_start_token_id": 0,
     }
     twofold = hw.load(hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=61, **sizes)).eval())
-    with pytest.raises(AnalysisError, match="is read as its decoder"):
+    with pytest.raises(AnalysisError, match="follows the maps of the decoder alone"):
         analyses.gradient_rollout(twofold, ids)
 
 

@@ -16,6 +16,7 @@ import headwater as hw
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.lens.attention.own_rule import ATTRIBUTE, OwnRule
 from headwater.lens.errors import ExperimentError
+from headwater.lens.loading import zoo
 
 
 def of(hf):
@@ -160,3 +161,14 @@ def test_an_experiment_does_not_go_on_with_another_model(tmp_path, hf):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ExperimentError, match=r"is of weights model-sha256:.* leave out the revision"):
         asked.run(folder=tmp_path)
+
+
+def test_a_processor_has_a_digest_of_its_settings() -> None:
+    hf = zoo.build("vit_classifier")
+    plain, small = (
+        hw.load(hf, processor=transformers.ViTImageProcessorPil(size={"height": n, "width": n}))
+        for n in (12, 10)
+    )
+    assert plain.processor_revision.startswith("sha256:")
+    assert plain.processor_revision != small.processor_revision
+    assert hw.load("tasks-4l").processor_revision == ""
