@@ -116,7 +116,8 @@ def fits(
         raise AnalysisError(f"{asked.name} reads the model alone; leave the prompts out")
     if asked.inputs == "circuits" and (file or beside or edits or part):
         raise AnalysisError(
-            f"{asked.name} reads two circuit files, no model and no prompts; leave the other options out"
+            f"{asked.name} reads two circuit files, no model and no prompts; leave --file, --edits, "
+            "--part, pictures and sounds out"
         )
 
 
