@@ -26,13 +26,14 @@ from headwater.analyses._measures.measure import (
     PositionSetting,
     WrongSetting,
 )
-from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.examples import Batch, Examples, joined, keys_of, queries_of
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._prompts.positions import place_of
 from headwater.analyses.circuits.path_patch import path_patch
 from headwater.lens.edits import InjectPattern
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
+from headwater.lens.models.axes import TEXTS
 from headwater.lens.models.token_ids import token_id
 from headwater.lens.naming.heads import Head, HeadNames, every_head, named
 from headwater.lens.progress import progress
@@ -57,6 +58,8 @@ def repair(
     batch_size: Annotated[int, "prompts of equal length that run together", Bounds(1)] = 32,
 ) -> xr.Dataset:
     """`accuracy` [treatment, bound]: how often the likeliest next token is the answer, with 95 % intervals.
+
+    Heads and the tokens that they look at are of the model's part: with `model.part("cross")` those of the encoder.
 
     In every clean prompt the attention of `heads` at query `position` is set to equal weights on the tokens that equal
     a wrong answer ("forced"), on those that equal the answer ("onto_answer"), or on as many random tokens that equal
@@ -88,6 +91,7 @@ def repair(
     >>> found.right.sel(treatment="none").values.tolist()
     [1.0]
     """
+    _refuse_without_words(model)
     pairs = side_by_side(model, pairs, corrupt)
     forced, watched = (named(each, model.layers, model.n_heads) for each in (heads, movers))
     if not forced:
@@ -96,7 +100,7 @@ def repair(
     others = [h for h in every_head(model.layers, model.n_heads) if h not in {*forced, *watched}]
     batches = _cases(model, pairs, position, answer, wrong, batch_size)
     cases = sorted((case for batch in batches for case in batch), key=lambda case: case.place)
-    runs = _runs(cases, forced, others, position, controls, seed)
+    runs = _runs(cases, forced, others, controls, seed)
     shape = (len(TREATMENTS), controls, len(cases))
     right, difference = np.full(shape, np.nan), np.full(shape, np.nan)
     seen = np.full((*shape[:2], len(watched), 2, len(cases)), np.nan)
@@ -160,19 +164,39 @@ def _ranked(found: xr.DataArray, layers: Sequence[int]) -> list[Head]:
     return [head for head in map(Head.parse, order) if head.layer in layers]
 
 
-class _Case:
-    """A prompt: ids [position], the ids of its answers, and the positions up to the query that hold one of them."""
+def _refuse_without_words(model: HookedModel) -> None:
+    """AnalysisError where the heads look at no tokens of a text, among which answers could stand."""
+    part = model.parts[model.part_name]
+    if not model.has_lm_head:
+        raise AnalysisError(
+            f"{model.name} has no language head, so it says no answer that heads could be kept off"
+        )
+    if part.keys not in TEXTS:
+        raise AnalysisError(
+            f"the heads of {part.name} in {model.name} look at {part.keys}, in which no answer's token stands; take a "
+            "part that looks at a text"
+        )
 
-    def __init__(self, place: int, ids: Tensor, answer: int, wrong: list[int], position: int) -> None:
-        self.place, self.ids, self.answer, self.wrong = place, ids, answer, wrong
-        seen = ids[: place_of(position, len(ids), f"pair {place}") + 1]
+
+class _Case:
+    """A prompt: its row [1, position] with further inputs, the ids of its answers, and the keys that hold one of them:
+    in a causal part those up to the query."""
+
+    def __init__(
+        self, model: HookedModel, place: int, row: Tensor, answer: int, wrong: list[int], position: int
+    ) -> None:
+        self.place, self.row, self.answer, self.wrong = place, row, answer, wrong
+        at = place_of(position, queries_of(model, row).shape[1], f"pair {place}")
+        seen = keys_of(model, row).ids[0].cpu()
+        seen = seen[: at + 1] if model.causal else seen
+        self.keys = len(seen)
         self.answers = (seen == answer).nonzero()[:, 0].tolist()
         self.wrongs = torch.isin(seen, torch.tensor(wrong)).nonzero()[:, 0].tolist()
 
-    def random(self, rng: np.random.Generator, position: int) -> list[int]:
-        """As many other positions up to the query as hold wrong answers; all where there are fewer."""
+    def random(self, rng: np.random.Generator) -> list[int]:
+        """As many other keys as hold wrong answers; all where there are fewer."""
         taken = {*self.answers, *self.wrongs}
-        free = [n for n in range(position % len(self.ids) + 1) if n not in taken]
+        free = [n for n in range(self.keys) if n not in taken]
         return sorted(rng.permutation(free)[: len(self.wrongs)].tolist())
 
 
@@ -180,7 +204,7 @@ Run = tuple[list[Head], list[list[int]]]  # the heads that are forced, and the k
 
 
 def _runs(
-    cases: list[_Case], forced: list[Head], others: list[Head], position: int, controls: int, seed: int
+    cases: list[_Case], forced: list[Head], others: list[Head], controls: int, seed: int
 ) -> dict[tuple[str, int], Run]:
     wrongs = [case.wrongs for case in cases]
     runs: dict[tuple[str, int], Run] = {
@@ -193,7 +217,7 @@ def _runs(
         picked = [others[n] for n in rng.permutation(len(others))[: len(forced)]]
         if picked:
             runs["random_heads", draw] = (picked, wrongs)
-        runs["random_keys", draw] = (forced, [case.random(rng, position) for case in cases])
+        runs["random_keys", draw] = (forced, [case.random(rng) for case in cases])
     return runs
 
 
@@ -218,8 +242,13 @@ def _cases(
         else:
             rather = corrupt.scatter(1, torch.tensor(right)[:, None], float("-inf")).argmax(-1)
             wrongs = [[token] for token in rather.tolist()]
-        rows = zip(pairs.places, pairs.clean.cpu(), right, wrongs, strict=True)
-        found.append([_Case(*row, position) for row in rows])
+        each = zip(pairs.places, right, wrongs, strict=True)
+        found.append(
+            [
+                _Case(model, place, batch.rows([n]), one, other, position)
+                for n, (place, one, other) in enumerate(each)
+            ]
+        )
     return found
 
 
@@ -228,7 +257,7 @@ def _run(
     watched: list[Head],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Right [prompt], difference [prompt] and the watched heads' weights [mover, wrong and right, prompt]."""
-    ids = torch.stack([case.ids for case in batch])
+    ids = joined([case.row for case in batch])
     by_keys: dict[tuple[int, ...], list[int]] = {}  # rows that share their forced keys share an edit
     for row, mine in enumerate(keys):
         if heads and mine:
@@ -238,6 +267,7 @@ def _run(
         for mine, rows in by_keys.items()
     ]
     seen = np.zeros((len(watched), 2, len(batch)))
+    last = queries_of(model, ids).shape[1] - 1
     with torch.no_grad(), model.edit(*edits):
         logits = model(ids)[:, -1].double().cpu()
         record = (
@@ -245,7 +275,7 @@ def _run(
         )
     for place, head in enumerate(watched):
         assert record is not None
-        row = record.map(head.layer).tile(slice(ids.shape[1] - 1, ids.shape[1]), slice(0, ids.shape[1]))
+        row = record.map(head.layer).tile(slice(last, last + 1), slice(None))
         for n, case in enumerate(batch):
             weights = row[n, head.head, 0].double().cpu()
             seen[place, :, n] = float(weights[case.wrongs].sum()), float(weights[case.answers].sum())
