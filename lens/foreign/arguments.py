@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +39,9 @@ class Arguments:
                 raise PromptError(
                     f"{name} is no tensor and not in the sample; what is no tensor comes from hw.load(module, sample=…)"
                 )
+        for name, value in _flat(bound):
+            if name in self.tensors and not isinstance(value, Tensor):
+                raise PromptError(f"{name} is a tensor in the sample; got {value!r:.40}")
         fixed, others = dict(_others(bound)), dict(_others(self._pattern))
         changed = [name for name in fixed if name in others and fixed[name] != others[name]]
         if changed:
@@ -69,7 +73,8 @@ class Arguments:
             args, kwargs = (), dict(given)
         else:
             args, kwargs = (tuple(given) if isinstance(given, tuple | list) else (given,)), {}
-        args = () if args == (None,) else args
+        args = () if len(args) == 1 and args[0] is None else tuple(map(as_tensors, args))
+        kwargs, more = ({name: as_tensors(each) for name, each in given.items()} for given in (kwargs, more))
         known = self._signature.parameters
         if not any(each.kind == each.VAR_KEYWORD for each in known.values()):
             unknown = [str(name) for name in (*kwargs, *more) if name not in known]
@@ -145,5 +150,6 @@ def batch_axes(tensors: Mapping[str, Tensor], batch: int) -> dict[str, int | Non
 
 
 def as_tensors(given: Any) -> Any:
-    """Arrays of numpy and numbers in lists as tensors, other things as they are."""
-    return torch.as_tensor(given) if hasattr(given, "__array__") and not isinstance(given, Tensor) else given
+    """Arrays of numbers as tensors, other things as they are."""
+    numbers = isinstance(given, np.ndarray) and given.dtype.kind in "biuf"
+    return torch.from_numpy(np.ascontiguousarray(given)) if numbers else given

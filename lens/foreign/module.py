@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from headwater.lens.attention import module_hooks
 from headwater.lens.attention.module_hooks import Given
-from headwater.lens.errors import ModelError
+from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.foreign.arguments import Arguments, batch_axes
 from headwater.lens.foreign.meeting import AttentionCall, Key, Meeting, Met, is_met
 from headwater.lens.foreign.named_axes import AxisNames
@@ -74,6 +75,11 @@ class ForeignModule(nn.Module):
         return meeting.met
 
     @property
+    def kind(self) -> str:
+        """The name of the module's class."""
+        return type(self.module).__name__
+
+    @property
     def batch(self) -> int:
         """Number of examples of the sample."""
         return self._batch(self.arguments.tensors)
@@ -89,11 +95,11 @@ class ForeignModule(nn.Module):
     def forward(self, **tensors: Tensor) -> Any:
         """The module's own output."""
         if self.module.training:
-            raise ModelError(f"{type(self.module).__name__} is in training mode; call its eval()")
+            raise ModelError(f"{self.kind} is in training mode; call its eval()")
         args, kwargs = self.arguments.filled(tensors)
         if is_met(self.module):
             return self.module(*args, **kwargs)
-        with Meeting(self.module, self._batch(tensors), self.sites).acting():
+        with Meeting(self.module, self._batch(tensors), self.sites).acting(), said(self.kind, "these inputs"):
             return self.module(*args, **kwargs)
 
     def measured(self, tensors: Mapping[str, Tensor], main: str, given: Given | None = None) -> Measured:
@@ -102,7 +108,8 @@ class ForeignModule(nn.Module):
         shapes = tuple((name, tuple(given.shape)) for name, given in sorted(tensors.items()))
         axes = self._lengths.get(shapes)
         if axes is None:
-            met = self.calls(tensors, given)
+            with said(self.kind, "these inputs"):
+                met = self.calls(tensors, given)
             axes = {}
             for name, key in self.places.items():
                 if key not in met:
@@ -119,6 +126,11 @@ class ForeignModule(nn.Module):
                 if len(self._lengths) >= KNOWN:
                     self._lengths.clear()
                 self._lengths[shapes] = axes
+        if (main, "queries") not in axes:
+            raise ModelError(
+                f"{self.kind} does not call the attention of {main!r} on these inputs as it did on the sample; load "
+                "the module with a sample that takes the same way"
+            )
         rows, batch = axes[main, "queries"], self._batch(tensors)
         if len(rows) != batch:  # frames or windows are rows of attention, and no examples
             rows = counted(batch, rows.shape[1])
@@ -139,3 +151,21 @@ class ForeignModule(nn.Module):
     def base_model(self) -> ForeignModule:
         """Itself, as transformers' models without a head."""
         return self
+
+
+@contextmanager
+def said(name: str, inputs: str = "the sample") -> Iterator[None]:
+    """ModelError for whatever the module raises on these inputs."""
+    try:
+        yield
+    except (HeadwaterError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if type(error).__module__.startswith(
+            "torch._dynamo"
+        ):  # flex_attention compiles itself and meets no mode
+            raise ModelError(
+                f"{name} runs code that torch compiles, such as flex_attention; attention inside of it can not be read"
+            ) from error
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(f"{name} fails on {inputs}: {type(error).__name__}: {first}") from error

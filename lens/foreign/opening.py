@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
-from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.errors import ModelError
 from headwater.lens.foreign.arguments import Arguments, numbers_in
 from headwater.lens.foreign.divide import divide, unread
 from headwater.lens.foreign.meeting import AttentionCall, Key, Met
 from headwater.lens.foreign.model import ForeignModel
-from headwater.lens.foreign.module import ForeignModule
+from headwater.lens.foreign.module import ForeignModule, said
 from headwater.lens.foreign.named_axes import AxisNames, NamedAxes
 from headwater.lens.models.closeness import relative_difference
 from headwater.lens.models.parts import Part
@@ -52,7 +51,7 @@ def open_module(module: nn.Module, sample: Any, axes: Any = None, kind: Kind | N
     hf = ForeignModule(module, Arguments(module, sample))
     hf.eval()
     before = _plain(hf, name)
-    with _said(name):
+    with said(name):
         met = hf.learn()
     if not met:
         raise ModelError(
@@ -70,7 +69,7 @@ def open_module(module: nn.Module, sample: Any, axes: Any = None, kind: Kind | N
     if given is not None:
         given.fit(hf.measured(hf.arguments.tensors, next(iter(parts))))
     torch.manual_seed(0)
-    with torch.no_grad(), _said(name):
+    with torch.no_grad(), said(name):
         after = list(numbers_in(hf(**hf.arguments.tensors)))
     if _differs(before, after):  # torch's fused layers give other numbers on padding than their steps
         with BaseTorchFunctionMode():
@@ -109,29 +108,11 @@ def _plain(hf: ForeignModule, name: str) -> list[Tensor]:
     """The numbers that the module itself gives on the sample."""
     torch.manual_seed(0)  # a module may draw numbers, and two runs are compared
     args, kwargs = hf.arguments.filled(hf.arguments.tensors)
-    with torch.no_grad(), _said(name):
+    with torch.no_grad(), said(name):
         found = list(numbers_in(hf.module(*args, **kwargs)))
     if not found:
         raise ModelError(f"{name} returns no floating-point tensor, so its outputs can not be compared")
     return found
-
-
-@contextmanager
-def _said(name: str) -> Iterator[None]:
-    """ModelError for whatever the module raises."""
-    try:
-        yield
-    except HeadwaterError:
-        raise
-    except Exception as error:
-        if type(error).__module__.startswith(
-            "torch._dynamo"
-        ):  # flex_attention compiles itself and meets no mode
-            raise ModelError(
-                f"{name} runs code that torch compiles, such as flex_attention; attention inside of it can not be read"
-            ) from error
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"{name} fails on the sample: {type(error).__name__}: {first}") from error
 
 
 def _differs(before: list[Tensor], after: list[Tensor]) -> str | None:

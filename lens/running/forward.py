@@ -150,6 +150,11 @@ def outputs_by_layer(
     outputs = _Outputs(model.key)
     with context.listening(outputs), contextlib.nullcontext() if edited else context.unedited(model.key):
         forward(model, given, **_few_logits(model))
+    if missing := [layer for layer in model.layers if layer not in outputs.by_layer]:
+        raise ModelError(
+            f"layers {missing} of {model.name} did not call attention on these inputs, so they have no head outputs; "
+            "give inputs that go through every layer"
+        )
     return {layer: outputs.by_layer[layer] for layer in model.layers}
 
 
