@@ -20,7 +20,7 @@ from headwater.kernels.attend import attend
 from headwater.kernels.edits.outputs import Gate, OutputEdit
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context, packed
+from headwater.lens.attention import context, packed, windows
 from headwater.lens.attention.context import NAME
 from headwater.lens.attention.masks import LazyMask, crossing, given_mask, lazy_mask
 from headwater.lens.attention.own_rule import own_rule
@@ -60,13 +60,20 @@ def attention(
         raise ModelError(
             f"the model is in training mode with attention dropout {dropout}, so attention is random; call model.eval()"
         )
-    mask, bias = _mask_of(module, query, key, attention_mask, is_causal)
-    if position_bias is not None:
-        bias = position_bias if bias is None else bias + position_bias
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     site = _sites.get(module)
     layer, tap = (-1, context.NO_TAP) if site is None else (site.layer, context.current_tap(site.model))
-    query, key, value = tap.entering(layer, query, key, value)
+    grid = windows.grid(module, query, site is not None)
+    if grid is None:
+        mask, bias = _mask_of(module, query, key, attention_mask, is_causal)
+        if position_bias is not None:
+            bias = position_bias if bias is None else bias + position_bias
+        query, key, value = tap.entering(layer, query, key, value)
+    else:
+        mask, bias = grid.mask(), None
+        query, key, value = tap.entering(layer, *(grid.unfolded(x) for x in (query, key, value)))
+        query, key = grid.biased(query, key, scale, attention_mask)
+        scale = 1.0
     mask = mask if site is None or site.rows is None else _placed(site, mask)
     edits_on = () if site is None else context.active(site.model)
     lowered = context.Lowered.joined([edit.lower(layer, mask, len(query)) for edit in edits_on])
@@ -93,7 +100,8 @@ def attention(
     context.discover(module, map)
     for listener in listeners:
         listener.take(layer, map, value, z)
-    return z.transpose(1, 2).contiguous(), None
+    z = z.transpose(1, 2)
+    return (z.contiguous() if grid is None else grid.folded(z)), None
 
 
 def _placed(site: Site, mask: Mask) -> Mask:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwater.lens.attention import context, own_code, packed
+from headwater.lens.attention import context, own_code, packed, windows
 from headwater.lens.attention.function import NAME
 from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import HeadwaterError, ModelError
@@ -153,6 +153,7 @@ def _read(hf: Any, name: str, sample: dict[str, Tensor]) -> _Read:
             sample = {name: given for name, given in sample.items() if "attention_mask" not in name}
             before = _run(hf, sample, name)
     _switch(hf)
+    windows.unfold_windows(hf.modules())
     with context.discovering() as calls:
         after = _run(hf, sample, name)
     kinds = {type(module) for module, _ in calls}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwater.lens.attention import context
+from headwater.lens.attention import context, windows
 from headwater.lens.attention.module_hooks import hidden_states, on
 from headwater.lens.models.parts import Part, pictures
 from headwater.lens.models.patches import Patches, special_names
@@ -67,6 +67,7 @@ def _placed(hf: Any, part: Part, guess: Patches, sample: Mapping[str, Tensor]) -
         other[0].view(-1, *shape[-3:])[frame, :, high, wide] += 1
         changed.append(other)
     module = min(part.modules, key=part.modules.__getitem__)
+    module = windows.block_around(hf, module) or module
     seen = [_entering(hf, module, {**sample, "pixel_values": given.view(shape)}) for given in changed]
     if any(each is None or each.dim() != 3 or len(each) != len(plain) for each in seen):
         return None

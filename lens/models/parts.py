@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.lens.attention import windows
 from headwater.lens.errors import ModelError
 from headwater.lens.models.norms import Flow
 from headwater.lens.models.part_axes import Axes, axes_of, own_name
@@ -218,7 +219,7 @@ def _part(
     layers = number(calls, paths)
     shapes = {}
     for module, m in calls:
-        features = m.q.shape[3]  # in DeepSeek values are narrower
+        features = windows.head_width(module) or m.q.shape[3]  # in DeepSeek values are narrower
         own = int(getattr(module, "v_head_dim", None) or features)
         shapes[layers[module]] = Shape(m.shape[1], m.k.shape[1], features, own)
     return Part(
@@ -248,6 +249,8 @@ def number(calls: Iterable[tuple[nn.Module, Any]], paths: Mapping[nn.Module, str
 
 def width(hf: Any, module: nn.Module, otherwise: int | None = None) -> int:
     """The number of features of the residual stream; `otherwise` where the configuration names none for all layers."""
+    if own := windows.head_width(module):  # stages differ in width
+        return own * int(module.num_attention_heads)  # type: ignore[arg-type]
     for config in (getattr(module, "config", None), hf.config.get_text_config(), hf.config):
         for known in ("hidden_size", "d_model", "n_embd"):
             value = getattr(config, known, None)
