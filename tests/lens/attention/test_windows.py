@@ -28,7 +28,7 @@ PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 def pair() -> tuple[Any, Any]:
     config = SwinConfig(
-        image_size=32, patch_size=4, embed_dim=16, depths=[2, 1], num_heads=[2, 4], window_size=WINDOW, num_labels=3
+        image_size=32, patch_size=4, embed_dim=16, depths=[2, 1], num_heads=[2, 4], window_size=WINDOW
     )  # fmt: skip
     torch.manual_seed(0)
     plain = SwinForImageClassification._from_config(config, attn_implementation="eager").eval()
