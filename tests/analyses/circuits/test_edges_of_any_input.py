@@ -1,7 +1,7 @@
 """Edges in towers of images, encoders, decoders with cross-attention and texts with pictures.
 
-The oracle is a run of the plain transformers model with hooks by hand. Mutations seen to fail: cross-attention no node;
-the copies of a batch without their pictures; the stream behind the last block not checked for other readers.
+The oracle is a run of the plain transformers model with hooks by hand. Mutation seen to fail: the stream behind
+the last block not checked for other readers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Patching in towers of images, in texts with pictures, and in the three parts of models that read two texts.
 
 The oracle is a run of the plain transformers model with hooks by hand. Mutations seen to fail: the heads of the other
-attention in a decoder's block free in path patching; key positions counted by the queries.
+attention in a decoder's block free in path patching.
 """
 
 from __future__ import annotations

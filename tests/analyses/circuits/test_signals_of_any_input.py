@@ -1,7 +1,7 @@
 """Signals between heads of towers of pictures, encoders and decoders.
 
-The oracle is the plain transformers model met by hooks. Mutations seen to fail: copies of a prompt without its picture;
-the change of the signal at another position.
+The oracle is the plain transformers model met by hooks. Mutation seen to fail: the change of the
+signal at another position.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What parts of towers of pictures, of encoders and of decoders write into classes, similarities and tokens.
 
 The oracle is the formula on tensors that hooks by hand take from the plain transformers model. Mutations seen to fail:
-T5's factor in front of its head left out; the class token's position taken for the last one; cross-attention's heads
+T5's factor in front of its head left out; cross-attention's heads
 no terms.
 """
 

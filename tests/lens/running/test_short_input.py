@@ -1,7 +1,4 @@
-"""The input of short runs: ids where a model reads nothing else, else that on which it was opened.
-
-Mutation seen to fail: ids for an encoder–decoder.
-"""
+"""The input of short runs: ids where a model reads nothing else, else that on which it was opened."""
 
 from __future__ import annotations
 
