@@ -211,9 +211,7 @@ def _prompts(
 ) -> tuple[Any, Inputs]:  # fmt: skip
     """The texts, or ids with their mask, and what the processor gives beside them."""
     if _writes(model, examples):
-        rows, more = _written(model, examples, prepend_bos, generating)
-        ids, mask = _padded(model, rows, side)
-        return ids, Inputs(None, mask, more)
+        return _written(model, examples, side, prepend_bos, generating)
     texts, ids = _all_or_none(examples, "text"), _all_or_none(examples, "ids")
     if ids is not None:
         padded, mask = _padded(model, ids, side)
@@ -229,19 +227,40 @@ def _prompts(
 
 
 def _written(
-    model: Opened, examples: Sequence[Example], prepend_bos: bool | None, generating: bool
-) -> tuple[list[Any], dict[str, Tensor]]:  # fmt: skip
-    """Ids of every text with its pictures, and the pictures, as the model's processor makes both."""
+    model: Opened, examples: Sequence[Example], side: str, prepend_bos: bool | None, generating: bool
+) -> tuple[Tensor, Inputs]:  # fmt: skip
+    """Ids of every text with its pictures, and what else the model's processor makes of both."""
     made = []
     for place, each in enumerate(examples):
         pictures = [picture(one, f"picture {n} of example {place}") for n, one in enumerate(each.images)]
         made.append(_one(model, each.text, pictures, place, generating))
     begins = model.prepend_bos if prepend_bos is None else prepend_bos
-    rows = [_begun(model, one["input_ids"][0].tolist(), begins) for one in made]
-    known = [
-        name for name in made[0] if name in names(model.hf) and name not in ("input_ids", "token_type_ids")
-    ]
-    return rows, {name: _joined(name, [one[name] for one in made if name in one]) for name in known}
+    written = [one["input_ids"][0].tolist() for one in made]
+    rows = [_begun(model, ids, begins) for ids in written]
+    more: dict[str, Tensor] = {}
+    for name in dict.fromkeys(chain.from_iterable(made)):
+        found = [one[name] for one in made if name in one]
+        if name not in names(model.hf) or name == "input_ids":
+            continue
+        pairs = zip(found, written, strict=False)
+        if len(found) == len(rows) and all(tuple(one.shape) == (1, len(ids)) for one, ids in pairs):
+            more[name] = _beside(found, rows, side)
+        else:
+            more[name] = _joined(name, found)
+    ids, mask = _padded(model, rows, side)
+    return ids, Inputs(None, mask, more)
+
+
+def _beside(given: Sequence[Tensor], rows: Sequence[list[int]], side: str) -> Tensor:
+    """One number for each token (which of them stand for a picture), on `side` padded as the rows are, with 0; a
+    beginning that was put before a text or taken from it has its number put or taken."""
+    longest = max(map(len, rows))
+    padded = []
+    for one, row in zip(given, rows, strict=True):
+        own = torch.nn.functional.pad(one[0], (len(row) - one.shape[1], 0))
+        gap = longest - len(row)
+        padded.append(torch.nn.functional.pad(own, (gap, 0) if side == "left" else (0, gap)))
+    return torch.stack(padded)
 
 
 def _one(model: Opened, text: Any, pictures: list[Any], place: int, generating: bool) -> Mapping[str, Tensor]:

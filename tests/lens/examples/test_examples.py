@@ -6,6 +6,7 @@ import json
 import wave
 
 import numpy as np
+import pictured_texts
 import pytest
 import torch
 import transformers as T
@@ -204,3 +205,26 @@ def test_pairs_of_pictures_in_the_forms_of_users(vit, tmp_path):
     wanted = hw.analyses.patch(model, [(hw.Example(image=photo()), hw.Example(image=photo(seed=1)))])
     for pair in ((photo(), photo(seed=1)), (tmp_path / "0.png", tmp_path / "1.png")):
         assert np.array_equal(hw.analyses.patch(model, [pair]).values, wanted.values)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # in transformers' PaliGemmaProcessor
+def test_which_tokens_are_pictures_stays_beside_its_tokens() -> None:
+    """PaliGemma reads its prompt in both directions where its processor says so, token by token."""
+    hf, processor = pictured_texts.paligemma()
+    texts = ("<image> what is", "<image> the cat sat on")
+    pictures = [Image.fromarray(photo(seed=n)) for n in (0, 1)]
+    plain = []
+    for text, each in zip(texts, pictures, strict=True):
+        made = processor(text=[text], images=[each], return_tensors="pt")
+        assert "token_type_ids" in made
+        plain.append(hf(**made).logits[0])
+    model = hw.load(hf, processor=processor)
+    examples = [hw.Example(text=text, image=each) for text, each in zip(texts, pictures, strict=True)]
+    together = model.to_tokens(examples)
+    for n, wanted in enumerate(plain):
+        torch.testing.assert_close(model(examples[n])[0], wanted)
+        torch.testing.assert_close(model(together)[n][together.mask[n]], wanted)
+    ids = hf.generate(
+        **processor(text=[texts[0]], images=[pictures[0]], return_tensors="pt"), max_new_tokens=3
+    )
+    assert model.generate(examples, max_new_tokens=3)[0] == processor.decode(ids[0], skip_special_tokens=True)
