@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwater.lens.attention import context
+from headwater.lens.attention import context, windows
 from headwater.lens.attention.module_hooks import on
 from headwater.lens.errors import ModelError
 from headwater.lens.models import inputs
@@ -39,7 +39,13 @@ class _Ones(context.Tap):
 
 
 def modules_of(model: Opened, layer: int) -> tuple[nn.Module, nn.Module]:
-    """The attention module of a layer and its output projection: what must be watched for `output_gate`."""
+    """The attention module of a layer and its output projection: what must be watched for `output_gate`. ModelError
+    for windows that are folded into the batch, whose modules read no row of the grid."""
+    if windows.head_width(model.attention_module(layer)):
+        raise ModelError(
+            f"{model.name} folds windows into the batch, so its heads' outputs can not be followed through its "
+            "modules; read its maps, or edit its heads"
+        )
     return attention_with_projections(model, layer), projections(model, layer).output
 
 

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from headwater.lens.attention import windows
 from headwater.lens.errors import ModelError, nearest
 from headwater.lens.models import blocks
 from headwater.lens.models.blocks import TransformerBlock
@@ -51,6 +52,10 @@ def places(model: Opened) -> dict[str, Activation]:
 
 
 def _refuse(model: Opened) -> None:
+    if any(windows.head_width(model.attention_module(layer)) for layer in model.layers):
+        raise ModelError(
+            f"{model.name} folds windows into the batch, so TransformerLens' names are not served"
+        )
     if model.read_only:
         raise ModelError(
             f"{model.name} can be read but not changed ({model.read_only}), so TransformerLens' names are not served"

@@ -172,3 +172,15 @@ def test_a_grid_that_windows_do_not_fill_is_refused() -> None:
     model, _ = pair()
     with pytest.raises(ModelError, match="do not fill this picture's grid of patches"):
         model.hf(torch.randn(1, 3, 40, 40), interpolate_pos_encoding=True)
+
+
+def test_what_follows_modules_is_refused_by_name() -> None:
+    model = pair()[0].part("vision1")
+    with pytest.raises(
+        ModelError, match="folds windows into the batch, so its heads' outputs can not be followed"
+    ):
+        hw.analyses.norms(model, PICTURES)
+    with pytest.raises(
+        ModelError, match="folds windows into the batch, so TransformerLens' names are not served"
+    ):
+        model.run_with_cache(PICTURES)
