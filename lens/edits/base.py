@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from headwater.lens.running.ids import enter
 
 Rows = str | int | Iterable[int]
 LIMITS = ("queries", "where", "rows")
+MOST_COUNT = 2**31 - 1
 ANY, SHARE = (-math.inf, math.inf), (0.0, 1.0)
 
 
@@ -259,7 +261,9 @@ class HeadWise(Edit, ABC):
             if value is None and name in self.neutral:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise EditError(f"{where}: {name} must be a whole number, {least} or more; got {value!r}")
+                raise EditError(f"{where}: {name} must be a whole number, {least} or more; got {value!r:.60}")
+            if value > MOST_COUNT:
+                raise EditError(f"{where}: {name} is at most {MOST_COUNT}; got {value!s:.20}")
 
     def _is_neutral(self) -> bool:
         if any(getattr(self, name) == value for name, value in self.neutral.items()):
@@ -287,7 +291,10 @@ def batch_rows(given: Rows, where: str) -> tuple[int, ...] | None:
 
 def number(value: Any, what: str, where: str, low: float = -math.inf, high: float = math.inf) -> float:
     """The value as a float; EditError unless it is a finite number within the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+    whole = isinstance(value, int) and abs(value) > sys.float_info.max  # a file can hold such numbers
+    if whole or isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise EditError(f"{where}: {what} must be a finite number; got {value!r:.60}")
+    if not math.isfinite(value):
         raise EditError(f"{where}: {what} must be a finite number; got {value!r}")
     if not low <= value <= high:
         bounds = f"between {low:g} and {high:g}" if high < math.inf else f"{low:g} or more"
@@ -295,10 +302,19 @@ def number(value: Any, what: str, where: str, low: float = -math.inf, high: floa
     return float(value)
 
 
+def singles(given: Any) -> np.ndarray:
+    """The numbers as float32; what is too large for it is infinite. TypeError or ValueError for what can not be one."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
+    except OverflowError:
+        raise ValueError("a whole number is too large") from None
+
+
 def vectors(given: Any, width: int, what: str) -> Tensor:
     """The numbers as float32, [width] or [position, width]; EditError for another shape, NaN or infinity."""
     try:
-        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
+        array = singles(given)
     except (TypeError, ValueError):
         array = np.empty(0)
     shaped = array.ndim in (1, 2) and array.size > 0 and array.shape[-1] == width
@@ -337,6 +353,8 @@ def plain(value: Any) -> Any:
 def read(value: Any) -> Any:
     """The value of which `plain` gave this JSON data; sequences become lists."""
     if isinstance(value, Mapping) and set(value) == {"slice"}:
+        if not isinstance(value["slice"], list | tuple) or len(value["slice"]) != 3:
+            raise EditError(f"a slice is a list of start, stop and step; got {value['slice']!r:.60}")
         return slice(*value["slice"])
     if isinstance(value, Mapping):
         return {key: read(v) for key, v in value.items()}

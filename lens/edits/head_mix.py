@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headwater.kernels.edits.mixing import ConvolveScores, MixHeads
 from headwater.lens.attention.context import Lowered
-from headwater.lens.edits.base import HeadWise, LayerCall, Prepared, Rows
+from headwater.lens.edits.base import HeadWise, LayerCall, Prepared, Rows, singles
 from headwater.lens.edits.named_positions import NO_GROUPS
 from headwater.lens.errors import EditError
 from headwater.lens.models.opened import Opened
@@ -114,7 +114,7 @@ def _numbers(
 ) -> Tensor:
     """The numbers as float32; EditError for another shape, NaN or infinity."""
     try:
-        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
+        array = singles(given)
     except (TypeError, ValueError):
         array = np.empty(0)
     if array.ndim not in axes or 0 in array.shape or (shape is not None and array.shape != shape):

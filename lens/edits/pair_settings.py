@@ -16,6 +16,7 @@ from headwater.lens.models.patches import Patches
 
 MOST_PAIRS = 2**22  # of a mask or a list of blocks that is written out: 4 MB, 2,048 × 2,048 tokens
 MOST_CELLS = 2**24
+MOST = 2**31 - 1  # of a whole number, so that products of two stay whole numbers of torch
 # what each kind takes; a default of None must be given
 KINDS: dict[str, dict[str, Any]] = {
     "dilated": {"reach": None, "step": None},
@@ -37,7 +38,7 @@ def settings_of(rule: Mapping[str, Any], patches: Patches | None = None) -> dict
     """
     given = dict(rule)
     kind = given.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         near = nearest(kind, KINDS) if isinstance(kind, str) else f"it is one of {', '.join(KINDS)}"
         raise EditError(f"MaskPairs: unknown kind {kind!r}: {near}")
     takes = KINDS[kind]
@@ -69,7 +70,9 @@ def settings_of(rule: Mapping[str, Any], patches: Patches | None = None) -> dict
 def _whole(value: Any, name: str, least: int | None = None) -> int:
     least = LEAST[name] if least is None else least
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise EditError(f"MaskPairs: {name} must be a whole number, {least} or more; got {value!r}")
+        raise EditError(f"MaskPairs: {name} must be a whole number, {least} or more; got {value!r:.60}")
+    if value > MOST:
+        raise EditError(f"MaskPairs: {name} is at most {MOST}; got {value!s:.20}")
     return value
 
 
@@ -106,7 +109,7 @@ def made_of(settings: dict[str, Any]) -> Made | dict[str, int]:
 
 def _tree(documents: Any, parents: Any) -> tuple[Tensor, Tensor]:
     """The document of each place and, for every two documents, whether the second is the first or an ancestor."""
-    spans = [_numbers(span, "documents", 0) for span in _sequence(documents, "documents")]
+    spans = [_numbers(span, "documents", 0) for span in _some(documents, "documents")]
     above = _sequence(parents, "parents")
     if len(above) != len(spans):
         raise EditError(f"MaskPairs: {len(spans)} documents need as many parents; got {len(above)}")
@@ -128,7 +131,7 @@ def _tree(documents: Any, parents: Any) -> tuple[Tensor, Tensor]:
 
 
 def _shown(given: Any) -> Tensor:
-    rows = [[_whole(n, "shown", 0) for n in _sequence(row, "shown")] for row in _sequence(given, "shown")]
+    rows = [[_whole(n, "shown", 0) for n in _sequence(row, "shown")] for row in _some(given, "shown")]
     width = max((n for row in rows for n in row), default=-1) + 1
     width = max(width, len(rows))
     if width * len(rows) > MOST_PAIRS:
@@ -143,6 +146,13 @@ def _sequence(given: Any, name: str) -> Sequence[Any]:
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise EditError(f"MaskPairs: {name} is a list; got {given!r:.60}")
     return given
+
+
+def _some(given: Any, name: str) -> Sequence[Any]:
+    """A list that is not empty."""
+    if not len(found := _sequence(given, name)):
+        raise EditError(f"MaskPairs: {name} is empty, and the rule would hide nothing; leave the edit out")
+    return found
 
 
 def mask_of(given: Any, heads: int) -> Made:
