@@ -16,6 +16,7 @@ from headwater.lens.foreign.meeting import AttentionCall, Key, Met
 from headwater.lens.foreign.model import ForeignModel
 from headwater.lens.foreign.module import ForeignModule, said
 from headwater.lens.foreign.named_axes import AxisNames, NamedAxes
+from headwater.lens.foreign.sources import told_apart
 from headwater.lens.models.closeness import relative_difference
 from headwater.lens.models.parts import Part
 
@@ -31,7 +32,7 @@ class Kind:
     def divide(
         self, hf: ForeignModule, met: Mapping[Key, Met]
     ) -> tuple[dict[str, Part], dict[Key, AttentionCall]]:
-        return divide(met, hf.batch)
+        return divide(told_apart(hf, met), hf.batch)
 
     def names(self, hf: ForeignModule, parts: Mapping[str, Part]) -> AxisNames | None:
         """The names of tokens where the user gives none."""
