@@ -20,7 +20,7 @@ from headwater.analyses._prompts.examples import Batch
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.inputs import VECTORS
-from headwater.lens.models.signature import FLOATS, markers
+from headwater.lens.models.signature import FLOATS, markers, time_axis
 from headwater.lens.naming.tokens import Tokens
 
 MEANS = "the mean of each picture, sound or row of vectors"
@@ -55,7 +55,8 @@ class Blanks:
     def vectors(self, at: Entering) -> list[Tensor]:
         """The vectors of a batch of which every token is a blank."""
         every = [torch.ones(len(at.batch.places), len(each.places), dtype=torch.bool) for each in at.where]
-        given = _at_their_means(self._words(at.batch, torch.arange(len(at.batch.places)), every))
+        words = self._words(at.batch, torch.arange(len(at.batch.places)), every)
+        given = _at_their_means(self.inputs.model, words)
         return entering(self.inputs.model, given, at.where)
 
     def scores(self, batch: Batch, value: Value, gone: Tensor, size: int) -> Tensor:
@@ -71,7 +72,7 @@ class Blanks:
         means: list[Tensor] = []
         if any(media):
             kept = [place for place, other in zip(where, media, strict=True) if other]
-            means = entering(self.inputs.model, _at_their_means(batch.ids), kept)
+            means = entering(self.inputs.model, _at_their_means(self.inputs.model, batch.ids), kept)
         found = []
         for i in range(0, len(forms), size):
             some = texts[i : i + size]
@@ -134,18 +135,20 @@ def _with(given: Tensor, more: Mapping[str, Tensor]) -> Tokens:
     return given.changed(given.ids, given.mask, {**given.more, **more})
 
 
-def _at_their_means(given: Tensor) -> Tensor:
+def _at_their_means(model: HookedModel, given: Tensor) -> Tensor:
     """The same rows with every picture and sound at its own mean."""
     if not isinstance(given, Tokens):
         return given
     grids = given.more.get("image_grid_thw")
     means = {
-        name: _mean(name, found, grids) for name, found in given.more.items() if name in (*FLOATS, VECTORS)
+        name: _mean(name, found, grids, time_axis(model.hf, found))
+        for name, found in given.more.items()
+        if name in (*FLOATS, VECTORS)
     }
     return _with(given, means)
 
 
-def _mean(name: str, found: Tensor, grids: Tensor | None) -> Tensor:
+def _mean(name: str, found: Tensor, grids: Tensor | None, time: int) -> Tensor:
     """A picture [..., height, width], sound [row, feature, time], [row, sample] or [row, time, feature], or vectors
     [row, position, feature] at their mean; a picture in patches [row, patch, feature], or packed [patch, feature], at
     its mean patch."""
@@ -155,5 +158,5 @@ def _mean(name: str, found: Tensor, grids: Tensor | None) -> Tensor:
     if name == "pixel_values":
         axes = (-2, -1) if found.dim() > 3 else (-2,)
     else:
-        axes = (1,) if name == VECTORS or (name == "input_values" and found.dim() == 3) else (-1,)
+        axes = (1,) if name == VECTORS or (name == "input_values" and found.dim() == 3) else (time,)
     return found.mean(axes, keepdim=True).expand_as(found)

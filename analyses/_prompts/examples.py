@@ -24,7 +24,7 @@ from headwater.lens.models.classes import logits_of, own_similarity
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import FLOATS, compares, markers
 from headwater.lens.naming.measured import Measured
-from headwater.lens.naming.tokens import Tokens
+from headwater.lens.naming.tokens import Tokens, is_of_tokens
 from headwater.lens.progress import progress
 from headwater.lens.running.forward import forward
 
@@ -114,8 +114,7 @@ def without_padding(some: Tokens) -> Tensor:
     def real(name: str, given: Tensor) -> Tensor:
         """The real tokens of an input that has one value for each token of the main text, or of the encoder's."""
         mask = some.mask if source is None or name.startswith("decoder_") else source
-        by_token = given.shape == mask.shape or (name == "inputs_embeds" and given.shape[:2] == mask.shape)
-        if not by_token or bool(mask.all()):
+        if not is_of_tokens(name, given, mask.shape) or bool(mask.all()):
             return given
         return given[mask.to(given.device)].view(len(given), -1, *given.shape[2:])
 

@@ -27,7 +27,7 @@ from headwater.analyses._prompts.examples import (
     singles_of,
     without_padding,
 )
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, PromptError
 from headwater.lens.media.pictures import is_picture
 from headwater.lens.media.sounds import is_waveform
 from headwater.lens.model import HookedModel
@@ -144,7 +144,7 @@ def _is_side(given: Any) -> bool:
     """Whether this may be one example: not a list of several."""
     if isinstance(given, Tokens):
         return len(given) == 1
-    if isinstance(given, Tensor | np.ndarray) and torch.as_tensor(given).is_floating_point():
+    if _is_floats(given):
         return given.ndim < 4 or len(given) == 1  # a picture, or sound
     if is_single(given) or _is_row(given) or is_picture(given) or is_waveform(given):
         return True
@@ -189,7 +189,13 @@ def _sides(model: HookedModel, place: int, pair: Any) -> tuple[Tensor, Tensor]:
         raise AnalysisError(f"pair {place} is not (clean, corrupt); give two prompts for each")
     both = []
     for given in pair:
-        tokens = model.to_tokens(given) if _is_side(given) else None
+        tokens = (
+            _floats(model, given)
+            if _is_floats(given)
+            else model.to_tokens(given)
+            if _is_side(given)
+            else None
+        )
         if tokens is None or len(tokens) != 1:
             raise AnalysisError(
                 f"pair {place} holds {short(given)}; a side of a pair is one text, one conversation, ids [position], "
@@ -198,6 +204,20 @@ def _sides(model: HookedModel, place: int, pair: Any) -> tuple[Tensor, Tensor]:
         both.append(without_padding(tokens))
     _refuse_unequal(model, place, *both)
     return both[0], both[1]
+
+
+def _is_floats(given: Any) -> bool:
+    """Whether these are the numbers of a picture, a film or a sound."""
+    return isinstance(given, Tensor | np.ndarray) and torch.as_tensor(given).is_floating_point()
+
+
+def _floats(model: HookedModel, given: Tensor | np.ndarray) -> Tokens:
+    """One picture, film or sound, with the axis of examples or without it."""
+    try:
+        tokens = model.to_tokens(given)
+    except PromptError:
+        tokens = None
+    return tokens if tokens is not None and len(tokens) == 1 else model.to_tokens(given[None])
 
 
 def _refuse_unequal(model: HookedModel, place: int, clean: Tensor, corrupt: Tensor) -> None:

@@ -301,7 +301,7 @@ def _compare(before: Tensor, after: Tensor, sample: dict[str, Tensor], hf: Any) 
 def _know_classes(model: HookedModel, sample: dict[str, Tensor]) -> None:
     """Put the labels of a classifier on the model; one more run tells them where there is no language head."""
     model.by_choice = "input_ids" in sample and sample["input_ids"].dim() == 3
-    if not model.has_lm_head and model.hf.base_model is not model.hf:
+    if not model.has_lm_head:
         with torch.no_grad():
             out = model.hf(**{name: given[:1] for name, given in sample.items()})
         model.classes = labels_of(model.hf, out)

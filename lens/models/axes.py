@@ -34,11 +34,11 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
     given = next((t for n, t in tokens.more.items() if FLOATS.get(n) == name), None)
     if given is None:
         return None
-    batch, count = len(given), part.counts.get(name) or round(given.shape[-1] / part.stride)
+    batch, count = len(given), part.counts.get(name) or round(given.shape[part.time] / part.stride)
     mask, real = tokens.more.get("attention_mask"), None
     if name == "audio" and part.lengths is not None:
-        count = int(part.lengths(given.shape[-1]))
-        if mask is not None and mask.shape == given.shape:  # of samples
+        count = int(part.lengths(given.shape[part.time]))
+        if mask is not None and mask.shape == (batch, given.shape[part.time]):  # of samples or frames
             ends = torch.tensor([int(part.lengths(samples)) for samples in mask.sum(-1).tolist()])
             real = torch.arange(count) < ends[:, None]
     if name == "image" and given.dim() == 2:  # patches of all images in one row

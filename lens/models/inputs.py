@@ -111,6 +111,11 @@ def _read(model: Opened, given: Any, attention_mask: Any, read: ReadText, more: 
         extra, given = {floats: given} | extra, None
     if given is None:
         given = extra.pop("input_ids", None)
+    elif "input_ids" in extra:
+        raise PromptError(
+            "the text is given twice, as the prompt and as input_ids; give it once"
+            + (", and the decoder's text as decoder_input_ids" if model.is_encoder_decoder else "")
+        )
     for name in extra.keys() - DECODER:
         extra[name] = _tensor(model, name, extra[name])
     if VECTORS in extra and (model.is_encoder_decoder or "vision" in model.parts):

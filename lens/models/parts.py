@@ -20,7 +20,7 @@ from headwater.lens.errors import ModelError
 from headwater.lens.models.norms import Flow
 from headwater.lens.models.part_axes import Axes, axes_of, own_name
 from headwater.lens.models.patches import Patches
-from headwater.lens.models.signature import FLOATS, embedding, float_input, pair, vision_config
+from headwater.lens.models.signature import FLOATS, embedding, float_input, pair, time_axis, vision_config
 from headwater.lens.models.stack import StackBlock, pattern
 
 CROSS = re.compile(r"cross|encoder_attn|encdec|encoder_decoder|_to_(image|token)", re.IGNORECASE)
@@ -70,6 +70,7 @@ class Part:
     )  # which norms the modules of each block read
     dense: Mapping[nn.Module, Dense] = field(default_factory=dict)  # of modules outside of the interface
     beside: bool = True  # whether learned queries and other states run only where images or audio are given
+    time: int = -1  # the axis of a sound that is time
 
     def __repr__(self) -> str:
         tokens = f"{self.queries} × {self.keys}" if self.crosses else self.queries
@@ -215,7 +216,17 @@ def _part(
     causal = axes.queries == axes.keys and map.shape[2] > 1 and not bool(corner.triu(1).any())
     alone = axes.queries == axes.keys == "image" and map.shape[0] in (pictures(sample), videos(sample))
     patches = patches_of(hf, map.shape[3], sample) if alone else None
-    frames = next((t.shape[-1] for n, t in sample.items() if FLOATS.get(n) == "audio"), 1)
+    sound = next((t for n, t in sample.items() if FLOATS.get(n) == "audio"), None)
+    time, lengths = -1, None
+    if sound is not None:
+        time = time_axis(hf, sound)
+        lengths = getattr(hf, "_get_feat_extract_output_lengths", None)
+        if (
+            lengths is not None
+            and axes.keys == "audio"
+            and not _counts(lengths, sound.shape[time], map.shape[3])
+        ):
+            lengths = None
     layers = number(calls, paths)
     shapes = {}
     for module, m in calls:
@@ -225,10 +236,17 @@ def _part(
     return Part(
         name, layers, axes.queries, axes.keys, causal, shapes,
         width(hf, calls[0][0], map.shape[1] * map.q.shape[3]), patches,
-        frames / map.shape[3] if axes.keys == "audio" else 1.0,
-        getattr(hf, "_get_feat_extract_output_lengths", None) if "input_values" in sample else None, axes.counts,
-        beside=bool(FLOATS.keys() & sample.keys()),
+        sound.shape[time] / map.shape[3] if sound is not None and axes.keys == "audio" else 1.0, lengths, axes.counts,
+        beside=bool(FLOATS.keys() & sample.keys()), time=time,
     )  # fmt: skip
+
+
+def _counts(lengths: Callable[[int], Any], samples: int, positions: int) -> bool:
+    """Whether the model's own function from samples to positions gives the positions of a run."""
+    try:
+        return int(lengths(samples)) == positions
+    except Exception:  # of any kind: it is another model's code, and some take tensors alone
+        return False
 
 
 def number(calls: Iterable[tuple[nn.Module, Any]], paths: Mapping[nn.Module, str]) -> dict[nn.Module, int]:

@@ -32,6 +32,16 @@ def names(hf: Any) -> list[str]:
     return [name for name in inspect.signature(hf.forward).parameters if name not in NOT_READ]
 
 
+def time_axis(hf: Any, sound: Tensor) -> int:
+    """The axis of a sound that is time: -1, or -2 where the features of a frame stand last, as Speech2Text reads them
+    (Whisper reads [batch, feature, frame])."""
+    for name in ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim"):
+        features = getattr(hf.config, name, None)
+        if sound.dim() == 3 and isinstance(features, int):
+            return -2 if sound.shape[-1] == features != sound.shape[-2] else -1
+    return -1
+
+
 def vision_config(hf: Any) -> Any:
     return getattr(hf.config, "vision_config", hf.config)
 

@@ -85,6 +85,14 @@ class Tokens(Tensor):
         return Tokens(self.ids.clone(), self.mask.clone(), more, copy.deepcopy(self.labels, memo), owners)
 
 
+def is_of_tokens(name: str, given: Tensor, shape: torch.Size) -> bool:
+    """Whether an input has one value, or one vector or box, for each token of a text [batch, position]."""
+    several = name == "inputs_embeds" or (
+        given.dim() > 2 and not given.is_floating_point() and "pixel" not in name
+    )
+    return given.shape == shape or (several and given.shape[:2] == shape)
+
+
 def to_tokens(
     given: Any, tokenizer: Any, attention_mask: Any = None, side: Literal["left", "right"] = "right",
     prepend_bos: bool | None = None, generating: bool = False,

@@ -16,7 +16,7 @@ from headwater.lens.models import inputs
 from headwater.lens.models.classes import logits_of
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import float_input, markers
-from headwater.lens.naming.tokens import Tokens
+from headwater.lens.naming.tokens import Tokens, is_of_tokens
 
 LENGTH, PADDING = 6, 4  # tokens of the text, and columns of padding
 SIDES = ("left", "right")
@@ -79,7 +79,8 @@ def without(model: Opened, one: Tokens) -> Tokens:
         more |= {name: more[name][:, kept] for name in ("input_ids", "attention_mask")}
     own = one.mask[0]
     more = {
-        name: given[:, own.to(given.device)] if name not in ("input_ids", "attention_mask") and given.shape == one.shape
+        name: given[:, own.to(given.device)]
+        if name not in ("input_ids", "attention_mask") and is_of_tokens(name, given, one.shape)
         else given for name, given in more.items()
     }  # fmt: skip
     return one.changed(one.ids[:, own], one.mask[:, own], more)
