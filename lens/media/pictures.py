@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from headwater.lens.errors import PromptError
-from headwater.lens.media.sources import content
+from headwater.lens.media.sources import as_array, content
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MOST_PIXELS = 2**26
@@ -39,9 +39,7 @@ def picture(given: Picture, what: str = "the picture") -> Image.Image:
     if isinstance(given, Image.Image):
         return _rgb(given, what)
     if isinstance(given, np.ndarray | Tensor):
-        return Image.fromarray(
-            _bytes(np.asarray(given.cpu() if isinstance(given, Tensor) else given), what), "RGB"
-        )
+        return Image.fromarray(_bytes(as_array(given), what), "RGB")
     if not isinstance(given, str | PathLike | bytes):
         raise PromptError(f"{what} is a path, bytes, an image of PIL or an array; got {type(given).__name__}")
     data, name = content(given, what)
@@ -85,14 +83,29 @@ def _rgb(found: Image.Image, name: str) -> Image.Image:
     try:
         found.load()
         upright = ImageOps.exif_transpose(found)
-        if upright.mode.startswith("I"):  # PIL would cut 16 bits off at 255
-            upright = Image.fromarray((np.asarray(upright, np.int64).clip(0, 65535) // 257).astype(np.uint8))
+        if upright.mode == "F" or upright.mode.startswith("I"):
+            upright = Image.fromarray(_grey(np.asarray(upright), upright.mode))
         return upright.convert("RGB")
     except Exception as error:  # a decoder may raise anything at broken data
         told = " ".join(str(error).split())
         raise PromptError(
             f"{name} is broken: {type(error).__name__}: {told:.200}; give a whole file"
         ) from None
+
+
+def _grey(given: np.ndarray, mode: str) -> np.ndarray:
+    """Brightness of many bits as 8 bits, where PIL would cut it off at 255. ValueError for numbers of no known scale.
+
+    Floating-point numbers up to 1 are shares of full brightness; whole numbers up to 255 in 32 bits are 8 bits.
+    """
+    largest = given.max()
+    if not (given >= 0).all() or not largest <= (255 if mode == "F" else 65535):  # NaN is no number either
+        raise ValueError(
+            f"its numbers of mode {mode} go from {given.min()} to {largest}, of which the scale is unknown"
+        )
+    if mode == "F":
+        return np.rint(given * 255 if largest <= 1 else given).astype(np.uint8)
+    return (given if mode == "I" and largest <= 255 else given // 257).astype(np.uint8)
 
 
 def _bytes(given: np.ndarray, what: str) -> np.ndarray:

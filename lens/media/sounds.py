@@ -19,10 +19,11 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from headwater.lens.errors import PromptError
-from headwater.lens.media.sources import content
+from headwater.lens.media.sources import as_array, content
 
 MOST_SECONDS = 600
 UNKNOWN = 2**32 - 1  # the size of data that was not known when the header was written
+LOUDEST = 1e6  # far above 1, and its squares are numbers still
 RATES = 1_000, 384_000  # samples a second
 Sound = Any  # a path, bytes, or (samples [sample] or [sample, channel], rate)
 
@@ -50,12 +51,16 @@ def sound(given: Sound, rate: int, what: str = "the sound") -> np.ndarray:
         raise PromptError(
             f"{what} has samples of shape {list(samples.shape)}; give [sample] or [sample, channel]"
         )
+    if samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
+        raise PromptError(
+            f"{what} has more channels than samples, {list(samples.shape)}; give [sample, channel], its transpose"
+        )
     if len(samples) > MOST_SECONDS * own:
         raise PromptError(
             f"{what} lasts {len(samples) / own:.0f} s; the most is {MOST_SECONDS} s: give a part of it"
         )
-    if not np.isfinite(samples).all():
-        raise PromptError(f"{what} holds NaN or infinite samples; give finite ones")
+    if not (abs(samples) <= LOUDEST).all():
+        raise PromptError(f"{what} holds NaN, infinite or huge samples; give numbers from -1 to 1")
     if samples.ndim == 2:
         if samples.shape[1] > 1:
             warnings.warn(f"{what} has {samples.shape[1]} channels; their mean is read", stacklevel=3)
@@ -102,7 +107,12 @@ def _check_length(data: bytes, name: str) -> None:
 
 def _samples(given: Any, what: str) -> np.ndarray:
     """Samples as numbers from −1 to 1, whatever whole numbers they were."""
-    samples = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    try:
+        samples = as_array(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise PromptError(
+            f"{what} has samples that are no array; give [sample] or [sample, channel]"
+        ) from None
     if samples.dtype == np.uint8:
         return samples.astype(np.float64) / 128 - 1
     if np.issubdtype(samples.dtype, np.signedinteger):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from os import PathLike
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from headwater.lens.errors import PromptError
 from headwater.lens.files import as_path, bounded
@@ -32,3 +36,11 @@ def content(given: str | PathLike[str] | bytes, what: str) -> tuple[bytes, str]:
         raise PromptError(f"{path} is not a plain file; give {what} as a file")
     with os.fdopen(number, "rb") as source:
         return bounded(source, str(path), MOST_BYTES, PromptError), str(path)
+
+
+def as_array(given: Any) -> np.ndarray:
+    """Numbers of any device and precision, also with a gradient; numpy has no bfloat16, which becomes float32."""
+    if not isinstance(given, Tensor):
+        return np.asarray(given)
+    given = given.detach().cpu()
+    return (given.float() if given.is_floating_point() else given).numpy()

@@ -79,3 +79,23 @@ def test_what_is_no_picture_is_refused(tmp_path):
         picture("/dev/zero")
     with pytest.raises(PromptError, match="from 0 to 1"):
         picture(np.full((3, 4, 4), -2.0))
+
+
+def test_brightness_of_many_bits_keeps_its_scale() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    sixteen = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert sixteen.mode == "I;16"
+    for given in (
+        sixteen, Image.fromarray(grey).convert("I"), Image.fromarray(grey).convert("F"),
+        Image.fromarray(grey.astype(np.float32) / 255), torch.from_numpy(grey / np.float32(255)).requires_grad_(),
+    ):  # fmt: skip
+        assert (np.asarray(picture(given))[..., 0] == grey).all()
+    half = torch.from_numpy(grey / np.float32(255)).bfloat16()
+    assert np.abs(np.asarray(picture(half))[..., 0].astype(int) - grey).max() <= 1
+    for odd in (
+        np.full((2, 2), 300, np.float32),
+        np.full((2, 2), np.nan, np.float32),
+        np.full((2, 2), -1, np.int32),
+    ):
+        with pytest.raises(PromptError, match="scale is unknown"):
+            picture(Image.fromarray(odd))

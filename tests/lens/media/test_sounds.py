@@ -9,6 +9,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from scipy.io import wavfile
 
 from headwater.lens.errors import PromptError
@@ -57,3 +58,22 @@ def test_what_is_no_sound_is_refused():
             sound(given, 16000)
     with pytest.raises(PromptError, match="lasts 700 s"):
         sound((np.zeros(700_000), 1000), 16000)
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [
+        (np.zeros((2, 1000)), r"\[2, 1000\]; give \[sample, channel\]"),
+        ([[1.0], [1.0, 2.0]], "no array"),
+        (np.full(100, 1e300), "huge"),
+    ],
+)
+def test_samples_that_can_not_be_heard_are_refused(samples, told) -> None:
+    with pytest.raises(PromptError, match=told):
+        sound((samples, 8_000), 16_000)
+
+
+def test_samples_of_any_precision_are_heard() -> None:
+    given = torch.linspace(-1, 1, 100)
+    for same in (given.clone().requires_grad_(), given.bfloat16()):
+        np.testing.assert_allclose(sound((same, 8_000), 8_000), given, atol=5e-3)
