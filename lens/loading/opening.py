@@ -7,6 +7,7 @@ afterwards as it was (as_it_was.py).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ from headwater.lens.models.classes import labels_of
 from headwater.lens.models.closeness import answer, close_or_refuse, of_real
 from headwater.lens.models.parts import Part
 from headwater.lens.models.revision import stored
-from headwater.lens.models.signature import FLOATS, names
+from headwater.lens.models.signature import FLOATS, image_token, names
 from headwater.lens.models.stack import pattern
 from headwater.lens.running.padding import moved_sides
 from headwater.lens.samples.samples import as_rows, check_sample, described, samples
@@ -54,6 +55,7 @@ def open_model(hf: Any, tokenizer: Any, name: str, sample: Mapping[str, Any] | N
             hf.eval()
             tried = samples(hf) if sample is None else [check_sample(hf, sample)]
             found, unread, fitting = _first_read(hf, name, tried, state)
+            found = _as_it_writes(hf, found, fitting)
             changes = state.changes()
             state.put_back()
             _refuse_exchanged(hf, found, changes)
@@ -68,6 +70,16 @@ def open_model(hf: Any, tokenizer: Any, name: str, sample: Mapping[str, Any] | N
             model.sample = fitting
             model.moved_by_padding = moved_sides(model)
     return model
+
+
+def _as_it_writes(hf: Any, found: dict[str, Part], sample: Mapping[str, Tensor]) -> dict[str, Part]:
+    """The parts, the text causal where only the sample's types of tokens opened it: pictures, and the prompt of
+    PaliGemma, are read in both directions, and what is written is not."""
+    name, main = next(iter(found.items()))
+    typed = "token_type_ids" in sample and image_token(hf) is not None and hf.can_generate()
+    if name != "text" or not typed or hf.config.is_encoder_decoder:
+        return found
+    return found | {name: dataclasses.replace(main, causal=True)}
 
 
 # the parts, the stacks that can not be read, and the sample that the model took

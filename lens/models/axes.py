@@ -41,6 +41,8 @@ def axis(part: Part, name: str, tokens: Tokens) -> Tokens | None:
         if mask is not None and mask.shape == (batch, given.shape[part.time]):  # of samples or frames
             ends = torch.tensor([int(part.lengths(samples)) for samples in mask.sum(-1).tolist()])
             real = torch.arange(count) < ends[:, None]
+    elif name == "audio" and given.dim() == 3 and mask is not None and mask.shape == given.shape[:2]:
+        count = given.shape[1]  # frames stand before their features, each with its mask (Wav2Vec2-BERT)
     if name == "image" and given.dim() == 2:  # patches of all images in one row
         batch, count = 1, len(given)
     elif name == "image" and part.patches is not None:

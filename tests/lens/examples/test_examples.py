@@ -218,7 +218,9 @@ def test_which_tokens_are_pictures_stays_beside_its_tokens() -> None:
         made = processor(text=[text], images=[each], return_tensors="pt")
         assert "token_type_ids" in made
         plain.append(hf(**made).logits[0])
-    model = hw.load(hf, processor=processor)
+    model = hw.load(
+        hf, processor=processor, sample=processor(text=[texts[0]], images=[pictures[0]], return_tensors="pt")
+    )
     examples = [hw.Example(text=text, image=each) for text, each in zip(texts, pictures, strict=True)]
     together = model.to_tokens(examples)
     for n, wanted in enumerate(plain):

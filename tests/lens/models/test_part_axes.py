@@ -75,3 +75,22 @@ def test_the_number_of_rows_and_columns_decides() -> None:
     assert axes_of("audio", (9, 9), sound, None, encodes=False) == ("audio", "audio", {})
     assert own_name("qformer.encoder.layer.*.attention") == "qformer"
     assert own_name("model.layers.*.attention") == "query"
+
+
+def test_frames_that_stand_before_their_features_have_their_mask() -> None:
+    config = transformers.Wav2Vec2BertConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        feature_projection_input_dim=10,
+        position_embeddings_type="relative_key", conv_depthwise_kernel_size=3,
+    )  # fmt: skip
+    hf = transformers.Wav2Vec2BertForSequenceClassification(config).eval()
+    given = {"input_features": torch.randn(2, 12, 10), "attention_mask": torch.ones(2, 12).long()}
+    given["attention_mask"][1, 8:] = 0
+    plain = copy.deepcopy(hf)
+    plain.set_attn_implementation("eager")
+    weights = plain(**given, output_attentions=True).attentions[0]
+    record = hw.load(hf).record(**given)
+    assert record.valid.sum(-1).tolist() == [12, 8]
+    pattern = record.pattern(layer=0, head=1)
+    torch.testing.assert_close(pattern[0], weights[0, 1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pattern[1, :8, :8], weights[1, 1, :8, :8], atol=1e-5, rtol=1e-4)
