@@ -228,6 +228,8 @@ def blank_out(plain: Plain, found: Any) -> Pairs:
     ids = _ids(plain)
     if ids.is_floating_point():
         raise LookupError("patches and sound are blanked by their means")
+    if isinstance(ids, Tokens):  # BART would run on the changed text alone, and make the decoder's of it
+        raise LookupError("the plain way knows one text alone")
     with torch.no_grad():
         before = plain.score(plain.run(ids))
         for place in range(ids.shape[1]):
