@@ -63,7 +63,30 @@ class ForeignModule(nn.Module):
             sizes = [size for given in tensors.values() for size in given.shape[:2]]
             batch = next((size for size in sizes if size in rows), batch)
         before, self.along = self.along, batch_axes(tensors, batch)
+        for name, given in tensors.items():
+            if given.shape[:2] == (batch, batch) and batch > 1 and self._is_of_one_example(name, met):
+                self.along[name] = 1
         return met if self.along == before else self.calls(tensors)
+
+    def _is_of_one_example(self, name: str, met: Mapping[Key, Met]) -> bool:
+        """Whether a change at the first place of the second axis reaches the first example alone: this tells which axis
+        counts the examples of a sample that is as long as its batch."""
+        given = self.arguments.tensors[name]
+        if given.dtype == torch.bool:
+            return False
+        other = given.clone()
+        other[:, 0] = given[:, -1]
+        found = self.calls({**self.arguments.tensors, name: other})
+        for key, each in found.items():
+            q, before = each.call.q, met[key].call.q if key in met else None
+            if (
+                before is not None
+                and len(q) == len(given)
+                and q.shape == before.shape
+                and not q.equal(before)
+            ):
+                return q[1:].equal(before[1:])
+        return False
 
     def calls(self, tensors: Mapping[str, Tensor], given: Given | None = None) -> dict[Key, Met]:
         """The attention calls of one run, with no edit on; `given` are the arguments that hold the tensors, if they

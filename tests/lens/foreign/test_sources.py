@@ -68,3 +68,12 @@ def test_self_attention_beside_another_input_stays_its_own():
 
     model = hw.load(Conditioned(), sample=(torch.randn(1, 5, 8), torch.randn(1, 5, 8)))
     assert list(model.parts) == ["self"]
+
+
+def test_a_sample_as_long_as_its_batch():
+    torch.manual_seed(0)
+    for batch_first in (True, False):
+        module = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first).eval()
+        model, x = hw.load(module, sample=torch.randn(4, 4, 8)), torch.randn(6, 3, 8)
+        alone = x[[1]] if batch_first else x[:, [1]]
+        torch.testing.assert_close(model(model.to_tokens(x).rows([1])), module(alone))
