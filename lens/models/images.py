@@ -109,6 +109,13 @@ def check_pictures(model: Opened, pixels: Tensor | None) -> None:
         raise PromptError(
             f"pixel_values {list(pixels.shape)} is one picture without the axis of images; give pixel_values[None]"
         )
+    patch = pair(getattr(vision_config(model.hf), "patch_size", None))
+    small = patch is not None and pixels.dim() == 4 and any(map(int.__lt__, pixels.shape[-2:], patch))
+    if size is not None and (small or pixels.dim() < 3):
+        raise PromptError(
+            f"pixel_values {list(pixels.shape)} hold no patch of {model.name}; give [image, channel, height, width], "
+            "as its processor makes them"
+        )
     if pixels.dim() == 4 and pixels.shape[1] != channels:
         raise PromptError(
             f"pixel_values {list(pixels.shape)} is not of the {channels} channels that {model.name} reads; give "

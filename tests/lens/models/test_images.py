@@ -237,3 +237,11 @@ def test_a_model_that_does_not_run_without_pictures_says_so():
     ):
         with pytest.raises(PromptError, match="does not run without pixel_values; give pixel_values="):
             call([[5, 6, 7]])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (12, 12)])
+def test_pictures_without_a_patch_are_refused(shape: tuple[int, ...]) -> None:
+    hf = zoo.build("vit_classifier")
+    given = torch.zeros(tuple(hf.config.num_channels if n == 3 else n for n in shape))
+    with pytest.raises(PromptError, match="hold no patch"):
+        hw.load(hf).record(pixel_values=given)
