@@ -84,7 +84,10 @@ def test_frames_that_stand_before_their_features_have_their_mask() -> None:
         position_embeddings_type="relative_key", conv_depthwise_kernel_size=3,
     )  # fmt: skip
     hf = transformers.Wav2Vec2BertForSequenceClassification(config).eval()
-    given = {"input_features": torch.randn(2, 12, 10), "attention_mask": torch.ones(2, 12).long()}
+    given: dict[str, Any] = {
+        "input_features": torch.randn(2, 12, 10),
+        "attention_mask": torch.ones(2, 12).long(),
+    }
     given["attention_mask"][1, 8:] = 0
     plain = copy.deepcopy(hf)
     plain.set_attn_implementation("eager")
