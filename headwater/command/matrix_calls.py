@@ -89,6 +89,8 @@ class Subject:
         if isinstance(sides[0], Tokens):
             rows = range(len(sides[0]))
             return [tuple(side.rows([row]) for side in sides) for row in rows]  # type: ignore[attr-defined]
+        if sides[0].is_floating_point():  # each picture or sound keeps its axis of rows
+            return list(zip(*(side.split(1) for side in sides), strict=True))
         return list(zip(*sides, strict=True))
 
 
@@ -151,8 +153,9 @@ def settings_of(asked: Entry, model: HookedModel) -> dict[str, Any]:
     found = {name: value for name, value in SMALL.items() if name in known} | SETTINGS.get(asked.name, {})
     if model.has_lm_head:
         found |= {n: f"#{i}" for n, i in (("answer", ANSWER), ("wrong", WRONG)) if n in known}
-    elif model.classes and {"answer", "measure"} <= set(known):
-        found |= {"answer": 1, "wrong": 0} if len(model.classes) > 1 else {"answer": 0}
+    elif model.classes and "answer" in known:
+        named = {"answer": 1, "wrong": 0} if len(model.classes) > 1 else {"answer": 0}
+        found |= {name: place for name, place in named.items() if name in known}
     elif "measure" in known:
         found["measure"] = strength
     if asked.name == "head_contrast" and model.parts[model.part_name].keys not in ("text", "decoder"):

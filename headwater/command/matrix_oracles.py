@@ -15,14 +15,18 @@ import torch
 from torch import Tensor
 
 from headwater.command.matrix_calls import ANSWER, strength
+from headwater.command.matrix_inputs import INPUT_WAYS
 from headwater.command.matrix_plain import Plain
 from headwater.command.matrix_values import VALUE_WAYS
+from headwater.lens.loading.coverage import attentions
 from headwater.lens.loading.opening import answer
-from headwater.lens.models.signature import FLOATS
 from headwater.lens.naming.tokens import Tokens
 
 Pairs = Iterator[tuple[Any, Any]]
-NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "decoder.final_layer_norm")
+NORMS = (
+    "norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "decoder.final_layer_norm", "decoder.layer_norm",
+    "language_model.norm",
+)  # fmt: skip
 
 
 # --- records
@@ -38,15 +42,42 @@ def mixed(plain: Plain) -> list[Tensor]:
     return [each / each.sum(-1, keepdim=True) for each in maps]
 
 
+def steps(plain: Plain) -> list[Tensor]:
+    """One matrix [batch, token, token] for each layer: its maps, or those of both sides of an encoder–decoder.
+
+    There an encoder's layer changes the first rows, a decoder's the others, by their own tokens and then by the
+    encoder's.
+    """
+    if not (plain.subject.model.is_encoder_decoder and plain.subject.model.part_name == "decoder"):
+        return [each.double() for each in mixed(plain)]
+    sides = attentions(plain.hf, plain.given)
+    maps = {name: [dense.mean(1).double() for dense in each] for name, each in sides.items()}
+    source = maps["encoder"][0].shape[-1]
+    count = source + maps["decoder"][0].shape[-1]
+    spans = {"encoder": (slice(0, source),) * 2, "decoder": (slice(source, count),) * 2}
+    spans["cross"] = spans["decoder"][0], spans["encoder"][0]
+    layers = [("encoder", each) for each in maps["encoder"]]
+    for own, across in zip(maps["decoder"], maps["cross"], strict=True):
+        layers += [("decoder", own), ("cross", across)]
+    found = []
+    for name, each in layers:
+        matrix = torch.eye(count, dtype=torch.float64).repeat(len(each), 1, 1)
+        rows, columns = spans[name]
+        matrix[:, rows] /= 2
+        matrix[:, rows, columns] += each / 2
+        found.append(matrix / matrix.sum(-1, keepdim=True))
+    return found
+
+
 def rollout(plain: Plain, found: Any) -> Pairs:
-    product = torch.eye(mixed(plain)[0].shape[-1], dtype=torch.float64)
-    for layer in mixed(plain):
-        product = layer.to(product.dtype) @ product
+    product = torch.eye(found.sizes["key"], dtype=torch.float64)
+    for layer in steps(plain):
+        product = layer @ product
     yield found[:, 0], product[:, -1]
 
 
 def flow(plain: Plain, found: Any) -> Pairs:
-    maps = mixed(plain)
+    maps = steps(plain)
     for text, row in enumerate(np.asarray(found[:, 0])):
         graph = nx.DiGraph()
         for layer, each in enumerate(maps):
@@ -182,7 +213,7 @@ def patch(plain: Plain, found: Any) -> Pairs:
 
 
 def path_patch(plain: Plain, found: Any) -> Pairs:
-    """Heads as senders, straight to the logits: all other heads are frozen, MLPs run."""
+    """Heads as senders, straight to the logits: all other heads of the blocks are frozen, MLPs run."""
     ids, other = _ids(plain), plain.subject.corrupt
     clean, corrupt = (
         plain.outputs_of_heads(ids, before_gate=False),
@@ -196,46 +227,13 @@ def path_patch(plain: Plain, found: Any) -> Pairs:
                 keep = gates[at][:, None]
                 return clean[at] * keep + corrupt[at] * (1 - keep)
 
-            with plain.heads_through(sent, before_gate=False):
+            with plain.beside_frozen(ids), plain.heads_through(sent, before_gate=False):
                 value = plain.score(plain.run(ids))
             sender = f"{plain.subject.model.layers[layer]}.{head}"
             yield found.sel(sender=sender) * (bottom - top).numpy(), value - top
 
 
 # --- tokens
-
-
-def _slope(plain: Plain, embedded: Tensor) -> Tensor:
-    """The slope of the score at the word embeddings, which take the place of what the embedding gives."""
-    embedded = embedded.clone().requires_grad_()
-    handle = plain.hf.get_input_embeddings().register_forward_hook(lambda *_: embedded)
-    plain.score(plain.run(_ids(plain))).sum().backward()
-    handle.remove()
-    assert embedded.grad is not None
-    return embedded.grad
-
-
-def input_gradient(plain: Plain, found: Any) -> Pairs:
-    yield found, _slope(plain, plain.embedded(_ids(plain))).norm(dim=-1)
-
-
-def input_x_gradient(plain: Plain, found: Any) -> Pairs:
-    embedded = plain.embedded(_ids(plain))
-    yield found, (embedded * _slope(plain, embedded)).sum(-1)
-
-
-def blank_out(plain: Plain, found: Any) -> Pairs:
-    ids = _ids(plain)
-    if ids.is_floating_point():
-        raise LookupError("patches and sound are blanked by their means")
-    if isinstance(ids, Tokens):  # BART would run on the changed text alone, and make the decoder's of it
-        raise LookupError("the plain way knows one text alone")
-    with torch.no_grad():
-        before = plain.score(plain.run(ids))
-        for place in range(ids.shape[1]):
-            changed = ids.clone()
-            changed[:, place] = 3
-            yield found[:, place], (before - plain.score(plain.run(changed))).abs()
 
 
 def _slopes_of_maps(plain: Plain) -> list[Tensor]:
@@ -268,10 +266,13 @@ def gradient_rollout(plain: Plain, found: Any) -> Pairs:
 
 def logit_lens(plain: Plain, found: Any) -> Pairs:
     """The final norm is given the stream of each layer instead of its own input, and the model goes on from there."""
+    if not plain.writes:
+        raise LookupError("the logits are of classes")
     ids = _ids(plain)
     norm = next(module for name in NORMS if (module := _at(plain.hf.base_model, name)) is not None)
     with torch.no_grad():
-        streams = plain.hf(input_ids=ids, output_hidden_states=True).hidden_states
+        out = plain.hf(**plain.inputs(ids), output_hidden_states=True)
+        streams = out.decoder_hidden_states if plain.subject.model.is_encoder_decoder else out.hidden_states
         for place, layer in enumerate(np.asarray(found.layer)):
             stream = None if str(layer) == "final" else streams[int(layer)]
             handle = norm.register_forward_pre_hook(lambda _, args, x=stream: None if x is None else (x,))
@@ -307,15 +308,11 @@ WAYS: dict[str, Callable[[Plain, Any], Pairs]] = {
     for each in (
         raw_attention, rollout, flow, attention_distance, sink_rate, find_sinks, sink_strength, head_similarity,
         head_importance, head_significance, all_but_one, prune_heads, head_contrast, output_gates, patch, path_patch,
-        input_gradient, input_x_gradient, blank_out, relevance, gradient_rollout, logit_lens,
+        relevance, gradient_rollout, logit_lens,
         direct_logit_attribution, circuit_faithfulness,
     )
 }  # fmt: skip
-WAYS |= VALUE_WAYS
-
-
-WORDS = ("input_gradient", "input_x_gradient", "blank_out")  # pictures and sound have blanks of their own
-ONE_SIDE = ("rollout", "path_patch")  # what passes through cross-attention is not in the plain way
+WAYS |= VALUE_WAYS | INPUT_WAYS
 
 
 def difference(name: str, plain: Callable[[], Plain], found: Any) -> float | None:
@@ -325,11 +322,6 @@ def difference(name: str, plain: Callable[[], Plain], found: Any) -> float | Non
     """
     if name not in WAYS:
         return None
-    examples, model = plain().subject.examples, plain().subject.model
-    if name in WORDS and isinstance(examples, Tokens) and FLOATS.keys() & examples.more.keys():
-        raise LookupError("the plain way knows words alone")
-    if name in ONE_SIDE and model.is_encoder_decoder:
-        raise LookupError("the plain way knows one side alone")
     worst, size = 0.0, 0.0
     for ours, theirs in WAYS[name](plain(), found):
         ours = np.asarray(ours, dtype=float)

@@ -53,7 +53,11 @@ class Plain:
 
         `examples` are text, images or sound, and all that the model reads.
         """
-        out = self.hf(**self.inputs(examples), **more)
+        return self.answer(self.inputs(examples), **more)
+
+    def answer(self, given: dict[str, Tensor], **more: Any) -> Tensor:
+        """The same for inputs under transformers' names."""
+        out = self.hf(**given, **more)
         if hasattr(self.hf, "logit_scale"):
             return torch.nn.functional.cosine_similarity(out.text_embeds, out.image_embeds)
         return answer(out)
@@ -62,9 +66,9 @@ class Plain:
         """The arguments of the model for examples, in its precision."""
         if examples is None:
             return {}
-        if not isinstance(examples, Tokens):
-            return {self.subject.reads: examples}
         kind = next(self.hf.parameters()).dtype
+        if not isinstance(examples, Tokens):
+            return {self.subject.reads: examples.to(kind) if examples.is_floating_point() else examples}
         found = {n: t.to(kind) if t.is_floating_point() else t for n, t in examples.more.items()}
         if self.subject.model.vocab:
             found["decoder_input_ids" if self.subject.model.is_encoder_decoder else "input_ids"] = (
@@ -167,15 +171,38 @@ class Plain:
             self.run(ids)
         return kept
 
+    @contextmanager
+    def beside_frozen(self, ids: Tensor) -> Iterator[None]:
+        """Attention of other parts in the same blocks (cross-attention of a decoder) gives what it gives for `ids`."""
+        model = self.subject.model
+        paths = {id(module): path for path, module in model.hf.named_modules()}
+        own = model.parts[model.part_name].queries
+        beside = [
+            self.hf.get_submodule(paths[id(module)])
+            for name, part in model.parts.items()
+            if name != model.part_name and part.queries == own
+            for module in part.modules
+        ]
+        kept: dict[nn.Module, Any] = {}
+        handles = [m.register_forward_hook(lambda m, _, found: kept.update({m: found})) for m in beside]
+        try:
+            with torch.no_grad():
+                self.run(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+        handles = [m.register_forward_hook(lambda m, _, found: kept[m]) for m in beside]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def gated(self, ids: Tensor, gates: Tensor) -> Tensor:
         """The output when head h of layer l is multiplied by `gates` [layer, head] or [batch, layer, head]."""
         rows = gates.expand(len(ids), *gates.shape[-2:])
         with self.heads_through(lambda layer, z: z * rows[:, None, layer, :, None]):
             return self.run(ids)
-
-    def embedded(self, ids: Tensor) -> Tensor:
-        """Word embeddings of the tokens."""
-        return self.hf.get_input_embeddings()(ids).detach()
 
 
 def _child(module: nn.Module, name: str) -> nn.Module | None:

@@ -165,13 +165,12 @@ def alti(plain: Plain, found: Any) -> Pairs:
 
 def value_zeroing(plain: Plain, found: Any) -> Pairs:
     blocks = [plain.hf.get_submodule(path.rpartition(".")[0]) for path in plain.paths]
-    examples = plain.subject.examples
     maps = []
     for layer, block in enumerate(blocks):
         module = parts_of(plain, layer)[2]
         before = _given(plain, block)
         columns = []
-        for token in range(examples.shape[1]):
+        for token in range(before.shape[1]):
 
             def without(_: Any, __: Any, output: Tensor, token: int = token) -> Tensor:
                 output = output.clone()
