@@ -24,8 +24,8 @@ from headwater.lens.naming.tokens import Tokens
 
 Pairs = Iterator[tuple[Any, Any]]
 NORMS = (
-    "norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "decoder.final_layer_norm", "decoder.layer_norm",
-    "language_model.norm",
+    "norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "decoder.final_layer_norm",
+    "decoder.layer_norm", "language_model.norm",
 )  # fmt: skip
 
 
@@ -70,8 +70,9 @@ def steps(plain: Plain) -> list[Tensor]:
 
 
 def rollout(plain: Plain, found: Any) -> Pairs:
-    product = torch.eye(found.sizes["key"], dtype=torch.float64)
-    for layer in steps(plain):
+    layers = steps(plain)
+    product = torch.eye(layers[0].shape[-1], dtype=torch.float64)
+    for layer in layers:
         product = layer @ product
     yield found[:, 0], product[:, -1]
 
