@@ -18,6 +18,7 @@ from headwater.lens.loading import zoo
 
 Pairs = Iterator[tuple[Any, Any]]
 BLANK = 3  # the token that words become
+LEAST = 5e-4  # float32 rounds logits near 1 by 1e-7 to 1e-6, which is 1e-3 of smaller changes
 MEDIA = {"pixel_values": (-2, -1), "input_features": (-1,), "input_values": (-1,)}  # axes of the mean
 Inputs = dict[str, Tensor]
 
@@ -154,6 +155,8 @@ def blank_out(plain: Plain, found: Any) -> Pairs:
                     score = _scores(plain, given, [side], [_putting(place, vectors)])
                 mine.append((whole - score).abs())
             changes.append(torch.stack(mine, 1))
+    if max(float(each.max()) for each in changes) < LEAST:
+        raise LookupError("the changes are too small for float32")
     yield found, _spread(plain, found, changes)
 
 
