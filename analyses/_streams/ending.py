@@ -91,7 +91,12 @@ def ending(model: HookedModel, last: Tensor, outputs: Tensor, calls: Sequence[Ca
     if (known := unembedding(model)) is not None:
         return Ending(*known)
     for normed in calls:
-        if normed.args and (read := _rows(normed.given, last)) and _is_norm(normed):
+        if (
+            normed.args
+            and isinstance(normed.args[0], Tensor)
+            and (read := _rows(normed.given, last))
+            and _is_norm(normed)
+        ):
             for call in calls:
                 if (
                     call is not normed
