@@ -32,6 +32,7 @@ def loss(model: Opened, given: Tokens, grad: bool = False) -> Float[Tensor, " ba
     causal = next(iter(model.parts.values())).causal
     if model.has_lm_head and causal:
         _check_length(given)
+        given = _suffix_alone(model, given)
         skipped = () if model.is_encoder_decoder else markers(model.hf).values()
         return next_token_loss(
             _logits(model, given, grad), given, skipped, shifted=not model.is_encoder_decoder
@@ -52,6 +53,23 @@ def _check_length(given: Tokens) -> None:
         )
     if given.labels is None and int(given.mask.sum(-1).min()) < 2:
         raise PromptError("a next-token loss needs at least two tokens in every example; give longer prompts")
+
+
+def _suffix_alone(model: Opened, given: Tokens) -> Tokens:
+    """The tokens, labelled by those that are written, where the others are read in both directions (PaliGemma).
+
+    PromptError where nothing is written: a model that sees its next tokens has no loss of them.
+    """
+    types = given.more.get("token_type_ids")
+    if getattr(model.hf.config, "model_type", "") != "paligemma" or types is None or given.labels is not None:
+        return given
+    written = (types == 1).to(given.ids.device) & given.mask
+    if not written.any(-1).all():
+        raise PromptError(
+            f"{model.name} reads a prompt in both directions, so it sees each next token of it; mark what it writes by "
+            "1 in token_type_ids, or give label= or a loss= of your own"
+        )
+    return Tokens(given.ids, given.mask, given.more, given.ids.masked_fill(~written, NOTHING), given.owners)
 
 
 def _check_kind(model: Opened, causal: bool) -> None:

@@ -10,6 +10,7 @@ import copy
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 import headwater as hw
 from headwater.lens.errors import ModelError, PromptError
@@ -141,3 +142,30 @@ def test_rows_take_their_own_images():
     assert tokens.rows([1, 0, 1]).more["pixel_values"].equal(pixels[[1, 2, 3, 0, 1, 2, 3]])
     assert second.rows([0, 0]).rows([1]).more["pixel_values"].equal(pixels[1:])
     assert copy.deepcopy(tokens).rows([0]).more["pixel_values"].equal(pixels[:1])
+
+
+def test_a_prefix_that_is_read_in_both_directions_has_no_next_tokens():
+    config = PaliGemmaConfig(
+        text_config={
+            "model_type": "gemma", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        },
+        vision_config={
+            "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 48, "image_size": 12,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "patch_size": 4, "projection_dim": 32,
+        },
+        image_token_id=90, projection_dim=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    dense = PaliGemmaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    model = hw.load(copy.deepcopy(dense))
+    ids = torch.tensor([[90] * 9 + [3, 4, 5, 6]])
+    types = torch.zeros_like(ids)
+    pixels = torch.randn(1, 3, 12, 12)
+    with pytest.raises(PromptError, match="sees each next token"):
+        model.loss(ids, pixel_values=pixels, token_type_ids=types)
+    types[:, 11:] = 1
+    logits = plain(dense, {"input_ids": ids, "pixel_values": pixels, "token_type_ids": types}).logits
+    expected = cross_entropy(logits[0, 10:12], ids[0, 11:])
+    found = model.loss(ids, pixel_values=pixels, token_type_ids=types)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-4)
