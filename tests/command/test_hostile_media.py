@@ -89,7 +89,7 @@ CASES: dict[str, tuple[str, bytes, str]] = {
     "lies.wav": ("--audio", lying(2**32 - 2), "no WAV file that is whole"),
     "odd.wav": ("--audio", lying(201), "says 201 bytes of samples and has 200"),
     "silent.wav": ("--audio", wav(SAMPLES[:0]), ""),
-    "nan.wav": ("--audio", wav(SAMPLES * np.float32(np.nan)), "holds NaN or infinite samples"),
+    "nan.wav": ("--audio", wav(SAMPLES * np.float32(np.nan)), "holds NaN, infinite or huge samples"),
     "fast.wav": ("--audio", wav(SAMPLES, 10**9), "1000000000 samples a second"),
     "text.wav": ("--audio", b"RIFF and so on", "no WAV file"),
     "long.wav": ("--audio", wav(np.zeros(601_000, np.uint8), 1000), "the most is 600 s"),
