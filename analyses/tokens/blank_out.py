@@ -57,8 +57,8 @@ def blank_out(
     Unit: change of what is explained (nats for a log-probability).
     Source: Abnar & Zuidema 2020, arXiv:2005.00928; held to the authors' code.
     Cost: one forward pass per token of each text; memory that of `batch_size` texts.
-    Not for: tokens that stand in for each other: each looks needless; a text with a blank may be unlike any text; sounds
-        behind a norm over time (HuBERT, wav2vec 2.0), where a sound that stays the same is rounding.
+    Not for: tokens that stand in for each other: each looks needless; a text with a blank may be unlike any text;
+        sounds behind a norm over time (HuBERT, wav2vec 2.0), where a sound that stays the same is rounding.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
