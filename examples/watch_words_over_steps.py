@@ -11,21 +11,15 @@ import torch
 
 import headwater as hw
 
-
-def random_network():
+if len(sys.argv) > 2:
+    model = hw.load(diffusers.DiffusionPipeline.from_pretrained(sys.argv[1]))
+    _, steps = model.generate(sys.argv[2], num_inference_steps=10, record=True)
+else:
     torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
+    unet = diffusers.UNet2DConditionModel(
         sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16, attention_head_dim=2,
         down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2, norm_num_groups=4,
     )  # fmt: skip
-
-
-if len(sys.argv) > 2:
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])
-    model = hw.load(pipeline)
-    _, steps = model.generate(sys.argv[2], num_inference_steps=10, record=True)
-else:
-    unet = random_network()
     model = hw.load(unet)
     x, words = torch.randn(1, 4, 8, 8), torch.randn(2, 5, 16)
     with model.record_steps(("unconditional", "conditional")) as steps, torch.no_grad():
