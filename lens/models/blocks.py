@@ -57,7 +57,10 @@ def block(model: Opened, layer: int) -> TransformerBlock:
     inner, flow = model.attention_module(layer), model.flows.get(layer, Flow({}, {}))
     around, inside = block_around(model.hf, model.stack, inner), entry(model.hf, inner)
     if around is None or inside is None:
-        raise ModelError(f"{type(inner).__name__} (layer {layer}) does not stand in a list of blocks")
+        raise ModelError(
+            f"{type(inner).__name__} (layer {layer}) does not stand in a list of blocks, so what runs around it is not "
+            "known; give a model of transformers whose blocks stand in a list"
+        )
     attention = next(child for child in inside.children() if inner in set(child.modules()))
     norm1 = next((flow.reads[module] for module in inner.modules() if module in flow.reads), None)
     mlp = first(around, MLP) or _listed_mlp(model, around)

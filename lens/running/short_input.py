@@ -24,6 +24,11 @@ def short_input(model: Opened, length: int = LENGTH) -> dict[str, Tensor]:
     if reads_text_alone(model):
         length = min(model.context or length, length)
         return {"input_ids": ((torch.arange(length)[None] * 7919 + 5) % model.vocab).to(model.device)}
+    if not model.sample and not model.stack:
+        raise ModelError(
+            f"the blocks of {model.name} are not known, so what one part writes to another can not be followed; give a "
+            "model of transformers, or change heads with model.edit"
+        )
     if not model.sample:
         raise ModelError(
             f"{model.name} was opened without a sample; give one with hw.load(model, sample={{…}})"
