@@ -1,9 +1,10 @@
-"""Attention that transformers' own code computes outside of its attention interface: BLOOM, MPT and Falcon.
+"""Attention that transformers' own code computes outside of its attention interface: BLOOM, MPT, Falcon, Swin v2.
 
 While a model runs, functions stand in for its attention modules in the caller's context (standing_in.py). Each makes
 queries, keys and values as the module does and hands them to the attention function (function.py), with what ALiBi
 (Press et al. 2022) adds to scores: a slope times the key's position, one number for each head and key, so that nothing
-of queries × keys is built. Which positions are padding is read from the mask that the model made.
+of queries × keys is built. Which positions are padding is read from the mask that the model made. Windows of pictures
+become one map of the grid (windows.py).
 
 Two hooks on the model put the functions on and take them off. They know nothing of the model, so copies and pickles
 of it keep them.
@@ -18,6 +19,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
@@ -82,10 +84,51 @@ def _falcon(
     return module.dense(_attended(module, (q, k, v), attention_mask, module.inv_norm_factor, bias)), None
 
 
+def _swin_v2(
+    module: Any, hidden: Tensor, attention_mask: Tensor | None = None, *_: Any
+) -> tuple[Tensor, None]:
+    """Cosine attention (Liu et al. 2022): the queries carry the learned scale of their head."""
+    q, k, v = _by_head(module, hidden)
+    scale = module.logit_scale.clamp(max=math.log(100.0)).exp()
+    table = module.continuous_position_bias_mlp(module.relative_coords_table).flatten(0, -2)
+    bias = 16 * table[module.relative_position_index].permute(2, 0, 1).sigmoid()
+    hides = None if attention_mask is None else 2 * attention_mask  # transformers adds its mask twice
+    q, k = F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
+    return _in_windows(module, (q, k, v), bias, hides, 1.0), None
+
+
+def _swin(module: Any, hidden: Tensor, attention_mask: Tensor | None = None, *_: Any) -> tuple[Tensor, None]:
+    bias = module.relative_position_bias_table[module.relative_position_index].permute(2, 0, 1)
+    scale = module.attention_head_size**-0.5
+    return _in_windows(module, _by_head(module, hidden), bias, attention_mask, scale), None
+
+
+def _by_head(module: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (
+        linear(hidden).unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2)
+        for linear in (module.query, module.key, module.value)
+    )
+    return q, k, v
+
+
+def _in_windows(
+    module: nn.Module, qkv: Sequence[Tensor], bias: Tensor, hides: Tensor | None, scale: float
+) -> Tensor:
+    """z of all heads side by side, [batch · window, place, head · d_value]; `bias` [head, place, place] and `hides`
+    [window, place, place] are added to scores."""
+    added = bias[None]
+    if hides is not None:
+        added = (bias + hides[:, None]).repeat(len(qkv[0]) // len(hides), 1, 1, 1)
+    attend: Any = attention
+    return attend(module, *qkv, added, scale)[0].flatten(2)
+
+
 FORMS: dict[tuple[str, str], Callable[..., Any]] = {
     ("bloom", "BloomAttention"): _bloom,
     ("mpt", "MptAttention"): _mpt,
     ("falcon", "FalconAttention"): _falcon,
+    ("swinv2", "Swinv2SelfAttention"): _swin_v2,
+    ("donut", "DonutSwinSelfAttention"): _swin,
 }
 
 

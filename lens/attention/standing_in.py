@@ -48,6 +48,11 @@ def standing_in(functions: Mapping[nn.Module, Function]) -> Iterator[None]:
             _leave(module)
 
 
+def is_replaced(module: nn.Module) -> bool:
+    """Whether a function of this context stands in for the module."""
+    return module in _acting.get()
+
+
 def runs_itself(module: nn.Module) -> bool:
     """Whether a module runs the `forward` of its class, not one that other code has set on the instance."""
     place = _places.get(module)

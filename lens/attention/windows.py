@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention.context import NAME
 from headwater.lens.attention.module_hooks import Given, Lasting, stay
+from headwater.lens.attention.standing_in import is_replaced
 from headwater.lens.errors import ModelError
 
 _current: ContextVar[tuple[nn.Module, Grid | None] | None] = ContextVar("headwater_windows", default=None)
@@ -132,18 +133,25 @@ def _has_windows(module: nn.Module) -> bool:
     )
 
 
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a module runs Headwater's attention function now."""
+    config = getattr(module, "config", None)
+    return getattr(config, "_attn_implementation", None) == NAME or is_replaced(module)
+
+
 class _Noted(Lasting):
     """The hook; it does nothing while the block runs another attention function."""
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
         _current.set(None)
-        configs = (getattr(inner, "config", None) for inner in module.modules())
-        if not any(getattr(config, "_attn_implementation", None) == NAME for config in configs):
+        if not any(_is_ours(inner) for inner in module.modules()):
             return None
-        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        takes = inspect.signature(module.forward)
+        given = takes.bind(*args, **kwargs).arguments
         height, width = map(int, given["input_dimensions"])
         window, shift = int(module.window_size), int(module.shift_size)
-        if not given.get("always_partition") and min(height, width) <= window:
+        shrinks = "always_partition" in takes.parameters and not given.get("always_partition")
+        if shrinks and min(height, width) <= window:
             window, shift = min(height, width), 0
         full = height % window == 0 and width % window == 0
         _current.set((module, _grid(height, width, window, shift) if full else None))
