@@ -67,6 +67,11 @@ def attention_with_projections(model: Opened, layer: int) -> nn.Module:
 
 def _found(model: Opened, layer: int) -> tuple[nn.Module, Projections]:
     inner = model.attention_module(layer)
+    if isinstance(getattr(inner, "logit_scale", None), nn.Parameter):
+        raise ModelError(
+            f"the scores of {type(inner).__name__} (layer {layer}) are cosines of queries and keys, which no product of "
+            "weights gives; use a record"
+        )
     shape = model.shape(layer)
     names = {module: name for name, module in model.hf.named_modules()}
     for path in (names[inner], names[inner].rpartition(".")[0]):

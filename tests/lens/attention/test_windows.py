@@ -4,8 +4,7 @@ The oracle is the plain model: its eager weights [batch · window, head, place, 
 the other, by the row and column that the roll and the cut gave to each place.
 
 Seen to fail: the roll left out, the regions of joined borders left out, the bias taken from the other side, and the
-places of the patches read within windows; in Swin v2 keys that are not normalised, a scale without its clamp, a bias
-without its sigmoid, and a shift left out where one window is the whole grid.
+places of the patches read within windows.
 """
 
 from __future__ import annotations
@@ -234,3 +233,9 @@ def test_what_follows_modules_is_refused_by_name(kind) -> None:
         ModelError, match="folds windows into the batch, so TransformerLens' names are not served"
     ):
         model.run_with_cache(PICTURES)
+
+
+def test_cosines_are_no_product_of_weights() -> None:
+    model, _ = pair("swin v2")
+    with pytest.raises(ModelError, match="are cosines of queries and keys"):
+        model.weights(0)
