@@ -69,8 +69,8 @@ def _found(model: Opened, layer: int) -> tuple[nn.Module, Projections]:
     inner = model.attention_module(layer)
     if isinstance(getattr(inner, "logit_scale", None), nn.Parameter):
         raise ModelError(
-            f"the scores of {type(inner).__name__} (layer {layer}) are cosines of queries and keys, which no product of "
-            "weights gives; use a record"
+            f"the scores of {type(inner).__name__} (layer {layer}) are cosines of queries and keys, which no product "
+            "of weights gives; use a record"
         )
     shape = model.shape(layer)
     names = {module: name for name, module in model.hf.named_modules()}

@@ -72,3 +72,22 @@ def test_arrays_are_tensors():
     model = hw.load(module, sample=(ids.numpy(), scale.numpy()))
     torch.testing.assert_close(model((ids.numpy()[:, ::-1], scale.numpy())), module(ids.flip(1), scale))
     torch.testing.assert_close(model({"ids": ids.numpy()}, scale=scale.numpy()), module(ids, scale))
+
+
+def test_what_needs_blocks_is_refused_for_that_reason():
+    model = hw.load(Plain(), sample=torch.randn(2, 6, 16))
+    for name in ("patch", "path_patch"):
+        with pytest.raises(hw.HeadwaterError, match="the blocks of Plain are not known"):
+            getattr(hw.analyses, name)(model, [(torch.randn(1, 6, 16),) * 2], measure=lambda out: out[:, 0])
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        return self.out(
+            nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1)
+        )

@@ -395,22 +395,3 @@ def test_examples_of_a_module_stand_under_each_other_again(stack):
     assert {key: side.ids.shape for key, side in again.axes.items()} == {
         key: side.ids.shape for key, side in both.axes.items()
     }
-
-
-def test_what_needs_blocks_is_refused_for_that_reason():
-    model = hw.load(Plain(), sample=torch.randn(2, 6, 16))
-    for name in ("patch", "path_patch"):
-        with pytest.raises(hw.HeadwaterError, match="the blocks of Plain are not known"):
-            getattr(hw.analyses, name)(model, [(torch.randn(1, 6, 16),) * 2], measure=lambda out: out[:, 0])
-
-
-class Plain(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 3)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
-        return self.out(
-            nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1)
-        )
