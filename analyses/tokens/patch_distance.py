@@ -24,8 +24,8 @@ from headwater.lens.records.record import Record
 @analysis(maps="square")
 def patch_distance(
     record: Record,
-    image: Annotated[int, "which picture of each row, counted from 0", Bounds(0)] = 0,
     per_example: Annotated[bool, "keep one value per batch row instead of their mean"] = False,
+    image: Annotated[int, "which picture of each row, counted from 0", Bounds(0)] = 0,
 ) -> xr.Dataset:
     """`strength[l, h, k] = mean_i Σ_{j: hop(i, j) = k} A_ij` over patches i, hop the larger of row and column distance.
 
