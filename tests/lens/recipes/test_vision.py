@@ -21,7 +21,7 @@ def chat():
     text = dict(family.config["text_config"]) | {"num_hidden_layers": 4}
     with pytest.MonkeyPatch.context() as patch:
         deeper = dataclasses.replace(family, config=dict(family.config) | {"text_config": text})
-        patch.setitem(zoo.FAMILIES, "llava", deeper)
+        patch.setitem(zoo.KNOWN, "llava", deeper)
         model = hw.load(zoo.build("llava"))
     given = zoo.inputs("llava", lengths=(11,))
     ids, pixels = given["input_ids"], given["pixel_values"]
