@@ -20,7 +20,7 @@ from torch import Tensor
 from headwater.lens.errors import PromptError
 from headwater.lens.examples.example import Example
 from headwater.lens.examples.processor import features_of, pixels_of
-from headwater.lens.media.pictures import picture
+from headwater.lens.media.pictures import pictures as read
 from headwater.lens.media.sounds import is_waveform
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import FLOATS, float_input, names
@@ -180,7 +180,7 @@ def _media(model: Opened, examples: Sequence[Example]) -> dict[str, Any]:
             raise PromptError(
                 f"example {place} has {len(pictures[place])} pictures; {model.name} reads one in each example"
             )
-        flat = [picture(each, f"picture {n}") for n, each in enumerate(chain.from_iterable(pictures))]
+        flat = read((f"picture {n}", each) for n, each in enumerate(chain.from_iterable(pictures)))
         found |= _known(model, pixels_of(model.processor, flat, model.name))
     sounds = _all_or_none(examples, "audio")
     if sounds is not None:
@@ -232,7 +232,7 @@ def _written(
     """Ids of every text with its pictures, and what else the model's processor makes of both."""
     made = []
     for place, each in enumerate(examples):
-        pictures = [picture(one, f"picture {n} of example {place}") for n, one in enumerate(each.images)]
+        pictures = read((f"picture {n} of example {place}", one) for n, one in enumerate(each.images))
         made.append(_one(model, each.text, pictures, place, generating))
     begins = model.prepend_bos if prepend_bos is None else prepend_bos
     written = [one["input_ids"][0].tolist() for one in made]

@@ -114,14 +114,11 @@ def of_sounds(processor: Any) -> Any:
 
 def pixels_of(processor: Any, pictures: Sequence[Image.Image], name: str) -> dict[str, Tensor]:
     """What the processor makes of RGB pictures, by transformers' names."""
-    maker = of_pictures(processor)
-    if isinstance(processor, UnusableProcessor):
-        raise PromptError(processor.why)
-    if maker is None:
-        raise PromptError(
-            f"{name} came without a processor of pictures, so it is not known how it scales them; give "
-            "hw.load(…, processor=…), or the numbers as pixel_values="
-        )
+    maker = _there(
+        of_pictures(processor), processor,
+        f"{name} came without a processor of pictures, so it is not known how it scales them; give "
+        "hw.load(…, processor=…), or the numbers as pixel_values=",
+    )  # fmt: skip
     for place, each in enumerate(pictures):
         if max(each.size) > LONGEST_SHAPE * min(each.size):
             raise PromptError(
@@ -134,14 +131,11 @@ def pixels_of(processor: Any, pictures: Sequence[Image.Image], name: str) -> dic
 
 def features_of(processor: Any, sounds: Sequence[Sound], name: str) -> dict[str, Tensor]:
     """What the processor makes of sounds, by transformers' names."""
-    maker = of_sounds(processor)
-    if isinstance(processor, UnusableProcessor):
-        raise PromptError(processor.why)
-    if maker is None:
-        raise PromptError(
-            f"{name} came without a processor of sounds, so it is not known how it hears them; give "
-            "hw.load(…, processor=…), or the numbers as input_features= or input_values="
-        )
+    maker = _there(
+        of_sounds(processor), processor,
+        f"{name} came without a processor of sounds, so it is not known how it hears them; give "
+        "hw.load(…, processor=…), or the numbers as input_features= or input_values=",
+    )  # fmt: skip
     rate = maker.sampling_rate
     read = [sound(each, rate, f"sound {place}") for place, each in enumerate(sounds)]
     raw = "input_values" in maker.model_input_names and maker.feature_size == 1  # samples, of unequal number
@@ -149,6 +143,13 @@ def features_of(processor: Any, sounds: Sequence[Sound], name: str) -> dict[str,
         return dict(
             maker(read, sampling_rate=rate, return_tensors="pt", **({"padding": True} if raw else {}))
         )
+
+
+def _there(maker: Any, processor: Any, without: str) -> Any:
+    """The part of a processor; PromptError where it can not be used, or `without` where there is none."""
+    if maker is None:
+        raise PromptError(processor.why if isinstance(processor, UnusableProcessor) else without)
+    return maker
 
 
 @contextlib.contextmanager

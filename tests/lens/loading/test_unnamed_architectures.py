@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 
 import pytest
+import small_families
 import torch
-import transformers
 
 import headwater as hw
 from headwater.lens.errors import EditError, PromptError, RecordError
@@ -25,13 +25,7 @@ IMAGE = 90
 
 
 def made(name, **config):
-    kind = getattr(transformers, name)
-    torch.manual_seed(0)
-    model = kind._from_config(kind.config_class(**config), attn_implementation="eager").eval()
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if weight.dim() == 2 and "embed" not in key:
-                weight.mul_(3.0)
+    model = small_families.made(name, config)
     return model, hw.load(copy.deepcopy(model))
 
 
