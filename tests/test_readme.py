@@ -36,7 +36,8 @@ def test_links_and_folders_exist() -> None:
 def test_commands_of_the_readme_are_understood(tmp_path: Path) -> None:
     home = {**os.environ, "HOME": str(tmp_path)}  # shell completion writes into the home folder
     for line in re.findall(r"^headwater (?!doctor|models add).*$", README, re.MULTILINE):
-        command = f"'{sys.executable}' -m {line}"
+        # the shell stays above the command, as a user's does: completion asks which shell that is
+        command = f"'{sys.executable}' -m {line}\nexit $?"
         run = subprocess.run(
             ["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=tmp_path, env=home
         )
