@@ -65,4 +65,4 @@ def test_every_analysis_has_a_section_on_the_page_of_its_room() -> None:
     rooms: dict[str, list[str]] = {}
     for name, entry in catalogue().items():
         rooms.setdefault(entry.function.__module__.split(".")[2], []).append(name)
-    assert {room: sorted(names) for room, names in stated.items()} == rooms
+    assert {room: sorted(names) for room, names in stated.items() if names} == rooms

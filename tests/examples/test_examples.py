@@ -19,7 +19,9 @@ FOLDER = Path(__file__).parents[2] / "examples"
 
 
 NEEDS = {"edit_attention_in_an_nnsight_trace": "nnsight", "edit_attention_under_pyvene": "pyvene"}
-SCRIPTS = sorted(FOLDER.glob("[!_]*.py"))
+SCRIPTS = sorted(
+    set(FOLDER.glob("[!_]*.py")) - set(FOLDER.glob("vision_*.py"))
+)  # tests/test_vision_page.py has them
 REAL = [script for script in SCRIPTS if script.stem.startswith("real_")]  # they are run on trained models
 
 
