@@ -169,7 +169,7 @@ class HookedModel(TransformerLens):
     def record(
         self, given: Any = None, attention_mask: Any = None, *, statistics: Iterable[str] = DEFAULT_STATISTICS,
         layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None,
-        keep_on: destination.KeepOn = "device", path: str | Path | None = None, **more: Any,
+        keep_on: destination.KeepOn = "device", path: str | Path | None = None, grad: bool = False, **more: Any,
     ) -> Record:  # fmt: skip
         """Run once and keep q, k and log-sum-exp of every layer, with exact statistics, in memory linear in the text.
 
@@ -181,9 +181,14 @@ class HookedModel(TransformerLens):
         runs, to `path` or a temporary file, so a record may be larger than memory; `path` appears when it is complete.
         A model with several parts gives the record of its main part, the others in `record.parts`;
         `model.part(name).record(…)` records that part only. ResourceError if there is no room.
+
+        With `grad=True` maps, values, residual streams and statistics carry gradients to the weights and inputs of the
+        model, in every part, and `record.output` is the model's output of the same run. A graph holds what training
+        would, and a few tensors of queries × keys for each layer of which weights or statistics are asked; it lives as
+        long as the record. `statistics=()` saves the most. No file holds a graph.
         """
         found = self.to_tokens(given, attention_mask, **more)
-        recorders = plan.recorders(self, found, statistics, layers, keep, groups)
+        recorders = plan.recorders(self, found, statistics, layers, keep, groups, grad)
         return record(self, found, recorders, keep_on, path)
 
     def estimate(

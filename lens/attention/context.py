@@ -108,10 +108,12 @@ class Listener(Protocol):
 
     `take` gets the map, the values [batch, kv head, key, d_value], and z [batch, head, query, d_value] after all edits.
     `statistics` names the statistics it will ask of the map, so that a kernel can compute them in the forward pass.
+    The map carries gradients if `grad`.
     """
 
     model: object
     statistics: tuple[str, ...]
+    grad: bool
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None: ...
 

@@ -49,12 +49,16 @@ _decoder: ContextVar[tuple[object, Mask | None]] = ContextVar("headwater_decoder
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: LazyMask | Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None,
-    s_aux: Tensor | None = None, position_bias: Tensor | None = None, is_causal: bool | None = None, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    s_aux: Tensor | None = None, position_bias: Tensor | None = None, is_causal: bool | None = None,
+    output_attentions: bool | None = None, **_: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Attention as transformers calls it: q, k, v [batch, head, position, d_head] → [batch, query, head, d_head].
 
     In this order: the active edits are lowered for this layer; score edits enter the rule; `attend` computes z with the
     weight edits; output edits and gates change z; listeners get the map, v and z. Taps are called between these steps.
+
+    Who runs the transformers model with `output_attentions=True` gets the dense weights beside z, [batch, head, query,
+    key], with gradients where torch tracks them; rows of padding are zero.
     """
     if dropout:
         raise ModelError(
@@ -89,8 +93,10 @@ def attention(
     listeners = [] if site is None else context.listeners(site.model)
     wanted = tuple(dict.fromkeys(name for listener in listeners for name in listener.statistics))
     backend = context.current_backend()
+    dense = bool(output_attentions) and grid is None
+    tracked = torch.is_grad_enabled() and (dense or any(listener.grad for listener in listeners))
     try:
-        z, map = attend(query, key, value, rule, weights, backend, wanted)
+        z, map = attend(query, key, value, rule, weights, backend, wanted, tracked)
     except ValueError as error:
         if backend == "auto":
             raise
@@ -101,7 +107,8 @@ def attention(
     for listener in listeners:
         listener.take(layer, map, value, z)
     z = z.transpose(1, 2)
-    return (z.contiguous() if grid is None else grid.folded(z)), None
+    attentions = map.dense().to(query.dtype) if dense else None
+    return (z.contiguous() if grid is None else grid.folded(z)), attentions
 
 
 def _placed(site: Site, mask: Mask) -> Mask:

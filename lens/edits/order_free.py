@@ -244,6 +244,7 @@ class _Look:
     model: object
     found: dict
     statistics: tuple[str, ...] = ()
+    grad: bool = False
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
         self.found[layer] = (map, _angles.get())

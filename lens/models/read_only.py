@@ -71,8 +71,9 @@ def asking(hf: Any) -> dict[str, bool]:
     return wanted | ({"use_cache": False} if "use_cache" in known else {})
 
 
-def run(model: Opened, given: Tokens, more: Mapping[str, Any]) -> Any:
-    """One run that gives each layer's weights to the listeners and frees them before the next layer."""
+def run(model: Opened, given: Tokens, more: Mapping[str, Any], grad: bool = False) -> Any:
+    """One run that gives each layer's weights to the listeners and frees them before the next layer, unless `grad`
+    keeps them in a graph."""
     listened = {n: part for n, part in model.parts.items() if context.listeners(model.part_keys[n])}
     sides = {n: _real(part, given) for n, part in listened.items()}
 
@@ -85,7 +86,7 @@ def run(model: Opened, given: Tokens, more: Mapping[str, Any]) -> Any:
         nothing = weights.new_zeros(*weights.shape[:3], 0)
         context.hand_over(model.part_keys[name], part.modules[module], map, nothing)
 
-    with torch.no_grad(), giving(listened, tell):
+    with torch.enable_grad() if grad else torch.no_grad(), giving(listened, tell):
         return model.hf(**(arguments(model, given) | dict(more) | asking(model.hf)))
 
 
@@ -109,7 +110,11 @@ def as_map(weights: Tensor, real: Real, causal: bool, window: int | None = None)
         valid_keys=_some(real.keys), valid_queries=_some(real.queries),
     )  # fmt: skip
     flat = weights.new_zeros(batch, heads, max(queries, keys), 1, dtype=torch.float32)
-    rule = ScoreRule(1.0, mask, bias=weights.detach().float().log())
+    # the slope of the logarithm of nothing is infinite
+    logs = torch.where(
+        weights > 0, weights.float().clamp_min(torch.finfo(torch.float32).tiny).log(), -torch.inf
+    )
+    rule = ScoreRule(1.0, mask, bias=logs if torch.is_grad_enabled() else logs.detach())
     return AttentionMap.of(flat[:, :, :queries], flat[:, :, :keys], rule, flat[:, :, :queries, 0].clone())
 
 

@@ -114,6 +114,7 @@ class GenerationRecorder:
     def __init__(self, recorder: Recorder, longest: int, folder: Path | None) -> None:
         self.model = recorder.model
         self.statistics = recorder.statistics
+        self.grad = False
         self._recorder = recorder
         self._folder = folder
         self._longest = longest

@@ -31,7 +31,8 @@ Groups = Mapping[str, Any] | Sequence[str] | str | None
 
 
 def recorders(
-    model: Opened, found: Tokens, statistics: Iterable[str], layers: Layers, keep: Iterable[str], groups: Groups
+    model: Opened, found: Tokens, statistics: Iterable[str], layers: Layers, keep: Iterable[str], groups: Groups,
+    grad: bool = False,
 ) -> dict[str, Recorder]:  # fmt: skip
     """{part: recorder} for the parts that run on this prompt; if `model` is not its main part, only for that part."""
     _refuse_unlisted(statistics, keep, groups)
@@ -55,6 +56,7 @@ def recorders(
         wanted = _fitting(view, asked, named, strict=name == first)
         if name == first or isinstance(chosen, str | int) or chosen:
             made[name] = Recorder(view, queries, keys, wanted, chosen, keep, named)
+            made[name].grad = grad
     return made
 
 

@@ -38,6 +38,9 @@ FIGURES = "headwater.dashboard.figures.figure"  # the module that draws a record
 class Record(Contents):
     """One recorded run. `Contents` lists the fields; the methods give maps, windows of weights and statistics.
 
+    With `grad=True` all tensors keep their graph, and `output` is what the model gave in the same run, as transformers
+    has it (`record.output.logits`), else None.
+
     >>> import headwater as hw
     >>> record = hw.load("tasks-4l").record("When Mary and John went to the store")
     >>> record.strings[0][:3], record.layers, record.n_heads
@@ -49,6 +52,7 @@ class Record(Contents):
     """
 
     parts: dict[str, Record] = field(default_factory=dict)
+    output: Any = None
 
     def __repr__(self) -> str:
         batch, length = self.tokens.shape
@@ -198,7 +202,14 @@ class Record(Contents):
         return draw(self, **{name: value for name, value in asked.items() if value is not None}, **more)
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file; it is renamed into place, so that an interrupted write leaves the old file."""
+        """Write one safetensors file; it is renamed into place, so that an interrupted write leaves the old file.
+
+        RecordError for a record with `grad=True`: no file holds a graph.
+        """
+        if self.output is not None:
+            raise RecordError(
+                "no file holds the graph of a record with grad=True; record without it, and save that"
+            )
         return save_open.save(self, as_path(path, RecordError))
 
     @staticmethod
@@ -232,7 +243,7 @@ class Record(Contents):
             "windowed_distance": "tokens", "visible": "queries", "argmax": "position",
         }  # fmt: skip
         attrs = {"long_name": meaning, "unit": unit.get(name, "1"), **self._flat_provenance()}
-        return xr.DataArray(values.numpy(), dims=dims, coords=coords, name=name, attrs=attrs)
+        return xr.DataArray(values.detach().numpy(), dims=dims, coords=coords, name=name, attrs=attrs)
 
     def _flat_provenance(self) -> dict[str, Any]:
         return {

@@ -33,7 +33,7 @@ LEVELS = ("qk", "qkv", "residual", "mixers")
 class Recorder:
     """Listener for one part of a model. `tokens` are its queries, `keys` its keys; they differ in cross-attention.
 
-    `device` (None: the model's) or `writer` say where the tensors go.
+    `device` (None: the model's) or `writer` say where the tensors go. With `grad` they keep their graph.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Recorder:
             raise RecordError("the statistic 'mass' needs groups={'name': positions}")
         self.device: torch.device | None = None
         self.tell: Callable[[], object] = lambda: None  # called after each layer
+        self.grad = False
         self.writer: RecordWriter | None = None
         self._found: dict[int, dict[str, Tensor]] = {}
         self._maps: dict[int, AttentionMap] = {}
@@ -101,7 +102,8 @@ class Recorder:
             kept = AttentionMap(
                 map.q.contiguous(), map.k.contiguous(), map.rule, map.lse, map.steps, map.backend
             )
-        self.put(layer, found, kept, value.detach().contiguous() if "qkv" in self.keep else None)
+        value = value if self.grad else value.detach()
+        self.put(layer, found, kept, value.contiguous() if "qkv" in self.keep else None)
         self.tell()
 
     def put(
@@ -146,7 +148,7 @@ class Recorder:
             self.writer.residual(place, stream)
             return
         # a block may change its input in place
-        stream = stream.detach().clone()
+        stream = (stream if self.grad else stream.detach()).clone()
         self._residuals[place] = stream if self.device is None else stream.to(self.device)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
-from headwater.lens.errors import ModelError, PromptError
+from headwater.lens.errors import ModelError, PromptError, RecordError
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.mixers.reading import reading
 from headwater.lens.models import inputs, read_only
@@ -37,7 +38,7 @@ def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> An
     gates = [context.current_gates(key) for key in model.part_keys.values()]
     wants_grad = grad or any(gate is not None and gate.requires_grad for gate in gates)
     if model.read_only and any(context.listeners(key) for key in model.part_keys.values()):
-        return read_only.run(model, given, more)
+        return read_only.run(model, given, more, grad)
     if wants_grad:
         refuse_without_gradient(model.hf.modules())
     with torch.enable_grad() if wants_grad else torch.no_grad(), _said(model):
@@ -115,7 +116,10 @@ def record(
     model: Opened, given: Tokens, recorders: Mapping[str, Recorder],
     keep_on: destination.KeepOn = "device", path: str | Path | None = None,
 ) -> Record:  # fmt: skip
-    """The record of one run; `recorders` come from `plan.recorders`."""
+    """The record of one run; `recorders` come from `plan.recorders`. If they keep graphs, the record has the output."""
+    grad = any(recorder.grad for recorder in recorders.values())
+    if grad:
+        _refuse_no_graph(recorders.values(), keep_on)
     cost = total(recorders.values())
     with destination.keeping(recorders, keep_on, path, cost) as kept:
         layers = sum(len(recorder.layers) for recorder in recorders.values())
@@ -125,8 +129,19 @@ def record(
         ):
             for recorder in recorders.values():
                 recorder.tell = bar.update
-            forward(model, given, **_few_logits(model))
-        return kept.finish(plan.finish(model, given, recorders), model.part_name)
+            output = forward(model, given, grad, **({} if grad else _few_logits(model)))
+        found = kept.finish(plan.finish(model, given, recorders), model.part_name)
+    return replace(found, output=output) if grad else found
+
+
+def _refuse_no_graph(recorders: Iterable[Recorder], keep_on: str) -> None:
+    """RecordError for what can not keep a graph."""
+    if keep_on == "disk":
+        raise RecordError("a file holds no graph, so grad=True is for keep_on='device' or 'cpu'")
+    if any(recorder.keeps_mixers for recorder in recorders):
+        raise RecordError(
+            "the maps of layers without softmax attention carry no gradient; leave 'mixers' out"
+        )
 
 
 def head_outputs(
@@ -175,6 +190,7 @@ class _Outputs:
     def __init__(self, model: object) -> None:
         self.model = model
         self.statistics: tuple[str, ...] = ()
+        self.grad = False
         self.by_layer: dict[int, Tensor] = {}
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:

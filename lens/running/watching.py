@@ -58,6 +58,7 @@ class Heads:
             raise AnalysisError(f"{model.name} shows neither values nor head outputs: {model.read_only}")
         self.model = model.key
         self.statistics: tuple[str, ...] = ()
+        self.grad = False
         self.layers: dict[int, tuple[AttentionMap, Tensor, Tensor]] = {}
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:

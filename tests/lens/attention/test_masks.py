@@ -38,7 +38,7 @@ class Steps:
     """Listener that keeps the dense map of every call, by layer."""
 
     def __init__(self, key: object) -> None:
-        self.model, self.statistics = key, ()
+        self.model, self.statistics, self.grad = key, (), False
         self.maps: dict[int, list[torch.Tensor]] = {}
         self.spans: list[tuple[int, int]] = []
 
