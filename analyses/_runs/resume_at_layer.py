@@ -45,7 +45,8 @@ class Resuming:
         twice = batch.copies(TRIED)
 
         def again() -> bool:
-            return torch.allclose(value(twice).double().cpu(), base.repeat(TRIED), rtol=1e-5, atol=1e-6)
+            repeated = base.repeat(TRIED, *[1] * (base.dim() - 1))
+            return torch.allclose(value(twice).double().cpu(), repeated, rtol=1e-5, atol=1e-6)
 
         return cls(model.layers, outputs, base, again)
 

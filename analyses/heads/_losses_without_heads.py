@@ -58,15 +58,19 @@ def losses_without(
 ) -> tuple[Tensor, Tensor]:
     """The plain loss [text], and the loss after ablating `heads` of one layer [text, layer, choice]; both float64.
 
-    `heads` is bool [choice, head]: each choice is ablated in each layer in turn. Active edits apply before it.
+    `heads` is bool [choice, head]: each choice is ablated in each layer in turn. Active edits apply before it. Where
+    `value` gives several numbers of each text, they are the last axis of both.
     """
     outputs = _Outputs(model, batches, ablation, seed)
-    base = torch.zeros(len(outputs.texts), dtype=torch.float64)
-    after = torch.zeros(len(base), model.n_layers, len(heads), dtype=torch.float64)
+    base = after = torch.zeros(0)
     steps = progress(total=len(batches) * model.n_layers, desc=what, unit="layer")
     with torch.no_grad(), steps:
         for batch in batches:
             resuming = Resuming.of(model, batch, value)
+            if not len(base):
+                shape = (len(outputs.texts), *resuming.base.shape[1:])
+                base = torch.zeros(shape, dtype=torch.float64)
+                after = base.new_zeros(shape[0], model.n_layers, len(heads), *shape[1:])
             base[batch.places] = resuming.base
             values = outputs.of(batch)
             for place, layer in enumerate(model.layers):
@@ -76,8 +80,8 @@ def losses_without(
                     gone = heads[choices].repeat_interleave(len(queries_of(model, batch.ids)), 0)
                     edit = _Ablated(layer, gone, instead)
                     with resuming.before(start, len(choices)), model.acting([edit]):
-                        found = value(rows).double().cpu().view(len(choices), -1)
-                    after[torch.tensor(batch.places)[:, None], place, choices[None]] = found.T
+                        found = value(rows).double().cpu().unflatten(0, (len(choices), -1))
+                    after[torch.tensor(batch.places)[:, None], place, choices[None]] = found.transpose(0, 1)
                 steps.update()
     return base, after
 
