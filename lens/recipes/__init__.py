@@ -18,6 +18,7 @@ from headwater.lens.recipes.text import (
     soft_perturbation,
     streaming,
 )
+from headwater.lens.recipes.video import space_time_knockout
 from headwater.lens.recipes.vision import (
     head_reinforcement,
     massive_dimensions,
@@ -28,5 +29,5 @@ from headwater.lens.recipes.vision import (
 __all__ = [
     "attention_calibration", "block_groups", "calibration_heads", "force_attention", "guided", "head_reinforcement",
     "heavy_hitters", "massive_dimensions", "off_by_one", "order_free", "shifted_groups", "sink_fixed_groups",
-    "soft_perturbation", "streaming", "visual_emphasis", "visual_redistribution",
+    "soft_perturbation", "space_time_knockout", "streaming", "visual_emphasis", "visual_redistribution",
 ]  # fmt: skip
