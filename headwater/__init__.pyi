@@ -20,6 +20,7 @@ from headwater.lens.prompts.token_sets import (
     sets_measure as sets_measure,
     years_measure as years_measure,
 )
+from headwater.lens.records.divergence import attention_divergence as attention_divergence
 from headwater.lens.records.record import Record as Record
 
 __version__: str
