@@ -75,7 +75,8 @@ class Writers:
     stream before the first block, `last` the stream after the last one.
 
     `logits` are those of tokens or classes, in two towers the similarities [row], and `embeds` their embeddings, each
-    [row, d]. `calls` are those of modules behind the blocks.
+    [row, d]. `calls` are those of modules behind the blocks. With a `place` all but `last` are of that position alone,
+    as position 0.
     """
 
     model: HookedModel
@@ -88,7 +89,8 @@ class Writers:
     calls: list[Call]
 
     @classmethod
-    def of(cls, model: HookedModel, batch: Batch) -> Writers:
+    def of(cls, model: HookedModel, batch: Batch, place: int | None = None) -> Writers:
+        kept = slice(None) if place is None else slice(place, place + 1)
         views = [model, *map(model.part, model.beside)]
         heads, blocks_of = (
             list(map(Heads, views)), {b.layer: model.hf.get_submodule(b.path) for b in model.stack}
@@ -106,12 +108,14 @@ class Writers:
         terms: dict[int, dict[str, Tensor]] = {}
         for block in model.stack:
             call, own = seen[blocks_of[block.layer]], _own(model, block, seen)
+            entering = call.given.double()[:, kept]
             read = [(view, of) for view, of in zip(views, heads, strict=True) if block.layer in of.layers]
             added = [seen[blocks.block(view, block.layer).attention_out].output.double() for view, _ in read]
             _hold(model, block, call, [*added, *own.values()])
+            own = {name: term[:, kept] for name, term in own.items()}
             by_head: dict[str, Tensor] = {}
             for (view, of), output in zip(read, added, strict=True):
-                layer = _layer(view, block.layer, call, output, of, calls, own)
+                layer = _layer(view, block.layer, entering, output[:, kept], of, calls, own, kept)
                 start = "" if view is model else f"{view.part_name}."
                 for head, result in enumerate(layer.result.unbind(2)):
                     by_head[f"{start}{block.layer}.{head}"] = result
@@ -122,7 +126,7 @@ class Writers:
         first, last = (seen[blocks_of[model.stack[n].layer]] for n in (0, -1))
         behind = [call for call in calls if call.module in set(outside)]
         return cls(
-            model, layers, terms, first.given.double(), last.output.double(), *_outputs(model, out), behind
+            model, layers, terms, first.given.double()[:, kept], last.output.double(), *_outputs(model, out), behind
         )  # fmt: skip
 
     @cached_property
@@ -200,15 +204,14 @@ def _hold(model: HookedModel, block: StackBlock, call: Call, written: list[Tenso
 
 
 def _layer(
-    model: HookedModel, number: int, call: Call, added: Tensor, heads: Heads, calls: Sequence[Call],
-    own: Mapping[str, Tensor],
+    model: HookedModel, number: int, entering: Tensor, added: Tensor, heads: Heads, calls: Sequence[Call],
+    own: Mapping[str, Tensor], kept: slice,
 ) -> Layer:  # fmt: skip
     map, value, z = heads.layers[number]
     gate = output_gates.output_gate(model, number, calls, z)
-    gate = None if gate is None else gate.detach().double()
+    gate, z = None if gate is None else gate.detach().double()[:, :, kept], z[:, :, kept]
     z = z.detach().double() if gate is None else z.detach().double() * gate
     weights, block = head_weights(model, number), blocks.block(model, number)
-    entering = call.given.double()
     output, bias = weights.W_O.double(), weights.b_O.double()
     result = torch.einsum("bhse,hed->bshd", z, output)
     raw = result.sum(2) + bias

@@ -64,8 +64,11 @@ def single() -> list[Caption]:
     return [*(Caption((claim,)) for claim in claims), *(Caption(count=count) for count in range(1, 5))]
 
 
-def caption_of(found: Canvas, rng: random.Random) -> Caption:
-    """A random caption that holds: of one digit, in a fifth of the draws of two, in a tenth their number."""
+def caption_of(found: Canvas, rng: random.Random, named: float = 0.0) -> Caption:
+    """A random caption that holds: of one digit, in a fifth of the draws of two, in a tenth their number.
+
+    A share `named` of the digits is named whatever else is told.
+    """
     there = [(place, thing) for place, thing in enumerate(found.things) if thing]
     drawn = rng.random()
     if drawn < 0.1:
@@ -73,6 +76,8 @@ def caption_of(found: Canvas, rng: random.Random) -> Caption:
     claims = []
     for place, thing in rng.sample(there, min(len(there), 2 if drawn < 0.3 else 1)):
         told = rng.randrange(1, 8)  # at least one of the three
+        if named and rng.random() < named:
+            told |= 1
         claims.append(
             Claim(
                 thing.digit if told & 1 else ANY,

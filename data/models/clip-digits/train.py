@@ -30,6 +30,9 @@ from headwater.data.pictures.digits import digits  # noqa: E402
 SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 PAD, _, BOS, EOS = range(4)
 CONTEXT, WIDTH = 16, 64
+# From this step on the rate falls to 0, a step is half as large, and most captions name a digit: places, brightness and
+# numbers are known by then.
+FALLS = 700
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -115,9 +118,15 @@ def loss_of(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def share_of_rate(step: int, steps: int) -> float:
+    """Up in 100 steps, slowly down to step 700, and from there in a line to 0."""
+    slow = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(step, FALLS) / 2000))
+    return slow * min(1.0, (steps - step) / (steps - FALLS))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -149,13 +158,15 @@ def main() -> None:
     while step < args.steps and time.time() - began < 60 * args.minutes:
         rng = random.Random(f"{args.seed} {step}")
         noise = torch.Generator().manual_seed(rng.randrange(2**40))
-        alone = max(0.3, 0.9 - 1.2 * step / args.steps)  # canvases of one digit, which are easier, come first
-        found = [canvas(rng, count=1 if rng.random() < alone else None) for _ in range(args.batch)]
-        captions = [caption_of(c, rng) for c in found for _ in range(2)]
+        alone = max(0.3, 0.9 - 0.0006 * step)  # canvases of one digit, which are easier, come first
+        found = [
+            canvas(rng, count=1 if rng.random() < alone else None)
+            for _ in range(args.batch // (1 if step < FALLS else 2))
+        ]
+        captions = [caption_of(c, rng, 0.0 if step < FALLS else 0.8) for c in found for _ in range(2)]
         true = torch.from_numpy(holds(captions, found))
         for group in optimiser.param_groups:
-            half_wave = 0.5 * (1 + math.cos(math.pi * step / args.steps))
-            group["lr"] = args.rate * min(1, (step + 1) / 100) * half_wave
+            group["lr"] = args.rate * share_of_rate(step, args.steps)
         texts = encoded(tokenizer, [caption.words for caption in captions])
         logits = model(pixel_values=pixels(found, noise), **texts).logits_per_image
         loss = loss_of(logits, true)
