@@ -25,6 +25,7 @@ from headwater.analyses._streams.ending import Ending, ending, ends, unembedding
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
+from headwater.lens.attention.module_hooks import first_output
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
 from headwater.lens.models.classes import logits_of
@@ -46,7 +47,7 @@ class Layer:
 
     `result` [batch, position, head, d_model] is the output of each head. `bias`, `mixer`, `mlp` and `entering` [batch,
     position, d_model] are the output bias, the outputs of mixers and of MLPs in the block, and the stream before it.
-    `behind` is the norm on the attention's output, `gate` [batch, head, position, d or 1] an output gate.
+    `behind` is the norm or the scale on the attention's output, `gate` [batch, head, position, d or 1] an output gate.
     """
 
     map: AttentionMap
@@ -110,12 +111,14 @@ class Writers:
             call, own = seen[blocks_of[block.layer]], _own(model, block, seen)
             entering = call.given.double()[:, kept]
             read = [(view, of) for view, of in zip(views, heads, strict=True) if block.layer in of.layers]
-            added = [seen[blocks.block(view, block.layer).attention_out].output.double() for view, _ in read]
-            _hold(model, block, call, [*added, *own.values()])
+            added = [
+                _added(model, block, blocks.block(view, block.layer).attention_out, seen) for view, _ in read
+            ]
+            _hold(model, block, call, [*(output for output, _ in added), *own.values()])
             own = {name: term[:, kept] for name, term in own.items()}
             by_head: dict[str, Tensor] = {}
-            for (view, of), output in zip(read, added, strict=True):
-                layer = _layer(view, block.layer, entering, output[:, kept], of, calls, own, kept)
+            for (view, of), (output, scale) in zip(read, added, strict=True):
+                layer = _layer(view, block.layer, entering, output[:, kept], scale, of, calls, own, kept)
                 start = "" if view is model else f"{view.part_name}."
                 for head, result in enumerate(layer.result.unbind(2)):
                     by_head[f"{start}{block.layer}.{head}"] = result
@@ -185,6 +188,25 @@ def _own(model: HookedModel, block: StackBlock, seen: Mapping[nn.Module, Call]) 
     return found
 
 
+def _added(
+    model: HookedModel, block: StackBlock, module: nn.Module, seen: Mapping[nn.Module, Call]
+) -> tuple[Tensor, Tensor | None]:
+    """What a block adds of an attention's output, and the scale of each feature in between (LayerScale in DINOv2), None
+    for none."""
+    output = seen[module].output
+    for child in model.hf.get_submodule(block.path).children():
+        call = seen.get(child)
+        if child is module or call is None or not _same(call, output):
+            continue
+        if any(weight.dim() > 1 for weight in child.parameters()) or call.output.shape != output.shape:
+            continue
+        with torch.no_grad():
+            scale = first_output(child(torch.ones_like(output[:1, :1])))[0, 0]
+        if not bool((scale == 1).all()) and torch.allclose(scale * output, call.output, rtol=1e-5, atol=1e-7):
+            return call.output.double(), scale.double()
+    return output.double(), None
+
+
 def _same(call: Call, output: Tensor) -> bool:
     """Whether a module was given an output as it is, and no other stream to add it to."""
     given = [
@@ -204,8 +226,8 @@ def _hold(model: HookedModel, block: StackBlock, call: Call, written: list[Tenso
 
 
 def _layer(
-    model: HookedModel, number: int, entering: Tensor, added: Tensor, heads: Heads, calls: Sequence[Call],
-    own: Mapping[str, Tensor], kept: slice,
+    model: HookedModel, number: int, entering: Tensor, added: Tensor, scale: Tensor | None, heads: Heads,
+    calls: Sequence[Call], own: Mapping[str, Tensor], kept: slice,
 ) -> Layer:  # fmt: skip
     map, value, z = heads.layers[number]
     gate = output_gates.output_gate(model, number, calls, z)
@@ -221,6 +243,9 @@ def _layer(
         behind = Norm.of(block.attention_out, raw)
         constant = norms.norm_bias(block.attention_out, raw.shape[-1]).to(raw)
         result, bias = behind.divided(result), behind.divided(bias) + constant
+    elif scale is not None:
+        behind = Norm(scale, False, torch.ones(raw.shape[:2]).to(raw))
+        result, bias = behind.divided(result), behind.divided(bias)
     what = f"what the heads of layer {number} of {model.name} write does not add up to its attention's output"
     close_or_refuse(result.sum(2) + bias, added, what, rounding_mend(model), allowed=of_sums(model))
     mixer, mlp = (own.get(f"{kind}.{number}", torch.zeros_like(entering)) for kind in ("mixer", "mlp"))
