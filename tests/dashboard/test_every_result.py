@@ -22,6 +22,7 @@ from headwater.command import matrix_calls
 
 OTHERS = {
     "patch_distance": "dinov2",
+    "image_contributions": "vit",
     "position_swap": "gpt2",
     "output_gates": "qwen3_next",
 }  # else a small Llama
