@@ -19,6 +19,7 @@ from headwater.lens.edits import (
     eviction,
     head_mix,
     heads,
+    massive,
     order_free,
     pair_masks,
     patterns,
@@ -31,6 +32,7 @@ from headwater.lens.edits.base import Edit as Edit, read
 from headwater.lens.edits.eviction import *
 from headwater.lens.edits.head_mix import *
 from headwater.lens.edits.heads import *
+from headwater.lens.edits.massive import *
 from headwater.lens.edits.order_free import *
 from headwater.lens.edits.pair_masks import *
 from headwater.lens.edits.patterns import *
@@ -44,6 +46,7 @@ __all__ += at_steps.__all__
 __all__ += eviction.__all__
 __all__ += head_mix.__all__
 __all__ += heads.__all__
+__all__ += massive.__all__
 __all__ += order_free.__all__
 __all__ += pair_masks.__all__
 __all__ += patterns.__all__

@@ -1,4 +1,4 @@
-"""Recipes for models that read images: redistribution from visual sinks (VAR), emphasis (PAINT), reinforcement (VHR).
+"""Recipes for models that read images: redistribution from visual sinks (VAR), reinforcement (VHR).
 
 Each runs the model on the given prompt and returns edits with the positions or heads that it found there.
 """
@@ -6,41 +6,43 @@ Each runs the model on the given prompt and returns edits with the positions or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from headwater.lens.edits.base import Edit
 from headwater.lens.edits.heads import ScaleHeads
-from headwater.lens.edits.named_positions import Names
-from headwater.lens.edits.scores import Emphasise
+from headwater.lens.edits.massive import RedistributeMassive
 from headwater.lens.edits.weights import Redistribute
 from headwater.lens.errors import EditError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, Heads, Layers, chosen_layers
+from headwater.lens.naming.heads import Head, Layers, chosen_layers
 from headwater.lens.naming.positions import Positions
 from headwater.lens.naming.tokens import Tokens
+from headwater.lens.recipes.image_tokens import image_tokens
 from headwater.lens.records import sinks
-from headwater.lens.records.recorder import key_positions
 from headwater.lens.running.forward import forward
 
 
 def visual_redistribution(
     model: HookedModel, prompt: Any, *, p: float = 0.6, rho: float = 0.5, least: float = 0.2, tau: float = 20.0,
-    dimensions: Sequence[int] | None = None, image: Positions = "image", **more: Any,
+    dimensions: Sequence[int] | None = None, image: Positions = "image",
+    sinks_of: Literal["plain run", "edited run"] = "plain run", **more: Any,
 ) -> list[Edit]:  # fmt: skip
     """VAR (Kang et al., ICLR 2025): move attention from sinks to the image tokens that are not sinks.
 
     A token is a sink of a layer if max over `dimensions` of |x_d| / sqrt(mean x² + 1e-6) > tau, where x is the stream
     entering the layer. A row after the image is image-centric if Σ(visual sinks) / Σ(image) ≤ rho and Σ(image) ≥ least.
     In such rows the weights on all sinks are multiplied by p, and the freed weight goes to the other image tokens in
-    proportion. This is done in layers 2 to the last but one, where they have a visual sink. The sinks are those of
-    this prompt in the unedited run, so the edits are for this prompt only; the authors' code looks for them in the
-    edited run, layer by layer, and may find others from the second edited layer on. `dimensions` are the model's
-    massive activations ({1415, 2533} in LLaMA-2-7B); by default `massive_dimensions` finds them. Checked against the
-    authors' code, which adds 1e-6 to every image weight, while this adds it once.
+    proportion. This is done in layers 2 to the last but one, where they have a visual sink; the authors' flag for the
+    last layer is not read by their code, which edits it too. With `sinks_of="plain run"` the sinks are those of this
+    prompt without edits, and the edits are for this prompt only. With "edited run" they are looked for as the authors'
+    code does, layer by layer while the edited run goes on (`RedistributeMassive`): the one edit is then for any prompt,
+    and from the second edited layer on the sinks may be others. `dimensions` are the model's massive activations
+    ({1415, 2533} in LLaMA-2-7B); by default `massive_dimensions` finds them. Checked against the authors' code, which
+    adds 1e-6 to every image weight, while this adds it once.
 
     >>> import torch, transformers
     >>> import headwater as hw
@@ -56,9 +58,14 @@ def visual_redistribution(
     [2]
     """
     tokens = model.to_tokens(prompt, **more)
-    picked = _image(model, tokens, image)
+    picked = image_tokens(model, tokens, image)
     if dimensions is None:
         dimensions = massive_dimensions(model, tokens, tau=tau)
+    if sinks_of == "edited run":
+        inner = [layer for place, layer in enumerate(model.layers[:-1]) if place >= 2]
+        return [RedistributeMassive(list(dimensions), p, tau, rho, least, image, layers=inner)]
+    if sinks_of != "plain run":
+        raise EditError(f"visual_redistribution: sinks_of is 'plain run' or 'edited run'; got {sinks_of!r}")
     states = _states(model, tokens)
     found: list[Edit] = []
     for place, layer in enumerate(model.layers[:-1]):
@@ -102,69 +109,6 @@ def massive_dimensions(model: HookedModel, prompt: Any, *, tau: float = 20.0) ->
             f"times the root mean square, tau is {tau:g}; give dimensions= or a lower tau"
         )
     return dimensions
-
-
-def visual_emphasis(
-    model: HookedModel, prompt: Any, *, alpha: float = 0.7, beta: float = 0.35, share: float = 0.25,
-    heads: Heads = "all", layers: Layers = "all", **more: Any,
-) -> list[Edit]:  # fmt: skip
-    """PAINT (Arif et al. 2025): raise the scores of local and summary image tokens, for the last query.
-
-    s_j ← s_j + alpha·|s_j| on local tokens and s_j + beta·|s_j| on summary tokens. Both go by the attention of the
-    class token to the patches, summed over heads. Local tokens: the `share` of patches with most of it in the vision
-    encoder's first layer. Summary tokens: the patches with most of it in the last layer but one, as many as lie above
-    Q3 + 1.5·IQR there, without the local ones. Checked against the code (there beta is 0.3 to 0.4).
-
-    >>> import headwater as hw
-    >>> from headwater.lens.loading import zoo
-    >>> model = hw.load(zoo.build("llava"))  # random weights
-    >>> prompt = zoo.inputs("llava", lengths=(11,))  # input_ids, attention_mask, pixel_values
-    >>> edits = hw.recipes.visual_emphasis(model, prompt["input_ids"], pixel_values=prompt["pixel_values"])
-    >>> [(edit.amount, edit.queries) for edit in edits]  # local tokens, then summary tokens
-    [(0.7, -1), (0.35, -1)]
-    """
-    tokens = model.to_tokens(prompt, **more)
-    picked = _image(model, tokens, "image")
-    vision = model.record(tokens, statistics=(), layers="all", keep=("qk",)).parts.get("vision")
-    if vision is None or len(vision.layers) < 2 or len(picked) != 1:
-        raise EditError(
-            f"visual_emphasis needs one prompt with an image and a vision encoder of two layers or more; {model.name} "
-            f"has {'none that ran' if vision is None else f'{len(vision.layers)} layers and {len(picked)} prompts'}"
-        )
-    patches = model.parts["vision"].patches
-    if patches is None or patches.prefix < 1:
-        raise EditError(
-            f"visual_emphasis reads the attention of a class token, and {model.name} has none; "
-            "take a model with one"
-        )
-    prefix = patches.prefix
-    places = [n - int(tokens.mask[0].long().argmax()) for n in picked[0].nonzero()[:, 0].tolist()]
-    first, last = (
-        vision.pattern(layer, queries=0)[:, :, 0, prefix : vision.tokens.shape[1] - patches.suffix]
-        .sum(1)
-        .flatten()
-        for layer in (vision.layers[0], vision.layers[-2])
-    )
-    if len(first) != len(places):
-        raise EditError(
-            f"visual_emphasis: the vision encoder has {len(first)} patches and the text {len(places)} image tokens; "
-            "which is which is not known"
-        )
-    local, summary = emphasised_tokens(first, last, share)
-    return [
-        Emphasise([places[n] for n in local], alpha, queries=-1, heads=heads, layers=layers),
-        Emphasise([places[n] for n in summary], beta, queries=-1, heads=heads, layers=layers),
-    ]
-
-
-def emphasised_tokens(
-    first: Float[Tensor, " patch"], last: Float[Tensor, " patch"], share: float = 0.25
-) -> tuple[list[int], list[int]]:
-    """PAINT's local and summary patches, from the class token's attention [patch] in two layers."""
-    local = first.topk(int(len(first) * share)).indices.tolist()
-    low, high = torch.quantile(last.double(), torch.tensor([0.25, 0.75], dtype=torch.double)).tolist()
-    count = int((last > high + 1.5 * (high - low)).sum())
-    return local, [n for n in last.topk(count).indices.tolist() if n not in local]
 
 
 def head_reinforcement(
@@ -211,18 +155,6 @@ def _last(model: HookedModel, tokens: Tokens) -> Float[Tensor, "layer head d_val
 
 def _outlying(x: Tensor) -> Tensor:
     return x > x.mean(-1, keepdim=True) + x.std(-1, keepdim=True, unbiased=False)
-
-
-def _image(model: HookedModel, tokens: Tokens, image: Positions) -> Bool[Tensor, "batch position"]:
-    """The image tokens of each row, bool [batch, position]; EditError where no row has one."""
-    Names(model).check(image, "image")
-    if isinstance(image, str) and image != "all":
-        picked = model.token_groups(tokens)[image]
-    else:
-        picked = key_positions(image, tokens)
-    if not picked.any():
-        raise EditError(f"the prompt has no image tokens; {model.name} must be given an image with its text")
-    return picked.cpu()
 
 
 def _states(model: HookedModel, tokens: Tokens) -> Sequence[Float[Tensor, "batch position d_model"]]:

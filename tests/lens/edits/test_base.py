@@ -39,6 +39,7 @@ SERIAL = [
     hw.OffsetHeads({"5.1": [0.5, 1.0]}), hw.TowardUniform(0.5, heads="5.1", rows=[0]),
     hw.InjectPattern({"keys": ["token:Mary", 0]}, 0.5, queries=-1), hw.InjectPattern([[1.0, 0.0], [0.5, 0.5]]),
     hw.BiasKeys(slice(0, 4), -2.0, heads=(5, 1)), hw.Normaliser("sigmoid", bias=-1.0), hw.HeavyHitters(4, 8),
+    hw.RedistributeMassive([3], 0.5, layers=[1]),
     hw.MoveAttention("image", "text", 0.5, layers=[1]), hw.FreezeAttention("run.safetensors", 0.5),
     hw.EditResidual(1, "project_out", [1.0, 2.0], place="mid"), hw.EditMLP(0, "add", [[1.0], [2.0]], positions="sub"),
     hw.HeadMix(torch.eye(2), [[0.5, 0.5], [1.0, 0.0]], heads="0.1"), hw.HeadMix(convolution=[[0.25, 0.5]], rows=[1]),

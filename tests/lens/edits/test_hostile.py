@@ -26,6 +26,8 @@ HOSTILE = [
     ({"edit": "ScaleWeights", "keys": {"slice": [1, 2, 3, 4]}, "factor": 2}, "a slice is a list of start"),
     ({"edit": "HeadMix", "convolution": [[10**400]]}, "convolution is"),
     ({"edit": "HeadMix", "pre": [[1e300] * 8] * 8}, "pre holds NaN or infinite numbers"),
+    ({"edit": "RedistributeMassive", "dimensions": "many"}, "dimensions are numbers from 0 to"),
+    ({"edit": "RedistributeMassive", "dimensions": 3}, "dimensions are numbers from 0 to"),
     ({"edit": "HeavyHitters", "recent": HUGE, "heavy": 1}, "recent is at most"),
 ]
 

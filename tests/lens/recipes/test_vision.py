@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
+from deep_chat import IMAGE, deep_llava
 
 import headwater as hw
 from headwater.lens.errors import EditError
 from headwater.lens.loading import zoo
 
-IMAGE = range(2, 11)  # where the nine patches stand in the text
-
 
 @pytest.fixture(scope="module")
 def chat():
     """A LLaVA whose text has four layers, its prompt and image, and the record of its unedited run."""
-    family = zoo.FAMILIES["llava"]
-    text = dict(family.config["text_config"]) | {"num_hidden_layers": 4}
-    with pytest.MonkeyPatch.context() as patch:
-        deeper = dataclasses.replace(family, config=dict(family.config) | {"text_config": text})
-        patch.setitem(zoo.KNOWN, "llava", deeper)
-        model = hw.load(zoo.build("llava"))
+    model = hw.load(deep_llava())
     given = zoo.inputs("llava", lengths=(11,))
     ids, pixels = given["input_ids"], given["pixel_values"]
     return model, ids, pixels, model.record(ids, pixel_values=pixels)
@@ -88,3 +80,18 @@ def test_a_prompt_without_its_image_is_refused(chat):
     for recipe in (hw.recipes.visual_redistribution, hw.recipes.visual_emphasis):
         with pytest.raises(EditError, match="the prompt has no image tokens"):
             recipe(model, text)
+
+
+@torch.no_grad()
+def test_sinks_of_the_edited_run_need_no_prompt_of_their_own(chat):
+    model, ids, pixels, _ = chat
+    given = {"dimensions": [3, 4], "tau": 1.6, "rho": 1.0, "least": 0.0, "p": 0.0}
+    (edit,) = hw.recipes.visual_redistribution(
+        model, ids, pixel_values=pixels, sinks_of="edited run", **given
+    )
+    assert edit == hw.RedistributeMassive([3, 4], 0.0, 1.6, 1.0, 0.0, layers=[2])
+    plain = hw.recipes.visual_redistribution(model, ids, pixel_values=pixels, **given)
+    with model.edit(edit):
+        found = model(ids, pixel_values=pixels)
+    with model.edit(*plain):  # one layer is edited, so the sinks are the same
+        torch.testing.assert_close(found, model(ids, pixel_values=pixels))
