@@ -1,4 +1,4 @@
-"""PAINT, VAR and VHR on a model that reads images, a LLaVA of random weights, against their formulas written out."""
+"""PAINT, VAR and VHR on a LLaVA of random weights, against their formulas written out; `image_tokens` refuses a text alone."""
 
 from __future__ import annotations
 
