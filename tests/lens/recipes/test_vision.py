@@ -1,4 +1,4 @@
-"""PAINT, VAR and VHR on a LLaVA of random weights, against their formulas written out; `image_tokens` refuses a text alone."""
+"""PAINT, VAR and VHR on a LLaVA of random weights, against formulas written out; `image_tokens` refuses a text."""
 
 from __future__ import annotations
 
