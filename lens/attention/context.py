@@ -75,7 +75,11 @@ class UserEdit(Protocol):
 
 
 class ActiveEdit(ABC):
-    """An edit prepared for one model."""
+    """An edit prepared for one model. `shortens` says that all it does is to take tokens out (`shortening.py`)."""
+
+    @property
+    def shortens(self) -> bool:
+        return False
 
     @abstractmethod
     def lower(self, layer: int, mask: Mask, batch: int) -> Lowered:

@@ -20,7 +20,7 @@ from headwater.kernels.attend import attend
 from headwater.kernels.edits.outputs import Gate, OutputEdit
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context, packed, windows
+from headwater.lens.attention import context, packed, shortening, windows
 from headwater.lens.attention.context import NAME
 from headwater.lens.attention.masks import LazyMask, crossing, given_mask, lazy_mask
 from headwater.lens.attention.own_rule import own_rule
@@ -67,11 +67,22 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     site = _sites.get(module)
     layer, tap = (-1, context.NO_TAP) if site is None else (site.layer, context.current_tap(site.model))
+    call = None if site is None else shortening.of(site.model, site.layer)
+    short = None if call is None or call.short is None else call.short.fitting(key.shape[2])
+    edits_on = () if site is None else context.active(site.model)
+    own, narrow = own_rule(module), None
     grid = windows.grid(module, query, site is not None)
     if grid is None:
-        mask, bias = _mask_of(module, query, key, attention_mask, is_causal)
+        sizes = (query.shape[2], key.shape[2]) if short is None else short.sizes(attention_mask)
+        mask, bias = _mask_of(module, *sizes, attention_mask, is_causal)
         if position_bias is not None:
             bias = position_bias if bias is None else bias + position_bias
+        if short is not None:
+            free = bias is None and own is None and not dense and not _watched(site, edits_on)
+            narrow = short.narrowed(mask) if free else None
+            mask = short.hidden(mask)
+            if narrow is None:
+                query, key, value = short.spread(query, key, value, mask)
         query, key, value = tap.entering(layer, query, key, value)
     else:
         mask, bias = grid.mask(), None
@@ -79,13 +90,13 @@ def attention(
         query, key = grid.biased(query, key, scale, attention_mask)
         scale = 1.0
     mask = mask if site is None or site.rows is None else _placed(site, mask)
-    edits_on = () if site is None else context.active(site.model)
     lowered = context.Lowered.joined([edit.lower(layer, mask, len(query)) for edit in edits_on])
     normaliser, weights = lowered.normaliser, lowered.weights
     if normaliser is not None and normaliser.name == "softmax":
         normaliser = None
-    rule = ScoreRule(float(scale), mask, softcap, s_aux, bias, lowered.scores, normaliser=normaliser)
-    own = own_rule(module)
+    rule = ScoreRule(
+        float(scale), narrow or mask, softcap, s_aux, bias, lowered.scores, normaliser=normaliser
+    )
     rule = rule if own is None else own.applied(query, rule)
     for adapter in lowered.adapters:
         rule, weights = adapter(query, key, rule, weights)
@@ -104,8 +115,12 @@ def attention(
     z = tap.weighing(layer, z if own is None else own.added(z, map, rule), map, value)
     z = tap.leaving(layer, _outputs(z, site, rule.mask, lowered.outputs))
     context.discover(module, map)
+    if call is not None and call.tell is not None:
+        call.tell(mask, map, value, None if narrow is None or short is None else short.columns)
     for listener in listeners:
         listener.take(layer, map, value, z)
+    if short is not None and narrow is None:
+        z = short.held(z)
     z = z.transpose(1, 2)
     attentions = map.dense().to(query.dtype) if dense else None
     return (z.contiguous() if grid is None else grid.folded(z)), attentions
@@ -137,11 +152,22 @@ def _outputs(z: Tensor, site: Site | None, mask: Mask, edits: Sequence[OutputEdi
     return z
 
 
+def _watched(site: Site | None, edits: Sequence[context.ActiveEdit]) -> bool:
+    """Whether anybody looks at the attention of a layer or changes it, beside edits that make its sequence shorter."""
+    if site is None:
+        return False
+    return (
+        bool(context.listeners(site.model))
+        or context.current_tap(site.model) is not context.NO_TAP
+        or context.current_gates(site.model) is not None
+        or not all(edit.shortens for edit in edits)
+    )
+
+
 def _mask_of(
-    module: nn.Module, q: Tensor, k: Tensor, given: LazyMask | Tensor | None, is_causal: bool | None
+    module: nn.Module, queries: int, keys: int, given: LazyMask | Tensor | None, is_causal: bool | None
 ) -> tuple[Mask, Tensor | None]:
     """The mask of this call, and an additive bias where a tensor mask came that the interface did not make."""
-    queries, keys = q.shape[2], k.shape[2]
     if isinstance(given, LazyMask):
         mask = given.mask
         bias = None if given.bias is None else given.bias[..., :keys]

@@ -43,12 +43,14 @@ _on: ContextVar[frozenset[_Hook]] = ContextVar("headwater_module_hooks", default
 
 @contextlib.contextmanager
 def on(
-    modules: nn.Module | Iterable[nn.Module], before: Before | None = None, after: After | None = None
-) -> Iterator[None]:
+    modules: nn.Module | Iterable[nn.Module], before: Before | None = None, after: After | None = None,
+    early: bool = False,
+) -> Iterator[None]:  # fmt: skip
     """Inside, call `before(module, args, kwargs)` and `after(module, args, kwargs, output)` at each call of a module.
 
     Hooks of one module run in the order of their blocks. The result of `before` replaces the arguments, the result of
-    `after` replaces the output; None changes nothing.
+    `after` replaces the output; None changes nothing. With `early` `after` runs before all hooks that are on by then,
+    such as those with which transformers collects hidden states.
     """
     targets = [modules] if isinstance(modules, nn.Module) else list(dict.fromkeys(modules))
     entering, leaving = _Hook(before, 3), _Hook(after, 4)
@@ -59,7 +61,7 @@ def on(
             if before is not None:
                 handles.append(module.register_forward_pre_hook(entering, with_kwargs=True))
             if after is not None:
-                handles.append(module.register_forward_hook(leaving, with_kwargs=True))
+                handles.append(module.register_forward_hook(leaving, with_kwargs=True, prepend=early))
         yield
     finally:
         entering.act = leaving.act = (

@@ -23,6 +23,7 @@ from headwater.lens.edits import (
     order_free,
     pair_masks,
     patterns,
+    prune_tokens,
     residual,
     scores,
     weights,
@@ -36,6 +37,7 @@ from headwater.lens.edits.massive import *
 from headwater.lens.edits.order_free import *
 from headwater.lens.edits.pair_masks import *
 from headwater.lens.edits.patterns import *
+from headwater.lens.edits.prune_tokens import *
 from headwater.lens.edits.residual import *
 from headwater.lens.edits.scores import *
 from headwater.lens.edits.weights import *
@@ -50,6 +52,7 @@ __all__ += massive.__all__
 __all__ += order_free.__all__
 __all__ += pair_masks.__all__
 __all__ += patterns.__all__
+__all__ += prune_tokens.__all__
 __all__ += residual.__all__
 __all__ += scores.__all__
 __all__ += weights.__all__

@@ -48,6 +48,7 @@ class Edit:
     row_sums: ClassVar[str] = (
         ""  # what it does to the sums of rows, where these are no longer what the softmax gave
     )
+    shortens: ClassVar[bool] = False  # whether all it does is to take tokens out of the sequence
     renamed: ClassVar[Mapping[str, str]] = {}  # {field name in older files: field name now}
 
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
@@ -128,6 +129,7 @@ class ModuleHook(NamedTuple):
     module: nn.Module
     before: Before | None = None
     after: After | None = None
+    early: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +150,10 @@ class Prepared(ActiveEdit):
     @property
     def user_edit(self) -> Edit:
         return self.edit
+
+    @property
+    def shortens(self) -> bool:
+        return self.edit.shortens
 
     @cached_property
     def reads_tokens(self) -> bool:

@@ -40,9 +40,9 @@ class EditBlock(contextlib.AbstractContextManager[None]):
                 stack.enter_context(reading(self._model))
             stack.enter_context(context.editing(self._model.key, self._prepared))
             for one in self._prepared:
-                for module, *acts in one.hooks:
-                    acts = [_where_on(act, one, self._model.key) for act in acts]
-                    stack.enter_context(on(module, *acts))
+                for module, before, after, early in one.hooks:
+                    acts = [_where_on(act, one, self._model.key) for act in (before, after)]
+                    stack.enter_context(on(module, *acts, early=early))
             self._entered.append(stack.pop_all())
 
     def __exit__(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context, module_hooks
+from headwater.lens.attention import context, module_hooks, shortening
 from headwater.lens.attention.masks import LazyMask
 from headwater.lens.edits.base import Edit, ModuleHook, Prepared, Rows, batch_rows, vectors
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
@@ -100,6 +100,11 @@ class _Stream(Edit, ABC):
             raise EditError(
                 f"{type(self).__name__}: layer {self.layer} reads {x.shape[1]} positions, its mask {mask.queries}, so "
                 "positions can not be told apart there; edit heads, or another layer"
+            )
+        if shortening.at_length(prepared.names.model.key, self.layer, x) is not x:
+            raise EditError(
+                f"{type(self).__name__}: PruneTokens removed tokens before layer {self.layer}, so positions can not be "
+                "told apart there; give this edit first, or name an earlier layer"
             )
         start, _ = mask.real("query")
         place = torch.arange(mask.queries)[None] + mask.query_offset - start[:, None]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from headwater.lens.attention import shortening
 from headwater.lens.attention.module_hooks import first_output, hidden_states, on
 from headwater.lens.models import blocks
 from headwater.lens.models.opened import Opened
@@ -24,7 +25,8 @@ def listening(model: Opened, take: Callable[[int | str, Tensor], None]) -> Itera
     layers = {blocks.block(model, layer).module: layer for layer in model.layers}
 
     def entering(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        take(layers[block], hidden_states(args, kwargs))
+        layer = layers[block]
+        take(layer, shortening.at_length(model.key, layer, hidden_states(args, kwargs)))
 
     def leaving(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         take("final", first_output(output))

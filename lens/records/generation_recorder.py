@@ -292,7 +292,7 @@ class GenerationRecorder:
             WeightStep(edit, tuple(itertools.islice(factors, len(step.factors))))
             for edit, step in zip(weights, map.steps, strict=True)
         ]
-        mask = so_far.masks.whole(self._mask(map, length, self.valid))
+        mask = so_far.masks.whole(so_far.masks.hiding(self._mask(map, length, self.valid)))
         rule = replace(map.rule, mask=mask, edits=scores, bias=_bias(so_far.bias, length))
         q, k, lse = (so_far.kept[name].joined() for name in ("q", "k", "lse"))
         whole = AttentionMap(q, k, rule, lse, tuple(steps), map.backend)

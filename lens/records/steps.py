@@ -32,6 +32,26 @@ class StepMasks:
         self.last = mask
         self.lowest += [mask.key_offset] * mask.queries
 
+    def hiding(self, plain: Mask) -> Mask:
+        """The mask of the whole text without the tokens that were removed in this layer: the last step hides them as
+        keys, the prompt's step as queries."""
+        first, last = self.first, self.last
+        assert first is not None
+        assert last is not None
+
+        def joined(known: Tensor | None, more: Tensor | None, begin: int, count: int) -> Tensor | None:
+            if more is None:
+                return known
+            more = torch.nn.functional.pad(more.cpu(), (begin, count - begin - more.shape[1]), value=True)
+            return more if known is None else known & more
+
+        keys = joined(plain.valid_keys, last.valid_keys, last.key_offset, plain.keys)
+        return replace(
+            plain,
+            valid_keys=keys,
+            valid_queries=joined(plain.valid_queries, first.valid_queries, 0, plain.queries),
+        )
+
     def whole(self, plain: Mask) -> Mask:
         """The mask of all rows; `plain` is that of the last step, stretched over the whole text."""
         first, last = self.first, self.last

@@ -46,6 +46,7 @@ SERIAL = [
     hw.ScaleWeights("image", 1.5, heads="1.0", queries=[-1]),
     hw.Emphasise("image", 0.7, queries=-1), hw.StreamingWindow(4, 10), hw.GroupedAttention(8, shift=4, sinks=2),
     hw.PositionInvariant([[0, 2], [2, 4]]),
+    hw.PruneTokens({1: 0.5, 3: 8}, [0.5, 1.0], "image", recycle=1, prior=[[1.0, 2.0]], mix=0.25),
     hw.MaskPairs({"kind": "windows", "grid": [2, 3], "size": 2}, heads="1.0"), hw.MaskPairs(torch.eye(3) > 0),
     hw.MaskPairs({"kind": "tree", "documents": [[0, 2], [2, 4]], "parents": [None, 0]}, rows=[0]),
     hw.Redistribute("sinks:act", where={"of": [1], "within": slice(1, 9), "most": 0.5, "least": 0.2}),
