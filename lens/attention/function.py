@@ -72,6 +72,7 @@ def attention(
     edits_on = () if site is None else context.active(site.model)
     own, narrow = own_rule(module), None
     grid = windows.grid(module, query, site is not None)
+    dense = bool(output_attentions) and grid is None
     if grid is None:
         sizes = (query.shape[2], key.shape[2]) if short is None else short.sizes(attention_mask)
         mask, bias = _mask_of(module, *sizes, attention_mask, is_causal)
@@ -104,7 +105,6 @@ def attention(
     listeners = [] if site is None else context.listeners(site.model)
     wanted = tuple(dict.fromkeys(name for listener in listeners for name in listener.statistics))
     backend = context.current_backend()
-    dense = bool(output_attentions) and grid is None
     tracked = torch.is_grad_enabled() and (dense or any(listener.grad for listener in listeners))
     try:
         z, map = attend(query, key, value, rule, weights, backend, wanted, tracked)
