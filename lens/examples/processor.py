@@ -125,6 +125,8 @@ def pixels_of(processor: Any, pictures: Sequence[Image.Image], name: str) -> dic
                 f"picture {place} has {each.size[0]} × {each.size[1]} pixels; one side may be {LONGEST_SHAPE} times "
                 "the other at most: cut it"
             )
+    if len(getattr(maker, "image_mean", None) or ()) == 1:  # a model of greys
+        pictures = [each.convert("L") for each in pictures]
     with _told(f"the processor of {name}"):
         return dict(maker(images=list(pictures), return_tensors="pt"))
 
