@@ -28,6 +28,9 @@ Measure = Callable[
 ]  # what `outputs_of` gives: logits of tokens or classes, similarities, or last hidden states → one value per row
 Answer = str | int | Sequence[str] | Sequence[int]
 Kind = Literal["log_probability", "probability", "logit"]
+CountedKind = Literal[
+    "log_probability", "probability", "logit", "correct"
+]  # "correct" has no gradient, so analyses that take one do not offer it
 
 # the settings that every analysis of an output takes, with their help lines
 AnswerSetting = Annotated[
@@ -39,6 +42,9 @@ PositionSetting = Annotated[
     "token position whose prediction is explained, in a masked language model the mask's; not for one class of a text",
 ]
 KindSetting = Annotated[Kind, "what is read off for a token or class; a single score is read as it is"]
+CountedKindSetting = Annotated[
+    CountedKind, "what is read off for a token or class; correct: 1 where it has the largest logit, else 0"
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +63,7 @@ class Explained:
     answer: Answer | None
     wrong: Answer | None
     position: int
-    kind: Kind
+    kind: CountedKind
     of_classes: bool = False
 
     def __post_init__(self) -> None:
@@ -126,7 +132,9 @@ class Explained:
         if self.kind != "logit" and is_span(self.model.hf, self.model.classes):
             logits = logits.log_softmax(1)  # over the positions where the answer may start or end
         row = self._row(logits)
-        if self.kind != "logit" and not self._is_score(row.shape[-1]):
+        if self.kind == "correct":
+            row = torch.nn.functional.one_hot(row.argmax(-1), row.shape[-1]).double()
+        elif self.kind != "logit" and not self._is_score(row.shape[-1]):
             row = self._log_shares(row, self._of_text(logits))
             row = row.exp() if self.kind == "probability" else row
         texts = texts.to(row.device)

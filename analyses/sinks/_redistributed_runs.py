@@ -30,7 +30,8 @@ from headwater.lens.records.record import Record
 
 Treatment = Literal["sinks", "random_heads", "random_keys", "same_mass"]
 TREATMENTS: tuple[Treatment, ...] = ("sinks", "random_heads", "random_keys", "same_mass")
-Find = Callable[[Tensor], tuple[Record, Tensor]]  # ids -> record, sinks [text, layer, head, key]
+# ids -> record, sinks [text, layer, head, key], and the keys that a control may draw [text, key]
+Find = Callable[[Tensor], tuple[Record, Tensor, Tensor]]
 Value = Callable[[Tensor, Tensor], Tensor]  # rows that run, text of each row -> one number per row
 
 
@@ -154,10 +155,10 @@ class Redistributions:
 
     def _begin(self, batch: Batch, find: Find, value_of: Callable[[Batch], Value]) -> Begun:
         """The plain run of the batch, and the move of every variant."""
-        record, found = find(batch.ids)
+        record, found, among = find(batch.ids)
         value = value_of(batch)
         plain = value(batch.ids, torch.arange(len(found)))
-        pools = self._pools(record, found, batch.places)
+        pools = self._pools(record, found, among, batch.places)
         moves = [self._move(variant, pools) for variant in self.variants()]
         cells = {
             "plain": plain.double().tolist(),
@@ -182,12 +183,14 @@ class Redistributions:
     def _slot(self, variant: Variant) -> tuple[int, int, int, int]:
         return variant.heads, variant.keep, self.treatments.index(variant.treatment), variant.draw
 
-    def _pools(self, record: Record, sinks: Tensor, places: list[int]) -> dict[str, list[Pool]]:
+    def _pools(
+        self, record: Record, sinks: Tensor, among: Tensor, places: list[int]
+    ) -> dict[str, list[Pool]]:
         """The keys of each treatment, by draw."""
         pools = {"sinks": [Pool.of(record, sinks)]}
         for name, drawn in (("random_keys", control_keys), ("same_mass", half_of_others)):
             if name in self.treatments:
-                keys = [drawn(sinks, places, self.seed, draw) for draw in range(self.controls)]
+                keys = [drawn(sinks, among, places, self.seed, draw) for draw in range(self.controls)]
                 pools[name] = [Pool.of(record, one) for one in keys]
         return pools
 

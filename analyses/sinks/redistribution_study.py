@@ -21,8 +21,8 @@ from headwater.analyses._catalogue.settings import Bounds, Draws
 from headwater.analyses._measures.bootstrap import interval, intervals
 from headwater.analyses._measures.measure import (
     AnswerSetting,
+    CountedKindSetting,
     Explained,
-    KindSetting,
     Measure,
     PositionSetting,
     WrongSetting,
@@ -31,11 +31,13 @@ from headwater.analyses._prompts.examples import Batch, Examples, as_tokens, los
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses.sinks._redistributed_runs import TREATMENTS, Find, Redistributions, Value
 from headwater.analyses.sinks._sink_keys import KeysSetting, RuleSetting, ThresholdSetting, sink_keys
+from headwater.lens.edits.base import plain
 from headwater.lens.errors import AnalysisError
 from headwater.lens.files import digest_of
 from headwater.lens.journal import Journal
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, HeadNames, chosen, every_head, named
+from headwater.lens.recipes.image_tokens import image_tokens
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
 
@@ -53,12 +55,15 @@ def redistribution_study(
     heads: Annotated[HeadNames | Mapping[str, Any], 'head sets, as "all; 1.0 1.2"'] = "all",
     keys: KeysSetting = 0,
     threshold: ThresholdSetting = None,
+    among: Annotated[
+        str | Sequence[int], "tokens that are moved from, sinks and controls alike: all, image, or numbers"
+    ] = "all",
     held_out: Annotated[Examples | None, "texts for the head filter of ACT; none: no filter"] = None,
     controls: Annotated[int, "draws of each control, whose results are averaged", Bounds(1)] = 2,
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
-    kind: KindSetting = "log_probability",
+    kind: CountedKindSetting = "log_probability",
     draws: Draws = 1000,
     seed: Annotated[int, "seed of the controls and of the draws", Bounds(0)] = 0,
     batch_size: Annotated[int, "texts of equal length, or edited rows, that run together", Bounds(1)] = 16,
@@ -67,16 +72,18 @@ def redistribution_study(
     """`effect` [heads, keep, treatment, batch] = measure under the treatment - plain measure; higher is better.
 
     `rule` (or `keys` if it is None) finds the sinks of each text, layer and head in the plain run; "act" leaves out
-    each head's first sink. The weights on sinks are multiplied by `keep`, and the freed weight goes to the row's
-    other keys in proportion (`Redistribute`). A row that sees no other key does not change. `treatment` is "sinks",
-    in the heads of the set; "random_heads", the same in as many heads outside of the set (NaN if there are none);
-    "random_keys", as many random keys that are not sinks, in the heads of the set; "same_mass", a random half of the
-    keys that are no sink in the layer, with `keep` set per text and layer so that the same weight moves in the plain
-    run (or all of it). Controls are means of `controls` draws. `freed` [heads, keep, treatment, batch] is the weight
-    that moves, mean over queries and heads of the set. `plain` [batch] is the plain measure, `sinks` [batch] the mean
-    number of sinks of a head. `mean`, `low`, `high` [heads, keep, treatment] over texts have 95 % bootstrap bounds;
-    `beyond` [heads, keep, control, bound] are mean and bounds of the paired difference of the effects, sinks minus
-    each control.
+    each head's first sink. With `among` only these tokens count as sinks, and random keys are drawn from these: with
+    rule="massive", among="image", keep=0 and kind="correct" the study asks whether visual sinks can be masked and as
+    many random image tokens can not (Kang et al., ICLR 2025). The weights on sinks are multiplied by `keep`, and the
+    freed weight goes to the row's other keys in proportion (`Redistribute`). A row that sees no other key does not
+    change. `treatment` is "sinks", in the heads of the set; "random_heads", the same in as many heads outside of the
+    set (NaN if there are none); "random_keys", as many random keys that are not sinks, in the heads of the set;
+    "same_mass", a random half of the keys that are no sink in the layer, with `keep` set per text and layer so that the
+    same weight moves in the plain run (or all of it). Controls are means of `controls` draws. `freed` [heads, keep,
+    treatment, batch] is the weight that moves, mean over queries and heads of the set. `plain` [batch] is the plain
+    measure, `sinks` [batch] the mean number of sinks of a head. `mean`, `low`, `high` [heads, keep, treatment] over
+    texts have 95 % bootstrap bounds; `beyond` [heads, keep, control, bound] are mean and bounds of the paired
+    difference of the effects, sinks minus each control.
 
     The measure is minus `model.loss` (nats; of two towers their similarity, less 1), or `kind` of `answer` (less
     `wrong`) at `position`, or `measure(outputs) → [batch]`, whose rows come in no fixed order. `heads` may be a mapping
@@ -112,10 +119,14 @@ def redistribution_study(
     if measure is not None or answer is not None:
         explained = Explained(model, measure, answer, wrong, position, kind, of_classes=True)
 
-    def find(ids: Tensor) -> tuple[Record, Tensor]:
+    def find(ids: Tensor) -> tuple[Record, Tensor, Tensor]:
         levels = ("qk", "residual") if rule == "massive" else ("qk",)
         record = model.record(ids, statistics=("received", "visible"), keep=levels)
-        return record, sink_keys(record, keys, rule, threshold, drop_first=True)
+        taken = torch.ones_like(record.key_axis.valid)
+        if not (isinstance(among, str) and among == "all"):
+            taken = image_tokens(model, as_tokens(ids), among)
+        found = sink_keys(record, keys, rule, threshold, drop_first=True)
+        return record, found & taken[:, None, None], taken
 
     def value_of(batch: Batch) -> Value:
         if explained is None:
@@ -137,18 +148,20 @@ def redistribution_study(
         "analysis": "redistribution_study", **provenance(model), "device": model.device.type, "keep": keeps,
         "batch_size": batch_size, "heads": {name: _names(model, mask) for name, mask in sets.items()},
         "texts": _digest(texts), "held_out": None if later is None else _digest(later), "rule": rule,
-        "threshold": threshold, "controls": controls, "seed": seed, **own,
+        "threshold": threshold, "among": plain(among), "controls": controls, "seed": seed, **own,
     }  # fmt: skip
     with Journal.open(resume, run, lambda fault: AnalysisError(f"resume: {fault}")) as journal:
         if later is not None:
             filtered = _filter(model, later, find, value_of, batch_size, journal)
             sets[FILTERED] = _mask(model, filtered)
         study = Redistributions(model, list(sets.values()), keeps, TREATMENTS, controls, seed)
-        values, freed, plain, sinks = study.run(texts.batches, find, value_of, batch_size, journal, "study")
-    result = _dataset(values - plain, freed, draws, seed)
-    result = result.assign(plain=("batch", plain), sinks=("batch", sinks))
+        values, freed, unedited, sinks = study.run(
+            texts.batches, find, value_of, batch_size, journal, "study"
+        )
+    result = _dataset(values - unedited, freed, draws, seed)
+    result = result.assign(plain=("batch", unedited), sinks=("batch", sinks))
     result = result.assign_coords(heads=list(sets), keep=keeps, treatment=list(TREATMENTS))
-    return result.assign_attrs({**own, "examples": len(plain), "filtered": filtered})
+    return result.assign_attrs({**own, "examples": len(unedited), "filtered": filtered})
 
 
 def _dataset(effect: np.ndarray, freed: np.ndarray, draws: int, seed: int) -> xr.Dataset:

@@ -86,7 +86,11 @@ def sink_contribution(
         record = model.record(batch.ids, statistics=("received", "visible"), keep=keep)
         sinks = sink_keys(record, keys, rule, threshold)
         plain = outputs_of(model)(batch.ids)
-        sets = [[sinks], [control_keys(sinks, batch.places, seed, draw) for draw in range(controls)]]
+        anywhere = torch.ones_like(sinks[:, 0, 0])
+        sets = [
+            [sinks],
+            [control_keys(sinks, anywhere, batch.places, seed, draw) for draw in range(controls)],
+        ]
         for of, drawn in enumerate(sets):
             share[of, batch.places] = torch.stack([_shares(record, flags) for flags in drawn]).nanmean(0)
             found = [_changes(model, batch, plain, flags) for flags in drawn]

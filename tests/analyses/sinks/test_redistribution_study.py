@@ -61,13 +61,13 @@ def test_every_treatment_is_the_dense_edit(pairs: Callable, name: str) -> None:
     record = pair.model.record(ids)
     sinks = torch.from_numpy(find_sinks(record, threshold=0.25).sink.values.copy())
     maps = pair.maps(ids).transpose(0, 1)
-    half = half_of_others(sinks, [0, 1, 2], 0, 0)
+    half = half_of_others(sinks, torch.ones_like(sinks[:, 0, 0]), [0, 1, 2], 0, 0)
     other = other_heads(chosen, 0, 0)
     assert not (other & chosen).any()
     assert other.sum() == 4
     keys = {
         "sinks": sinks & chosen[..., None], "random_heads": sinks & other[..., None],
-        "random_keys": control_keys(sinks, [0, 1, 2], 0, 0) & chosen[..., None],
+        "random_keys": control_keys(sinks, torch.ones_like(sinks[:, 0, 0]), [0, 1, 2], 0, 0) & chosen[..., None],
         "same_mass": half & chosen[..., None],
     }  # fmt: skip
     mass = {what: (maps * flags[..., None, :]).sum(-1).mean(-1).numpy() for what, flags in keys.items()}

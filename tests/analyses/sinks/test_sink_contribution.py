@@ -18,14 +18,19 @@ from headwater.lens.errors import AnalysisError
 
 def test_controls_are_as_many_other_keys() -> None:
     sinks = torch.rand(3, 2, 4, 9, generator=torch.Generator().manual_seed(0)) < 0.3
-    drawn = control_keys(sinks, [0, 1, 2], seed=0, draw=0)
+    every = torch.ones(3, 9, dtype=torch.bool)
+    drawn = control_keys(sinks, every, [0, 1, 2], seed=0, draw=0)
     assert not (drawn & sinks).any()
     expected = torch.minimum(sinks.sum(-1), (~sinks).sum(-1))
     assert drawn.sum(-1).equal(expected)
-    assert drawn[1:].equal(control_keys(sinks[1:], [1, 2], seed=0, draw=0))  # whatever the batch
-    assert not drawn.equal(control_keys(sinks, [0, 1, 2], seed=0, draw=1))
+    assert drawn[1:].equal(control_keys(sinks[1:], every[1:], [1, 2], seed=0, draw=0))  # whatever the batch
+    assert not drawn.equal(control_keys(sinks, every, [0, 1, 2], seed=0, draw=1))
+    some = every & (torch.arange(9) < 4)
+    among = control_keys(sinks, some, [0, 1, 2], seed=0, draw=0)
+    assert among.any()
+    assert not (among & ~some[:, None, None]).any()
     full = torch.ones(1, 1, 1, 4, dtype=torch.bool)
-    assert not control_keys(full, [0], 0, 0).any()
+    assert not control_keys(full, every[:1, :4], [0], 0, 0).any()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -38,7 +43,10 @@ def test_shares_and_changes_are_the_dense_ones(pairs: Callable, name: str) -> No
     twin = copy.deepcopy(pair.twin)
     flags = torch.zeros(2, 3, 4, 8, dtype=torch.bool)
     flags[..., [0, 3]] = True
-    for of, picked in (("sinks", flags), ("control", control_keys(flags, [0, 1], 0, 0))):
+    for of, picked in (
+        ("sinks", flags),
+        ("control", control_keys(flags, torch.ones_like(flags[:, 0, 0]), [0, 1], 0, 0)),
+    ):
         for b in range(2):
             seen = torch.ones(8, 8).tril().bool()
             asked = (seen & picked[b, 0, 0]).any(-1) & (seen & ~picked[b, 0, 0]).any(-1)
