@@ -35,9 +35,10 @@ def assemble(views: Sequence[View], title: str, menu: str = "") -> go.Figure:
     figure = go.Figure()
     layouts = [_layout(view) for view in views]
     for number, view in enumerate(views):
+        apart = any(panel.own_axes for panel in view.panels)
         for place, panel in enumerate(view.panels):
             for trace in panel.traces:
-                figure.add_trace(_placed(trace, place, layouts[number], visible=number == 0))
+                figure.add_trace(_placed(trace, place, layouts[number], number == 0, apart))
     titles = any(panel.title for view in views for panel in view.panels)
     above = _above(title, [view.told for view in views], titles, len(views))
     for layout in layouts:
@@ -83,7 +84,7 @@ def _layout(view: View) -> dict[str, Any]:
     inner = sum(tall) + GAP * (rows - 1)
     axes: dict[str, Any] = {}
     annotations = []
-    space = 0.03
+    space = 0.2 if any(panel.own_axes for panel in view.panels) else 0.03
     wide = (1 - space * (columns - 1)) / columns
     for place, panel in enumerate(view.panels):
         row, column = divmod(place, columns)
@@ -95,7 +96,7 @@ def _layout(view: View) -> dict[str, Any]:
             x, y = {**panel.x}, {**panel.y}
             if place + columns < count:  # a panel below carries the labels
                 x |= {"title": {"text": ""}, "showticklabels": False}
-            if column:
+            if column and not panel.own_axes:
                 y |= {"title": {"text": ""}, "showticklabels": False}
             if "title" in y:
                 y["title"] = {"text": cut(y["title"]["text"], tall[row] // 8)}
@@ -115,11 +116,14 @@ def _layout(view: View) -> dict[str, Any]:
     return {"axes": axes, "annotations": annotations, "inner": inner}
 
 
-def _placed(trace: Any, place: int, layout: Mapping[str, Any], visible: bool) -> Any:
+def _placed(trace: Any, place: int, layout: Mapping[str, Any], visible: bool, apart: bool) -> Any:
+    """The trace in its place; one colour scale is enough, and stands beside the panel that it is of."""
     number = "" if place == 0 else str(place + 1)
     trace.visible = visible
     if trace.type == "table":
         return trace
+    if trace.type == "heatmap" and apart and not place:
+        trace.colorbar.x = layout["axes"]["xaxis"]["domain"][1]
     if place and trace.type == "heatmap":
         trace.showscale = False
     if (

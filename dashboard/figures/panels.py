@@ -34,6 +34,7 @@ class Panel:
     remark: str = ""
     aside: str = ""  # what belongs to the panel and has no place on its axes
     shares_y: bool = False  # on the scale of the first panel
+    own_axes: bool = False  # labels its axes also where it stands right of another panel
 
 
 def matrix(part: xr.DataArray, of: Shown) -> Panel:

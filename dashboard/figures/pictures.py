@@ -10,12 +10,13 @@ import xarray as xr
 
 from headwater.dashboard.figures.labels import escaped, visible
 from headwater.dashboard.figures.names import grid_of, tokens_of
-from headwater.dashboard.figures.panels import Panel
+from headwater.dashboard.figures.panels import Panel, lines
 from headwater.dashboard.figures.style import VEIL, heat
 from headwater.dashboard.figures.values import Shown
 from headwater.lens.errors import AnalysisError
 
 PALETTES = ("1", "P", "PA", "LA", "La", "CMYK", "YCbCr", "LAB", "HSV")  # modes of PIL
+MOST_APART = 64  # bars of tokens that are no patches
 OPACITY = 0.6  # of signed numbers; others let the picture through where they are small
 
 
@@ -61,6 +62,23 @@ def of_patches(array: xr.DataArray, dim: str) -> np.ndarray:
     """The numbers of the patches along an axis, without the tokens that are none."""
     found = grid_of(array.isel(batch=0) if "batch" in array.dims else array, dim)
     return array.values if found is None else array.isel({dim: found[2]}).values
+
+
+def apart(part: xr.DataArray, of: Shown) -> Panel | None:
+    """Bars of the tokens that are no patches: class token, registers, words. None where all are patches."""
+    if part.ndim != 1:
+        return None
+    (dim,) = map(str, part.dims)
+    found = grid_of(part, dim)
+    others = [] if found is None else sorted(set(range(part.size)) - set(found[2]))
+    if not others or not np.isfinite(part.values[others]).any():
+        return None
+    panel = lines(part.isel({dim: others[:MOST_APART]}), of, None, curves=False)
+    panel.title = "tokens that are no patches"
+    if len(others) > MOST_APART:
+        panel.title += f": the first {MOST_APART} of {len(others)}"
+    panel.shares_y, panel.own_axes = False, True
+    return panel
 
 
 def patches(part: xr.DataArray, of: Shown, picture: np.ndarray | None) -> Panel:

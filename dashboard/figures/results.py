@@ -25,7 +25,7 @@ from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import cut, escaped, visible
 from headwater.dashboard.figures.names import PATCH, grid_of, names_of, tokens_of, with_tokens
 from headwater.dashboard.figures.panels import Panel
-from headwater.dashboard.figures.pictures import of_patches, patches, pixels
+from headwater.dashboard.figures.pictures import apart, of_patches, patches, pixels
 from headwater.dashboard.figures.select import labels_of
 from headwater.dashboard.figures.style import SEQUENTIAL
 from headwater.dashboard.figures.values import Shown, limits_of, shown
@@ -148,6 +148,9 @@ def _view(of: Shown, plan: Arrangement, at: dict[str, int], single: list[str], p
         if place is not None and panel.aside:
             panel.title += f" · {panel.aside}"
         made.append(panel)
+    if plan.kind == "patches" and plan.panels is None and (beside := apart(part.transpose(*plan.core), of)):
+        made[0].title, made[0].aside = "patches", ""
+        made.append(beside)
     named = [f"{dim} {_name(of.array, dim, place, at)}" for dim, place in at.items() if dim in plan.slices]
     stays = [
         f"{dim} {_name(of.array, dim, 0, at)} of {of.array.sizes[dim]} (choose with {dim}=…)"

@@ -40,7 +40,7 @@ def test_a_bright_patch_lies_on_its_corner_of_the_picture(corner) -> None:
     row, column = corner[0] * 10, corner[1] * 10
     picture[row : row + 10, column : column + 10] = 255
     drawn = hw.figure(per_patch(values), image=picture)
-    below, veil = drawn.data
+    below, veil, _ = drawn.data
     assert (below.type, veil.type) == ("image", "heatmap")
     y, x = centre(veil, (3, 5), np.unravel_index(np.argmax(veil.z), veil.z.shape))
     assert below.z[round(y)][round(x)][0] == 255
@@ -51,7 +51,10 @@ def test_a_bright_patch_lies_on_its_corner_of_the_picture(corner) -> None:
 
 def test_tokens_that_are_no_patches_are_said_and_leave_the_colours_alone() -> None:
     drawn = hw.figure(per_patch(np.full((2, 2), 0.5), ("[CLS]", "[REG1]")), image=np.zeros((4, 4)))
-    assert "grid of 2 × 2 patches · no patch: [CLS] 9, [REG1] 9" in drawn.layout.title.subtitle.text
+    _, veil, bars = drawn.data
+    assert veil.xaxis != bars.xaxis
+    assert (list(bars.x), list(bars.y)) == (["0 [CLS]", "1 [REG1]"], [9.0, 9.0])
+    assert drawn.layout.yaxis2.matches is None
     assert drawn.data[1].zmax == 0.5
 
 
@@ -301,9 +304,9 @@ def test_a_row_of_a_text_lies_over_its_picture() -> None:
     record = hw.load(zoo.build("llava")).record(**zoo.inputs("llava", lengths=(11, 8)))
     found = analyses.raw_attention(record, layers=1)[0]
     drawn = hw.figure(found, image=np.zeros((12, 12, 3)))
-    _, veil = drawn.data
+    _, veil, others = drawn.data
     np.testing.assert_allclose(veil.z, found.values[0, 2:11].reshape(3, 3), atol=1e-7)
-    assert "no patch: " in drawn.layout.title.subtitle.text
+    assert np.isclose(others.y[-1], found.values[0, record.valid[0].sum() - 1])
     bars = hw.figure(found)
     assert [trace.type for trace in bars.data] == ["bar"]
     assert any("<image> 0,1" in html.unescape(str(label)) for label in bars.data[0].x)
