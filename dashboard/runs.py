@@ -68,7 +68,8 @@ def allow(model: str | None) -> list[str]:
 
 def offered() -> list[str]:
     added = [name for name, each in TRAINED.items() if each.reads == "text" and is_added(name)]
-    known = [*added, *sorted(embedded(), key=lambda name: (name != FALLBACK, name))]
+    shipped = [name for name, each in embedded().items() if each["reads"] == "text"]
+    known = [*added, *sorted(shipped, key=lambda name: (name != FALLBACK, name))]
     names = list(dict.fromkeys([*reversed(_given), *known]))
     if not names:
         raise ModelError(

@@ -118,8 +118,9 @@ def measure(name: str) -> Row:
 
 
 def _trained() -> dict[str, Path]:
-    """Trained models on this machine, without the ones whose declared rule transformers does not know."""
-    found = {name: Path(about["path"]) for name, about in embedded().items()}
+    """Trained models of text on this machine, without the ones whose declared rule transformers does not know; those of
+    pictures are of families that have rows."""
+    found = {name: Path(about["path"]) for name, about in embedded().items() if about["reads"] == "text"}
     found = {name: path for name, path in found.items() if not declared_rules.declared(path)}
     if is_added("minilm"):
         found["MiniLM"] = added_folder("minilm")

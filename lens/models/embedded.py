@@ -16,13 +16,14 @@ from typing import Any
 from headwater.lens.errors import ModelError
 
 DIGESTS = "digests.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 DECIDING = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json")
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "models"
 
 
 @cache
 def embedded() -> dict[str, dict[str, Any]]:
-    """{name: {"path", "description", "metrics"}} of every embedded model."""
+    """{name: {"path", "description", "metrics", "reads"}} of every embedded model; it reads "text" or "pictures"."""
     found = {}
     for folder in sorted(FOLDER.iterdir()) if FOLDER.is_dir() else []:
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
@@ -35,6 +36,7 @@ def embedded() -> dict[str, dict[str, Any]]:
         found[folder.name] = {
             "path": folder,
             "description": text,
+            "reads": "pictures" if any((folder / name).is_file() for name in PROCESSORS) else "text",
             "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
         }
     return found

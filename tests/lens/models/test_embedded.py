@@ -8,6 +8,7 @@ import pytest
 
 import headwater as hw
 from headwater.lens.errors import ModelError
+from headwater.lens.examples.processor import of_pictures
 from headwater.lens.models import embedded as module
 from headwater.lens.models.embedded import check_embedded, embedded
 
@@ -15,8 +16,12 @@ from headwater.lens.models.embedded import check_embedded, embedded
 @pytest.mark.parametrize("name", sorted(embedded()))
 def test_embedded_models_open_by_name(name):
     model = hw.load(name)
-    assert model.tokenizer is not None
-    assert model([0, 1]).isfinite().all()
+    if embedded()[name]["reads"] == "text":
+        assert model.tokenizer is not None
+        assert model([0, 1]).isfinite().all()
+    else:
+        assert type(model.processor).__name__ != "UnusableProcessor"
+        assert of_pictures(model.processor) is not None
 
 
 @pytest.mark.parametrize("name", sorted(embedded()))
