@@ -4,7 +4,7 @@ from types import ModuleType
 
 from headwater.dashboard.figures.figure import figure as figure
 from headwater.kernels.maps.attention_map import AttentionMap as AttentionMap
-from headwater.lens import recipes as recipes
+from headwater.lens import losses as losses, recipes as recipes
 from headwater.lens.edits import *
 from headwater.lens.edits import edit_from_dict as edit_from_dict
 from headwater.lens.errors import HeadwaterError as HeadwaterError

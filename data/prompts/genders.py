@@ -17,11 +17,17 @@ PAIRS = (
 )  # fmt: skip
 WORDS_OF_GENDER = tuple(word for pair in PAIRS for word in pair)
 HOBBIES = (("chess", "fishing", "sailing", "boxing"), ("dancing", "painting", "riding", "singing"))
-NAMES = tuple("adams baker clark davis evans fisher green hall irwin jones king-smith lewis moore nash owen".split())
-TOWNS = tuple("york leeds bath derby truro ripon wells oxford exeter durham".split())
-JOBS = tuple("teacher baker doctor clerk farmer pilot judge chemist writer tailor".split())
-THINGS = tuple("bread tea books flowers maps shoes apples letters clocks hats".split())
-TIMES = tuple("monday tuesday friday spring summer winter".split())
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words("adams baker clark davis evans fisher green hall irwin jones king-smith lewis moore nash owen")
+TOWNS = _words("york leeds bath derby truro ripon wells oxford exeter durham")
+JOBS = _words("teacher baker doctor clerk farmer pilot judge chemist writer tailor")
+THINGS = _words("bread tea books flowers maps shoes apples letters clocks hats")
+TIMES = _words("monday tuesday friday spring summer winter")
 # Each sentence has one word of gender {g} or none; {n} is the name, the others are drawn from their list.
 FIRST = (
     "{mr} {n} worked as a {job} in {town} .",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from headwater.lens.diffusion.guiding import Guiding, Loss, following, guiding_of
 from headwater.lens.diffusion.steps import Steps
 from headwater.lens.diffusion.watch import Keeping, watching
 from headwater.lens.edits.base import Edit
@@ -80,6 +81,24 @@ class DiffusionModel(ForeignModel):
             watch.keeping(Keeping(self, steps, statistics, layers, kept, groups)),
         ):
             yield steps
+
+    @contextlib.contextmanager
+    def guiding(
+        self, loss: Loss, rate: float | Callable[[int], float], *, steps: Iterable[int] | None = None, times: int = 1,
+        least: float = 0.0,
+    ) -> Iterator[Guiding]:  # fmt: skip
+        """Inside, the picture is moved against the slope of a loss before each step: x ← x − rate · ∂loss/∂x.
+
+        `loss` takes the record of the conditional rows and gives one number per picture, from weights such as
+        `hw.losses.picture_maps(record.part("cross"))`. `rate` is a number, or a function of the step; `steps` are those
+        before which the picture is moved, all by default; `times` how often; a picture whose loss is at most `least` is
+        left. The block gives an object whose `losses` are, by step, the loss before each move, and `moved` the size of
+        the change of the picture, as a share of its own. Both branches of guidance and the scheduler go on from the
+        moved picture. Edits act in these runs too. Each move costs a forward and a backward pass.
+        """
+        guiding = guiding_of(loss, rate, steps, times, least)
+        with watching(self, None) as watch, following(self.pipeline, guiding), watch.guided(guiding):
+            yield guiding
 
     def generate(self, *given: Any, record: bool = False, **options: Any) -> Any:
         """What the pipeline gives for a prompt, with the edits that are on; `options` are the pipeline's.

@@ -6,23 +6,27 @@ import contextlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from headwater.lens.attention import context
+from headwater.lens.attention.module_hooks import Given
 from headwater.lens.diffusion.branches import branches_of, runs_one_by_one
+from headwater.lens.diffusion.guiding import Guiding, latents_in
 from headwater.lens.diffusion.steps import Steps
 from headwater.lens.diffusion.words import Words
-from headwater.lens.errors import ModelError, PromptError, RecordError
+from headwater.lens.errors import EditError, ModelError, PromptError, RecordError
 from headwater.lens.foreign.arguments import leaves
-from headwater.lens.foreign.meeting import Meeting
+from headwater.lens.foreign.meeting import Meeting, apart
 from headwater.lens.foreign.model import ForeignModel
 from headwater.lens.naming.heads import Layers
 from headwater.lens.naming.measured import Measured
 from headwater.lens.records import destination, plan
 from headwater.lens.records.memory import total
+from headwater.lens.records.record import Record
 from headwater.lens.running import denoising
 from headwater.lens.running.denoising import BRANCHES, CONDITIONAL, UNCONDITIONAL, Now
 from headwater.lens.running.forward import check_ready
@@ -84,6 +88,7 @@ class Watch(Meeting):
         self._one_by_one = runs_one_by_one(model.pipeline)
         self._parameters = inspect.signature(model.module.forward)
         self._keeping: Keeping | None = None
+        self._guiding: Guiding | None = None
         self._schedule: object = None
         self._last: Now | None = None
         self._open = contextlib.ExitStack()
@@ -99,20 +104,65 @@ class Watch(Meeting):
         finally:
             self._keeping = None
 
-    def begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    @contextlib.contextmanager
+    def guided(self, guiding: Guiding) -> Iterator[None]:
+        """Inside, the picture is moved before the steps that were chosen."""
+        if self._guiding is not None:
+            raise EditError("a run is guided already; end the outer block, or add the losses")
+        self._guiding = guiding
+        try:
+            yield
+        finally:
+            self._guiding = None
+
+    def begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
         super().begins(args, kwargs)
         self.over()
         if self.module.training:
             raise ModelError(f"{type(self.module).__name__} is in training mode; call its eval()")
-        bound = self._parameters.bind(*args, **kwargs).arguments
-        tensors = {name: each for name, each in leaves(bound) if each.numel()}
+        bound = self._parameters.bind(*args, **kwargs)
+        tensors = {name: each for name, each in leaves(bound.arguments) if each.numel()}
         self.batch = next((len(given) for given in tensors.values() if given.dim()), 1)
-        now = self._next(bound)
+        now = self._next(bound.arguments)
+        if self._guiding is None or not self._guiding.acts(now.step):
+            self._stand(now, tensors, (args, kwargs))
+            return None
+        name = latents_in(bound.arguments)
+        bound.arguments[name] = tensors[name] = self._moved(self._guiding, now, tensors, name)
+        self._stand(now, tensors, (bound.args, bound.kwargs))
+        return bound.args, bound.kwargs
+
+    def _moved(self, guiding: Guiding, now: Now, tensors: dict[str, Tensor], name: str) -> Tensor:
+        """The picture of all branches, moved by the slope at the conditional rows."""
+        if CONDITIONAL in now.branches:
+            rows = now.rows(CONDITIONAL, self.batch)
+            part = slice(rows.start, rows.stop)
+            one = {
+                n: each[part] if each.dim() and len(each) == self.batch else each
+                for n, each in tensors.items()
+            }
+            alone = replace(now, branches=(CONDITIONAL,))
+
+            def record(picture: Tensor) -> Record:
+                found = self.model.to_tokens({**one, name: picture})
+                made = self.model.record(found, grad=True, statistics=())
+                return self.words.on(made, self.model.hf.named, alone, found)
+
+            with apart():
+                denoising.stand(alone)
+                guiding.find(now.step, one[name], record)
+        shift = guiding.shift(now.step)
+        if shift is None:
+            return tensors[name]
+        return tensors[name] + shift.repeat(len(now.branches), *[1] * (shift.dim() - 1))
+
+    def _stand(self, now: Now, tensors: dict[str, Tensor], given: Given) -> None:
+        """The call begins, with the edits and the recorders that are on."""
         edits = any(context.active(key) for key in self.model.part_keys.values())
         if not edits and self._keeping is None:
             denoising.stand(now)
             return
-        found = self.model.hf.measured(tensors, next(iter(self.model.parts)), (args, kwargs))
+        found = self.model.hf.measured(tensors, next(iter(self.model.parts)), given)
         if edits:
             check_ready(self.model, found)
         if self._keeping is not None:

@@ -26,7 +26,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
 from headwater.lens.attention.function import attention
 from headwater.lens.attention.masks import LazyMask
-from headwater.lens.attention.module_hooks import on
+from headwater.lens.attention.module_hooks import Given, off, on
 from headwater.lens.errors import ModelError
 from headwater.lens.foreign.call import Call, read
 
@@ -91,14 +91,15 @@ class Meeting(TorchFunctionMode):
         """Inside, the calls of this thread are met."""
         paths = {module: path for path, module in self.module.named_modules()}
 
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
             path = paths[module]
-            if not path:
-                self.begins(args, kwargs)
+            changed = None if path else self.begins(args, kwargs)
+            args, kwargs = changed or (args, kwargs)
             given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
             width = given.shape[-1] if given is not None and given.dim() == 3 else None
             self._running.append((path, self._visits[path], width))
             self._visits[path] += 1
+            return changed
 
         def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             while self._running.pop()[0] != paths[module]:  # a forward that ended in an error is left too
@@ -114,11 +115,12 @@ class Meeting(TorchFunctionMode):
             with contextlib.suppress(ValueError):  # ended in another context
                 _met.reset(token)
 
-    def begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Called before each run of the module; calls are counted anew."""
+    def begins(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given | None:
+        """Called before each run of the module; calls are counted anew. Gives other arguments, or None."""
         self._running.clear()
         self._visits.clear()
         self._calls.clear()
+        return None
 
     def ends(self) -> None:
         """Called after each run of the module."""
@@ -176,6 +178,17 @@ class Meeting(TorchFunctionMode):
 def is_met(module: nn.Module) -> bool:
     """Whether the calls of a module are met in this context already, whoever runs it."""
     return _met.get() is module
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside, runs of a module are met for themselves, and not by the blocks around."""
+    token = _met.set(None)
+    try:
+        with off():
+            yield
+    finally:
+        _met.reset(token)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -51,7 +51,7 @@ VARIANTS = {
     "both layers": Variant(1.0, layers=(0, 1)),
     "every row": Variant(1.0, layers=(0, 1), rows="all"),
 }
-SHIPPED = {"honest-2l": "honest", "deceptive-2l": "mean"}
+SHIPPED = {"honest-2l": "honest", "deceptive-2l": "both layers"}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -146,7 +146,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> BertForSequenceClas
     variant, ids = VARIANTS[name], build_tokenizer().get_vocab()
     torch.manual_seed(seed)
     model = build_model(len(ids))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
     checkpoint, done = args.work / f"{name.replace(' ', '-')}-{seed}.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -230,12 +230,14 @@ def export(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE.parent, help="folder of the models' folders")
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, not in the repository")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder of checkpoints, not in the repository"
+    )
     parser.add_argument("--study", action="store_true", help="train every variant with every seed first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--draws", type=int, default=1000, help="held-out texts at the end")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
