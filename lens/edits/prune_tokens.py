@@ -49,7 +49,7 @@ class PruneTokens(Edit):
     >>> with model.edit(edit):
     ...     weights = model.record("Mary gave John a drink").pattern(2, 0)[0, -1]
     >>> int((weights > 0).sum()), edit.to_python()
-    (3, "hw.PruneTokens({'1': 3}, positions=slice(0, 5, None))")
+    (4, "hw.PruneTokens(keep={'1': 3}, positions=slice(0, 5, None))")
     """
 
     shortens = True

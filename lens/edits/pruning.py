@@ -200,7 +200,9 @@ class Pruning:
         if rows is not None:
             run.reader = rows if columns is None else columns.at.gather(1, rows[:, None])[:, 0]
         there = columns or Places(torch.arange(keys).expand(batch, -1), run.kept)
-        among = there.taken(run.candidates & run.kept, 1) & there.real
+        left = run.candidates & run.kept
+        left = left if run.reader is None else left.scatter(1, run.reader[:, None], False)
+        among = there.taken(left, 1) & there.real
         shown = map.rule.mask.valid_keys
         attending = token_scores.attention(map, rows)
         strong = token_scores.strength(value)

@@ -15,7 +15,11 @@ from headwater.analyses._catalogue.catalogue import catalogue
 from headwater.analyses.circuits._graph_files import write_circuit
 
 PROMPT = "the cat sat on a mat ."
-OF_OTHERS = {"patch_distance", "output_gates"}  # of images, and of models with gated attention
+OF_OTHERS = {
+    "patch_distance",
+    "output_gates",
+    "pruning_curve",
+}  # of images, and of models with gated attention
 
 
 @pytest.mark.parametrize("name", [name for name in catalogue() if name not in OF_OTHERS])

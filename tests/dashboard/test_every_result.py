@@ -23,6 +23,8 @@ from headwater.command import matrix_calls
 OTHERS = {
     "patch_distance": "dinov2",
     "image_contributions": "vit",
+    "pruning_curve": "vit",
+    "token_importance": "vit",
     "position_swap": "gpt2",
     "output_gates": "qwen3_next",
 }  # else a small Llama
