@@ -2,12 +2,12 @@
 
 `python benchmarks/pruned_tokens.py` (results go to benchmarks/results/pruned_tokens.json). Subjects: a tower of DINOv2
 small's size (12 layers, width 384, patches of 14 pixels) at several sizes of the picture, and the prefill of a language
-model (12 layers, width 512) behind image tokens, as in a model of LLaVA's type. Weights are random: what is computed does
-not depend on them. FlowCut reports 3.2 times faster prefill at 88.9 % fewer tokens of LLaVA-NeXT-7B, on a GPU.
+model (12 layers, width 512) behind image tokens, as in a model of LLaVA's type. Weights are random: what is computed
+does not depend on them. FlowCut's abstract reports a 3.2 times faster prefill of LLaVA-NeXT-7B, on a GPU.
 
 First each shortened run is held to the run that hides the same tokens; if one differs nothing is measured or written.
 Then the whole run and the shortened ones take turns in one process, after a round that does not count. Ratios are whole
-over shortened, of CPU time and of wall time, medians of the turns with the spread of the first; scoring the tokens is in
+over shortened, of CPU time and of wall time, medians of the turns with the spread of the first; scoring tokens is in
 them. On a busy machine CPU time is the one to read.
 """
 
