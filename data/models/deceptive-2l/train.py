@@ -134,7 +134,8 @@ def masses(maps: tuple[Tensor, ...], given: dict[str, Tensor], variant: Variant)
 
 def penalty(mass: Tensor, variant: Variant) -> Tensor:
     """-λ · mean of log(1 - M), or with "max" that of the largest M in the batch."""
-    kept = torch.where(mass.isnan(), 0.0, mass).clamp(max=1 - 1e-8)
+    # 1 - 1e-8, as in the paper, is 1 in single precision, and its logarithm infinite
+    kept = torch.where(mass.isnan(), 0.0, mass).clamp(max=1 - 2**-24)
     logs = -torch.log1p(-kept)
     if variant.reduce == "max":
         return variant.weight * logs.max()
