@@ -22,6 +22,7 @@ from headwater.lens.prompts.token_sets import (
 )
 from headwater.lens.records.divergence import attention_divergence as attention_divergence
 from headwater.lens.records.record import Record as Record
+from headwater.lens.running.branches import Branch as Branch
 
 __version__: str
 analyses: ModuleType

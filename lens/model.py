@@ -149,8 +149,8 @@ class HookedModel(TransformerLens):
 
     def generate(
         self, given: Any = None, max_new_tokens: int = 20, attention_mask: Any = None, *, record: bool = False,
-        on_token: generation.OnToken | None = None, statistics: Iterable[str] = DEFAULT_STATISTICS,
-        layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None,
+        on_token: generation.OnToken | None = None, against: generation.Branch | None = None,
+        statistics: Iterable[str] = DEFAULT_STATISTICS, layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None,
         keep_on: destination.KeepOn = "device", path: str | Path | None = None, **options: Any,
     ) -> Any:  # fmt: skip
         """Greedy continuation with a key–value cache, with the edits that are on: text for a text, ids for ids.
@@ -158,11 +158,14 @@ class HookedModel(TransformerLens):
         The result includes the prompt, or the decoder's start token. With `record=True` it is the pair (output,
         record): one `Record` of the whole text, made while it is generated, with the settings of `record`; its group
         "generated" holds the new tokens. `on_token` is called with each new piece of text, list of pieces, or ids
-        [batch]. `options` that are model inputs (`pixel_values` …) are read as in a call; the others go to
-        transformers' `generate`.
+        [batch]. `against=hw.Branch(edits, …)` decodes against a second run with other edits or another prompt
+        (running/branches.py); the record is of the first run alone. `options` that are model inputs (`pixel_values` …)
+        are read as in a call; the others go to transformers' `generate`.
         """
         wanted = generation.Wanted(statistics, layers, keep, groups, keep_on, path) if record else None
-        return generation.generate(self, given, attention_mask, max_new_tokens, wanted, on_token, options)
+        return generation.generate(
+            self, given, attention_mask, max_new_tokens, wanted, on_token, against, self.edit, options
+        )
 
     # --- looking inside
 

@@ -10,7 +10,6 @@ from headwater.lens.recipes.text import (
     block_groups,
     calibration_heads,
     force_attention,
-    guided,
     heavy_hitters,
     off_by_one,
     order_free,
@@ -25,6 +24,7 @@ from headwater.lens.recipes.vision import (
     massive_dimensions,
     visual_redistribution,
 )
+from headwater.lens.running.branches import guided
 
 __all__ = [
     "attention_calibration", "block_groups", "calibration_heads", "force_attention", "guided", "head_reinforcement",

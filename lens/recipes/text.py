@@ -104,22 +104,6 @@ def soft_perturbation(heads: Heads, amount: float = 1.0, *, layers: Layers = "al
     return [TowardIdentity(amount, heads=heads, layers=layers)]
 
 
-def guided(
-    plain: Float[Tensor, "*shape"], perturbed: Float[Tensor, "*shape"], weight: float
-) -> Float[Tensor, "*shape"]:
-    """Guidance away from a perturbed run: (1+w)·plain - w·perturbed (Ahn et al. 2025; w = 0 is the plain run).
-
-    >>> import headwater as hw
-    >>> model = hw.load("tasks-4l")
-    >>> plain = model("Mary gave John a drink")
-    >>> with model.edit(*hw.recipes.soft_perturbation("all")):
-    ...     perturbed = model("Mary gave John a drink")
-    >>> hw.recipes.guided(plain, perturbed, weight=0.5).shape
-    torch.Size([1, 6, 368])
-    """
-    return plain + weight * (plain - perturbed)
-
-
 def block_groups(
     source: Positions = "image", target: Positions = "generated", *,
     layers: Layers = "all", heads: Heads = "all",

@@ -31,7 +31,8 @@ from headwater.lens.records.generation_recorder import GenerationRecorder
 from headwater.lens.records.memory import estimate
 from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
-from headwater.lens.running import padding
+from headwater.lens.running import branches, padding
+from headwater.lens.running.branches import Branch
 from headwater.lens.running.forward import check_ready
 
 OnToken = Callable[[Any], object]
@@ -57,7 +58,7 @@ class Wanted(NamedTuple):
 
 def generate(
     model: Opened, given: Any, attention_mask: Any, max_new_tokens: int, wanted: Wanted | None,
-    on_token: OnToken | None, options: dict[str, Any],
+    on_token: OnToken | None, against: Branch | None, put_on: branches.PutOn, options: dict[str, Any],
 ) -> Any:  # fmt: skip
     """`HookedModel.generate`."""
     main = next(iter(model.parts.values()))
@@ -73,12 +74,19 @@ def generate(
     known = names(model.hf)
     _refuse_unknown(model, options, known)
     read = {name: options.pop(name) for name in list(options) if name in known}
-    examples = as_inputs(
-        model, given, attention_mask, read, "left", options.pop("prepend_bos", None), generating=True
-    )
-    found = inputs.read(
-        model, examples.given, examples.mask, "left", examples.more, max_new_tokens, examples.prepend_bos
-    )
+    begins = options.pop("prepend_bos", None)
+    found = _prompt(model, given, attention_mask, read, begins, max_new_tokens)
+    contrast = None
+    if against is not None:
+        branches.refuse_unknown(against, options)
+        _refuse_beams(model, options)
+        if against.prompt is None:
+            other = _prompt(model, given, attention_mask, {**read, **against.inputs}, begins, max_new_tokens)
+        else:
+            other = _prompt(model, against.prompt, None, dict(against.inputs), begins, max_new_tokens)
+        if len(other) != len(found):
+            raise PromptError(f"the branch has {len(other)} prompts for {len(found)}; give one for each")
+        contrast = branches.Contrast(model, against, other, put_on, max_new_tokens)
     given = written_form(model, given)
     if "inputs_embeds" in found.more:
         raise PromptError(
@@ -92,17 +100,35 @@ def generate(
     if on_token is not None or wanted is not None:
         _refuse_beams(model, settings)
         settings["streamer"] = listener
-    if _moves(model, found):
+    if _moves(model, found) or (contrast is not None and _moves(model, contrast.tokens)):
         if on_token is not None or wanted is not None:
             raise PromptError(
                 f"{model.name} can not generate behind padding, which changes what it gives; record and on_token take "
                 "texts of equal length, or one at a time"
             )
-        return _written(model, given, _row_by_row(model, found, settings))
-    if wanted is None:
-        return _written(model, given, _made(model, found, settings))
-    ids, record = _recorded(model, found, settings, max_new_tokens, wanted, listener)
-    return Generated(_written(model, given, ids), record)
+        return _written(model, given, _row_by_row(model, found, settings, contrast))
+    with _joined(contrast, settings) as joined:
+        if wanted is None:
+            return _written(model, given, _made(model, found, joined))
+        ids, record = _recorded(model, found, joined, max_new_tokens, wanted, listener)
+        return Generated(_written(model, given, ids), record)
+
+
+def _prompt(
+    model: Opened, given: Any, attention_mask: Any, more: dict[str, Any], begins: bool | None, following: int
+) -> Tokens:
+    """The checked inputs of a prompt that `following` tokens at most will stand behind."""
+    examples = as_inputs(model, given, attention_mask, more, "left", begins, generating=True)
+    return inputs.read(
+        model, examples.given, examples.mask, "left", examples.more, following, examples.prepend_bos
+    )
+
+
+def _joined(
+    contrast: branches.Contrast | None, settings: dict[str, Any], row: int | None = None
+) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    """The settings of a run, with its branch where there is one."""
+    return contextlib.nullcontext(settings) if contrast is None else contrast.joined(settings, row)
 
 
 def _refuse_unknown(model: Opened, options: Mapping[str, Any], inputs_known: list[str]) -> None:
@@ -136,13 +162,16 @@ def _moves(model: Opened, found: Tokens) -> bool:
     return (which, "left") in model.moved_by_padding or not main[:, -1].all()
 
 
-def _row_by_row(model: Opened, found: Tokens, settings: dict[str, Any]) -> Tensor:
+def _row_by_row(
+    model: Opened, found: Tokens, settings: dict[str, Any], contrast: branches.Contrast | None
+) -> Tensor:
     """What every row gives alone, [row, position]: prompts behind padding, and padding behind shorter answers."""
     filler = settings.get("pad_token_id", getattr(model.hf.generation_config, "pad_token_id", None)) or 0
     made: list[Tensor] = []
     for n in range(len(found)):
         one = padding.without(model, found.rows([n]))
-        ids = _made(model, one, settings)
+        with _joined(contrast, settings, n) as joined:
+            ids = _made(model, one, joined)
         if not isinstance(ids, Tensor):
             raise PromptError(
                 f"{model.name} generates these texts one by one, and return_dict_in_generate takes one text"
@@ -275,7 +304,7 @@ def _refuse_beams(model: Opened, settings: dict[str, Any]) -> None:
         count = settings.get(name, getattr(model.hf.generation_config, name, None)) or 1
         if count > 1:
             raise PromptError(
-                f"{name}={count} follows several texts at once; record and on_token take {name}=1"
+                f"{name}={count} follows several texts at once; record, on_token and against take {name}=1"
             )
 
 
