@@ -150,8 +150,9 @@ class HookedModel(TransformerLens):
     def generate(
         self, given: Any = None, max_new_tokens: int = 20, attention_mask: Any = None, *, record: bool = False,
         on_token: generation.OnToken | None = None, against: generation.Branch | None = None,
-        statistics: Iterable[str] = DEFAULT_STATISTICS, layers: Layers = "all", keep: Iterable[str] = ("qk",), groups: plan.Groups = None,
-        keep_on: destination.KeepOn = "device", path: str | Path | None = None, **options: Any,
+        statistics: Iterable[str] = DEFAULT_STATISTICS, layers: Layers = "all", keep: Iterable[str] = ("qk",),
+        groups: plan.Groups = None, keep_on: destination.KeepOn = "device", path: str | Path | None = None,
+        **options: Any,
     ) -> Any:  # fmt: skip
         """Greedy continuation with a key–value cache, with the edits that are on: text for a text, ids for ids.
 

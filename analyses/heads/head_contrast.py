@@ -25,6 +25,7 @@ from headwater.lens.models.signature import markers
 from headwater.lens.naming.texts import is_text
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.progress import progress
+from headwater.lens.recipes.vhr import above_median, head_divergence
 
 
 @analysis
@@ -72,10 +73,9 @@ def head_contrast(
         with model.edit(*edits):
             found.append((plain, _read(model, second, position)))
     present, absent = (torch.stack(side) for side in zip(*found, strict=True))  # [text, layer, head, d]
-    divergence = (present - absent).norm(dim=-1)
-    outlier = _far(divergence) & _far(absent.square().sum(-1))
+    divergence, outlier = head_divergence(present, absent)
     score = divergence.masked_fill(outlier, 0)
-    selected = score > score.quantile(0.5, dim=-1, keepdim=True)
+    selected = above_median(score)
     top = score.topk(min(strongest, model.n_heads), dim=-1).values
     dims = ("batch", "layer", "head")
     given = without is not None
@@ -173,8 +173,3 @@ def _read(model: HookedModel, given: dict[str, Any], position: int) -> Tensor:
             f"position={position}, but a run has {z.shape[3]} tokens; give one that every run has"
         )
     return z[0, :, :, position].double().cpu()
-
-
-def _far(values: Tensor) -> Tensor:
-    """More than a standard deviation above the mean of the layer."""
-    return values > values.mean(-1, keepdim=True) + values.std(-1, keepdim=True, correction=0)

@@ -20,7 +20,7 @@ from headwater.lens.models.signature import (
     pair,
     vision_config,
 )
-from headwater.lens.naming.tokens import Tokens
+from headwater.lens.naming.tokens import Tokens, is_of_tokens
 
 
 def with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Tokens:
@@ -47,6 +47,23 @@ def with_images(model: Opened, found: Tokens, extra: dict[str, Tensor]) -> Token
                 f"each; got {count}"
             )
     return Tokens(found.ids, found.mask, extra, found.labels, _owners(model, found, extra))
+
+
+def without_images(model: Opened, one: Tokens) -> Tokens:
+    """One prompt without the tokens that stand for pictures, and without the pictures; PromptError where none does."""
+    picture = (one.ids == model.image_token).cpu() if model.image_token is not None else None
+    if len(one) != 1 or picture is None or not picture.any():
+        raise PromptError(
+            f"{len(one)} prompts of {model.name}, {0 if picture is None else int(picture.any(1).sum())} with image "
+            "tokens; give one with an image in its text"
+        )
+    kept = (one.mask.cpu() & ~picture)[0]
+    more = {
+        name: given[:, kept.to(given.device)]
+        for name, given in one.more.items()
+        if is_of_tokens(name, given, one.shape)
+    }
+    return one.changed(one.ids[:, kept], one.mask[:, kept], more)
 
 
 def _owners(model: Opened, found: Tokens, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:

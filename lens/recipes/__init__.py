@@ -4,6 +4,7 @@ Every docstring states the paper, the formula, the defaults, and against what th
 result can be printed, changed and saved. The recipe or `model.edit` raises EditError where the model does not fit.
 """
 
+from headwater.lens.recipes.damro import damro, outlier_patches
 from headwater.lens.recipes.paint import sensitive_heads, visual_emphasis, visual_sensitivity
 from headwater.lens.recipes.text import (
     attention_calibration,
@@ -18,17 +19,17 @@ from headwater.lens.recipes.text import (
     soft_perturbation,
     streaming,
 )
+from headwater.lens.recipes.vhr import head_reinforcement
 from headwater.lens.recipes.video import space_time_knockout
 from headwater.lens.recipes.vision import (
-    head_reinforcement,
     massive_dimensions,
     visual_redistribution,
 )
 from headwater.lens.running.branches import guided
 
 __all__ = [
-    "attention_calibration", "block_groups", "calibration_heads", "force_attention", "guided", "head_reinforcement",
-    "heavy_hitters", "massive_dimensions", "off_by_one", "order_free", "sensitive_heads", "shifted_groups",
-    "sink_fixed_groups", "soft_perturbation", "space_time_knockout", "streaming", "visual_emphasis",
-    "visual_redistribution", "visual_sensitivity",
+    "attention_calibration", "block_groups", "calibration_heads", "damro", "force_attention", "guided",
+    "head_reinforcement", "heavy_hitters", "massive_dimensions", "off_by_one", "order_free", "outlier_patches",
+    "sensitive_heads", "shifted_groups", "sink_fixed_groups", "soft_perturbation", "space_time_knockout",
+    "streaming", "visual_emphasis", "visual_redistribution", "visual_sensitivity",
 ]  # fmt: skip

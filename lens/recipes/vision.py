@@ -1,4 +1,4 @@
-"""Recipes for models that read images: redistribution from visual sinks (VAR), reinforcement (VHR).
+"""Recipes for models that read images: redistribution from visual sinks (VAR), and the channels of these.
 
 Each runs the model on the given prompt and returns edits with the positions or heads that it found there.
 """
@@ -13,12 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwater.lens.edits.base import Edit
-from headwater.lens.edits.heads import ScaleHeads
 from headwater.lens.edits.massive import RedistributeMassive
 from headwater.lens.edits.weights import Redistribute
 from headwater.lens.errors import EditError
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Head, Layers, chosen_layers
 from headwater.lens.naming.positions import Positions
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.recipes.image_tokens import image_tokens
@@ -109,52 +107,6 @@ def massive_dimensions(model: HookedModel, prompt: Any, *, tau: float = 20.0) ->
             f"times the root mean square, tau is {tau:g}; give dimensions= or a lower tau"
         )
     return dimensions
-
-
-def head_reinforcement(
-    model: HookedModel, prompt: Any, without: Any, *, alpha: float = 2.0, layers: Layers | None = None,
-    **more: Any,
-) -> list[Edit]:  # fmt: skip
-    """VHR (He et al. 2025): scale by `alpha` the heads whose output changes most when the image is removed.
-
-    VHD = |z(prompt) - z(without)|₂ per head, at the last token. It counts as 0 if both VHD and |z(without)|² are
-    outliers, above mean + std of their layer (population std over heads). The heads above the median of their layer are
-    scaled. `more` (the image) is given to `prompt` only. `layers` defaults to the second and the last 14 of 32, in
-    proportion. The heads are chosen once, on this prompt. Checked against the text.
-
-    >>> import headwater as hw
-    >>> from headwater.lens.loading import zoo
-    >>> model = hw.load(zoo.build("llava"))  # random weights
-    >>> prompt = zoo.inputs("llava", lengths=(11,))  # input_ids, attention_mask, pixel_values
-    >>> ids, text = prompt["input_ids"], prompt["input_ids"][:, 11:]  # with the image tokens, and behind them
-    >>> (edit,) = hw.recipes.head_reinforcement(model, ids, text, pixel_values=prompt["pixel_values"])
-    >>> len(edit.factors)  # half of the 4 heads of layer 1
-    2
-    """
-    if layers is None:
-        layers = sorted({*model.layers[1:2], *model.layers[-max(round(model.n_layers * 14 / 32), 1) :]})
-    wanted = chosen_layers(layers, model.layers)
-    seen, blind = (
-        _last(model, model.to_tokens(given, **extra)) for given, extra in ((prompt, more), (without, {}))
-    )
-    size, divergence = blind.square().sum(-1), (seen - blind).norm(dim=-1)  # [layer, head]
-    outlier = _outlying(divergence) & _outlying(size)
-    divergence = divergence.masked_fill(outlier, 0.0)
-    chosen = divergence > divergence.quantile(0.5, dim=-1, keepdim=True)
-    found = [Head(model.layers[i], h) for i, h in chosen.nonzero().tolist() if model.layers[i] in wanted]
-    return [ScaleHeads({str(head): alpha for head in found})]
-
-
-def _last(model: HookedModel, tokens: Tokens) -> Float[Tensor, "layer head d_value"]:
-    """z of every head at the last token of one prompt, [layer, head, d_value], float64."""
-    if len(tokens.ids) != 1:
-        raise EditError(f"head_reinforcement compares one prompt with one; got {len(tokens.ids)}")
-    end = int(tokens.mask[0].nonzero()[-1])
-    return model.head_outputs(tokens, edited=False)[0, :, :, end].double().cpu()
-
-
-def _outlying(x: Tensor) -> Tensor:
-    return x > x.mean(-1, keepdim=True) + x.std(-1, keepdim=True, unbiased=False)
 
 
 def _states(model: HookedModel, tokens: Tokens) -> Sequence[Float[Tensor, "batch position d_model"]]:

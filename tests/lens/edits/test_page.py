@@ -38,6 +38,8 @@ def test_a_line_of_the_page_runs(line):
 
 def test_every_edit_and_recipe_has_a_row():
     rows = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
-    inside = {"calibration_heads", "guided", "massive_dimensions"}
+    inside = {"calibration_heads", "guided", "massive_dimensions", "outlier_patches"}
     assert rows == set(EDITS) | (set(hw.recipes.__all__) - inside)
-    assert len(LINES) == len(rows) - 2, "PAINT needs a model that reads images, AtSteps one of diffusion"
+    assert len(LINES) == len(rows) - 3, (
+        "PAINT and DAMRO need a model that reads images, AtSteps one of diffusion"
+    )
