@@ -27,6 +27,8 @@ COMPANIONS = {
     "inhibition_like": "circuits.repair",
     "offsets_edit": "heads.fit_offsets",
     "offset_controls": "heads.fit_offsets",
+    "chair": "_measures.hallucination",
+    "pope": "_measures.hallucination",
     "catalogue": "_catalogue.catalogue",
 }
 
