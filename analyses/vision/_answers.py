@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from headwater.lens.model import HookedModel
 from headwater.lens.models.classes import logits_of
 from headwater.lens.naming.tokens import Tokens, is_of_tokens
 from headwater.lens.running.forward import forward
+
+Answers = Annotated[str | Sequence[Any] | None, "answers, one or one for each; none: the model's own"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +54,7 @@ def answered(
 
     AnalysisError for a model without image tokens, an example without a picture, and answers that do not fit.
     """
-    if whole_of(model) is not model or model.image_token is None or not model.causal or not model.has_lm_head:
-        raise AnalysisError(
-            f"this reads pictures inside of a text that goes on, and {model.name} as {model.part_name!r} has none; "
-            "give a model such as LLaVA"
-        )
+    check_reads(model)
     rows = singles_of(model, examples)
     given = [None] * len(rows) if answers is None else ids_of(model, answers, len(rows), "answers")
     kept: dict[Any, list[tuple[int, Tokens, int, list[int]]]] = {}
@@ -75,6 +73,15 @@ def answered(
             tokens = as_tokens(joined([whole for _, whole, _, _ in some]))
             found.append(Answered(tokens, some[0][2], [place for place, *_ in some], some[0][3]))
     return found
+
+
+def check_reads(model: HookedModel) -> None:
+    """AnalysisError unless the model continues texts that hold pictures."""
+    if whole_of(model) is not model or model.image_token is None or not model.causal or not model.has_lm_head:
+        raise AnalysisError(
+            f"this reads pictures inside of a text that goes on, and {model.name} as {model.part_name!r} has none; "
+            "give a model such as LLaVA"
+        )
 
 
 def behind(row: Tensor, ids: Sequence[int]) -> Tokens:

@@ -17,7 +17,7 @@ from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.vision._answers import Answered, answered, read
+from headwater.analyses.vision._answers import Answered, Answers, answered, read
 from headwater.lens.edits.scores import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -31,7 +31,7 @@ GROUPS = ("image", "before", "question", "answer")
 def attention_knockout(
     model: HookedModel,
     examples: Examples,
-    answers: Any = None,
+    answers: Answers = None,
     routes: Annotated[
         str, "source->target, several with commas between; image, before, question, answer"
     ] = ROUTES,

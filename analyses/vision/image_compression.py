@@ -6,6 +6,7 @@ the words of a first question, which carry what it gathered.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.vision._answers import Answered, answer_logits, answered, behind, ids_of
+from headwater.analyses.vision._answers import Answered, Answers, answer_logits, answered, behind, ids_of
 from headwater.lens.edits.scores import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -31,8 +32,10 @@ KINDS = ("kept", "alone", "random")
 def image_compression(
     model: HookedModel,
     examples: Examples,
-    further: Any = None,
-    answers: Any = None,
+    further: Annotated[
+        str | Sequence[Any] | None, "words of the next question; none: the first again"
+    ] = None,
+    answers: Answers = None,
     keep: Annotated[str, "numbers of image tokens that are kept, with commas between"] = "0, 1, 2, 4, 8, 16",
     length: Annotated[int, "tokens of the answer to the first question at most", Bounds(1)] = 1,
     controls: Annotated[int, "draws of random image tokens", Bounds(1)] = 3,

@@ -17,6 +17,7 @@ from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Draws, Seed
 from headwater.analyses._measures.bootstrap import interval
 from headwater.analyses._prompts.examples import Examples, as_tokens, singles_of
+from headwater.analyses.vision._answers import check_reads
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.grids import Grid
@@ -29,7 +30,9 @@ PLACES = {"top": ("row", 0), "bottom": ("row", 1), "left": ("column", 0), "right
 def localised_reading(
     model: HookedModel,
     examples: Examples,
-    regions: Any = "top left",
+    regions: Annotated[
+        str | Sequence[Any], "where the answer stands: words such as top left, or masks"
+    ] = "top left",
     query: Annotated[int, "token that looks: the one that writes the answer"] = -1,
     draws: Draws = 2000,
     seed: Seed = 0,
@@ -57,6 +60,7 @@ def localised_reading(
     >>> hw.analyses.localised_reading(model, prompts, ["left", "right"]).share.shape
     (2, 4)
     """
+    check_reads(model)
     rows = singles_of(model, examples)
     alone = isinstance(regions, str) or (isinstance(regions, np.ndarray | Tensor) and np.ndim(regions) == 2)
     given: Sequence[Any] = [regions] * len(rows) if alone else list(regions)

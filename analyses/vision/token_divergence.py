@@ -6,7 +6,7 @@ read the same words, so each token is compared in its own context.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.vision._answers import Answered, answered
+from headwater.analyses.vision._answers import Answered, Answers, answered
 from headwater.lens.attention import context
 from headwater.lens.model import HookedModel
 from headwater.lens.models.classes import logits_of
@@ -32,7 +32,7 @@ from headwater.lens.running.watching import Heads
 def token_divergence(
     model: HookedModel,
     examples: Examples,
-    answers: Any = None,
+    answers: Answers = None,
     length: Annotated[int, "tokens of the model's own answer at most, where none is given", Bounds(1)] = 20,
     strongest: Annotated[int, "heads of each layer in the score of a token", Bounds(1)] = 1,
     outliers: Annotated[bool, "keep heads that are outliers of their layer"] = False,
