@@ -119,7 +119,8 @@ def test_damro_is_a_run_without_the_other_features_at_the_same_positions(chat):
     with torch.no_grad():
         vectors = hf.get_input_embeddings()(ids)
         vectors[0, IMAGE[0] : IMAGE[-1] + 1] = hf.get_image_features(pixels).pooler_output[0]
-        inside = {"inputs_embeds": vectors[:, places], "use_cache": False}
+        # without a mask transformers takes a gap in the positions for the beginning of another text
+        inside = {"inputs_embeds": vectors[:, places], "attention_mask": torch.ones(1, len(places))}
         same, anew = (
             hf.lm_head(hf.model.language_model(**inside, position_ids=torch.tensor([n])).last_hidden_state)[
                 0, -1
