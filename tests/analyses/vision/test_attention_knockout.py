@@ -51,7 +51,7 @@ def test_a_cell_is_one_run_with_the_route_blocked(chat, blocked):
             layers = layers if blocked == "window" else [n for n in (0, 1) if n not in layers]
             expected = np.mean(probability(model, prompts, words, *route.split("->"), layers))
             np.testing.assert_allclose(found.probability.sel(route=route, window=window), expected, rtol=1e-4)
-    assert float(np.ptp(found.probability)) > 1e-6
+    assert float(np.ptp(found.probability.values)) > 1e-6
 
 
 def test_the_models_own_answers_stay_where_nothing_is_blocked(chat):
