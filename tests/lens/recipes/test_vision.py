@@ -1,4 +1,4 @@
-"""PAINT and VAR on a LLaVA of random weights, against formulas written out; `image_tokens` refuses a text."""
+"""PAINT and VAR on a LLaVA of random weights, against formulas written out; `image_tokens.py` refuses a text."""
 
 from __future__ import annotations
 
