@@ -11,6 +11,7 @@ ICONS = {
     "flow": "water",
     "sinks": "south",
     "edit": "tune",
+    "picture": "image",
 }
 
 

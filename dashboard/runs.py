@@ -1,8 +1,9 @@
 """The model that is resident and what it says of a prompt, before and after edits.
 
-One model is held for all sessions, and nobody changes it: edits travel with the call that runs under them. Results
-are kept by their content (model, prompt, edits), so two sessions that ask the same thing share the answer and no
-session sees another's edits. One forward pass runs at a time, which bounds memory, not correctness.
+One model that reads texts and one that sees are held for all sessions, and nobody changes them: edits travel with the
+call that runs under them. Results are kept by their content (model, prompt, edits), so two sessions that ask the same
+thing share the answer and no session sees another's edits. One forward pass runs at a time, which bounds memory, not
+correctness.
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ def offered() -> list[str]:
     return names
 
 
+def given() -> list[str]:
+    """The names of the models that were given by the user."""
+    return list(_given)
+
+
 def open_first() -> None:
     """Load what is shown where no model was named: a trained one, or, said in a line, one that comes with Headwater."""
     try:
@@ -92,7 +98,7 @@ def source(name: str) -> str:
     return _given.get(name, name)
 
 
-@st.cache_resource(max_entries=1, show_spinner=False)
+@st.cache_resource(max_entries=2, show_spinner=False)  # one that reads texts, one that sees
 def resident(name: str) -> hw.HookedModel:
     return hw.load(source(name))
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from opened_app import opened
-from streamlit.testing.v1 import AppTest
+from opened_app import figure, opened, values
 
 import headwater as hw
 from headwater.dashboard import runs, state
@@ -29,33 +28,6 @@ REDISTRIBUTE = {
     "heads": "all",
     "layers": "all",
 }
-
-
-def figure(app: AppTest, key: str) -> dict:
-    """The Plotly figure whose key begins so, as the browser gets it."""
-    for element in app.main:
-        found = _find(element, key)
-        if found:
-            return found
-    raise AssertionError(f"no figure {key}")
-
-
-def _find(element, key: str) -> dict | None:
-    proto = getattr(element, "proto", None)
-    if getattr(element, "type", "") == "plotly_chart" and f"-{key}" in proto.id:
-        return json.loads(proto.spec)
-    for child in getattr(element, "children", {}).values():
-        if found := _find(child, key):
-            return found
-    return None
-
-
-def values(trace: dict, axis: str) -> np.ndarray:
-    import base64
-
-    packed = trace[axis]
-    flat = np.frombuffer(base64.b64decode(packed["bdata"]), dtype=packed["dtype"])
-    return flat.reshape([int(n) for n in packed["shape"].split(",")]) if "shape" in packed else flat
 
 
 @pytest.mark.parametrize("page", VIEWS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
+import numpy as np
 from streamlit.testing.v1 import AppTest
 
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
@@ -18,3 +21,28 @@ def opened(page: str = "overview", **address: str) -> AppTest:
         app.switch_page(f"views/{page}.py").run()
     assert not app.exception
     return app
+
+
+def figure(app: AppTest, key: str) -> dict:
+    """The Plotly figure whose key begins so, as the browser gets it."""
+    for element in app.main:
+        found = _find(element, key)
+        if found:
+            return found
+    raise AssertionError(f"no figure {key}")
+
+
+def _find(element, key: str) -> dict | None:
+    proto = getattr(element, "proto", None)
+    if getattr(element, "type", "") == "plotly_chart" and f"-{key}" in proto.id:
+        return json.loads(proto.spec)
+    for child in getattr(element, "children", {}).values():
+        if found := _find(child, key):
+            return found
+    return None
+
+
+def values(trace: dict, axis: str) -> np.ndarray:
+    packed = trace[axis]
+    flat = np.frombuffer(base64.b64decode(packed["bdata"]), dtype=packed["dtype"])
+    return flat.reshape([int(n) for n in packed["shape"].split(",")]) if "shape" in packed else flat

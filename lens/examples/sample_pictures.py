@@ -1,0 +1,52 @@
+"""`sample_pictures`: pictures and films of which the small models that come with Headwater know what they show."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from PIL import Image
+
+from headwater.data.pictures import canvases, films, scenes
+from headwater.data.pictures.digits import WORDS, digits
+from headwater.lens.examples.example import Example
+
+EACH = 4  # canvases, scenes or films
+MARK = "<image>"  # where the picture stands in a text
+
+
+def sample_pictures(model: str) -> dict[str, Example]:
+    """Held-out examples for a model by what they show, the same each time; {} for a model that is not one of these.
+
+    >>> from headwater.lens.examples.sample_pictures import sample_pictures
+    >>> list(sample_pictures("vit-digits"))[:3]
+    ['zero', 'one', 'two']
+    """
+    rng = random.Random(0)
+    if model.startswith("vit-digits"):
+        pictures, labels = digits(held_out=True)
+        first = [int(np.flatnonzero(labels == digit)[0]) for digit in range(10)]
+        grey = [Image.fromarray(np.round(255 * pictures[place]).astype(np.uint8)) for place in first]
+        return {word: Example(image=each) for word, each in zip(WORDS, grey, strict=True)}
+    if model.startswith("video-digits"):
+        drawn = [films.film(rng, move=move, held_out=True) for move in films.MOVES for _ in range(2)]
+        return {
+            f"{films.NAMES[each.label]}, {n}": Example(image=each.frames()) for n, each in enumerate(drawn)
+        }
+    if model.startswith(("clip-digits", "vlm-digits")):
+        shown = [canvases.canvas(rng, held_out=True) for _ in range(EACH)]
+        asks = model.startswith("vlm")
+        return {
+            each.caption(): Example(
+                text=f"{MARK} what stands top left ?" if asks else each.caption(), image=each.picture()
+            )
+            for each in shown
+        }
+    if model.startswith("llava-small"):
+        scene = [scenes.scene(rng, held_out=True) for _ in range(EACH)]
+        texts = [scenes.listed([thing for thing in each.things if thing]) for each in scene]
+        return {
+            text: Example(text=f"{MARK}\nWhat is in the picture?", image=each.picture())
+            for text, each in zip(texts, scene, strict=True)
+        }
+    return {}

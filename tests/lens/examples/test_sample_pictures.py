@@ -1,0 +1,23 @@
+"""Sample pictures (`sample_pictures.py`): what they are called is what they show."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import headwater as hw
+from headwater.lens.examples.sample_pictures import sample_pictures
+
+
+def test_digits_are_read_as_they_are_called():
+    model = hw.load("vit-digits")
+    samples = sample_pictures("vit-digits")
+    read = [model.classes[int(model(each).argmax())] for each in samples.values()]
+    assert np.mean([a == b for a, b in zip(read, samples, strict=True)]) >= 0.9
+
+
+def test_every_kind_has_pictures_and_a_text_where_one_is_read():
+    assert all(len(each.images) == 4 for each in sample_pictures("video-digits").values())
+    assert all("<image>" in each.text for each in sample_pictures("vlm-digits-sink").values())
+    assert all(each.text == name for name, each in sample_pictures("clip-digits").items())
+    assert "a red" in " ".join(sample_pictures("llava-small")).lower()
+    assert sample_pictures("tasks-4l") == {}
