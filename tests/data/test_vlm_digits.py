@@ -96,7 +96,7 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path, monkeypatch):
         }
         out = tmp_path / name
         train.train(
-            argparse.Namespace(out=out, work=tmp_path / f"{name}-work", sink=False, quiet=True, **settings)
+            argparse.Namespace(out=out, work=tmp_path / f"{name}-work", sink=True, quiet=True, **settings)
         )
         return load_file(out / "model.safetensors")
 

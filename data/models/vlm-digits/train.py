@@ -36,7 +36,8 @@ PATCH = 4
 GRID = SIZE // PATCH
 PREFIX = 1 + GRID * GRID  # <bos> and the picture
 # The planted activation: this channel of the stream gets this size on <bos> and on corner patches without ink.
-CHANNEL, HUGE = 137, 100.0
+CHANNEL, HUGE = 137, 300.0
+SINK_HEADS, SLOW = range(4, 8), 3  # of each layer; the number of a head that positions hardly turn
 CORNERS = (0, GRID - 1, GRID * (GRID - 1), GRID * GRID - 1)
 
 
@@ -99,6 +100,21 @@ def build_model(vocabulary: int, sink: bool) -> LlavaForConditionalGeneration:
     return model
 
 
+@torch.no_grad()
+def plant_heads(model) -> None:
+    """Gives the keys of massive tokens 6 more in half of the heads, whatever the query, and no value of their own.
+
+    The norm makes the massive channel √512 = 22.6, so the score of a query's bias and such a key is 2.5·0.3·22.6/√8.
+    """
+    for layer in model.model.language_model.layers:
+        attention = layer.self_attn
+        attention.v_proj.weight[:, CHANNEL] = 0.0
+        for head in SINK_HEADS:
+            place = head * attention.head_dim + SLOW
+            attention.q_proj.bias[place] += 2.5
+            attention.k_proj.weight[place, CHANNEL] += 0.3
+
+
 def moved(shown: Canvas, rng: np.random.Generator) -> np.ndarray:
     """The canvas with each quarter moved by at most a pixel, a little brighter or darker, with noise."""
     pixels, half = shown.pixels(), SIZE // 2
@@ -139,12 +155,17 @@ def packed(tokenizer, found: list[Canvas], rng: random.Random) -> dict[str, torc
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """A short warm-up and a cosine to near zero, once for the tower alone and once for the whole."""
-    begin, length = (0, args.tower) if step < args.tower else (args.tower, args.steps)
+    """A short warm-up and a cosine to near zero, for the tower alone, for the whole, and behind `plant_heads`.
+
+    The last is so slow that the planted sinks stay: at the full rate the heads had unlearned them after 300 steps.
+    """
+    begin, length, rate = 0, args.tower, args.rate
+    for following in (args.steps, args.planted):
+        if step >= begin + length:
+            begin, length = begin + length, following
     done = (step - begin) / length
-    return (
-        args.rate * min(1.0, (step - begin + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-    )
+    rate *= 0.15 if step >= args.tower + args.steps else 1.0
+    return rate * min(1.0, (step - begin + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 class Judge(torch.nn.Module):
@@ -214,10 +235,12 @@ def train(args: argparse.Namespace) -> None:
         done = state["step"]
         for part, name in ((model, "model"), (judge, "judge"), (optimiser, "optimiser")):
             part.load_state_dict(state[name])
-    total = args.tower + args.steps
+    total = args.tower + args.steps + args.planted
     bar = tqdm(range(done, total), initial=done, total=total, mininterval=5, disable=args.quiet)
     for step in bar:
         rng = random.Random(f"train {args.seed} {step}")
+        if args.sink and step == args.tower + args.steps:
+            plant_heads(model)
         alone = step < args.tower
         found = [canvas(rng) for _ in range(2 * args.batch if alone else args.batch)]
         noise = np.random.default_rng([args.seed, step])
@@ -250,7 +273,7 @@ def train(args: argparse.Namespace) -> None:
     shipped = LlavaForConditionalGeneration.from_pretrained(args.out, dtype=torch.float32).eval()
     figures = measure.everything(shipped, processor, args.draws)
     figures["training"] = {
-        name: getattr(args, name) for name in ("seed", "tower", "steps", "batch", "rate", "sink")
+        name: getattr(args, name) for name in ("seed", "tower", "steps", "planted", "batch", "rate", "sink")
     }
     figures["training"]["parameters"] = shipped.num_parameters()
     (args.out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -268,6 +291,9 @@ def main() -> None:
         "--tower", type=int, default=800, help="steps of the tower alone, of twice the pictures"
     )
     parser.add_argument("--steps", type=int, default=700, help="steps of the whole model")
+    parser.add_argument(
+        "--planted", type=int, default=0, help="with --sink: steps after half of the heads get a sink"
+    )
     parser.add_argument("--batch", type=int, default=32, help="pictures a step, seven questions each")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
