@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from headwater.lens.diffusion.guiding import Guiding, Loss, following, guiding_of
+from headwater.lens.diffusion.pixels import PixelPipeline
 from headwater.lens.diffusion.steps import Steps
 from headwater.lens.diffusion.watch import Keeping, watching
+from headwater.lens.edits.at_steps import AtSteps
 from headwater.lens.edits.base import Edit
 from headwater.lens.edits.block import EditBlock, checked
-from headwater.lens.errors import EditError, ModelError, RecordError
+from headwater.lens.errors import EditError, ModelError, PromptError, RecordError
 from headwater.lens.foreign.model import ForeignModel
 from headwater.lens.naming.heads import Layers
+from headwater.lens.naming.measured import Labelled, Measured
 from headwater.lens.records import plan
 from headwater.lens.records.record import DEFAULT_STATISTICS
+from headwater.lens.running.denoising import PERTURBED
 
 
 class DiffusionModel(ForeignModel):
@@ -100,11 +105,44 @@ class DiffusionModel(ForeignModel):
         with watching(self, None) as watch, following(self.pipeline, guiding), watch.guided(guiding):
             yield guiding
 
-    def generate(self, *given: Any, record: bool = False, **options: Any) -> Any:
+    def to_tokens(self, given: Any = None, attention_mask: Any = None, **more: Any) -> Measured:
+        """The inputs of a call. A text, or several, is the first step from the noise of seed 0 (1, 2, …), and gives its
+        words as the names of the tokens; this needs a `PixelPipeline`."""
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(t, str) for t in texts):
+            return super().to_tokens(given, attention_mask, **more)
+        if not isinstance(self.pipeline, PixelPipeline):
+            raise PromptError(
+                f"{self.name} reads tensors in a call of its own; for a text use model.generate or record_steps"
+            )
+        found = super().to_tokens(None, None, **self.pipeline.first_call(texts), **more)
+        words = self.pipeline.words(texts)
+        if all(row == words[0] for row in words):
+            found.named = {
+                key: Labelled(words[0], None) if self.parts[key[0]].crosses and key[1] == "keys" else each
+                for key, each in found.named.items()
+            }
+        return found
+
+    def generate(
+        self, *given: Any, record: bool = False, against: Iterable[Edit] | None = None, weight: float = 1.0,
+        **options: Any,
+    ) -> Any:  # fmt: skip
         """What the pipeline gives for a prompt, with the edits that are on; `options` are the pipeline's.
 
-        With `record=True` the pair (output, `Steps`); settings of `record_steps` are taken out of the options.
+        `against` are edits of a perturbed run beside the plain one: each step becomes ε + `weight`·(ε - ε_perturbed),
+        added to the guidance by words (perturbed-attention guidance); this needs a `PixelPipeline`. With `record=True`
+        the pair (output, `Steps`); settings of `record_steps` are taken out of the options.
         """
+        if against is not None:
+            if not isinstance(self.pipeline, PixelPipeline):
+                raise ModelError(
+                    f"{self.name}: against= needs a pipeline that runs a perturbed branch; run the denoiser twice in a "
+                    "loop of your own and join both with hw.recipes.guided"
+                )
+            away = [_perturbed(edit) for edit in against]
+            with self.edit(*away):
+                return self.generate(*given, record=record, perturbed_guidance_scale=float(weight), **options)
         if self.pipeline is None:
             raise ModelError(
                 f"{self.name} has no pipeline; hw.load(pipeline), or call the denoiser in a loop of your own, inside "
@@ -117,6 +155,13 @@ class DiffusionModel(ForeignModel):
         settings = {name: options.pop(name) for name in names if name in options}
         with self.record_steps(**settings) as steps:
             return self.pipeline(*given, **options), steps
+
+
+def _perturbed(edit: Edit) -> AtSteps:
+    """The edit on the perturbed branch alone."""
+    if not isinstance(edit, AtSteps):
+        return AtSteps(edit, branch=PERTURBED)
+    return dataclasses.replace(edit, branch=PERTURBED)
 
 
 class _Block(EditBlock):

@@ -22,6 +22,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
 
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.files import parse_json, read_text
@@ -59,19 +60,33 @@ class Folder:
     weights: list[Path]
 
 
-def check(path: Path) -> Folder:
+def check(path: Path, fewest_layers: int = 1) -> Folder:
     """What a folder holds; ModelError with the reason for one that can not be trusted or read."""
     if not path.is_dir():
         raise ModelError(f"{path} is not a folder; a model is a folder with {CONFIG} and {WEIGHTS}")
     for name, what in REFUSED_FILES.items():
         if (path / name).exists():
             raise ModelError(f"{path} holds {name}: {what}")
-    config = _config(path)
+    config = _config(path, fewest_layers)
     weights = _weights(path)
     named = getattr(transformers, (config.architectures or [""])[0], None)
     kind = named if isinstance(named, type) and issubclass(named, PreTrainedModel) else AutoModel
     _check_size(config, kind, sum(file.stat().st_size for file in weights))
     return Folder(path, config, kind, weights)
+
+
+def built(folder: Folder, dtype: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model with its weights, and transformers' report of missing and unexpected tensors."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # transformers draws it without a terminal too
+    try:
+        return folder.kind.from_pretrained(
+            folder.path, config=folder.config, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+            output_loading_info=True, dtype=dtype or torch.float32, attn_implementation="eager",
+        )  # fmt: skip
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -86,7 +101,7 @@ def one_line(what: str) -> Iterator[None]:
         raise ModelError(f"{what}: {type(error).__name__}: {told[:LONGEST_REASON]}") from None
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path, fewest_layers: int) -> Any:
     path = folder / CONFIG
     if not path.is_file():
         raise ModelError(f"{folder} has no {CONFIG}, so it is not a model folder")
@@ -108,16 +123,16 @@ def _config(folder: Path) -> Any:
         raise ModelError(f"{folder} needs code of its own (auto_map in {CONFIG}), which Headwater never runs")
     # transformers reads a copy, which holds nothing but what was checked
     with one_line(f"{path} can not be read"), tempfile.TemporaryDirectory(prefix="headwater-") as copy:
-        (Path(copy) / CONFIG).write_text(json.dumps(_checked(raw, path)), encoding="utf-8")
+        (Path(copy) / CONFIG).write_text(json.dumps(bounded(raw, path)), encoding="utf-8")
         config = AutoConfig.from_pretrained(
             copy, trust_remote_code=False, local_files_only=True, attn_implementation="eager"
         )
         config.name_or_path = str(folder)
-        _check_numbers(config, path)
+        _check_numbers(config, path, fewest_layers)
     return config
 
 
-def _checked(value: Any, path: Path, name: str = "") -> Any:
+def bounded(value: Any, path: Path, name: str = "") -> Any:
     """The same data without the fields that are dropped; files and numbers that are refused raise."""
     if isinstance(value, dict):
         for field in REFUSED_FIELDS:
@@ -126,9 +141,9 @@ def _checked(value: Any, path: Path, name: str = "") -> Any:
         _refuse_fetching(value, path)
         if value.get("transformers_weights") not in (None, WEIGHTS, INDEX):
             raise ModelError(f"{path}: transformers_weights is not {WEIGHTS}; give the weights that name")
-        return {k: _checked(v, path, k) for k, v in value.items() if not DROPPED_FIELDS.fullmatch(k)}
+        return {k: bounded(v, path, k) for k, v in value.items() if not DROPPED_FIELDS.fullmatch(k)}
     if isinstance(value, list):
-        return [_checked(item, path, name) for item in value]
+        return [bounded(item, path, name) for item in value]
     if isinstance(value, int) and not UNBOUNDED.search(name):
         most = MOST_COUNT if COUNTS.search(name) and "vocab" not in name else MOST
         if abs(value) > most:
@@ -167,14 +182,17 @@ def _refuse_fetching(value: dict[str, Any], path: Path) -> None:
             )
 
 
-def _check_numbers(config: Any, path: Path) -> None:
+def _check_numbers(config: Any, path: Path, fewest_layers: int) -> None:
     text = config.get_text_config()
     towers = [config, text, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
     for tower in towers:
         for field, most in LIMITS.items():
             value = getattr(tower, field, 1)
-            if not isinstance(value, int) or not 0 < value <= most:
-                raise ModelError(f"{path}: {field} is {value!r}; it must be a whole number from 1 to {most}")
+            fewest = fewest_layers if field.endswith("layers") else 1
+            if not isinstance(value, int) or not fewest <= value <= most:
+                raise ModelError(
+                    f"{path}: {field} is {value!r}; it must be a whole number from {fewest} to {most}"
+                )
     heads = getattr(text, "num_attention_heads", 1)
     kv = getattr(text, "num_key_value_heads", None)
     if kv is not None and (not isinstance(kv, int) or kv < 1 or heads % kv):

@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from headwater.lens.diffusion.opening import denoiser_of, is_pipeline, open_diffusion
 from headwater.lens.diffusion.samples import is_diffusers
@@ -25,8 +23,9 @@ from headwater.lens.examples.processor import UnusableProcessor, of_pictures, of
 from headwater.lens.foreign.opening import open_module
 from headwater.lens.loading import adapter_folder, adapters
 from headwater.lens.loading.as_it_was import as_it_was
-from headwater.lens.loading.folder import Folder, check, one_line
+from headwater.lens.loading.folder import built, check, one_line
 from headwater.lens.loading.opening import open_model
+from headwater.lens.loading.pipeline_folder import is_pipeline_folder, open_pipeline
 from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules
 from headwater.lens.models.embedded import check_embedded, embedded
@@ -65,7 +64,8 @@ def load(
     Any other `torch.nn.Module` opens too if its attention calls `scaled_dot_product_attention`: `sample` is then what
     its `forward` takes, a tensor, a tuple or a dictionary, and `axes` may name its tokens, as in `{"self": {"image":
     (rows, columns)}}` (`lens/foreign/`). A module of diffusers needs no sample where its configuration says what it
-    takes, and a pipeline of diffusers is opened by its denoiser (`lens/diffusion/`).
+    takes, and a pipeline of diffusers is opened by its denoiser (`lens/diffusion/`). A folder of a small text-to-image
+    model in pixels opens with its pipeline (`lens/loading/pipeline_folder.py`).
 
     >>> import headwater as hw
     >>> hw.load("tasks-4l")
@@ -234,9 +234,11 @@ def _cached(name: str) -> Path | None:
 def _from_folder(
     path: Path, tokenizer: Any, name: str, dtype: Any, sample: Any, adapter: Path | None = None
 ) -> HookedModel:  # fmt: skip
+    if adapter is None and is_pipeline_folder(path):
+        return open_pipeline(path, name, dtype)
     folder = check(path)
     with one_line(f"{path} can not be loaded"):
-        hf, report = _built(folder, dtype)
+        hf, report = built(folder, dtype)
         _refuse_incomplete(path, hf, report)
         if adapter is not None:
             hf = adapter_folder.put_on(hf, adapter)
@@ -251,20 +253,6 @@ def _from_folder(
         model.processor = UnusableProcessor(str(error))
     model.weights_digest.files = tuple(folder.weights) if adapter is None else ()
     return model
-
-
-def _built(folder: Folder, dtype: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model with its weights, and transformers' report of missing and unexpected tensors."""
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # transformers draws it without a terminal too
-    try:
-        return folder.kind.from_pretrained(
-            folder.path, config=folder.config, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True, dtype=dtype or torch.float32, attn_implementation="eager",
-        )  # fmt: skip
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _refuse_incomplete(folder: Path, hf: Any, report: dict[str, Any]) -> None:

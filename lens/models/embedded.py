@@ -16,17 +16,23 @@ from typing import Any
 from headwater.lens.errors import ModelError
 
 DIGESTS = "digests.json"
+PIPELINE = "model_index.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-DECIDING = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json")
+DECIDING = (
+    "*.safetensors", "config.json", "generation_config.json", "tokenizer*.json", PIPELINE,
+    "scheduler_config.json",
+)  # fmt: skip
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "models"
 
 
 @cache
 def embedded() -> dict[str, dict[str, Any]]:
-    """{name: {"path", "description", "metrics", "reads"}} of every embedded model; it reads "text" or "pictures"."""
+    """{name: {"path", "description", "metrics", "reads"}} of every embedded model; it reads "text",
+    "pictures", or "prompts" of what it draws."""
     found = {}
     for folder in sorted(FOLDER.iterdir()) if FOLDER.is_dir() else []:
-        if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        whole = (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+        if not whole and not (folder / PIPELINE).is_file():
             continue
         metrics = folder / "metrics.json"
         readme = folder / "README.md"
@@ -36,10 +42,16 @@ def embedded() -> dict[str, dict[str, Any]]:
         found[folder.name] = {
             "path": folder,
             "description": text,
-            "reads": "pictures" if any((folder / name).is_file() for name in PROCESSORS) else "text",
+            "reads": _reads(folder),
             "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
         }
     return found
+
+
+def _reads(folder: Path) -> str:
+    if (folder / PIPELINE).is_file():
+        return "prompts"
+    return "pictures" if any((folder / name).is_file() for name in PROCESSORS) else "text"
 
 
 def check_embedded(name: str) -> None:
@@ -56,9 +68,11 @@ def check_embedded(name: str) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of every file in a model's folder that decides its numbers."""
-    files = sorted(file for pattern in DECIDING for file in folder.glob(pattern))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    """The sha256 of every file in a model's folder, or in one of its parts, that decides its numbers."""
+    files = sorted(file for pattern in DECIDING for file in folder.rglob(pattern))
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
 
 
 if __name__ == "__main__":

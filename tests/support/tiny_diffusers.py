@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 from typing import Any
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 diffusers: Any = importlib.import_module("diffusers")
 WORDS = 9  # what the tiny text encoder reads
@@ -122,3 +124,35 @@ def joint_pipeline(kind: str) -> tuple[Any, dict[str, Any]]:
         options["true_cfg_scale"] = 3.0
     made.set_progress_bar_config(disable=True)
     return made, {**options, **words}
+
+
+def pixel_pipeline(folder: Any) -> Any:
+    """A denoiser of pixels that reads words, written as the folder of a `PixelPipeline`; gives the folder."""
+    torch.manual_seed(0)
+    words = {word: n for n, word in enumerate(("<pad>", "<bos>", "<unk>", "a", "red", "cat", "dog"))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    parts = {
+        "transformer": diffusers.PixArtTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=8, in_channels=1, out_channels=1, num_layers=2,
+            cross_attention_dim=16, caption_channels=12, sample_size=8, patch_size=2, use_additional_conditions=False,
+        ),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(
+            vocab_size=len(words), hidden_size=12, intermediate_size=12, projection_dim=12, num_hidden_layers=0,
+            num_attention_heads=1, max_position_embeddings=6, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )),
+        "tokenizer": PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>", model_max_length=6,
+            padding_side="right",
+        ),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
+    }  # fmt: skip
+    for each in parts["transformer"].parameters():
+        torch.nn.init.normal_(each, std=0.1)
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    index = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
+    about = {"_class_name": "PixelPipeline", **index, "height": 4, "width": 8, "guidance_scale": 2.0}
+    (folder / "model_index.json").write_text(json.dumps({**about, "num_inference_steps": 3}))
+    return folder
