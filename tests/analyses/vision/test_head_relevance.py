@@ -1,7 +1,7 @@
 """Head relevance vectors and ordered weakening, against attention by hand in float64.
 
-Seen to fail with the rows of the other branch, with argmin, without the first token's key, with a factor of another sign
-and with the two orders exchanged.
+Seen to fail with the rows of the other branch, with argmin, without the first token's key, with a factor of another
+sign and with the two orders exchanged.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(model):
     vector = hw.analyses.head_relevance(model, "a dog", concepts=CONCEPTS, draws=5)
     with pytest.raises(AnalysisError, match="no concept 'colours'"):
         hw.analyses.head_weakening(model, "a dog", "colours", None, vector)
-    with pytest.raises(AnalysisError, match="relevance= .* or concepts="):
+    with pytest.raises(AnalysisError, match=r"relevance= .* or concepts="):
         hw.analyses.head_weakening(model, "a dog", "colour")
     with pytest.raises(AnalysisError, match="one finite number for each of 1 pictures"):
         hw.analyses.head_weakening(model, "a dog", "colour", lambda pictures, prompts: [1.0, 2.0], vector)

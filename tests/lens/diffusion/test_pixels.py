@@ -114,7 +114,7 @@ def test_guidance_away_from_perturbed_heads_is_the_formula(model):
 def test_words_are_the_names_of_keys(model):
     record = model.record(PROMPT)
     assert record.part("cross").keys.strings == [["<bos>", "a", "red", "cat"]]
-    assert record.part("self").strings[0][:9] == [
+    assert record.strings[0] == [
         *(f"0,{n}" for n in range(4)),
         *(f"1,{n}" for n in range(4)),
     ]
