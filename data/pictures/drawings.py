@@ -43,6 +43,17 @@ def prompt(things: tuple[Thing, ...]) -> str:
     return f" {AND} ".join(thing.words for thing in things)
 
 
+def things_of(text: str) -> tuple[Thing, ...]:
+    """What a prompt tells of; the other way round from `prompt`.
+
+    >>> from headwater.data.pictures.drawings import things_of
+    >>> things_of("dim seven right")
+    (Thing(digit=7, bright=False, place=1),)
+    """
+    told = [each.split() for each in text.split(f" {AND} ")]
+    return tuple(Thing(WORDS.index(d), bool(BRIGHTNESS.index(b)), PLACES.index(p)) for b, d, p in told)
+
+
 def pixels(things: tuple[Thing, ...], rng: random.Random, held_out: bool = False) -> np.ndarray:
     """A picture of real digits for the things, float32 [8, 16], from 0 to 1."""
     pictures, labels = digits(held_out)

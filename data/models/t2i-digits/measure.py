@@ -6,17 +6,22 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, CLIPTextModel, ViTForImageClassification
 
 from headwater.data.pictures import drawings
 from headwater.data.pictures.digits import digits
 
+HERE = Path(__file__).resolve().parent
 GUIDANCE, STEPS = 2.0, 20
+Model = tuple[nn.Module, nn.Module, Any]  # denoiser, text encoder, tokenizer
 
 
 @torch.no_grad()
@@ -40,9 +45,7 @@ def sample(
     return ((x[:, 0] + 1) / 2).clamp(0, 1)
 
 
-def accuracy(
-    model: tuple[nn.Module, nn.Module, Any], reader: drawings.Reader, draws: int, seed: int, **sampling: Any
-) -> dict:
+def accuracy(model: Model, reader: drawings.Reader, draws: int, seed: int, **sampling: Any) -> dict:
     """Shares of things that are right over `draws` prompts, with 95 % intervals (Wilson)."""
     rng = random.Random(f"prompts {seed}")
     told = [drawings.draw(rng) for _ in range(draws)]
@@ -60,6 +63,49 @@ def share(values: np.ndarray, z: float = 1.96) -> dict:
     middle, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = ((middle + sign * width) / (1 + z * z / n) for sign in (-1, 1))
     return {"share": round(p, 4), "low": round(low, 4), "high": round(high, 4), "things": n}
+
+
+def judge(folder: Path = HERE.parent / "vit-digits") -> drawings.Reader:
+    """The shipped reader of digits."""
+    net = ViTForImageClassification.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True
+    ).eval()
+
+    @torch.no_grad()
+    def read(given: np.ndarray) -> np.ndarray:
+        return net(pixel_values=2 * torch.from_numpy(given)[:, None].float() - 1).logits.argmax(-1).numpy()
+
+    return read
+
+
+def shipped(folder: Path = HERE) -> Model:
+    """The model as it was written, in single precision."""
+    denoiser = PixArtTransformer2DModel.from_pretrained(
+        folder / "transformer", torch_dtype=torch.float32
+    ).eval()
+    encoder = CLIPTextModel.from_pretrained(
+        folder / "text_encoder", use_safetensors=True, local_files_only=True, dtype=torch.float32
+    )
+    return (
+        denoiser,
+        encoder.eval(),
+        AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+    )
+
+
+def everything(folder: Path = HERE, draws: int = 400, seed: int = 1000) -> dict:
+    """What stands in metrics.json: pictures drawn, and real ones held out, read by the same judge."""
+    reader, model = judge(), shipped(folder)
+    rng = random.Random(f"real {seed}")
+    told = [drawings.draw(rng) for _ in range(draws)]
+    real = np.stack([drawings.pixels(things, rng, held_out=True) for things in told])
+    return {
+        "judge": "vit-digits", "draws": draws, "seed": seed, "steps": STEPS, "guidance": GUIDANCE,
+        "drawn": accuracy(model, reader, draws, seed),
+        "drawn without guidance": accuracy(model, reader, draws, seed, guidance=1.0),
+        "real held-out pictures": {n: share(x) for n, x in drawings.right(real, told, reader).items()},
+        "chance": {"digit": 0.1, "brightness": 0.5},
+    }  # fmt: skip
 
 
 def small_reader(seed: int = 0, steps: int = 500) -> tuple[drawings.Reader, float]:

@@ -179,6 +179,10 @@ def train(args: argparse.Namespace) -> None:
             state = {"step": step + 1, "both": both.state_dict(), "mean": mean.state_dict()}
             save_checkpoint(checkpoint, {**state, "optimisers": [opt.state_dict() for opt in opts]})
     export(mean, tokenizer, args.out)
+    figures = measure.everything(args.out, args.draws)
+    figures["training"] = {name: getattr(args, name) for name in ("seed", "steps", "batch", "lr")}
+    figures["training"]["parameters"] = sum(each.numel() for each in mean.parameters())
+    (args.out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def main() -> None:
@@ -188,11 +192,12 @@ def main() -> None:
         "--work", type=Path, required=True, help="folder of the checkpoint, not in the repository"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--watch", type=int, default=100, help="prompts drawn at each checkpoint")
+    parser.add_argument("--draws", type=int, default=400, help="prompts drawn at the end")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     train(parser.parse_args())
 
