@@ -6,6 +6,7 @@ from that run (SoftPAG). A greedy or a beam search chooses the heads by a measur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from headwater.analyses.vision.head_relevance import Pictures
 from headwater.lens.errors import AnalysisError
 from headwater.lens.journal import Journal
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.heads import Heads, chosen
+from headwater.lens.naming.heads import chosen
 from headwater.lens.progress import progress
 from headwater.lens.records.provenance import provenance
 
@@ -39,7 +40,7 @@ def head_hunter(
     beam: Annotated[int, "sets that are kept after each round; 1: greedy", Bounds(1)] = 1,
     weight: Annotated[float, "w: how far to go away from the perturbed run"] = 3.0,
     amount: Annotated[float, "u: how much of the identity is mixed in", Bounds(0, 1)] = 1.0,
-    heads: Annotated[Heads, 'heads to search among, such as "0.1"'] = "all",
+    heads: Annotated[str | Sequence[str], 'heads to search among, such as "0.1"'] = "all",
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     position: PositionSetting = -1,

@@ -1,10 +1,7 @@
-"""A pipeline of pixels (`pixels.py`, `pipeline_folder.py`): its folder, sampling and guidance, against loops by hand.
+"""A pipeline of pixels (`pixels.py`): sampling, words and guidance, against loops by hand.
 
-Seen to fail with branches exchanged, with a guidance of another sign, without the mask, and without each refusal.
+Seen to fail with branches exchanged, with a guidance of another sign, and without the mask.
 """
-
-import json
-import shutil
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ import tiny_diffusers
 
 import headwater as hw
 from headwater.lens.errors import EditError, ModelError, PromptError
-from headwater.lens.loading import pipeline_folder
 
 PROMPT, SEED = "a red cat", 3
 
@@ -145,41 +141,6 @@ def test_a_module_alone_has_no_perturbed_branch_and_no_words():
         model.generate(PROMPT, against=[hw.TowardIdentity(1.0)])
     with pytest.raises(PromptError, match="reads tensors"):
         model.record(PROMPT)
-
-
-def _index(folder, **changed):
-    file = folder / "model_index.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
-
-
-def _weights(folder):
-    file = folder / "transformer" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "num_layers": 200}))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda f: _index(f, _class_name="FluxPipeline"), "of a 'FluxPipeline' of diffusers; open it with"),
-        (lambda f: _index(f, transformer=["os", "system"]), "no class of diffusers"),
-        (lambda f: _index(f, scheduler=["diffusers", "UNet2DModel"]), "no class of diffusers"),
-        (lambda f: _index(f, height=0), "height is a whole number"),
-        (lambda f: (f / "transformer" / pipeline_folder.WEIGHTS).unlink(), "has no file"),
-        (_weights, "describes"),
-    ],
-)
-def test_folders_that_are_none_are_refused_in_one_line(folder, tmp_path, change, said):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    change(copy)
-    with pytest.raises(ModelError, match=said) as refused:
-        hw.load(copy)
-    assert "\n" not in str(refused.value)
-
-
-def test_without_diffusers_the_extra_is_named(folder, monkeypatch):
-    monkeypatch.setattr(pipeline_folder.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"headwater\[diffusers\]"):
-        hw.load(folder)
 
 
 def test_an_edit_of_another_branch_is_refused_where_there_is_none(model):
