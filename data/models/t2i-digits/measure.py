@@ -20,7 +20,7 @@ from headwater.data.pictures import drawings
 from headwater.data.pictures.digits import digits
 
 HERE = Path(__file__).resolve().parent
-GUIDANCE, STEPS = 2.0, 20
+GUIDANCE, STEPS = 2.0, 10
 Model = tuple[nn.Module, nn.Module, Any]  # denoiser, text encoder, tokenizer
 
 
