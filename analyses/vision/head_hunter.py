@@ -79,7 +79,7 @@ def head_hunter(
     >>> text = "When Mary and John went to the store , John gave a drink to"
     >>> found = hw.analyses.head_hunter(model, text, answer="Mary", heads=["2.0", "2.6", "3.1"], count=1, draws=10)
     >>> found.chosen.values.tolist(), found.treatment.values.tolist()
-    (['3.1'], ['plain', 'chosen', 'random', 'every'])
+    (['2.6'], ['plain', 'chosen', 'random', 'every'])
     """
     runs = guided_runs(
         model,

@@ -55,7 +55,7 @@ def accuracy(model: Model, reader: drawings.Reader, draws: int, seed: int, **sam
     ]
     drawn = torch.cat(pictures).numpy()
     values = drawings.right(drawn, told, reader) | {"empty": drawings.empty(drawn, told)}
-    return {name: share(each) for name, each in values.items()}
+    return {name: share(each) for name, each in values.items() if len(each)}
 
 
 def share(values: np.ndarray, z: float = 1.96) -> dict:
