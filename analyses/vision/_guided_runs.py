@@ -16,7 +16,8 @@ from headwater.analyses.vision._drawings import drawn, is_drawing, measured, pai
 from headwater.lens.edits.base import Edit
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.recipes.text import guided, soft_perturbation
+from headwater.lens.recipes.text import soft_perturbation
+from headwater.lens.running.branches import guided
 
 Values = Callable[[list[Edit] | None], np.ndarray]
 
