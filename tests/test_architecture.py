@@ -18,7 +18,8 @@ ROOMS = {  # the sub-folders and files of each folder: each may import itself an
     "kernels": "notebook tiles edits rules reference backends maps mixers attend",
     "lens": "errors files journal progress media naming attention models examples mixers records losses prompts running"
     " edits transformer_lens model foreign diffusion trained samples loading recipes experiments",
-    "analyses": "_catalogue _prompts _measures _runs _streams _inputs tokens heads sinks logits vision circuits",
+    "analyses": "_catalogue _prompts _measures _runs _streams _inputs tokens explanations heads sinks"
+    " logits vision circuits",
     "dashboard": "export runs seen state figures widgets scores tokens experiment edit_form sidebar pages views app"
     " launch",
 }

@@ -39,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "localize_heads": {"steps": 2},
     "prune_heads": {"step": 0.5},
     "suppressors": {"draws": 100},
+    "word_ranks": {"methods": "raw_attention rollout", "words": "#9 #15 #20 0,1"},
 }
 
 
