@@ -24,6 +24,7 @@ from headwater.lens.errors import AnalysisError, nearest
 from headwater.lens.model import HookedModel
 from headwater.lens.models import inputs
 from headwater.lens.models.classes import logits_of
+from headwater.lens.models.token_ids import token_id
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.progress import progress
 from headwater.lens.running.forward import forward
@@ -39,6 +40,7 @@ def pruning_curve(
     scores: Annotated[str | Sequence[str], "flow, attention, values, random"] = "flow attention values random",
     layer: Annotated[int | None, "the layer behind which they are gone; none: a third of the way up", Bounds(0)] = None,
     schedule: Annotated[Schedule, "remove them all there, or as FlowCut does in the layers up to it"] = "at_once",
+    answers: Annotated[str | Sequence[str] | None, "the right next token of each example, or of all"] = None,
     random_draws: Annotated[int, "random choices of which the control is the mean", Bounds(1)] = 5,
     draws: Draws = 1000,
     batch_size: BatchSize = 16,
@@ -49,8 +51,9 @@ def pruning_curve(
     `drift` is 1 - cos of the reader's last state with and without the removed patches; the reader is the class token,
     or the last token of a language model (also of one behind the tower that is pruned: `model.part("vision")`). `same`
     is the share of examples whose class or next token stays; `accuracy` is that of the class against each example's
-    `label`, and `whole` that of the model as it is. Intervals are 95 % bootstrap bounds over examples; the score
-    "random" is the mean of `random_draws` choices, with the seeds from `seed` on. `patches` [kept] are left.
+    `label`, or of the next token against its word of `answers`, and `whole` that of the model as it is. Intervals are
+    95 % bootstrap bounds over examples; the score "random" is the mean of `random_draws` choices, with the seeds from
+    `seed` on. `patches` [kept] are left.
 
     Question: How many patches does a model need, and which score finds them?
     Unit: drift: 0 to 2; the others: shares of examples.
@@ -80,14 +83,15 @@ def pruning_curve(
         for share in shares
         for draw in range(random_draws if name == "random" else 1)
     ]
+    right_ones = _answers(seen.whole, answers, sum(len(batch.places) for batch in batches))
     rows: dict[int, np.ndarray] = {}
     patches: dict[float, int] = {}
     labelled = True
     for batch in progress(batches, desc="pruning curve", unit="batch"):
         tokens = as_tokens(model.to_tokens(batch.ids))
         state, said = seen(tokens)
-        label = tokens.labels
-        labelled = labelled and label is not None and seen.classes
+        label = tokens.labels if right_ones is None else right_ones[batch.places]
+        labelled = labelled and label is not None and (seen.classes or right_ones is not None)
         found = np.zeros((len(state), 3, len(names), len(shares)))
         for name, share, drawn in asked:
             edit = PruneTokens({place: share}, name, adaptive=schedule == "adaptive", seed=drawn)
@@ -144,6 +148,19 @@ class _Reading:
                 f"{model.name} ({model.part_name}) reads no pictures; give one with image tokens"
             )
         return int(np.ceil(share * int(group[0].sum())))
+
+
+def _answers(model: HookedModel, given: str | Sequence[str] | None, count: int) -> Tensor | None:
+    """The ids of the right next tokens, int64 [example]."""
+    if given is None:
+        return None
+    if not model.has_lm_head or model.classes:
+        raise AnalysisError(f"answers are next tokens, and {model.name} gives none; label= is the class")
+    words = [given] * count if isinstance(given, str) else list(given)
+    if len(words) != count:
+        raise AnalysisError(f"answers are {len(words)} words for {count} examples; give one for each")
+    known = {word: token_id(model, word, "answers") for word in dict.fromkeys(words)}
+    return torch.tensor([known[word] for word in words])
 
 
 def _shares(keep: str | Sequence[float]) -> list[float]:

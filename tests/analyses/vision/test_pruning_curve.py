@@ -71,8 +71,12 @@ def test_patches_of_the_tower_and_of_the_language_model_are_read_by_its_last_tok
     state = model.embeddings(tokens)[:, -1].double()
     with model.edit(hw.PruneTokens({0: 0.34})):
         moved = model.embeddings(tokens)[:, -1].double()
+        said = model(tokens)[:, -1].argmax(-1)
     drift = 1 - torch.nn.functional.cosine_similarity(moved, state, -1)
     np.testing.assert_allclose(of_text.drift_per_example.values.ravel(), drift, atol=1e-9)
+    words = [f"#{int(said[0])}", f"#{int(said[1] + 1) % 96}"]
+    right = hw.analyses.pruning_curve(model, tokens, answers=words, **asked)
+    assert right.accuracy_per_example.values.ravel().tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(("setting", "told"), [
