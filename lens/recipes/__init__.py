@@ -31,8 +31,8 @@ from headwater.lens.running.branches import guided
 
 __all__ = [
     "attention_calibration", "block_groups", "calibration_heads", "concept_strengthening", "damro", "flowcut",
-    "force_attention", "guided", "head_reinforcement", "heavy_hitters", "massive_dimensions", "off_by_one", "order_free",
-    "outlier_patches", "sensitive_heads", "shifted_groups", "sink_fixed_groups", "soft_perturbation",
+    "force_attention", "guided", "head_reinforcement", "heavy_hitters", "massive_dimensions", "off_by_one",
+    "order_free", "outlier_patches", "sensitive_heads", "shifted_groups", "sink_fixed_groups", "soft_perturbation",
     "space_time_knockout", "streaming", "vflowopt", "visual_emphasis", "visual_redistribution",
     "visual_sensitivity",
 ]  # fmt: skip
