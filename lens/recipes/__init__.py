@@ -8,6 +8,7 @@ from headwater.lens.recipes.damro import damro, outlier_patches
 from headwater.lens.recipes.paint import sensitive_heads, visual_emphasis, visual_sensitivity
 from headwater.lens.recipes.pictures import concept_strengthening
 from headwater.lens.recipes.pruned_tokens import flowcut, vflowopt
+from headwater.lens.recipes.regions import bounded_attention
 from headwater.lens.recipes.text import (
     attention_calibration,
     block_groups,
@@ -16,6 +17,7 @@ from headwater.lens.recipes.text import (
     heavy_hitters,
     off_by_one,
     order_free,
+    own_category,
     shifted_groups,
     sink_fixed_groups,
     soft_perturbation,
@@ -30,9 +32,9 @@ from headwater.lens.recipes.vision import (
 from headwater.lens.running.branches import guided
 
 __all__ = [
-    "attention_calibration", "block_groups", "calibration_heads", "concept_strengthening", "damro", "flowcut",
-    "force_attention", "guided", "head_reinforcement", "heavy_hitters", "massive_dimensions", "off_by_one",
-    "order_free", "outlier_patches", "sensitive_heads", "shifted_groups", "sink_fixed_groups", "soft_perturbation",
-    "space_time_knockout", "streaming", "vflowopt", "visual_emphasis", "visual_redistribution",
-    "visual_sensitivity",
+    "attention_calibration", "block_groups", "bounded_attention", "calibration_heads", "concept_strengthening",
+    "damro", "flowcut", "force_attention", "guided", "head_reinforcement", "heavy_hitters", "massive_dimensions",
+    "off_by_one", "order_free", "outlier_patches", "own_category", "sensitive_heads", "shifted_groups",
+    "sink_fixed_groups", "soft_perturbation", "space_time_knockout", "streaming", "vflowopt", "visual_emphasis",
+    "visual_redistribution", "visual_sensitivity",
 ]  # fmt: skip

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.lens.edits.base import Edit
 from headwater.lens.edits.eviction import HeavyHitters
 from headwater.lens.edits.order_free import PositionInvariant
+from headwater.lens.edits.pair_masks import MaskPairs
 from headwater.lens.edits.patterns import InjectPattern
 from headwater.lens.edits.scores import GroupedAttention, Knockout, StreamingWindow
 from headwater.lens.edits.weights import Normaliser, Redistribute, TowardIdentity
@@ -222,3 +224,26 @@ def _split(model: HookedModel, count: int) -> tuple[list[Head], list[Head]]:
     """The first `count` heads of every layer, and the others."""
     every = [Head(layer, head) for layer in model.layers for head in range(model.n_heads)]
     return [h for h in every if h.head < count], [h for h in every if h.head >= count]
+
+
+def own_category(marks: Bool[Tensor, "batch key"]) -> list[Edit]:
+    """The masks of Pruthi et al. 2020 (arXiv 1909.07913): a token sees its own category alone, marked or not.
+
+    `marks` are those of `hw.losses.marked`. The first token, the class token, sees all, and no other token sees it; so
+    marked words reach it by its own attention only. One edit for each text. Checked against the paper's description of
+    its code for BERT.
+
+    >>> import headwater as hw
+    >>> model = hw.load("deceptive-2l")
+    >>> record = model.record("mr davis came to york .")
+    >>> with model.edit(*hw.recipes.own_category(hw.losses.marked(record, "mr"))):
+    ...     int((model.record("mr davis came to york .").pattern(0)[0, 0, 2] > 0).sum())  # what "davis" sees
+    6
+    """
+    edits: list[Edit] = []
+    for row, mark in enumerate(torch.as_tensor(marks, dtype=torch.bool)):
+        seen = mark[:, None] == mark
+        seen[:, 0] = False
+        seen[0] = True
+        edits.append(MaskPairs(seen, rows="all" if len(marks) == 1 else [row]))
+    return edits

@@ -117,7 +117,8 @@ def run(model: BertForSequenceClassification, given: dict[str, Tensor], apart: b
         mask[:, :, 0] = False
         mask[:, 0] = real
         mask[~real] = real[:, None].expand_as(mask)[~real]  # a row of padding is read by nobody
-        mask = mask[:, None]
+        # eager attention adds the mask to the scores
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None]
     return model(given["ids"], attention_mask=mask, output_attentions=True)
 
 
