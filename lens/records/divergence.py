@@ -80,14 +80,17 @@ def _pairs(
                 f"the teacher has layers {teacher.layers} with {teacher.n_heads} heads and the student layers "
                 f"{student.layers} with {student.n_heads}; say which head learns from which: heads={{'0.0': '1.0'}}"
             )
-        heads = [str(head) for head in every_head(student.layers, student.n_heads)]
-    if not isinstance(heads, Mapping):
-        listed = heads.replace(",", " ").split() if isinstance(heads, str) else heads
-        heads = {head: head for head in listed}
-    if not heads:
+        given = {head: head for head in every_head(student.layers, student.n_heads)}
+    elif isinstance(heads, Mapping):
+        given = dict(heads)
+    else:
+        given = {
+            head: head for head in (heads.replace(",", " ").split() if isinstance(heads, str) else heads)
+        }
+    if not given:
         raise RecordError("heads is empty; name at least one head")
-    own = named(list(heads), student.layers, student.n_heads, "the student")
-    theirs = [named([head], teacher.layers, teacher.n_heads, "the teacher")[0] for head in heads.values()]
+    own = named(list(given), student.layers, student.n_heads, "the student")
+    theirs = [named([head], teacher.layers, teacher.n_heads, "the teacher")[0] for head in given.values()]
     return list(zip(own, theirs, strict=True))
 
 
