@@ -16,11 +16,12 @@ class Example:
     """One example: text or token ids, pictures, a sound, what the decoder reads, and what is right.
 
     `text`: a text, a pair of texts or chat messages. `ids`: token ids [position], in the place of a text. `image`: a
-    picture or a list of them, each a path, bytes, an image of PIL or an array [height, width, 3] of 8-bit numbers; the
-    model's own processor scales it. `audio`: a WAV file or (samples [sample], samples a second). `decoder`: the text or
-    the ids that an encoder–decoder writes. `label`: what is right, a class (number or name) or the word at the mask;
-    losses read it. `more`: further inputs under transformers' names, as for a batch of one. Every method of a model and
-    every analysis takes an `Example` or a list of them. PromptError says which field does not fit.
+    picture or a list of them (the frames of a film, where a model reads films), each a path, bytes, an image of PIL or
+    an array [height, width, 3] of 8-bit numbers; the model's own processor scales it. `audio`: a WAV file or (samples
+    [sample], samples a second). `decoder`: the text or the ids that an encoder–decoder writes. `label`: what is right,
+    a class (number or name) or the word at the mask; losses read it. `more`: further inputs under transformers' names,
+    as for a batch of one. Every method of a model and every analysis takes an `Example` or a list of them. PromptError
+    says which field does not fit.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")

@@ -174,7 +174,11 @@ def _media(model: Opened, examples: Sequence[Example]) -> dict[str, Any]:
     """Pictures and sounds as the model's inputs. Those of texts that a processor writes come with the texts."""
     found: dict[str, Any] = {}
     pictures = [each.images for each in examples]
-    if any(pictures) and not _writes(model, examples):
+    if any(pictures) and any(
+        part.patches is not None and part.patches.depth for part in model.parts.values()
+    ):
+        found |= _known(model, _films(model, pictures))
+    elif any(pictures) and not _writes(model, examples):
         if model.image_token is None and any(len(each) != 1 for each in pictures):
             place = next(n for n, each in enumerate(pictures) if len(each) != 1)
             raise PromptError(
@@ -192,6 +196,24 @@ def _media(model: Opened, examples: Sequence[Example]) -> dict[str, Any]:
         if heard_mask is not None and takes and alone and not bool(heard_mask.all()):
             found["attention_mask"] = heard_mask
     return found
+
+
+def _films(model: Opened, pictures: Sequence[list[Any]]) -> dict[str, Tensor]:
+    """Films [example, frame, channel, height, width]: the pictures of an example are the frames of one."""
+    wanted = getattr(model.hf.config, "num_frames", None)
+    made = []
+    for place, each in enumerate(pictures):
+        if not each or len(each) != (wanted or len(pictures[0])):
+            raise PromptError(
+                f"example {place} has {len(each)} pictures; {model.name} reads the {wanted or len(pictures[0])} frames "
+                "of a film in each example"
+            )
+        frames = read((f"frame {n} of example {place}", one) for n, one in enumerate(each))
+        made.append(pixels_of(model.processor, frames, model.name))
+    films = {
+        name: [one[name] if one[name].dim() == 5 else one[name][None] for one in made] for name in made[0]
+    }
+    return {name: _joined(name, each) for name, each in films.items()}
 
 
 def _known(model: Opened, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
