@@ -95,9 +95,9 @@ def analyze(
     else:
         reads = asked.inputs != "model"
         texts = inputs.prompts(prompts or [], file, whole, beside.stand_alone) if reads else []
-        prompted = examples(texts, beside)
         changes = inputs.edits(edits) if edits else []
         loaded = inputs.model(model, prepend_bos, part)
+        prompted = examples(texts, beside, inputs.frames_of(loaded))
         inputs.note_unknown(loaded, texts)
         with loaded.edit(*changes), busy(asked.name):
             result = _of_model(asked, loaded, prompted, settings, circuit)

@@ -1,7 +1,8 @@
 """What is given beside prompts or without them, as examples: pictures, sounds, decoder texts and labels.
 
 An example is made for each prompt; without prompts, for each picture; without pictures, for each sound. What is given
-once belongs to every example, else it is given once for each.
+once belongs to every example, else it is given once for each. A model of films takes the pictures as frames, those of
+one film after those of another.
 """
 
 from __future__ import annotations
@@ -42,17 +43,24 @@ class Beside:
         return bool(self.images or self.sounds)
 
 
-def examples(texts: list[str], beside: Beside) -> list[str] | list[Example]:
-    """One example for each prompt, or for each picture or sound; the prompts alone where nothing is beside them."""
+def examples(texts: list[str], beside: Beside, frames: int = 1) -> list[str] | list[Example]:
+    """One example for each prompt, or for each picture or sound; the prompts alone where nothing is beside them.
+
+    With more `frames` than one, so many pictures are one film.
+    """
     if not beside:
         return texts
+    if len(beside.images) % frames:
+        raise PromptError(
+            f"--image is given {len(beside.images)} times, and a film has {frames} frames; give --image {frames} times "
+            "for each film"
+        )
+    films = range(0, len(beside.images), frames)
     main, listed = next(
-        each
-        for each in (("prompt", texts), ("--image", beside.images), ("--audio", beside.sounds))
-        if each[1]
+        each for each in (("prompt", texts), ("--image", films), ("--audio", beside.sounds)) if each[1]
     )
     count = len(listed)
-    options = ("--image", beside.images), ("--audio", beside.sounds)
+    options: tuple[tuple[str, Sequence[Any]], ...] = ("--image", films), ("--audio", beside.sounds)
     options += ("--decoder", beside.decoders), ("--label", beside.labels)
     for name, given in options:
         if len(given) not in (0, 1, count):
@@ -65,7 +73,8 @@ def examples(texts: list[str], beside: Beside) -> list[str] | list[Example]:
     from headwater.lens.examples.example import Example
     from headwater.lens.media.pictures import pictures
 
-    images = pictures((str(path), path) for path in beside.images)
+    images: list[Any] = pictures((str(path), path) for path in beside.images)
+    images = [images[n : n + frames] for n in films] if frames > 1 else images
 
     def of(given: Sequence[Any], row: int) -> Any:
         return None if not given else given[row if len(given) > 1 else 0]

@@ -35,6 +35,12 @@ def model(name: str, prepend_bos: bool | None = None, part: str | None = None) -
     return loaded if part is None else loaded.part(part)
 
 
+def frames_of(loaded: HookedModel) -> int:
+    """How many pictures are one film for a model of films; 1 for any other."""
+    films = any(part.patches is not None and part.patches.depth for part in loaded.parts.values())
+    return int(getattr(loaded.hf.config, "num_frames", 1)) if films else 1
+
+
 def note_unknown(loaded: HookedModel, texts: list[str]) -> None:
     """A word outside of the vocabulary is read as the unknown token without a word; say so once."""
     if unknown := loaded.unknown_words(texts):

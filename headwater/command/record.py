@@ -56,12 +56,12 @@ def record(
         check_target(out, HeadwaterError)
     beside = Beside.of(images, sounds, decoders, labels)
     texts = inputs.prompts(prompts or [], file, whole, beside.stand_alone)
-    given = examples(texts, beside)
     asked: dict[str, Any] = {"keep": () if keep == "none" else (keep,)}
     asked |= {"statistics": tuple(statistic)} if statistic else {}
     asked |= {"layers": inputs.layers(layers)} if layers is not None else {}
     changes = inputs.edits(edits) if edits else []
     loaded = inputs.model(model, prepend_bos, part)
+    given = examples(texts, beside, inputs.frames_of(loaded))
     inputs.note_unknown(loaded, texts)
     if estimate:
         cost = loaded.estimate(given, **asked)

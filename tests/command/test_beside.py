@@ -25,6 +25,7 @@ from transformers import (
 
 import headwater as hw
 from headwater.command.beside import Beside, examples
+from headwater.command.inputs import frames_of
 from headwater.lens.errors import PromptError
 
 
@@ -171,3 +172,18 @@ def test_what_reads_no_examples_refuses_them(headwater, place) -> None:
         run = headwater(*given)
         assert (run.exit_code, run.stdout, len(run.stderr.splitlines())) == (2, "", 1), run.stderr
         assert words in run.stderr
+
+
+def test_pictures_of_a_model_of_films_are_frames(tmp_path: Path) -> None:
+    files = []
+    for n in range(8):
+        files.append(tmp_path / f"{n}.png")
+        Image.fromarray(np.full((16, 16), 30 * n, np.uint8)).save(files[-1])
+    films = examples([], Beside(images=files), 4)
+    assert [[int(np.asarray(frame)[0, 0, 0]) for frame in film.images] for film in films] == [
+        [0, 30, 60, 90], [120, 150, 180, 210],
+    ]  # fmt: skip
+    with pytest.raises(PromptError, match="a film has 4 frames"):
+        examples([], Beside(images=files[:6]), 4)
+    assert frames_of(hw.load("video-digits")) == 4
+    assert frames_of(hw.load("vit-digits")) == 1
