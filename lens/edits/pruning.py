@@ -125,7 +125,9 @@ class Pruning:
         shortening.begin(Call(self.model.key, layer, short, tell))
         if rows is None:
             return None
-        return shortened(module, args, kwargs, rows.taken(x, 1), x.shape[1], rows)
+        # what fills up a row that kept fewer is hidden, but a weight of 0 on NaN would be NaN
+        held = rows.taken(x, 1).masked_fill(~rows.real[..., None].to(x.device), 0.0)
+        return shortened(module, args, kwargs, held, x.shape[1], rows)
 
     def after(
         self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -19,7 +19,6 @@ from headwater.lens.models import blocks
 from headwater.lens.models.opened import Opened
 from headwater.lens.running.watching import watching
 
-REMOVED = 1  # the place of the token that is removed in the short run
 FAR = 1e-3  # of the largest state: further apart than rounding
 _checked: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # "" for a part that fits
 
@@ -45,7 +44,9 @@ def _unfit(model: Opened) -> str:
         return "it was opened without inputs on which that could be tried"
     try:
         blocks.refuse_several_streams(model)
-        found, expected = (_last_states(model, prepared) for prepared in (_pruned(model), _hidden(model)))
+        # the first patch, or the second token of a text
+        place = part.patches.prefix if part.patches is not None else 1
+        found, expected = (_last_states(model, made(model, place)) for made in (_pruned, _hidden))
     except HeadwaterError as error:
         return str(error).removeprefix("PruneTokens: ")
     except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
@@ -64,16 +65,16 @@ def _unfit(model: Opened) -> str:
     return ""
 
 
-def _pruned(model: Opened) -> Sequence[Prepared]:
+def _pruned(model: Opened, place: int) -> Sequence[Prepared]:
     """One token is removed behind the first layer."""
     names = Names(model)
-    plan = Plan({model.layers[0]: 0}, "values", [REMOVED])
+    plan = Plan({model.layers[0]: 0}, "values", [place])
     return [Prepared(_Removed(), {}, names, hooks=Pruning(model, names, plan).hooks())]
 
 
-def _hidden(model: Opened) -> Sequence[Prepared]:
+def _hidden(model: Opened, place: int) -> Sequence[Prepared]:
     """The same token is hidden from all later layers."""
-    return [Knockout("all", [REMOVED], layers=model.layers[1:]).prepare(model)]
+    return [Knockout("all", [place], layers=model.layers[1:]).prepare(model)]
 
 
 class _Removed(Knockout):

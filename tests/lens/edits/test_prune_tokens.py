@@ -15,7 +15,7 @@ import torch
 
 import headwater as hw
 from headwater.lens.attention import context
-from headwater.lens.edits.token_scores import patch_entropy
+from headwater.lens.edits.token_scores import patch_entropy, to_remove
 from headwater.lens.errors import EditError
 from headwater.lens.loading import zoo
 
@@ -173,7 +173,7 @@ def test_rows_keep_different_numbers_of_tokens():
     with model.edit(edit):
         found = model(**given)
     removed = gone(found)
-    assert len(removed[0]) != len(removed[1])
+    assert [len(row) for row in removed] == [3, 6], "half of 6 candidates, and half of 12"
     with model.edit(*hiding(model, removed, 0, [6, 0])):
         expected = model(**given)
     kept = ~found.isnan().any(-1) & given["attention_mask"].bool()
@@ -239,6 +239,17 @@ def test_flowcut_is_the_loop_of_its_code():
     for row in range(2):
         assert (kept[row].nonzero()[1:, 0] - 1).equal(places[row])
         torch.testing.assert_close(found[row, kept[row]], expected[row], atol=1e-4, rtol=1e-4)
+
+
+def test_as_many_go_as_the_code_of_flowcut_says():
+    attending = torch.rand(3, 40, generator=torch.Generator().manual_seed(5)) ** 6
+    among = torch.ones(3, 40) > 0
+    for left, target in ((1, 5), (2, 9), (6, 20)):
+        p = attending / attending.sum(-1, keepdim=True)
+        ratio = -(p * p.log()).sum(-1) / torch.log(torch.tensor(40.0))
+        expected = int(((40 - target) / left**0.5 * (1 - ratio**2)).max().round())
+        assert expected > 1
+        assert to_remove(attending, among, left, torch.tensor([target] * 3)).tolist() == [expected] * 3
 
 
 def test_removed_tokens_are_recycled_as_means_by_similarity():
@@ -318,8 +329,25 @@ def test_a_cache_filled_without_it_and_a_head_over_all_patches_are_refused():
 
 @pytest.mark.parametrize(("name", "told"), [
     ("qwen3_next", "no attention"), ("bloom", "place|alibi|not known|do not run"), ("t5", "read its tokens"),
+    ("dinov3", "by their number|do not run"),
 ])  # fmt: skip
 def test_models_whose_layers_place_tokens_otherwise_are_refused(name, told):
     model = hw.load(zoo.build(name))
     with pytest.raises(EditError, match=told), model.edit(hw.PruneTokens({0: 3}, positions=[1, 2])):
         pass
+
+
+def test_gradients_reach_what_is_kept_and_not_what_is_gone():
+    model = hw.load(tiny_models.tiny("llama"))
+    ids = torch.arange(3, 14)[None]
+    vectors = model.hf.get_input_embeddings()(ids).detach().requires_grad_()
+    with model.edit(hw.PruneTokens({0: 3}, "values", slice(1, 9))):
+        found = model.embeddings(inputs_embeds=vectors, grad=True)
+    removed = gone(found.detach())
+    assert len(removed[0]) == 5
+    (found[0, -1] * torch.linspace(-1, 1, 32)).sum().backward()
+    assert vectors.grad.isfinite().all()
+    with model.edit(*hiding(model, removed, 0)):
+        other = vectors.detach().requires_grad_()
+        (model.embeddings(inputs_embeds=other, grad=True)[0, -1] * torch.linspace(-1, 1, 32)).sum().backward()
+    torch.testing.assert_close(vectors.grad, other.grad, atol=1e-4, rtol=1e-3)
