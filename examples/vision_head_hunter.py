@@ -40,7 +40,7 @@ def main():
     view, some = model.part("self"), others[:8]
     rows = [
         view.generate(some, seed=7),
-        view.generate(some, seed=7, against=edits, weight=WEIGHT),
+        view.generate(some, seed=7, against=hw.Branch(edits, weight=WEIGHT)),
         view.generate(some, seed=7, guidance_scale=2.0),
     ]
     sheet = np.concatenate([np.concatenate([np.pad(np.asarray(p), 1) for p in row], 1) for row in rows])

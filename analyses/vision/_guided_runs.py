@@ -17,7 +17,7 @@ from headwater.lens.edits.base import Edit
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.recipes.text import soft_perturbation
-from headwater.lens.running.branches import guided
+from headwater.lens.running.branches import Branch, guided
 
 Values = Callable[[list[Edit] | None], np.ndarray]
 
@@ -70,7 +70,7 @@ def _of_pictures(
 
     def of(pairs: Any) -> Values:
         def values(edits: list[Edit] | None) -> np.ndarray:
-            options = {} if edits is None else {"against": edits, "weight": weight}
+            options = {} if edits is None else {"against": Branch(edits, weight=weight)}
             return measured(measure, drawn(view, pairs, size, **options), pairs)
 
         return values

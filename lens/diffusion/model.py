@@ -20,6 +20,7 @@ from headwater.lens.naming.heads import Layers
 from headwater.lens.naming.measured import Labelled, Measured
 from headwater.lens.records import plan
 from headwater.lens.records.record import DEFAULT_STATISTICS
+from headwater.lens.running.branches import Branch
 from headwater.lens.running.denoising import PERTURBED
 
 
@@ -125,24 +126,19 @@ class DiffusionModel(ForeignModel):
         return found
 
     def generate(
-        self, *given: Any, record: bool = False, against: Iterable[Edit] | None = None, weight: float = 1.0,
-        **options: Any,
-    ) -> Any:  # fmt: skip
+        self, *given: Any, record: bool = False, against: Branch | None = None, **options: Any
+    ) -> Any:
         """What the pipeline gives for a prompt, with the edits that are on; `options` are the pipeline's.
 
-        `against` are edits of a perturbed run beside the plain one: each step becomes ε + `weight`·(ε - ε_perturbed),
+        `against=hw.Branch(edits, weight=w)` guides away from a run with those edits: each step becomes ε + w·(ε - ε'),
         added to the guidance by words (perturbed-attention guidance); this needs a `PixelPipeline`. With `record=True`
         the pair (output, `Steps`); settings of `record_steps` are taken out of the options.
         """
         if against is not None:
-            if not isinstance(self.pipeline, PixelPipeline):
-                raise ModelError(
-                    f"{self.name}: against= needs a pipeline that runs a perturbed branch; run the denoiser twice in a "
-                    "loop of your own and join both with hw.recipes.guided"
+            with self.edit(*self._away(against)):
+                return self.generate(
+                    *given, record=record, perturbed_guidance_scale=float(against.weight), **options
                 )
-            away = [_perturbed(edit) for edit in against]
-            with self.edit(*away):
-                return self.generate(*given, record=record, perturbed_guidance_scale=float(weight), **options)
         if self.pipeline is None:
             raise ModelError(
                 f"{self.name} has no pipeline; hw.load(pipeline), or call the denoiser in a loop of your own, inside "
@@ -155,6 +151,24 @@ class DiffusionModel(ForeignModel):
         settings = {name: options.pop(name) for name in names if name in options}
         with self.record_steps(**settings) as steps:
             return self.pipeline(*given, **options), steps
+
+    def _away(self, against: Branch) -> list[AtSteps]:
+        """The edits of a branch; ModelError where there is no such branch, PromptError for what it can not have."""
+        if not isinstance(self.pipeline, PixelPipeline):
+            raise ModelError(
+                f"{self.name}: against= needs a pipeline that runs a perturbed branch; run the denoiser twice in a "
+                "loop of your own and join both with hw.recipes.guided"
+            )
+        if (
+            not isinstance(against, Branch)
+            or against.prompt is not None
+            or against.inputs
+            or against.plausible
+        ):
+            raise PromptError(
+                "against of a picture is hw.Branch(edits, weight=w), without prompt, inputs or plausible"
+            )
+        return [_perturbed(edit) for edit in against.edits]
 
 
 def _perturbed(edit: Edit) -> AtSteps:

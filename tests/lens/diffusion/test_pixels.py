@@ -99,11 +99,11 @@ def test_pictures_are_euler_steps_by_hand(model):
 def test_guidance_away_from_perturbed_heads_is_the_formula(model):
     edits = hw.recipes.soft_perturbation(["0.1", "1.0"])
     view, plain = model.part("self"), by_hand(model, PROMPT, SEED)
-    found = view.generate(PROMPT, seed=SEED, against=edits, weight=1.5, output_type="pt")
+    found = view.generate(PROMPT, seed=SEED, against=hw.Branch(edits, weight=1.5), output_type="pt")
     expected = by_hand(model, PROMPT, SEED, 1.5, [(0, 1), (1, 0)])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert (expected - plain).abs().max() > 1e-3
-    without = view.generate(PROMPT, seed=SEED, against=edits, weight=0.0, output_type="pt")
+    without = view.generate(PROMPT, seed=SEED, against=hw.Branch(edits, weight=0.0), output_type="pt")
     torch.testing.assert_close(without, plain, atol=1e-5, rtol=0)
 
 
@@ -138,9 +138,14 @@ def test_other_prompts_and_options_are_refused(model, given, options, said):
 def test_a_module_alone_has_no_perturbed_branch_and_no_words():
     model = hw.load(tiny_diffusers.pixart())
     with pytest.raises(ModelError, match=r"recipes\.guided"):
-        model.generate(PROMPT, against=[hw.TowardIdentity(1.0)])
+        model.generate(PROMPT, against=hw.Branch([hw.TowardIdentity(1.0)]))
     with pytest.raises(PromptError, match="reads tensors"):
         model.record(PROMPT)
+
+
+def test_a_branch_with_a_prompt_is_refused(model):
+    with pytest.raises(PromptError, match="without prompt"):
+        model.generate(PROMPT, against=hw.Branch([hw.TowardIdentity(1.0)], prompt="a dog"))
 
 
 def test_an_edit_of_another_branch_is_refused_where_there_is_none(model):
