@@ -101,6 +101,15 @@ class DiffusionModel(ForeignModel):
         left. The block gives an object whose `losses` are, by step, the loss before each move, and `moved` the size of
         the change of the picture, as a share of its own. Both branches of guidance and the scheduler go on from the
         moved picture. Edits act in these runs too. Each move costs a forward and a backward pass.
+
+        >>> import headwater as hw
+        >>> model = hw.load("t2i-digits")
+        >>> def loss(record):
+        ...     return hw.losses.overlap_loss(hw.losses.picture_maps(record.part("cross")), [[2], [6]])
+        >>> with model.guiding(loss, rate=1.0, steps=range(2)) as told:
+        ...     picture = model.generate("dim seven left and bright two right", num_inference_steps=4)
+        >>> sorted(told.losses)
+        [0, 1]
         """
         guiding = guiding_of(loss, rate, steps, times, least)
         with watching(self, None) as watch, following(self.pipeline, guiding), watch.guided(guiding):
