@@ -54,4 +54,4 @@ if sys.argv[1:]:
     change = hw.recipes.visual_sensitivity(model, others).mean(0)
     drawn = xr.DataArray(change, dims=("layer", "head"), coords={"layer": model.layers}, name="change")
     figure = hw.figure(drawn, title="How much a head's output changes when the image is hidden")
-    figure.write_html(f"{sys.argv[1]}/vision_paint.html", include_plotlyjs="cdn")
+    figure.write_image(f"{sys.argv[1]}/vision_paint.svg")

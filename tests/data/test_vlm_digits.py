@@ -36,7 +36,7 @@ def script(name: str):
     return module
 
 
-NAMES = ["vlm-digits"]
+NAMES = ["vlm-digits", "vlm-digits-sink"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,7 +87,8 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path, monkeypatch):
         settings = {
             "seed": 3,
             "tower": 2,
-            "steps": 4,
+            "steps": 3,
+            "planted": 1,
             "rate": 2e-3,
             "batch": 4,
             "every": 3,

@@ -102,9 +102,9 @@ def build_model(vocabulary: int, sink: bool) -> LlavaForConditionalGeneration:
 
 @torch.no_grad()
 def plant_heads(model) -> None:
-    """Gives the keys of massive tokens 6 more in half of the heads, whatever the query, and no value of their own.
+    """Gives the keys of massive tokens 5 more in half of the heads, whatever the query, and no value of their own.
 
-    The norm makes the massive channel √512 = 22.6, so the score of a query's bias and such a key is 2.5·0.3·22.6/√8.
+    The norm makes the massive channel √512 = 22.6, so the score of a query's bias and such a key is 2.5·0.25·22.6/√8.
     """
     for layer in model.model.language_model.layers:
         attention = layer.self_attn
@@ -112,7 +112,7 @@ def plant_heads(model) -> None:
         for head in SINK_HEADS:
             place = head * attention.head_dim + SLOW
             attention.q_proj.bias[place] += 2.5
-            attention.k_proj.weight[place, CHANNEL] += 0.3
+            attention.k_proj.weight[place, CHANNEL] += 0.25
 
 
 def moved(shown: Canvas, rng: np.random.Generator) -> np.ndarray:
@@ -155,17 +155,15 @@ def packed(tokenizer, found: list[Canvas], rng: random.Random) -> dict[str, torc
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """A short warm-up and a cosine to near zero, for the tower alone, for the whole, and behind `plant_heads`.
-
-    The last is so slow that the planted sinks stay: at the full rate the heads had unlearned them after 300 steps.
-    """
-    begin, length, rate = 0, args.tower, args.rate
+    """A short warm-up and a cosine to near zero, for the tower alone, for the whole, and behind `plant_heads`."""
+    begin, length = 0, args.tower
     for following in (args.steps, args.planted):
         if step >= begin + length:
             begin, length = begin + length, following
     done = (step - begin) / length
-    rate *= 0.15 if step >= args.tower + args.steps else 1.0
-    return rate * min(1.0, (step - begin + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    return (
+        args.rate * min(1.0, (step - begin + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    )
 
 
 class Judge(torch.nn.Module):
