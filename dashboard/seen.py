@@ -22,6 +22,7 @@ from headwater.lens.models.embedded import embedded
 from headwater.lens.trained.registry import TRAINED, is_added
 
 MOST_BYTES = 2**24  # of an uploaded file
+FIRST = "vit-digits"  # of those that come with Headwater
 KINDS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 
 
@@ -64,7 +65,7 @@ def names() -> list[str]:
     given = [name for name in reversed(runs.given()) if _sees(Path(runs.source(name)).expanduser())]
     own = [name for name, each in embedded().items() if each["reads"] == "pictures"]
     added = [name for name, each in TRAINED.items() if each.reads == "pictures" and is_added(name)]
-    return list(dict.fromkeys([*given, *own, *added]))
+    return list(dict.fromkeys([*given, *sorted(own, key=lambda name: (name != FIRST, name)), *added]))
 
 
 def _sees(folder: Path) -> bool:

@@ -31,7 +31,7 @@ def region_words(
 
     Where the queries are the patches and the words are keys, it is `A_ji`. A box holds its bottom row and right column.
     Both are the mean over the chosen heads, [batch, query] (words that look) or [batch, key] (words that are looked
-    at); NaN at padding and at patches. `ratio` is inside / outside: 1 where the region is like the rest of the picture.
+    at); NaN at padding. `ratio` is inside / outside: 1 where the region is like the rest of the picture.
     In a causal text the words before the picture see none of it.
 
     Question: Which words look at a region of the picture, or are looked at by it?
@@ -73,4 +73,7 @@ def region_words(
     }
     with np.errstate(divide="ignore", invalid="ignore"):
         parts["ratio"] = parts["inside"] / parts["outside"]
-    return xr.Dataset({name: (dims, each) for name, each in parts.items()}, kept, {"region": box})
+    found = xr.Dataset({name: (dims, each) for name, each in parts.items()}, kept, {"region": box})
+    return found.isel(
+        {side.words: np.isfinite(parts["outside"]).any(0) | np.isfinite(parts["inside"]).any(0)}
+    )

@@ -24,9 +24,9 @@ def test_the_words_of_a_region_are_means_over_its_patches(named):
     within, without = grid.tokens()[[0, 3]], grid.tokens()[[1, 2, 4, 5, 6, 7, 8]]
     dense = named.pattern(0, 1)[0].double()
     words = sorted(set(range(int(named.valid[0].sum()))) - set(grid.tokens().tolist()))
-    np.testing.assert_allclose(found.inside[0].values[words], dense[words][:, within].mean(1), atol=1e-6)
-    np.testing.assert_allclose(found.outside[0].values[words], dense[words][:, without].mean(1), atol=1e-6)
-    assert np.isnan(found.inside[0].values[grid.tokens()]).all()
+    np.testing.assert_allclose(found.inside[0].sel(query=words), dense[words][:, within].mean(1), atol=1e-6)
+    np.testing.assert_allclose(found.outside[0].sel(query=words), dense[words][:, without].mean(1), atol=1e-6)
+    assert not set(grid.tokens().tolist()) & set(found.coords["query"].values.tolist())
 
 
 def test_where_patches_look_the_words_are_keys():
