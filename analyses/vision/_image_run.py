@@ -148,11 +148,8 @@ class ImageRun:
 
     def common(self, directions: Tensor, towards: Tensor | None) -> Tensor:
         """The share of each of embedding, attentions and MLPs in the end's biases less the mean of the stream."""
-        terms = (
-            1
-            + len(self.run.layers)
-            + sum(name.startswith("mlp.") for own in self.run.terms.values() for name in own)
-        )
+        mlps = sum(name.startswith("mlp.") for own in self.run.terms.values() for name in own)
+        terms = 1 + len(self.run.layers) + mlps
         return (self.constants(directions, towards) - self.mean(directions, self.run.last[:, 0])) / terms
 
     def hold(self, found: Tensor, towards: Tensor | None) -> float:

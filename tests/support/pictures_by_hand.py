@@ -46,8 +46,8 @@ def random_clip(seed: int = 0) -> CLIPModel:
 @torch.no_grad()
 def parts_of(model: CLIPModel, pixels: Tensor) -> Parts:
     """One run in float64."""
-    model = model.double()
-    tower = model.vision_model
+    model.double()
+    tower: Any = model.vision_model
     values: dict[int, Tensor] = {}
     mlps: dict[int, Tensor] = {}
     kept: dict[str, Tensor] = {}

@@ -1,14 +1,15 @@
-"""What clip-digits reads on canvases of held-out digits: python measure.py writes metrics.json beside the weights."""
+"""What clip-digits reads on canvases of held-out digits: python measure.py adds it to metrics.json."""
 
 import argparse
 import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoProcessor, CLIPModel
+from transformers import AutoProcessor, CLIPModel, CLIPProcessor
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[2])]
@@ -29,7 +30,11 @@ def choices() -> dict[str, list[str]]:
 
 
 def embedded(
-    model: CLIPModel, processor, *, pictures: list | None = None, texts: list[str] | None = None
+    model: Any,
+    processor: CLIPProcessor,
+    *,
+    pictures: list | None = None,
+    texts: list[str] | None = None,
 ) -> torch.Tensor:
     """Embeddings of pictures or of texts, of length 1."""
     if pictures is not None:
@@ -42,7 +47,7 @@ def embedded(
 
 
 @torch.no_grad()
-def right(model: CLIPModel, processor, count: int, seed: int = 1) -> dict[str, np.ndarray]:
+def right(model: CLIPModel, processor: CLIPProcessor, count: int, seed: int = 1) -> dict[str, np.ndarray]:
     """For each question whether the nearest caption holds, bool [canvas]: of one digit, and of one to four."""
     rng = random.Random(f"measure {seed}")
     alone = [canvas(rng, count=1, held_out=True) for _ in range(count)]
@@ -56,7 +61,7 @@ def right(model: CLIPModel, processor, count: int, seed: int = 1) -> dict[str, n
 
     one, many = read(alone), read(several)
     place = [next(n for n, thing in enumerate(c.things) if thing) for c in alone]
-    things = [c.things[n] for c, n in zip(alone, place, strict=True)]
+    things: list[Any] = [c.things[n] for c, n in zip(alone, place, strict=True)]
     truth = {
         "digit": [thing.digit for thing in things],
         "place": place,
@@ -100,12 +105,9 @@ def main() -> None:
         name: {"right": round(float(held.mean()), 4), "interval": interval(held), "chance": chance[name]}
         for name, held in right(model, processor, args.count).items()
     }
-    metrics = {"zero_shot": figures, "canvases": args.count, "held_out": True, "seed": 1}
-    training = json.loads((args.model / "training.json").read_text())
-    metrics["training"] = {
-        name: training[name] for name in ("steps", "batch", "rate", "seed", "loss") if name in training
-    }
-    (args.model / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    known = json.loads((args.model / "metrics.json").read_text())
+    known |= {"zero_shot": figures, "canvases": args.count, "seed": 1}
+    (args.model / "metrics.json").write_text(json.dumps(known, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
 
 

@@ -32,7 +32,7 @@ PAD, _, BOS, EOS = range(4)
 CONTEXT, WIDTH = 16, 64
 # From this step on the rate falls to 0, a step is half as large, and most captions name a digit: places, brightness and
 # numbers are known by then.
-FALLS = 700
+FALLS, AGAIN = 700, 1200
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -119,14 +119,15 @@ def loss_of(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
 
 
 def share_of_rate(step: int, steps: int) -> float:
-    """Up in 100 steps, slowly down to step 700, and from there in a line to 0."""
+    """Up in 100 steps, slowly down to step 700, from there in a line to 0 at AGAIN, and once more from 0.6 to 0."""
     slow = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(step, FALLS) / 2000))
-    return slow * min(1.0, (steps - step) / (steps - FALLS))
+    fall = (AGAIN - step) / (AGAIN - FALLS) if step < AGAIN else 0.6 * (steps - step) / (steps - AGAIN)
+    return slow * min(1.0, fall)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -188,9 +189,8 @@ def main() -> None:
         args.out.mkdir(exist_ok=True, parents=True)
         model.half().save_pretrained(args.out)
         processor.save_pretrained(args.out)
-        (args.out / "training.json").write_text(
-            json.dumps({"loss": log, **vars(args)}, default=str, indent=1) + "\n"
-        )
+        training = {name: getattr(args, name) for name in ("steps", "batch", "rate", "seed")} | {"loss": log}
+        (args.out / "metrics.json").write_text(json.dumps({"training": training}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ and the shared constants divided by one term too many.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -86,7 +88,12 @@ def test_a_shared_mean_gives_the_released_numbers(hf: CLIPModel) -> None:
 
 
 def test_of_a_classifier_the_parts_add_up_to_logits_and_of_a_bare_tower_to_its_state() -> None:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 16,
+    }
     torch.manual_seed(0)
     vit = ViTForImageClassification(ViTConfig(image_size=12, patch_size=4, num_labels=5, **sizes)).eval()
     found = hw.analyses.image_contributions(hw.load(vit), PIXELS)
@@ -96,8 +103,8 @@ def test_of_a_classifier_the_parts_add_up_to_logits_and_of_a_bare_tower_to_its_s
     assert np.allclose(
         found.contribution.sum(("layer", "head")) + found.rest.sum("term"), found.total, atol=1e-5
     )
-    sizes["mlp_ratio"] = sizes.pop("intermediate_size") // 16
-    dino = Dinov2Model(Dinov2Config(image_size=12, patch_size=4, **sizes)).eval()
+    del sizes["intermediate_size"]
+    dino = Dinov2Model(Dinov2Config(image_size=12, patch_size=4, mlp_ratio=1, **sizes)).eval()
     for name, parameter in dino.named_parameters():
         if "layer_scale" in name:
             parameter.data.uniform_(0.2, 2.0)
