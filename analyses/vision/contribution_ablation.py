@@ -18,9 +18,9 @@ from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.vision._image_run import Pictures
-from headwater.analyses.vision._pictures import captions_of, embeddings_of
-from headwater.analyses.vision._spans import projected, span
+from headwater.analyses._prompts.pictures import captions_of, embeddings_of
+from headwater.analyses._streams.image_run import Pictures
+from headwater.analyses._streams.text_spans import projected, span
 from headwater.lens.errors import AnalysisError
 from headwater.lens.examples.example import Example
 from headwater.lens.model import HookedModel

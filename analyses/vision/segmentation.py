@@ -16,13 +16,13 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Draws, Seed
 from headwater.analyses._measures.bootstrap import intervals
+from headwater.analyses._measures.masks import SCORES, masks_of, over_picture, scores_of
 from headwater.analyses._prompts.examples import Examples
+from headwater.analyses._prompts.pictures import captions_of, embeddings_of, pixels_of, tokens_of
+from headwater.analyses._streams.image_run import Pictures
 from headwater.analyses.tokens.raw_attention import raw_attention
 from headwater.analyses.tokens.relevance import relevance
 from headwater.analyses.tokens.rollout import rollout
-from headwater.analyses.vision._image_run import Pictures
-from headwater.analyses.vision._masks import SCORES, masks_of, over_picture, scores_of
-from headwater.analyses.vision._pictures import captions_of, embeddings_of, pixels_of, tokens_of
 from headwater.analyses.vision.text_heatmap import of_patches
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel

@@ -17,8 +17,8 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.vision._image_run import Mean, Pictures
-from headwater.analyses.vision._pictures import captions_of, embeddings_of
+from headwater.analyses._prompts.pictures import captions_of, embeddings_of
+from headwater.analyses._streams.image_run import Mean, Pictures
 from headwater.lens.model import HookedModel
 
 

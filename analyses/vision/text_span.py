@@ -18,9 +18,9 @@ from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Seed
 from headwater.analyses._measures.bootstrap import redraws
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.vision._image_run import Mean, Pictures
-from headwater.analyses.vision._pictures import captions_of, embeddings_of
-from headwater.analyses.vision._spans import Span, projected, span
+from headwater.analyses._prompts.pictures import captions_of, embeddings_of
+from headwater.analyses._streams.image_run import Mean, Pictures
+from headwater.analyses._streams.text_spans import Span, projected, span
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 

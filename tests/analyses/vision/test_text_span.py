@@ -6,13 +6,17 @@ orders in the place of the greedy one.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from drawn_canvases import drawn, embedded
+from typer.testing import CliRunner
 
 import headwater as hw
-from headwater.analyses.vision._spans import projected, span
+from headwater.analyses._streams.text_spans import projected, span
+from headwater.command.cli import app
 from headwater.data.pictures import captions
 from headwater.lens.errors import AnalysisError
 from headwater.lens.loading import zoo
@@ -74,7 +78,7 @@ def test_planted_directions_are_found_in_the_order_of_their_spread() -> None:
     assert float(other.explained[0]) < float(found.explained[0])
 
 
-def test_what_does_not_fit_is_refused_by_name(model: hw.HookedModel, tmp_path) -> None:
+def test_what_does_not_fit_is_refused_by_name(model: hw.HookedModel, tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match="texts is not given"):
         hw.analyses.text_span(model, shots(2))
     with pytest.raises(AnalysisError, match="one picture has no spread"):
@@ -83,3 +87,28 @@ def test_what_does_not_fit_is_refused_by_name(model: hw.HookedModel, tmp_path) -
         hw.analyses.text_span(model, shots(2), texts=str(tmp_path / "pool.txt"))
     with pytest.raises(AnalysisError, match="embeds no texts"):
         hw.analyses.text_span(hw.load(zoo.build("vit")), zoo.inputs("vit")["pixel_values"], texts=POOL)
+
+
+def test_the_command_line_takes_pictures_and_a_file_of_captions(tmp_path: Path) -> None:
+    images = []
+    for n, shot in enumerate(shots(3)):
+        shot.save(tmp_path / f"{n}.png")
+        images += ["--image", str(tmp_path / f"{n}.png")]
+    (tmp_path / "pool.txt").write_text("\n".join(POOL))
+    asked = [
+        "analyze",
+        "text_span",
+        *images,
+        "--model",
+        "clip-digits",
+        "--set",
+        "count=1",
+        "--set",
+        "draws=1",
+    ]
+    done = CliRunner().invoke(app, [*asked, "--set", f"texts={tmp_path / 'pool.txt'}"])
+    assert done.exit_code == 0, done.output
+    assert any(caption in done.output for caption in POOL)
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2
+    assert "give captions as a list, or a file" in refused.output

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from headwater.analyses._prompts.examples import Batch, Examples
+from headwater.analyses._prompts.pictures import pixels_of, tokens_of, tower_of
 from headwater.analyses._prompts.positions import patch_coordinates
 from headwater.analyses._prompts.texts import Texts
 from headwater.analyses._streams.frozen_norm import Norm
 from headwater.analyses._streams.writers import Layer, Writers
-from headwater.analyses.vision._pictures import pixels_of, tokens_of, tower_of
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import norms
