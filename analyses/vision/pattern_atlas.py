@@ -25,7 +25,7 @@ MOST = 2**28  # numbers in all maps together: 1 GB in float32
 SHOWN = 2000  # maps whose distances to each other are computed at once
 
 
-@analysis(maps="square")
+@analysis
 def pattern_atlas(
     record: Record,
     clusters: Annotated[int, "how many kinds", Bounds(2)] = 6,
@@ -57,7 +57,7 @@ def pattern_atlas(
     >>> dict(found.code.sizes), int(found["size"].sum())
     ({'batch': 4, 'layer': 4, 'head': 6, 'component': 2}, 96)
     """
-    if not bool(record.valid.all()):
+    if not bool(record.valid.all() and record.key_axis.valid.all()):
         raise AnalysisError(
             "maps of unequal length have no common code; record inputs of one length together"
         )

@@ -14,12 +14,11 @@ from headwater.analyses._catalogue.about import room_questions
 from headwater.analyses._catalogue.catalogue import catalogue
 from headwater.analyses.circuits._graph_files import write_circuit
 
+ROOT = Path(__file__).parents[2]
 PROMPT = "the cat sat on a mat ."
-OF_OTHERS = {
-    "patch_distance",
-    "output_gates",
-    "pruning_curve",
-}  # of images, and of models with gated attention
+OF_PICTURES = {file.stem for file in (ROOT / "analyses" / "vision").glob("[!_]*.py")}
+# of images, of models with gated attention, and what takes further inputs
+OF_OTHERS = OF_PICTURES | {"patch_distance", "output_gates", "word_ranks"}
 
 
 @pytest.mark.parametrize("name", [name for name in catalogue() if name not in OF_OTHERS])
@@ -38,6 +37,12 @@ def test_every_analysis_runs_from_the_command_line(headwater, tiny, tmp_path, na
     else:
         assert run.stdout.startswith(catalogue()[name].question)
         assert f"not for: {catalogue()[name].not_for}" in run.stdout
+
+
+@pytest.mark.parametrize("name", sorted(OF_PICTURES & set(catalogue())))
+def test_analyses_of_pictures_run_or_say_in_a_line_what_they_miss(headwater, tiny, name: str) -> None:
+    run = headwater("analyze", name, PROMPT, "the cat sat on", "-m", tiny)
+    assert run.exit_code == 0 or re.fullmatch(r"headwater: [^\n]+\n?", run.stderr), run.stderr
 
 
 def test_settings_reach_the_analysis(headwater, tiny) -> None:
