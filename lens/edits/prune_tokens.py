@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from headwater.lens.edits.base import Edit, ModuleHook, Prepared, number, singles
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.edits.pruning import Plan, Pruning
-from headwater.lens.edits.pruning_check import refuse_unfit
+from headwater.lens.edits.pruning_check import refuse_merged, refuse_unfit
 from headwater.lens.errors import EditError, nearest
 from headwater.lens.models.axes import TEXTS
 from headwater.lens.models.opened import Opened
@@ -81,6 +81,8 @@ class PruneTokens(Edit):
         if model.parts[model.part_name].queries not in TEXTS:
             hooks = (*hooks, ModuleHook(model.hf, after=_refuse_nothing))
             behind = [n for n, p in model.parts.items() if p.causal and p.queries == "text" and not p.crosses]
+            if behind and model.image_token is not None:
+                refuse_merged(model)
             for reading in map(model.part, behind if model.image_token is not None else ()):
                 refuse_unfit(reading)
                 hooks = (*hooks, *Pruning(reading, Names(reading)).hooks())

@@ -32,6 +32,21 @@ def refuse_unfit(model: Opened) -> None:
         raise EditError(f"PruneTokens: no token of {model.name} ({model.part_name}) can be removed: {why}")
 
 
+def refuse_merged(model: Opened) -> None:
+    """EditError for the tower of a language model that reads several patches as one image token."""
+    pixels, ids = model.sample.get("pixel_values"), model.sample.get("input_ids")
+    patches = model.parts[model.part_name].patches
+    if patches is None or pixels is None or ids is None or pixels.dim() < 4:
+        return
+    count = (patches.count(pixels) - patches.prefix - patches.suffix) * pixels[..., 0, 0, 0].numel()
+    tokens = int((ids == model.image_token).sum())
+    if 2 * tokens <= count:  # crops and line breaks change the number by less
+        raise EditError(
+            f"PruneTokens: {model.name} makes one image token of several patches ({tokens} of {count} on its sample): "
+            "a removed patch would take others along; remove image tokens: model.edit(hw.PruneTokens(…))"
+        )
+
+
 def _unfit(model: Opened) -> str:
     part = model.parts[model.part_name]
     if part.crosses or model.is_encoder_decoder:

@@ -337,6 +337,12 @@ def test_models_whose_layers_place_tokens_otherwise_are_refused(name, told):
         pass
 
 
+def test_a_tower_whose_patches_are_merged_into_image_tokens_is_refused():
+    tower = hw.load(zoo.build("smolvlm")).part("vision")
+    with pytest.raises(EditError, match="several patches"), tower.edit(hw.PruneTokens({0: 3})):
+        pass
+
+
 def test_gradients_reach_what_is_kept_and_not_what_is_gone():
     model = hw.load(tiny_models.tiny("llama"))
     ids = torch.arange(3, 14)[None]
