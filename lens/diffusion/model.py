@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from headwater.lens.diffusion.guiding import Guiding, Loss, following, guiding_of
 from headwater.lens.diffusion.pixels import PixelPipeline
@@ -115,7 +115,10 @@ class DiffusionModel(ForeignModel):
         with watching(self, None) as watch, following(self.pipeline, guiding), watch.guided(guiding):
             yield guiding
 
-    def to_tokens(self, given: Any = None, attention_mask: Any = None, **more: Any) -> Measured:
+    def to_tokens(
+        self, given: Any = None, attention_mask: Any = None, side: Literal["left", "right"] = "right", *,
+        prepend_bos: bool | None = None, **more: Any,
+    ) -> Measured:  # fmt: skip
         """The inputs of a call. A text, or several, is the first step from the noise of seed 0 (1, 2, …), and gives its
         words as the names of the tokens; this needs a `PixelPipeline`."""
         texts = [given] if isinstance(given, str) else given

@@ -30,7 +30,7 @@ class PixelPipeline:
     them, and perturbed (`perturbed_guidance_scale` w: + w·(c - p); None leaves it out).
     """
 
-    denoiser: nn.Module
+    denoiser: Any
     text_encoder: nn.Module
     tokenizer: Any
     scheduler: Any
