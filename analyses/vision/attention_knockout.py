@@ -16,8 +16,8 @@ import xarray as xr
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._prompts.answers import Answered, Answers, answered, read
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.vision._answers import Answered, Answers, answered, read
 from headwater.lens.edits.scores import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel

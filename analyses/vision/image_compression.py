@@ -17,8 +17,8 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._prompts.answers import Answered, Answers, answer_logits, answered, behind, ids_of
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.vision._answers import Answered, Answers, answer_logits, answered, behind, ids_of
 from headwater.lens.edits.scores import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel

@@ -16,8 +16,8 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Draws, Seed
 from headwater.analyses._measures.bootstrap import interval
+from headwater.analyses._prompts.answers import check_reads
 from headwater.analyses._prompts.examples import Examples, as_tokens, singles_of
-from headwater.analyses.vision._answers import check_reads
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.grids import Grid

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._prompts.answers import Answered, Answers, answered
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses.vision._answers import Answered, Answers, answered
 from headwater.lens.attention import context
 from headwater.lens.model import HookedModel
 from headwater.lens.models.classes import logits_of
