@@ -14,7 +14,6 @@ import xarray as xr
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import interval, intervals
-from headwater.analyses.vision._concepts import Concepts
 from headwater.analyses.vision._drawings import (
     Pair,
     PictureMeasure,
@@ -25,7 +24,7 @@ from headwater.analyses.vision._drawings import (
     part_of,
     pixels,
 )
-from headwater.analyses.vision.head_relevance import Pictures, head_relevance
+from headwater.analyses.vision.head_relevance import Concepts, Pictures, head_relevance
 from headwater.lens.diffusion.model import DiffusionModel
 from headwater.lens.edits.at_steps import AtSteps
 from headwater.lens.edits.heads import ScaleHeads
