@@ -84,7 +84,7 @@ def _layout(view: View) -> dict[str, Any]:
     inner = sum(tall) + GAP * (rows - 1)
     axes: dict[str, Any] = {}
     annotations = []
-    space = 0.2 if any(panel.own_axes for panel in view.panels) else 0.03
+    space = 0.3 if any(panel.own_axes for panel in view.panels) else 0.03
     wide = (1 - space * (columns - 1)) / columns
     for place, panel in enumerate(view.panels):
         row, column = divmod(place, columns)

@@ -54,9 +54,7 @@ with right:
     found = seen.word(run, part, looking[asked], layer, chosen)
     drawn = hw.on_grid(found) if frames > 1 else found
     image = None if frames > 1 else run.pixels
-    figure = hw.figure(
-        drawn, image=image, title=f"Weight between {asked.split(' ', 1)[1]!r} and the picture, {told}"
-    )
+    figure = hw.figure(drawn, image=image, title=f"{asked.split(' ', 1)[1]!r}, {told}")
     chart(figure, "word-on-picture", f"Weights between {asked} and each patch")
     numbers("word-on-picture", export.table(found, "weight"), "word-numbers")
     if frames > 1 or not words:
@@ -76,7 +74,7 @@ with right:
     )
     bars = seen.region(run, part, (down[0], across[0], down[1], across[1]), layer, chosen)
     place = f"rows {down[0]} to {down[1]}, columns {across[0]} to {across[1]}"
-    chart(hw.figure(bars, title=f"Weight per patch of {place}, {told}"), "region-words", f"Words of {place}")
+    chart(hw.figure(bars, title=f"Words of the region, {told}"), "region-words", f"Words of {place}")
     numbers("region-words", export.table(bars, "weight"), "region-numbers")
 st.caption(
     plain(
