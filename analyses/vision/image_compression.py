@@ -86,19 +86,15 @@ def image_compression(
             or answer_logits(model, behind(whole, [0]), whole.shape[1] - 1)[0].argmax(-1).tolist()
         )
         whole = behind(whole, answer)
-        plain[place] = _right(model, whole, len(answer))
         best = [batch.image[n] for n in _looked(model, batch).argsort(descending=True).tolist()]
         said = [n for n in range(end) if n > batch.image[-1]]
         reading = [*range(end, whole.shape[1])]
+        plain[place] = _right(model, whole, len(answer), reading, [[]])[0]
+        drawn = [torch.randperm(len(best), generator=generator).tolist() for _ in range(controls)]
         for k, size in enumerate(counts):
-            hidden = {"kept": [best[size:]], "alone": [best[size:] + said], "random": []}
-            for _ in range(controls):
-                order = torch.randperm(len(best), generator=generator).tolist()
-                hidden["random"].append([best[n] for n in order[size:]])
-            for i, kind in enumerate(KINDS):
-                found[i, k, place] = np.mean(
-                    [_right(model, whole, len(answer), reading, h) for h in hidden[kind]]
-                )
+            hidden = [best[size:], best[size:] + said, *([best[n] for n in order[size:]] for order in drawn)]
+            exact = _right(model, whole, len(answer), reading, hidden)
+            found[:, k, place] = exact[0], exact[1], np.mean(exact[2:])
     parts = interval(np.moveaxis(found, -1, 0), draws, seed)
     gap = interval((found[0] - found[2]).T, draws, seed)
     whole_ = interval(plain, draws, seed)
@@ -132,13 +128,11 @@ def _looked(model: HookedModel, batch: Answered) -> Tensor:
 
 
 def _right(
-    model: HookedModel,
-    tokens: Tokens,
-    count: int,
-    queries: list[int] | None = None,
-    hidden: list[int] | None = None,
-) -> float:
-    """1 where each of the last `count` tokens is the likeliest one, while `queries` do not see `hidden`."""
-    with model.edit(*[Knockout(queries, hidden)] if queries and hidden else []):
-        logits = answer_logits(model, tokens, tokens.shape[1] - count - 1)
-    return float((logits[0].argmax(-1) == tokens.ids[0, -count:].cpu()).all())
+    model: HookedModel, tokens: Tokens, count: int, queries: list[int], hidden: list[list[int]]
+) -> list[float]:
+    """1 where each of the last `count` tokens is the likeliest, while `queries` do not see these tokens; for each."""
+    copies = tokens.rows(torch.zeros(len(hidden), dtype=torch.long))
+    edits = [Knockout(queries, some, rows=[n]) for n, some in enumerate(hidden) if some]
+    with model.edit(*edits):
+        logits = answer_logits(model, copies, tokens.shape[1] - count - 1)
+    return (logits.argmax(-1) == tokens.ids[0, -count:].cpu()).all(-1).double().tolist()

@@ -1,0 +1,54 @@
+"""VHD and VHR on vlm-digits: which words depend on the picture, and what stronger seeing heads do to hallucination."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _digits_said import COUNT, WORDS, compare, example, plain, rng, there
+
+import headwater as hw
+from headwater import analyses
+from headwater.analyses._measures.bootstrap import interval
+
+model = hw.load("vlm-digits")
+
+
+def vhr(given: hw.Example) -> tuple[list[Any], Any]:
+    return hw.recipes.head_reinforcement(model, given), None
+
+
+def random_heads(given: hw.Example) -> tuple[list[Any], Any]:
+    """As many heads of each layer, at random."""
+    (edit,) = hw.recipes.head_reinforcement(model, given)
+    layers = [int(head[0]) for head in edit.factors]
+    heads = [f"{n}.{h}" for n in sorted({*layers}) for h in rng.sample(range(model.n_heads), layers.count(n))]
+    return [hw.ScaleHeads(dict.fromkeys(heads, 2.0))], None
+
+
+prompts = [example(n, "what is there ?") for n in range(COUNT)]
+found = analyses.token_divergence(model, prompts, length=16)
+words = found.token_text.values
+kinds = {
+    "digits that are there": np.array([[w in there[n] for w in row] for n, row in enumerate(words)]),
+    "digits that are not": np.array(
+        [[w in WORDS and w not in there[n] for w in row] for n, row in enumerate(words)]
+    ),
+    "words of place": np.isin(words, ["top", "bottom", "left", "right"]),
+}
+print("words of the model's own captions: T-VHD, and log-probability with the picture less that without")
+for kind, mine in kinds.items():
+    cells = []
+    for name in ("token_score", "gain"):
+        mean, low, high = (float(part[0]) for part in interval(found[name].values[mine][:, None], 2000, 0))
+        cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+    print(f"  {kind}, {mine.sum()} words: {', '.join(cells)}")
+compare(model, {"plain": plain, "VHR": vhr, "random heads": random_heads})
+
+if len(sys.argv) > 1:
+    drawn = hw.figure(
+        found.token_score.isel(batch=0), title="Which words of a caption depend on the picture?"
+    )
+    drawn.write_html(Path(sys.argv[1]) / "vision_vhr.html", include_plotlyjs="cdn")
