@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from pathlib import Path
-
-import xarray as xr
+from typing import Any
 
 import headwater as hw
 from headwater import analyses
@@ -24,7 +22,7 @@ prompts = [
 ]
 
 
-def told(found: xr.Dataset, name: str) -> str:
+def told(found: Any, name: str) -> str:
     value, low, high = (float(found[f"{name}{end}"]) for end in ("", "_low", "_high"))
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
@@ -57,6 +55,5 @@ for size in kept.kept.values:
     print(f"  {size} patches: {', '.join(cells)}")
 
 if len(sys.argv) > 1:
-    chosen = found.sel(route="image->answer")
-    drawn = hw.figure(chosen, variable="accuracy")
-    drawn.write_html(Path(sys.argv[1]) / "vision_inside.html", include_plotlyjs="cdn")
+    drawn = hw.figure(found.sel(route="image->answer"), variable="accuracy")
+    drawn.write_html(f"{sys.argv[1]}/vision_inside.html", include_plotlyjs="cdn")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,17 @@ from headwater.analyses._measures.bootstrap import interval
 model = hw.load("vlm-digits")
 
 
-def vhr(given: hw.Example) -> tuple[list[Any], Any]:
-    return hw.recipes.head_reinforcement(model, given), None
+def vhr(given: list[hw.Example]) -> tuple[list[Any], Any]:
+    found = [hw.recipes.head_reinforcement(model, each)[0].factors for each in given]
+    return [hw.ScaleHeads(factors, rows=[n]) for n, factors in enumerate(found)], None
 
 
-def random_heads(given: hw.Example) -> tuple[list[Any], Any]:
-    """As many heads of each layer, at random."""
-    (edit,) = hw.recipes.head_reinforcement(model, given)
-    layers = [int(head[0]) for head in edit.factors]
-    heads = [f"{n}.{h}" for n in sorted({*layers}) for h in rng.sample(range(model.n_heads), layers.count(n))]
-    return [hw.ScaleHeads(dict.fromkeys(heads, 2.0))], None
+def random_heads(given: list[hw.Example]) -> tuple[list[Any], Any]:
+    """As many heads of the same layers, at random."""
+    found = [hw.recipes.head_reinforcement(model, each)[0].factors for each in given]
+    layers = [[int(head[0]) for head in factors] for factors in found]
+    drawn = [[f"{n}.{h}" for n in sorted({*of}) for h in rng.sample(range(8), of.count(n))] for of in layers]
+    return [hw.ScaleHeads(dict.fromkeys(heads, 2.0), rows=[n]) for n, heads in enumerate(drawn)], None
 
 
 prompts = [example(n, "what is there ?") for n in range(COUNT)]
@@ -51,4 +51,4 @@ if len(sys.argv) > 1:
     drawn = hw.figure(
         found.token_score.isel(batch=0), title="Which words of a caption depend on the picture?"
     )
-    drawn.write_html(Path(sys.argv[1]) / "vision_vhr.html", include_plotlyjs="cdn")
+    drawn.write_html(f"{sys.argv[1]}/vision_vhr.html", include_plotlyjs="cdn")
