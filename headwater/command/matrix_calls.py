@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {"draws": 10, "controls": 1, "sequences": 2, "length": 6
 # settings by analysis, where the defaults are for larger models or need to be named
 SETTINGS: dict[str, dict[str, Any]] = {
     "agreement": {"methods": "raw_attention rollout"},
+    "attention_knockout": {"routes": "image->answer", "length": 1},
     "attribution_truth": {"steps": 2},
     "composition": {"draws": 4},
     "factual_recall": {"draws": 100},
@@ -34,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "find_sinks": {"length": None, "min_queries": 1},
     "fit_offsets": {"steps": 2, "count": 1},
     "head_relevance": {"concepts": "digit: one; place: left"},
+    "image_compression": {"keep": "0, 1", "length": 1},
     "head_significance": {"draws": 3000},
     "head_weakening": {"concept": "digit", "concepts": "digit: one; place: left"},
     "integrated_gradients": {"steps": 32, "tolerance": 0.2},
@@ -42,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prune_heads": {"step": 0.5},
     "suppressors": {"draws": 100},
     "word_ranks": {"methods": "raw_attention rollout", "words": "#9 #15 #20 0,1"},
+    "token_divergence": {"length": 2},
 }
 
 
