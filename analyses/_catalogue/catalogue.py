@@ -40,7 +40,9 @@ class Entry(Listed):
             "not for": self.not_for,
             "source": self.paper,
         }
-        facts["settings"] = ", ".join(f"{each.name}={each.default!r}" for each in self.settings)
+        facts["settings"] = ", ".join(
+            each.name if each.required else f"{each.name}={each.default!r}" for each in self.settings
+        )
         return table(f"{self.name}: {self.question}", facts)
 
     @property

@@ -67,6 +67,11 @@ class Setting:
     all: bool = True  # whether positions may be "all"
     hint: Any = Any  # the type that values have in Python
 
+    @property
+    def required(self) -> bool:
+        """Whether it has no default and must be given."""
+        return self.default is inspect.Parameter.empty
+
     def parse(self, text: str) -> Any:
         """The value of `text`; "none" or empty text is None where the setting is optional."""
         if self.optional and text.strip().lower() in ("", "none"):

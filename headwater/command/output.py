@@ -128,7 +128,7 @@ def entry(found: Entry) -> str:
     """One analysis in full: question, settings, formula, cost, source, limits."""
     table = [["--set", "default", "kind", "meaning"]]
     for each in found.settings:
-        default = each.default
+        default = "must be given" if each.required else each.default
         if isinstance(default, tuple | list):
             default = ",".join(map(str, default))
         table.append(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import headwater as hw
+from headwater.analyses._catalogue.about import ROOMS
 from headwater.analyses._catalogue.graph import Graph
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.loading import zoo
@@ -122,6 +123,6 @@ def test_a_notebook_shows_the_strongest_edges() -> None:
 
 def test_a_notebook_shows_the_catalogue_under_its_questions() -> None:
     shown = hw.analyses.catalogue()._repr_html_()
-    assert shown.count("<details>") == 5
+    assert shown.count("<details>") == len(ROOMS)
     assert all(f">{name}</td>" in shown for name in hw.analyses.catalogue())
     assert facts(hw.analyses.catalogue()["rollout"])["settings"].startswith("queries=(-1,), residual=0.5")
