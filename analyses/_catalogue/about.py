@@ -25,7 +25,15 @@ LABELLED = re.compile(
     rf"^({'|'.join(LABELS.values())}): (.+?)(?=\n\n|\n(?:{'|'.join(LABELS.values())}): |\Z)", re.S | re.M
 )
 FOLDER = Path(__file__).parents[1]
-ROOMS = ("tokens", "heads", "sinks", "logits", "vision", "circuits")  # in the order in which they are listed
+ROOMS = (
+    "tokens",
+    "explanations",
+    "heads",
+    "sinks",
+    "logits",
+    "vision",
+    "circuits",
+)  # in the order in which they are listed
 
 
 @dataclass(frozen=True)

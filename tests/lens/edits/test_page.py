@@ -24,7 +24,7 @@ def test_a_line_of_the_page_runs(line):
     model = hw.load(tiny_models.tiny("llama"))
     prompt = torch.tensor([[1, 20, 33, 5, 34, 35, 20]])
     record = model.record(prompt.flip(1))
-    known = {"hw": hw, "model": model, "record": record, "prompt": prompt, "without": prompt[:, 4:],
+    known = {"hw": hw, "torch": torch, "model": model, "record": record, "prompt": prompt, "without": prompt[:, 4:],
              "v": torch.ones(8), "d": torch.linspace(-1, 2, 32)}  # fmt: skip
     made = eval(line, known)
     edits = made if isinstance(made, list) else [made]
