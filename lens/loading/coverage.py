@@ -8,6 +8,7 @@ output. Every difference is the largest absolute one over real tokens, of the lo
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,13 +119,20 @@ def measure(name: str) -> Row:
 
 
 def _trained() -> dict[str, Path]:
-    """Trained models of text on this machine, without the ones whose declared rule transformers does not know; those of
-    pictures are of families that have rows."""
+    """Trained models of text on this machine, without the ones whose declared rule transformers does not know.
+
+    Those of pictures, and classifiers, which are sure of words that they do not know, are of families that have rows.
+    """
     found = {name: Path(about["path"]) for name, about in embedded().items() if about["reads"] == "text"}
     found = {name: path for name, path in found.items() if not declared_rules.declared(path)}
+    found = {name: path for name, path in found.items() if "Classification" not in _architecture(path)}
     if is_added("minilm"):
         found["MiniLM"] = added_folder("minilm")
     return found
+
+
+def _architecture(folder: Path) -> str:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
 
 
 def _heads(part: Part) -> str:

@@ -15,7 +15,7 @@ from dense_oracle import Oracle, run
 
 import headwater as hw
 from headwater.lens.errors import EditError
-from headwater.lens.recipes import vision
+from headwater.lens.recipes import paint
 from headwater.lens.running.forward import forward
 
 
@@ -167,10 +167,10 @@ def test_models_without_images_are_refused_by_name():
 
 def test_emphasised_tokens_are_the_quarter_and_the_outliers():
     first, last = torch.arange(12.0), torch.tensor([1.0] * 8 + [1.1, 9.0, 8.0, 1.2])
-    local, summary = vision.emphasised_tokens(first, last)
+    local, summary = paint.emphasised_tokens(first, last)
     assert sorted(local) == [9, 10, 11]
     assert summary == []  # 9 and 10 are outliers, and local ones
-    local, summary = vision.emphasised_tokens(first.flip(0), last)
+    local, summary = paint.emphasised_tokens(first.flip(0), last)
     assert (sorted(local), sorted(summary)) == ([0, 1, 2], [9, 10])
 
 
