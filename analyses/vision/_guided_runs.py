@@ -15,6 +15,7 @@ from headwater.analyses._prompts.examples import batches_of, outputs_of
 from headwater.analyses.vision._drawings import drawn, is_drawing, measured, pairs_of, part_of
 from headwater.lens.edits.base import Edit
 from headwater.lens.errors import AnalysisError
+from headwater.lens.files import digest_of
 from headwater.lens.model import HookedModel
 from headwater.lens.recipes.text import soft_perturbation
 from headwater.lens.running.branches import Branch, guided
@@ -53,7 +54,8 @@ def guided_runs(
     of_search = _of_texts(model, examples, measure, weight, asked, size)
     of_judge = of_search if evaluation is None else _of_texts(model, judged, measure, weight, asked, size)
     told = "search examples" if evaluation is None else "other examples"
-    return Guided(model, of_search, of_judge, amount, [repr(examples)[:200], repr(evaluation)[:200]], told)
+    given = digest_of([repr(examples), repr(evaluation)])
+    return Guided(model, of_search, of_judge, amount, given, told)
 
 
 def _of_pictures(

@@ -45,8 +45,8 @@ def frame_knockout(
     "random": as many random patches are hidden from each as by "other_frames", `controls` draws averaged. `kept`,
     `low`, `high` [treatment] are the mean over videos and its 95 % bootstrap bounds; `per_example` [treatment, batch]
     has each video, `divergence` [treatment, batch] KL(plain ‖ cut) of the answers' probabilities, and `hidden`
-    [treatment] the share of pairs of tokens that is hidden. Answers are the model's classes; `read(logits)` may join
-    them, such as the movement of "three left": `lambda x: x.view(-1, 10, 3).logsumexp(1)`.
+    [treatment] the share of pairs of tokens that is hidden, the mean over videos. Answers are the model's classes;
+    `read(logits)` may join them, such as the movement of "three left": `lambda x: x.view(-1, 10, 3).logsumexp(1)`.
 
     Question: What does a video model need other frames for?
     Unit: share of videos, 0 to 1; divergence: nats.
@@ -85,8 +85,8 @@ def frame_knockout(
                 kept[place, batch.places] += (cut.argmax(-1) == plain.argmax(-1)).double().cpu() / len(seeds)
                 far = (plain.exp() * (plain - cut)).sum(-1)
                 divergence[place, batch.places] += far.double().cpu() / len(seeds)
-                mask = edits[0].rule
-                hidden[place] = float((~mask).double().mean())
+                share = float((~edits[0].rule).double().mean())
+                hidden[place] += share * len(batch.places) / (count * len(seeds))
     return xr.Dataset(
         {
             **intervals(kept.T.numpy(), ("treatment",), draws, seed, ("kept", "low", "high")),
@@ -104,4 +104,6 @@ def _scores(read: Read | None, outputs: Tensor) -> Tensor:
     if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(outputs) or found.shape[1] < 2:
         got = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise AnalysisError(f"read must return scores [batch, answer] of at least two answers; got {got}")
+    if bool(found.isnan().any()):
+        raise AnalysisError("read gives scores that are no numbers (NaN), of which none is the most likely")
     return found.double()

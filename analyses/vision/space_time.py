@@ -1,6 +1,6 @@
 """Space and time: how much attention each head of a video model keeps inside a frame, and at one place over time.
 
-One walk over the rows of each layer.
+Walks over the rows of each layer, and over those of uniform attention.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import xarray as xr
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, Draws
 from headwater.analyses._measures.bootstrap import intervals
+from headwater.analyses.sinks._uniform_map import even_map
 from headwater.lens.errors import AnalysisError
 from headwater.lens.naming.grids import Grid
 from headwater.lens.recipes.video import near
@@ -34,13 +35,14 @@ def space_time(
     `kind` is "spatial", the patches of the own frame; "temporal", in other frames the patches at most `reach` rows and
     columns away; "elsewhere", the other patches; "to_prefix", tokens that are no patches. `share`, `low`, `high`
     [kind, layer, head] are the mean over videos and its 95 % bootstrap bounds, `per_example` [batch, kind, layer, head]
-    has each video, and `chance` [kind] is the share under uniform attention. AnalysisError for a record without videos
-    of one size.
+    has each video, and `chance` [kind] is the share under uniform attention over the keys that a patch sees, the mean
+    over videos, layers and heads: of a causal text that holds the video, patches see no later ones. AnalysisError for
+    a record without videos of one size.
 
     Question: Does each head look inside its frame or along time?
     Unit: share of a head's attention, 0 to 1.
     Source: ours.
-    Cost: one walk over the rows of each layer, memory O(S) per row block.
+    Cost: two walks over the rows of each layer, memory O(S) per row block.
     Not for: what a head needs: a head that looks along time may carry nothing; see frame_knockout.
 
     >>> import torch
@@ -64,16 +66,18 @@ def space_time(
     found = torch.zeros(
         len(record.valid), len(KINDS), len(record.layers), record.n_heads, dtype=torch.float64
     )
+    even = torch.zeros_like(found)
     for place, layer in enumerate(record.layers):
-        for span, tile in record.map(layer).row_blocks():
-            looking = number[span] >= 0
-            weights = tile[:, :, looking].double().cpu()
-            of_row = kinds[:, number[span][looking]]
-            found[:, :, place] += torch.einsum("bhqk,kqc->bch", weights, of_row) / len(frame)
+        for total, map in ((found, record.map(layer)), (even, even_map(record.map(layer)))):
+            for span, tile in map.row_blocks():
+                looking = number[span] >= 0
+                weights = tile[:, :, looking].double().cpu()
+                of_row = kinds[:, number[span][looking]]
+                total[:, :, place] += torch.einsum("bhqk,kqc->bch", weights, of_row) / len(frame)
     return xr.Dataset(
         {
             **intervals(found.numpy(), ("kind", "layer", "head"), draws, seed, ("share", "low", "high")),
-            "chance": ("kind", kinds.mean((0, 1)).numpy()),
+            "chance": ("kind", even.mean((0, 2, 3)).numpy()),
             "per_example": (("batch", "kind", "layer", "head"), found.numpy()),
         },
         coords={

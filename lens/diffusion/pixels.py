@@ -6,6 +6,8 @@ The pipelines of diffusers draw latents, which an autoencoder turns into a pictu
 from __future__ import annotations
 
 import inspect
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +57,8 @@ class PixelPipeline:
         """
         rule = {"padding": True} if length is None else {"padding": "max_length", "max_length": length}
         given = self.tokenizer(list(texts), return_tensors="pt", **rule)
-        most = getattr(self.tokenizer, "model_max_length", given.input_ids.shape[1])
+        limits = (self.tokenizer, "model_max_length"), (self.text_encoder.config, "max_position_embeddings")
+        most = min(getattr(of, name, given.input_ids.shape[1]) for of, name in limits)
         if given.input_ids.shape[1] > most:
             raise PromptError(
                 f"a prompt has {given.input_ids.shape[1]} tokens; the model reads at most {most}"
@@ -73,10 +76,10 @@ class PixelPipeline:
     def first_call(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The inputs of the first call of a run without guidance; the noise is that of the seeds 0, 1, …"""
         states, real = self.encode(texts)
-        time = self._times(self.num_inference_steps)[0]
+        time = self._times(self.num_inference_steps)[0]  # the noise may depend on them
         latents = next(iter(inspect.signature(self.denoiser.forward).parameters))
         given = {latents: self.noise(range(len(texts))), "timestep": time.expand(len(texts)), STATES: states}
-        return given | ({MASK: real} if MASK in inspect.signature(self.denoiser.forward).parameters else {})
+        return given | ({MASK: real} if _takes(self.denoiser.forward, MASK) else {})
 
     def words(self, texts: Sequence[str]) -> list[list[str]]:
         """The tokens of each text, as `encode` pads them."""
@@ -85,9 +88,12 @@ class PixelPipeline:
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """What the pictures of some seeds begin with, [picture, channel, row, column]; each has its own draw."""
+        return self._noise([torch.Generator().manual_seed(seed) for seed in seeds])
+
+    def _noise(self, draws: Sequence[torch.Generator]) -> Tensor:
         shape = (self.denoiser.config.in_channels, self.height, self.width)
-        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(drawn) * float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+        drawn = torch.stack([torch.randn(shape, generator=each) for each in draws])
+        return drawn * float(getattr(self.scheduler, "init_noise_sigma", 1.0))
 
     @torch.no_grad()
     def __call__(
@@ -98,32 +104,43 @@ class PixelPipeline:
         """The picture of a prompt, or a list of pictures for a list of prompts.
 
         `seed` is a number, or one for each prompt; of a number n the pictures have n, n + 1 and so on. A picture does
-        not depend on those beside it. `latents` take the place of the noise. `output_type="pt"` gives a tensor
-        [picture, channel, row, column] from 0 to 1.
+        not depend on those beside it, also where the scheduler draws noise at every step. `latents` take the place of
+        the noise. `output_type="pt"` gives a tensor [picture, channel, row, column] from 0 to 1. ModelError for pixels
+        that are not finite.
         """
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        given = prompt if isinstance(prompt, Sequence) else []
+        texts = [prompt] if isinstance(prompt, str) else list(given)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise PromptError(f"a prompt is a text or a list of texts; got {prompt!r:.60}")
         if output_type not in ("pil", "pt"):
             raise PromptError(f"output_type is 'pil' or 'pt'; got {output_type!r:.40}")
-        guidance = self.guidance_scale if guidance_scale is None else float(guidance_scale)
+        guidance = self.guidance_scale
+        if guidance_scale is not None:
+            guidance = _finite("guidance_scale", guidance_scale)
+        if perturbed_guidance_scale is not None:
+            perturbed_guidance_scale = _finite("perturbed_guidance_scale", perturbed_guidance_scale)
         states, real = self._words(texts, guidance != 1, perturbed_guidance_scale is not None)
-        x = self.noise(_seeds(seed, len(texts))) if latents is None else latents
+        times = self._times(self.num_inference_steps if num_inference_steps is None else num_inference_steps)
+        draws = [torch.Generator().manual_seed(each) for each in _seeds(seed, len(texts))]
+        x = self._noise(draws) if latents is None else latents
         weight = next(self.denoiser.parameters())
         x = x.to(weight.device, weight.dtype)
         self.do_classifier_free_guidance = guidance != 1
         self.do_perturbed_attention_guidance = perturbed_guidance_scale is not None
         copies = len(states) // len(texts)
-        masked = {MASK: real} if MASK in inspect.signature(self.denoiser.forward).parameters else {}
-        for time in self._times(
-            self.num_inference_steps if num_inference_steps is None else num_inference_steps
-        ):
+        masked = {MASK: real} if _takes(self.denoiser.forward, MASK) else {}
+        drawing = {"generator": draws} if _takes(self.scheduler.step, "generator") else {}
+        for time in times:
             rows = torch.cat([x] * copies)
             if hasattr(self.scheduler, "scale_model_input"):
                 rows = self.scheduler.scale_model_input(rows, time)
             told = self.denoiser(rows, timestep=time.expand(len(rows)), **{STATES: states}, **masked).sample
             told = self._guided(told.chunk(copies), guidance, perturbed_guidance_scale)
-            x = self.scheduler.step(told, time, x).prev_sample
+            x = self.scheduler.step(told, time, x, **drawing).prev_sample
+        if not bool(x.isfinite().all()):
+            raise ModelError(
+                "the denoiser gave pixels that are not finite; weaken the guidance or the edits, or look at the weights"
+            )
         pixels = ((x.float() + 1) / 2).clamp(0, 1).cpu()
         if output_type == "pt":
             return pixels
@@ -143,7 +160,8 @@ class PixelPipeline:
             raise PromptError(
                 f"num_inference_steps is a whole number from 1 to {MOST_STEPS}; got {steps!r:.40}"
             )
-        if "sigmas" in inspect.signature(self.scheduler.set_timesteps).parameters:  # flow matching
+        flows = type(self.scheduler).__name__.startswith("FlowMatch")  # of others sigmas have another scale
+        if flows and _takes(self.scheduler.set_timesteps, "sigmas"):
             self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist())
         else:
             self.scheduler.set_timesteps(steps)
@@ -160,10 +178,26 @@ class PixelPipeline:
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    found = [seed + n for n in range(count)] if isinstance(seed, int) else list(seed)
-    if len(found) != count or not all(isinstance(each, int) and not isinstance(each, bool) for each in found):
+    given = [seed] if isinstance(seed, int) or not isinstance(seed, Sequence) else seed
+    try:
+        found = [operator.index(each) for each in given if not isinstance(each, bool)]
+    except TypeError:
+        found = []
+    if given is not seed and len(found) == 1:
+        found = [found[0] + n for n in range(count)]
+    if len(found) != count or not all(abs(each) < 2**63 for each in found):
         raise PromptError(f"seed is a whole number, or one for each of the {count} prompts; got {seed!r:.60}")
     return found
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PromptError(f"{name} is a finite number; got {value!r:.40}")
+    return float(value)
+
+
+def _takes(call: Any, name: str) -> bool:
+    return name in inspect.signature(call).parameters
 
 
 def _picture(pixels: Tensor) -> Image.Image:

@@ -235,6 +235,8 @@ def _from_folder(
     path: Path, tokenizer: Any, name: str, dtype: Any, sample: Any, adapter: Path | None = None
 ) -> HookedModel:  # fmt: skip
     if adapter is None and is_pipeline_folder(path):
+        if tokenizer is not None or sample is not None:
+            raise ModelError(f"{name} is a pipeline, which has its own; leave tokenizer= and sample= out")
         return open_pipeline(path, name, dtype)
     folder = check(path)
     with one_line(f"{path} can not be loaded"):

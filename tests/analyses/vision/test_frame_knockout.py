@@ -57,6 +57,8 @@ def test_what_does_not_fit_is_told_in_a_line(model, examples):
         hw.analyses.frame_knockout(hw.load(zoo.build("videomae")), torch.zeros(1, 4, 3, 16, 16))
     with pytest.raises(hw.HeadwaterError, match="at least two answers"):
         hw.analyses.frame_knockout(model, examples, read=lambda logits: logits[:, 0])
+    with pytest.raises(hw.HeadwaterError, match="no numbers"):
+        hw.analyses.frame_knockout(model, examples, read=lambda logits: logits * torch.nan)
     vit = hw.load("vit-digits")
     with pytest.raises(hw.HeadwaterError, match="no grid of several frames"):
         hw.analyses.frame_knockout(vit, hw.Example(image=np.zeros((8, 8), np.uint8)))

@@ -95,6 +95,21 @@ def test_a_search_goes_on_where_it_was_stopped(model, tmp_path):
         hw.analyses.head_hunter(model, "a dog", measure, **(options | {"weight": 1.0}))
 
 
+def test_long_texts_that_end_otherwise_are_another_run(tmp_path):
+    options = {
+        "answer": "Mary",
+        "heads": ["2.0"],
+        "count": 1,
+        "controls": 1,
+        "draws": 5,
+        "resume": tmp_path / "run",
+    }
+    model, long = hw.load("tasks-4l"), f"{TEXT} Mary . " * 4
+    hw.analyses.head_hunter(model, long + TEXT, **options)
+    with pytest.raises(AnalysisError, match="of another run"):
+        hw.analyses.head_hunter(model, long + "John gave a drink to", **options)
+
+
 def test_texts_are_guided_by_their_logits():
     model = hw.load("tasks-4l")
     heads = ["2.0", "3.1", "3.4"]

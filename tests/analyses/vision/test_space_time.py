@@ -44,6 +44,20 @@ def test_shares_are_those_of_dense_weights(name, prefix, reach):
     np.testing.assert_allclose(found.share, found.per_example.mean("batch"), atol=1e-12)
 
 
+def test_chance_is_that_of_the_keys_that_are_seen():
+    """Patches that see their own frame alone give it all of a uniform row."""
+    model, film = hw.load(zoo.build("vivit")), torch.randn(1, 4, 3, 16, 16)
+    edits = hw.recipes.space_time_knockout(model, None, pixel_values=film, layers=[0, 1])
+    with model.edit(*edits):
+        record = model.record(pixel_values=film)
+    (grid,) = record.grids[0]
+    places = [None, *(tuple(place) for place in grid.coordinates().tolist())]
+    seen = (record.pattern(0)[0, 0] > 0).double()
+    assert (seen == 0).any()
+    found = hw.analyses.space_time(record, draws=5)
+    np.testing.assert_allclose(found.chance, by_hand(seen / seen.sum(-1, keepdim=True), places, 1), atol=1e-6)
+
+
 def test_a_picture_is_refused_in_a_line():
     record = hw.load(zoo.build("vit")).record(pixel_values=zoo.inputs("vit")["pixel_values"])
     with pytest.raises(hw.HeadwaterError, match="no grid of several frames"):

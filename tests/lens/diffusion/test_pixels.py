@@ -8,9 +8,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
+import diffusers
 import tiny_diffusers
 
 import headwater as hw
+from headwater.lens.diffusion.pixels import PixelPipeline
 from headwater.lens.errors import EditError, ModelError, PromptError
 
 PROMPT, SEED = "a red cat", 3
@@ -128,6 +130,11 @@ def test_words_are_the_names_of_keys(model):
         (PROMPT, {"seed": [1, 2]}, "one for each of the 1 prompts"),
         (PROMPT, {"num_inference_steps": 0}, "from 1 to 10000"),
         (PROMPT, {"output_type": "latent"}, "'pil' or 'pt'"),
+        (PROMPT, {"seed": 2**80}, "one for each of the 1 prompts"),
+        (PROMPT, {"seed": "3"}, "one for each of the 1 prompts"),
+        (PROMPT, {"guidance_scale": float("nan")}, "guidance_scale is a finite number"),
+        (PROMPT, {"guidance_scale": "2"}, "guidance_scale is a finite number"),
+        (None, {}, "a prompt is a text"),
     ],
 )
 def test_other_prompts_and_options_are_refused(model, given, options, said):
@@ -154,3 +161,45 @@ def test_an_edit_of_another_branch_is_refused_where_there_is_none(model):
         model.part("self").edit(hw.AtSteps(hw.TowardIdentity(1.0), branch="perturbed")),
     ):
         model.generate(PROMPT)
+
+
+def other_scheduler(model, kind, **options):
+    """The pipeline with another scheduler of diffusers, by the words of its class."""
+    parts = model.pipeline
+    scheduler = getattr(diffusers, kind)(**options)
+    return PixelPipeline(parts.denoiser, parts.text_encoder, parts.tokenizer, scheduler, 4, 8, 1.0, 3)
+
+
+def test_a_scheduler_that_draws_noise_draws_that_of_the_seed(model):
+    pipeline = other_scheduler(model, "DDPMScheduler", clip_sample=False)
+    torch.manual_seed(1)
+    both = pipeline(["a dog", PROMPT], seed=[5, 6], output_type="pt")
+    torch.manual_seed(2)
+    alone = pipeline(PROMPT, seed=6, output_type="pt")
+    torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+def test_a_scheduler_of_other_noise_keeps_its_own_levels(model):
+    """Euler steps of a diffusion with noise levels σ, x' = x + (σ' - σ)·ε, by hand."""
+    pipeline = other_scheduler(model, "EulerDiscreteScheduler", timestep_spacing="leading")
+    given = pipeline(PROMPT, seed=SEED, output_type="pt")
+    plain = diffusers.EulerDiscreteScheduler(timestep_spacing="leading")
+    plain.set_timesteps(3)
+    told = pipeline.tokenizer(PROMPT, return_tensors="pt")
+    with torch.no_grad():
+        states = pipeline.text_encoder(input_ids=told.input_ids).last_hidden_state
+        x = torch.randn(1, 1, 4, 8, generator=torch.Generator().manual_seed(SEED))
+        x = x * (plain.sigmas[0] ** 2 + 1) ** 0.5
+        for time, now, after in zip(plain.timesteps, plain.sigmas, plain.sigmas[1:], strict=False):
+            noise = pipeline.denoiser(
+                x / (now**2 + 1) ** 0.5, encoder_hidden_states=states, timestep=time[None],
+                encoder_attention_mask=told.attention_mask,
+            ).sample  # fmt: skip
+            x = x + (after - now) * noise
+    torch.testing.assert_close(given, ((x + 1) / 2).clamp(0, 1), atol=1e-4, rtol=0)
+
+
+def test_pixels_that_are_no_numbers_are_refused(model):
+    with pytest.raises(ModelError, match="not finite"):
+        model.generate(PROMPT, guidance_scale=1e38)
