@@ -126,4 +126,4 @@ def region(seen: Seen, part: str, box: tuple[int, int, int, int], layer: int, he
     found = hw.analyses.region_words(seen.records[part], region=box, layers=[layer], heads=heads)
     along = next(dim for dim in ("query", "key") if dim in found.inside.dims)
     inside = found.inside.isel({along: np.isfinite(found.inside.values[0])})
-    return inside.assign_attrs(found.attrs)
+    return inside.assign_attrs(found.attrs, unit="attention weight per patch")

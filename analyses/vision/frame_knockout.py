@@ -6,7 +6,7 @@ Each part of the attention is cut in turn (`recipes.space_time_knockout`), and a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds, Draws
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._prompts.examples import Examples, batches_of, outputs_of
+from headwater.lens.edits.pair_masks import MaskPairs
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import HeadNames
@@ -85,7 +86,7 @@ def frame_knockout(
                 kept[place, batch.places] += (cut.argmax(-1) == plain.argmax(-1)).double().cpu() / len(seeds)
                 far = (plain.exp() * (plain - cut)).sum(-1)
                 divergence[place, batch.places] += far.double().cpu() / len(seeds)
-                share = float((~edits[0].rule).double().mean())
+                share = float((~cast(MaskPairs, edits[0]).rule).double().mean())
                 hidden[place] += share * len(batch.places) / (count * len(seeds))
     return xr.Dataset(
         {

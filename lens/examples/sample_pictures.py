@@ -7,7 +7,7 @@ import random
 import numpy as np
 from PIL import Image
 
-from headwater.data.pictures import canvases, films, scenes
+from headwater.data.pictures import canvases, captions, films, scenes
 from headwater.data.pictures.digits import WORDS, digits
 from headwater.lens.examples.example import Example
 
@@ -35,12 +35,12 @@ def sample_pictures(model: str) -> dict[str, Example]:
         }
     if model.startswith(("clip-digits", "vlm-digits")):
         shown = [canvases.canvas(rng, held_out=True) for _ in range(EACH)]
-        asks = model.startswith("vlm")
+        ask = f"{MARK} what stands top left ?"
+        # clip-digits reads captions of one or two digits, not of four
+        texts = [ask if model.startswith("vlm") else captions.caption_of(each, rng).words for each in shown]
         return {
-            each.caption(): Example(
-                text=f"{MARK} what stands top left ?" if asks else each.caption(), image=each.picture()
-            )
-            for each in shown
+            each.caption(): Example(text=text, image=each.picture())
+            for each, text in zip(shown, texts, strict=True)
         }
     if model.startswith("llava-small"):
         scene = [scenes.scene(rng, held_out=True) for _ in range(EACH)]

@@ -165,7 +165,7 @@ def _denoiser(
     return (module if dtype is None else module.to(dtype)).eval().requires_grad_(False)
 
 
-def _encoder(path: Path, dtype: torch.dtype | None) -> torch.nn.Module:
+def _encoder(path: Path, dtype: torch.dtype | None) -> Any:
     folder = check(path, fewest_layers=0)  # a table of words and their positions alone
     encoder, report = built(folder, dtype)
     for kind, what in (("missing", "lack"), ("unexpected", "have unknown")):

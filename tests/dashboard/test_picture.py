@@ -42,7 +42,9 @@ def test_the_class_token_lies_over_the_picture_and_a_region_over_the_words(app, 
     app.selectbox(key="picture-head-vit-digits-vision").set_value(2).run()
     app.slider(key="picture-rows-vit-digits-4").set_value((1, 2)).run()
     assert not app.exception
-    (bar,) = figure(app, "region-words")["data"]
+    drawn = figure(app, "region-words")
+    (bar,) = drawn["data"]
+    assert "ratio" not in str(drawn["layout"])
     region = hw.analyses.region_words(record, region=(1, 0, 2, 3), heads="1.2").inside
     np.testing.assert_allclose(values(bar, "y"), region[0, :1], atol=1e-6)
 

@@ -1,6 +1,6 @@
 """clip-digits reads what its metrics say, on canvases drawn anew; its captions hold of what they are drawn for.
 
-Seen to fail with the weights of a layer shuffled, with a picture's channels turned, and with `holds` blind to places.
+Seen to fail with `holds` blind to places.
 """
 
 from __future__ import annotations

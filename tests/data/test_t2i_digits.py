@@ -1,7 +1,4 @@
-"""t2i-digits draws what its metrics.json says, by the pipeline as by its own script, and its training survives a kill.
-
-Seen to fail with a guidance of 0, and with the two halves of a picture exchanged.
-"""
+"""t2i-digits draws what its metrics.json says, by the pipeline as by its script, and its training survives a kill."""
 
 import importlib.util
 import json

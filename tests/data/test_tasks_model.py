@@ -180,7 +180,7 @@ def start_training(folder: Path) -> subprocess.Popen:
 def test_a_killed_training_run_resumes_to_the_same_weights(tmp_path):
     whole, broken = start_training(tmp_path / "whole"), start_training(tmp_path / "broken")
     checkpoint = tmp_path / "broken" / "checkpoint.pt"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not checkpoint.exists() and broken.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     broken.send_signal(signal.SIGKILL)

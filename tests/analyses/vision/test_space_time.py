@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -44,18 +46,18 @@ def test_shares_are_those_of_dense_weights(name, prefix, reach):
     np.testing.assert_allclose(found.share, found.per_example.mean("batch"), atol=1e-12)
 
 
-def test_chance_is_that_of_the_keys_that_are_seen():
-    """Patches that see their own frame alone give it all of a uniform row."""
-    model, film = hw.load(zoo.build("vivit")), torch.randn(1, 4, 3, 16, 16)
-    edits = hw.recipes.space_time_knockout(model, None, pixel_values=film, layers=[0, 1])
-    with model.edit(*edits):
-        record = model.record(pixel_values=film)
-    (grid,) = record.grids[0]
-    places = [None, *(tuple(place) for place in grid.coordinates().tolist())]
-    seen = (record.pattern(0)[0, 0] > 0).double()
-    assert (seen == 0).any()
-    found = hw.analyses.space_time(record, draws=5)
-    np.testing.assert_allclose(found.chance, by_hand(seen / seen.sum(-1, keepdim=True), places, 1), atol=1e-6)
+def test_chance_is_that_of_the_keys_that_are_seen(monkeypatch):
+    """The patches of a causal text, taken for two frames of two columns, see no later ones."""
+    ids = zoo.inputs("llava")
+    record = hw.load(zoo.build("llava")).record(ids.pop("input_ids"), ids.pop("attention_mask"), **ids)
+    grid = record.grids[0][0]._replace(frames=2, rows=1)
+    monkeypatch.setattr(sys.modules["headwater.analyses.vision.space_time"], "_grid", lambda record: grid)
+    places: list[tuple[int, int, int] | None] = [None] * record.valid.shape[1]
+    for token, place in zip(grid.tokens().tolist(), grid.coordinates().tolist(), strict=True):
+        places[token] = tuple(place)
+    seen = torch.ones(len(places), len(places)).tril()
+    found = hw.analyses.space_time(record, reach=0, draws=5)
+    np.testing.assert_allclose(found.chance, by_hand(seen / seen.sum(-1, keepdim=True), places, 0), atol=1e-6)
 
 
 def test_a_picture_is_refused_in_a_line():

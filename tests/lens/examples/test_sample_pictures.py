@@ -18,6 +18,13 @@ def test_digits_are_read_as_they_are_called():
 def test_every_kind_has_pictures_and_a_text_where_one_is_read():
     assert all(len(each.images) == 4 for each in sample_pictures("video-digits").values())
     assert all("<image>" in each.text for each in sample_pictures("vlm-digits-sink").values())
-    assert all(each.text == name for name, each in sample_pictures("clip-digits").items())
     assert "a red" in " ".join(sample_pictures("llava-small")).lower()
     assert sample_pictures("tasks-4l") == {}
+
+
+def test_a_caption_fits_the_model_and_tells_a_part_of_what_is_there():
+    samples = sample_pictures("clip-digits")
+    assert hw.load("clip-digits")(list(samples.values())).isfinite().all()
+    for name, each in samples.items():
+        told = set(each.text.split()) - {"a", "an", ","}
+        assert told <= {*name.split(), "digit", "digits", "one", "two", "three", "four"}

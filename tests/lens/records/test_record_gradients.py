@@ -1,7 +1,6 @@
 """`record(..., grad=True)`: every part's maps carry gradients, held against autograd of transformers' eager attention.
 
-Seen to fail: the map detached in `attend`, the weights of a read-only model detached, values detached, the output of
-another run, the statistics computed of detached maps.
+Seen to fail: the map detached, what `attend` gives detached, the weights of a read-only model detached.
 """
 
 from __future__ import annotations
