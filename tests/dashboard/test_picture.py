@@ -44,7 +44,7 @@ def test_the_class_token_lies_over_the_picture_and_a_region_over_the_words(app, 
     assert not app.exception
     drawn = figure(app, "region-words")
     (bar,) = drawn["data"]
-    assert "ratio" not in str(drawn["layout"])
+    assert "ratio: n" not in str(drawn["layout"])
     region = hw.analyses.region_words(record, region=(1, 0, 2, 3), heads="1.2").inside
     np.testing.assert_allclose(values(bar, "y"), region[0, :1], atol=1e-6)
 
