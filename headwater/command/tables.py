@@ -113,8 +113,8 @@ def _labels(array: xr.DataArray | xr.Dataset, dim: str) -> list[str]:
     """
     names = array.coords[dim].values if dim in array.coords else np.arange(array.sizes[dim])
     labels = [cell(place) for place in names]
-    for name in (f"{dim}_part", f"{dim}_token", "token"):
-        if dim == "batch" or name not in array.coords:
+    for name in (f"{dim}_part", f"{dim}_token", f"{dim}_text", "token"):
+        if dim in ("batch", name) or name not in array.coords:
             continue
         told = array.coords[name]
         if told.dims == ("batch", dim) and bool((told == told[0]).all()):

@@ -43,7 +43,7 @@ def head_reinforcement(
     wanted = chosen_layers(layers, model.layers)
     seen = _one(model.to_tokens(prompt, **more))
     blind = without_images(model, seen) if without is None else _one(model.to_tokens(without))
-    factors: dict[str, float] = {}
+    factors: dict[str | Head, float] = {}
     for some in [[layer] for layer in wanted] if in_turn else [wanted]:
         with model.edit(*[ScaleHeads(dict(factors))] if factors else []):
             divergence, outlier = head_divergence(*(_last(model, each, in_turn) for each in (seen, blind)))

@@ -80,3 +80,15 @@ def test_patches_that_all_rows_share_and_sides_of_a_model_are_told() -> None:
     assert rows(tables.of(xr.DataArray(np.zeros((2, 2)), dims=("batch", "key"), coords=other)))[1][3:] == [
         "0", "encoder", "1", "decoder"
     ]  # fmt: skip
+
+
+def test_words_of_an_answer_stand_beside_their_numbers() -> None:
+    told = xr.DataArray([[0.5, 0.25]], dims=("batch", "token"), name="token_score").assign_coords(
+        token=[0, 1], token_text=(("batch", "token"), [["two", "three"]])
+    )
+    lines = rows(tables.of(told))
+    assert [line[:2] for line in lines[-2:]] == [["0", "two"], ["1", "three"]]
+    assert [line[:2] for line in rows(tables.of(told.drop_vars("token_text")))[-2:]] == [
+        ["0", "0.5000"],
+        ["1", "0.2500"],
+    ]
