@@ -21,6 +21,7 @@ from headwater.lens.edits.block import EditBlock, checked
 from headwater.lens.errors import EditError, ModelError, PromptError
 from headwater.lens.examples.inputs import as_inputs
 from headwater.lens.mixers.effective_map import EffectiveMap
+from headwater.lens.mixers.sampled import SampledMap
 from headwater.lens.models import inputs
 from headwater.lens.models.beginning import first_token
 from headwater.lens.models.classes import logits_of
@@ -31,7 +32,7 @@ from headwater.lens.records import destination, plan
 from headwater.lens.records.memory import Estimate, total
 from headwater.lens.records.record import DEFAULT_STATISTICS, Record
 from headwater.lens.running import generation, losses
-from headwater.lens.running.forward import forward, head_outputs, mixer_maps, record
+from headwater.lens.running.forward import forward, head_outputs, mixer_maps, record, sampled_maps
 from headwater.lens.transformer_lens.face import TransformerLens
 
 
@@ -240,6 +241,18 @@ class HookedModel(TransformerLens):
         ModelError, by name, for a mixer of another kind or one that does not agree, and for a model without mixers.
         """
         return mixer_maps(self, self.to_tokens(given, attention_mask, **more))
+
+    def sampled_maps(
+        self, given: Any = None, attention_mask: Any = None, **more: Any
+    ) -> dict[str, SampledMap]:
+        """The exact map of every module of deformable attention (Deformable DETR, RT-DETR), by its path, from one run.
+
+        Each lists the cells of the feature grids that a query reads, with level, row and column
+        (lens/mixers/sampled.py), in memory linear in the queries, and is held to what the module weighed. They are by
+        path because the layers of an encoder and of a decoder have the same numbers. ModelError, by name, for a module
+        of another form or one that does not agree, and for a model without such modules.
+        """
+        return sampled_maps(self, self.to_tokens(given, attention_mask, **more))
 
     # --- changing
 

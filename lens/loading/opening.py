@@ -24,6 +24,7 @@ from headwater.lens.loading.flows import with_flows
 from headwater.lens.loading.folder import one_line
 from headwater.lens.loading.patch_places import with_patches
 from headwater.lens.loading.stacks import with_stacks
+from headwater.lens.mixers.sampled import sampler, sampling
 from headwater.lens.model import HookedModel
 from headwater.lens.models import parts, read_only
 from headwater.lens.models.classes import labels_of
@@ -293,10 +294,10 @@ def _silent(hf: Any, called: set[nn.Module]) -> tuple[str, ...]:
 def _sampled(hf: Any) -> tuple[str, ...]:
     """The deformable attention of a model (Zhu et al. 2021), which weighs a few interpolated points of the picture."""
     kinds = {
-        (type(module).__name__, pattern(path)): None
-        for path, module in hf.named_modules() if hasattr(module, "sampling_offsets")
-    }  # fmt: skip
-    return tuple(f"{name} ({where}: it weighs sampled points, which are no keys)" for name, where in kinds)
+        (type(module).__name__, pattern(path)): "" if sampler(module) is None else "; sampled_maps reads them"
+        for path, module in sampling(hf).items()
+    }
+    return tuple(f"{name} ({where}: it weighs sampled points{told})" for (name, where), told in kinds.items())
 
 
 def _compare(before: Tensor, after: Tensor, sample: dict[str, Tensor], hf: Any) -> None:

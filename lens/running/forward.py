@@ -16,6 +16,7 @@ from torch import Tensor
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
 from headwater.lens.errors import ModelError, PromptError, RecordError
+from headwater.lens.mixers import sampled
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.mixers.reading import reading
 from headwater.lens.models import inputs, read_only
@@ -178,9 +179,21 @@ def mixer_maps(model: Opened, given: Tokens) -> dict[int, EffectiveMap]:
     if not model.mixers:
         raise ModelError(
             f"every layer of {model.name} that mixes positions is attention; model.record(…) gives its maps"
+            + (
+                "; model.sampled_maps(…) those of its deformable attention"
+                if sampled.sampling(model.hf)
+                else ""
+            )
         )
     with reading(model, provenance(model)) as found:
         forward(model, given, **_few_logits(model))
+    return found
+
+
+def sampled_maps(model: Opened, given: Tokens) -> dict[str, sampled.SampledMap]:
+    """`HookedModel.sampled_maps`."""
+    with sampled.reading(model.name, model.hf, provenance(model)) as found:
+        forward(model, given)
     return found
 
 
