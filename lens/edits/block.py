@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
-from headwater.lens.attention import context
+from headwater.lens.attention import context, shortening
 from headwater.lens.attention.module_hooks import on
 from headwater.lens.edits.base import Edit, Prepared
 from headwater.lens.errors import EditError
@@ -49,6 +49,7 @@ class EditBlock(contextlib.AbstractContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._entered.pop().__exit__(kind, error, trace)
+        shortening.begin(None)  # a run that failed has not said that its block ended
 
     def __getattr__(self, name: str) -> NoReturn:
         raise _NotABlock(f"model.edit(…) is a block and has no {name!r}; {WITH}")

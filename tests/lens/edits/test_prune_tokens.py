@@ -357,3 +357,13 @@ def test_gradients_reach_what_is_kept_and_not_what_is_gone():
         other = vectors.detach().requires_grad_()
         (model.embeddings(inputs_embeds=other, grad=True)[0, -1] * torch.linspace(-1, 1, 32)).sum().backward()
     torch.testing.assert_close(vectors.grad, other.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_a_run_that_failed_leaves_nothing_for_the_next() -> None:
+    model = hw.load(zoo.build("bloom"))  # its later layers do not run on fewer tokens
+    given = zoo.inputs("bloom")
+    before = model.record(**given, keep=("qk", "residual")).residual(model.layers[1])
+    with pytest.raises(EditError, match="no token of"), model.edit(hw.PruneTokens({0: 2}, positions=[0, 1])):
+        model(**given)
+    after = model.record(**given, keep=("qk", "residual")).residual(model.layers[1])
+    assert torch.equal(before, after)
