@@ -8,6 +8,7 @@ Seen to fail with a number changed on the page, a word changed, a script without
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -47,8 +48,9 @@ def test_a_script_prints_what_the_page_says(name: str) -> None:
             if not is_added(part):
                 pytest.skip(f"{part} was not added: headwater models add {part}")
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS[name])], capture_output=True, text=True, timeout=900, cwd=ROOT
-    )
+        [sys.executable, str(SCRIPTS[name])], capture_output=True, text=True, timeout=900, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # these scripts with the code beside them
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     within, text = BLOCKS[name]
     printed, said = done.stdout.strip().splitlines(), text.strip().splitlines()

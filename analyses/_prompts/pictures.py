@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from headwater.lens.naming.tokens import Tokens
 
 MOST_CAPTION_BYTES = 2**24
 MANY = 256  # captions that are embedded together
+NOTHING = 1e-6  # length of a difference of two directions that are the same
 
 
 def tower_of(model: HookedModel) -> HookedModel:
@@ -77,7 +79,7 @@ def captions_of(given: str | Sequence[str] | None, setting: str) -> list[str]:
     if given is None:
         raise AnalysisError(f"{setting} is not given; give captions as a list, or a file with one a line")
     if isinstance(given, str):
-        if not Path(given).is_file():
+        if not _is_file(given):
             if given.endswith(".txt"):
                 raise AnalysisError(f"{setting}={given!r}: there is no such file")
             return [given]
@@ -86,6 +88,35 @@ def captions_of(given: str | Sequence[str] | None, setting: str) -> list[str]:
     if not found:
         raise AnalysisError(f"{setting} holds no caption; give at least one")
     return found
+
+
+def _is_file(given: str) -> bool:
+    try:
+        return Path(given).is_file()
+    except OSError:  # longer than any name
+        return False
+
+
+def directions_of(
+    model: HookedModel, captions: Sequence[str], against: str | Sequence[str] | None, alone: bool = False
+) -> Tensor:
+    """Embeddings of captions less the mean of those of `against` (none: of the captions), float64 [caption, d].
+
+    AnalysisError where nothing is left of a caption; with `alone`, one caption without `against` stays as it is.
+    """
+    found = embeddings_of(model, captions)
+    if against is None and alone and len(captions) == 1:
+        return found
+    left = found - (found if against is None else embeddings_of(model, captions_of(against, "against"))).mean(
+        0
+    )
+    empty = left.norm(dim=-1) < NOTHING
+    if bool(empty.any()):
+        raise AnalysisError(
+            f"nothing is left of the caption {captions[int(empty.long().argmax())]!r:.60} when the mean of the others "
+            "is subtracted, for they are the same; give other captions in against"
+        )
+    return left
 
 
 @torch.no_grad()
@@ -101,10 +132,32 @@ def embeddings_of(model: HookedModel, captions: Sequence[str]) -> Tensor:
         )
     parts = []
     for start in range(0, len(captions), MANY):
-        found = model.tokenizer(list(captions[start : start + MANY]), padding=True, return_tensors="pt")
+        some = list(captions[start : start + MANY])
+        found = model.tokenizer(some, padding=True, return_tensors="pt", verbose=False)
+        _readable(model, some, found["input_ids"])
         given = {
             name: found[name].to(model.device) for name in ("input_ids", "attention_mask") if name in found
         }
         out = model.hf.get_text_features(**given)
         parts.append((out if isinstance(out, Tensor) else out.pooler_output).double().cpu())
     return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def _readable(model: HookedModel, captions: Sequence[str], ids: Tensor) -> None:
+    """AnalysisError for a caption that is too long, or that holds a word which the tokenizer does not know."""
+    tokenizer: Any = model.tokenizer
+    most = getattr(getattr(model.hf.config, "text_config", None), "max_position_embeddings", None)
+    if isinstance(most, int) and ids.shape[1] > most:
+        long = max(captions, key=len)
+        raise AnalysisError(
+            f"the caption {long!r:.40} … has {ids.shape[1]} tokens, and {model.name} reads {most}; give a shorter one"
+        )
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        return  # CLIP's own tokenizer knows all letters, and its unknown token ends each text
+    strange = (ids == unknown).any(1)
+    if bool(strange.any()):
+        text = captions[int(strange.long().argmax())]
+        raise AnalysisError(
+            f"{model.name} does not know all words of the caption {text!r:.60}; give words that it knows"
+        )

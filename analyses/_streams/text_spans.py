@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-12  # share of the squares that a variance made of rounding has in float32 sums
 NOTHING = 1e-9  # share of the variance, or of a text's length, below which there is none left
 
 
@@ -36,6 +37,8 @@ def span(data: Tensor, texts: Tensor, count: int, order: list[int] | None = None
     mean = data.mean(0)
     left, rebuilt = data - mean, mean.expand_as(data).clone()
     whole, longest = left.square().sum(), texts.norm(dim=-1).amax().clamp_min(1e-300)
+    if whole <= ROUNDING * data.square().sum():
+        texts = texts[:0]  # all pictures are the same here, and what differs is rounding
     chosen: list[int] = []
     spreads, explained = [], []
     while len(chosen) < min(count, len(texts)):

@@ -79,6 +79,8 @@ def contribution_ablation(
     (['whole', 'mlps', 'class token'], 1.0)
     """
     pictures = Pictures.of(model, examples, batch_size)
+    if len(pictures) < 2:
+        raise AnalysisError("one picture is its own mean, so nothing would change; give several")
     names, towards = _classes(pictures.tower, classes)
     truth = _truth(examples, labels, names, len(pictures))
     parts = Parts.of(pictures, towards if how == "mean" else None)

@@ -18,7 +18,7 @@ from headwater.analyses._catalogue.settings import BatchSize, Draws, Seed
 from headwater.analyses._measures.bootstrap import intervals
 from headwater.analyses._measures.masks import SCORES, masks_of, over_picture, scores_of
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses._prompts.pictures import captions_of, embeddings_of, pixels_of, tokens_of
+from headwater.analyses._prompts.pictures import captions_of, directions_of, pixels_of, tokens_of
 from headwater.analyses._streams.image_run import Pictures
 from headwater.analyses.tokens.raw_attention import raw_attention
 from headwater.analyses.tokens.relevance import relevance
@@ -74,8 +74,8 @@ def segmentation(
     (('attribution', 'batch'), (3, 5))
     """
     asked = methods.replace(",", " ").split()
-    if unknown := [name for name in asked if name not in METHODS]:
-        raise AnalysisError(f"methods={methods!r} holds {unknown[0]!r}; give some of {', '.join(METHODS)}")
+    if not asked or len(set(asked)) < len(asked) or not set(asked) <= set(METHODS):
+        raise AnalysisError(f"methods={methods!r}: give some of {', '.join(METHODS)}, each once")
     pictures = Pictures.of(model, examples, batch_size)
     captions = captions_of(texts, "texts")
     if len(captions) != len(pictures):
@@ -106,9 +106,7 @@ def _map(
     """One map of all tokens of every picture, [picture, key]."""
     tower = pictures.tower
     if name == "text_heatmap":
-        others = captions if against is None else captions_of(against, "against")
-        towards = embeddings_of(model, captions) - embeddings_of(model, others).mean(0)
-        every = of_patches(pictures, towards)
+        every = of_patches(pictures, directions_of(model, captions, against))
         return every[torch.arange(len(every)), :, torch.arange(len(every))]
     if name == "random":
         made = torch.Generator().manual_seed(seed)

@@ -17,7 +17,7 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._prompts.examples import Examples
-from headwater.analyses._prompts.pictures import captions_of, embeddings_of
+from headwater.analyses._prompts.pictures import captions_of, directions_of
 from headwater.analyses._streams.image_run import Mean, Pictures
 from headwater.lens.model import HookedModel
 
@@ -59,11 +59,7 @@ def text_heatmap(
     """
     captions = captions_of(texts, "texts")
     pictures = Pictures.of(model, examples, batch_size)
-    towards = embeddings_of(model, captions)
-    others = captions if against is None else captions_of(against, "against")
-    if against is not None or len(captions) > 1:
-        towards = towards - embeddings_of(model, others).mean(0)
-    heat = of_patches(pictures, towards, mean)
+    heat = of_patches(pictures, directions_of(model, captions, against, alone=True), mean)
     return xr.DataArray(
         heat.transpose(1, 2).numpy(),
         dims=("batch", "text", "key"),

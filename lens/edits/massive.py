@@ -73,12 +73,7 @@ class RedistributeMassive(
     def prepare(self, model: Opened, groups: Mapping[str, Any] = NO_GROUPS) -> Prepared:
         if model.parts[model.part_name].crosses:
             raise EditError("RedistributeMassive reads one stream of tokens, and cross-attention has two")
-        given = self.dimensions if isinstance(self.dimensions, Sequence) else []
-        if not given or not all(isinstance(d, int) and 0 <= d < model.d_model for d in given):
-            raise EditError(
-                f"RedistributeMassive: dimensions are numbers from 0 to {model.d_model - 1}, one or more; "
-                f"got {self.dimensions!r:.60}"
-            )
+        check_dimensions(self.dimensions, model.d_model)
         prepared = super().prepare(model, groups)
         hooks = [ModuleHook(blocks.block(model, layer).module, _note_stream) for layer in prepared.heads]
         return replace(prepared, hooks=tuple(hooks))
@@ -110,6 +105,13 @@ class RedistributeMassive(
             )
         found = memory[slot][:, mask.key_offset : mask.key_offset + mask.keys]
         return torch.nn.functional.pad(found, (0, mask.keys - found.shape[1]))
+
+
+def check_dimensions(given: object, d_model: int) -> None:
+    """EditError unless these are numbers of dimensions of a stream."""
+    listed = given if isinstance(given, Sequence) else []
+    if not listed or not all(isinstance(d, int) and 0 <= d < d_model for d in listed):
+        raise EditError(f"dimensions are numbers from 0 to {d_model - 1}, one or more; got {given!r:.60}")
 
 
 def _note_stream(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

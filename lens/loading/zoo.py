@@ -56,7 +56,7 @@ def build(name: str, seed: int = 0) -> Any:
     return model.eval()
 
 
-def inputs(name: str, seed: int = 0, lengths: tuple[int, ...] = (11, 11)) -> dict[str, Tensor]:
+def inputs(name: str, seed: int = 0, lengths: tuple[int, ...] = (11, 11)) -> dict[str, Any]:
     """Inputs for the model of a family, under transformers' names; shorter rows are padded on the right."""
     kind, generator = FAMILIES[name].kind, torch.Generator().manual_seed(seed)
     batch, longest = len(lengths), max(lengths)

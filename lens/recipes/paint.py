@@ -18,7 +18,7 @@ from headwater.lens.errors import EditError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, Heads, Layers, chosen_layers
 from headwater.lens.naming.tokens import Tokens
-from headwater.lens.recipes.image_tokens import image_tokens
+from headwater.lens.recipes.image_tokens import image_tokens, require_followed
 
 MEASURES = ("mass", "change")
 RANKINGS = ("class", "received")
@@ -47,6 +47,8 @@ def visual_emphasis(
     >>> [(edit.amount, edit.queries) for edit in edits]  # local tokens, then summary tokens
     [(0.7, -1), (0.35, -1)]
     """
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise EditError(f"visual_emphasis: share is a number from 0 to 1; got {share!r}")
     tokens = model.to_tokens(prompt, **more)
     picked = image_tokens(model, tokens, "image")
     vision = model.record(tokens, statistics=(), layers="all", keep=("qk",)).parts.get("vision")
@@ -112,7 +114,7 @@ def sensitive_heads(
     >>> [head.layer for head in hw.recipes.sensitive_heads(model, ids, pixel_values=pixels)]
     [0, 0, 1, 1]
     """
-    if not 0 < share <= 1:
+    if not isinstance(share, int | float) or not 0 < share <= 1:
         raise EditError(f"sensitive_heads: share is above 0 and at most 1; got {share!r}")
     found = visual_sensitivity(model, prompts, measure=measure, **more).mean(0)
     count = max(round(share * model.n_heads), 1)
@@ -128,6 +130,8 @@ def visual_sensitivity(
     model: HookedModel, prompts: Any, *, measure: Literal["mass", "change"] = "change", **more: Any
 ) -> Float[Tensor, "batch layer head"]:
     """How sensitive each head is to the image at the last token of each prompt, float64 [batch, layer, head].
+
+    Each prompt has an image, and text behind it.
 
     "mass": Σ(image) A_ij of the last row i, from 0 to 1. "change": ‖z - z'‖₂ / ‖z‖₂ of the head's output z before the
     output projection, where in the run of z' no token behind the image sees it. Both are ours (see the top of this
@@ -146,6 +150,11 @@ def visual_sensitivity(
         raise EditError(f"visual_sensitivity: measure is one of {', '.join(MEASURES)}; got {measure!r}")
     tokens = model.to_tokens(prompts, **more)
     image = image_tokens(model, tokens, "image")
+    require_followed(model, tokens, image)
+    if not image.any(1).all():
+        raise EditError(
+            f"prompt {int((~image.any(1)).nonzero()[0])} has no image; give only prompts with one"
+        )
     lasts = [int(row.nonzero()[-1]) for row in tokens.mask.cpu()]
     if measure == "mass":
         record = model.record(tokens, statistics=(), keep=("qk",))

@@ -9,19 +9,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from headwater.lens.edits.base import Edit
-from headwater.lens.edits.massive import RedistributeMassive
+from headwater.lens.edits.massive import RedistributeMassive, check_dimensions
 from headwater.lens.edits.weights import Redistribute
 from headwater.lens.errors import EditError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.positions import Positions
-from headwater.lens.naming.tokens import Tokens
-from headwater.lens.recipes.image_tokens import image_tokens
+from headwater.lens.recipes.image_tokens import image_tokens, require_followed
 from headwater.lens.records import sinks
-from headwater.lens.running.forward import forward
 
 
 def visual_redistribution(
@@ -55,21 +52,30 @@ def visual_redistribution(
     >>> [edit.layers for edit in edits]  # layers 2 to the last but one
     [2]
     """
+    if not isinstance(tau, int | float):
+        raise EditError(f"visual_redistribution: tau is a number; got {tau!r}")
     tokens = model.to_tokens(prompt, **more)
     picked = image_tokens(model, tokens, image)
+    require_followed(model, tokens, picked)
+    if model.n_layers < 4:
+        raise EditError(
+            f"visual_redistribution edits layers 2 to the last but one, and {model.name} has {model.n_layers}; "
+            "take a model of four layers or more, or RedistributeMassive with layers="
+        )
     if dimensions is None:
         dimensions = massive_dimensions(model, tokens, tau=tau)
+    check_dimensions(dimensions, model.d_model)
     if sinks_of == "edited run":
         inner = [layer for place, layer in enumerate(model.layers[:-1]) if place >= 2]
         return [RedistributeMassive(list(dimensions), p, tau, rho, least, image, layers=inner)]
     if sinks_of != "plain run":
         raise EditError(f"visual_redistribution: sinks_of is 'plain run' or 'edited run'; got {sinks_of!r}")
-    states = _states(model, tokens)
+    record = model.record(tokens, statistics=(), keep=("residual",))
     found: list[Edit] = []
     for place, layer in enumerate(model.layers[:-1]):
         if place < 2:
             continue
-        massive = (sinks.massive(states[place], dimensions) > tau).cpu() & tokens.mask.cpu()
+        massive = (sinks.massive(record.residual(layer), dimensions) > tau).cpu() & tokens.mask.cpu()
         for row, real in enumerate(tokens.mask.cpu()):
             first = int(real.long().argmax())
             visual, others = massive[row] & picked[row], picked[row] & ~massive[row]
@@ -98,8 +104,9 @@ def massive_dimensions(model: HookedModel, prompt: Any, *, tau: float = 20.0) ->
     """
     tokens = model.to_tokens(prompt)
     first = int(tokens.mask[0].long().argmax())
-    states = _states(model, model.to_tokens(tokens.ids[:1, first : first + 1]))
-    size = sinks.massive_sizes(torch.stack([x[0, 0] for x in states]))
+    alone = model.to_tokens(tokens.ids[:1, first : first + 1])
+    record = model.record(alone, statistics=(), keep=("residual",))
+    size = sinks.massive_sizes(torch.stack([record.residual(layer)[0, 0].float() for layer in record.layers]))
     dimensions = sinks.massive_dimensions(size, tau)
     if not dimensions:
         raise EditError(
@@ -107,12 +114,6 @@ def massive_dimensions(model: HookedModel, prompt: Any, *, tau: float = 20.0) ->
             f"times the root mean square, tau is {tau:g}; give dimensions= or a lower tau"
         )
     return dimensions
-
-
-def _states(model: HookedModel, tokens: Tokens) -> Sequence[Float[Tensor, "batch position d_model"]]:
-    """The residual stream entering each layer, [batch, position, d_model] each, float32."""
-    found = forward(model, tokens, output_hidden_states=True).hidden_states
-    return [x.float() for x in found[: model.n_layers]]
 
 
 def _listed(flags: Tensor, first: int) -> list[int]:

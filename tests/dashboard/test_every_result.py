@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import drawn_canvases
 import networkx as nx
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ OTHERS = {
     "position_swap": "gpt2",
     "output_gates": "qwen3_next",
 }  # else a small Llama
+# what compares pictures with captions needs a tokenizer and captions, which no model of the zoo has
+ON_CLIP = ("text_span", "text_heatmap", "segmentation", "contribution_ablation")
 QUICK = (
     "rollout",
     "head_roles",
@@ -64,7 +67,7 @@ def numbers_drawn(drawn: Any) -> np.ndarray:
         if (
             values is not None
             and getattr(trace, "mode", "") not in ("text", "markers")
-            and not (trace.type == "heatmap" and trace.text is not None)
+            and not (trace.type == "heatmap" and trace.text is not None and "%{z" not in trace.hovertemplate)
         ):
             found.append(np.asarray(values, dtype=float).ravel())
     flat = np.concatenate(found) if found else np.array([])
@@ -78,10 +81,26 @@ def words_of(drawn: Any) -> str:
     return html.unescape(json.dumps([told["layout"], bars], ensure_ascii=False)).replace("<br>", " ")
 
 
+def on_clip(name: str) -> Any:
+    """The result of an analysis of captions, on four canvases of digits."""
+    found = drawn_canvases.drawn(4, 1)
+    place, places = drawn_canvases.first(found), drawn_canvases.PLACES
+    given = {
+        "contribution_ablation": {"classes": places, "labels": place, "draws": 10},
+        "segmentation": {
+            "texts": [places[n] for n in place], "against": places, "draws": 10,
+            "masks": [each.mask(n).tolist() for each, n in zip(found, place, strict=True)],
+        },
+    }.get(name, {"texts": places})  # fmt: skip
+    shots = [each.picture() for each in found]
+    return catalogue()[name].function(hw.load("clip-digits"), shots, **given)
+
+
 @pytest.mark.parametrize("name", rows())
 def test_every_result_is_drawn(name: str, tmp_path: Path) -> None:
     asked = catalogue()[name]
-    result = matrix_calls.call(asked, subject(OTHERS.get(name, "llama")))
+    given = OTHERS.get(name, "llama")
+    result = on_clip(name) if name in ON_CLIP else matrix_calls.call(asked, subject(given))
     drawn = hw.figure(result)
     assert drawn.layout.title.text.replace("<br>", " ") == html.escape(asked.question, quote=False)
     text = words_of(drawn)
@@ -109,6 +128,8 @@ def test_every_result_is_drawn(name: str, tmp_path: Path) -> None:
         strange = [x for x in seen if not np.isclose(held, x, rtol=1e-6, atol=1e-12).any()]
         assert not strange, f"drawn, and not in the result: {strange[:3]}"
         if isinstance(result, xr.DataArray) and "choose with" not in text:
+            if "key_row" in result.coords:  # the remark tells what is no patch, with fewer digits
+                held = np.unique(numbers_of(result.where(result.key_row >= 0)))
             missing = [x for x in held if not np.isclose(seen, x, rtol=1e-6, atol=1e-12).any()]
             assert not missing, f"in the result, and not drawn: {missing[:3]}"
         assert seen.size or noted or any(trace.type == "table" for trace in drawn.data)

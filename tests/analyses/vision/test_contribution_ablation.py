@@ -63,3 +63,9 @@ def test_what_does_not_fit_is_refused_by_name(model: hw.HookedModel) -> None:
         hw.analyses.contribution_ablation(model, shots, PLACES, ["a cat", "a dog"])
     with pytest.raises(AnalysisError, match="2 pictures have 1 labels"):
         hw.analyses.contribution_ablation(model, shots, PLACES, [0])
+
+
+def test_one_picture_which_is_its_own_mean_is_refused() -> None:
+    model, found = hw.load("clip-digits"), drawn(1, 1)
+    with pytest.raises(AnalysisError, match="one picture is its own mean"):
+        hw.analyses.contribution_ablation(model, found[0].picture(), PLACES, first(found))

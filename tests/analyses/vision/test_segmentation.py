@@ -82,3 +82,28 @@ def test_what_does_not_fit_is_refused_by_name(model: hw.HookedModel) -> None:
         hw.analyses.segmentation(model, shots, PLACES[0], masks)
     with pytest.raises(AnalysisError, match="masks must be bool"):
         hw.analyses.segmentation(model, shots, PLACES[:2], masks[:1])
+
+
+def test_captions_that_leave_nothing_are_refused_by_name(model: hw.HookedModel) -> None:
+    found = drawn(2, 1)
+    shots, masks = (
+        [each.picture() for each in found],
+        [each.mask(n) for each, n in zip(found, first(found), strict=True)],
+    )
+    for count in (1, 2):  # one picture, or one caption for all, has no other to be compared with
+        with pytest.raises(AnalysisError, match="nothing is left of the caption 'a digit top left'"):
+            hw.analyses.segmentation(model, shots[:count], PLACES[:1] * count, np.stack(masks[:count]))
+    with pytest.raises(AnalysisError, match="nothing is left of the caption"):
+        hw.analyses.text_heatmap(model, shots, texts=PLACES[0], against=PLACES[0])
+    for methods in ("", "random random", "depth"):
+        with pytest.raises(AnalysisError, match="give some of text_heatmap"):
+            hw.analyses.segmentation(model, shots, PLACES[:2], np.stack(masks), methods=methods)
+
+
+def test_captions_that_can_not_be_read_are_refused_by_name(model: hw.HookedModel) -> None:
+    shot = drawn(1, 1)[0].picture()
+    with pytest.raises(AnalysisError, match="does not know all words of the caption 'a purple digit'"):
+        hw.analyses.text_heatmap(model, shot, texts=[PLACES[0], "a purple digit"])
+    for words in (9, 150):  # the second one is longer than a name of a file may be
+        with pytest.raises(AnalysisError, match="clip-digits reads 16; give a shorter one"):
+            hw.analyses.text_heatmap(model, shot, texts="a digit " * words)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_canvases import drawn, embedded
+from drawn_canvases import PLACES, drawn, embedded
 from typer.testing import CliRunner
 
 import headwater as hw
@@ -112,3 +112,10 @@ def test_the_command_line_takes_pictures_and_a_file_of_captions(tmp_path: Path) 
     refused = CliRunner().invoke(app, asked)
     assert refused.exit_code == 2
     assert "give captions as a list, or a file" in refused.output
+
+
+def test_heads_that_write_the_same_of_all_pictures_have_no_captions() -> None:
+    model, shot = hw.load("clip-digits"), drawn(1, 1)[0].picture()
+    found = hw.analyses.text_span(model, [shot] * 3, texts=PLACES, count=2, draws=1, batch_size=2)
+    assert (found.text == "").all()
+    assert found.spread.isnull().all()

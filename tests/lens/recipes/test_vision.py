@@ -82,3 +82,48 @@ def test_sinks_of_the_edited_run_need_no_prompt_of_their_own(chat):
         found = model(ids, pixel_values=pixels)
     with model.edit(*plain):  # one layer is edited, so the sinks are the same
         torch.testing.assert_close(found, model(ids, pixel_values=pixels))
+
+
+def test_the_stream_of_a_hybrid_model_is_that_of_its_own_layer():
+    model, ids = hw.load(zoo.build("qwen3_next")), zoo.inputs("qwen3_next")["input_ids"][:1]
+    (layer,) = model.layers  # the first layer has no attention
+    assert layer == 1
+    states = model.hf(input_ids=ids[:, :1], output_hidden_states=True).hidden_states
+    sizes = states[layer][0, 0].abs() / (states[layer][0, 0].square().mean() + 1e-6).sqrt()
+    tau = float(sizes.topk(3).values[1:].mean())
+    assert hw.recipes.massive_dimensions(model, ids, tau=tau) == sorted(sizes.topk(2).indices.tolist())
+
+
+def test_what_has_no_text_behind_its_image_or_no_such_dimension_is_refused(chat):
+    model, ids, pixels, _ = chat
+    cut = ids[:, : IMAGE[-1] + 1]
+    for recipe in (hw.recipes.visual_redistribution, hw.recipes.visual_sensitivity):
+        more = {"dimensions": [0]} if recipe is hw.recipes.visual_redistribution else {}
+        with pytest.raises(EditError, match="no token stands behind the image of prompt 0"):
+            recipe(model, cut, pixel_values=pixels, **more)
+        with pytest.raises(EditError, match="reads no text behind its picture here"):
+            recipe(model.part("vision"), ids, pixel_values=pixels, **more)
+    for dimensions in ([9999], [-1], [], 3):
+        for sinks_of in ("plain run", "edited run"):
+            with pytest.raises(EditError, match="dimensions are numbers from 0 to"):
+                hw.recipes.visual_redistribution(
+                    model, ids, pixel_values=pixels, dimensions=dimensions, sinks_of=sinks_of
+                )
+    with pytest.raises(EditError, match="tau is a number"):
+        hw.recipes.visual_redistribution(model, ids, pixel_values=pixels, dimensions=[0], tau="a")
+    shallow = hw.load(zoo.build("llava"))
+    with pytest.raises(EditError, match="take a model of four layers or more"):
+        hw.recipes.visual_redistribution(shallow, ids, pixel_values=pixels, dimensions=[0])
+
+
+def test_a_batch_in_which_a_prompt_has_no_image_and_a_share_out_of_bounds_are_refused(chat):
+    model, ids, pixels, _ = chat
+    mixed = torch.cat([ids, torch.full_like(ids, 20)])
+    for measure in ("mass", "change"):
+        with pytest.raises(EditError, match="prompt 1 has no image"):
+            hw.recipes.visual_sensitivity(model, mixed, pixel_values=pixels, measure=measure)
+    for share in (2, -1, float("nan"), "a"):
+        with pytest.raises(EditError, match="share is"):
+            hw.recipes.visual_emphasis(model, ids, pixel_values=pixels, share=share)
+        with pytest.raises(EditError, match="share is"):
+            hw.recipes.sensitive_heads(model, ids, pixel_values=pixels, share=share)
