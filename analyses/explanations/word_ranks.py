@@ -59,7 +59,8 @@ def word_ranks(
     Unit: share of pairs, 0 to 1; share of texts.
     Source: ours, after Pruthi et al. 2020, arXiv:1909.07913, whose classifiers hide such words from attention.
     Cost: each method once per text.
-    Not for: words of which it is not known that they matter: delete them first, and see whether the prediction falls.
+    Not for: words of which it is not known that they matter: delete them first, and see whether the prediction falls;
+        a text with several that stand in for each other: to blank_out each alone looks needless.
 
     >>> import headwater as hw
     >>> model = hw.load("deceptive-2l")
