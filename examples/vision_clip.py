@@ -56,4 +56,4 @@ for name in scored.attribution.values:
 
 if len(sys.argv) > 1:
     heat = hw.analyses.text_heatmap(model, shots[0], texts=PLACES)
-    hw.figure(heat, image=shots[0]).write_html(f"{sys.argv[1]}/vision_clip.html", include_plotlyjs="cdn")
+    hw.figure(heat, image=shots[0]).write_image(f"{sys.argv[1]}/vision_clip.svg")

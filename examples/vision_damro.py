@@ -36,4 +36,4 @@ compare(model, ways | {"random patches, alpha 1": random_patches})
 if len(sys.argv) > 1:
     shares = xr.DataArray(chosen.reshape(4, 4), dims=("row", "column"), name="share of pictures")
     drawn = hw.figure(shares, title="Which patches does the tower's class token attend to most?")
-    drawn.write_html(f"{sys.argv[1]}/vision_damro.html", include_plotlyjs="cdn")
+    drawn.write_image(f"{sys.argv[1]}/vision_damro.svg")

@@ -56,4 +56,4 @@ for size in kept.kept.values:
 
 if len(sys.argv) > 1:
     drawn = hw.figure(found.sel(route="image->answer"), variable="accuracy")
-    drawn.write_html(f"{sys.argv[1]}/vision_inside.html", include_plotlyjs="cdn")
+    drawn.write_image(f"{sys.argv[1]}/vision_inside.svg")

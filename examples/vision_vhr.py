@@ -51,4 +51,4 @@ if len(sys.argv) > 1:
     drawn = hw.figure(
         found.token_score.isel(batch=0), title="Which words of a caption depend on the picture?"
     )
-    drawn.write_html(f"{sys.argv[1]}/vision_vhr.html", include_plotlyjs="cdn")
+    drawn.write_image(f"{sys.argv[1]}/vision_vhr.svg")
