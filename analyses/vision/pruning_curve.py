@@ -53,7 +53,8 @@ def pruning_curve(
     is the share of examples whose class or next token stays; `accuracy` is that of the class against each example's
     `label`, or of the next token against its word of `answers`, and `whole` that of the model as it is. Intervals are
     95 % bootstrap bounds over examples; the score "random" is the mean of `random_draws` choices, with the seeds from
-    `seed` on. `patches` [kept] are left.
+    `seed` on, drawn for each picture of a batch and in every batch the same: with `batch_size=1` all pictures have the
+    same choices. `patches` [kept] are left of the first picture.
 
     Question: How many patches does a model need, and which score finds them?
     Unit: drift: 0 to 2; the others: shares of examples.
@@ -171,7 +172,7 @@ def _shares(keep: str | Sequence[float]) -> list[float]:
         raise AnalysisError(f"keep={keep!r:.60} is not a list of shares such as '0.5 0.25'") from None
     if not found or not all(0 < share <= 1 for share in found):
         raise AnalysisError(f"keep={keep!r:.60}: shares lie above 0 and up to 1")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _names(scores: str | Sequence[str]) -> list[str]:
@@ -180,4 +181,4 @@ def _names(scores: str | Sequence[str]) -> list[str]:
         raise AnalysisError(f"unknown score {wrong[0]!r}: {nearest(wrong[0], SCORES)}")
     if not found:
         raise AnalysisError("scores is empty; give some of flow, attention, values, random")
-    return found
+    return list(dict.fromkeys(found))

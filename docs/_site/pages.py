@@ -13,7 +13,8 @@ from headwater._analyses import COMPANIONS
 from headwater.lens.edits import EDITS
 
 ROOT = Path(__file__).parents[2]
-HOMES = {"headwater": hw, "headwater.analyses": analyses, "headwater.recipes": hw.recipes}
+MODULES = {"headwater.analyses": analyses, "headwater.recipes": hw.recipes, "headwater.losses": hw.losses}
+HOMES = {"headwater": hw, **MODULES}
 MODEL = {"HookedModel", "load", "remove_heads"}
 RECORD = {"Record", "AttentionMap"}
 WITH_METHODS = {"HookedModel", "Record", "AttentionMap", "Experiment", "Head"}
@@ -49,7 +50,7 @@ def entry(path: str) -> str:
 
 def names_of(kind: str) -> list[str]:
     """The public names of one page of the reference; each public name is on exactly one."""
-    rest = [name for name in hw.__all__ if name not in ("__version__", "analyses", "recipes")]
+    rest = [n for n in hw.__all__ if n != "__version__" and f"headwater.{n}" not in MODULES]
     return {
         "model": [n for n in rest if n in MODEL],
         "record": [n for n in rest if n in RECORD],
@@ -66,6 +67,10 @@ def _recipes() -> list[str]:
     return [entry(f"headwater.recipes.{name}") for name in hw.recipes.__all__]
 
 
+def _losses() -> list[str]:
+    return [entry(f"headwater.losses.{name}") for name in hw.losses.__all__]
+
+
 def _companions() -> list[str]:
     return [entry(f"headwater.analyses.{name}") for name in COMPANIONS]
 
@@ -75,6 +80,7 @@ REFERENCE = {
     "reference/record": lambda: _public("record"),
     "reference/edits": lambda: _public("edits"),
     "reference/recipes": _recipes,
+    "reference/losses": _losses,
     "reference/other": lambda: [*_public("other"), *_companions()],
 }
 

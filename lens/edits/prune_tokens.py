@@ -67,6 +67,12 @@ class PruneTokens(Edit):
         refuse_unfit(model)
         stages = self._stages(model)
         given, prior = _numbers(self.score, "score"), _numbers(self.prior, "prior")
+        for what, numbers in {"score": given, "prior": prior}.items():
+            if prior is not None and numbers is not None and bool((numbers < 0).any()):
+                raise EditError(
+                    f"PruneTokens: with a prior both are taken as shares of their sums, and {what} goes down to "
+                    f"{float(numbers.min()):.3g}; give numbers of 0 or more"
+                )
         number(self.mix, "mix", "PruneTokens", 0.0, 1.0)
         for name in ("recycle", "seed"):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < 0:
@@ -101,7 +107,15 @@ class PruneTokens(Edit):
         found: dict[int, int | float] = {}
         for layer, left in self.keep.items():
             place = int(layer) if isinstance(layer, str) and layer.isdecimal() else layer
+            if not isinstance(place, int) or isinstance(place, bool):
+                raise EditError(
+                    f"PruneTokens: keep names each layer by its number, as in {{2: 0.5}}; got {layer!r:.40}"
+                )
             (place,) = chosen_layers(place, model.layers)
+            if place in found:
+                raise EditError(
+                    f"PruneTokens: keep names layer {place} twice; say once what is left behind it"
+                )
             number(left, f"keep behind layer {place}", "PruneTokens", 0.0)
             if (isinstance(left, float) and left > 1) or not isinstance(left, int | float):
                 raise EditError(

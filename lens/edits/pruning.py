@@ -96,8 +96,14 @@ class Pruning:
         )
 
     def before(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.plan is None and any(edit.shortens for edit in context.active(self.model.key)):
+        shortening_edits = sum(edit.shortens for edit in context.active(self.model.key))
+        if self.plan is None and shortening_edits:
             return None  # an edit of this part does it
+        if shortening_edits > 1:
+            raise EditError(
+                f"PruneTokens: {shortening_edits} of them are on in one part; name all layers in one, as in "
+                "keep={1: 0.5, 3: 0.25}"
+            )
         x = module_hooks.hidden_states(args, kwargs)
         if x.dim() != 3:
             raise EditError(

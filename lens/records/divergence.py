@@ -34,7 +34,8 @@ def attention_divergence(
     teacher}, where layers or heads differ. Of a row t of the teacher and s of the student "cross_entropy" is
     -Σ t ln s, "kl" the same less the entropy of t, "js" the Jensen–Shannon divergence (at most ln 2). Gradients go to
     the records that were made with `grad=True`. A weight that the student can not give, because its key is hidden,
-    counts as the smallest number that float32 holds. RecordError for records of different tokens, or without maps.
+    counts as the smallest number that float32 holds. RecordError for records of different lengths or padding,
+    or without maps; that both read the same is not checked.
 
     Source: Li et al. 2024, arXiv:2411.09702 (attention transfer: "distil" is the task loss and λ times the mean of
     the cross-entropy; formulas from memory). "copy" is `FreezeAttention(teacher)` on the student.
@@ -50,6 +51,9 @@ def attention_divergence(
     """
     if how not in HOW:
         raise RecordError(f"how is one of {', '.join(HOW)}; got {how!r}")
+    for name, given in {"teacher": teacher, "student": student}.items():
+        if not isinstance(given, Record):
+            raise RecordError(f"the {name} is a record, as model.record gives it; got {type(given).__name__}")
     pairs = _pairs(teacher, student, heads)
     found: dict[int, Tensor] = {}
     real = student.valid.sum(1).clamp_min(1)
@@ -59,6 +63,12 @@ def attention_divergence(
             raise RecordError(
                 f"the student's maps of layer {layers[0]} are {_size(s)} and the teacher's of layer {layers[1]} "
                 f"{_size(t)} (rows × queries × keys); record the same inputs with both"
+            )
+        if s.shape[2] == teacher.valid.shape[1] and not teacher.valid.equal(
+            student.valid.to(teacher.valid.device)
+        ):
+            raise RecordError(
+                "teacher and student are padded at different places; record the same inputs with both"
             )
         here = [n for n, (own, other) in enumerate(pairs) if (own.layer, other.layer) == layers]
         mine, theirs = ([pairs[n][side].head for n in here] for side in (0, 1))
@@ -84,9 +94,14 @@ def _pairs(
     elif isinstance(heads, Mapping):
         given = dict(heads)
     else:
-        given = {
-            head: head for head in (heads.replace(",", " ").split() if isinstance(heads, str) else heads)
-        }
+        try:
+            given = {
+                head: head for head in (heads.replace(",", " ").split() if isinstance(heads, str) else heads)
+            }
+        except TypeError:
+            raise RecordError(
+                f"heads are names 'layer.head', or {{student's: teacher's}}; got {heads!r:.60}"
+            ) from None
     if not given:
         raise RecordError("heads is empty; name at least one head")
     own = named(list(given), student.layers, student.n_heads, "the student")

@@ -86,3 +86,10 @@ def test_what_can_not_be_is_refused(classifier, setting, told):
     model, pictures = classifier
     with pytest.raises(AnalysisError, match=told):
         hw.analyses.pruning_curve(model, pictures, **setting)
+
+
+def test_what_is_named_twice_counts_once(classifier):
+    model, pictures = classifier
+    once = hw.analyses.pruning_curve(model, pictures, keep="0.5", scores="flow random", draws=10)
+    twice = hw.analyses.pruning_curve(model, pictures, keep="0.5 0.5", scores="flow random flow", draws=10)
+    assert once.equals(twice)

@@ -367,3 +367,28 @@ def test_a_run_that_failed_leaves_nothing_for_the_next() -> None:
         model(**given)
     after = model.record(**given, keep=("qk", "residual")).residual(model.layers[1])
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"keep": {"all": 3}}, "names each layer by its number"),
+        ({"keep": {(0, 1): 3}}, "names each layer by its number"),
+        ({"keep": {True: 3}}, "names each layer by its number"),
+        ({"keep": {1: 3, "1": 5}}, "names layer 1 twice"),
+        ({"keep": {1: 3}, "prior": -torch.rand(16)}, "give numbers of 0 or more"),
+        ({"keep": {1: 3}, "score": -torch.rand(16), "prior": torch.rand(16)}, "give numbers of 0 or more"),
+    ],
+)
+def test_settings_that_say_nothing_sure_are_refused(settings, why):
+    with pytest.raises(EditError, match=why), hw.load("vit-digits").edit(hw.PruneTokens(**settings)):
+        pass
+
+
+def test_two_of_them_on_one_part_are_refused():
+    model, pixels = hw.load("vit-digits"), torch.zeros(1, 1, 8, 8)
+    both = hw.PruneTokens({0: 8}), hw.PruneTokens({1: 4})
+    with model.edit(*both), pytest.raises(EditError, match="name all layers in one"):
+        model(pixels)
+    with model.edit(both[0]), model.edit(both[1]), pytest.raises(EditError, match="name all layers in one"):
+        model(pixels)

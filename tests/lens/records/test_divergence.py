@@ -111,3 +111,15 @@ def test_what_does_not_fit_is_said(records):
         hw.attention_divergence(teacher, student, {"0.0": "7.0"})
     with pytest.raises(RecordError, match="how is one of"):
         hw.attention_divergence(teacher, student, how="cosine")  # type: ignore[arg-type]
+
+
+def test_records_that_do_not_fit_are_refused():
+    model = hw.load("tasks-4l")
+    texts = ["Mary gave John a drink", "Mary gave"]
+    one, other = model.record(texts), model.record(texts[::-1])
+    with pytest.raises(RecordError, match="padded at different places"):
+        hw.attention_divergence(one, other)
+    with pytest.raises(RecordError, match="the teacher is a record"):
+        hw.attention_divergence(None, one)  # type: ignore[arg-type]
+    with pytest.raises(RecordError, match="heads are names"):
+        hw.attention_divergence(one, one, heads=3)  # type: ignore[arg-type]
