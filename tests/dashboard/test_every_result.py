@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import html
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,20 @@ import xarray as xr
 import headwater as hw
 from headwater.analyses._catalogue.catalogue import catalogue
 from headwater.command import matrix_calls
+from headwater.data.pictures import films
 
 OTHERS = {
     "patch_distance": "dinov2",
     "image_contributions": "vit",
     "pruning_curve": "vit",
     "token_importance": "vit",
+    "head_effects": "vit_classifier",
+    "word_on_picture": "llava",
+    "region_words": "llava",
+    "attention_knockout": "llava",
+    "localised_reading": "llava",
+    "image_compression": "llava",
+    "token_divergence": "llava",
     "position_swap": "gpt2",
     "output_gates": "qwen3_next",
 }  # else a small Llama
@@ -96,11 +105,40 @@ def on_clip(name: str) -> Any:
     return catalogue()[name].function(hw.load("clip-digits"), shots, **given)
 
 
+def on_video(name: str) -> Any:
+    """The result of an analysis of films, on two of them."""
+    model, rng = hw.load("video-digits"), random.Random(0)
+    shots = [hw.Example(image=films.film(rng).frames()) for _ in range(2)]
+    return (
+        hw.analyses.space_time(model.record(shots))
+        if name == "space_time"
+        else catalogue()[name].function(model, shots)
+    )
+
+
+def on_drawings(name: str) -> Any:
+    """The result of an analysis of a model that draws, on two prompts."""
+    concepts = {"digit": "bright {one|two} left", "place": "bright three {left|right}"}
+    given: dict[str, Any] = {"concepts": concepts}
+    if name == "head_weakening":
+        bright = lambda pictures, prompts: [float(np.asarray(each).mean()) for each in pictures]  # noqa: E731
+        given |= {"concept": "digit", "measure": bright, "step": 24, "controls": 1}
+    return catalogue()[name].function(hw.load("t2i-digits"), ["bright one left", "dim two right"], **given)
+
+
+ELSEWHERE = {
+    **dict.fromkeys(ON_CLIP, on_clip),
+    **dict.fromkeys(("space_time", "frame_knockout"), on_video),
+    **dict.fromkeys(("head_relevance", "head_weakening"), on_drawings),
+}
+
+
 @pytest.mark.parametrize("name", rows())
 def test_every_result_is_drawn(name: str, tmp_path: Path) -> None:
     asked = catalogue()[name]
     given = OTHERS.get(name, "llama")
-    result = on_clip(name) if name in ON_CLIP else matrix_calls.call(asked, subject(given))
+    made = ELSEWHERE.get(name)
+    result = made(name) if made else matrix_calls.call(asked, subject(given))
     drawn = hw.figure(result)
     assert drawn.layout.title.text.replace("<br>", " ") == html.escape(asked.question, quote=False)
     text = words_of(drawn)
@@ -129,7 +167,8 @@ def test_every_result_is_drawn(name: str, tmp_path: Path) -> None:
         assert not strange, f"drawn, and not in the result: {strange[:3]}"
         if isinstance(result, xr.DataArray) and "choose with" not in text:
             if "key_row" in result.coords:  # the remark tells what is no patch, with fewer digits
-                held = np.unique(numbers_of(result.where(result.key_row >= 0)))
+                patches = (result.key_row >= 0).broadcast_like(result).transpose(*result.dims).values
+                held = np.unique(result.values[patches])
             missing = [x for x in held if not np.isclose(seen, x, rtol=1e-6, atol=1e-12).any()]
             assert not missing, f"in the result, and not drawn: {missing[:3]}"
         assert seen.size or noted or any(trace.type == "table" for trace in drawn.data)
