@@ -41,6 +41,7 @@ def test_a_script_is_short_and_its_figure_is_there(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.page
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_prints_what_the_page_says(name: str) -> None:
     for needed in re.findall(r'hw\.load\("(.*?)"\)', SCRIPTS[name].read_text(encoding="utf-8")):
