@@ -10,7 +10,7 @@ demo: .venv/.demo
 	@.venv/bin/headwater models add smollm2-135m > /dev/null || true
 	@.venv/bin/headwater dashboard
 
-# Everything but the scripts of `make pages`, and its time in the last line: about seven minutes on two idle cores.
+# Everything but the scripts of `make pages`, and its time in the last line: about fifteen minutes on two idle cores.
 test: .venv/.test trained
 	@.venv/bin/python -m pytest -n 2 -m "not page"
 
