@@ -7,11 +7,11 @@ import random
 import numpy as np
 from PIL import Image
 
-from headwater.data.pictures import canvases, captions, films, scenes
+from headwater.data.pictures import canvases, captions, films
 from headwater.data.pictures.digits import WORDS, digits
 from headwater.lens.examples.example import Example
 
-EACH = 4  # canvases, scenes or films
+EACH = 4  # canvases or films
 MARK = "<image>"  # where the picture stands in a text
 
 
@@ -41,12 +41,5 @@ def sample_pictures(model: str) -> dict[str, Example]:
         return {
             each.caption(): Example(text=text, image=each.picture())
             for each, text in zip(shown, texts, strict=True)
-        }
-    if model.startswith("llava-small"):
-        scene = [scenes.scene(rng, held_out=True) for _ in range(EACH)]
-        texts = [scenes.listed([thing for thing in each.things if thing]) for each in scene]
-        return {
-            text: Example(text=f"{MARK}\nWhat is in the picture?", image=each.picture())
-            for text, each in zip(texts, scene, strict=True)
         }
     return {}

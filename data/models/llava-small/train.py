@@ -1,6 +1,8 @@
 """Trains the projector of llava-small: python train.py; killed and started again, it goes on from its last checkpoint.
 
-Needs `headwater models add smollm2-135m dinov2-small`. Both models stay frozen; the projector alone learns.
+Needs `headwater models add smollm2-135m dinov2-small`. Both models stay frozen; the projector alone learns, in two
+stages. First it learns to say words: a patch becomes the embedding of the colour or of the kind of what stands in its
+quarter, in turn along a row. That takes minutes. Then it learns from the language model's answers to questions.
 """
 
 import argparse
@@ -19,7 +21,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Model
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[2])]
+sys.path[:0] = [str(HERE), str(HERE.parents[2])]
+import measure  # noqa: E402
 
 from headwater.data.pictures import scenes  # noqa: E402
 
@@ -86,13 +89,86 @@ def packed(tokenizer, found: list[scenes.Scene], rng: random.Random, count: int)
     return {"ids": ids, "mask": mask[:, None], "target": target, "position": position}
 
 
+def words_of(tokenizer, found: list[scenes.Scene]) -> torch.Tensor:
+    """The word that each patch is to become, token ids [scene, 64]: colour, kind, colour, kind … along a row."""
+
+    def token(word: str) -> int:
+        return tokenizer(f" {word}")["input_ids"][0]
+
+    grid = torch.full((len(found), 8, 8), token("nothing"))
+    for row, s in enumerate(found):
+        for place, thing in enumerate(s.things):
+            if thing:
+                top, left = 4 * (place // 2), 4 * (place % 2)
+                for side, word in enumerate(thing):
+                    grid[row, top : top + 4, left + side : left + 4 : 2] = token(word)
+    return grid.flatten(1)
+
+
+def say_words(projector: Projector, tower: Dinov2Model, tokenizer, embed, steps: int, seed: int) -> float:
+    """The first stage; gives the share of patches of the last batches whose nearest word is the right one."""
+    optimiser = torch.optim.AdamW(projector.parameters(), lr=3e-3, weight_decay=0.01)
+    bar = tqdm(range(steps), desc="words", mininterval=5)
+    right = 0.0
+    for step in bar:
+        rng = random.Random(f"words {seed} {step}")
+        found = [scenes.scene(rng) for _ in range(16)]
+        wanted = words_of(tokenizer, found)
+        said, table = projector(patches(tower, found)), embed.weight.float()
+        known = wanted.unique()
+        target = torch.nn.functional.embedding(wanted, table)
+        near = torch.searchsorted(known, wanted)
+        logits = (
+            10
+            * torch.nn.functional.normalize(said, dim=-1)
+            @ torch.nn.functional.normalize(table[known], dim=-1).T
+        )
+        size = float(table.var())
+        loss = (said - target).square().mean() / size + torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), near.flatten()
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = 3e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        right += (float((logits.argmax(-1) == near).float().mean()) - right) / min(step + 1, 20)
+        bar.set_postfix(loss=f"{float(loss.detach()):.3f}", right=f"{right:.3f}")
+    return right
+
+
+def asker(projector: Projector, tower: Dinov2Model, tokenizer, language) -> measure.Ask:
+    """Greedy answers of the whole model, each question alone behind the picture."""
+    embed = language.get_input_embeddings()
+
+    @torch.no_grad()
+    def ask(scene: scenes.Scene, questions: list[str]) -> list[str]:
+        opening = tokenizer("<|im_start|>user\n", return_tensors="pt")["input_ids"]
+        picture = projector(patches(tower, [scene])).to(embed.weight.dtype)
+        begun = torch.cat([embed(opening), picture], 1)
+        found = []
+        for each in questions:
+            rest = tokenizer(f"\n{each}<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt")["input_ids"]
+            given = torch.cat([begun, embed(rest)], 1)
+            mask = torch.ones(given.shape[:2], dtype=torch.long)
+            made = language.generate(
+                inputs_embeds=given, attention_mask=mask, max_new_tokens=24, do_sample=False, pad_token_id=2
+            )
+            found.append(tokenizer.decode(made[0], skip_special_tokens=True).strip())
+        return found
+
+    return ask
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--questions", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--words", type=int, default=300, help="steps of the first stage")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--measured", type=int, default=200, help="scenes of each kind to measure on")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop and go on another time")
     parser.add_argument(
         "--models", type=Path, default=Path.home() / ".cache/headwater/models", help="where both lie"
@@ -123,6 +199,9 @@ def main() -> None:
         projector.load_state_dict(saved["projector"])
         optimiser.load_state_dict(saved["optimiser"])
         step, log = saved["step"], saved["log"]
+    else:
+        right = say_words(projector, tower, tokenizer, embed, args.words, args.seed)
+        log.append(["share of patches with the right word", round(right, 3)])
 
     def keep() -> None:
         state = {
@@ -161,15 +240,17 @@ def main() -> None:
         recent += (float(loss.detach()) - recent) / min(step, 50)
         bar.update()
         bar.set_postfix(loss=f"{recent:.3f}")
-        if step % 100 == 0:
+        if step % 50 == 0:
             log.append([step, round(recent, 4)])
             keep()
     keep()
     if step >= args.steps:
         args.out.mkdir(exist_ok=True)
-        save_file(
-            {k: v.contiguous() for k, v in projector.state_dict().items()}, args.out / "projector.safetensors"
-        )
+        half = {k: v.half().contiguous() for k, v in projector.state_dict().items()}
+        save_file(half, args.out / "projector.safetensors")
+        projector.load_state_dict({k: v.float() for k, v in half.items()})  # what ships is what is measured
+        metrics = measure.measure(asker(projector, tower, tokenizer, language), args.measured)
+        (args.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         (args.out / "training.json").write_text(
             json.dumps({"loss": log, **vars(args)}, default=str, indent=1) + "\n"
         )

@@ -18,7 +18,6 @@ def test_digits_are_read_as_they_are_called():
 def test_every_kind_has_pictures_and_a_text_where_one_is_read():
     assert all(len(each.images) == 4 for each in sample_pictures("video-digits").values())
     assert all("<image>" in each.text for each in sample_pictures("vlm-digits-sink").values())
-    assert "a red" in " ".join(sample_pictures("llava-small")).lower()
     assert sample_pictures("tasks-4l") == {}
 
 
