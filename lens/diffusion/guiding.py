@@ -44,7 +44,9 @@ class Guiding:
 
     def find(self, step: int, given: Tensor, record: Callable[[Tensor], Record]) -> None:
         """Move the conditional picture of a step; `record` runs the denoiser on a picture, with gradients."""
-        rate = self.rate(step) if callable(self.rate) else self.rate
+        rate = (
+            number(self.rate(step), f"rate of step {step}", "guiding") if callable(self.rate) else self.rate
+        )
         picture, told = given.detach().clone(), []
         with torch.enable_grad():
             for _ in range(self.times):
@@ -54,6 +56,10 @@ class Guiding:
                     raise EditError(
                         "the loss of a guided run is a tensor [picture] computed from record.pattern(…), so that it "
                         f"carries a gradient; got {type(loss).__name__}"
+                    )
+                if loss.numel() not in (1, len(picture)):
+                    raise EditError(
+                        f"the loss of a guided run has one number per picture, {len(picture)}; got {loss.numel()}"
                     )
                 told.append(loss.detach().reshape(-1).cpu())
                 (slope,) = torch.autograd.grad(loss.sum(), picture)
@@ -98,8 +104,16 @@ def guiding_of(
         rate = number(rate, "rate", "guiding")
     if isinstance(times, bool) or not isinstance(times, int) or times < 1:
         raise EditError(f"times is a whole number, 1 or more; got {times!r}")
-    chosen = None if steps is None else frozenset(steps)
+    chosen = None if steps is None else _steps(steps)
+    least = number(least, "least", "guiding")
     return Guiding(loss, rate, chosen, times, least)
+
+
+def _steps(given: Any) -> frozenset[int]:
+    found = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
+    if not found or not all(type(step) is int and step >= 0 for step in found):
+        raise EditError(f"steps lists numbers of steps from 0 on, such as range(4); got {given!r:.60}")
+    return frozenset(found)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Pruthi et al. 2020 (arXiv 1909.07913) train a classifier that uses words on whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -15,8 +16,7 @@ from torch import Tensor
 from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
-LARGEST = 1 - 1e-8  # of a mass whose rest is taken the logarithm of; in single precision it is 1
-STEP = torch.finfo(torch.float32).eps / 2
+LARGEST = 1 - 1e-8  # of a mass whose rest is taken the logarithm of; below double precision it is 1
 
 
 def marked(record: Record, words: str | Iterable[str]) -> Bool[Tensor, "batch key"]:
@@ -49,10 +49,12 @@ def impermissible_mass(
     >>> mass.shape  # [batch, head, query]
     torch.Size([1, 8, 6])
     """
-    if weights.dim() < 3 or tokens.shape != (weights.shape[0], weights.shape[-1]):
+    tokens = torch.as_tensor(tokens)
+    fits = weights.dim() >= 3 and tokens.shape == (weights.shape[0], weights.shape[-1])
+    if not fits or tokens.dtype != torch.bool:
         raise AnalysisError(
-            f"tokens are bool [batch, key] of weights [batch, head, query, key]; got {list(tokens.shape)} for "
-            f"{list(weights.shape)}"
+            f"tokens are bool [batch, key] of weights [batch, head, query, key]; got {tokens.dtype} "
+            f"{list(tokens.shape)} for {list(weights.shape)}"
         )
     return torch.einsum("b...qk, bk -> b...q", weights, tokens.to(weights))
 
@@ -67,7 +69,7 @@ def hiding_loss(
 
     `mass` is that of `impermissible_mass`, cut to the rows that are punished (`mass[..., :1]` for a class token, as in
     the paper, in the last layer); `rows` leaves out rows of padding and others. `strength` is λ, 0.1 or 1 in the paper.
-    M is at most 1 − 1e-8, or 1 − 6e-8 in single precision, where the gradient of a larger one would be infinite.
+    M is at most 1 − 1e-8, or the number before 1 of a lower precision, since the gradient at 1 is infinite.
     Checked against the authors' code: its "max" is over the whole batch, which is the maximum of this [batch].
 
     >>> import headwater as hw, torch
@@ -76,7 +78,16 @@ def hiding_loss(
     """
     if how not in ("mean", "max"):
         raise AnalysisError(f"how is 'mean' or 'max'; got {how!r}")
-    largest = LARGEST if mass.dtype == torch.float64 else 1 - STEP
+    if mass.dim() < 2 or (
+        rows is not None and (rows.dtype != torch.bool or rows.shape != (len(mass), mass.shape[-1]))
+    ):
+        given = None if rows is None else f"{rows.dtype} {list(rows.shape)}"
+        raise AnalysisError(
+            f"mass is [batch, head, query] and rows bool [batch, query] of it; got {list(mass.shape)} and {given}"
+        )
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
+        raise AnalysisError(f"strength is a finite number such as 0.1; got {strength!r:.40}")
+    largest = LARGEST if mass.dtype == torch.float64 else 1 - torch.finfo(mass.dtype).eps / 2
     taken = torch.ones_like(mass, dtype=torch.bool)
     if rows is not None:
         taken = rows.reshape(len(rows), *[1] * (mass.dim() - 2), rows.shape[-1]).expand_as(mass)

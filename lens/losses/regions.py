@@ -9,13 +9,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headwater.lens.errors import AnalysisError
-from headwater.lens.losses.words_in_picture import sharpened
+from headwater.lens.losses.words_in_picture import positions_of, sharpened
 
 Regions = Bool[Tensor, "region row column"]
 
 
 def _flat(regions: Tensor, patches: int) -> Tensor:
-    if regions.dtype != torch.bool or regions.dim() != 3 or regions[0].numel() != patches:
+    regions = torch.as_tensor(regions)
+    if regions.dtype != torch.bool or regions.dim() != 3 or not len(regions) or regions[0].numel() != patches:
         raise AnalysisError(
             f"regions are bool [region, row, column] over {patches} patches; got {regions.dtype} {list(regions.shape)}"
         )
@@ -42,13 +43,22 @@ def bounded_loss(
     inside = _flat(regions, weights.shape[3]).to(weights.device)
     if words is not None and len(words) != len(inside):
         raise AnalysisError(f"{len(inside)} regions need as many groups of words; got {len(words)}")
+    if words is not None:
+        words = positions_of(words, weights.shape[-1])
+    elif weights.shape[-1] != weights.shape[-2]:
+        raise AnalysisError(
+            f"weights of {weights.shape[-2]} patches on {weights.shape[-1]} keys are no self-attention; give words="
+        )
     outside = ~inside.any(0)
     losses = []
     for number, region in enumerate(inside):
-        columns = region if words is None else list(words[number])
+        columns = region if words is None else words[number]
         by_patch = weights[..., columns].sum((2, 4)).mean(0)  # [batch, patch]
         front, back = by_patch[:, region].sum(1), by_patch[:, outside].sum(1)
-        losses.append((1 - front / (front + len(inside) * back)) ** 2)
+        every = front + len(inside) * back
+        losses.append(
+            (1 - front / torch.where(every > 0, every, 1.0)) ** 2
+        )  # 1 for words that no patch looks at
     return torch.stack(losses).sum(0)
 
 
@@ -63,7 +73,9 @@ def refocus_cross_loss(
     by the number of subjects. c is 6 below 0.1, else 1; d is 4 above 0.15, else 1. Unless `early`, c is 0 from 0.2 on
     and d is 0 up to 0.1. Checked against the authors' code, which is early for 15 of its steps.
     """
+    regions = torch.as_tensor(regions)
     _flat(regions, maps.shape[1] * maps.shape[2])
+    words = positions_of(words, maps.shape[-1])
     if len(words) != len(regions):
         raise AnalysisError(f"{len(regions)} regions need as many groups of words; got {len(words)}")
     regions = regions.to(maps.device)

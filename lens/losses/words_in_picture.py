@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from operator import index
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,20 +43,36 @@ def picture_maps(
     return weights[:, grid.tokens()][..., words].unflatten(1, (grid.rows, grid.columns))
 
 
+def positions_of(groups: Groups, words: int) -> list[list[int]]:
+    """Groups of positions as lists, from the end where they are negative; AnalysisError where one is no position."""
+    found = []
+    for group in groups:
+        try:
+            found.append([index(word) for word in group])
+        except TypeError:
+            found.append([])
+        if not found[-1] or not all(-words <= word < words for word in found[-1]):
+            raise AnalysisError(f"a group lists positions of words below {words}; got {group!r:.60}")
+    if not found:
+        raise AnalysisError(
+            "no group of words is given; list the positions of the words of each, such as [[1, 2]]"
+        )
+    return found
+
+
 def group_maps(
     maps: Float[Tensor, "batch row column word"], groups: Groups
 ) -> Float[Tensor, "batch group row column"]:
     """The mean map of the words of each group."""
-    words = maps.shape[-1]
-    for group in groups:
-        if not len(group) or not all(-words <= word < words for word in group):
-            raise AnalysisError(f"a group lists positions of words below {words}; got {list(group)!r:.60}")
+    groups = positions_of(groups, maps.shape[-1])
     return torch.stack([maps[..., list(group)].mean(-1) for group in groups], 1)
 
 
 def _shared(one: Tensor, other: Tensor) -> Tensor:
     """Σ min / Σ (one + other) over the picture: 0 where they are apart, ½ where they are the same."""
-    return torch.minimum(one, other).sum((-2, -1)) / (one + other).sum((-2, -1))
+    both = (one + other).sum((-2, -1))
+    # words that no patch looks at share nothing
+    return torch.minimum(one, other).sum((-2, -1)) / torch.where(both > 0, both, 1.0)
 
 
 def overlap_loss(maps: Float[Tensor, "batch row column word"], groups: Groups) -> Float[Tensor, " batch"]:
@@ -106,6 +123,7 @@ def sharpened(
 ) -> Float[Tensor, "batch group row column"]:
     """softmax over the words of `text` of 100 · A, of each word, smoothed by a Gaussian of 3 × 3 patches."""
     positions = range(maps.shape[-1])[text]
+    (words,) = positions_of([words], maps.shape[-1])
     if missing := [word for word in words if word % maps.shape[-1] not in positions]:
         raise AnalysisError(
             f"word {missing[0]} is not in text={text}; widen it, as for prompts without an end token"

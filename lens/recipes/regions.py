@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from jaxtyping import Bool
@@ -35,8 +36,20 @@ def bounded_attention(
     >>> sorted(edits)
     ['cross', 'self']
     """
-    regions = torch.as_tensor(regions)
-    if regions.dtype != torch.bool or regions.dim() != 3 or not regions.flatten(1).any(1).all():
+    try:
+        regions = torch.as_tensor(regions)
+        words = [[index(word) for word in group] for group in words]
+    except (TypeError, ValueError):
+        raise EditError(
+            "regions are bool [region, row, column], and words a list of positions of each, such as [[1, 2], [4]]; "
+            f"got words {words!r:.60}"
+        ) from None
+    if (
+        regions.dtype != torch.bool
+        or regions.dim() != 3
+        or not len(regions)
+        or not regions.flatten(1).any(1).all()
+    ):
         raise EditError(
             f"regions are bool [region, row, column], each with a patch or more; got {list(regions.shape)}"
         )

@@ -6,6 +6,8 @@ turned.
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ pytest.importorskip("diffusers")
 import tiny_diffusers
 
 import headwater as hw
+from headwater.lens.diffusion.model import DiffusionModel
 from headwater.lens.errors import EditError, ModelError
 
 STEPS, RATE = 3, 40.0
@@ -137,5 +140,16 @@ def test_what_can_not_be_guided_is_refused(pipeline, model) -> None:
         drawn(pipeline)
     with pytest.raises(EditError, match="whole number"), model.guiding(loss, 1.0, times=0):
         pass
-    with pytest.raises(ModelError, match="pipeline"), hw.load(tiny_diffusers.unet()).guiding(loss, 1.0):
+    for steps in ("all", 1, [-1], [], [0.5]):
+        with pytest.raises(EditError, match="steps lists"), model.guiding(loss, 1.0, steps=steps):
+            pass
+    with pytest.raises(EditError, match="least"), model.guiding(loss, 1.0, least=float("nan")):
+        pass
+    with pytest.raises(EditError, match="rate of step 0"), model.guiding(loss, lambda step: None):
+        drawn(pipeline)
+    with pytest.raises(EditError, match="one number per picture"):  # noqa: SIM117
+        with model.guiding(lambda record: loss(record).repeat(3), 1.0):
+            drawn(pipeline)
+    alone = cast(DiffusionModel, hw.load(tiny_diffusers.unet()))
+    with pytest.raises(ModelError, match="pipeline"), alone.guiding(loss, 1.0):
         pass

@@ -8,6 +8,8 @@ foreground and background exchanged, with the wrong axis of the softmax, and wit
 from __future__ import annotations
 
 import math
+from inspect import unwrap
+from typing import Literal
 
 import pytest
 import torch
@@ -46,14 +48,15 @@ def test_mass_and_hiding_loss_are_the_sums_of_their_formulas() -> None:
         expected = sum(weights[b, :, :, j] for j in tokens[b].nonzero()[:, 0])
         torch.testing.assert_close(mass[b], expected)
     rows = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
-    for how, join in (("mean", lambda each: sum(each) / len(each)), ("max", max)):
+    kinds: tuple[Literal["mean", "max"], ...] = ("mean", "max")
+    for how, join in zip(kinds, (lambda each: sum(each) / len(each), max), strict=True):
         for b, found in enumerate(hiding_loss(mass, 0.3, how, rows)):
             each = [-math.log(1 - mass[b, h, q]) for h in range(3) for q in range(4) if rows[b, q]]
             assert float(found) == pytest.approx(0.3 * join(each))
 
 
 def test_a_mass_of_one_has_a_finite_loss_and_gradient() -> None:
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         mass = torch.ones(1, 1, 1, dtype=dtype, requires_grad=True)
         loss = hiding_loss(mass).sum()
         (slope,) = torch.autograd.grad(loss, mass)
@@ -83,6 +86,43 @@ def test_the_loss_of_a_record_moves_the_weights_that_make_the_map() -> None:
     assert float(slope[place]) == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=0.02)
     with pytest.raises(AnalysisError, match="no token"):
         hw.losses.marked(model.record(words), "whale")
+
+
+def test_words_that_no_patch_looks_at_have_a_number_and_no_slope(maps, regions) -> None:
+    empty = (maps * torch.tensor([1, 0, 0, 1, 1, 1])).requires_grad_()
+    lost = hw.losses.overlap_loss(empty, [[1], [2]])
+    cross = empty.flatten(1, 2)[None, :, None]
+    bounded = hw.losses.bounded_loss(cross, regions, [[1], [2]])
+    (slope,) = torch.autograd.grad(lost.sum() + bounded.sum(), empty)
+    assert lost.tolist() == [0, 0]
+    assert bounded.tolist() == [2, 2]
+    assert slope.isfinite().all()
+
+
+def test_what_is_no_group_no_region_and_no_mark_is_refused(maps, regions) -> None:
+    weights = torch.rand(1, 2, 3, 12, WORDS).softmax(-1)
+    losses, marks = hw.losses, torch.tensor([[2, 0, 1, 0, 0, 0]])
+    for words in ([1, 2], [[1], []], [[1], [9]], [[1], [2.0]]):
+        for call in (
+            lambda words=words: losses.bounded_loss(weights, regions, words),
+            lambda words=words: losses.refocus_cross_loss(maps, words, regions),
+            lambda words=words: losses.overlap_loss(maps, words),
+        ):
+            with pytest.raises(AnalysisError, match="positions of words"):
+                call()
+    for call, told in (
+        (lambda: losses.excite_loss(maps, [8]), "below 6"),  # not the word 8 - 6
+        (lambda: losses.bounded_loss(weights, regions), "self-attention"),
+        (lambda: losses.refocus_self_loss(weights[0], regions[:0]), "regions are"),
+        (
+            lambda: unwrap(impermissible_mass)(weights[0, :1], marks),
+            "bool",
+        ),  # as users run it, types unchecked
+        (lambda: unwrap(hiding_loss)(weights[0, ..., 0], rows=torch.ones(2, 5).bool()), "rows bool"),
+        (lambda: hiding_loss(weights[0, ..., 0], float("nan")), "finite"),
+    ):
+        with pytest.raises(AnalysisError, match=told):
+            call()
 
 
 def test_overlap_and_retention_are_the_sums_of_their_formulas(maps) -> None:

@@ -76,3 +76,8 @@ def test_regions_and_words_go_together(regions) -> None:
         hw.recipes.bounded_attention(regions, [[2]])
     with pytest.raises(EditError, match="patch"):
         hw.recipes.bounded_attention(torch.zeros(1, 4, 4, dtype=torch.bool), [[2]])
+    for words in ([1, 2], [[1.0], [2]], [[1], []]):
+        with pytest.raises(EditError, match="positions"):
+            hw.recipes.bounded_attention(regions, words)
+    with pytest.raises(EditError, match="patch"):
+        hw.recipes.bounded_attention(regions[:0], [])
