@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 import xarray as xr
 
 from headwater.analyses._catalogue.analysis import analysis
@@ -82,18 +81,21 @@ def attention_knockout(
     count = sum(len(batch.places) for batch in batches)
     plain = np.full((2, count), np.nan)
     left = np.full((2, 1 + controls, count, len(ways), len(spans)), np.nan)
-    generator = torch.Generator().manual_seed(seed)
     with progress(total=len(batches) * len(ways) * len(spans), desc="attention knockout", unit="run") as bar:
         for batch in batches:
             plain[:, batch.places] = np.stack([each.numpy() for each in read(model, batch)])
             for r, (source, target) in enumerate(ways):
-                keys = [_keys(batch, source, target)]
-                keys += [_random(batch, len(keys[0]), generator) for _ in range(controls)]
+                blocked_keys = _keys(batch, source, target)
+                same = [blocked_keys] * len(batch.places)
+                keys = [same] + [_random(batch, len(blocked_keys), (seed, r, n)) for n in range(controls)]
                 for w, (_, layers) in enumerate(spans):
                     where = layers if blocked == "window" else [n for n in model.layers if n not in layers]
                     for n, some in enumerate(keys):
-                        edits = [Knockout(batch.groups[target], some, layers=where)] if where else []
-                        with model.edit(*edits):
+                        asking = batch.groups[target]
+                        edits = [
+                            Knockout(asking, own, layers=where, rows=[row]) for row, own in enumerate(some)
+                        ]
+                        with model.edit(*edits if where else ()):
                             left[:, n, batch.places, r, w] = np.stack(
                                 [each.numpy() for each in read(model, batch)]
                             )
@@ -156,10 +158,13 @@ def _keys(batch: Answered, source: str, target: str) -> list[int]:
     return found
 
 
-def _random(batch: Answered, count: int, generator: torch.Generator) -> list[int]:
-    """As many tokens, drawn from all before those that write the answer."""
+def _random(batch: Answered, count: int, drawn: tuple[int, ...]) -> list[list[int]]:
+    """As many tokens for each example, drawn from all before those that write the answer, whatever its batch."""
     pool = batch.prompt - 1
-    return torch.randperm(pool, generator=generator)[: min(count, pool)].tolist()
+    return [
+        np.random.default_rng((*drawn, place)).permutation(pool)[: min(count, pool)].tolist()
+        for place in batch.places
+    ]
 
 
 def _with_bounds(

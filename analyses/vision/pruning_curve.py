@@ -53,8 +53,7 @@ def pruning_curve(
     is the share of examples whose class or next token stays; `accuracy` is that of the class against each example's
     `label`, or of the next token against its word of `answers`, and `whole` that of the model as it is. Intervals are
     95 % bootstrap bounds over examples; the score "random" is the mean of `random_draws` choices, with the seeds from
-    `seed` on, drawn for each picture of a batch and in every batch the same: with `batch_size=1` all pictures have the
-    same choices. `patches` [kept] are left of the first picture.
+    `seed` on, drawn for each picture anew. `patches` [kept] are left of the first picture.
 
     Question: How many patches does a model need, and which score finds them?
     Unit: drift: 0 to 2; the others: shares of examples.
@@ -95,7 +94,8 @@ def pruning_curve(
         labelled = labelled and label is not None and (seen.classes or right_ones is not None)
         found = np.zeros((len(state), 3, len(names), len(shares)))
         for name, share, drawn in asked:
-            edit = PruneTokens({place: share}, name, adaptive=schedule == "adaptive", seed=drawn)
+            at_random = (drawn * 2**20 + batch.places[0]) % 2**62  # no two batches share their choices
+            edit = PruneTokens({place: share}, name, adaptive=schedule == "adaptive", seed=at_random)
             with model.edit(edit):
                 moved, now = seen(tokens)
             drift = 1 - torch.nn.functional.cosine_similarity(moved, state, -1)

@@ -84,3 +84,15 @@ def test_settings_that_do_not_fit_are_refused(chat, settings, words):
     model, prompts = chat
     with pytest.raises(AnalysisError, match=words):
         hw.analyses.attention_knockout(model, prompts, **settings)
+
+
+def test_random_keys_are_those_of_an_example_whatever_its_batch() -> None:
+    model = hw.load(zoo.build("llava"))
+    given = zoo.inputs("llava", lengths=(11, 11, 11))
+    prompts = model.to_tokens(given["input_ids"], pixel_values=given["pixel_values"])
+    settings = {"routes": "image->answer", "window": 1, "controls": 2, "draws": 10}
+    one, three = (
+        hw.analyses.attention_knockout(model, prompts, batch_size=size, **settings) for size in (1, 3)
+    )
+    found, same = (each.random_probability.values for each in (one, three))
+    np.testing.assert_allclose(found, same, atol=1e-6)
