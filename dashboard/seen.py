@@ -62,8 +62,10 @@ class Seen:
 
 def names() -> list[str]:
     """Models that read pictures: those that were given first, then those that come with Headwater, then added ones."""
-    given = [name for name in reversed(runs.given()) if _sees(Path(runs.source(name)).expanduser())]
     own = [name for name, each in embedded().items() if each["reads"] == "pictures"]
+    given = [
+        name for name in reversed(runs.given()) if name in own or _sees(Path(runs.source(name)).expanduser())
+    ]
     added = [name for name, each in TRAINED.items() if each.reads == "pictures" and is_added(name)]
     return list(dict.fromkeys([*given, *sorted(own, key=lambda name: (name != FIRST, name)), *added]))
 

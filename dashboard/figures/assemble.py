@@ -123,7 +123,8 @@ def _placed(trace: Any, place: int, layout: Mapping[str, Any], visible: bool, ap
     if trace.type == "table":
         return trace
     if trace.type == "heatmap" and apart and not place:
-        trace.colorbar.x = layout["axes"]["xaxis"]["domain"][1]
+        # the axis of the bars beside it says the unit; a title of its own would lie on that
+        trace.colorbar.update(x=layout["axes"]["xaxis"]["domain"][1], title={"text": ""})
     if place and trace.type == "heatmap":
         trace.showscale = False
     if (

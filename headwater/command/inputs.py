@@ -159,6 +159,9 @@ def settings(asked: Entry, given: Iterable[str]) -> dict[str, Any]:
         if name in values:
             raise AnalysisError(f"setting {name!r} is given twice; give it once")
         values[name] = asked.setting(name).parse(value)
+    for each in asked.settings:
+        if each.required and each.name not in values:
+            raise AnalysisError(f"{asked.name} needs --set {each.name}=…, {each.help}")
     return values
 
 

@@ -34,6 +34,7 @@ PROMPT = "the cat sat"
         (["analyze", "rollout", PROMPT, "-m", "TINY", "--set", "residual=7"], ["residual=7", "1"]),
         (["analyze", "rollout", PROMPT, "-m", "TINY", "--set", "residual"], ["residual", "=VALUE"]),
         (["analyze", "rollout", PROMPT, "--set", "residual=0", "--set", "residual=1"], ["twice"]),
+        (["analyze", "word_ranks", PROMPT, "-m", "TINY"], ["--set words=…", "the words that matter"]),
         (["analyze", "head_roles", PROMPT, "-m", "TINY"], ["model alone"]),
         (["analyze", "head_roles", "--record", "run.safetensors"], ["--record", "head_roles"]),
         (["analyze", "rollout", "--record", "absent.safetensors"], ["absent.safetensors"]),
