@@ -1,4 +1,4 @@
-"""The dashboard: a sidebar with model, prompt and head, and one page per question.
+"""The dashboard: at the left pages, model and input; above each page the measure and the runs; one page per question.
 
 Streamlit runs this file from the top on every change. A wrong prompt or edit is told in one line and stays where it
 was typed; any other fault ends in Streamlit's own short message, without internals.
@@ -6,22 +6,23 @@ was typed; any other fault ends in Streamlit's own short message, without intern
 
 import streamlit as st
 
-from headwater.dashboard import pages, runs, sidebar
-from headwater.dashboard.state import current, write_address
+from headwater.dashboard import frame, pages, sidebar
+from headwater.dashboard.running import models, runs
+from headwater.dashboard.state import session
 from headwater.dashboard.widgets import plain
 from headwater.lens.errors import HeadwaterError
 
 st.set_page_config(page_title="Headwater", page_icon="💧", layout="wide")
-st.html("<style>.stMainBlockContainer{padding-top:2.6rem;padding-bottom:2rem}</style>")
-page = st.navigation({"Headwater": pages.every_page()})
-state = current(runs.offered())
+st.html(f"<style>{frame.STYLE}</style>")
+page = st.navigation(pages.every_page(), position="hidden")
+state = session.begin(models.offered(), runs.edits_of)
 try:
     with st.sidebar:
-        sidebar.draw(state)
-    write_address(state)
-    for notice in state.notices:
-        st.warning(plain(notice))
-    state.notices.clear()
+        sidebar.draw(state, page.url_path or pages.FIRST)
+    frame.draw(state, page.url_path or pages.FIRST)
     page.run()
 except HeadwaterError as error:
     st.error(plain(str(error)), icon=":material/error:")
+finally:
+    session.write(state)
+    frame.tell(state)

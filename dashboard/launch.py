@@ -17,21 +17,26 @@ PORTS_TRIED = 100
 
 
 def run(
-    model: str | None = None, port: int | None = None, host: str = "127.0.0.1", open_browser: bool = False
+    model: str | None = None,
+    port: int | None = None,
+    host: str = "127.0.0.1",
+    open_browser: bool = False,
+    prompt: str | None = None,
 ) -> None:
     """Serve the dashboard on ``model`` until interrupted.
 
     ``model`` is what ``headwater.load`` takes by name; it is loaded before the server starts, so that a wrong name
     is an error here. Without one it is smollm2-135m, or tasks-4l where that was not added. Pages offer it, the embedded
-    models and the added ones that read text, no others. A taken ``port`` gives way to the next free
-    one. Only a loopback ``host`` is private; any other is served with a printed warning.
+    models and the added ones, no others; it begins with ``prompt``. A taken ``port`` gives way to the next free one.
+    Only a loopback ``host`` is private; any other is served with a printed warning.
     """
-    from headwater.dashboard import runs
+    from headwater.dashboard.running import models
 
     if model is None:
-        runs.open_first()
+        models.open_first()
     else:
-        runs.resident(runs.allow(model)[0])
+        models.resident(models.allow(model)[0])
+    models.begin_with(prompt)
     if not is_loopback(host):
         print(
             f"Warning: {host} lets everyone who reaches this machine read prompts and run the model.",
@@ -108,10 +113,9 @@ def configuration(host: str, port: int) -> dict[str, object]:
         "server.headless": True,  # otherwise the first start asks for an e-mail address
         "server.allowedHosts": served_names(host),
         "server.fileWatcherType": "none",
-        "server.maxUploadSize": 1,  # nothing is uploaded
+        "server.maxUploadSize": 16,  # megabytes: pictures and experiments
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "viewer",
-        "theme.base": "light",  # the colour scales of the figures begin at white
         "theme.primaryColor": "#1f6f8b",
         "client.showErrorDetails": "none",
         "logger.hideWelcomeMessage": True,  # it would ask an outside service for the public address

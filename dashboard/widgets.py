@@ -10,8 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from headwater.dashboard.export import to_csv, to_json
 from headwater.dashboard.figures.labels import cut, visible
+from headwater.dashboard.tables import to_csv, to_json
 
 CHART = {
     "displaylogo": False,

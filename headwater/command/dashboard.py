@@ -21,6 +21,7 @@ def dashboard(
     ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="First port to try.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; only loopback is private.")] = "127.0.0.1",
+    prompt: Annotated[str | None, typer.Option(help="Text to begin with.")] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Open the dashboard and print its address."""
@@ -29,4 +30,4 @@ def dashboard(
     with extra("dashboard"):
         from headwater.dashboard.launch import run
 
-        run(model, port, host, open_browser)
+        run(model, port, host, open_browser, prompt)

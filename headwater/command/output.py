@@ -14,7 +14,7 @@ import xarray as xr
 
 from headwater.command import tables
 from headwater.command.columns import columns
-from headwater.dashboard.export import to_json
+from headwater.dashboard.tables import to_json
 from headwater.lens.trained.registry import megabytes
 
 if TYPE_CHECKING:

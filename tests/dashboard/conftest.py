@@ -30,12 +30,18 @@ def small_model(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.fixture(autouse=True)
+def own_workspace(tmp_path, monkeypatch) -> None:
+    """Nothing is kept in the folder of the person who runs the tests."""
+    monkeypatch.setenv("HEADWATER_WORKSPACE", str(tmp_path / "workspace"))
+
+
 @pytest.fixture
 def offered(small_model, monkeypatch) -> None:
     """The small model is offered, and no other."""
-    from headwater.dashboard import runs
+    from headwater.dashboard.running import models
 
-    monkeypatch.setattr(runs, "_given", {})
-    monkeypatch.setattr(runs, "embedded", dict)
-    monkeypatch.setattr(runs, "is_added", lambda name: False)
-    runs.allow(small_model)
+    monkeypatch.setattr(models, "_given", {})
+    monkeypatch.setattr(models, "embedded", dict)
+    monkeypatch.setattr(models, "is_added", lambda name: False)
+    models.allow(small_model)

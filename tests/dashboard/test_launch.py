@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from headwater.dashboard import launch, runs
+from headwater.dashboard import launch
+from headwater.dashboard.running import models
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.loading.load import load
 
@@ -76,7 +77,7 @@ def test_a_port_that_another_takes_meanwhile_gives_way_to_the_next(monkeypatch):
                 busy.listen()
                 raise SystemExit(1)
 
-    monkeypatch.setattr(runs, "resident", lambda name: None)
+    monkeypatch.setattr(models, "resident", lambda name: None)
     monkeypatch.setattr(launch, "_application", lambda *given: Application())
     with busy:
         launch.run(port=launch.free_port("127.0.0.1", 9200))
@@ -92,19 +93,19 @@ def test_a_port_that_another_takes_meanwhile_gives_way_to_the_next(monkeypatch):
 
 def test_without_a_name_it_opens_on_the_trained_model_or_says_why_not(monkeypatch, tmp_path, capsys):
     opened = []
-    monkeypatch.setattr(runs, "_given", {})
-    monkeypatch.setattr(runs, "resident", opened.append)
-    runs.open_first()
+    monkeypatch.setattr(models, "_given", {})
+    monkeypatch.setattr(models, "resident", opened.append)
+    models.open_first()
     assert opened == ["smollm2-135m"]
     assert capsys.readouterr() == ("", "")
     opened.clear()
     monkeypatch.setenv("HEADWATER_CACHE", str(tmp_path))
     monkeypatch.setattr(
-        runs, "resident", lambda name: load(name) if name == "smollm2-135m" else opened.append(name)
+        models, "resident", lambda name: load(name) if name == "smollm2-135m" else opened.append(name)
     )
-    runs.open_first()
+    models.open_first()
     assert opened == ["tasks-4l"]
-    assert runs.offered()[0] == "tasks-4l"
+    assert models.offered()[0] == "tasks-4l"
     out, told = capsys.readouterr()
     assert out == ""
     assert told == (

@@ -12,12 +12,12 @@ from streamlit.testing.v1 import AppTest
 APP = Path(__file__).parents[2] / "dashboard" / "app.py"
 
 
-def opened(page: str = "overview", **address: str) -> AppTest:
+def opened(page: str = "start", **address: str) -> AppTest:
     app = AppTest.from_file(str(APP), default_timeout=240)
     for name, value in address.items():
         app.query_params[name] = value
     app.run()
-    if page != "overview":
+    if page != "start":
         app.switch_page(f"views/{page}.py").run()
     assert not app.exception
     return app

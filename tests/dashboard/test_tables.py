@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from headwater.dashboard.export import pairs, per_token, table, to_csv, to_json
+from headwater.dashboard.tables import pairs, per_token, table, to_csv, to_json
 
 
 @pytest.mark.parametrize("token", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", '=HYPERLINK("http://x")'])

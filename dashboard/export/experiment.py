@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import headwater as hw
-from headwater.dashboard import runs
-from headwater.dashboard.runs import Run, edits_of, next_tokens, resident, source
-from headwater.dashboard.state import State
+from headwater.dashboard.running import models
+from headwater.dashboard.running.models import resident, source
+from headwater.dashboard.running.runs import Run, edits_of
+from headwater.dashboard.state.state import State
 from headwater.lens.errors import ExperimentError
 from headwater.lens.experiments.measures import ATTENTION, LONGEST_MAP
 
@@ -25,8 +25,8 @@ def as_python(model: str, prompt: str, edits: Sequence[dict]) -> str:
 
 def as_experiment(state: State, before: Run) -> hw.Experiment:
     """What the page shows, as an experiment that `headwater experiment FILE` runs and verifies."""
-    measures = [f"attention:{state.layer}.{state.head}"] if before.length <= LONGEST_MAP else []
-    if before.predicts:
+    measures = [f"attention:{state.layer}.{state.head}"] if len(before.queries) <= LONGEST_MAP else []
+    if before.logits.size:
         measures += ["next_token"] if before.loss is None else ["loss", "next_token"]
     else:
         measures.append("similarity")
@@ -34,8 +34,8 @@ def as_experiment(state: State, before: Run) -> hw.Experiment:
     return hw.Experiment(
         model=state.model,
         revision=model.revision,
-        prompts=[state.prompt],
-        edits=list(state.edits),
+        prompts=[state.text],
+        edits=state.applied(),
         measures=measures,
         dtype=str(model.dtype).removeprefix("torch."),
     )
@@ -44,7 +44,7 @@ def as_experiment(state: State, before: Run) -> hw.Experiment:
 def take(text: str, state: State) -> None:
     """Show an experiment's model, first prompt and edits; ExperimentError where this dashboard can not."""
     given = hw.Experiment.from_json(text)
-    if given.model not in runs.offered():
+    if given.model not in models.offered():
         raise ExperimentError(
             f"the experiment is of the model {given.model!r}, which is not offered here; start with it: "
             "headwater dashboard MODEL"
@@ -54,7 +54,8 @@ def take(text: str, state: State) -> None:
     if first.text is None or first.files or first.decoder is not None or given.part is not None:
         what = "of a part, a decoder's text, a picture or a sound" if first.tokens is None else "token ids"
         raise ExperimentError(f"the experiment's first prompt is {what}; the dashboard shows texts alone")
-    state.model, state.prompt, state.edits = given.model, first.text, list(given.edits)
+    state.model, state.text, state.edits = given.model, first.text, list(given.edits)
+    state.new_input()
     maps = [name for name in given.measures if name.startswith(ATTENTION)]
     if maps:
         state.choose_head(*hw.Head.parse(maps[0].removeprefix(ATTENTION)))
@@ -62,17 +63,3 @@ def take(text: str, state: State) -> None:
         state.notices.append(f"The experiment has {len(given.prompts)} prompts; this is the first.")
     if given.revision is not None and not resident(given.model).weights_digest.matches(given.revision):
         state.notices.append("The experiment was made with other weights; the numbers will differ.")
-
-
-def as_data(model: str, prompt: str, edits: Sequence[dict], before: Run, after: Run) -> dict[str, Any]:
-    data: dict[str, Any] = {
-        "model": model,
-        "revision": resident(model).revision,
-        "prompt": prompt,
-        "edits": list(edits),
-        "provenance": before.record.provenance,
-    }
-    if before.predicts:
-        data["loss"] = {"before": before.loss, "after": after.loss}
-        data["next_tokens"] = next_tokens(model, before, after)
-    return data

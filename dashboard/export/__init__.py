@@ -1,0 +1,1 @@
+"""What is taken away: Python, experiments, tables, figures, a report."""

@@ -1,0 +1,155 @@
+"""What stands above every page: the measure, runs A and B, which of them is shown, and what is to be told."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from headwater.dashboard.parts.edits import in_words
+from headwater.dashboard.running import measure, models, runs
+from headwater.dashboard.state import bound, session
+from headwater.dashboard.state.state import State
+from headwater.dashboard.widgets import plain
+
+# the header of Streamlit lies over the page: what comes first must stand below it
+STYLE = """
+.stMainBlockContainer{padding-top:3.6rem;padding-bottom:2rem}
+.st-key-frame{padding-bottom:.2rem}
+@media (max-width:640px){.stMainBlockContainer{padding-left:.8rem;padding-right:.8rem}}
+"""
+WITHOUT = ("start", "experiments")  # pages that are of no run
+SHOWN = {"a": "A: as it is", "b": "B", "difference": "B − A"}
+
+
+def draw(state: State, page: str) -> None:
+    """The bar, and the notices of this run of the page."""
+    tell(state)
+    if page in WITHOUT:
+        return
+    plain_run = runs.a(state)
+    with st.container(key="frame", border=True, horizontal=True, vertical_alignment="center", gap="small"):
+        _measure(state, plain_run)
+        _second(state, plain_run)
+        if state.has_b():
+            bound.segments(
+                state,
+                "shown",
+                "Shown",
+                list(SHOWN),
+                "a",
+                show=SHOWN.__getitem__,
+                label_visibility="collapsed",
+            )
+
+
+def tell(state: State) -> None:
+    for notice in state.notices:
+        st.warning(plain(notice))
+    state.notices.clear()
+
+
+def _measure(state: State, plain_run: runs.Run) -> None:
+    """What is measured, its value in the runs, and a place to change it."""
+    chosen = measure.of(state, plain_run)
+    with st.popover(plain(f"Measure: {chosen.label}"), icon=":material/straighten:"):
+        offered = measure.kinds(plain_run)
+        bound.choice(
+            state, "kind", "Every page measures", offered, offered[0], show=measure.KINDS.__getitem__
+        )
+        if chosen.answer is not None:
+            ranked = measure.likeliest(plain_run, 30)
+            options = list(
+                dict.fromkeys([*ranked, chosen.answer, *([] if chosen.wrong is None else [chosen.wrong])])
+            )
+            name = lambda n: f"{measure.quoted(plain_run.label(n))} #{n}"  # noqa: E731
+            _pick(state, "answer", "Answer", options, chosen.answer, name)
+            if chosen.kind == "difference":
+                _pick(
+                    state,
+                    "wrong",
+                    "Distractor",
+                    [n for n in options if n != chosen.answer],
+                    chosen.wrong,
+                    name,
+                )
+            bound.text(state, "measure.other", "Another token as the answer", placeholder="Mary", then=_other)
+    one = chosen.value(plain_run)
+    other = runs.b(state)
+    two = None if other is None else chosen.value(other)
+    words = "no value" if one is None else f"A {one:.4g}"
+    if two is not None and one is not None:
+        words += f" → B {two:.4g} ({two - one:+.4g} {chosen.unit})"
+    elif one is not None:
+        words += f" {chosen.unit}"
+    st.markdown(plain(words), help="the measure in run A and, where there is one, in run B")
+
+
+def _pick(
+    state: State, name: str, label: str, options: list[int], value: int | None, show: bound.Show
+) -> None:
+    if state.get(name) is None:
+        bound.choice(
+            state, f"measure.{name}", label, options, value, show=show, then=lambda new: _chosen(new, name)
+        )
+    else:
+        bound.choice(state, name, label, options, value, show=show)
+
+
+def _chosen(state: State, name: str) -> None:
+    state.put(name, state.settings.pop(f"measure.{name}"))
+
+
+def _other(state: State) -> None:
+    """Take a typed word as the answer."""
+    from headwater.lens.errors import HeadwaterError
+    from headwater.lens.models.token_ids import class_id, token_id
+
+    typed = str(state.settings.pop("measure.other", ""))
+    if not typed:
+        return
+    model = models.resident(state.model)
+    try:
+        state.answer = (token_id if model.has_lm_head else class_id)(model, typed, "answer")
+        state.wrong = None
+    except HeadwaterError as error:
+        state.notices.append(str(error))
+
+
+def _second(state: State, plain_run: runs.Run) -> None:
+    """Run B in words, and a place to make one of another text or model."""
+    parts = [in_words(edit, plain_run.keys) for edit in state.applied()]
+    parts += ["another text"] if state.b_text is not None else []
+    parts += [f"model {state.b_model}"] if state.b_model is not None else []
+    words = "none" if not parts else parts[0] if len(parts) == 1 else f"{len(parts)} changes"
+    with st.popover(plain(f"Run B: {words}"), icon=":material/call_split:"):
+        for each in parts:
+            st.text(f"• {each}")
+        if plain_run.example and state.text:
+            bound.text(
+                state,
+                "compare.text",
+                "Another text for run B",
+                state.b_text or "",
+                area=True,
+                then=_take_text,
+            )
+        names = models.offered()
+        bound.choice(
+            state, "compare.model", "Another model for run B", ["the same", *names], state.b_model or "the same",
+            then=_take_model,
+        )  # fmt: skip
+        if parts and st.button("Run A alone", key="no-b"):
+            state.edits, state.b_text, state.b_model, state.shown = [], None, None, "a"
+            session.again()
+        st.caption("Edits are made on the page Edit.")
+
+
+def _take_text(state: State) -> None:
+    typed = str(state.settings.pop("compare.text", ""))
+    state.b_text = typed if typed and typed != state.text else None
+    state.shown = "b" if state.b_text is not None else "a"
+
+
+def _take_model(state: State) -> None:
+    chosen = state.settings.pop("compare.model", "the same")
+    state.b_model = None if chosen in ("the same", state.model) else str(chosen)
+    state.shown = "b" if state.b_model is not None else "a"

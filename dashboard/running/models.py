@@ -1,0 +1,108 @@
+"""The models that the dashboard offers, and those that are held in memory.
+
+Nobody changes a held model: edits travel with the call that runs under them.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+import headwater as hw
+from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.models.embedded import embedded
+from headwater.lens.trained.registry import TRAINED, is_added
+
+FIRST_MODEL, FALLBACK = "smollm2-135m", "tasks-4l"
+READ = ("text", "pictures")  # what the dashboard can give a model
+_given: dict[str, str] = {}
+_prompts: dict[str, str] = {}  # what a model begins with, where the user said it
+
+
+def allow(model: str | None) -> list[str]:
+    """Offer `model` besides the embedded and added ones; gives the names offered, the one to be shown first.
+
+    A folder is offered under its own name, so that no path stands in an address.
+    """
+    if model:
+        folder = Path(model).expanduser()
+        _given[folder.resolve().name if folder.is_dir() else model] = model
+    return offered()
+
+
+def offered() -> list[str]:
+    """Models given at the start, then added ones, then those that come with Headwater; texts before pictures."""
+    found = []
+    for kind in READ:
+        added = [name for name, each in TRAINED.items() if each.reads == kind and is_added(name)]
+        shipped = [name for name, each in embedded().items() if each["reads"] == kind]
+        found += [*added, *sorted(shipped, key=lambda name: (name != FALLBACK, name))]
+    names = list(dict.fromkeys([*reversed(_given), *found]))
+    if not names:
+        raise ModelError(
+            "no model is embedded and none is given: headwater dashboard MODEL opens a folder or a hub id"
+        )
+    return names
+
+
+def open_first() -> None:
+    """Load what is shown where no model was named: a trained one, or, said in a line, one that comes with Headwater."""
+    try:
+        resident(FIRST_MODEL)
+    except HeadwaterError as error:
+        print(f"{error}. The dashboard opens on {FALLBACK}.", file=sys.stderr, flush=True)
+        resident(allow(FALLBACK)[0])
+
+
+def begin_with(prompt: str | None) -> None:
+    """Let the model that is shown first begin with a text."""
+    if prompt:
+        _prompts[offered()[0]] = prompt
+
+
+def prompt_of(name: str) -> str | None:
+    return _prompts.get(name)
+
+
+def source(name: str) -> str:
+    """What `headwater.load` takes for a model offered as `name`, from any folder: a folder by its whole path."""
+    given = _given.get(name, name)
+    folder = Path(given).expanduser()
+    return str(folder.resolve()) if name in _given and folder.is_dir() else given
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def resident(name: str) -> hw.HookedModel:
+    """The model, loaded once for all sessions."""
+    model = hw.load(source(name))
+    gc.collect()
+    gc.freeze()  # a full collection follows each run of a page; what a model is made of need not be walked again
+    return model
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a model reads: a text, a picture, the frames of a film, and what its decoder writes."""
+
+    text: bool
+    picture: bool
+    film: bool
+    decoder: bool
+
+
+def reads(model: hw.HookedModel) -> Reads:
+    """What can be given to a model here. ModelError where that is nothing."""
+    names = set(model.parts)
+    sees = "vision" in names and model.processor is not None
+    film = sees and "video" in type(model.processor).__name__.lower()
+    found = Reads(model.tokenizer is not None, sees, film, model.is_encoder_decoder)
+    if not found.text and not found.picture:
+        raise ModelError(
+            f"{model.name} reads neither texts nor pictures that the dashboard could give it (its parts: "
+            f"{', '.join(names)}; no tokenizer or processor was found beside it); use headwater record"
+        )
+    return found

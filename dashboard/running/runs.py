@@ -1,0 +1,217 @@
+"""Runs A and B: what a model says of an input, as it is and with edits, another text or another model.
+
+Results are kept by their content (model, input, part, edits), so two sessions that ask the same thing share the answer
+and no session sees another's edits.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import streamlit as st
+import torch
+
+import headwater as hw
+from headwater.analyses._prompts.examples import outputs_of
+from headwater.dashboard.running.inputs import given
+from headwater.dashboard.running.models import resident
+from headwater.dashboard.state.state import State
+from headwater.lens.edits.patterns import named_files
+from headwater.lens.errors import EditError, ModelError
+from headwater.lens.models.signature import compares
+
+STATISTICS = ("lse", "entropy", "max", "self", "previous", "first", "distance", "received", "visible")
+_turn = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of a model gives.
+
+    `logits` are those of the next token or of the classes, float64; empty for a model that has neither, and then
+    `hidden` holds its last hidden states [position, d_model]. `similarity` is that of a text and its picture, for two
+    towers. `loss` is None where there is none. `part` is the part whose record this is; `""` is the main one.
+    """
+
+    name: str
+    example: Any
+    edits: str
+    part: str
+    record: hw.Record
+    parts: tuple[str, ...]
+    logits: np.ndarray
+    labels: tuple[str, ...]
+    loss: float | None
+    hidden: np.ndarray
+    similarity: float | None
+    position: int | None  # of the token whose prediction the logits are; None for classes
+
+    @property
+    def queries(self) -> list[str]:
+        return self.record.query_axis.strings[0]
+
+    @property
+    def keys(self) -> list[str]:
+        return self.record.key_axis.strings[0]
+
+    @property
+    def square(self) -> bool:
+        """Whether queries and keys are the same tokens."""
+        return self.queries == self.keys
+
+    @property
+    def causal(self) -> bool:
+        """Whether no query sees a key behind it."""
+        return bool(self.record.causal) and self.square
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.record.layers)
+
+    @property
+    def n_heads(self) -> int:
+        return self.record.n_heads
+
+    def label(self, number: int) -> str:
+        """The token or class that a logit is of."""
+        if self.labels:
+            return self.labels[number]
+        return resident(self.name).to_strings(torch.as_tensor([number]))[0]
+
+    def log_probabilities(self) -> np.ndarray:
+        return self.logits - np.logaddexp.reduce(self.logits)
+
+
+def a(state: State) -> Run:
+    """The model on the input as it is."""
+    what = given(state, resident(state.model))
+    return _run(state.model, what.key, state.part, "[]", what)
+
+
+def b(state: State) -> Run | None:
+    """The same with the edits, the other text and the other model of the state; None where there is none of them."""
+    if not state.has_b():
+        return None
+    name = state.b_model or state.model
+    what = given(state, resident(name), state.b_text)
+    return _run(name, what.key, state.part, json.dumps(state.applied(), sort_keys=True), what)
+
+
+def shown(state: State) -> Run:
+    """The run that pages show: B where that is chosen and there is one."""
+    other = b(state) if state.shown == "b" else None
+    return a(state) if other is None else other
+
+
+def model_of(state: State, run: Run | None = None) -> hw.HookedModel:
+    """The model of a run with the state's part, for analyses; enter `edits_of(run)` around them."""
+    model = resident(state.model if run is None else run.name)
+    part = state.part if run is None else run.part
+    return model.part(part) if part and part != model.part_name else model
+
+
+def applied(run: Run) -> list:
+    """The edits of a run."""
+    return edits_of(json.loads(run.edits))
+
+
+def edits_of(edits: Sequence[dict]) -> list:
+    """Edits from data, such as an address, which may not name files: it could open them, or tell which there are."""
+    for edit in edits:
+        if named_files(edit):
+            raise EditError(
+                f"{edit.get('edit')} names the file of a record, which the dashboard does not open; run it with "
+                "headwater record --edits"
+            )
+    return [hw.edit_from_dict(edit) for edit in edits]
+
+
+def alone(work: Callable[[], Any]) -> Any:
+    """Do short work on a model when no other session is at it."""
+    with _turn:
+        return work()
+
+
+@st.cache_resource(max_entries=8, show_spinner="Running the model …", show_time=True)
+def _run(name: str, key: tuple[str, ...], part: str, edits: str, _what: Any) -> Run:
+    model = resident(name)
+    with _turn, torch.no_grad(), model.edit(*edits_of(json.loads(edits))):
+        tokens = model.to_tokens(_what.example)
+        record = _recorded(model, tokens)
+        parts = {model.part_name: record, **record.parts}
+        for other in model.parts:  # those that the record of the main part does not bring along
+            if other == part and other not in parts:
+                parts[other] = _recorded(model.part(other), tokens)
+        if part and part not in parts:
+            raise ModelError(f"{model.name} has no part {part!r}; its parts are {', '.join(model.parts)}")
+        logits, labels, loss, hidden, similarity, position = _said(model, tokens)
+    return Run(
+        name, _what.example, edits, part, parts[part or model.part_name], tuple(model.parts), logits, labels, loss,
+        hidden, similarity, position,
+    )  # fmt: skip
+
+
+def _said(model: hw.HookedModel, tokens: Any) -> tuple:
+    """Logits, labels, loss, hidden states, similarity and position of one run."""
+    none = np.empty(0)
+    if compares(model.hf):
+        return none, (), None, none, float(outputs_of(model)(tokens).reshape(-1)[0]), None
+    if model.has_lm_head:
+        out = model(tokens)[0].double().numpy()
+        place = _asked(model, tokens)
+        if place is None:
+            return none, (), None, _hidden(model, tokens), None, None
+        loss = float(model.loss(tokens)[0]) if model.causal and len(out) > 1 else None
+        return out[place], (), loss, none, None, place
+    if model.classes:
+        out = model(tokens).double().numpy()
+        if out.ndim == 2:
+            return out[0], tuple(model.classes), None, none, None, None
+    return none, (), None, _hidden(model, tokens), None, None
+
+
+def _asked(model: hw.HookedModel, tokens: Any) -> int | None:
+    """The position whose prediction is looked at: the last, or in a masked language model the mask's."""
+    ids = tokens.ids[0]
+    if model.causal:
+        return len(ids) - 1
+    mask = getattr(model.tokenizer, "mask_token_id", None)
+    found = (ids == mask).nonzero()[:, 0].tolist() if mask is not None else []
+    return found[0] if found else None
+
+
+def _hidden(model: hw.HookedModel, tokens: Any) -> np.ndarray:
+    return model.embeddings(tokens)[0].double().numpy()
+
+
+def _recorded(model: hw.HookedModel, tokens: Any) -> hw.Record:
+    """The record, with the exact maps of layers without softmax attention where these can be read."""
+    # of patches the record takes those statistics that mean something there
+    chosen = {} if model.part_name == "vision" else {"statistics": STATISTICS}
+    if model.mixers:
+        try:
+            return model.record(tokens, keep=("qk", "mixers"), **chosen)
+        except ModelError:  # of a kind without a map, which the analyses that need one then say
+            pass
+    return model.record(tokens, **chosen)
+
+
+def pattern(
+    run: Run, layer: int, head: int, queries: slice | None = None, keys: slice | None = None
+) -> np.ndarray:
+    """Exact weights of one map or of a window of it, [query, key]."""
+    return run.record.pattern(layer, head, queries=queries, keys=keys)[0].numpy()
+
+
+def rows(run: Run, layer: int, head: int, queries: slice, keys: slice) -> Iterator[tuple[slice, np.ndarray]]:
+    """The same window as blocks of rows, for maps too large to hold; slices count from the window's first query."""
+    for where, weights in run.record.map(layer).row_blocks(heads=[head]):
+        first, last = max(where.start, queries.start), min(where.stop, queries.stop)
+        if first < last:
+            block = weights[0, 0, first - where.start : last - where.start, keys]
+            yield slice(first - queries.start, last - queries.start), block.numpy()

@@ -1,0 +1,158 @@
+"""Widgets whose values are the state's: what a person changes is in the state before the page is drawn.
+
+`name` is a field of the state ("layer") or a setting of a page ("heads.score"). The value is in the address and
+survives leaving the page. A value that does not fit, from an address or of the last model, gives way to the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import streamlit as st
+
+from headwater.dashboard.state.session import current, touch
+from headwater.dashboard.state.state import State
+
+Show = Callable[[Any], str]
+
+
+def _key(name: str) -> str:
+    return "bound-" + name.replace(".", "-")
+
+
+def _take(name: str, read: Callable[[Any], Any] | None, then: Callable[[State], None] | None) -> None:
+    value = st.session_state[_key(name)]
+    state = current()
+    state.put(name, value if read is None else read(value))
+    touch()
+    if then is not None:
+        then(state)
+
+
+def _bound(
+    name: str, value: Any, read: Callable[[Any], Any] | None = None, then: Any = None
+) -> dict[str, Any]:
+    """The arguments that tie a widget to the state."""
+    st.session_state[_key(name)] = value
+    return {"key": _key(name), "on_change": _take, "args": (name, read, then)}
+
+
+def fitting(state: State, name: str, options: Sequence[Any], default: Any) -> Any:
+    """The state's value among the options, whether it came as itself or as text of an address; else the default."""
+    value = state.get(name, default)
+    if value in options:
+        return value
+    for option in options:
+        if str(option) == str(value):
+            return option
+    fallback = default if default in options else next(iter(options), None)
+    if name in state.settings:
+        state.notices.append(f"{name} has no {str(value)[:40]!r} here; showing {str(fallback)!r}.")
+        del state.settings[name]
+    return fallback
+
+
+def choice(
+    state: State, name: str, label: str, options: Sequence[Any], default: Any = None, *, show: Show = str,
+    then: Callable[[State], None] | None = None, **more: Any,
+) -> Any:  # fmt: skip
+    """A selectbox; `then(state)` follows a change."""
+    value = fitting(state, name, options, default if default is not None else next(iter(options), None))
+    st.selectbox(label, options, format_func=show, **_bound(name, value, then=then), **more)
+    return value
+
+
+def segments(
+    state: State,
+    name: str,
+    label: str,
+    options: Sequence[Any],
+    default: Any = None,
+    *,
+    show: Show = str,
+    **more: Any,
+) -> Any:
+    """A row of buttons of which one is pressed."""
+    value = fitting(state, name, options, default if default is not None else options[0])
+    st.segmented_control(
+        label,
+        options,
+        format_func=show,
+        **_bound(name, value, lambda new: value if new is None else new),
+        **more,
+    )
+    return value
+
+
+def toggle(state: State, name: str, label: str, default: bool = False, **more: Any) -> bool:
+    value = state.get(name, default)
+    value = value if isinstance(value, bool) else default
+    st.toggle(label, **_bound(name, value), **more)
+    return value
+
+
+def several(
+    state: State, name: str, label: str, options: Sequence[Any], default: Sequence[Any] = (), *, show: Show = str,
+    **more: Any,
+) -> list[Any]:  # fmt: skip
+    """A multiselect; what is not among the options is dropped."""
+    given = state.get(name, list(default))
+    given = given if isinstance(given, list) else [given]
+    value = [each for each in given if each in options]
+    st.multiselect(label, options, format_func=show, **_bound(name, value), **more)
+    return value
+
+
+def slider(
+    state: State,
+    name: str,
+    label: str,
+    low: float,
+    high: float,
+    default: Any,
+    step: float | None = None,
+    **more: Any,
+) -> Any:
+    """A slider of a number, or of two (a range) where the default is a pair."""
+    value, pair = state.get(name, default), isinstance(default, tuple)
+    kind = int if isinstance(low, int) and isinstance(high, int) else float
+    try:
+        value = tuple(kind(each) for each in value) if pair else kind(value)
+        inside = all(low <= each <= high for each in (value if pair else (value,)))
+        inside = inside and (not pair or (len(value) == 2 and value[0] <= value[1]))
+    except (TypeError, ValueError):
+        inside = False
+    value = value if inside else default
+    st.slider(label, low, high, step=step, **_bound(name, value, list if pair else None), **more)
+    return value
+
+
+def number(
+    state: State, name: str, label: str, low: float | None, high: float | None, default: float,
+    step: float | None = None, **more: Any,
+) -> Any:  # fmt: skip
+    kind = int if isinstance(default, int) else float
+    value = state.get(name, default)
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = fits and (low is None or value >= low) and (high is None or value <= high)
+    value = kind(value) if fits else default
+    st.number_input(label, min_value=low, max_value=high, step=step, **_bound(name, value), **more)
+    return value
+
+
+def text(
+    state: State,
+    name: str,
+    label: str,
+    default: str = "",
+    *,
+    then: Any = None,
+    area: bool = False,
+    **more: Any,
+) -> str:
+    value = state.get(name, default)
+    value = default if value is None else str(value)
+    draw = st.text_area if area else st.text_input
+    draw(label, **_bound(name, value, then=then), **more)
+    return value

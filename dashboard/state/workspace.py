@@ -1,0 +1,80 @@
+"""What outlives a session and a restart: long texts, views too long for an address, pictures, saved runs.
+
+Each lies in a folder of its kind under the digest of its content, so a name tells nothing of another's content and
+the same content is kept once. The workspace is `headwater` in the user's data folder, or the folder that
+HEADWATER_WORKSPACE names. Names come from addresses, that is from strangers: only digests are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from headwater.lens.errors import HeadwaterError
+from headwater.lens.files import NewFile, parse_json, read_bytes
+
+FOLDER = "HEADWATER_WORKSPACE"  # environment variable: the folder to use in place of the user's
+NAME = re.compile(r"[0-9a-f]{32}")
+MOST_BYTES = {"texts": 2**20, "views": 2**20, "pictures": 2**24, "runs": 2**24}
+
+
+def folder() -> Path:
+    named = os.environ.get(FOLDER) or platformdirs.user_data_dir("headwater", appauthor=False)
+    return Path(named).expanduser().absolute() / "workspace"
+
+
+def keep(kind: str, content: bytes) -> str:
+    """Keep content and give its name. HeadwaterError where it is too long or the folder can not be written."""
+    if len(content) > MOST_BYTES[kind]:
+        raise HeadwaterError(f"{len(content):,} bytes are more than the {MOST_BYTES[kind]:,} kept of {kind}")
+    name = hashlib.sha256(content).hexdigest()[:32]
+    path = folder() / kind / name
+    if not path.is_file():
+        try:
+            folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise HeadwaterError(
+                f"{path.parent} can not be made: {error.strerror or error}; name another folder with {FOLDER}"
+            ) from None
+        with NewFile(path, HeadwaterError) as new:
+            new.file.write(content)
+            new.finish()
+    return name
+
+
+def kept(kind: str, name: str) -> bytes | None:
+    """What is kept under a name; None where nothing is, or where it is not what the name says."""
+    if not NAME.fullmatch(name):
+        return None
+    path = folder() / kind / name
+    if not path.is_file():
+        return None
+    try:
+        content = read_bytes(path, MOST_BYTES[kind], HeadwaterError)
+    except HeadwaterError:
+        return None
+    return content if hashlib.sha256(content).hexdigest()[:32] == name else None
+
+
+def kept_json(kind: str, name: str) -> Any:
+    """The same as data; None where it can not be read."""
+    content = kept(kind, name)
+    try:
+        return (
+            None if content is None else parse_json(content.decode("utf-8", "replace"), name, HeadwaterError)
+        )
+    except HeadwaterError:
+        return None
+
+
+def names(kind: str) -> list[str]:
+    """All that is kept of a kind, the newest first."""
+    found = folder() / kind
+    files = [file for file in found.glob("*") if NAME.fullmatch(file.name)] if found.is_dir() else []
+    return [file.name for file in sorted(files, key=lambda file: -file.stat().st_mtime)]

@@ -1,0 +1,5 @@
+"""Circuits."""
+
+import streamlit as st
+
+st.header("Circuits")

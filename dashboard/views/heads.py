@@ -1,0 +1,5 @@
+"""Heads."""
+
+import streamlit as st
+
+st.header("Heads")
