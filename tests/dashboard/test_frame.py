@@ -45,7 +45,7 @@ def test_address_sets_prompt_and_head_and_a_page_lets_it_stand():
 def test_an_address_that_the_session_did_not_write_is_read_again():
     app = opened("heads", prompt="When John went to the store")
     app.text_area(key="bound-text").set_value("Mary gave a drink").run()
-    assert app.query_params["prompt"] == ["Mary gave a drink"]
+    assert app.query_params["prompt"] == "Mary gave a drink"
     app.query_params["prompt"] = "When John went to the store"  # as Back does
     app.run()
     assert app.session_state["headwater"].text == "When John went to the store"
