@@ -12,7 +12,7 @@ from headwater.dashboard.widgets import plain
 
 # the header of Streamlit lies over the page: what comes first must stand below it
 STYLE = """
-.stMainBlockContainer{padding-top:3.6rem;padding-bottom:2rem}
+.stMainBlockContainer{padding-top:4.4rem;padding-bottom:2rem}
 .st-key-frame{padding-bottom:.2rem}
 @media (max-width:640px){.stMainBlockContainer{padding-left:.8rem;padding-right:.8rem}}
 """

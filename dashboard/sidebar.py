@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 
 import streamlit as st
 
 import headwater as hw
 from headwater.dashboard import pages
 from headwater.dashboard.running import inputs, models
+from headwater.dashboard.running.prompts import prompts_for
 from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.address import to_address
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import plain
-from headwater.lens.errors import PromptError
 from headwater.lens.examples.sample_pictures import sample_pictures
-from headwater.lens.models.embedded import embedded
-from headwater.lens.prompts import prompt_set, prompt_sets
 
 MOST_LETTERS = 200_000
 MOST_MEGABYTES = 16  # of an uploaded picture
-EACH = 2  # examples of a prompt set
 OWN = "a picture of your own"
-WRITTEN = (
-    "The capital of France is",
-    "The keys to the cabinet",
-    "Once upon a time there was a little girl who",
-    "The ferry of Thornbury left at noon. Nobody on the quay had seen Thorn",
-    "1, 2, 3, 4, 5, 6,",
-)
 
 
 def draw(state: State, page: str) -> None:
@@ -92,7 +81,7 @@ def _another_part(state: State) -> None:
 
 
 def _text(state: State, model: hw.HookedModel) -> None:
-    prompts = _held_out() if model.name in embedded() else _drawn(model.name, model)
+    prompts = prompts_for(model)
     if prompts and not sample_pictures(state.model):
         bound.choice(
             state, "input.example", "Example prompts", ["", *prompts], "",
@@ -134,27 +123,3 @@ def _picture(state: State, film: bool) -> None:
         st.session_state["own-picture-taken"] = given.file_id
         state.new_input()
         session.again()
-
-
-@st.cache_data
-def _held_out() -> dict[str, str]:
-    """Held-out prompts of the tasks that the embedded models learnt."""
-    return _named({name: [each.prompt for each in prompt_set(name, EACH)] for name in prompt_sets()})
-
-
-@st.cache_data
-def _drawn(model: str, _model: hw.HookedModel) -> dict[str, str]:
-    """Texts as people write them, and those prompt sets that can be drawn from the words of the model's tokenizer."""
-    found = {}
-    for name in prompt_sets(_model.tokenizer) if _model.causal else ():
-        with suppress(PromptError):  # its tokenizer splits the words of this set
-            found[name] = [each.prompt for each in prompt_set(name, EACH, model=_model)]
-    return {text: text for text in WRITTEN} | _named(found)
-
-
-def _named(sets: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    return {
-        f"{name.replace('-', ' ').replace('_', ' ')} {number}": prompt
-        for name, prompts in sets.items()
-        for number, prompt in enumerate(prompts, 1)
-    }

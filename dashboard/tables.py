@@ -62,25 +62,24 @@ def per_token(values: np.ndarray, tokens: Sequence[str], name: str) -> pd.DataFr
     return pd.DataFrame({"position": np.arange(len(tokens)), "token": list(tokens), name: values})
 
 
-def pairs(weights: np.ndarray, tokens: Sequence[str], first_query: int, first_key: int) -> pd.DataFrame:
-    """One line per query and key of a map."""
+def pairs(
+    weights: np.ndarray,
+    query_tokens: Sequence[str],
+    key_tokens: Sequence[str],
+    first_query: int = 0,
+    first_key: int = 0,
+) -> pd.DataFrame:
+    """One line per query and key of a map or of a window of it that begins at these positions."""
     query, key = (place.ravel() for place in np.indices(weights.shape))
-    query, key = query + first_query, key + first_key
-    names = np.asarray(tokens, dtype=object)
     return pd.DataFrame(
         {
-            "query": query,
-            "query_token": names[query],
-            "key": key,
-            "key_token": names[key],
+            "query": query + first_query,
+            "query_token": np.asarray(query_tokens, dtype=object)[query],
+            "key": key + first_key,
+            "key_token": np.asarray(key_tokens, dtype=object)[key],
             "weight": weights.ravel(),
         }
     )
-
-
-def pairs_before_after(before: np.ndarray, after: np.ndarray, tokens: Sequence[str]) -> pd.DataFrame:
-    frame = pairs(before, tokens, 0, 0).rename(columns={"weight": "before"})
-    return frame.assign(after=after.ravel(), change=(after - before).ravel())
 
 
 def columns(found: xr.Dataset, prefix: str, names: Sequence[str]) -> pd.DataFrame:

@@ -1,5 +1,52 @@
-"""Head."""
+"""Head: where one head looks, why it looks there, what it writes about the measure, and whether that is typical."""
 
 import streamlit as st
 
-st.header("Head")
+from headwater.dashboard.parts import attention, picture, reading
+from headwater.dashboard.running import measure, runs
+from headwater.dashboard.state import bound, session
+from headwater.dashboard.widgets import token_name
+
+state = session.current()
+run = runs.shown(state)
+one, other = runs.a(state), runs.b(state)
+
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    st.header(f"Head {state.layer}.{state.head}", width="content")
+    bound.choice(state, "layer", "Layer", run.layers, state.layer, width=110)
+    bound.choice(state, "head", "Head", list(range(run.n_heads)), state.head, width=110)
+    name = f"{state.layer}.{state.head}"
+    pinned = name in state.pins
+    if st.button("Unpin" if pinned else "Pin", icon=":material/push_pin:", key="pin-head"):
+        state.pin(name)
+        session.again()
+
+if state.shown == "difference" and other is not None and reading.same_tokens(one, other):
+    left, right = st.columns(2)
+    with left:
+        attention.draw_head(state, one, "map-a", state.layer, state.head, f"Head {name}: A")
+    with right:
+        attention.draw_head(state, other, "map-b", state.layer, state.head, f"Head {name}: B")
+    attention.draw_difference(state, one, other, "map-change", state.layer, state.head)
+else:
+    if state.shown == "difference" and other is not None:
+        st.info("Runs A and B have other tokens, so there is no difference of their maps; this is run A.")
+    attention.draw_head(state, run, "map", state.layer, state.head)
+st.caption(
+    "Click a pair, drag over a window for its exact weights, walk with the arrow keys (with Shift: to other heads). "
+    "Above: the share that each key receives; right: the entropy of each query; both exact and over the whole input."
+)
+
+reading.draw_others(state, run)
+query = len(run.queries) - 1 if state.query is None else min(state.query, len(run.queries) - 1)
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    bound.choice(
+        state, "query", "Token that looks", list(range(len(run.queries))), query,
+        show=lambda place: token_name(run.queries, place), width=260,
+    )  # fmt: skip
+    reading.draw_cell(state, run, query)
+reading.draw_row(state, run, query)
+picture.draw(state, run, query)
+reading.draw_why(state, run, query)
+reading.draw_writes(state, run, measure.of(state, one))
+reading.draw_typical(state, run)

@@ -38,7 +38,7 @@ def test_table_has_one_line_per_number():
 
 
 def test_pairs_name_true_positions():
-    frame = pairs(np.array([[0.25, 0.75]]), ["a", "b", "c", "d"], 3, 1)
+    frame = pairs(np.array([[0.25, 0.75]]), ["d"], ["b", "c"], 3, 1)
     assert frame.iloc[1].to_dict() == {
         "query": 3,
         "query_token": "d",

@@ -1,0 +1,65 @@
+"""What one head does: why it looks at a token, what it writes about the measure, and whether that is typical."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+import headwater as hw
+from headwater.dashboard.running import runs
+from headwater.dashboard.running.measure import Measure
+from headwater.dashboard.running.runs import Run
+from headwater.dashboard.state.state import State
+
+STRONGEST = 10
+
+
+def why(state: State, run: Run, query: int, key: int) -> pd.DataFrame:
+    """The score of a pair as a sum over what the query and the key are made of, the largest terms first."""
+    model = runs.model_of(state, run)
+    with model.edit(*runs.applied(run)):
+        found = hw.analyses.qk_decomposition(
+            model, run.example, head=f"{state.layer}.{state.head}", query=query, key=key
+        )
+    frame = found.isel(batch=0).to_dataframe("score").reset_index()[["query_part", "key_part", "score"]]
+    return frame.iloc[np.argsort(-frame["score"].abs().to_numpy(), kind="stable")].reset_index(drop=True)
+
+
+def writes(state: State, run: Run, measure: Measure) -> pd.DataFrame:
+    """What the head moves into the logits of the measure, by the token that it is taken from."""
+    model = runs.model_of(state, run)
+    asked = {name: value for name, value in measure.settings.items() if name != "kind"}
+    with model.edit(*runs.applied(run)):
+        found = hw.analyses.ov_decomposition(model, run.example, head=f"{state.layer}.{state.head}", **asked)
+    values = found.isel(batch=0).sum("component").values
+    place = np.arange(len(values))
+    return pd.DataFrame({"position": place, "token": run.keys[: len(values)], "logit": values})
+
+
+def typical(state: State, texts: Sequence[str]) -> pd.DataFrame:
+    """The strongest pairs of the head over some texts, without what goes to the first token and to itself."""
+    model = runs.model_of(state)
+    found = []
+    for number, text in enumerate(texts):
+        record = model.record(text, statistics=("max",))
+        weights = record.pattern(state.layer, state.head)[0].numpy().copy()
+        tokens = record.strings[0]
+        weights[:, 0] = 0.0
+        np.fill_diagonal(weights, 0.0)
+        for flat in np.argsort(-weights, axis=None, kind="stable")[:3]:
+            query, key = np.unravel_index(flat, weights.shape)
+            found.append(
+                (number + 1, int(query), tokens[query], int(key), tokens[key], float(weights[query, key]))
+            )
+    frame = pd.DataFrame(found, columns=["text", "query", "query token", "key", "key token", "weight"])
+    return frame.nlargest(STRONGEST, "weight").reset_index(drop=True)
+
+
+def roles(state: State) -> pd.DataFrame:
+    """How far the head does each simple job, and which share of the heads does it less."""
+    found = hw.analyses.head_roles(runs.model_of(state))
+    mine = found.sel(layer=state.layer).isel(head=state.head)
+    below = (found < mine).mean(("layer", "head"))
+    return pd.DataFrame({"role": mine["role"].values, "score": mine.values, "above": below.values})
