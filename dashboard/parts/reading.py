@@ -1,4 +1,4 @@
-"""How to read one head: its row for a token, its neighbours, why it looks there, what it writes, whether it is typical."""
+"""How to read one head: the row of a token, why it looks there, what it writes, whether that is typical."""
 
 from __future__ import annotations
 
