@@ -5,14 +5,12 @@ Nobody changes a held model: edits travel with the call that runs under them.
 
 from __future__ import annotations
 
-import gc
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import streamlit as st
-
 import headwater as hw
+from headwater.dashboard.running.held import held
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.models.embedded import embedded
 from headwater.lens.trained.registry import TRAINED, is_added
@@ -75,13 +73,9 @@ def source(name: str) -> str:
     return str(folder.resolve()) if name in _given and folder.is_dir() else given
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
 def resident(name: str) -> hw.HookedModel:
     """The model, loaded once for all sessions."""
-    model = hw.load(source(name))
-    gc.collect()
-    gc.freeze()  # a full collection follows each run of a page; what a model is made of need not be walked again
-    return model
+    return held(name, lambda: hw.load(source(name)))
 
 
 @dataclass(frozen=True)
