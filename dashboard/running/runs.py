@@ -7,18 +7,22 @@ and no session sees another's edits.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import streamlit as st
 import torch
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 import headwater as hw
 from headwater.analyses._prompts.examples import outputs_of
 from headwater.dashboard.running.inputs import given
+from headwater.dashboard.running.jobs import quick
+from headwater.dashboard.running.kept import Kept
 from headwater.dashboard.running.models import resident
 from headwater.dashboard.state.state import State
 from headwater.lens.edits.patterns import named_files
@@ -26,7 +30,7 @@ from headwater.lens.errors import EditError, ModelError
 from headwater.lens.models.signature import compares
 
 STATISTICS = ("lse", "entropy", "max", "self", "previous", "first", "distance", "received", "visible")
-_turn = threading.RLock()
+_runs = Kept(min(2**30, psutil.virtual_memory().total // 16))
 
 
 @dataclass(frozen=True)
@@ -131,17 +135,22 @@ def edits_of(edits: Sequence[dict]) -> list:
     return [hw.edit_from_dict(edit) for edit in edits]
 
 
-def alone(work: Callable[[], Any]) -> Any:
-    """Do short work on a model when no other session is at it."""
-    with _turn:
-        return work()
+def _run(name: str, key: tuple[str, ...], part: str, edits: str, what: Any) -> Run:
+    whole = (name, key, part, edits)
+    if (found := _runs.get(whole)) is not None:
+        return found
+    drawn = get_script_run_ctx(suppress_warning=True) is not None  # a job draws nothing
+    with st.spinner("Running the model …", show_time=True) if drawn else nullcontext(), quick(name):
+        if (found := _runs.get(whole)) is None:  # another session ran it meanwhile
+            found = _made(name, part, edits, what)
+            _runs.put(whole, found)
+    return found
 
 
-@st.cache_resource(max_entries=8, show_spinner="Running the model …", show_time=True)
-def _run(name: str, key: tuple[str, ...], part: str, edits: str, _what: Any) -> Run:
+def _made(name: str, part: str, edits: str, what: Any) -> Run:
     model = resident(name)
-    with _turn, torch.no_grad(), model.edit(*edits_of(json.loads(edits))):
-        tokens = model.to_tokens(_what.example)
+    with torch.no_grad(), model.edit(*edits_of(json.loads(edits))):
+        tokens = model.to_tokens(what.example)
         record = _recorded(model, tokens)
         parts = {model.part_name: record, **record.parts}
         for other in model.parts:  # those that the record of the main part does not bring along
@@ -151,7 +160,7 @@ def _run(name: str, key: tuple[str, ...], part: str, edits: str, _what: Any) -> 
             raise ModelError(f"{model.name} has no part {part!r}; its parts are {', '.join(model.parts)}")
         logits, labels, loss, hidden, similarity, position = _said(model, tokens)
     return Run(
-        name, _what.example, edits, part, parts[part or model.part_name], tuple(model.parts), logits, labels, loss,
+        name, what.example, edits, part, parts[part or model.part_name], tuple(model.parts), logits, labels, loss,
         hidden, similarity, position,
     )  # fmt: skip
 
