@@ -1,0 +1,135 @@
+"""The cards of the first page."""
+
+from __future__ import annotations
+
+import numpy as np
+import streamlit as st
+
+import headwater as hw
+from headwater.dashboard import pages
+from headwater.dashboard.figures.heads import head_grid
+from headwater.dashboard.figures.tokens import token_bars
+from headwater.dashboard.parts.job import wait
+from headwater.dashboard.running import glance, models
+from headwater.dashboard.running.measure import Measure, quoted
+from headwater.dashboard.running.runs import Run, edits_of
+from headwater.dashboard.state import workspace
+from headwater.dashboard.state.address import from_address, to_address
+from headwater.dashboard.state.state import State
+from headwater.dashboard.widgets import chart, plain
+from headwater.lens.errors import HeadwaterError
+
+RECENT = 6
+
+
+def fits(model: hw.HookedModel, chosen: Measure) -> str:
+    """What the pages can say of this model, in one line."""
+    told = f"Every page measures {chosen.label}."
+    if chosen.kind == "likeness":
+        told = (
+            f"{model.name} predicts no token and no class: every page measures how like its last hidden states are to "
+            "those of the plain run. Logits, circuits of an answer and generated text have no meaning for it."
+        )
+    elif chosen.kind == "match":
+        told = f"{model.name} compares a text and a picture: every page measures their similarity."
+    elif not model.causal:
+        told += f" {model.name} generates no text."
+    return plain(told)
+
+
+def heads(state: State, run: Run, chosen: Measure) -> None:
+    name = quoted(run.label(chosen.answer)) if chosen.answer is not None else "the answer"
+    st.subheader(f"Which heads make {name}?" if chosen.answer is not None else "Which heads matter?")
+    key = ("effects", state.model, repr(run.example), run.part, chosen.kind, chosen.answer, chosen.wrong)
+    found = wait(key, lambda: glance.effects(state, run, chosen), "effect of each head", model=state.model)
+    if found is not None:
+        place = np.unravel_index(int(np.nanargmax(found.values)), found.shape)
+        layer = int(found["layer"].values[place[0]])
+        figure = head_grid(found, "Fall without the head", chosen.unit, None, (layer, int(place[1])))
+        chart(
+            figure.update_layout(height=230),
+            "card-heads",
+            f"Effect of each head; the largest is {layer}.{place[1]}",
+        )
+        most = float(found.values[place])
+        st.markdown(plain(f"Without head {layer}.{place[1]} the measure falls by {most:.3g} {chosen.unit}."))
+        _open(state, "heads", "Look at the heads", layer=layer, head=int(place[1]))
+
+
+def sinks(state: State, run: Run, chosen: Measure) -> None:
+    st.subheader("Where does attention drain?")
+    share = glance.drain(run)
+    place = int(np.nanargmax(share))
+    figure = token_bars(share, run.keys, "Share received", "share")
+    chart(
+        figure.update_layout(height=230),
+        "card-sinks",
+        f"Share of attention by token; most goes to token {place}",
+    )
+    st.markdown(
+        plain(f"{quoted(run.keys[place])} receives {share[place]:.0%} of the attention that can see it.")
+    )
+    _open(state, "sinks", "Look at the sinks", key=place)
+
+
+def edit(state: State, run: Run, chosen: Measure) -> None:
+    st.subheader("What if it did not?")
+    place = int(np.nanargmax(glance.drain(run)))
+    key = (
+        "without-sink",
+        state.model,
+        repr(run.example),
+        run.part,
+        chosen.kind,
+        chosen.answer,
+        chosen.wrong,
+        place,
+    )
+
+    def tried():
+        try:
+            return glance.without_sink(state, place)
+        except HeadwaterError as error:
+            return str(error)
+
+    found = wait(key, tried, "the run without the sink", model=state.model)
+    if isinstance(found, str):
+        st.caption(plain(found))
+    elif found is not None and None not in found:
+        before, after = found
+        st.metric(
+            f"With {1 - glance.KEEP:.0%} of {plain(quoted(run.keys[place]))} handed to other tokens",
+            f"{after:.4g} {chosen.unit}",
+            f"{after - before:+.4g}",
+            help=plain(f"{chosen.label}; {before:.4g} as it is"),
+        )
+        _open(state, "edit", "Change attention", edits=[glance.redistribution(place)], shown="b")
+
+
+def own_model() -> None:
+    with st.expander("A model of your own"):
+        st.markdown(
+            "`headwater dashboard FOLDER` opens a model folder of Hugging Face, `headwater dashboard HUB_ID` one "
+            "of the hub; `headwater models add NAME` fetches a small trained one. Nothing leaves this machine."
+        )
+
+
+def recent(state: State) -> None:
+    """Views that were too long for an address, the latest first."""
+    names = workspace.names("views")[:RECENT]
+    if not names:
+        return
+    with st.expander("Recent long views"):
+        for name in names:
+            held = from_address({"view": name}, models.offered(), edits_of)
+            if not held.notices:
+                words = f"{held.model}: {held.text[:60]}"
+                st.page_link(pages.page("edit"), label=plain(words), query_params={"view": name})
+
+
+def _open(state: State, page: str, label: str, **changes: object) -> None:
+    """A link to a page with some of the state changed."""
+    changed = State(**{**vars(state), **changes, "notices": []})
+    st.page_link(
+        pages.page(page), label=label, icon=":material/arrow_forward:", query_params=to_address(changed)
+    )
