@@ -1,0 +1,345 @@
+"""What the page Flow shows: rows of methods, how far they can be believed, and the paths of a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+import headwater as hw
+from headwater.analyses._catalogue.catalogue import entry
+from headwater.dashboard import pages, tables
+from headwater.dashboard.figures import flow as figures
+from headwater.dashboard.figures.labels import escaped
+from headwater.dashboard.parts.job import wait
+from headwater.dashboard.running import flows, picture, runs
+from headwater.dashboard.running.flows import METHODS, Row
+from headwater.dashboard.running.measure import Measure
+from headwater.dashboard.running.runs import Run
+from headwater.dashboard.state import bound, session
+from headwater.dashboard.state.address import to_address
+from headwater.dashboard.state.state import State
+from headwater.dashboard.widgets import chart, clicked, numbers, plain, quoted, token_name
+from headwater.lens.errors import HeadwaterError
+
+MOST_TOKENS = 100  # of a strip; of longer inputs those with the most weight
+FACES = {"deletion": "remove the largest first", "insertion": "keep the largest alone"}
+Rows = dict[str, Row]
+
+
+def choose(state: State, run: Run) -> tuple[int, list[str], dict[str, Any]]:
+    """The token, the methods and the settings of rollout and flow."""
+    first = flows.query_at_first(run)
+    query = first if state.query is None else min(state.query, len(run.queries) - 1)
+    token, which = st.columns([1, 3], vertical_alignment="bottom")
+    with token:
+        if state.query is None:
+            bound.choice(
+                state, "flow.token", "Token", range(len(run.queries)), query,
+                show=lambda place: token_name(run.queries, place), then=_take_token,
+            )  # fmt: skip
+        else:
+            state.query = query
+            bound.choice(
+                state, "query", "Token", range(len(run.queries)), query,
+                show=lambda place: token_name(run.queries, place),
+            )  # fmt: skip
+    with which:
+        methods = bound.several(
+            state,
+            "flow.methods",
+            "Methods",
+            list(METHODS),
+            flows.methods_at_first(run),
+            show=METHODS.__getitem__,
+        )
+    with st.container(horizontal=True, vertical_alignment="bottom", key="flow-settings"):
+        heads = bound.segments(
+            state, "flow.heads", "Heads of a layer, in rollout and flow", ["mean", "max", "min"]
+        )
+        adds = bound.toggle(state, "flow.add_residual", "Residual stream", True)
+        weight = bound.slider(
+            state, "flow.residual", "Weight of the residual stream", 0.0, 1.0, 0.5, 0.05, disabled=not adds
+        )
+        aside = bound.toggle(
+            state, "flow.without_sinks", "Without sinks", help="the attention to sinks counts as no movement"
+        )
+    settings: dict[str, Any] = {"heads": heads, "add_residual": adds, "residual": weight}
+    return query, methods, settings | ({"without": "sinks"} if aside else {})
+
+
+def _take_token(state: State) -> None:
+    state.query = int(state.settings.pop("flow.token"))
+
+
+def rows_of(
+    state: State, run: Run, measure: Measure, methods: Sequence[str], query: int, settings: Mapping[str, Any],
+    name: str,
+) -> Rows:  # fmt: skip
+    """The rows that are there so far. What does not fit is said once, in one line; `name` is the run's."""
+    found: dict[str, Row | str] = {}
+    for method in flows.QUICK:
+        if method in methods:
+            try:
+                found[method] = flows.of_record(run, method, query, settings)
+            except HeadwaterError as error:
+                found[method] = str(error)
+    asked = tuple(m for m in methods if m in flows.OF_ANSWER)
+    if asked and not _explains(measure):
+        st.info(
+            plain(
+                f"The measure is {measure.label}: {_names(asked)} and relevance explain an answer and are left out."
+            )
+        )
+        methods = [m for m in methods if m not in (*flows.OF_ANSWER, "relevance", "gradient_rollout")]
+        asked = ()
+    of_token = tuple(m for m in methods if m not in (*flows.QUICK, *flows.OF_ANSWER))
+    same = run_key(state, run)
+    for which, part in ((of_token, (query, tuple(settings.items()))), (asked, ())):
+        if which:
+            more = wait(
+                ("flow", same, measure.label, which, part),
+                lambda which=which: flows.of_model(state, run, measure, which, query, settings),
+                f"{len(which)} methods of {'the answer' if which == asked else 'the token'}, run {name}",
+                model=run.name,
+            )
+            found |= more or {}
+    left = {method: told for method, told in found.items() if isinstance(told, str)}
+    if left:
+        st.info(plain("Not here: " + "; ".join(f"{METHODS[m]} ({told})" for m, told in left.items())))
+    return {m: row for m in METHODS if isinstance(row := found.get(m), Row)}
+
+
+def run_key(state: State, run: Run) -> tuple:
+    """What a run is of: equal keys, equal runs."""
+    text = state.text if run.example is None else repr(run.example)
+    return run.name, text, state.picture, state.decoder, run.edits, run.part
+
+
+def _explains(measure: Measure) -> bool:
+    return measure.answer is not None or measure.kind == "match"
+
+
+def _names(methods: Sequence[str]) -> str:
+    return ", ".join(METHODS[m] for m in methods)
+
+
+def draw_strips(state: State, run: Run, rows: Rows, query: int, other: Rows | None) -> None:
+    """A strip per method; with `other`, those of run B below it and the difference."""
+    tokens, shares = flows.on_one_axis(rows.values())
+    lines = {METHODS[m]: share for m, share in shares.items()}
+    if other is not None:
+        lines = {}
+        for method, share in shares.items():
+            lines[f"{METHODS[method]}, A"] = share
+            if method in other and other[method].tokens == rows[method].tokens:
+                second = flows.on_one_axis([*rows.values(), other[method]])[1][method]
+                lines[f"{METHODS[method]}, B"] = second
+                lines[f"{METHODS[method]}, B − A"] = second - share
+    places = _strongest(np.stack(list(lines.values())))
+    offset = len(tokens) - len(run.queries)
+    title = escaped(f"Where {quoted(run.queries[query])} (token {query}) comes from")
+    figure = figures.strips(
+        tokens, places, {name: values[places] for name, values in lines.items()}, title, "share",
+        subtitle="weight ÷ sum of the sizes, so that all methods have one scale · click a token to choose it",
+        chosen=query + offset,
+    )  # fmt: skip
+    seen = "; ".join(f"{name}: {_largest(tokens, values)}" for name, values in lines.items())
+    with st.container(key="flow-strips"):
+        point = clicked(figure, "flow-strips-figure", f"Largest share by method: {seen}")
+    if len(places) < len(tokens):
+        rest = np.nanmax(np.abs(np.delete(np.stack(list(lines.values())), places, axis=1)))
+        st.caption(
+            f"The {len(places)} tokens with the most weight of {len(tokens)}; the others have {rest:.2g} or less."
+        )
+    if point is not None:
+        place = int(point["customdata"]) - offset
+        if 0 <= place < len(run.queries):
+            state.query = place
+            session.again()
+        st.caption("A token of the other side can not be followed: it is looked at, and does not look.")
+    numbers("flow", flows.table(rows.values()), "flow-numbers")
+
+
+def _strongest(lines: np.ndarray) -> list[int]:
+    most = np.nanmax(np.nan_to_num(np.abs(lines)), axis=0)
+    return sorted(np.argsort(-most, kind="stable")[:MOST_TOKENS].tolist())
+
+
+def _largest(tokens: Sequence[str], values: np.ndarray) -> str:
+    if not np.isfinite(values).any():
+        return "no value"
+    place = int(np.nanargmax(np.abs(values)))
+    return f"{place} {quoted(tokens[place])} {values[place]:.2f}"
+
+
+def draw_pictures(run: Run, rows: Rows) -> None:
+    """The shares of the patches over the picture, all methods on one scale."""
+    shape = picture.grid(run)
+    if shape is None:
+        return
+    frames = shape[0]
+    image = None if frames > 1 else picture.pixels(run)
+    drawn = {m: row for m, row in rows.items() if len(row.tokens) == len(run.keys)}
+    if not drawn:
+        return
+    st.subheader("On the picture")
+    most = max(float(np.nanmax(np.abs(row.share))) for row in drawn.values()) or 1.0
+    signed = any(np.nanmin(row.share) < 0 for row in drawn.values())
+    columns = st.columns(3)
+    for n, (method, row) in enumerate(drawn.items()):
+        shared = row.array.copy(data=row.share)
+        shared.attrs = {"unit": "share"}
+        try:
+            figure = hw.figure(
+                hw.on_grid(shared) if frames > 1 else shared, image=image, title=METHODS[method]
+            )
+        except HeadwaterError as error:
+            st.caption(plain(f"{METHODS[method]}: {error}"))
+            continue
+        figure.update_traces(zmin=-most if signed else 0, zmax=most, selector={"type": "heatmap"})
+        with columns[n % 3]:
+            chart(figure, f"flow-picture-{method}", f"{METHODS[method]}: {_largest(row.tokens, row.share)}")
+
+
+def draw_belief(state: State, run: Run, measure: Measure, rows: Rows) -> None:
+    """Faithfulness curves and rank agreement."""
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.subheader("Does the answer depend on them?")
+        _faithfulness(state, run, measure, rows)
+    with right:
+        st.subheader("Do the methods agree?")
+        found = flows.agreement(list(rows.values()))
+        named = found.assign_coords(
+            attribution=[METHODS[m] for m in rows], other=[METHODS[m] for m in rows]
+        ).assign_attrs(unit="Kendall's τ of the sizes")
+        pairs = [
+            (float(found[i, j]), a, b)
+            for i, a in enumerate(rows) for j, b in enumerate(rows) if i < j and np.isfinite(found[i, j])
+        ]  # fmt: skip
+        told = (
+            f"least alike {METHODS[min(pairs)[1]]} and {METHODS[min(pairs)[2]]}, {min(pairs)[0]:.2f}"
+            if pairs
+            else ""
+        )
+        chart(hw.figure(named, title="Rank agreement"), "flow-agreement", f"Rank agreement: {told}")
+        numbers("agreement", tables.table(named, "agreement"), "agreement-numbers")
+        st.caption(plain(f"Not for: {entry('agreement').not_for}."))
+
+
+def _faithfulness(state: State, run: Run, measure: Measure, rows: Rows) -> None:
+    if not _explains(measure):
+        st.caption(plain(f"The measure is {measure.label}: the curves are of an answer."))
+        return
+    work = ("faithfulness", run_key(state, run), measure.label,
+            tuple((m, row.values.tobytes()) for m, row in rows.items()))  # fmt: skip
+
+    def curves() -> Any:
+        try:
+            return flows.faithfulness(state, run, measure, list(rows.values()))
+        except HeadwaterError as error:
+            return str(error)
+
+    found = wait(work, curves, "faithfulness of the methods", model=run.name)
+    if found is None:
+        return
+    if isinstance(found, str):
+        st.caption(plain(found))
+        return
+    which = bound.segments(state, "flow.curve", "Curve", list(FACES), show=FACES.__getitem__)
+    names = [METHODS.get(name, name) for name in found.attribution.values.tolist()]
+    lines = dict(zip(names, found[which].isel(batch=0).values, strict=True))
+    areas = dict(zip(names, found[f"{which}_area"].isel(batch=0).values.tolist(), strict=True))
+    best = sorted(areas, key=areas.__getitem__, reverse=which == "insertion")
+    told = ", ".join(f"{name} {areas[name]:.3g}" for name in best)
+    figure = figures.curves(found.fraction.values, lines, escaped(measure.label), measure.unit or "value")
+    chart(figure, f"flow-{which}", f"Areas under the curves, best first: {told}")
+    st.caption(plain(f"Mean height, best first: {told}."))
+    numbers(f"faithfulness-{which}", tables.table(found[which].isel(batch=0), which), "faithfulness-numbers")
+    st.caption(plain(f"Not for: {entry('faithfulness').not_for}."))
+
+
+def draw_methods(methods: Sequence[str]) -> None:
+    """What each method is, costs, and must not be used for."""
+    with st.expander("What each method is of, what it costs, and what it is not for"):
+        st.dataframe(
+            pd.DataFrame(
+                [
+                    {"method": METHODS[m], "asks": entry(m).question, "not for": entry(m).not_for,
+                     "cost": entry(m).cost, "unit": entry(m).unit}
+                    for m in methods
+                ]
+            ),
+            hide_index=True, key="flow-methods-table", alt="Methods, their questions, costs and limits",
+        )  # fmt: skip
+
+
+def draw_paths(state: State, run: Run, query: int, settings: Mapping[str, Any]) -> None:
+    """The graph of layers and positions below the chosen token; a click on an edge shows its heads."""
+    st.subheader("Along which paths")
+    if len(run.keys) > flows.MOST_IN_GRAPH:
+        st.caption(
+            f"The graph is drawn for up to {flows.MOST_IN_GRAPH} tokens; this input has {len(run.keys)}."
+        )
+        return
+    least = bound.slider(
+        state, "flow.least", "Edges that carry at least", 0.005, 0.3, 0.02, 0.005, format="%.3f"
+    )
+
+    def work() -> Any:
+        try:
+            return flows.paths(run, query, 0.005, settings)
+        except HeadwaterError as error:
+            return str(error)
+
+    same = run_key(state, run)
+    found = wait(("paths", same, query, tuple(settings.items())), work, "paths of the token", model=run.name)
+    if found is None:
+        return
+    if isinstance(found, str):
+        st.caption(plain(found))
+        return
+    edges = found.edges[found.edges["share"] >= least].assign(below=lambda e: e["depth"] - 1)
+    kept = state.get("flow.edge", [])
+    chosen = kept if isinstance(kept, list) and len(kept) == 3 and _is_edge(found.edges, kept) else None
+    figure = figures.paths(
+        edges, found.mass, found.tokens, found.layers,
+        escaped(f"What of {quoted(run.queries[query])} passes where, by rollout"),
+        f"{len(edges)} edges that carry {least:.1%} or more · click the middle of an edge for its heads", chosen,
+    )  # fmt: skip
+    top = edges[edges["query"] != edges["key"]].nlargest(4, "share")
+    told = "; ".join(
+        f"layer {e.layer} {quoted(found.tokens[e.query])} from {quoted(found.tokens[e.key])} {e.share:.0%}"
+        for e in top.itertuples()
+    )
+    point = clicked(figure, "flow-paths", f"Strongest edges between tokens: {told}")
+    if point is not None and isinstance(point.get("customdata"), list):
+        state.put("flow.edge", [int(each) for each in point["customdata"][:3]])
+        session.again()
+    numbers("paths", edges.drop(columns="below"), "paths-numbers")
+    if chosen is not None and len(found.tokens) == len(run.queries) and run.square:
+        _heads(state, run, found, chosen)
+
+
+def _is_edge(edges: pd.DataFrame, edge: Sequence[int]) -> bool:
+    return bool((edges[["depth", "query", "key"]].to_numpy() == np.array(edge)).all(1).any())
+
+
+def _heads(state: State, run: Run, found: flows.Paths, edge: Sequence[int]) -> None:
+    """The weights of the heads of one edge; a button opens a head there."""
+    depth, query, key = edge
+    layer = found.layers[depth - 1]
+    weights = flows.heads_of_edge(run, layer, query, key)
+    order = np.argsort(-weights, kind="stable")
+    named = f"{quoted(run.queries[query])} → {quoted(run.keys[key])}"
+    st.markdown(plain(f"Layer {layer}, {named}: the weight of each head"))
+    with st.container(horizontal=True, key="edge-heads"):
+        for head in order[:8].tolist():
+            if st.button(plain(f"{layer}.{head}  {weights[head]:.3f}"), key=f"edge-head-{head}"):
+                state.choose_head(layer, head)
+                state.query, state.key = query, key
+                st.switch_page(pages.page("head"), query_params=to_address(state))
