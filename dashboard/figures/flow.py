@@ -1,4 +1,4 @@
-"""From which tokens an answer comes: strips of several methods on one scale, their curves, and the paths of a rollout."""
+"""From which tokens an answer comes: strips of several methods on one scale, their curves, the paths of a rollout."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from headwater.dashboard import pages, tables
 from headwater.dashboard.figures import flow as figures
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.parts.job import wait
-from headwater.dashboard.running import flows, picture, runs
+from headwater.dashboard.running import flows, picture
 from headwater.dashboard.running.flows import METHODS, Row
 from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.runs import Run
@@ -78,8 +78,9 @@ def _take_token(state: State) -> None:
 def rows_of(
     state: State, run: Run, measure: Measure, methods: Sequence[str], query: int, settings: Mapping[str, Any],
     name: str,
-) -> Rows:  # fmt: skip
-    """The rows that are there so far. What does not fit is said once, in one line; `name` is the run's."""
+) -> tuple[Rows, bool]:  # fmt: skip
+    """The rows that are there so far, and whether these are all. What does not fit is said once, in one line; `name`
+    is the run's."""
     found: dict[str, Row | str] = {}
     for method in flows.QUICK:
         if method in methods:
@@ -97,7 +98,7 @@ def rows_of(
         methods = [m for m in methods if m not in (*flows.OF_ANSWER, "relevance", "gradient_rollout")]
         asked = ()
     of_token = tuple(m for m in methods if m not in (*flows.QUICK, *flows.OF_ANSWER))
-    same = run_key(state, run)
+    same, whole = run_key(state, run), True
     for which, part in ((of_token, (query, tuple(settings.items()))), (asked, ())):
         if which:
             more = wait(
@@ -106,17 +107,19 @@ def rows_of(
                 f"{len(which)} methods of {'the answer' if which == asked else 'the token'}, run {name}",
                 model=run.name,
             )
+            whole = whole and more is not None
             found |= more or {}
     left = {method: told for method, told in found.items() if isinstance(told, str)}
     if left:
         st.info(plain("Not here: " + "; ".join(f"{METHODS[m]} ({told})" for m, told in left.items())))
-    return {m: row for m in METHODS if isinstance(row := found.get(m), Row)}
+    return {m: row for m in METHODS if isinstance(row := found.get(m), Row)}, whole
 
 
 def run_key(state: State, run: Run) -> tuple:
     """What a run is of: equal keys, equal runs."""
-    text = state.text if run.example is None else repr(run.example)
-    return run.name, text, state.picture, state.decoder, run.edits, run.part
+    given = run.example
+    texts = (given,) if isinstance(given, str) else (given.text, given.decoder)
+    return run.name, texts, state.picture, run.edits, run.part
 
 
 def _explains(measure: Measure) -> bool:

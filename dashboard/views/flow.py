@@ -13,11 +13,11 @@ chosen = measure.of(state, runs.a(state))
 
 st.header("Flow")
 query, methods, settings = parts.choose(state, run)
-rows = parts.rows_of(state, run, chosen, methods, query, settings, "B" if state.shown == "b" else "A")
+rows, whole = parts.rows_of(state, run, chosen, methods, query, settings, "B" if state.shown == "b" else "A")
 other, second = None, runs.b(state) if state.shown == "difference" else None
 if second is not None:
     if same_tokens(run, second):
-        other = parts.rows_of(state, second, chosen, methods, query, settings, "B")
+        other, _ = parts.rows_of(state, second, chosen, methods, query, settings, "B")
     else:
         st.info("Run B has other tokens, so that it can not be taken from run A: this is run A.")
 if not rows:
@@ -26,5 +26,6 @@ else:
     parts.draw_strips(state, run, rows, query, other)
     parts.draw_methods(methods)
     parts.draw_pictures(run, rows)
-    parts.draw_belief(state, run, chosen, rows)
+    if whole:
+        parts.draw_belief(state, run, chosen, rows)
 parts.draw_paths(state, run, query, settings)
