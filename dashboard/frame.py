@@ -9,6 +9,7 @@ from headwater.dashboard.running import measure, models, runs
 from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import plain
+from headwater.lens.errors import HeadwaterError
 
 # the header of Streamlit lies over the page: what comes first must stand below it
 STYLE = """
@@ -73,7 +74,7 @@ def _measure(state: State, plain_run: runs.Run) -> None:
                 )
             bound.text(state, "measure.other", "Another token as the answer", placeholder="Mary", then=_other)
     one = chosen.value(plain_run)
-    other = runs.b(state)
+    other = _second_run(state)
     two = None if other is None else chosen.value(other)
     words = "no value" if one is None else f"A {one:.4g}"
     if two is not None and one is not None:
@@ -81,6 +82,16 @@ def _measure(state: State, plain_run: runs.Run) -> None:
     elif one is not None:
         words += f" {chosen.unit}"
     st.markdown(plain(words), help="the measure in run A and, where there is one, in run B")
+
+
+def _second_run(state: State) -> runs.Run | None:
+    """Run B; None, and told, where its edits or its text do not fit, so that the page can still be mended."""
+    try:
+        return runs.b(state)
+    except HeadwaterError as error:
+        state.notices.append(f"Run B can not be made: {error}. Run A is shown.")
+        state.shown = "a"
+        return None
 
 
 def _pick(
@@ -100,7 +111,6 @@ def _chosen(state: State, name: str) -> None:
 
 def _other(state: State) -> None:
     """Take a typed word as the answer."""
-    from headwater.lens.errors import HeadwaterError
     from headwater.lens.models.token_ids import class_id, token_id
 
     typed = str(state.settings.pop("measure.other", ""))

@@ -2,68 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headwater.dashboard.figures.labels import cut, visible
 
 MOST = 4  # tokens or heads named; more are counted
+GROUPS = {
+    "image": "image tokens",
+    "special": "special tokens",
+    "text": "text tokens",
+    "generated": "new tokens",
+}
+RULES = {"act": "far above an even spread", "share": "a large share", "massive": "massive activations"}
+ABLATED = {"zero": "zero", "mean": "their mean over other texts", "resample": "their outputs on other texts"}
 
 
-def in_words(edit: dict, tokens: Sequence[str]) -> str:
-    """What an edit does, as one line: "60 % of ‹bos› to others, all heads"."""
+def in_words(edit: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    """What an edit does, as one line: "60 % of what goes to ‹bos› → others, all heads"."""
     heads = _heads(edit.get("heads", "all"), edit.get("layers", "all"))
-    kind = edit.get("edit", "edit")
-    if kind == "Redistribute":
-        share = 1 - float(edit.get("keep", 0))
-        taken, to = _tokens(edit.get("keys"), tokens), _to(edit.get("to"), tokens)
-        return f"{share:.0%} of what goes to {taken} → {to}, {heads}"
-    if kind == "Knockout":
-        return f"{_tokens(edit.get('queries'), tokens)} can not look at {_tokens(edit.get('keys'), tokens)}, {heads}"
+    kind = str(edit.get("edit", "edit"))
+
+    def named(field: str) -> str:
+        return _tokens(edit.get(field), tokens)
+
+    def number(field: str, default: float = 0.0) -> float:
+        value = edit.get(field)
+        return float(value) if isinstance(value, int | float) else default
+
+    rows = "" if edit.get("queries", "all") == "all" else f" by {named('queries')}"
     if kind == "ScaleHeads":
         scales = edit.get("factors") or {}
-        named = (
+        every = (
             [f"{head} × {factor:g}" for head, factor in scales.items()] if isinstance(scales, dict) else []
         )
-        return f"output of {_few(named)}" if named else f"outputs scaled, {heads}"
+        return f"output of {_few(every)}" if every else f"outputs scaled, {heads}"
+    found = {
+        "Redistribute": lambda: f"{1 - number('keep', 0.4):.0%} of what goes to {named('keys')}{rows} → "
+        f"{_to(edit.get('to'), tokens)}",
+        "RedistributeMassive": lambda: f"{1 - number('keep', 0.6):.0%} of what goes to massive tokens → the image's "
+        "others",
+        "Knockout": lambda: f"{named('queries')} can not look at {named('keys')}",
+        "TowardIdentity": lambda: f"{number('amount'):.0%} toward the token itself{rows}",
+        "TowardUniform": lambda: f"{number('amount'):.0%} toward an even spread{rows}",
+        "Temperature": lambda: f"scores × {number('tau', 1):g}",
+        "BiasKeys": lambda: f"scores on {named('keys')} {number('bias'):+g}",
+        "Emphasise": lambda: f"scores on {named('keys')}{rows} + {number('amount'):g} of their size",
+        "MoveAttention": lambda: f"{number('amount', 1):.0%} of what goes to {named('source')}{rows} → "
+        f"{_to(edit.get('to'), tokens)}",
+        "ScaleWeights": lambda: f"weights on {named('keys')}{rows} × {number('factor', 1):g}, not renormalised",
+        "FreezeAttention": lambda: "weights of another run",
+        "InjectPattern": lambda: f"{number('amount', 1):.0%} of a given pattern",
+        "StreamingWindow": lambda: f"each token sees the first {edit.get('sinks')} and the latest {edit.get('window')}",
+        "HeavyHitters": lambda: f"each token sees {edit.get('heavy')} heavy hitters and the latest "
+        f"{edit.get('recent')}",
+        "GroupedAttention": lambda: f"each token sees its group of {edit.get('size')}"
+        + (f" and the first {edit.get('sinks')}" if edit.get("sinks") else ""),
+        "MaskPairs": lambda: f"each token sees {_rule(edit.get('rule'))}",
+        "HeadMix": lambda: "heads are mixed",
+    }  # fmt: skip
+    if kind in found:
+        return f"{found[kind]()}, {heads}"
     if kind == "AblateHeads":
-        return f"without {heads} ({edit.get('ablation', 'zero')})"
-    if kind == "TowardIdentity":
-        return f"{float(edit.get('amount', 0)):.0%} toward the token itself, {heads}"
-    if kind == "TowardUniform":
-        return f"{float(edit.get('amount', 0)):.0%} toward an even spread, {heads}"
-    if kind == "Temperature":
-        return f"scores × {float(edit.get('tau', 1)):g}, {heads}"
+        how = str(edit.get("ablation", "zero"))
+        return f"without {heads} ({ABLATED.get(how, how)} in their place)"
+    if kind == "Normaliser":
+        return f"{edit.get('name')} in place of softmax, {_heads('all', edit.get('layers', 'all'), 'all layers')}"
+    if kind == "PruneTokens":
+        left = edit.get("keep")
+        kept = (
+            [f"{_left(n)} behind layer {at}" for at, n in left.items()] if isinstance(left, Mapping) else []
+        )
+        return f"of {named('positions')} stay {_few(kept)} (by {edit.get('score', 'attention')})"
+    if kind == "PositionInvariant":
+        documents = edit.get("documents")
+        return f"{len(documents) if isinstance(documents, list) else 'some'} documents without order"
+    if kind in ("EditResidual", "EditMLP"):
+        of = "MLP output" if kind == "EditMLP" else "residual stream"
+        how = {"add": "+ a direction", "project_out": "without a direction", "replace": "= a vector"}
+        where = f"{of} of layer {edit.get('layer')}"
+        return f"{where} {how.get(str(edit.get('how')), str(edit.get('how')))}, at {named('positions')}"
+    if kind == "OffsetHeads":
+        offsets = edit.get("offsets")
+        return f"output of {_few(list(offsets) if isinstance(offsets, dict) else [])} + a vector"
+    if kind == "AtSteps" and isinstance(edit.get("of"), Mapping):
+        return f"at steps {edit.get('steps')}: {in_words(edit['of'], tokens)}"
     rest = ", ".join(
         f"{name} {value}" for name, value in edit.items() if name not in ("edit", "heads", "layers", "off")
     )
-    return cut(f"{kind}: {rest}" if rest else str(kind), 90)
+    return cut(f"{kind}: {rest}" if rest else kind, 90)
+
+
+def _left(n: Any) -> str:
+    return f"{n:.0%}" if isinstance(n, float) else str(n)
+
+
+def _rule(rule: Any) -> str:
+    if isinstance(rule, Mapping):
+        rest = ", ".join(f"{name} {value}" for name, value in rule.items() if name != "kind")
+        return cut(f"the pairs of {rule.get('kind')} ({rest})", 60)
+    return "the pairs of a mask"
 
 
 def _tokens(places: Any, tokens: Sequence[str]) -> str:
+    if isinstance(places, int) and not isinstance(places, bool):
+        places = [places]
     if not isinstance(places, list):
-        return "all tokens" if places in (None, "all") else str(places)
+        return "all tokens" if places in (None, "all") else _name(str(places))
     named = [
         f"‹{cut(visible(tokens[place]), 14)}›"
         if isinstance(place, int) and -len(tokens) <= place < len(tokens)
-        else str(place)
+        else _name(str(place))
         for place in places
     ]
     return _few(named)
 
 
+def _name(name: str) -> str:
+    """Positions that are given by name: a group, a word, or the sinks by a rule."""
+    kind, _, rest = name.partition(":")
+    if kind == "token" and rest:
+        return f"every ‹{cut(visible(rest), 14)}›"
+    if kind == "sinks":
+        rule, _, threshold = rest.partition(":")
+        return f"sinks ({RULES.get(rule, rule)}{f', {threshold}' if threshold else ''})"
+    return GROUPS.get(name, name)
+
+
 def _to(to: Any, tokens: Sequence[str]) -> str:
-    return _tokens(to, tokens) if isinstance(to, list) else str(to or "others")
+    return _tokens(to, tokens) if isinstance(to, list | int) else _name(str(to or "others"))
 
 
-def _heads(heads: Any, layers: Any) -> str:
+def _heads(heads: Any, layers: Any, every: str = "all heads") -> str:
     if isinstance(heads, dict):
         heads = list(heads)
+    if isinstance(heads, str) and heads != "all":
+        heads = [heads]
     if isinstance(heads, list):
         return ("head " if len(heads) == 1 else "heads ") + _few([str(head) for head in heads])
+    if isinstance(layers, int):
+        layers = [layers]
     if isinstance(layers, list):
-        return f"layers {_few([str(layer) for layer in layers])}"
-    return "all heads"
+        return ("layer " if len(layers) == 1 else "layers ") + _few([str(layer) for layer in layers])
+    return every
 
 
 def _few(named: list[str]) -> str:

@@ -104,6 +104,18 @@ def several(
     return value
 
 
+def chips(
+    state: State, name: str, label: str, options: Sequence[Any], default: Sequence[Any] = (), *, show: Show = str,
+    **more: Any,
+) -> list[Any]:  # fmt: skip
+    """The same as `several`, as small buttons, each of which is on or off."""
+    given = state.get(name, list(default))
+    given = given if isinstance(given, list) else [given]
+    value = [each for each in options if each in given]
+    st.pills(label, options, selection_mode="multi", format_func=show, **_bound(name, value, list), **more)
+    return value
+
+
 def slider(
     state: State,
     name: str,

@@ -1,5 +1,51 @@
-"""Edit."""
+"""Edit: change attention or heads, and see what became of the measure, the answers and the attention."""
+
+from contextlib import suppress
+from dataclasses import replace
 
 import streamlit as st
 
+from headwater.dashboard.parts import edit_form, edit_list, edit_results, edit_trials, take_away
+from headwater.dashboard.running import measure as measures, runs
+from headwater.dashboard.running.models import resident
+from headwater.dashboard.state import session
+from headwater.dashboard.widgets import plain
+from headwater.lens.errors import HeadwaterError
+
+state = session.current()
+model = resident(state.model)
+whole = replace(state, part="")  # edits act on the part that answers
+plain_run = runs.a(whole)
+measure = measures.of(state, plain_run)
+
 st.header("Edit")
+if state.part:
+    st.info(plain(f"Edits act on the part that answers, {model.part_name}, and this page shows its maps."))
+form, active = st.columns([2, 3], gap="large")
+with form:
+    added = edit_form.draw(state, plain_run, model, measure)
+    if added is not None:
+        edit_form.add(state, added)
+with active:
+    edit_list.draw(state, plain_run, model)
+
+edited = None
+if state.has_b():
+    with suppress(HeadwaterError):  # told above the page
+        edited = runs.b(whole)
+if edited is not None:
+    if state.b_text is not None or state.b_model is not None:
+        st.caption("Run B also has another text or model; the controls and the sweep below are of run A's.")
+    edit_results.draw_numbers(measure, plain_run, edited)
+    edit_results.draw_answers(state, plain_run, edited)
+    edit_results.draw_losses(state, plain_run, edited)
+    edit_results.draw_heads(state, plain_run, edited)
+    edit_results.draw_text(state, model, plain_run, edited)
+    if state.applied():
+        key = (state.model, edit_results.runs_key(state), measure.kind, measure.answer, measure.wrong)
+        controls, sweep = st.columns(2, gap="large")
+        with controls:
+            edit_trials.draw_controls(state, model, plain_run, measure, key)
+        with sweep:
+            edit_trials.draw_sweep(state, model, plain_run, measure, key)
+take_away.draw(state, plain_run)

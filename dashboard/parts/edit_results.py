@@ -1,0 +1,225 @@
+"""What edits did: the measure, the answers, the loss of each token, the heads whose attention moved, the text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+import streamlit as st
+
+import headwater as hw
+from headwater.dashboard import pages
+from headwater.dashboard.canvas.attention_map import attention_map
+from headwater.dashboard.figures.changes import dumbbells, loss_changes
+from headwater.dashboard.figures.heads import head_grid
+from headwater.dashboard.figures.labels import cut, visible
+from headwater.dashboard.parts.job import wait
+from headwater.dashboard.running import changes, runs
+from headwater.dashboard.running.measure import Measure, quoted
+from headwater.dashboard.running.runs import Run
+from headwater.dashboard.state import bound, session
+from headwater.dashboard.state.address import to_address
+from headwater.dashboard.state.state import State
+from headwater.dashboard.widgets import chart, clicked, numbers, plain
+
+AXES = {"p": "probability", "log p": "log-probability, nats"}
+MOST_MAP = 512  # tokens a side of the maps that are compared here
+FEW_TOKENS = 512  # above it, the attention that moved is a job
+
+
+def draw_numbers(measure: Measure, one: Run, other: Run) -> None:
+    """The measure, how far the answers are apart, and the loss; the measure first."""
+    a, b = measure.value(one), measure.value(other)
+    found = [(measure.label, a, b, measure.unit, "normal" if measure.better > 0 else "inverse")]
+    if measure.kind == "difference":
+        alone = replace(measure, kind="log_probability", wrong=None)
+        name = f"log p({quoted(one.label(measure.answer or 0))})"
+        found.append((name, alone.value(one), alone.value(other), "nats", "normal"))
+    if measure.kind != "loss" and one.loss is not None and other.loss is not None:
+        found.append(("mean loss of the text's tokens", one.loss, other.loss, "nats", "inverse"))
+    apart = changes.divergence(one, other)
+    columns = st.columns(len(found) + (apart is not None))
+    for column, (label, before, after, unit, colour) in zip(columns, found, strict=False):
+        if before is None or after is None:
+            column.metric(plain(label), "no value")
+            continue
+        value = f"{before:.4g} → {after:.4g}"
+        column.metric(plain(label), value, f"{after - before:+.4g} {unit}".strip(), delta_color=colour)
+    if apart is not None:
+        what = "classes" if one.labels else "next tokens"
+        columns[-1].metric(
+            f"KL(A‖B) of the {what}", f"{apart:.4g} nats", help="0 where the edits change no probability"
+        )
+
+
+def draw_answers(state: State, one: Run, other: Run) -> None:
+    """The likeliest answers of both runs as dumbbells, on an axis that fits them."""
+    if not one.logits.size or one.logits.shape != other.logits.shape:
+        return
+    table = changes.answers(one, other)
+    axis = bound.segments(state, "edit.axis", "Axis", list(AXES), "p", show=AXES.__getitem__)
+    title = "Likeliest classes" if one.labels else "Likeliest next tokens"
+    figure = dumbbells(
+        list(table["answer"]), table[f"{axis} A"].to_numpy(), table[f"{axis} B"].to_numpy(), AXES[axis], title
+    )
+    seen = [
+        f"{visible(str(row['answer']))} {row[f'{axis} A']:.4g} to {row[f'{axis} B']:.4g}"
+        for row in table.head(5).to_dict("records")
+    ]
+    chart(figure, "edit-answers", f"{title}, {AXES[axis]} in A and B: {'; '.join(seen)}")
+    numbers("answers-a-b", table, "edit-answers")
+
+
+def draw_losses(state: State, one: Run, other: Run) -> None:
+    """The text with the change of each token's loss."""
+    if one.loss is None or other.loss is None or one.queries != other.queries:
+        return
+    a = _losses(one.name, state.text, state.decoder, state.picture, "[]", one)
+    b = _losses(other.name, state.text, state.decoder, state.picture, other.edits, other)
+    if a is None or b is None or len(a) != len(one.queries):
+        return
+    title = "Change of each token's loss"
+    frame = pd.DataFrame(
+        {"position": range(len(a)), "token": one.queries, "loss A": a, "loss B": b, "change": b - a}
+    )
+    known = frame.dropna()
+    most = known.loc[known["change"].abs().sort_values(ascending=False).index].head(5)
+    seen = [f"{r['position']} {visible(str(r['token']))} {r['change']:+.3g}" for r in most.to_dict("records")]
+    chart(loss_changes(a, b, one.queries, title), "edit-losses", f"{title}, largest: {', '.join(seen)} nats")
+    if one.position is not None:
+        st.caption(
+            "The last token has no next one in the text: what the model says there stands above, not here."
+        )
+    numbers("loss-per-token", frame, "edit-losses")
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _losses(name: str, text: str, decoder: str, picture: str, edits: str, _run: Run):
+    return changes.token_losses(_run)
+
+
+def draw_heads(state: State, one: Run, other: Run) -> None:
+    """Which heads' attention moved; the chosen one's maps, at first those of the head that moved most."""
+    if not changes.comparable(one, other):
+        st.caption(
+            "The maps of A and B are of different tokens or heads, and are not compared here: see Compare."
+        )
+        return
+    key = ("moved", one.name, repr(runs_key(state)), other.edits)
+    patience = 60.0 if len(one.queries) <= FEW_TOKENS else None
+    moves = wait(
+        key, partial(changes.moved, one, other), "attention that moved", model=one.name, patience=patience
+    )  # fmt: skip
+    if moves is None:
+        return
+    layer, head = _head(state, one, moves)
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        most = changes.most_moved(moves)
+        largest = float(moves.max())
+        title = "Which heads' attention moved"
+        said = "mean over queries of half the sum of |ΔA|: 0 none, 1 all of it"
+        figure = head_grid(moves, title, "share moved", chosen=(layer, head), subtitle=said)
+        order = moves.stack(at=("layer", "head")).to_series().sort_values(ascending=False).head(5)
+        seen = ", ".join(f"{at[0]}.{at[1]} {value:.3g}" for at, value in order.items())
+        point = clicked(figure, "edit-moved", f"{title}, largest: {seen}")
+        if point is not None:
+            state.put("edit.head", f"{point['y']}.{point['x']}")
+            session.again()
+        if largest <= changes.UNCHANGED:
+            st.caption("No head's attention moved by more than 1e-6.")
+        else:
+            st.caption(
+                f"Most: {most[0]}.{most[1]} ({largest:.3g}). An edit of a head's output moves no weight of its own "
+                "map: it shows in later layers and in the answer."
+            )
+        st.page_link(
+            pages.page("head"), label=f"Open head {layer}.{head}", icon=":material/center_focus_strong:",
+            query_params=_address_of(state, layer, head),
+        )  # fmt: skip
+        numbers("attention-moved", moves.to_series().rename("share moved").reset_index(), "edit-moved")
+    with right:
+        _maps(state, one, other, layer, head)
+
+
+def runs_key(state: State) -> tuple:
+    return (state.text, state.picture, state.decoder, state.b_text, state.b_model)
+
+
+def _head(state: State, run: Run, moves) -> tuple[int, int]:
+    """The head to show: the one clicked, else the one that moved most."""
+    given = str(state.get("edit.head", ""))
+    if given:
+        try:
+            found = hw.Head.parse(given)
+            if found.layer in run.layers and 0 <= found.head < run.n_heads:
+                return found.layer, found.head
+        except hw.HeadwaterError:
+            pass
+        state.settings.pop("edit.head")
+    return changes.most_moved(moves)
+
+
+def _address_of(state: State, layer: int, head: int) -> dict[str, str]:
+    return {**to_address(state), "layer": str(layer), "head": str(head)}
+
+
+def _maps(state: State, one: Run, other: Run, layer: int, head: int) -> None:
+    """The chosen head's map in A and B, and the difference."""
+    last = min(MOST_MAP, len(one.queries)), min(MOST_MAP, len(one.keys))
+    if max(len(one.queries), len(one.keys)) > MOST_MAP:
+        st.caption(f"The first {MOST_MAP} tokens; the page Head shows any window.")
+    window = slice(0, last[0]), slice(0, last[1])
+    maps = [runs.pattern(run, layer, head, *window) for run in (one, other)]
+    tokens = one.queries[: last[0]], one.keys[: last[1]]
+    shows = bound.segments(
+        state, "edit.map", "Map", ["change", "a", "b"], "change",
+        show={"change": "B − A", "a": "A", "b": "B"}.__getitem__, label_visibility="collapsed",
+    )  # fmt: skip
+    title = f"Head {layer}.{head}"
+    if shows == "change":
+        attention_map(
+            maps[1] - maps[0], *tokens, key="edit-map-change", title=f"{title}, B − A", causal=one.causal,
+            signed=True, unit="change", scale="linear",
+        )  # fmt: skip
+    else:
+        at = ["a", "b"].index(shows)
+        attention_map(
+            maps[at], *tokens, key=f"edit-map-{shows}", title=f"{title}, {shows.upper()}", causal=one.causal
+        )
+
+
+def draw_text(state: State, model: hw.HookedModel, one: Run, other: Run) -> None:
+    """What the model writes on in A and in B, with the differences marked."""
+    if not (model.has_lm_head and model.causal):
+        return
+    st.subheader("What it writes")
+    count = bound.number(state, "edit.new_tokens", "New tokens", 1, 200, 20, 1)
+    if not bound.toggle(state, "edit.write", "Write on from the text, with and without the edits"):
+        return
+    key = ("written", one.name, other.name, runs_key(state), other.edits, count)
+
+    def work() -> tuple[str, str]:
+        return (
+            changes.continued(one.name, one.example, [], count),
+            changes.continued(other.name, other.example, runs.applied(other), count),
+        )
+
+    found = wait(key, work, "continued text", model=one.name)
+    if found is None:
+        return
+    for name, pieces in zip("AB", changes.differing(*found), strict=True):
+        marked = "".join(
+            f":orange-background[{plain(visible_text(text))}]" if differs else plain(visible_text(text))
+            for text, differs in pieces
+        )
+        st.markdown(f"**{name}** {marked or '∅'}")
+    st.caption(
+        "Both write the same." if found[0] == found[1] else "Marked: words that only this run writes. Greedy."
+    )
+
+
+def visible_text(text: str) -> str:
+    """A written text with line ends and unseen marks made visible."""
+    return cut("".join(" " if letter == " " else visible(letter) for letter in text), 4000)
