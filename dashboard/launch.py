@@ -116,7 +116,9 @@ def configuration(host: str, port: int) -> dict[str, object]:
         "server.maxUploadSize": 16,  # megabytes: pictures and experiments
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "viewer",
-        "theme.primaryColor": "#1f6f8b",
+        # each half of the theme by itself: with a colour for both, light is taken whatever the system prefers
+        "theme.light.primaryColor": "#1f6f8b",
+        "theme.dark.primaryColor": "#5fb4cf",
         "client.showErrorDetails": "none",
         "logger.hideWelcomeMessage": True,  # it would ask an outside service for the public address
     }

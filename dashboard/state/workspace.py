@@ -78,3 +78,9 @@ def names(kind: str) -> list[str]:
     found = folder() / kind
     files = [file for file in found.glob("*") if NAME.fullmatch(file.name)] if found.is_dir() else []
     return [file.name for file in sorted(files, key=lambda file: -file.stat().st_mtime)]
+
+
+def remove(kind: str, name: str) -> None:
+    """Forget what is kept under a name; nothing where nothing is."""
+    if NAME.fullmatch(name):
+        (folder() / kind / name).unlink(missing_ok=True)

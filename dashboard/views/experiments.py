@@ -1,5 +1,15 @@
-"""Experiments."""
+"""Experiments: save this view, see what was saved, run it again, take it away, open a file."""
 
 import streamlit as st
 
+from headwater.dashboard.parts import saved as parts
+from headwater.dashboard.state import session
+
+state = session.current()
 st.header("Experiments")
+left, right = st.columns(2, gap="large")
+with left:
+    parts.draw_save(state)
+with right:
+    parts.draw_open(state)
+parts.draw_table(state)

@@ -36,6 +36,12 @@ def own_workspace(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HEADWATER_WORKSPACE", str(tmp_path / "workspace"))
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch) -> None:
+    """A page waits for its jobs, as the tests run no browser that would look again."""
+    monkeypatch.setattr("headwater.dashboard.parts.job.PATIENCE", 200.0)
+
+
 @pytest.fixture
 def offered(small_model, monkeypatch) -> None:
     """The small model is offered, and no other."""

@@ -1,0 +1,96 @@
+"""Saved runs: a view with its experiment and results, kept in the workspace, and whether it still holds."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import headwater as hw
+from headwater.dashboard.export import experiment as form
+from headwater.dashboard.running import runs
+from headwater.dashboard.running.measure import Measure
+from headwater.dashboard.running.models import resident
+from headwater.dashboard.state import workspace
+from headwater.dashboard.state.state import State
+from headwater.lens.experiments.run_file import run_file
+
+TOLERANCE = 1e-4  # between the numbers of a page and those of the experiment, run anew
+
+
+@dataclass(frozen=True)
+class Saved:
+    """`address` opens the view; `values` are the measure in A and B; `gap` is between the page and the experiment."""
+
+    words: str
+    address: dict[str, str]
+    measure: str
+    values: list[float | None]
+    experiment: str
+    results: str
+    gap: float
+    saved: float
+
+    @property
+    def when(self) -> str:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.saved))
+
+    @property
+    def state(self) -> str:
+        return "agrees with the page" if self.gap <= TOLERANCE else f"differs from the page by {self.gap:.2g}"
+
+
+def save(state: State, address: dict[str, str], words: str, chosen: Measure) -> str:
+    """Run a view as an experiment, and keep it with what came; gives its name."""
+    asked = form.as_experiment(state, chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        if any(prompt.image is not None for prompt in asked.prompts):
+            (Path(folder) / form.PICTURE).write_bytes(form.picture_bytes(state))
+        results = form.run(asked, state, Path(folder))
+    other = runs.b(state)
+    values = [chosen.value(chosen.plain), None if other is None else chosen.value(other)]
+    gap = form.agrees(results, state, chosen)
+    found = Saved(words, address, chosen.label, values, asked.to_json(), results.to_json(), gap, time.time())
+    return workspace.keep("runs", json.dumps(asdict(found)).encode())
+
+
+def opened(name: str) -> Saved | None:
+    """A saved run; None where there is none of that name, or it is not one."""
+    data = workspace.kept_json("runs", name)
+    try:
+        return Saved(**data) if isinstance(data, dict) and isinstance(data["address"], dict) else None
+    except (TypeError, KeyError):
+        return None
+
+
+def everything() -> dict[str, Saved]:
+    """All saved runs by name, the newest first."""
+    found = {name: opened(name) for name in workspace.names("runs")}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def verify(saved: Saved, state: State) -> str:
+    """Run it again on the model of a state, and say in a line whether it still gives what was saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files(saved, state).items():
+            (Path(folder) / name).write_bytes(content)
+        found = run_file(Path(folder) / form.FILE, resident(state.model))
+    if found.verified:
+        return f"agrees: {found.numbers} numbers, largest difference {found.largest:.2g}"
+    return f"differs in {', '.join(found.differing[:3])}; largest difference {found.largest:.2g}"
+
+
+def words_of(state: State, changes: list[str]) -> str:
+    """A line that tells saved runs apart."""
+    text = state.text or state.picture.removeprefix("sample:")
+    return f"{state.model}: {text[:60]}" + (f" | {'; '.join(changes)}" if changes else "")
+
+
+def files(saved: Saved, state: State) -> dict[str, bytes]:
+    """Experiment, results and picture by the names that they have side by side."""
+    found = {form.FILE: saved.experiment.encode(), form.RESULTS: saved.results.encode()}
+    if hw.Experiment.from_json(saved.experiment).prompts[0].image is not None:
+        found[form.PICTURE] = form.picture_bytes(state)
+    return found

@@ -1,0 +1,132 @@
+"""Saving a view, the table of what was saved, and opening a file."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from headwater.dashboard import pages
+from headwater.dashboard.export import experiment, python, saved
+from headwater.dashboard.parts.edits import in_words
+from headwater.dashboard.parts.job import wait
+from headwater.dashboard.running import measure, models, runs
+from headwater.dashboard.running.runs import edits_of
+from headwater.dashboard.state import session, workspace
+from headwater.dashboard.state.address import from_address, to_address
+from headwater.dashboard.state.state import State
+from headwater.dashboard.widgets import downloads, plain
+from headwater.lens.errors import HeadwaterError
+
+NUMBER = st.column_config.NumberColumn(format="%.4g")
+
+
+def draw_save(state: State) -> None:
+    """Keep this view with its numbers, and the Python of it."""
+    st.subheader("This view")
+    run = runs.a(state)
+    chosen = measure.of(state, run)
+    changes = [in_words(edit, run.keys) for edit in state.applied()]
+    words = saved.words_of(state, changes)
+    st.text(words)
+    if st.button("Save it", type="primary", key="save-run"):
+        st.session_state["saving"] = address = to_address(state)
+    address = st.session_state.get("saving")
+    if address is not None and address == to_address(state):
+        key = ("save", tuple(sorted(address.items())))
+        found = wait(
+            key, lambda: _told(lambda: saved.save(state, address, words, chosen)), "saving", model=state.model
+        )
+        if found is not None:
+            st.session_state.pop("saving")
+            st.success("Saved.") if workspace.NAME.fullmatch(found) else st.error(plain(found))
+    with st.expander("Python that repeats it"):
+        st.code(python.as_python(state, chosen), language="python")
+
+
+def draw_open(state: State) -> None:
+    st.subheader("Open an experiment")
+    st.file_uploader("An experiment file", "json", key="experiment-file", on_change=_open, max_upload_size=16)
+    st.caption("It opens here where its model is offered; headwater experiment FILE runs any.")
+
+
+def _open() -> None:
+    file, state = st.session_state["experiment-file"], session.current()
+    if file is None:
+        return
+    session.touch()
+    try:
+        experiment.take(file.getvalue().decode("utf-8-sig", "replace"), state)
+    except HeadwaterError as error:
+        state.notices.append(str(error))
+
+
+def draw_table(state: State) -> None:
+    """All saved runs; the chosen one can be opened, run again, taken away and deleted; two are compared."""
+    st.subheader("Saved")
+    found = saved.everything()
+    if not found:
+        st.info("None yet.")
+        return
+    names = list(found)
+    table = pd.DataFrame(
+        [
+            {"saved": each.when, "view": each.words, "measure": each.measure, "A": each.values[0], "B": each.values[1],
+             "state": each.state}
+            for each in found.values()
+        ]
+    )  # fmt: skip
+    event = st.dataframe(
+        table, hide_index=True, key="saved-table", on_select="rerun", selection_mode="multi-row",
+        column_config={"A": NUMBER, "B": NUMBER}, alt="Saved runs",
+    )  # fmt: skip
+    downloads("saved-runs", table, "saved-runs")
+    rows = event["selection"]["rows"] if event else []
+    rows = [row for row in rows if row < len(names)]
+    if not rows:
+        st.caption("Choose a row to open it, to run it again or to take it away; two rows to compare them.")
+    if len(rows) == 2:
+        one, two = (table.iloc[row] for row in rows)
+        st.dataframe(
+            pd.DataFrame({"first": one, "second": two}).astype(str), key="saved-two", alt="Two saved runs"
+        )
+    for row in rows[:1]:
+        _draw_one(names[row], found[names[row]])
+
+
+def _draw_one(name: str, each: saved.Saved) -> None:
+    held = from_address(each.address, models.offered(), edits_of)
+    if held.notices:
+        st.warning(plain(held.notices[0]))
+    with st.container(horizontal=True):
+        st.page_link(pages.page("edit" if held.edits else "heads"), label="Open", query_params=each.address)
+        again = st.button("Run again and compare", key=f"verify-{name}")
+        st.download_button(
+            "Experiment and results", lambda: experiment.archive(saved.files(each, held)), "experiment.zip",
+            "application/zip", key=f"bundle-{name}", on_click="ignore",
+        )  # fmt: skip
+        if st.button("Delete", key=f"delete-{name}"):
+            workspace.remove("runs", name)
+            st.rerun()
+    if again:
+        st.session_state["verifying"] = name
+    if st.session_state.get("verifying") == name:
+        told = wait(
+            ("verify", name),
+            lambda: _told(lambda: saved.verify(each, held)),
+            "running it again",
+            model=held.model,
+        )
+        if told is not None:
+            st.text(told[0].upper() + told[1:] + ".")
+    given = models.source(held.model)
+    more = f" --model {given}" if given != held.model else ""
+    st.caption(
+        plain(f"headwater experiment experiment.json{more} runs it again and compares it with these results.")
+    )
+
+
+def _told(work) -> str:
+    try:
+        return work()
+    except HeadwaterError as error:
+        return str(error)
