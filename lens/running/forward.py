@@ -121,6 +121,11 @@ def record(
     grad = any(recorder.grad for recorder in recorders.values())
     if grad:
         _refuse_no_graph(recorders.values(), keep_on)
+        if not torch.is_grad_enabled():
+            raise RecordError(
+                "grad=True was given where torch tracks no gradients; record outside of torch.no_grad() and "
+                "torch.inference_mode(), or leave grad=True out"
+            )
     cost = total(recorders.values())
     with destination.keeping(recorders, keep_on, path, cost) as kept:
         layers = sum(len(recorder.layers) for recorder in recorders.values())
