@@ -13,10 +13,13 @@ from typing import Any, Generic, TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-Tell = Callable[[str, int, int | None], object]
+Tell = Callable[[str, int, int | None, str], object]
+Check = Callable[[], object]
 DELAY = 1.0  # seconds after which a run shows its bar
-_open: list[Bar] = []
-_telling: ContextVar[Tell | None] = ContextVar("telling", default=None)
+# each thread and each task counts its own
+_open: ContextVar[tuple[Bar, ...]] = ContextVar("headwater_bars", default=())
+_telling: ContextVar[Tell | None] = ContextVar("headwater_telling", default=None)
+_check: ContextVar[Check | None] = ContextVar("headwater_check", default=None)
 
 
 class Bar(Generic[Item]):
@@ -28,22 +31,27 @@ class Bar(Generic[Item]):
 
     def __init__(self, steps: Iterable[Item] | None, desc: str, unit: str, total: int | None) -> None:
         self.steps = steps
-        self.told = {"desc": desc, "unit": unit, "total": total}
+        self.told: dict[str, Any] = {"desc": desc, "unit": unit, "total": total}
         self.done = 0
         self.begun = time.time()
         self.tell = _telling.get()
         self.kind = None if self.tell else _kind()
         self.drawn: Any = None
-        self.outermost = True
+        self.outermost = self.heard = True
+        self.ended = False
 
     def __enter__(self) -> Bar[Item]:
-        self.outermost = not _open
+        around = [bar for bar in _open.get() if not bar.ended]
+        self.outermost = not around
+        # the one step of a run over one text says nothing: whoever listens hears the steps inside of it
+        self.heard = self.told["total"] != 1 and all(bar.told["total"] == 1 for bar in around)
         self.update(0)
-        _open.append(self)
+        _open.set((*around, self))
         return self
 
     def __exit__(self, *error: object) -> None:
-        _open.remove(self)
+        self.ended = True  # a generator may end in another context than it began in
+        _open.set(tuple(bar for bar in _open.get() if bar is not self))
         if self.drawn is not None:
             self.drawn.close()
 
@@ -57,8 +65,9 @@ class Bar(Generic[Item]):
     def update(self, steps: int = 1) -> None:
         """Count `steps` more as done."""
         self.done += steps
-        if self.tell is not None and self.outermost:
-            self.tell(self.told["desc"], self.done, self.told["total"])
+        heed()
+        if self.tell is not None and self.heard:
+            self.tell(self.told["desc"], self.done, self.told["total"], self.told["unit"])
         if self.drawn is not None:
             self.drawn.update(steps)
         elif self.kind is not None and self.done != self.told["total"] and time.time() - self.begun >= DELAY:
@@ -81,13 +90,24 @@ def progress(
 
 
 @contextmanager
-def telling(tell: Tell) -> Iterator[None]:
-    """Within it no bar is drawn: `tell(what, done, total)` hears what the outermost counts."""
-    token = _telling.set(tell)
+def telling(tell: Tell, check: Check | None = None) -> Iterator[None]:
+    """Within it no bar is drawn: `tell(what, done, total, unit)` hears what the outermost of more than one step counts.
+
+    `check` is called at every step of every bar and in every attention layer; what it raises ends the run.
+    """
+    tokens = [(_telling, _telling.set(tell)), (_check, _check.set(check)), (_open, _open.set(()))]
     try:
         yield
     finally:
-        _telling.reset(token)
+        for variable, token in tokens:
+            variable.reset(token)
+
+
+def heed() -> None:
+    """Call the `check` of `telling`, which may end the run."""
+    check = _check.get()
+    if check is not None:
+        check()
 
 
 def in_notebook() -> bool:

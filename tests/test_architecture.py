@@ -20,8 +20,8 @@ ROOMS = {  # the sub-folders and files of each folder: each may import itself an
     " edits transformer_lens model foreign diffusion trained samples loading recipes experiments",
     "analyses": "_catalogue _prompts _measures _runs _streams _inputs tokens explanations heads sinks"
     " logits vision circuits",
-    "dashboard": "export runs seen state figures canvas widgets scores tokens experiment edit_form sidebar pages views"
-    " app launch",
+    "dashboard": "export running runs seen state figures canvas widgets parts scores tokens experiment edit_form"
+    " sidebar pages views app launch",
 }
 FILES = sorted(path for folder in (*FOLDERS, "data") for path in (ROOT / folder).rglob("*.py"))
 FACE = sorted((ROOT / "headwater").glob("*.py")) + sorted((ROOT / "headwater" / "command").glob("*.py"))

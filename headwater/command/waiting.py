@@ -25,7 +25,7 @@ def busy(work: str) -> Iterator[None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as signs:
         sign = signs.add_task(work, total=None)
 
-        def tell(what: str, done: int, total: int | None) -> None:
+        def tell(what: str, done: int, total: int | None, unit: str) -> None:
             signs.update(sign, description=f"{what}: {done}" + (f" of {total}" if total else ""))
 
         with telling(tell):

@@ -25,6 +25,7 @@ from headwater.lens.attention.context import NAME
 from headwater.lens.attention.masks import LazyMask, crossing, given_mask, lazy_mask
 from headwater.lens.attention.own_rule import own_rule
 from headwater.lens.errors import ModelError
+from headwater.lens.progress import heed
 
 
 class Site(NamedTuple):
@@ -60,6 +61,7 @@ def attention(
     Who runs the transformers model with `output_attentions=True` gets the dense weights beside z, [batch, head, query,
     key], with gradients where torch tracks them; rows of padding are zero.
     """
+    heed()
     if dropout:
         raise ModelError(
             f"the model is in training mode with attention dropout {dropout}, so attention is random; call model.eval()"

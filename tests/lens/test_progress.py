@@ -1,14 +1,16 @@
 """Bars show in a terminal and in a notebook, and nowhere else; an interrupted run leaves none, and the model as it was.
 
 Seen to fail with bars drawn at once, with bars that stay inside of others, with the shell of a terminal taken for a
-notebook's, and with a bar that stays open after an error.
+notebook's, with a bar that stays open after an error, and with one list of bars for all threads.
 """
 
 from __future__ import annotations
 
+import contextvars
 import io
 import re
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -110,19 +112,77 @@ def test_only_the_outermost_bar_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     outside, *rest = terminal.screen()
     assert outside.startswith("outside: 100%")
     assert "".join(rest).strip() == ""
-    assert not module._open
+    assert not module._open.get()
 
 
 def test_whoever_listens_hears_the_outermost_steps_and_nothing_is_drawn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terminal = terminal_of(monkeypatch)
-    heard: list[tuple[str, int, int | None]] = []
+    heard: list[tuple[object, ...]] = []
     with telling(lambda *told: heard.append(told)):
         for _ in progress("ab", desc="outside", unit="text"):
             list(progress("cd", desc="inside", unit="layer"))
-    assert heard == [("outside", 0, 2), ("outside", 1, 2), ("outside", 2, 2)]
+    assert heard == [("outside", n, 2, "text") for n in range(3)]
     assert terminal.getvalue() == ""
+
+
+def test_whoever_listens_hears_the_steps_inside_of_a_single_one() -> None:
+    heard: list[tuple[object, ...]] = []
+    with telling(lambda *told: heard.append(told)):
+        for _ in progress("a", desc="outside", unit="text"):
+            for _ in progress("bc", desc="middle", unit="layer"):
+                list(progress("de", desc="inside", unit="head"))
+    assert heard == [("middle", n, 2, "layer") for n in range(3)]
+
+
+def test_two_threads_hear_their_own_steps() -> None:
+    """Each is inside of its bar while the other opens one."""
+    heard: dict[str, list[object]] = {"a": [], "b": []}
+    both = threading.Barrier(2, timeout=20)
+
+    def count_in(thread: str) -> None:
+        with telling(lambda *told: heard[thread].append(told[:2])):
+            for _ in progress("xy", desc=thread, unit="step"):
+                both.wait()
+
+    threads = [threading.Thread(target=count_in, args=(name,)) for name in heard]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert heard == {name: [(name, n) for n in range(3)] for name in heard}
+
+
+def test_a_bar_that_ends_in_another_context_is_no_longer_around() -> None:
+    heard: list[object] = []
+    with telling(lambda *told: heard.append(told[0])):
+        left = iter(progress("xy", desc="left", unit="step"))
+        next(left)
+        contextvars.copy_context().run(left.close)  # type: ignore[attr-defined]
+        list(progress("xy", desc="next", unit="step"))
+    assert heard[1:] == ["next"] * 3
+
+
+class Enough(BaseException):
+    pass
+
+
+def test_a_check_ends_a_run_at_an_inner_step_and_inside_a_forward_pass() -> None:
+    model = hw.load(tiny("llama"))
+    calls: list[int] = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Enough
+
+    for run in (lambda: list(progress("x", desc="x", unit="x")), lambda: model(IDS)):
+        calls.clear()
+        with telling(lambda *told: None, check), pytest.raises(Enough):
+            run()
+    assert not module._open.get()
+    assert model(IDS).shape[1] == IDS.shape[1]
 
 
 IDS = torch.arange(3, 15)[None]
@@ -162,7 +222,7 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(monkeypatch: pytest.Monke
             RUNS[name](model)
     assert state_of(model) == state
     assert model.revision == revision
-    assert not module._open
+    assert not module._open.get()
     after = model.record(IDS)
     assert torch.equal(
         after.map(2).tile(slice(None), slice(None)), before.map(2).tile(slice(None), slice(None))

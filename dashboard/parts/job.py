@@ -1,0 +1,108 @@
+"""`wait`: long work as a page shows it: the result, or its progress with a Cancel button while the page goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import streamlit as st
+from streamlit.runtime import exists, get_instance
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from headwater.dashboard.running import jobs
+from headwater.dashboard.running.jobs import Job
+from headwater.dashboard.widgets import plain
+
+PATIENCE = 0.4  # seconds that a page waits before it shows progress
+EVERY = 0.5  # seconds between two looks at a job
+ASKED, CANCELLED = "jobs-asked", "jobs-cancelled"  # of this session: {what: key}, {key}
+
+
+def wait(
+    key: Hashable, work: Callable[[], Any], what: str, *, model: str, patience: float | None = None
+) -> Any:
+    """The result of `work`, which is kept by `key`; None while it is under way, after it failed, or once cancelled.
+
+    What is shown instead says so where the result would stand. `what` names the result, such as "importance of each
+    head", and its place on the page: when the session asks for another key under the same name, it waits for the
+    former no more. `work` runs in a thread: it draws nothing, and never gives None.
+    """
+    who = _session()
+    asked: dict[str, Hashable] = st.session_state.setdefault(ASKED, {})
+    cancelled: set[Hashable] = st.session_state.setdefault(CANCELLED, set())
+    if asked.get(what, key) != key:
+        jobs.leave(asked[what], who)
+    asked[what] = key
+    if key in cancelled and key not in jobs.results:
+        _draw_cancelled(key, what, cancelled)
+        return None
+    job = jobs.ask(key, work, what, model, who, lambda: _is_here(who))
+    seconds = PATIENCE if patience is None else patience
+    if jobs.before(job) is None or seconds > PATIENCE:  # one that waits its turn is not done in a moment
+        job.ended.wait(seconds)
+    if not job.ended.is_set():
+        _draw_progress(job, who, cancelled)
+    elif job.error is not None:
+        st.error(plain(job.error), icon=":material/error:")
+        st.button("Try again", key=f"again-{_short(key)}", on_click=jobs.again, args=(key,))
+    elif job.result is None:
+        _draw_cancelled(key, what, cancelled)
+    return job.result
+
+
+def sentence(job: Job) -> str:
+    """How far a job is: "12 of 32 heads, about 9 s more"."""
+    if not job.running:
+        other = jobs.before(job)
+        return f"{_capital(job.what)} waits for {other.what if other else 'other work'} to end."
+    if not job.total:
+        return f"{_capital(job.what)}: {job.seconds:.0f} s so far"
+    counted = f"{_capital(job.what)}: {job.done} of {job.total} {plural(job.unit)}"
+    rest = job.rest
+    return f"{counted}, {job.seconds:.0f} s so far" if rest is None else f"{counted}, about {rest:.0f} s more"
+
+
+def plural(unit: str) -> str:
+    """As progress counts it: heads, batches, queries."""
+    if unit.endswith("y"):
+        return f"{unit[:-1]}ies"
+    return f"{unit}es" if unit.endswith(("ch", "sh", "x", "s")) else f"{unit}s"
+
+
+@st.fragment(run_every=EVERY)
+def _draw_progress(job: Job, who: str, cancelled: set[Hashable]) -> None:
+    if job.ended.is_set() or job.key in cancelled:
+        st.rerun()
+
+    def cancel() -> None:
+        cancelled.add(job.key)
+        jobs.leave(job.key, who)
+
+    share = min(job.done / job.total, 1.0) if job.running and job.total else 0.0
+    with st.container(horizontal=True, vertical_alignment="center", key=f"job-{_short(job.key)}"):
+        st.progress(share, text=plain(sentence(job)))
+        st.button("Cancel", key=f"cancel-{_short(job.key)}", on_click=cancel)
+
+
+def _draw_cancelled(key: Hashable, what: str, cancelled: set[Hashable]) -> None:
+    st.caption(plain(f"{_capital(what)}: cancelled."))
+    st.button("Compute", key=f"compute-{_short(key)}", on_click=cancelled.discard, args=(key,))
+
+
+def _session() -> str:
+    context = get_script_run_ctx()
+    return "" if context is None else context.session_id
+
+
+def _is_here(who: str) -> bool:
+    return not exists() or get_instance().is_active_session(who)
+
+
+def _capital(what: str) -> str:
+    return what[:1].upper() + what[1:]
+
+
+def _short(key: Hashable) -> str:
+    """A name of a key for an element of a page."""
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:10]

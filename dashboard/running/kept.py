@@ -1,0 +1,90 @@
+"""`Kept`: results held by their key, the ones used last, within a number of bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from torch import Tensor
+
+from headwater.lens.model import HookedModel
+
+WALKED = ("headwater", "networkx")  # libraries whose objects are looked into
+
+
+class Kept:
+    """Results by key. Past `most` bytes the ones used longest ago go; the newest stays, whatever it takes."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._found: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._found
+
+    def get(self, key: Hashable) -> Any:
+        """The result, which counts as used now; None where there is none."""
+        with self._lock:
+            if key not in self._found:
+                return None
+            self._found.move_to_end(key)
+            return self._found[key][0]
+
+    def put(self, key: Hashable, result: Any) -> None:
+        size = size_of(result)
+        with self._lock:
+            self._found[key] = result, size
+            self._found.move_to_end(key)
+            while len(self._found) > 1 and self._bytes() > self.most:
+                self._found.popitem(last=False)
+
+    def bytes(self) -> int:
+        """What all results take, by their arrays."""
+        with self._lock:
+            return self._bytes()
+
+    def _bytes(self) -> int:
+        return sum(size for _, size in self._found.values())
+
+
+def size_of(result: Any) -> int:
+    """Bytes of the arrays and texts in a result; what stands in it twice counts once. Models count nothing."""
+    seen: dict[int, Any] = {}  # the objects too: the number of an object that is gone is given again
+    left, size = [result], 0
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen[id(each)] = each
+        if isinstance(each, HookedModel):
+            continue
+        if isinstance(each, Tensor):
+            storage = each.untyped_storage()
+            size += 0 if storage.data_ptr() in seen else storage.nbytes()
+            seen[storage.data_ptr()] = storage
+        elif isinstance(each, np.ndarray):
+            size += each.nbytes
+        elif isinstance(each, (pd.DataFrame, pd.Series, pd.Index)):
+            size += int(np.sum(each.memory_usage(deep=True)))
+        elif isinstance(each, (xr.DataArray, xr.Dataset)):
+            size += each.nbytes + sum(place.nbytes for place in each.coords.values())
+        elif isinstance(each, Mapping):
+            left += [*each.keys(), *each.values()]
+        elif isinstance(each, (list, tuple, set, frozenset)):
+            left += each
+        elif isinstance(each, (str, bytes)):
+            size += sys.getsizeof(each)
+        elif type(each).__module__.split(".")[0] in WALKED and not isinstance(each, type):
+            left += vars(each).values() if hasattr(each, "__dict__") else ()
+        elif dataclasses.is_dataclass(each) and not isinstance(each, type):
+            left += [getattr(each, field.name, None) for field in dataclasses.fields(each)]
+    return size
