@@ -71,7 +71,7 @@ def shown(app: AppTest) -> str:
 
 
 def bars(app: AppTest) -> list[Any]:
-    return [each.proto.text for each in app.get("progress")]
+    return [each.proto.text.replace("\\", "") for each in app.get("progress")]
 
 
 def press(app: AppTest, label: str) -> None:
