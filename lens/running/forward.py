@@ -121,10 +121,9 @@ def record(
     grad = any(recorder.grad for recorder in recorders.values())
     if grad:
         _refuse_no_graph(recorders.values(), keep_on)
-        if not torch.is_grad_enabled():
+        if torch.is_inference_mode_enabled():  # no_grad is lifted for the run, inference mode can not be
             raise RecordError(
-                "grad=True was given where torch tracks no gradients; record outside of torch.no_grad() and "
-                "torch.inference_mode(), or leave grad=True out"
+                "grad=True finds no graph in torch.inference_mode(); record outside of it, or leave grad=True out"
             )
     cost = total(recorders.values())
     with destination.keeping(recorders, keep_on, path, cost) as kept:
