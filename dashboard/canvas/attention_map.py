@@ -44,7 +44,7 @@ def attention_map(
     received: np.ndarray | None = None,
     entropy: np.ndarray | None = None,
     windowed: bool = False,
-    unit: str = "weight",
+    unit: str | None = None,
     alt: str | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any] | None:
@@ -87,7 +87,7 @@ def attention_map(
         "signed": signed,
         "floor": floor,
         "scale": scale,
-        "unit": unit,
+        "unit": unit or ("change" if signed else "weight"),
         "windowed": windowed,
         "chosen": None if chosen is None else [int(chosen[0]), int(chosen[1])],
         "queries": labels[0],

@@ -50,8 +50,10 @@ function layout(map, width, ratio, brush) {
   const { rows, columns, queries, received, entropy } = map.header;
   let longest = 0;
   for (const label of queries) longest = Math.max(longest, brush.measureText(label).width);
-  const left = Math.min(longest + 34, 0.28 * width), top = received ? MARGIN + 6 : 4;
+  const top = received ? MARGIN + 6 : 4;
   const right = entropy ? MARGIN + 10 : 4;
+  // labels give way to cells that would otherwise share a screen pixel
+  const left = Math.round(Math.min(longest + 34, 0.28 * width, Math.max(90, width - right - columns / ratio)));
   const room = Math.min((width - left - right) / columns, TALLEST / rows, WIDEST_CELL) * ratio;
   const fold = room < 1 ? Math.ceil(1 / room) : 1;
   const cell = (fold > 1 ? 1 / fold : Math.floor(room)) / ratio;
