@@ -92,7 +92,10 @@ function pixels(view) {
   for (let y = 0; y < high; y++) {
     for (let x = 0; x < wide; x++) {
       const value = map.cells[largestIn(map, y * fold, x * fold, fold)];
-      if (Number.isFinite(value)) image.data.set([...colourAt(view, value), 255], 4 * (y * wide + x));
+      if (!Number.isFinite(value)) continue;
+      const colour = colourAt(view, value), at = 4 * (y * wide + x);
+      for (let i = 0; i < 3; i++) image.data[at + i] = colour[i];
+      image.data[at + 3] = 255;
     }
   }
   brush.putImageData(image, 0, 0);

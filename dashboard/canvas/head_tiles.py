@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from streamlit.components.v2 import component
 
 from headwater.dashboard.canvas.packing import packed, text_of
 
 Head = tuple[int, int]
 
-_tiles = st.components.v2.component(
+_tiles = component(
     "headwater_head_tiles",
     html=text_of("head_tiles.html"),
     css=text_of("canvas.css"),

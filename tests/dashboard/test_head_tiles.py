@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from canvas_events import header_of, send
+from streamlit.testing.v1 import AppTest
 
 from headwater.dashboard.canvas import head_tiles
 from headwater.dashboard.canvas.grid import grid
@@ -111,3 +113,29 @@ def test_a_grid_diverges_where_a_number_is_negative(sent):
 )
 def test_only_heads_that_are_there_are_handed_on(raw, event):
     assert event_of(raw, [2, 5], [0, 1]) == event
+
+
+def test_a_page_hears_a_click_once_and_before_it_runs():
+    def page() -> None:
+        import numpy as np
+        import streamlit as st
+        import xarray as xr
+
+        from headwater.dashboard.canvas.attention_map import attention_map
+        from headwater.dashboard.canvas.grid import grid
+
+        heard = st.session_state.setdefault("heard", [])
+        st.text(f"{heard}")
+        grid(xr.DataArray(np.eye(2), dims=("layer", "head")), key="heads", on_event=heard.append)
+        event = attention_map(np.eye(3), "abc", "abc", key="map", first=(5, 5))
+        st.text(f"{event}")
+
+    app = AppTest.from_function(page, default_timeout=60).run()
+    send(app, "heads", {"head": [1, 0]})
+    assert [text.value for text in app.text] == ["[{'head': (1, 0)}]", "None"]
+    send(app, "map", {"cell": [7, 5]})
+    assert [text.value for text in app.text] == ["[{'head': (1, 0)}]", "{'cell': (7, 5)}"]
+    app.run()
+    assert [text.value for text in app.text] == ["[{'head': (1, 0)}]", "None"]
+    assert header_of(app, "map")["first"] == [5, 5]
+    assert not app.exception
