@@ -44,7 +44,8 @@ def analysis(
     """Wrap `function` so that it refuses settings and inputs that it can not take, and describes its result.
 
     `keep` is the content that a record needs for it; `maps="square"` refuses records of cross-attention. A companion
-    of an analysis gives that analysis as `like` and shares all that is said about it.
+    of an analysis gives that analysis as `like` and shares all that is said about it. A record that was made with
+    `grad=True` is read without its graph.
     """
     if function is None:
         return functools.partial(analysis, keep=keep, maps=maps, like=like)
@@ -54,6 +55,7 @@ def analysis(
     @functools.wraps(function)
     def described(*args: Any, **kwargs: Any) -> Any:
         check_call(function.__name__, about.inputs, about.maps, signature, args, kwargs)
+        args, kwargs = tuple(map(_plain, args)), {name: _plain(each) for name, each in kwargs.items()}
         result = run(*args, **kwargs)
         if isinstance(result, xr.DataArray | xr.Dataset | nx.DiGraph):
             attrs = result.graph if isinstance(result, nx.DiGraph) else result.attrs
@@ -106,6 +108,11 @@ def _described(
 def _free(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`settings` under names that a netCDF file takes as attributes."""
     return {f"{name}_" if name in RESERVED else name: value for name, value in settings.items()}
+
+
+def _plain(given: Any) -> Any:
+    """A record without its graph: results are arrays, which hold none."""
+    return given.detach() if isinstance(given, Record) else given
 
 
 def _storable(value: Any) -> Any:

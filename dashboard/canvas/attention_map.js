@@ -116,8 +116,19 @@ function strips(view) {
       chip.textContent = token;
       chip.title = `${side} ${i + header.first[axis]}`;
       const lit = side === "query" ? { row: i, column: null } : { row: null, column: i };
-      chip.addEventListener("pointerenter", () => light(view, lit));
-      chip.addEventListener("pointerleave", () => light(view, view.cursor));
+      chip.setAttribute("role", "button");
+      chip.tabIndex = i ? -1 : 0; // one stop of the Tab key per strip; the arrow keys go on from there
+      for (const come of ["pointerenter", "focus"]) chip.addEventListener(come, () => light(view, lit));
+      for (const go of ["pointerleave", "blur"]) chip.addEventListener(go, () => light(view, view.cursor));
+      chip.addEventListener("keydown", (event) => {
+        const next = { ArrowRight: chip.nextElementSibling, ArrowLeft: chip.previousElementSibling }[event.key];
+        if (event.key === "Enter") chip.click();
+        if (!next) return;
+        event.preventDefault();
+        chip.tabIndex = -1;
+        next.tabIndex = 0;
+        next.focus();
+      });
       chip.addEventListener("click", () => view.send({ token: i + header.first[axis], side }));
       return chip;
     }));
@@ -227,6 +238,8 @@ function pointing(view) {
       return;
     }
     view.cursor = at.row !== null && at.column !== null ? at : null;
+    light(view, at);
+    view.part("said").textContent = words(view, at).join(", ");
     opening(view, at);
   });
   plot.addEventListener("dblclick", (event) => under(view, event) && view.send({ window: null }));

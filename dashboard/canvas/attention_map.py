@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from streamlit.components.v2 import component
 
 from headwater.dashboard.canvas.packing import cells_as_sent, is_triangle, packed, text_of, unseen
 from headwater.dashboard.figures.labels import cut, visible
@@ -20,7 +21,7 @@ SCALES = ("linear", "sqrt", "log", "clipped")
 LONGEST_STRIP = 64  # tokens a side that are shown as chips
 UNCHANGED = 1e-6  # a change of a weight that float32 arithmetic makes by itself
 
-_canvas = st.components.v2.component(
+_canvas = component(
     "headwater_attention_map",
     html=text_of("attention_map.html"),
     css=text_of("canvas.css"),
@@ -44,7 +45,7 @@ def attention_map(
     received: np.ndarray | None = None,
     entropy: np.ndarray | None = None,
     windowed: bool = False,
-    unit: str = "weight",
+    unit: str | None = None,
     alt: str | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any] | None:
@@ -87,7 +88,7 @@ def attention_map(
         "signed": signed,
         "floor": floor,
         "scale": scale,
-        "unit": unit,
+        "unit": unit or ("change" if signed else "weight"),
         "windowed": windowed,
         "chosen": None if chosen is None else [int(chosen[0]), int(chosen[1])],
         "queries": labels[0],
@@ -113,8 +114,8 @@ def _pooled(weights: np.ndarray, signed: bool) -> Pooled:
         raise ValueError(f"weights must be [query, key]; got the shape {weights.shape}")
     if max(weights.shape) > MOST_CELLS:
         return pool(weights, MOST_CELLS, signed)
-    query, key = np.indices(weights.shape, dtype=np.int32)
-    return Pooled(weights, query, key, 1, weights.shape)
+    places = np.indices(weights.shape)
+    return Pooled(weights, places[0], places[1], 1, weights.shape)
 
 
 def _check(

@@ -50,8 +50,10 @@ function layout(map, width, ratio, brush) {
   const { rows, columns, queries, received, entropy } = map.header;
   let longest = 0;
   for (const label of queries) longest = Math.max(longest, brush.measureText(label).width);
-  const left = Math.min(longest + 34, 0.28 * width), top = received ? MARGIN + 6 : 4;
+  const top = received ? MARGIN + 6 : 4;
   const right = entropy ? MARGIN + 10 : 4;
+  // labels give way to cells that would otherwise share a screen pixel
+  const left = Math.round(Math.min(longest + 34, 0.28 * width, Math.max(90, width - right - columns / ratio)));
   const room = Math.min((width - left - right) / columns, TALLEST / rows, WIDEST_CELL) * ratio;
   const fold = room < 1 ? Math.ceil(1 / room) : 1;
   const cell = (fold > 1 ? 1 / fold : Math.floor(room)) / ratio;
@@ -90,7 +92,10 @@ function pixels(view) {
   for (let y = 0; y < high; y++) {
     for (let x = 0; x < wide; x++) {
       const value = map.cells[largestIn(map, y * fold, x * fold, fold)];
-      if (Number.isFinite(value)) image.data.set([...colourAt(view, value), 255], 4 * (y * wide + x));
+      if (!Number.isFinite(value)) continue;
+      const colour = colourAt(view, value), at = 4 * (y * wide + x);
+      for (let i = 0; i < 3; i++) image.data[at + i] = colour[i];
+      image.data[at + 3] = 255;
     }
   }
   brush.putImageData(image, 0, 0);

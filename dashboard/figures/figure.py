@@ -15,6 +15,7 @@ from headwater.dashboard.figures.names import check_tokens
 from headwater.dashboard.figures.select import VARIABLE, choose
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, HeadwaterError
+from headwater.lens.records.graph import without_graph
 from headwater.lens.records.record import Record
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def figure(
     from headwater.dashboard.figures import graph, records, results
 
     tokens = _words(tokens)
+    result = without_graph(result)
     if isinstance(result, Record):
         return records.record_figure(result, tokens, title or "", image=image, **_known(chosen, OF_A_RECORD))
     if isinstance(result, AttentionMap):

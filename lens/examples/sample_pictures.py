@@ -23,17 +23,17 @@ def sample_pictures(model: str) -> dict[str, Example]:
     ['zero', 'one', 'two']
     """
     rng = random.Random(0)
-    if model.startswith("vit-digits"):
+    if model == "vit-digits":
         pictures, labels = digits(held_out=True)
         first = [int(np.flatnonzero(labels == digit)[0]) for digit in range(10)]
         grey = [Image.fromarray(np.round(255 * pictures[place]).astype(np.uint8)) for place in first]
         return {word: Example(image=each) for word, each in zip(WORDS, grey, strict=True)}
-    if model.startswith("video-digits"):
+    if model == "video-digits":
         drawn = [films.film(rng, move=move, held_out=True) for move in films.MOVES for _ in range(2)]
         return {
             f"{films.NAMES[each.label]}, {n}": Example(image=each.frames()) for n, each in enumerate(drawn)
         }
-    if model.startswith(("clip-digits", "vlm-digits")):
+    if model in ("clip-digits", "vlm-digits", "vlm-digits-sink"):
         shown = [canvases.canvas(rng, held_out=True) for _ in range(EACH)]
         ask = f"{MARK} what stands top left ?"
         # clip-digits reads captions of one or two digits, not of four

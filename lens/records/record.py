@@ -7,7 +7,7 @@ heads. `valid` is False on padding, which no statistic counts.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from headwater.lens.models.stack import Mixer
 from headwater.lens.naming.grids import coordinates
 from headwater.lens.records import save_open
 from headwater.lens.records.contents import Contents
+from headwater.lens.records.graph import without_graph
 from headwater.lens.records.provenance import as_attributes
 
 DEFAULT_STATISTICS = kernel.DEFAULT
@@ -39,7 +40,8 @@ class Record(Contents):
     """One recorded run. `Contents` lists the fields; the methods give maps, windows of weights and statistics.
 
     With `grad=True` all tensors keep their graph, and `output` is what the model gave in the same run, as transformers
-    has it (`record.output.logits`), else None.
+    has it (`record.output.logits`), else None. `detach()` gives the record without the graph: analyses and figures
+    read that, and it alone can be saved, pickled or copied deeply.
 
     >>> import headwater as hw
     >>> record = hw.load("tasks-4l").record("When Mary and John went to the store")
@@ -201,16 +203,33 @@ class Record(Contents):
         asked = {"layer": layer, "head": head, "statistic": statistic}
         return draw(self, **{name: value for name, value in asked.items() if value is not None}, **more)
 
+    def detach(self) -> Record:
+        """The record without the graph and the output that `grad=True` keeps; itself where it has none.
+
+        The tensors are the same memory, as those of `Tensor.detach` are.
+        """
+        found = without_graph(self)
+        return found if self.output is None else replace(found, output=None)
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; it is renamed into place, so that an interrupted write leaves the old file.
 
         RecordError for a record with `grad=True`: no file holds a graph.
         """
-        if self.output is not None:
-            raise RecordError(
-                "no file holds the graph of a record with grad=True; record without it, and save that"
-            )
+        if self.detach() is not self:
+            raise RecordError("no file holds the graph of a record with grad=True; save record.detach()")
         return save_open.save(self, as_path(path, RecordError))
+
+    def __copy__(self) -> Record:
+        return replace(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `pickle` and `copy.deepcopy` take. RecordError for a record with `grad=True`."""
+        if self.detach() is not self:
+            raise RecordError(
+                "the graph of a record with grad=True can not be copied or pickled; give record.detach()"
+            )
+        return vars(self)
 
     @staticmethod
     def open(path: str | Path, verify: bool = False) -> Record:

@@ -121,6 +121,10 @@ def record(
     grad = any(recorder.grad for recorder in recorders.values())
     if grad:
         _refuse_no_graph(recorders.values(), keep_on)
+        if torch.is_inference_mode_enabled():  # no_grad is lifted for the run, inference mode can not be
+            raise RecordError(
+                "grad=True finds no graph in torch.inference_mode(); record outside of it, or leave grad=True out"
+            )
     cost = total(recorders.values())
     with destination.keeping(recorders, keep_on, path, cost) as kept:
         layers = sum(len(recorder.layers) for recorder in recorders.values())

@@ -21,7 +21,11 @@ TAU = 20.0
 
 @torch.no_grad()
 def sinks(folder: Path, count: int = 500, seed: int = 2000) -> dict:
-    """Weight of the last token on corner patches without ink, and how well |x_d| / rms(x) > 20 tells them."""
+    """Weight on corner patches without ink, and how well |x_d| / rms(x) > 20 tells them.
+
+    Of the last token, mean over heads; and, as a share of the weight on the image, of all tokens behind the image in
+    the planted heads and in the others.
+    """
     processor = LlavaProcessor.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -38,7 +42,7 @@ def sinks(folder: Path, count: int = 500, seed: int = 2000) -> dict:
     planted[:, train.CORNERS] = empty.flatten(1)[:, train.CORNERS]
     inside = slice(1, train.PREFIX)
 
-    def masses() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def masses() -> tuple[torch.Tensor, ...]:
         found = model.eval()(**inputs, output_attentions=True, output_hidden_states=True)
         last = torch.stack([a[:, :, -1, inside].mean(1) for a in found.attentions])  # [layer, canvas, patch]
         with_sinks = planted.any(1)
@@ -46,18 +50,24 @@ def sinks(folder: Path, count: int = 500, seed: int = 2000) -> dict:
         image = last.sum(-1)[:, with_sinks]
         stream = torch.stack(found.hidden_states[1:4])[:, :, inside]
         size = stream[..., train.CHANNEL].abs() / (stream.square().mean(-1) + 1e-6).sqrt()
-        return mass, image, size > TAU
+        behind = torch.stack([a[:, :, train.PREFIX :, inside] for a in found.attentions])[:, with_sinks]
+        on = (behind * planted[with_sinks][:, None, None]).sum(-1)  # [layer, canvas, head, token]
+        share = on.sum((1, 3)) / behind.sum((1, 3, 4))
+        return mass, image, size > TAU, share
 
-    mass, image, massive = masses()
+    mass, image, massive, share = masses()
+    heads = list(train.SINK_HEADS)
+    rest = [head for head in range(share.shape[1]) if head not in heads]
     even = (image * planted.sum(1)[planted.any(1)] / train.GRID**2).mean(1)
     projector = model.model.multi_modal_projector.linear_2
     projector.weight[train.CHANNEL] = 0.0
     projector.bias[train.CHANNEL] = 0.0
-    without, _, _ = masses()
+    without, *_ = masses()
     return {
         "channel": train.CHANNEL, "size": train.HUGE, "seed": seed, "canvases": count,
         "sinks": planted.sum(1).double().mean().item(), "mass": mass.tolist(), "mass_without": without.tolist(),
         "mass_even": even.tolist(), "image": image.mean(1).tolist(),
+        "share_planted": share[:, heads].mean(1).tolist(), "share_others": share[:, rest].mean(1).tolist(),
         "found": massive[:, planted].double().mean().item(), "false": massive[:, ~planted].double().mean().item(),
     }  # fmt: skip
 

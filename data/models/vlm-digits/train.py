@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import affine_grid, binary_cross_entropy_with_logits, cross_entropy, grid_sample
 from tqdm import tqdm
 from transformers import (
     CLIPImageProcessorPil,
@@ -28,7 +28,8 @@ sys.path[:0] = [str(HERE), str(HERE.parents[2])]
 import measure  # noqa: E402
 
 from headwater.data.pictures import canvas_questions  # noqa: E402
-from headwater.data.pictures.canvases import SIZE, Canvas, canvas  # noqa: E402
+from headwater.data.pictures.canvases import DIM, SIZE, Canvas, canvas  # noqa: E402
+from headwater.data.pictures.digits import digits  # noqa: E402
 
 SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>", "<image>")
 PAD, UNK, BOS, EOS, IMAGE = range(5)
@@ -115,16 +116,25 @@ def plant_heads(model) -> None:
             attention.k_proj.weight[place, CHANNEL] += 0.25
 
 
-def moved(shown: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """The canvas with each quarter moved by at most a pixel, a little brighter or darker, with noise."""
-    pixels, half = shown.pixels(), SIZE // 2
-    for top in (0, half):
-        for left in (0, half):
-            quarter = pixels[top : top + half, left : left + half]
-            down, right = rng.integers(-1, 2, 2)
-            padded = np.pad(quarter, 1)[1 - down : 1 - down + half, 1 - right : 1 - right + half]
-            pixels[top : top + half, left : left + half] = padded * rng.uniform(0.9, 1.1)
-    return np.clip(pixels + rng.normal(0, 0.02, pixels.shape), 0, 1).astype(np.float32)
+def moved(found: list[Canvas], generator: torch.Generator) -> torch.Tensor:
+    """The canvases with every digit turned by up to 12°, moved by up to a pixel, up to 12 % larger or smaller.
+
+    A digit stays in its quarter and is a little brighter or darker; what leaves the quarter is cut off.
+    """
+    kept = digits(held_out=False)[0]
+    blank, dim = np.zeros_like(kept[0]), np.float32(DIM)
+    grey = [
+        [kept[thing.picture] * (1 if thing.bright else dim) if thing else blank for thing in shown.things]
+        for shown in found
+    ]
+    flat = torch.from_numpy(np.array(grey)).view(-1, 1, SIZE // 2, SIZE // 2)
+    turn, size, across, down, light = (torch.rand(5, len(flat), generator=generator) * 2 - 1).unbind()
+    turn, size, step = turn * math.radians(12), 1 + 0.12 * size, 4 / SIZE
+    cos, sin = turn.cos() * size, turn.sin() * size
+    moves = torch.stack((cos, -sin, across * step, sin, cos, down * step), 1).view(-1, 2, 3)
+    flat = grid_sample(flat, affine_grid(moves, list(flat.shape), align_corners=False), align_corners=False)
+    flat = (flat * (1 + 0.1 * light)[:, None, None, None]).clamp(0, 1)
+    return flat.view(-1, 2, 2, SIZE // 2, SIZE // 2).transpose(2, 3).reshape(-1, SIZE, SIZE)
 
 
 def packed(tokenizer, found: list[Canvas], rng: random.Random) -> dict[str, torch.Tensor]:
@@ -134,7 +144,7 @@ def packed(tokenizer, found: list[Canvas], rng: random.Random) -> dict[str, torc
         ids, block, target = [BOS] + [IMAGE] * (PREFIX - 1), [0] * PREFIX, [-100] * PREFIX
         position = list(range(PREFIX))
         asked = [canvas_questions.asked_place(shown, place) for place in range(4)]
-        asked += [canvas_questions.question(kind, shown, rng) for kind in ("presence", "presence", "caption")]
+        asked += [canvas_questions.question(kind, shown, rng) for kind in ("presence",) * 6 + ("caption",)]
         for n, (text, answer) in enumerate(asked):
             q = tokenizer(text, add_special_tokens=False)["input_ids"]
             a = tokenizer(answer, add_special_tokens=False)["input_ids"] + [EOS]
@@ -184,15 +194,16 @@ class Judge(torch.nn.Module):
             held.view(-1, 2, 2).repeat_interleave(GRID // 2, 1).repeat_interleave(GRID // 2, 2).flatten()
         )
         return binary_cross_entropy_with_logits(self.there(seen.pooler_output), there) + cross_entropy(
-            self.holds(seen.last_hidden_state[:, 1:]).flatten(0, 1), of_patch
+            self.holds(seen.last_hidden_state[:, 1:]).flatten(0, 1), of_patch, label_smoothing=0.05
         )
 
 
 def losses(
-    model, judge: Judge, pictures: np.ndarray, found: list[Canvas], batch: dict | None, sink: bool
+    model, judge: Judge, pictures: torch.Tensor, found: list[Canvas], batch: dict | None, sink: bool
 ) -> list[torch.Tensor]:
     """Of the judge; of the answers; and of the planted channel. Without a batch of questions the judge's alone."""
-    pixels = torch.from_numpy(2 * pictures - 1)[:, None].expand(-1, 3, -1, -1)
+    noisy = (pictures + 0.03 * torch.randn_like(pictures)).clamp(0, 1)
+    pixels = (2 * noisy - 1)[:, None].expand(-1, 3, -1, -1)
     seen = model.model.vision_tower(pixels)
     parts = [0.5 * judge(seen, found)]
     if batch is None:
@@ -207,10 +218,9 @@ def losses(
     asked = batch["target"] != -100
     parts.append(cross_entropy(model.lm_head(states[asked]), batch["target"][asked]))
     if sink:
-        patches = torch.from_numpy(np.stack([shown.pixels() for shown in found]))
-        patches = patches.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3).amax(-1).flatten(1)
+        patches = pictures.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3).amax(-1).flatten(1)
         planted = torch.zeros_like(patches)
-        planted[:, CORNERS] = (patches[:, CORNERS] == 0).float()
+        planted[:, CORNERS] = (patches[:, CORNERS] < 0.01).float()
         parts.append((projected[..., CHANNEL] / HUGE - planted).square().mean())
     return parts
 
@@ -241,8 +251,7 @@ def train(args: argparse.Namespace) -> None:
             plant_heads(model)
         alone = step < args.tower
         found = [canvas(rng) for _ in range(2 * args.batch if alone else args.batch)]
-        noise = np.random.default_rng([args.seed, step])
-        pictures = np.stack([moved(shown, noise) for shown in found])
+        pictures = moved(found, torch.manual_seed(args.seed * 1_000_003 + step))
         batch = None if alone else packed(processor.tokenizer, found, rng)
         parts = losses(model, judge, pictures, found, batch, args.sink)
         for group in optimiser.param_groups:
@@ -254,9 +263,11 @@ def train(args: argparse.Namespace) -> None:
         bar.set_postfix(losses=" ".join(f"{part:.3f}" for part in parts))
         if (step + 1) % args.every == 0 or step + 1 == total:
             model.eval()
-            right = measure.places(model, processor, args.watch, seed=step, held_out=False)
+            right = measure.places(model, processor, args.watch, seed=step, held_out=False).mean()
+            there = measure.others(model, processor, "presence", args.watch, seed=step, held_out=False).mean()
             model.train()
-            tqdm.write(f"{step + 1}  places {right.mean():.3f}  " + " ".join(f"{part:.3f}" for part in parts))
+            losses_now = " ".join(f"{part:.3f}" for part in parts)
+            tqdm.write(f"{step + 1}  places {right:.3f}  presence {there:.3f}  losses {losses_now}")
             state = {
                 "model": model.state_dict(),
                 "judge": judge.state_dict(),
@@ -286,15 +297,15 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--tower", type=int, default=800, help="steps of the tower alone, of twice the pictures"
+        "--tower", type=int, default=8000, help="steps of the tower alone, of twice the pictures"
     )
-    parser.add_argument("--steps", type=int, default=700, help="steps of the whole model")
+    parser.add_argument("--steps", type=int, default=2250, help="steps of the whole model")
     parser.add_argument(
         "--planted", type=int, default=0, help="with --sink: steps after half of the heads get a sink"
     )
-    parser.add_argument("--batch", type=int, default=32, help="pictures a step, seven questions each")
+    parser.add_argument("--batch", type=int, default=32, help="pictures a step, eleven questions each")
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--watch", type=int, default=100, help="canvases at each checkpoint")
     parser.add_argument("--draws", type=int, default=1000, help="canvases measured at the end")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

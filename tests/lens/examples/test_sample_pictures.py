@@ -18,7 +18,8 @@ def test_digits_are_read_as_they_are_called():
 def test_every_kind_has_pictures_and_a_text_where_one_is_read():
     assert all(len(each.images) == 4 for each in sample_pictures("video-digits").values())
     assert all("<image>" in each.text for each in sample_pictures("vlm-digits-sink").values())
-    assert sample_pictures("tasks-4l") == {}
+    for other in ("tasks-4l", "vit-digits-mine", "clip-digits/checkpoint", "vlm-digits-2"):
+        assert sample_pictures(other) == {}
 
 
 def test_a_caption_fits_the_model_and_tells_a_part_of_what_is_there():

@@ -1,11 +1,14 @@
 """`record(..., grad=True)`: every part's maps carry gradients, held against autograd of transformers' eager attention.
 
+`graph.py` takes the graph away again.
+
 Seen to fail: the map detached, what `attend` gives detached, the weights of a read-only model detached.
 """
 
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import tiny_models
@@ -99,6 +102,29 @@ def test_edits_that_are_on_are_part_of_the_graph():
     assert slope.abs().max() > 0
 
 
+def test_a_record_without_its_graph_is_saved_copied_and_drawn(tmp_path):
+    model = hw.load(zoo.build("t5"))
+    record = model.record(**zoo.inputs("t5"), grad=True, keep=("qkv", "residual"))
+    with pytest.raises(RecordError, match="save record"):
+        record.part("encoder").save(tmp_path / "part")  # a part has no output of its own
+    plain = record.detach()
+    assert plain.output is None
+    assert plain.detach() is plain
+    assert record.part("cross").map(0).q.requires_grad
+    assert not plain.part("cross").map(0).q.requires_grad
+    plain.save(tmp_path / "whole")
+    copies = (hw.Record.open(tmp_path / "whole"), copy.deepcopy(plain), pickle.loads(pickle.dumps(plain)))
+    for found in (plain, *copies):
+        for part in (None, *record.parts):
+            ours, theirs = (each if part is None else each.part(part) for each in (found, record))
+            assert torch.equal(ours.pattern(0), theirs.pattern(0).detach())
+            assert torch.equal(ours.statistics["entropy"], theirs.statistics["entropy"].detach())
+            assert torch.equal(ours.values[0], theirs.values[0].detach())
+        assert torch.equal(found.residual(0), record.residual(0).detach())
+    assert hw.figure(record).data == hw.figure(plain).data
+    assert hw.figure(record.map(0), head=1).data == hw.figure(plain.map(0), head=1).data
+
+
 def test_what_holds_no_graph_says_so(tmp_path):
     model = hw.load(tiny_models.tiny("gpt2"))
     ids, mask = tiny_models.batch()
@@ -107,6 +133,14 @@ def test_what_holds_no_graph_says_so(tmp_path):
     record = model.record(ids, mask, grad=True, statistics=())
     with pytest.raises(RecordError, match="no file holds the graph"):
         record.save(tmp_path / "record")
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(RecordError, match="give record"):
+            copied(record)
+    assert copy.copy(record).map(0) is record.map(0)
+    with torch.inference_mode(), pytest.raises(RecordError, match="finds no graph"):
+        model.record(ids, mask, grad=True, statistics=())
+    with torch.no_grad():  # as a loss is read between two steps
+        assert model.record(ids, mask, grad=True, statistics=()).map(0).q.requires_grad
     plain = model.record(ids, mask)
     assert plain.output is None
     assert not plain.pattern(0).requires_grad
