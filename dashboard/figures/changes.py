@@ -1,4 +1,4 @@
-"""How a run changed: answers as dumbbells, the loss of each token, a sweep over strengths, random controls."""
+"""How a run changed: answers as dumbbells, the loss over a long text, a sweep over strengths, random controls."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from headwater.dashboard.figures.labels import cut, escaped, ticks, token_label, visible
-from headwater.dashboard.figures.style import AFTER, BEFORE, CHOSEN, DIVERGING, click_layer, finish, heat
-from headwater.dashboard.figures.tokens import MOST_IN_A_STRIP, PER_ROW
+from headwater.dashboard.figures.labels import cut, escaped, ticks, visible
+from headwater.dashboard.figures.style import AFTER, BEFORE, CHOSEN, finish
 
 LEGEND = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}
-LEAST_CHANGE = 0.01  # nats; smaller changes fill no colour scale
 
 
 def dumbbells(labels: Sequence[str], a: np.ndarray, b: np.ndarray, unit: str, title: str) -> go.Figure:
@@ -41,50 +39,17 @@ def dumbbells(labels: Sequence[str], a: np.ndarray, b: np.ndarray, unit: str, ti
 
 
 def loss_changes(a: np.ndarray, b: np.ndarray, tokens: Sequence[str], title: str) -> go.Figure:
-    """The text as written, each token on a cell whose colour is the change of its loss; red: it rose.
-
-    Beyond 240 tokens, a line over the positions.
-    """
+    """The change of each token's loss over a long text."""
     change = np.asarray(b, float) - np.asarray(a, float)
-    reach = max(LEAST_CHANGE, float(np.nanmax(np.abs(change), initial=0.0)))
-    if len(tokens) > MOST_IN_A_STRIP:
-        figure = go.Figure(
-            go.Scatter(x=np.arange(len(change)), y=change, mode="lines", line={"color": AFTER})
-        )
-        places, text = ticks(tokens, np.arange(len(tokens)))
-        figure.update_xaxes(tickvals=places, ticktext=text, tickangle=-60)
-        figure.update_yaxes(title="change of loss, nats")
-        return finish(figure, title, height=340)
-    count, columns = len(tokens), min(PER_ROW, max(len(tokens), 1))
-    rows = -(-count // columns)
-    grid = np.full(rows * columns, np.nan)
-    grid[:count] = change
-    place = np.arange(count)
-    said = [
-        "its loss is not asked" if np.isnan(change[n]) else f"A {a[n]:.4f}, B {b[n]:.4f}, change {change[n]:+.4f} nats"
-        for n in place
-    ]  # fmt: skip
-    strong = np.abs(np.nan_to_num(change)) > 0.6 * reach
-    none = np.isnan(change)
-    figure = go.Figure(
-        [
-            heat(grid.reshape(rows, columns), (-reach, reach), DIVERGING, "nats", xgap=3, ygap=4, hoverinfo="skip"),
-            click_layer(
-                place % columns, place // columns, 10, mode="markers+text", textposition="middle center",
-                text=[escaped(cut(visible(token), 11)) for token in tokens],
-                textfont={"size": 12, "color": ["#fff" if s else "#8090a0" if n else "#1d2733"
-                                                for s, n in zip(strong, none, strict=True)]},
-                hovertext=[f"{token_label(token, n)}<br>{said[n]}" for n, token in enumerate(tokens)],
-                hovertemplate="%{hovertext}<extra></extra>",
-            ),
-        ]
+    line = go.Scatter(
+        x=np.arange(len(change)), y=change, mode="lines", line={"color": AFTER},
+        hovertemplate="token %{x}: %{y:+.4g} nats<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(visible=False, range=[-0.5, columns - 0.5])
-    figure.update_yaxes(visible=False, range=[rows - 0.5, -0.5])
-    finish(
-        figure, title, f"change of loss, colour scale ±{reach:.3g} nats, red rose, blue fell", 90 + 46 * rows
-    )
-    return figure.update_layout(hoverdistance=-1, dragmode=False)
+    figure = go.Figure(line)
+    places, text = ticks(tokens, np.arange(len(tokens)))
+    figure.update_xaxes(tickvals=places, ticktext=text, tickangle=-60)
+    figure.update_yaxes(title="change of loss, nats")
+    return finish(figure, title, height=340)
 
 
 def sweep_curve(

@@ -124,7 +124,7 @@ def _answer(state: State, ask: Ask, kind: EditKind, run: Run, model: hw.HookedMo
         return tokens_input(state, name, ask, run, model)
     if ask.kind == "number":
         return bound.slider(
-            state, name, ask.label, float(ask.low), float(ask.high), float(ask.default), ask.step
+            state, name, ask.label, ask.low or 0.0, ask.high or 0.0, float(ask.default), ask.step
         )
     if ask.kind == "whole":
         return bound.number(state, name, ask.label, ask.low, ask.high, ask.default, ask.step)

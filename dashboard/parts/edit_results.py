@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -12,6 +14,7 @@ import headwater as hw
 from headwater.dashboard import pages
 from headwater.dashboard.canvas.attention_map import attention_map
 from headwater.dashboard.figures.changes import dumbbells, loss_changes
+from headwater.dashboard.figures.chips import signed_chips
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import cut, visible
 from headwater.dashboard.parts.job import wait
@@ -23,15 +26,20 @@ from headwater.dashboard.state.address import to_address
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import chart, clicked, numbers, plain
 
+DeltaColor = Literal["normal", "inverse"]
+Row = tuple[str, float | None, float | None, str, DeltaColor]
 AXES = {"p": "probability", "log p": "log-probability, nats"}
 MOST_MAP = 512  # tokens a side of the maps that are compared here
+MOST_CHIPS = 600  # tokens that are shown one by one
+LEAST_CHANGE = 0.01  # nats; smaller changes fill no colour
 FEW_TOKENS = 512  # above it, the attention that moved is a job
 
 
 def draw_numbers(measure: Measure, one: Run, other: Run) -> None:
     """The measure, how far the answers are apart, and the loss; the measure first."""
     a, b = measure.value(one), measure.value(other)
-    found = [(measure.label, a, b, measure.unit, "normal" if measure.better > 0 else "inverse")]
+    colour: DeltaColor = "normal" if measure.better > 0 else "inverse"
+    found: list[Row] = [(measure.label, a, b, measure.unit, colour)]
     if measure.kind == "difference":
         alone = replace(measure, kind="log_probability", wrong=None)
         name = f"log p({quoted(one.label(measure.answer or 0))})"
@@ -44,8 +52,10 @@ def draw_numbers(measure: Measure, one: Run, other: Run) -> None:
         if before is None or after is None:
             column.metric(plain(label), "no value")
             continue
-        value = f"{before:.4g} → {after:.4g}"
-        column.metric(plain(label), value, f"{after - before:+.4g} {unit}".strip(), delta_color=colour)
+        change = f"{after - before:+.4g}{f' {unit}' if unit else ''}, A {before:.4g}"
+        column.metric(
+            plain(label), f"{after:.4g}", change, delta_color=colour, help="of run B; below, the change"
+        )
     if apart is not None:
         what = "classes" if one.labels else "next tokens"
         columns[-1].metric(
@@ -80,17 +90,25 @@ def draw_losses(state: State, one: Run, other: Run) -> None:
     if a is None or b is None or len(a) != len(one.queries):
         return
     title = "Change of each token's loss"
+    change = b - a
     frame = pd.DataFrame(
-        {"position": range(len(a)), "token": one.queries, "loss A": a, "loss B": b, "change": b - a}
+        {"position": range(len(a)), "token": one.queries, "loss A": a, "loss B": b, "change": change}
     )
-    known = frame.dropna()
-    most = known.loc[known["change"].abs().sort_values(ascending=False).index].head(5)
-    seen = [f"{r['position']} {visible(str(r['token']))} {r['change']:+.3g}" for r in most.to_dict("records")]
-    chart(loss_changes(a, b, one.queries, title), "edit-losses", f"{title}, largest: {', '.join(seen)} nats")
+    order = [int(n) for n in np.argsort(-np.abs(np.nan_to_num(change)), kind="stable")[:5]]
+    seen = ", ".join(f"{n} {visible(one.queries[n])} {change[n]:+.3g}" for n in order)
+    reach = max(LEAST_CHANGE, float(np.nanmax(np.abs(change), initial=0.0)))
+    if len(a) > MOST_CHIPS:
+        chart(loss_changes(a, b, one.queries, title), "edit-losses", f"{title}, largest: {seen} nats")
+    else:
+        st.markdown(f"**{title}**")
+        said = [
+            "no loss" if np.isnan(each) else f"A {a[n]:.4g}, B {b[n]:.4g}, change {each:+.4g} nats"
+            for n, each in enumerate(change)
+        ]
+        st.html(signed_chips(change, one.queries, reach, said))
+        st.caption(plain(f"Red rose, blue fell, full at ±{reach:.3g} nats. Largest: {seen}."))
     if one.position is not None:
-        st.caption(
-            "The last token has no next one in the text: what the model says there stands above, not here."
-        )
+        st.caption("What the last token predicts is not in the text: that change stands above.")
     numbers("loss-per-token", frame, "edit-losses")
 
 
@@ -119,10 +137,10 @@ def draw_heads(state: State, one: Run, other: Run) -> None:
         most = changes.most_moved(moves)
         largest = float(moves.max())
         title = "Which heads' attention moved"
-        said = "mean over queries of half the sum of |ΔA|: 0 none, 1 all of it"
+        said = "½ Σ|ΔA| of a row, mean over rows"
         figure = head_grid(moves, title, "share moved", chosen=(layer, head), subtitle=said)
-        order = moves.stack(at=("layer", "head")).to_series().sort_values(ascending=False).head(5)
-        seen = ", ".join(f"{at[0]}.{at[1]} {value:.3g}" for at, value in order.items())
+        order = moves.to_series().nlargest(5)
+        seen = ", ".join(f"{at[0]}.{at[1]} {value:.3g}" for at, value in zip(order.index, order, strict=True))
         point = clicked(figure, "edit-moved", f"{title}, largest: {seen}")
         if point is not None:
             state.put("edit.head", f"{point['y']}.{point['x']}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from headwater.dashboard.export import experiment
+from headwater.dashboard.export.python import as_python
+from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import session
 from headwater.dashboard.state.state import State
@@ -12,11 +14,11 @@ from headwater.dashboard.widgets import plain
 from headwater.lens.errors import HeadwaterError
 
 
-def draw(state: State, run: Run) -> None:
+def draw(state: State, run: Run, measure: Measure) -> None:
     st.subheader("Take it away")
     if state.applied():
-        st.caption("Python that repeats this run; the button at its corner copies it.")
-        st.code(experiment.as_python(state.model, state.text, state.applied()), language="python")
+        st.caption("Python that repeats both runs; the button at its corner copies it.")
+        st.code(as_python(state, measure), language="python")
         try:
             content = experiment.as_experiment(state, run).to_json()
             st.download_button(

@@ -106,6 +106,7 @@ def most_moved(moves: xr.DataArray) -> tuple[int, int]:
 def continued(name: str, example: Any, edits: Sequence[Any], new_tokens: int) -> str:
     """The text that the model writes on after the input, under edits; the input is left out."""
     model = resident(name)
+    assert model.tokenizer is not None, "a model that writes has a tokenizer"
     with torch.no_grad(), model.edit(*edits):
         tokens = model.to_tokens(example)
         out = model.generate(tokens, new_tokens)

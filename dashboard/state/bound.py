@@ -80,7 +80,7 @@ def segments(
         options,
         format_func=show,
         **_bound(name, value, lambda new: value if new is None else new),
-        **more,
+        **{"wrap": True, **more},
     )
     return value
 
@@ -112,7 +112,14 @@ def chips(
     given = state.get(name, list(default))
     given = given if isinstance(given, list) else [given]
     value = [each for each in options if each in given]
-    st.pills(label, options, selection_mode="multi", format_func=show, **_bound(name, value, list), **more)
+    st.pills(
+        label,
+        options,
+        selection_mode="multi",
+        format_func=show,
+        **_bound(name, value, list),
+        **{"wrap": True, **more},
+    )
     return value
 
 

@@ -21,7 +21,7 @@ measure = measures.of(state, plain_run)
 st.header("Edit")
 if state.part:
     st.info(plain(f"Edits act on the part that answers, {model.part_name}, and this page shows its maps."))
-form, active = st.columns([2, 3], gap="large")
+form, active = st.columns(2, gap="large")
 with form:
     added = edit_form.draw(state, plain_run, model, measure)
     if added is not None:
@@ -48,4 +48,4 @@ if edited is not None:
             edit_trials.draw_controls(state, model, plain_run, measure, key)
         with sweep:
             edit_trials.draw_sweep(state, model, plain_run, measure, key)
-take_away.draw(state, plain_run)
+take_away.draw(state, plain_run, measure)

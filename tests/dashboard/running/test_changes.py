@@ -46,6 +46,7 @@ def test_losses_of_tokens_are_those_of_the_model_under_the_edits(both):
         ids = model.to_tokens(TEXT).ids[0]
         wanted = [-float(logits[n, ids[n + 1]].detach()) for n in range(len(ids) - 1)]
         found = changes.token_losses(run)
+        assert found is not None
         assert np.isnan(found[0])
         np.testing.assert_allclose(found[1:], wanted, rtol=1e-5)
         assert np.nanmean(found) == pytest.approx(run.loss, rel=1e-5)
@@ -99,10 +100,14 @@ def test_the_interval_of_a_sweep_is_that_of_the_mean():
 
 
 def test_strengths_are_read_and_set():
-    assert strength(TAKE).value == 0.25
+    read = strength(TAKE)
+    assert read is not None
+    assert read.value == 0.25
     assert with_strength(TAKE, 0.5)["keep"] == 0.5
     scale = {"edit": "ScaleHeads", "factors": {"0.1": 4.0, "0.2": 4.0}}
-    assert (strength(scale).value, strength(scale).high) == (4.0, 4.0)
+    read = strength(scale)
+    assert read is not None
+    assert (read.value, read.high) == (4.0, 4.0)
     assert with_strength(scale, 0.0)["factors"] == {"0.1": 0.0, "0.2": 0.0}
     assert strength({"edit": "ScaleHeads", "factors": {"0.1": 4.0, "0.2": 1.0}}) is None
     assert strength({"edit": "Normaliser", "name": "sigmoid"}) is None

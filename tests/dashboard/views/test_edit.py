@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from opened_app import figure, opened, values as values_of
 
 import headwater as hw
@@ -57,7 +56,8 @@ def test_the_ablated_head_of_the_start_prompt_takes_the_answer_away_and_the_page
     assert before[mary] - after[mary] > 13
     shown = list(metrics(app).items())
     assert "‹Mary›" in shown[0][0]
-    assert shown[1] == ("log p(‹Mary›)", f"{before[mary]:.4g} → {after[mary]:.4g}")
+    assert shown[1] == ("log p(‹Mary›)", f"{after[mary]:.4g}")
+    assert app.metric[1].delta == f"{after[mary] - before[mary]:+.4g} nats, A {before[mary]:.4g}"
     apart = (np.exp(before) * (before - after)).sum()
     assert metrics(app)["KL(A‖B) of the next tokens"] == f"{apart:.4g} nats"
 
@@ -198,7 +198,6 @@ def test_models_that_see_are_edited_too(model):
     app = opened("edit", model=model, edits=json.dumps([{**ABLATE, "heads": ["1.0"]}]))
     assert not app.error
     assert not app.warning
-    first = next(iter(metrics(app).values()))
-    before, after = (float(each) for each in first.split(" → "))
-    assert before != after
-    assert torch.isfinite(torch.tensor([before, after])).all()
+    change, before = app.metric[0].delta.split(", A ")
+    assert float(change.split()[0]) == pytest.approx(float(app.metric[0].value) - float(before), abs=2e-3)
+    assert float(change.split()[0]) != 0
