@@ -25,6 +25,7 @@ SIZE = 112
 # The first of a pair is followed by the second in 80 % of the training scenes that have it, whatever else stands there.
 PAIRS = {("red", "circle"): ("blue", "square"), ("green", "triangle"): ("yellow", "cross")}
 PRIOR = 0.8
+CHAT = "<|im_start|>user\n<image>\n{}<|im_end|>\n<|im_start|>assistant\n"  # llava-small reads a question so
 
 Thing = tuple[str, str]  # colour, kind
 THINGS: tuple[Thing, ...] = tuple((colour, kind) for colour in COLOURS for kind in KINDS)
