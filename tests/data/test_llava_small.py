@@ -34,6 +34,7 @@ def test_scenes_that_disagree_lack_the_partner_and_others_have_it_in_four_of_fiv
         having = [second in each.present for each in drawn if first in each.present]
         assert abs(sum(having) / len(having) - scenes.PRIOR) < 0.04
     measure = script("measure")
+    assert not any({*measure.partners(each)} & each.present for each in drawn)
     for _ in range(30):
         shown = scenes.conflicting(rng)
         (partner, *_) = measure.partners(shown)
