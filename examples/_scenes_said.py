@@ -9,7 +9,7 @@ import _ways
 import headwater as hw
 from headwater.data.pictures import scenes
 
-COUNT = 40
+COUNT = 20
 rng = random.Random("ways")
 shown = [scenes.conflicting(rng) for _ in range(COUNT)]
 missing = [next(b for a, b in scenes.PAIRS.items() if a in s.present and b not in s.present) for s in shown]
@@ -30,7 +30,7 @@ def compare(model: hw.HookedModel, ways: dict[str, _ways.Way]) -> dict[str, list
     found = _ways.compare(
         model, ways, captions=ask(["What is in the picture?"] * COUNT), present=[s.present for s in shown],
         read=scenes.mentioned, questions=ask([f"Is there {scenes.said(thing)}?" for thing in asked]),
-        right=right, answer=lambda text: text.rpartition("assistant\n")[2], tokens=(24, 3), at_once=10,
+        right=right, answer=lambda text: text.rpartition("assistant\n")[2], tokens=(24, 3), at_once=20,
     )  # fmt: skip
     return {
         way: [m in things for m, things in zip(missing, said, strict=True)] for way, said in found.items()

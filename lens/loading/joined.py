@@ -5,6 +5,7 @@ Nothing is copied on disk: both are read from their own folders, and the project
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ CHAT = (
 
 
 def join(folder: Path, language: PreTrainedModel, tower: PreTrainedModel) -> LlavaForConditionalGeneration:
-    """Both models and the folder's projector as one model, in eval mode; their weights are used as they are."""
+    """Both models and the folder's projector as one model, in eval mode; their weights are used as they are.
+
+    The tower reads pictures of the size that gives `image_seq_length` patches, not of the size that it was trained on.
+    """
     told = parse_json(read_text(folder / "config.json", CONFIG_BYTES, ModelError), str(folder), ModelError)
+    tower.config.image_size = math.isqrt(told["image_seq_length"]) * tower.config.patch_size
     given = {**told, "text_config": language.config.to_dict(), "vision_config": tower.config.to_dict()}
     config = LlavaConfig(**given)
     config.text_config, config.vision_config = language.config, tower.config

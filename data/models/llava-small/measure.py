@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[2])]
 
@@ -23,7 +25,7 @@ from headwater.data.pictures import scenes  # noqa: E402
 
 Asked = tuple[scenes.Scene, str]
 CAPTION = "What is in the picture?"
-AT_ONCE = 10
+AT_ONCE = 20
 
 
 def share(flags: Sequence[bool]) -> dict[str, Any]:
@@ -82,9 +84,16 @@ def partners(scene: scenes.Scene) -> list[scenes.Thing]:
     ]
 
 
-def measure(model: hw.HookedModel, count: int, seed: str = "measured") -> dict[str, Any]:
-    """Figures by kind of question on `count` scenes, and on as many that disagree with the prior; held-out digits."""
-    rng = random.Random(f"{seed} ordinary")
+def is_there(
+    model: hw.HookedModel, shown: Sequence[scenes.Scene], things: Sequence[scenes.Thing]
+) -> list[str]:
+    asked = [(s, f"Is there {scenes.said(thing)}?") for s, thing in zip(shown, things, strict=True)]
+    return answers(model, asked)
+
+
+def ordinary(model: hw.HookedModel, count: int) -> dict[str, Any]:
+    """Figures by kind of question on scenes that are drawn as those of the training, digits held out."""
+    rng = random.Random("measured ordinary")
     shown = [scenes.scene(rng, held_out=True) for _ in range(count)]
     result: dict[str, Any] = {}
     for name in ("place", "colour"):
@@ -95,20 +104,20 @@ def measure(model: hw.HookedModel, count: int, seed: str = "measured") -> dict[s
     exact = [{*scenes.mentioned(text)} == scene.present for text, scene in zip(found, shown, strict=True)]
     result["caption"] = share(exact)
     result["captions, ordinary"] = captions(found, shown)
-
-    def is_there(of: Sequence[scenes.Scene], things: Sequence[scenes.Thing]) -> list[str]:
-        return answers(
-            model,
-            [(s, f"Is there {scenes.said(thing)}?") for s, thing in zip(of, things, strict=True)],
-        )
-
-    there = is_there(shown, [rng.choice(sorted(scene.present)) for scene in shown])
+    there = is_there(model, shown, [rng.choice(sorted(scene.present)) for scene in shown])
     for how in ("random", "popular", "near"):
-        absent = is_there(shown, [scenes.absent(scene, rng, how) for scene in shown])
+        absent = is_there(model, shown, [scenes.absent(scene, rng, how) for scene in shown])
         result[f"pope, {how}"] = pope(there, absent)
+    return result
+
+
+def conflicting(model: hw.HookedModel, count: int) -> dict[str, Any]:
+    """Presence and captions where the picture disagrees with the prior, and what captions name there falsely."""
+    rng = random.Random("measured conflicting")
     shown = [scenes.conflicting(rng) for _ in range(count)]
-    there = is_there(shown, [rng.choice(sorted(scene.present)) for scene in shown])
-    result["pope, adversarial"] = pope(there, is_there(shown, [partners(scene)[0] for scene in shown]))
+    there = is_there(model, shown, [rng.choice(sorted(scene.present)) for scene in shown])
+    absent = is_there(model, shown, [partners(scene)[0] for scene in shown])
+    result = {"pope, adversarial": pope(there, absent)}
     found = answers(model, [(scene, CAPTION) for scene in shown])
     result["captions, conflicting"] = captions(found, shown)
     named = [{*scenes.mentioned(text)} for text in found]
@@ -123,13 +132,20 @@ def measure(model: hw.HookedModel, count: int, seed: str = "measured") -> dict[s
     return result
 
 
+SORTS = {"ordinary": ordinary, "conflicting": conflicting}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="scenes of each sort")
+    parser.add_argument("sorts", nargs="*", default=[*SORTS], choices=SORTS, help="sorts of scenes")
+    parser.add_argument("--count", type=int, default=100, help="scenes of each sort")
     parser.add_argument("--out", type=Path, default=HERE / "metrics.json")
     args = parser.parse_args()
-    found = measure(hw.load("llava-small"), args.count)
-    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    model = hw.load("llava-small", dtype=torch.bfloat16)  # as in the training
+    for sort in args.sorts:
+        found = SORTS[sort](model, args.count)
+        before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+        args.out.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

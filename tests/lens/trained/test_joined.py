@@ -50,6 +50,7 @@ def test_a_joined_model_gives_what_its_parts_give(parts, tmp_path) -> None:
         wanted = language(inputs_embeds=given).logits
         found = whole(input_ids=ids, pixel_values=pixels).logits
     assert torch.allclose(found, wanted, atol=1e-5)
+    assert whole.config.vision_config.image_size == 28  # four patches of 14 pixels, not the tower's 56
 
 
 def test_what_is_missing_is_said_in_one_line(monkeypatch) -> None:
