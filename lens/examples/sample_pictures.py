@@ -42,7 +42,7 @@ def sample_pictures(model: str) -> dict[str, Example]:
             each.caption(): Example(text=text, image=each.picture())
             for each, text in zip(shown, texts, strict=True)
         }
-    if model.startswith("llava-small"):
+    if model == "llava-small":
         drawn = [make(rng, held_out=True) for make in (scenes.scene, scenes.conflicting) for _ in range(2)]
         text = scenes.CHAT.format("What is in the picture?")
         return {
