@@ -80,7 +80,9 @@ def test_captions_are_as_measured(llava_small):
     rng = random.Random("fresh")
     shown = [scenes.scene(rng, held_out=True) for _ in range(12)]
     measure = script("measure")
-    said = measure.answers(llava_small, [(each, measure.CAPTION) for each in shown])
+    text = scenes.CHAT.format(measure.CAPTION)
+    given = [hw.Example(text=text, image=each.picture()) for each in shown]
+    said = [each.rpartition("assistant\n")[2] for each in llava_small.generate(given, 24)]
     missed = measure.captions(said, shown)["left_out"]["share"]
     assert (
         missed < METRICS["captions, ordinary"]["left_out"]["high"] + 0.2

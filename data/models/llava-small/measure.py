@@ -1,4 +1,4 @@
-"""Counts what llava-small answers right, and what it names that is not there: python measure.py; writes metrics.json.
+"""Counts what llava-small answers right, and what it names that is not there (examples/count_llava_small.py asks it).
 
 Presence is asked as POPE does (Li et al. 2023): half about what is there, half about what is not. What is not there is
 any thing (`random`), one that is frequent in training (`popular`), one with the colour or the kind of a thing that is
@@ -7,25 +7,15 @@ there (`near`), or, on scenes that disagree with the prior, the partner of a thi
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[2])]
-
-import headwater as hw  # noqa: E402
-from headwater.data.pictures import scenes  # noqa: E402
+from headwater.data.pictures import scenes
 
 Asked = tuple[scenes.Scene, str]
+Ask = Callable[[Sequence[Asked]], list[str]]  # the model's answers, each question alone behind its picture
 CAPTION = "What is in the picture?"
-AT_ONCE = 20
 
 
 def share(flags: Sequence[bool]) -> dict[str, Any]:
@@ -35,18 +25,6 @@ def share(flags: Sequence[bool]) -> dict[str, Any]:
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     low, high = (max(0.0, (middle + side * half) / (1 + z * z / n)) for side in (-1, 1))
     return {"share": round(p, 4), "low": round(low, 4), "high": round(high, 4), "of": n}
-
-
-def answers(model: hw.HookedModel, asked: Sequence[Asked]) -> list[str]:
-    """Greedy answers, each question alone behind its picture."""
-    found: list[str] = []
-    for start in range(0, len(asked), AT_ONCE):
-        given = [
-            hw.Example(text=scenes.CHAT.format(question), image=scene.picture())
-            for scene, question in asked[start : start + AT_ONCE]
-        ]
-        found += [text.rpartition("assistant\n")[2].strip() for text in model.generate(given, 24)]
-    return found
 
 
 def pope(there: Sequence[str], absent: Sequence[str]) -> dict[str, Any]:
@@ -84,41 +62,39 @@ def partners(scene: scenes.Scene) -> list[scenes.Thing]:
     ]
 
 
-def is_there(
-    model: hw.HookedModel, shown: Sequence[scenes.Scene], things: Sequence[scenes.Thing]
-) -> list[str]:
+def is_there(ask: Ask, shown: Sequence[scenes.Scene], things: Sequence[scenes.Thing]) -> list[str]:
     asked = [(s, f"Is there {scenes.said(thing)}?") for s, thing in zip(shown, things, strict=True)]
-    return answers(model, asked)
+    return ask(asked)
 
 
-def ordinary(model: hw.HookedModel, count: int) -> dict[str, Any]:
+def ordinary(ask: Ask, count: int) -> dict[str, Any]:
     """Figures by kind of question on scenes that are drawn as those of the training, digits held out."""
     rng = random.Random("measured ordinary")
     shown = [scenes.scene(rng, held_out=True) for _ in range(count)]
     result: dict[str, Any] = {}
     for name in ("place", "colour"):
         asked = [scenes.question(name, scene, rng) for scene in shown]
-        found = answers(model, [(scene, text) for scene, (text, _) in zip(shown, asked, strict=True)])
+        found = ask([(scene, text) for scene, (text, _) in zip(shown, asked, strict=True)])
         result[name] = share([text == wanted for text, (_, wanted) in zip(found, asked, strict=True)])
-    found = answers(model, [(scene, CAPTION) for scene in shown])
+    found = ask([(scene, CAPTION) for scene in shown])
     exact = [{*scenes.mentioned(text)} == scene.present for text, scene in zip(found, shown, strict=True)]
     result["caption"] = share(exact)
     result["captions, ordinary"] = captions(found, shown)
-    there = is_there(model, shown, [rng.choice(sorted(scene.present)) for scene in shown])
+    there = is_there(ask, shown, [rng.choice(sorted(scene.present)) for scene in shown])
     for how in ("random", "popular", "near"):
-        absent = is_there(model, shown, [scenes.absent(scene, rng, how) for scene in shown])
+        absent = is_there(ask, shown, [scenes.absent(scene, rng, how) for scene in shown])
         result[f"pope, {how}"] = pope(there, absent)
     return result
 
 
-def conflicting(model: hw.HookedModel, count: int) -> dict[str, Any]:
+def conflicting(ask: Ask, count: int) -> dict[str, Any]:
     """Presence and captions where the picture disagrees with the prior, and what captions name there falsely."""
     rng = random.Random("measured conflicting")
     shown = [scenes.conflicting(rng) for _ in range(count)]
-    there = is_there(model, shown, [rng.choice(sorted(scene.present)) for scene in shown])
-    absent = is_there(model, shown, [partners(scene)[0] for scene in shown])
+    there = is_there(ask, shown, [rng.choice(sorted(scene.present)) for scene in shown])
+    absent = is_there(ask, shown, [partners(scene)[0] for scene in shown])
     result = {"pope, adversarial": pope(there, absent)}
-    found = answers(model, [(scene, CAPTION) for scene in shown])
+    found = ask([(scene, CAPTION) for scene in shown])
     result["captions, conflicting"] = captions(found, shown)
     named = [{*scenes.mentioned(text)} for text in found]
     false = [
@@ -133,20 +109,3 @@ def conflicting(model: hw.HookedModel, count: int) -> dict[str, Any]:
 
 
 SORTS = {"ordinary": ordinary, "conflicting": conflicting}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sorts", nargs="*", default=[*SORTS], choices=SORTS, help="sorts of scenes")
-    parser.add_argument("--count", type=int, default=100, help="scenes of each sort")
-    parser.add_argument("--out", type=Path, default=HERE / "metrics.json")
-    args = parser.parse_args()
-    model = hw.load("llava-small", dtype=torch.bfloat16)  # as in the training
-    for sort in args.sorts:
-        found = SORTS[sort](model, args.count)
-        before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-        args.out.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
