@@ -40,11 +40,11 @@ kinds = {
 }
 print("words of the model's own captions: T-VHD, and log-probability with the picture less that without")
 for kind, mine in kinds.items():
-    cells = []
+    cells, several = [], mine.sum() > 1  # one word has no interval
     for name in ("token_score", "gain"):
         mean, low, high = (float(part[0]) for part in interval(found[name].values[mine][:, None], 2000, 0))
-        cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]" if mine.sum() > 1 else f"{mean:.2f}")
-    print(f"  {kind}, {mine.sum()} word{'s'[: mine.sum() > 1]}: {', '.join(cells)}")
+        cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]" if several else f"{mean:.2f}")
+    print(f"  {kind}, {mine.sum()} {'words' if several else 'word'}: {', '.join(cells)}")
 compare(model, {"plain": plain, "VHR": vhr, "random heads": random_heads})
 
 if len(sys.argv) > 1:

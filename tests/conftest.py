@@ -34,7 +34,7 @@ settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
-REAL = ("smollm2", "dinov2", "minilm")  # fixtures that give a trained model
+REAL = ("smollm2", "dinov2", "minilm", "llava_small")  # fixtures that give a trained model
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -71,6 +71,17 @@ def dinov2() -> Any:
 def minilm() -> Any:
     """all-MiniLM-L6-v2."""
     return _trained("minilm")
+
+
+@pytest.fixture(scope="session")
+def llava_small() -> Any:
+    """SmolLM2-135M-Instruct and DINOv2-small, joined by a projector that comes with Headwater."""
+    import headwater as hw
+    from headwater.lens.trained.joined import joined
+
+    if not joined()["llava-small"].is_there:
+        pytest.skip("the parts of llava-small have not been added: headwater models add llava-small")
+    return hw.load("llava-small")
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from headwater.lens.trained.joined import joined
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "vision.md").read_text(encoding="utf-8")
 SCRIPTS = {path.stem: path for path in sorted((ROOT / "examples").glob("vision_*.py"))}
@@ -42,8 +44,11 @@ def test_a_script_is_short_and_its_figure_is_there(name: str) -> None:
 @pytest.mark.page
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_prints_what_the_page_says(name: str) -> None:
+    for each in joined().values():
+        if f'"{each.name}"' in SCRIPTS[name].read_text(encoding="utf-8") and not each.is_there:
+            pytest.skip(f"{' and '.join(each.parts)} have not been added: headwater models add {each.name}")
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS[name])], capture_output=True, text=True, timeout=900, cwd=ROOT,
+        [sys.executable, str(SCRIPTS[name])], capture_output=True, text=True, timeout=1800, cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},  # these scripts with the code beside them
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

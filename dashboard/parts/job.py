@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Hashable
+from types import CellType, FunctionType
 from typing import Any
 
 import streamlit as st
@@ -16,6 +18,7 @@ from headwater.dashboard.widgets import plain
 
 PATIENCE = 0.4  # seconds that a page waits before it shows progress
 EVERY = 0.5  # seconds between two looks at a job
+STATES = "headwater.dashboard.state"  # where the classes live whose objects a session changes
 ASKED, CANCELLED = "jobs-asked", "jobs-cancelled"  # of this session: {what: key}, {key}
 
 
@@ -26,7 +29,8 @@ def wait(
 
     What is shown instead says so where the result would stand. `what` names the result, such as "importance of each
     head", and its place on the page: when the session asks for another key under the same name, it waits for the
-    former no more. `work` runs in a thread: it draws nothing, and never gives None.
+    former no more. `work` runs in a thread: it draws nothing, and never gives None. It may begin when the session has
+    moved on, so it keeps a copy of the state that it refers to.
     """
     who = _session()
     asked: dict[str, Hashable] = st.session_state.setdefault(ASKED, {})
@@ -37,7 +41,7 @@ def wait(
     if key in cancelled and key not in jobs.results:
         _draw_cancelled(key, what, cancelled)
         return None
-    job = jobs.ask(key, work, what, model, who, lambda: _is_here(who))
+    job = jobs.ask(key, apart(work), what, model, who, lambda: _is_here(who))
     seconds = PATIENCE if patience is None else patience
     if jobs.before(job) is None or seconds > PATIENCE:  # one that waits its turn is not done in a moment
         job.ended.wait(seconds)
@@ -68,6 +72,22 @@ def plural(unit: str) -> str:
     if unit.endswith("y"):
         return f"{unit[:-1]}ies"
     return f"{unit}es" if unit.endswith(("ch", "sh", "x", "s")) else f"{unit}s"
+
+
+def apart(work: Callable[[], Any]) -> Callable[[], Any]:
+    """The same function, with copies of the states that it refers to."""
+    if not isinstance(work, FunctionType) or work.__closure__ is None:
+        return work
+    cells = tuple(CellType(_copied(cell.cell_contents)) for cell in work.__closure__)
+    same = FunctionType(work.__code__, work.__globals__, work.__name__, work.__defaults__, cells)
+    same.__kwdefaults__ = work.__kwdefaults__
+    return same
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, FunctionType):
+        return apart(value)
+    return copy.deepcopy(value) if type(value).__module__.startswith(STATES) else value
 
 
 @st.fragment(run_every=EVERY)

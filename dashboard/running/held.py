@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,11 @@ import headwater as hw
 from headwater.lens.records.free_memory import free_memory
 
 SHARE = 0.5  # of the memory that is free or taken by held models
+GROWN = 20_000  # objects that a collection looks at in some milliseconds
+BETWEEN = 600.0  # seconds between two thorough collections
 _models: OrderedDict[str, hw.HookedModel] = OrderedDict()
 _uses: Counter[str] = Counter()
+_thorough = time.monotonic()
 _lock = threading.Lock()
 _loading: dict[str, threading.Lock] = {}
 
@@ -70,12 +74,23 @@ def size(model: hw.HookedModel) -> int:
     return sum(found.values())
 
 
-def settle(released: bool = False) -> None:
-    """Hide all objects that there are from garbage collection; models that were `released` are collected first."""
-    if released:
+def settle(thoroughly: bool = False) -> None:
+    """Collect garbage once, `thoroughly` also among what was hidden before, and hide all that is left from the next."""
+    global _thorough
+    if thoroughly:
         gc.unfreeze()
+        _thorough = time.monotonic()
     gc.collect()
     gc.freeze()
+
+
+def tidy() -> None:
+    """Keep the collection after each script run short: hide what came since, such as what a page imported.
+
+    What is hidden and becomes garbage in a circle, such as a session that ended, goes at the next thorough look.
+    """
+    if len(gc.get_objects(2)) > GROWN:
+        settle(thoroughly=time.monotonic() - _thorough > BETWEEN)
 
 
 def _make_room(newest: str) -> bool:

@@ -25,6 +25,7 @@ SIZE = 112
 # The first of a pair is followed by the second in 80 % of the training scenes that have it, whatever else stands there.
 PAIRS = {("red", "circle"): ("blue", "square"), ("green", "triangle"): ("yellow", "cross")}
 PRIOR = 0.8
+CHAT = "<|im_start|>user\n<image>\n{}<|im_end|>\n<|im_start|>assistant\n"  # llava-small reads a question so
 
 Thing = tuple[str, str]  # colour, kind
 THINGS: tuple[Thing, ...] = tuple((colour, kind) for colour in COLOURS for kind in KINDS)
@@ -106,10 +107,10 @@ def question(name: str, scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def absent(scene: Scene, rng: random.Random, how: str = "any") -> Thing:
-    """Something that is not there: `any`, `likely` (a partner of what is), or `near` (same colour or kind)."""
+    """Something that is not there: `random`, `popular` (of a pair), `near` (same colour or kind), or `any` of both."""
     others = [thing for thing in THINGS if thing not in scene.present]
-    if how == "likely":
-        return next((PAIRS[t] for t in scene.things if t in PAIRS and PAIRS[t] in others), rng.choice(others))
+    if how == "popular":
+        return rng.choice([t for t in others if t in {*PAIRS, *PAIRS.values()}] or others)
     if how == "near" or (how == "any" and rng.random() < 0.5):
         colours, kinds = zip(*scene.present, strict=True)
         return rng.choice([t for t in others if t[0] in colours or t[1] in kinds])

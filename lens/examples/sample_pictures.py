@@ -7,7 +7,7 @@ import random
 import numpy as np
 from PIL import Image
 
-from headwater.data.pictures import canvases, captions, films
+from headwater.data.pictures import canvases, captions, films, scenes
 from headwater.data.pictures.digits import WORDS, digits
 from headwater.lens.examples.example import Example
 
@@ -41,5 +41,12 @@ def sample_pictures(model: str) -> dict[str, Example]:
         return {
             each.caption(): Example(text=text, image=each.picture())
             for each, text in zip(shown, texts, strict=True)
+        }
+    if model == "llava-small":
+        drawn = [make(rng, held_out=True) for make in (scenes.scene, scenes.conflicting) for _ in range(2)]
+        text = scenes.CHAT.format("What is in the picture?")
+        return {
+            scenes.question("caption", each, rng)[1].rstrip("."): Example(text=text, image=each.picture())
+            for each in drawn
         }
     return {}

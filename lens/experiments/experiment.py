@@ -132,9 +132,10 @@ class Experiment(BaseModel):
         """The model it names: an embedded or added one, one in `folder`, or a hub id."""
         from headwater.lens.loading.load import load
         from headwater.lens.models.embedded import embedded
+        from headwater.lens.trained.joined import joined
         from headwater.lens.trained.registry import TRAINED
 
-        if self.model in embedded() or self.model in TRAINED:
+        if self.model in {*embedded(), *TRAINED, *joined()}:
             return load(self.model, dtype=getattr(torch, self.dtype))
         if folder is not None and (inside := within(folder, self.model)) is not None and inside.is_dir():
             return load(inside, dtype=getattr(torch, self.dtype))

@@ -24,12 +24,14 @@ from headwater.lens.foreign.opening import open_module
 from headwater.lens.loading import adapter_folder, adapters
 from headwater.lens.loading.as_it_was import as_it_was
 from headwater.lens.loading.folder import built, check, one_line
+from headwater.lens.loading.joined import join, with_image_token
 from headwater.lens.loading.opening import open_model
 from headwater.lens.loading.pipeline_folder import is_pipeline_folder, open_pipeline
 from headwater.lens.model import HookedModel
 from headwater.lens.models import declared_rules
 from headwater.lens.models.embedded import check_embedded, embedded
 from headwater.lens.naming.texts import beginning, check_choice
+from headwater.lens.trained.joined import PROJECTOR, Joined, joined
 from headwater.lens.trained.registry import TRAINED, added_folder
 from headwater.lens.transformer_lens.bridge import is_bridged, tokenizer_of, unbridged
 
@@ -157,6 +159,8 @@ def _opened(
         return _from_folder(known[name]["path"], tokenizer, name, dtype, sample)
     if name in TRAINED:
         return _from_folder(_added(name), tokenizer, name, dtype, sample)
+    if name in joined():
+        return _joined(joined()[name], tokenizer, dtype)
     path = Path(name).expanduser()
     if adapter_folder.is_adapter(path):
         return _from_folder(_base(path, base), tokenizer, path.resolve().name, dtype, sample, adapter=path)
@@ -179,6 +183,22 @@ def _added(name: str) -> Path:
         raise
 
 
+def _joined(model: Joined, tokenizer: Any, dtype: Any) -> HookedModel:
+    """A vision–language model of two that were added."""
+    folders = [check(folder) for folder in model.folders()]
+    check_embedded(model.name)
+    with one_line(f"{model.name} can not be loaded"):
+        language, tower = (built(folder, dtype)[0] for folder in folders)
+        tokenizer = with_image_token(_tokenizer(folders[0].path)) if tokenizer is None else tokenizer
+        opened = open_model(join(model.path, language, tower), tokenizer, model.name)
+    opened.processor = processor_of(model.path)
+    opened.weights_digest.files = (
+        *(file for each in folders for file in each.weights),
+        model.path / PROJECTOR,
+    )
+    return opened
+
+
 def _base(path: Path, named: str | os.PathLike[str] | None) -> Path:
     """The folder of an adapter's base model."""
     if named is None:
@@ -198,7 +218,7 @@ def _from_hub(name: str, tokenizer: Any, dtype: Any, sample: Any) -> HookedModel
     """Open a hub id; huggingface_hub downloads only safetensors and text files into its cache."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    known = [*embedded(), *TRAINED]
+    known = [*embedded(), *TRAINED, *joined()]
     near = "/" not in name and bool(difflib.get_close_matches(name, known, n=1, cutoff=NEAR))
     folder = _cached(name) if near or constants.HF_HUB_OFFLINE else None
     why = "not looked for on the hub, so near is it to another" if near else "HF_HUB_OFFLINE is set"

@@ -34,18 +34,21 @@ def embedded() -> dict[str, dict[str, Any]]:
         whole = (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
         if not whole and not (folder / PIPELINE).is_file():
             continue
-        metrics = folder / "metrics.json"
-        readme = folder / "README.md"
-        paragraphs = readme.read_text(encoding="utf-8").split("\n\n") if readme.is_file() else []
-        opening = next((each for each in paragraphs if each.strip() and not each.startswith("#")), "")
-        text = re.split(r"(?<=\.) ", " ".join(opening.split()))[0]  # its first sentence
-        found[folder.name] = {
-            "path": folder,
-            "description": text,
-            "reads": _reads(folder),
-            "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
-        }
+        found[folder.name] = {**about_folder(folder), "reads": _reads(folder)}
     return found
+
+
+def about_folder(folder: Path) -> dict[str, Any]:
+    """What a model's folder says of it: the path, the first sentence of its page, its metrics."""
+    metrics = folder / "metrics.json"
+    readme = folder / "README.md"
+    paragraphs = readme.read_text(encoding="utf-8").split("\n\n") if readme.is_file() else []
+    opening = next((each for each in paragraphs if each.strip() and not each.startswith("#")), "")
+    return {
+        "path": folder,
+        "description": re.split(r"(?<=\.) ", " ".join(opening.split()))[0],
+        "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {},
+    }
 
 
 def _reads(folder: Path) -> str:
@@ -76,5 +79,6 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    written = {name: digests(about["path"]) for name, about in embedded().items()}
+    folders = [each for each in sorted(FOLDER.iterdir()) if any(each.rglob("*.safetensors"))]
+    written = {folder.name: digests(folder) for folder in folders}
     (FOLDER / DIGESTS).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

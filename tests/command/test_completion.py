@@ -18,6 +18,7 @@ from headwater.analyses._catalogue.about import listed
 from headwater.command.cli import app
 from headwater.lens.models.embedded import embedded
 from headwater.lens.trained import registry
+from headwater.lens.trained.joined import joined
 
 
 def offered(typed: str) -> list[str]:
@@ -45,7 +46,7 @@ def test_commands_analyses_and_models_are_offered() -> None:
 
 def test_trained_models_are_offered_where_they_are_and_where_they_are_not(monkeypatch) -> None:
     monkeypatch.setattr(registry, "is_added", lambda name: name == "minilm")
-    assert set(offered("headwater models add ")) == set(registry.TRAINED) - {"minilm"}
+    assert set(offered("headwater models add ")) == {*registry.TRAINED, *joined()} - {"minilm"}
     assert offered("headwater models rm ") == ["minilm"]
     assert set(offered("headwater record -m ")) == {*embedded(), "minilm"}
 

@@ -91,3 +91,16 @@ def test_one_that_can_not_be_fetched_does_not_keep_the_others_away(
         if line.startswith("headwater: broken was converted to other")
     ]
     assert fake_package.left() == [NAME]
+
+
+def test_a_joined_model_is_listed_with_its_parts_and_has_nothing_to_remove(
+    headwater: Callable, fake_package: FakePackage
+) -> None:
+    told = json.loads(headwater("models", "--json").stdout)["llava-small"]
+    parts = [TRAINED[name] for name in told["parts"]]
+    assert [each.name for each in parts] == ["smollm2-135m", "dinov2-small"]
+    assert (told["state"], told["reads"]) == ("can be added", "text and pictures")
+    assert told["download_bytes"] == sum(each.download for each in parts)
+    found = headwater("models", "rm", "llava-small")
+    assert found.exit_code == 2
+    assert "`headwater models rm smollm2-135m dinov2-small` removes its parts" in found.stderr

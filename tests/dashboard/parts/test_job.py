@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -167,3 +168,27 @@ def test_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     job.tell("batches", 2, 8, "batch")
     assert part.sentence(job) == "Loss of each head: 2 of 8 batches, about 9 s more"
     assert [part.plural(unit) for unit in ("query", "layer input")] == ["queries", "layer inputs"]
+
+
+@dataclass
+class Looked:
+    """As a session looks at it, and changes it."""
+
+    model: str
+    edits: list[int]
+
+
+Looked.__module__ = f"{part.STATES}.state"
+
+
+def test_work_keeps_the_state_of_the_moment_when_it_was_asked_for() -> None:
+    looked, other = Looked("first", [1]), Job
+
+    def inner(more: str = "more") -> tuple[object, ...]:
+        return looked.model, list(looked.edits), more, other
+
+    kept = [part.apart(inner), part.apart(lambda: inner())]
+    looked.model = "second"
+    looked.edits.append(2)
+    assert [work() for work in kept] == [("first", [1], "more", Job)] * 2
+    assert inner()[:2] == ("second", [1, 2])

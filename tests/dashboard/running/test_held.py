@@ -78,6 +78,32 @@ def test_garbage_collection_does_not_look_at_a_model() -> None:
     assert len(gc.get_objects()) < 2_000
 
 
+class Chain:
+    """An object that holds itself, and so many others."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.others = [[] for _ in range(count)]
+        self.itself = self
+
+
+def test_what_came_since_is_hidden_and_garbage_in_it_goes_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    held.settle()
+    many = Chain(2 * held.GROWN)
+    gc.collect()
+    held.tidy()
+    assert len(gc.get_objects()) < held.GROWN
+    gone = weakref.ref(many)
+    del many
+    gc.collect()
+    assert gone() is not None
+    more = Chain(2 * held.GROWN)
+    gc.collect()
+    monkeypatch.setattr(held, "BETWEEN", 0.0)
+    held.tidy()
+    assert gone() is None
+    assert len(more.others) == 2 * held.GROWN
+
+
 def test_sessions_that_ask_at_once_load_once() -> None:
     loads: list[int] = []
 

@@ -18,6 +18,9 @@ def test_digits_are_read_as_they_are_called():
 def test_every_kind_has_pictures_and_a_text_where_one_is_read():
     assert all(len(each.images) == 4 for each in sample_pictures("video-digits").values())
     assert all("<image>" in each.text for each in sample_pictures("vlm-digits-sink").values())
+    scenes = sample_pictures("llava-small")
+    assert len(scenes) == 4
+    assert all(each.text.count("<image>") == len(each.images) == 1 for each in scenes.values())
     for other in ("tasks-4l", "vit-digits-mine", "clip-digits/checkpoint", "vlm-digits-2"):
         assert sample_pictures(other) == {}
 
