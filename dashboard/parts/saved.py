@@ -38,7 +38,13 @@ def draw_save(state: State) -> None:
         )
         if found is not None:
             st.session_state.pop("saving")
-            st.success("Saved.") if workspace.NAME.fullmatch(found) else st.error(plain(found))
+            if workspace.NAME.fullmatch(found):
+                st.success("Saved.")
+                held = saved.opened(found)
+                if held is not None:
+                    _draw_bundle(held, state, f"bundle-new-{found}")
+            else:
+                st.error(plain(found))
     with st.expander("Python that repeats it"):
         st.code(python.as_python(state, chosen), language="python")
 
@@ -100,10 +106,7 @@ def _draw_one(name: str, each: saved.Saved) -> None:
     with st.container(horizontal=True):
         st.page_link(pages.page("edit" if held.edits else "heads"), label="Open", query_params=each.address)
         again = st.button("Run again and compare", key=f"verify-{name}")
-        st.download_button(
-            "Experiment and results", lambda: experiment.archive(saved.files(each, held)), "experiment.zip",
-            "application/zip", key=f"bundle-{name}", on_click="ignore",
-        )  # fmt: skip
+        _draw_bundle(each, held, f"bundle-{name}")
         if st.button("Delete", key=f"delete-{name}"):
             workspace.remove("runs", name)
             st.rerun()
@@ -123,6 +126,14 @@ def _draw_one(name: str, each: saved.Saved) -> None:
     st.caption(
         plain(f"headwater experiment experiment.json{more} runs it again and compares it with these results.")
     )
+
+
+def _draw_bundle(each: saved.Saved, state: State, key: str) -> None:
+    """The experiment, the results that it had here, and its picture, as one file."""
+    st.download_button(
+        "Experiment and results", lambda: experiment.archive(saved.files(each, state)), "experiment.zip",
+        "application/zip", key=key, on_click="ignore",
+    )  # fmt: skip
 
 
 def _told(work) -> str:

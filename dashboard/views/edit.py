@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from headwater.dashboard.parts import edit_form, edit_list, edit_results, edit_trials, take_away
+from headwater.dashboard.parts import edit_form, edit_list, edit_results, edit_trials, saved
 from headwater.dashboard.running import measure as measures, runs
 from headwater.dashboard.running.models import resident
 from headwater.dashboard.state import session
@@ -48,4 +48,8 @@ if edited is not None:
             edit_trials.draw_controls(state, model, plain_run, measure, key)
         with sweep:
             edit_trials.draw_sweep(state, model, plain_run, measure, key)
-take_away.draw(state, plain_run, measure)
+left, right = st.columns(2, gap="large")
+with left:
+    saved.draw_save(state)
+with right:
+    saved.draw_open(state)
