@@ -7,20 +7,19 @@ import streamlit as st
 from headwater.dashboard.export import experiment
 from headwater.dashboard.export.python import as_python
 from headwater.dashboard.running.measure import Measure
-from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import session
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import plain
 from headwater.lens.errors import HeadwaterError
 
 
-def draw(state: State, run: Run, measure: Measure) -> None:
+def draw(state: State, measure: Measure) -> None:
     st.subheader("Take it away")
     if state.applied():
         st.caption("Python that repeats both runs; the button at its corner copies it.")
         st.code(as_python(state, measure), language="python")
         try:
-            content = experiment.as_experiment(state, run).to_json()
+            content = experiment.as_experiment(state, measure).to_json()
             st.download_button(
                 "Download the experiment", content, "experiment.json", "application/json", key="experiment-json",
                 on_click="ignore",

@@ -48,4 +48,4 @@ if edited is not None:
             edit_trials.draw_controls(state, model, plain_run, measure, key)
         with sweep:
             edit_trials.draw_sweep(state, model, plain_run, measure, key)
-take_away.draw(state, plain_run, measure)
+take_away.draw(state, measure)
