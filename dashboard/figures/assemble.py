@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from headwater.dashboard.figures.labels import cut
 from headwater.dashboard.figures.panels import Panel
-from headwater.dashboard.figures.style import CHOSEN, INK, finish, title_place
+from headwater.dashboard.figures.style import CHOSEN, finish, title_place
 
 MOST_IN_A_MENU = 24  # entries of a list; more are a slider
 GAP, TITLE = 64, 26  # pixels between rows of panels, and for the title of a panel
@@ -110,7 +110,7 @@ def _layout(view: View) -> dict[str, Any]:
             annotations.append(
                 {
                     "text": panel.title, "x": domain_x[0], "y": top, "xref": "paper", "yref": "paper",
-                    "xanchor": "left", "yanchor": "bottom", "showarrow": False, "font": {"size": 12, "color": INK},
+                    "xanchor": "left", "yanchor": "bottom", "showarrow": False, "font": {"size": 12},
                 }
             )  # fmt: skip
     return {"axes": axes, "annotations": annotations, "inner": inner}

@@ -13,6 +13,8 @@ from headwater.dashboard.figures.style import (
     ATTENTION,
     BEFORE,
     CHOSEN,
+    GREY,
+    INK,
     SEVERAL,
     click_layer,
     finish,
@@ -23,7 +25,6 @@ from headwater.dashboard.figures.values import limits_of
 
 PER_LINE = 20  # tokens side by side
 WIDTHS = (1, 2, 3.5, 5.5, 8)  # of edges, in pixels
-GREY = "#8a949e"  # readable on a light and on a dark ground
 
 
 def strips(
@@ -69,7 +70,7 @@ def strips(
                 across_of, down, 10, mode="markers+text", customdata=np.tile(np.asarray(places), len(rows)),
                 text=text, textposition="middle center", hovertext=told,
                 hovertemplate="%{hovertext}<extra></extra>",
-                textfont={"size": 11, "color": ["#fff" if each else "#1d2733" for each in dark]},
+                textfont={"size": 11, "color": ["#fff" if each else INK for each in dark]},
             ),
         ]
     )  # fmt: skip

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from headwater.dashboard.figures.assemble import View, assemble, wrapped
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.panels import note
-from headwater.dashboard.figures.style import AFTER, BEFORE, INK, finish
+from headwater.dashboard.figures.style import AFTER, BEFORE, finish
 
 MOST_EDGES = 200  # the strongest; more are a grey cloud
 MOST_NAMES = 40  # nodes that carry their name, those with the strongest edges; every node has it on hover
@@ -57,7 +57,7 @@ def circuit_graph(graph: nx.Graph, title: str) -> go.Figure:
             x=across, y=down, mode="markers+text", textposition="top center", textfont={"size": 10},
             text=[name if i < MOST_NAMES else "" for i, name in enumerate(names)],
             customdata=names, hovertemplate="%{customdata}<extra></extra>",
-            marker={"size": 7, "color": INK}, showlegend=False,
+            marker={"size": 7, "color": BEFORE}, showlegend=False,
         )
     )  # fmt: skip
     last = max(place[str(node)][0] for node in kept)

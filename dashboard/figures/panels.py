@@ -126,7 +126,7 @@ def lines(part: xr.DataArray, of: Shown, bounds: Bounds, curves: bool) -> Panel:
     x = {"title": {"text": across}, "type": "linear" if numeric else "category", "tickangle": None}
     if not numeric:
         x["tickangle"] = -60 if tokens_of(part, across) is not None else None
-    y: dict[str, Any] = {"title": {"text": escaped(of.short_unit)}, "zeroline": True, "gridcolor": "#e6e9ed"}
+    y: dict[str, Any] = {"title": {"text": escaped(of.short_unit)}, "zeroline": True}
     if of.kind == "flags":
         y |= {"tickvals": [0, 1], "ticktext": ["no", "yes"]}
     return Panel(traces, x, y, 300, shares_y=True)
@@ -142,9 +142,10 @@ def table(columns: dict[str, Sequence[Any]]) -> Panel:
         "values": [f"<b>{escaped(name)}</b>" for name in columns],
         "align": "left",
         "fill_color": "#eef1f4",
+        "font": {"color": INK},
     }
     rows = max((len(column) for column in cells), default=0)
-    body = {"values": cells, "align": "left", "fill_color": "white", "height": 24}
+    body = {"values": cells, "align": "left", "fill_color": "white", "font": {"color": INK}, "height": 24}
     return Panel([go.Table(header=header, cells=body)], height=int(np.clip(60 + 24 * rows, 120, 560)))
 
 

@@ -1,7 +1,8 @@
 """The look that every figure shares: colour scales, margins and the size of letters.
 
 Viridis (one number per head) and Blues (attention) grow evenly in lightness and stay readable without colour
-vision; red–blue is kept for signed differences, always symmetric about zero.
+vision; red–blue is kept for signed differences, always symmetric about zero. The ground is clear and letters have no
+colour of their own, so that both follow the page, light or dark; INK is for letters on a cell that has a colour.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ VEIL = [
     [1, "rgba(252,255,164,0.9)"],
 ]
 BEFORE, AFTER, CHOSEN, INK = "#5b7083", "#d1603d", "#e4572e", "#2b3440"
+GREY = "#8a949e"  # readable on a light and on a dark ground
 BARS = AFTER
 # told apart without colour vision (Okabe & Ito 2008)
 SEVERAL = (
@@ -81,7 +83,5 @@ def finish(figure: go.Figure, title: str, subtitle: str = "", height: int = 420)
         plot_bgcolor="rgba(0,0,0,0)",
         uirevision="keep",
     )
-    figure.update_layout(font={"color": INK, "size": 12})
-    for axes in (figure.update_xaxes, figure.update_yaxes):
-        axes(tickfont={"color": INK}, title_font={"color": INK})
-    return figure
+    # no colour of letters: a page gives its own, light or dark, and a notebook that of its template
+    return figure.update_layout(font={"size": 12})

@@ -8,7 +8,17 @@ import numpy as np
 import plotly.graph_objects as go
 
 from headwater.dashboard.figures.labels import cut, escaped, ticks, token_label, visible
-from headwater.dashboard.figures.style import AFTER, ATTENTION, BEFORE, click_layer, finish, heat, outline
+from headwater.dashboard.figures.style import (
+    AFTER,
+    ATTENTION,
+    BEFORE,
+    GREY,
+    INK,
+    click_layer,
+    finish,
+    heat,
+    outline,
+)
 
 PER_ROW = 12
 MOST_IN_A_STRIP = 240
@@ -37,6 +47,8 @@ def token_strip(
     place = np.arange(count)
     shown = ["no value" if np.isnan(value) else f"{value:.4f} {unit}" for value in values]
     dark = (values - limits[0]) / (limits[1] - limits[0]) > 0.55
+    # a cell without a value is clear: its letters stand on the page itself
+    inks = [GREY if np.isnan(value) else "#fff" if dark[n] else INK for n, value in enumerate(values)]
     x, y = place % columns, place // columns
     figure = go.Figure(
         [
@@ -44,7 +56,7 @@ def token_strip(
             click_layer(
                 x, y, 10, mode="markers+text", customdata=place, textposition="middle center",
                 text=[escaped(cut(visible(token), 11)) for token in tokens],
-                textfont={"color": ["#fff" if is_dark else "#1d2733" for is_dark in dark], "size": 12},
+                textfont={"color": inks, "size": 12},
                 hovertext=[f"{token_label(token, i)}<br>{shown[i]}" for i, token in enumerate(tokens)],
                 hovertemplate="%{hovertext}<extra></extra>",
             ),

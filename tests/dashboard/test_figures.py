@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 
+import networkx as nx
 import numpy as np
 import plotly.io as pio
 import pytest
 import xarray as xr
 
+import headwater as hw
 from headwater.dashboard.figures.difference import difference_map
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import ticks, token_label, visible
 from headwater.dashboard.figures.pattern import pattern_map
 from headwater.dashboard.figures.pooling import pool, pool_blocks
+from headwater.dashboard.figures.style import GREY, INK
 from headwater.dashboard.figures.tokens import next_token_bars, token_bars, token_strip
 
 HOSTILE = [
@@ -279,3 +282,25 @@ def test_next_tokens_show_probabilities_in_order():
 def test_numbers_travel_as_typed_arrays():
     sent = json.loads(pio.to_json(pattern_map(attention(8), ["t"] * 8, ["t"] * 8, "m")))
     assert sent["data"][0]["z"]["dtype"] == "f4"
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        pytest.param(lambda: head_grid(grid(), "Induction", "nats", chosen=(1, 2)), id="heads"),
+        pytest.param(lambda: token_bars(np.ones(3), list("abc"), "Share", "share"), id="bars"),
+        pytest.param(lambda: hw.figure(grid().expand_dims(role=["a", "b"])), id="panels"),
+        pytest.param(lambda: hw.figure(nx.DiGraph([("0.0", "1.0", {"score": 1.0})])), id="graph"),
+    ],
+)
+def test_letters_take_the_colour_of_the_page(figure):
+    """No letters of the layout have a fixed ink: it would vanish on a light or on a dark ground."""
+    layout = figure().to_plotly_json()["layout"]
+    layout.pop("template", None)
+    assert INK not in json.dumps(layout)
+    assert layout["font"] == {"size": 12}
+
+
+def test_letters_on_a_clear_cell_do_not_take_the_ink_of_a_coloured_one():
+    inks = token_strip(np.array([0.0, np.nan, 1.0]), ["a", "b", "c"], "Received").data[1].textfont.color
+    assert inks == (INK, GREY, "#fff")

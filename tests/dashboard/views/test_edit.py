@@ -201,3 +201,12 @@ def test_models_that_see_are_edited_too(model):
     change, before = app.metric[0].delta.split(", A ")
     assert float(change.split()[0]) == pytest.approx(float(app.metric[0].value) - float(before), abs=2e-3)
     assert float(change.split()[0]) != 0
+
+
+@pytest.mark.usefixtures("offered")
+def test_what_is_taken_away_gives_the_edits_back():
+    app = opened("edit", prompt=PROMPT, edits=json.dumps([TAKE]))
+    (code,) = [each.value for each in app.code if "hw.load" in each.value]
+    assert hw.edit_from_dict(TAKE).to_python() in code
+    (button,) = [each for each in app.get("download_button") if each.proto.label == "Download the experiment"]
+    assert button.proto.url
