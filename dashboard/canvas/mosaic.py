@@ -12,11 +12,8 @@ from headwater.dashboard.canvas.packing import unseen
 from headwater.dashboard.figures.pooling import Pooled, pool
 
 MASKED = 255  # in place of a weight
-FINE, COARSE, MANY = (
-    32,
-    16,
-    256,
-)  # cells a side of a small map; coarse ones where there are more heads than MANY
+# cells a side of a small map, and the number of heads above which the maps are coarse
+FINE, COARSE, MANY = 32, 16, 256
 
 
 def side_for(heads: int) -> int:
