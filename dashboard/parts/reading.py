@@ -47,7 +47,7 @@ def draw_others(state: State, run: Run) -> None:
     st.subheader("Pinned heads")
     for column, (layer, head) in zip(st.columns(len(found)), found, strict=True):
         with column:
-            attention.draw_head(state, run, f"map-pinned-{layer}-{head}", layer, head)
+            attention.draw_head(state, run, f"pinned{layer}_{head}", layer, head)
 
 
 def draw_cell(state: State, run: Run, query: int) -> None:
