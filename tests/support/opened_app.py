@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,16 @@ def opened(page: str = "start", **address: str) -> AppTest:
         app.switch_page(f"views/{page}.py").run()
     assert not app.exception
     return app
+
+
+def settled(app: AppTest) -> AppTest:
+    """The page once its jobs have ended."""
+    for _ in range(100):
+        if not any(button.label == "Cancel" for button in app.button):
+            return app
+        time.sleep(0.2)  # the jobs need the interpreter too
+        app.run()
+    raise AssertionError("the jobs of the page do not end")
 
 
 def figure(app: AppTest, key: str) -> dict:
