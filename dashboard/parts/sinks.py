@@ -287,6 +287,10 @@ def draw_family(state: State) -> None:
     if not sinks.family():
         return
     st.subheader("Would another rule of attention do without?")
+    if not bound.toggle(
+        state, "sinks.family", f"Compare {len(sinks.family())} small models that differ in that rule"
+    ):
+        return
     text = bound.text(state, "sinks.text", "Text for the small sink models", sinks.family_text(state.text))
     limit = state.get("sinks.limit", 0.3)
     limit = limit if isinstance(limit, float) else 0.3
