@@ -42,8 +42,9 @@ class Asked:
 
 def of_prompt(run: Run, measure: Measure) -> Asked:
     """The input of a run alone."""
-    answers = measure.fitting(entry("direct_logit_attribution"))
-    return Asked(run.example, 1, measure.at(run.position).loss, answers)
+    own = measure.at(run.position)
+    answers = own.fitting(entry("direct_logit_attribution")) if own.answer is not None else {}
+    return Asked(run.example, 1, own.loss, answers)
 
 
 def sets_of(model: hw.HookedModel) -> list[str]:

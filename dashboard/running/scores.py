@@ -35,11 +35,19 @@ class Score:
 STATISTICS = {
     "previous": ("Attention to the previous token", "share", "mean weight on the token just before"),
     "self": ("Attention to itself", "share", "mean weight of a token on its own position"),
-    "max": ("Strongest weight", "share", "mean of each token's largest weight; 1: it looks at one token only"),
+    "max": (
+        "Strongest weight",
+        "share",
+        "mean of each token's largest weight; 1: it looks at one token only",
+    ),
     "entropy": ("Entropy", "nats", "how widely a token spreads its attention, 0: on one token only"),
     "distance": ("Distance", "tokens", "mean distance between a token and what it attends to"),
 }
-SQUARE = ("previous", "self", "distance")  # mean something where queries and keys are the same tokens in a line
+SQUARE = (
+    "previous",
+    "self",
+    "distance",
+)  # mean something where queries and keys are the same tokens in a line
 MEANINGS = {
     "previous": "weight on the token before",
     "duplicate": "weight on the same token's earlier place",
