@@ -48,7 +48,8 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     over = ""
     if sets and chosen.kind in effects.OF_ANSWERS:
         of = bound.choice(
-            state, "heads.over", "Effects over", [THIS, *sets], THIS, show=lambda each: each.replace("_", " "), width=190,
+            state, "heads.over", "Effects over", [THIS, *sets], THIS, show=lambda each: each.replace("_", " "),
+            width=190,
             help=f"a prompt set: {effects.EXAMPLES} examples, each with its own answer, and 95 % intervals",
         )  # fmt: skip
         over = "" if of == THIS else of
