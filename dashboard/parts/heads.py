@@ -49,7 +49,7 @@ def pinned(state: State, run: Run) -> list[tuple[int, int]]:
 def draw_grid(state: State, run: Run, values: xr.DataArray, score: Score, change: bool) -> None:
     title = f"{score.label}, B − A" if change else score.label
     grid(
-        values, key="heads-grid", title=title, unit=score.unit, limits=limits(values), chosen=(state.layer, state.head),
+        values, key="heads_grid", title=title, unit=score.unit, limits=limits(values), chosen=(state.layer, state.head),
         pins=pinned(state, run), note=scale_words(values, score.unit), on_event=take,
     )  # fmt: skip
     numbers("score-per-head", table(values, "score"), "heads-numbers")
@@ -87,7 +87,7 @@ def draw_mosaic(state: State, run: Run) -> None:
     small = parts.maps(state, run)
     if small is not None:
         mosaic(
-            small, run.layers, list(range(run.n_heads)), key="heads-mosaic", title="Maps of all heads",
+            small, run.layers, list(range(run.n_heads)), key="heads_mosaic", title="Maps of all heads",
             chosen=(state.layer, state.head), pins=pinned(state, run), on_event=take,
         )  # fmt: skip
 

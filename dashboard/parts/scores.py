@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import streamlit as st
 import xarray as xr
 
 from headwater.analyses._catalogue.catalogue import entry
@@ -15,6 +16,8 @@ from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import effects, inputs, measure, models, runs, scores
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state.state import State
+from headwater.dashboard.widgets import plain as plain_text
+from headwater.lens.errors import HeadwaterError
 
 BRIEF = {"ablation": "without it", "mean": "at its mean", "gradient": "by gradient", "direct": "directly"}
 WORK = {
@@ -46,7 +49,10 @@ def found(
             there[name] = scores.of_record(name, run)
         elif name in offered and offered[name].source == "effect":
             effect = _effect(state, run, name, over)
-            there |= {} if effect is None else {name: effect}
+            if isinstance(effect, str):
+                st.caption(plain_text(f"No effect {BRIEF[name]}: {effect}"))
+            elif effect is not None:
+                there[name] = effect
     if any(name == "roles" or name.startswith("role_") for name in names) and has_roles(run):
         roles = _roles(state, run)
         if roles is not None:
@@ -68,15 +74,21 @@ def plain(score: xr.DataArray | xr.Dataset) -> xr.DataArray:
     return score["effect"] if isinstance(score, xr.Dataset) else score
 
 
-def _effect(state: State, run: Run, how: str, over: str) -> xr.Dataset | None:
+def _effect(state: State, run: Run, how: str, over: str) -> xr.Dataset | str | None:
+    """The effect; as a text the reason why the model has no direct one."""
     first = runs.a(state)
     chosen = measure.of(state, first)
     model, edits = runs.model_of(state, run), runs.applied(run)
     of = (chosen.kind, chosen.answer, chosen.wrong, whose(state, first) if chosen.kind == "likeness" else ())
 
-    def work() -> xr.Dataset:
+    def work() -> xr.Dataset | str:
         asked = effects.of_set(model, over, chosen) if over else effects.of_prompt(run, chosen)
-        return effects.effect(model, how, asked, edits)
+        try:
+            return effects.effect(model, how, asked, edits)
+        except HeadwaterError as error:
+            if how != "direct":  # which not every architecture has
+                raise
+            return str(error)
 
     key = ("head effects", how, over, of, whose(state, run))
     return wait(key, work, WORK[how] + _side(run, first), model=run.name)

@@ -46,18 +46,18 @@ def test_heads_are_ranked_by_what_ablation_takes_from_the_measure(small_model):
     np.testing.assert_allclose(found["ablation"], falls, atol=1e-4)
     assert list(np.abs(falls)) == sorted(np.abs(falls), reverse=True)
     largest = found["head"][0]
-    assert header_of(app, "heads-grid")["alt"].split("Largest: ")[1].startswith(largest)
-    assert header_of(app, "heads-grid")["signed"]
+    assert header_of(app, "heads_grid")["alt"].split("Largest: ")[1].startswith(largest)
+    assert header_of(app, "heads_grid")["signed"]
 
 
 def test_a_click_chooses_a_head_and_a_shifted_one_pins_it(small_model):
     app = opened("heads", prompt=PROMPT, **QUICK)
-    app = send(app, "heads-grid", {"head": [2, 1]})
+    app = send(app, "heads_grid", {"head": [2, 1]})
     state = app.session_state["headwater"]
     assert (state.layer, state.head) == (2, 1)
-    app = send(app, "heads-mosaic", {"pin": [1, 3]})
+    app = send(app, "heads_mosaic", {"pin": [1, 3]})
     assert app.session_state["headwater"].pins == ["1.3"]
-    assert header_of(app, "heads-grid")["pins"] == [[1, 3]]
+    assert header_of(app, "heads_grid")["pins"] == [[1, 3]]
     assert not app.exception
 
 
