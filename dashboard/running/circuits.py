@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 import headwater as hw
-from headwater.analyses.circuits._graphs import edges_of
+from headwater.analyses.circuits._graphs import edges_of as edges_of
 from headwater.dashboard.running import runs
 from headwater.dashboard.running.measure import KINDS, Measure
 from headwater.dashboard.running.runs import Run
@@ -31,12 +31,13 @@ METHODS = {
 }
 ANALYSIS = {"edges": "edge_attribution", "trace": "trace_signals", "routes": "information_flow_routes"}
 SIZES = (10, 20, 40, 60, 100, 150, 200, 300, 400, 600, 1000, 2000, 5000)
+MOST_LISTED = 5000  # edges in a table
 COLUMNS = ["sender", "reader", "input", "weight", "sender node", "reader node"]
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """Edges as a table with COLUMNS, the strongest first, and the graph that they come from.
+    """The strongest edges as a table with COLUMNS, the graph that they come from, and how many edges that has.
 
     A sender and a reader are names such as "1.3", "1.3@14", "mlp.2", "embed" or "logits"; the nodes are the names in
     the graph, in which a reader has one node per input.
@@ -44,6 +45,7 @@ class Circuit:
 
     graph: nx.DiGraph
     edges: pd.DataFrame
+    count: int
 
     @property
     def name(self) -> str:
@@ -99,16 +101,16 @@ def of_routes(state: State, run: Run, position: int) -> Circuit:
 def circuit_of(graph: nx.DiGraph) -> Circuit:
     """The table of a graph: an edge into an input of a head is one to the head."""
     name = "weight" if "firings" in graph.graph else "score"
+    known = [
+        (about[name], u, v, about) for u, v, about in graph.edges(data=True) if about.get("kind") != "inside"
+    ]
+    order = np.argsort(-np.abs([each[0] for each in known]), kind="stable")[:MOST_LISTED] if known else []
     lines = []
-    for sender, node in edges_of(graph):
-        about = graph.edges[sender, node]
+    for place in order:
+        value, sender, node, about = known[place]
         readers = list(graph.successors(node)) if graph.nodes[node].get("kind") == "input" else [node]
-        lines += [
-            (sender, reader, about.get("input", ""), float(about[name]), sender, node) for reader in readers
-        ]
-    frame = pd.DataFrame(lines, columns=COLUMNS)
-    order = np.argsort(-frame["weight"].abs().to_numpy(), kind="stable")
-    return Circuit(graph, frame.iloc[order].reset_index(drop=True))
+        lines += [(sender, reader, about.get("input", ""), float(value), sender, node) for reader in readers]
+    return Circuit(graph, pd.DataFrame(lines, columns=COLUMNS), len(known))
 
 
 def grouped(edges: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:

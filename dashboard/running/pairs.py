@@ -1,11 +1,13 @@
 """The corrupt input beside the clean one, for analyses that compare two runs of a model.
 
-It is run B's text, or one typed on a page, or one that is found: the other prompt of a prompt set, or the text with the
-last distractor in the place of the answer's rival. Of models of pictures it is another sample.
+It is run B's text, or one typed on a page, or one that is found: the text with the answer in the place of
+the name said last, the other prompt of a prompt set, or another prompt as long. Of models of pictures it is another
+sample.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,7 +64,7 @@ def found(state: State, chosen: Measure) -> Iterator[tuple[str, str]]:
     model = resident(state.model)
     swapped = _swapped(state, chosen)
     if swapped is not None and _tokens(model, swapped) == _tokens(model, state.text):
-        yield swapped, "the text with the answer in the place of the distractor, where that stands last"
+        yield swapped, "the same text with the answer for the name said last"
     if model.name not in embedded() or sample_pictures(state.model):
         return
     count, words = _tokens(model, state.text), state.text.split()
@@ -78,12 +80,17 @@ def found(state: State, chosen: Measure) -> Iterator[tuple[str, str]]:
 
 
 def _swapped(state: State, chosen: Measure) -> str | None:
-    """The text whose last distractor is the answer; None where the distractor does not stand in it."""
+    """The text with the answer for the last name that stands in it twice, or else for the distractor."""
     if chosen.answer is None or chosen.wrong is None:
         return None
     answer, wrong = (chosen.plain.label(each).strip() for each in (chosen.answer, chosen.wrong))
-    before, place, after = state.text.rpartition(wrong) if wrong else ("", "", "")
-    return before + answer + after if place and answer else None
+    words = re.findall(r"\w+", state.text)
+    twice = [w for w in words[::-1] if w[0].isupper() and words.count(w) > 1 and w != answer]
+    wrong = twice[0] if twice else wrong
+    if wrong not in words or answer not in words:
+        return None
+    before, _, after = state.text.rpartition(wrong)
+    return before + answer + after
 
 
 def _tokens(model: hw.HookedModel, text: str) -> int:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from headwater.dashboard.parts import circuits as parts
+from headwater.dashboard.parts import circuit_edge, circuits as parts
 from headwater.dashboard.running import measure, runs
 from headwater.dashboard.state import session
 from headwater.dashboard.widgets import plain
@@ -28,7 +28,7 @@ if found is not None:
     st.caption(plain(f"Scores are of {chosen.label}." if method == "edges" else "Weights are of no answer."))
     edges = parts.draw_graph(state, run, found, method)
     if len(edges):
-        parts.draw_edge(state, run, chosen, edges, other)
+        circuit_edge.draw_edge(state, run, chosen, edges, other)
         parts.draw_nodes(state, edges)
         if method == "edges" and other is not None:
             parts.draw_faithfulness(state, run, chosen, found, other)

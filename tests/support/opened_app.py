@@ -17,9 +17,9 @@ def opened(page: str = "start", **address: str) -> AppTest:
     app = AppTest.from_file(str(APP), default_timeout=240)
     for name, value in address.items():
         app.query_params[name] = value
-    app.run()
     if page != "start":
-        app.switch_page(f"views/{page}.py").run()
+        app.switch_page(f"views/{page}.py")
+    app.run()
     assert not app.exception
     return app
 
