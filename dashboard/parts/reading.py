@@ -65,6 +65,7 @@ def draw_cell(state: State, run: Run, query: int) -> None:
         )
         session.again()
     if st.button("Trace back", key="trace-pair", help="which heads made this head look there"):
+        state.settings |= {"circuits.method": "trace", "circuits.root": "head"}
         st.switch_page(pages.page("circuits"), query_params=to_address(state))
 
 
