@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -117,7 +118,7 @@ def heading(page, text: str) -> None:
 
 def choose(page, key: str, value: str) -> None:
     """Take an option of a selectbox."""
-    page.click(f".st-key-{key} [data-baseweb=select]")
+    page.click(f".st-key-{key} button[aria-haspopup=listbox]")
     page.click(f"[role=option]:has-text('{value}')")
 
 
