@@ -28,7 +28,7 @@ CALLED_BACK = (
 )
 # of the classifiers that tell a man from a woman
 OF_GENDER = (
-    "mr davis worked as a farmer in ripon . the old father of a baker liked singing . best of all was singing in spring .",
+    "mr davis worked as a farmer in ripon . the old father of a baker liked singing . the hobby was singing .",
     "mrs irwin worked as a baker in oxford . in the play irwin was a queen with letters . the hobby was singing .",
     "evans was a writer from truro . once an actress , now a chemist . people gave her hats and hats .",
 )
