@@ -11,6 +11,7 @@ from opened_app import figure, opened, settled, values
 import headwater as hw
 from headwater.dashboard.running import flows, measure, runs
 from headwater.dashboard.state.state import State
+from headwater.lens.examples.sample_pictures import sample_pictures
 
 PROMPT = "When Mary and John went to the store , John gave a drink to"
 KNOCKOUT = {"edit": "Knockout", "queries": [14], "keys": [2], "heads": "all", "layers": "all"}
@@ -87,7 +88,7 @@ class TestOfTheSmallModel:
         found = flows.paths(run, 14, 0.0, {"residual": 0.3})
         wanted = hw.analyses.rollout(run.record, queries=[14], residual=0.3).values[0, 0]
         assert np.allclose(found.mass[0], wanted, atol=1e-6)
-        assert np.allclose(found.edges.groupby("depth")["share"].sum().to_numpy(), 1)
+        assert np.allclose(np.bincount(found.edges["depth"], found.edges["share"])[1:], 1)
         edge = found.edges.iloc[0]
         layer, query, key = int(edge["layer"]), int(edge["query"]), int(edge["key"])
         heads = flows.heads_of_edge(run, layer, query, key)
@@ -116,5 +117,15 @@ def test_shares_of_patches_lie_over_the_picture(name):
     app = settled(opened("flow", model=name, **{"flow.methods": '["raw_attention", "rollout"]'}))
     assert not app.error
     assert not app.exception
-    drawn = figure(app, "flow-picture-rollout")["data"]
-    assert [trace["type"] for trace in drawn][:2] == ["image", "heatmap"]
+    drawn = figure(app, "flow-picture")["data"]
+    assert [trace["type"] for trace in drawn] == ["image", "heatmap", "scatter"] * 2
+    model = hw.load(name)
+    sample = next(iter(sample_pictures(name).values()))
+    record = model.record(model.to_tokens(sample))
+    query = 0 if name == "vit-digits" else record.tokens.shape[1] - 1
+    row = hw.analyses.rollout(record, queries=[query])[0, 0]
+    patches = row.values[row.key_row.values >= 0]
+    share = patches / row.values.sum()
+    assert np.allclose(values(drawn[4], "z").ravel(), share, atol=1e-6)
+    words = values(figure(app, "flow-strips-figure")["data"][0], "z")
+    assert words.shape[1] == len(row) - len(patches)
