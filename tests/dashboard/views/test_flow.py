@@ -58,12 +58,10 @@ class TestOfTheSmallModel:
 
     def test_run_b_and_the_difference_stand_below_run_a(self, small_model):
         one = json.dumps(["rollout"])
-        app = settled(
-            opened(
+        app = opened(
                 "flow", prompt=PROMPT, query="14", shown="difference", edits=json.dumps([KNOCKOUT]),
                 **{"flow.methods": one},
-            )
-        )  # fmt: skip
+            )  # fmt: skip
         drawn = values(figure(app, "flow-strips-figure")["data"][0], "z")
         model = hw.load(small_model)
         before = hw.analyses.rollout(model.record(PROMPT), queries=[14]).values[0, 0]
@@ -75,7 +73,7 @@ class TestOfTheSmallModel:
     def test_the_token_is_the_state_s_and_settings_are_the_rollout_s(self, small_model):
         one = json.dumps(["rollout"])
         more = {"flow.methods": one, "flow.heads": "max", "flow.add_residual": "false"}
-        app = settled(opened("flow", prompt=PROMPT, query="9", **more))
+        app = opened("flow", prompt=PROMPT, query="9", **more)
         assert app.selectbox(key="bound-query").value == 9
         assert app.slider(key="bound-flow-residual").disabled
         record = hw.load(small_model).record(PROMPT)
@@ -107,14 +105,14 @@ class TestOfTheSmallModel:
         assert len(names) == 4
 
     def test_methods_of_an_answer_say_that_a_loss_is_none(self):
-        app = settled(opened("flow", prompt=PROMPT, kind="loss", **{"flow.methods": METHODS}))
+        app = opened("flow", prompt=PROMPT, kind="loss", **{"flow.methods": METHODS})
         assert not app.error
         assert ["explain an answer" in info.value for info in app.info] == [True]
 
 
 @pytest.mark.parametrize("name", ["vit-digits", "vlm-digits"])
 def test_shares_of_patches_lie_over_the_picture(name):
-    app = settled(opened("flow", model=name, **{"flow.methods": '["raw_attention", "rollout"]'}))
+    app = opened("flow", model=name, **{"flow.methods": '["raw_attention", "rollout"]'})
     assert not app.error
     assert not app.exception
     drawn = figure(app, "flow-picture")["data"]
