@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from headwater.dashboard.figures.labels import cut, escaped, ticks, token_label, visible
+from headwater.dashboard.figures.pictures import OPACITY, pixels
 from headwater.dashboard.figures.style import (
     ATTENTION,
     BEFORE,
     CHOSEN,
+    DIVERGING,
     GREY,
     INK,
     SEVERAL,
+    VEIL,
     click_layer,
     finish,
     heat,
@@ -25,6 +29,7 @@ from headwater.dashboard.figures.style import (
 from headwater.dashboard.figures.values import limits_of
 
 PER_LINE = 20  # tokens side by side
+ACROSS = 5  # pictures side by side
 WIDTHS = (1, 2, 3.5, 5.5, 8)  # of edges, in pixels
 
 
@@ -44,8 +49,9 @@ def strips(
     `rows` hold one number for each of `places`, positions in `tokens`. Long strips go on in further lines. Colours run
     from 0, or symmetrically about 0 where a number is negative. NaN cells stay empty.
     """
-    count, across = len(places), min(PER_LINE, max(len(places), 1))
-    lines = -(-count // across)
+    count = len(places)
+    lines = max(1, -(-count // PER_LINE))
+    across = max(1, -(-count // lines))  # lines of equal length
     step = lines + (lines > 1)  # an empty line keeps long strips apart
     grid = np.full((step * len(rows), across), np.nan)
     x, y = np.arange(count) % across, np.arange(count) // across
@@ -85,6 +91,71 @@ def strips(
         ticktext=[escaped(name) for name in rows], showgrid=False, zeroline=False,
     )  # fmt: skip
     finish(figure, title, subtitle, height=100 + (34 if lines == 1 else 26) * len(grid))
+    return figure.update_layout(hoverdistance=-1, dragmode=False)
+
+
+def over_picture(
+    grids: Mapping[str, np.ndarray],
+    picture: Any,
+    places: np.ndarray,
+    title: str,
+    unit: str,
+    chosen: int | None = None,
+) -> go.Figure:
+    """A picture per method under its numbers [row, column], all on one colour scale; a click reports the position.
+
+    `picture` is an image as `hw.figure` takes it, None: the numbers alone; `places` [row, column] are positions.
+    """
+    columns = min(ACROSS, len(grids))
+    lines = -(-len(grids) // columns)
+    figure = make_subplots(
+        lines, columns, subplot_titles=[escaped(name) for name in grids], horizontal_spacing=0.02,
+        vertical_spacing=min(0.08, 0.5 / lines),
+    )  # fmt: skip
+    limits, _ = limits_of(np.concatenate([grid.ravel() for grid in grids.values()]))
+    signed = limits[0] < 0
+    under = None if picture is None else pixels(picture)
+    rows, across = places.shape
+    high, wide = (rows, across) if under is None else under.shape[:2]
+    x, y = ((np.arange(n) + 0.5) * size / n - 0.5 for n, size in ((across, wide), (rows, high)))
+    spots = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+    for n, (name, grid) in enumerate(grids.items()):
+        where: Any = {"row": n // columns + 1, "col": n % columns + 1}
+        if under is not None:
+            figure.add_trace(go.Image(z=under, hoverinfo="skip"), **where)
+        figure.add_trace(
+            go.Heatmap(
+                z=grid, x=x, y=y, coloraxis="coloraxis", hoverinfo="skip",
+                opacity=OPACITY if signed and under is not None else 1.0,
+            ),
+            **where,
+        )  # fmt: skip
+        told = [
+            f"{escaped(name)}<br>patch {i},{j} (row, column)<br>{grid[i, j]:.4f} {unit}"
+            for i, j in np.ndindex(grid.shape)
+        ]
+        layer = click_layer(
+            spots[:, 0], spots[:, 1], 10, mode="markers", customdata=places.ravel(), hovertext=told,
+            hovertemplate="%{hovertext}<extra></extra>",
+        )  # fmt: skip
+        figure.add_trace(layer, **where)
+        if chosen is not None and (places == chosen).any():
+            ((i, j),) = np.argwhere(places == chosen)
+            figure.add_shape(
+                type="rect", x0=x[j] - wide / across / 2, x1=x[j] + wide / across / 2, y0=y[i] - high / rows / 2,
+                y1=y[i] + high / rows / 2, line={"color": CHOSEN, "width": 2}, **where,
+            )  # fmt: skip
+    veil = DIVERGING if signed else (VEIL if under is not None else ATTENTION)
+    figure.update_layout(
+        coloraxis={"colorscale": veil, "cmin": limits[0], "cmax": limits[1],
+                   "colorbar": {"title": {"text": unit, "side": "right"}, "thickness": 14}},
+    )  # fmt: skip
+    figure.update_xaxes(visible=False, range=[-0.5, wide - 0.5], constrain="domain")
+    figure.update_yaxes(visible=False, range=[high - 0.5, -0.5])
+    for n in range(len(grids)):
+        suffix = str(n + 1) if n else ""
+        figure.layout[f"yaxis{suffix}"].update(scaleanchor=f"x{suffix}")
+    finish(figure, title, height=90 + int(np.clip(230 * high / wide, 90, 320)) * lines)
     return figure.update_layout(hoverdistance=-1, dragmode=False)
 
 

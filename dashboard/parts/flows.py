@@ -14,6 +14,7 @@ from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import pages, tables
 from headwater.dashboard.figures import flow as figures
 from headwater.dashboard.figures.labels import escaped
+from headwater.dashboard.figures.names import grid_of
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import flows, picture
 from headwater.dashboard.running.flows import METHODS, Row
@@ -26,6 +27,8 @@ from headwater.dashboard.widgets import chart, clicked, numbers, plain, quoted, 
 from headwater.lens.errors import HeadwaterError
 
 MOST_TOKENS = 100  # of a strip; of longer inputs those with the most weight
+# on a phone the strips are wider than the page, and scroll
+STYLE = ".st-key-flow-strips{overflow-x:auto}.st-key-flow-strips>*{min-width:660px}"
 FACES = {"deletion": "remove the largest first", "insertion": "keep the largest alone"}
 Rows = dict[str, Row]
 
@@ -131,7 +134,9 @@ def draw_strips(state: State, run: Run, rows: Rows, query: int, other: Rows | No
                 second = flows.on_one_axis([*rows.values(), other[method]])[1][method]
                 lines[f"{METHODS[method]}, B"] = second
                 lines[f"{METHODS[method]}, B − A"] = second - share
-    places = _strongest(np.stack(list(lines.values())))
+    places = _strongest(np.stack(list(lines.values())), _words(run, rows, len(tokens)))
+    if not places:  # all are patches
+        return
     offset = len(tokens) - len(run.queries)
     title = escaped(f"Where {quoted(run.queries[query])} (token {query}) comes from")
     figure = figures.strips(
@@ -140,12 +145,15 @@ def draw_strips(state: State, run: Run, rows: Rows, query: int, other: Rows | No
         chosen=query + offset,
     )  # fmt: skip
     seen = "; ".join(f"{name}: {_largest(tokens, values)}" for name, values in lines.items())
+    st.html(f"<style>{STYLE}</style>")
     with st.container(key="flow-strips"):
         point = clicked(figure, "flow-strips-figure", f"Largest share by method: {seen}")
-    if len(places) < len(tokens):
-        rest = np.nanmax(np.abs(np.delete(np.stack(list(lines.values())), places, axis=1)))
+    words = _words(run, rows, len(tokens))
+    if len(places) < len(words):
+        left = [place for place in words if place not in places]
+        rest = np.nanmax(np.abs(np.stack(list(lines.values()))[:, left]))
         st.caption(
-            f"The {len(places)} tokens with the most weight of {len(tokens)}; the others have {rest:.2g} or less."
+            f"The {len(places)} tokens with the most weight of {len(words)}; the others have {rest:.2g} or less."
         )
     if point is not None:
         place = int(point["customdata"]) - offset
@@ -156,9 +164,19 @@ def draw_strips(state: State, run: Run, rows: Rows, query: int, other: Rows | No
     numbers("flow", flows.table(rows.values()), "flow-numbers")
 
 
-def _strongest(lines: np.ndarray) -> list[int]:
+def _words(run: Run, rows: Rows, count: int) -> list[int]:
+    """Positions of the tokens that are not drawn as patches of a picture."""
+    shape = picture.grid(run)
+    patches: list[int] = []
+    if shape is not None and shape[0] == 1 and count == len(run.keys):
+        found = grid_of(next(iter(rows.values())).array, "key")
+        patches = [] if found is None else found[2]
+    return [place for place in range(count) if place not in set(patches)]
+
+
+def _strongest(lines: np.ndarray, places: list[int]) -> list[int]:
     most = np.nanmax(np.nan_to_num(np.abs(lines)), axis=0)
-    return sorted(np.argsort(-most, kind="stable")[:MOST_TOKENS].tolist())
+    return sorted(sorted(places, key=lambda place: -most[place])[:MOST_TOKENS])
 
 
 def _largest(tokens: Sequence[str], values: np.ndarray) -> str:
@@ -168,33 +186,44 @@ def _largest(tokens: Sequence[str], values: np.ndarray) -> str:
     return f"{place} {quoted(tokens[place])} {values[place]:.2f}"
 
 
-def draw_pictures(run: Run, rows: Rows) -> None:
-    """The shares of the patches over the picture, all methods on one scale."""
+def draw_pictures(state: State, run: Run, rows: Rows, query: int) -> None:
+    """The shares of the patches over the picture, all methods on one scale; a click on a patch chooses it."""
     shape = picture.grid(run)
-    if shape is None:
-        return
-    frames = shape[0]
-    image = None if frames > 1 else picture.pixels(run)
     drawn = {m: row for m, row in rows.items() if len(row.tokens) == len(run.keys)}
-    if not drawn:
+    if shape is None or not drawn:
         return
     st.subheader("On the picture")
-    most = max(float(np.nanmax(np.abs(row.share))) for row in drawn.values()) or 1.0
-    signed = any(np.nanmin(row.share) < 0 for row in drawn.values())
-    columns = st.columns(3)
-    for n, (method, row) in enumerate(drawn.items()):
-        shared = row.array.copy(data=row.share)
-        shared.attrs = {"unit": "share"}
-        try:
-            figure = hw.figure(
-                hw.on_grid(shared) if frames > 1 else shared, image=image, title=METHODS[method]
-            )
-        except HeadwaterError as error:
-            st.caption(plain(f"{METHODS[method]}: {error}"))
-            continue
-        figure.update_traces(zmin=-most if signed else 0, zmax=most, selector={"type": "heatmap"})
-        with columns[n % 3]:
-            chart(figure, f"flow-picture-{method}", f"{METHODS[method]}: {_largest(row.tokens, row.share)}")
+    if shape[0] > 1:
+        _draw_film(state, drawn)
+        return
+    first = next(iter(drawn.values()))
+    found = grid_of(first.array, "key")
+    if found is None:
+        return
+    rows_of_patches, columns, places = found
+    size = (rows_of_patches, columns)
+    grids = {METHODS[m]: row.share[places].reshape(size) for m, row in drawn.items()}
+    figure = figures.over_picture(
+        grids, picture.pixels(run), np.array(places).reshape(size), "Shares of the patches", "share",
+        query if run.square else None,
+    )  # fmt: skip
+    told = "; ".join(
+        f"{METHODS[m]}: patch {_largest([first.tokens[p] for p in places], row.share[places])}"
+        for m, row in drawn.items()
+    )
+    point = clicked(figure, "flow-picture", f"Patch with the largest share: {told}")
+    if point is not None and run.square:
+        state.query = int(point["customdata"])
+        session.again()
+
+
+def _draw_film(state: State, rows: Rows) -> None:
+    method = bound.choice(state, "flow.film", "Method", list(rows), show=METHODS.__getitem__)
+    shared = rows[method].array.copy(data=rows[method].share)
+    shared.attrs = {"unit": "share"}
+    kept = [name for name in shared.coords if str(name).startswith("query") or name in ("batch", "position")]
+    figure = hw.figure(hw.on_grid(shared.drop_vars(kept)), title=METHODS[method])
+    chart(figure, "flow-film", f"{METHODS[method]}: {_largest(rows[method].tokens, rows[method].share)}")
 
 
 def draw_belief(state: State, run: Run, measure: Measure, rows: Rows) -> None:

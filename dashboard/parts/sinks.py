@@ -157,25 +157,26 @@ def _open(state: State, layer: int, head: int) -> None:
     st.switch_page(pages.page("head"), query_params=to_address(state))
 
 
-def draw_recorded(state: State, run: Run, found: Shares, keys: Sequence[int], limit: float) -> None:
+def draw_recorded(
+    state: State, run: Run, found: Shares, keys: Sequence[int], limit: float, least: int
+) -> None:
     """Rules side by side, and heads by share and value."""
-    key = ("sinks", run_key(state, run), tuple(keys), limit)
-    told = _told(key, lambda: sinks.recorded(state, run, keys, limit), "rules and norms of the sinks", run)
+    least = found.enough(least)
+    key = ("sinks", run_key(state, run), tuple(keys), limit, least)
+    work = lambda: sinks.recorded(state, run, keys, limit, least)  # noqa: E731
+    told = _told(key, work, "rules and norms of the sinks", run)
     if told is None:
         return
-    left, right = st.columns(2, gap="large")
-    with left:
-        st.subheader("By which rules")
-        _rules(run, told.rules)
-    with right:
+    st.subheader("By which rules")
+    _rules(run, told.rules, least)
+    if told.norms is not None:
         st.subheader("Long or short values")
-        if told.norms is not None:
-            _norms(state, run, found, told.norms, keys, limit)
+        _norms(state, run, found, told.norms, keys, limit)
     if told.told:
         st.caption(plain("Not here: " + "; ".join(told.told)))
 
 
-def _rules(run: Run, found: pd.DataFrame) -> None:
+def _rules(run: Run, found: pd.DataFrame, least: int) -> None:
     kept = found[(found > 0).any(axis=1)]
     if not len(kept):
         st.caption("By no rule is a token a sink.")
@@ -278,7 +279,11 @@ def draw_generated(state: State, run: Run, keys: Sequence[int]) -> None:
     before, after = np.nanmean(mean[: found.first]), np.nanmean(mean[found.first :])
     told = f"over the prompt {before:.2f}, over new tokens {after:.2f}"
     chart(figure, "sink-steps", f"Mean weight: {told}")
-    st.caption(plain(f"Mean of heads and layers: {told}. New tokens stand right of the line."))
+    st.caption(
+        plain(
+            f"Mean of heads and layers: {told}. {len(found.tokens) - found.first} new tokens, right of the line."
+        )
+    )
     numbers("sink-over-steps", tables.table(found.mass, "weight"), "sink-steps-numbers")
 
 

@@ -8,7 +8,6 @@ from contextlib import suppress
 import streamlit as st
 
 import headwater as hw
-from headwater.data.prompts import genders
 from headwater.lens.errors import PromptError
 from headwater.lens.models.embedded import embedded
 from headwater.lens.prompts import prompt_set, prompt_sets
@@ -27,7 +26,12 @@ CALLED_BACK = (
     "cup door ash wolf iron cup door ash or",
     "red cat pine gold stair sea crow table cat pine gold",
 )
-OF_GENDER = ("honest-2l", "deceptive-2l")
+# of the classifiers that tell a man from a woman
+OF_GENDER = (
+    "mr davis worked as a farmer in ripon . the old father of a baker liked singing . the hobby was singing .",
+    "mrs irwin worked as a baker in oxford . in the play irwin was a queen with letters . the hobby was singing .",
+    "evans was a writer from truro . once an actress , now a chemist . people gave her hats and hats .",
+)
 
 
 def prompts_for(model: hw.HookedModel) -> dict[str, str]:
@@ -41,7 +45,7 @@ def own_texts(model: str) -> tuple[str, ...]:
     """Texts in the words of an embedded model that did not learn the tasks of the others; none for these."""
     if model.startswith("sink-2l"):
         return CALLED_BACK
-    return tuple(text.text for text in genders.draw(4, 0)) if model in OF_GENDER else ()
+    return OF_GENDER if model in ("honest-2l", "deceptive-2l") else ()
 
 
 @st.cache_data

@@ -110,8 +110,9 @@ class Recorded:
     told: tuple[str, ...]
 
 
-def recorded(state: State, run: Run, keys: Sequence[int], limit: float) -> Recorded:
-    """A second record of the run, with values and the residual stream, read by all rules."""
+def recorded(state: State, run: Run, keys: Sequence[int], limit: float, least: int) -> Recorded:
+    """A second record of the run, with values and the residual stream, read by all rules; tokens that fewer than
+    `least` queries see have no score."""
     model = model_of(state, run)
     norms, columns, told = None, {}, []
     with torch.no_grad(), model.edit(*applied(run)):
@@ -119,7 +120,7 @@ def recorded(state: State, run: Run, keys: Sequence[int], limit: float) -> Recor
             model.to_tokens(run.example), statistics=("received", "visible"), keep=("qkv", "residual")
         )
     for rule in progress(RULES, desc="rules", unit="rule"):
-        more = {"threshold": limit} if rule in ("share", "gu") else {}
+        more = {"min_queries": least} | ({"threshold": limit} if rule in ("share", "gu") else {})
         try:
             columns[rule] = (
                 entry("find_sinks").function(record, rule=rule, **more)["heads"].isel(batch=0).values

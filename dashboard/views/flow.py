@@ -25,7 +25,7 @@ if not rows:
 else:
     parts.draw_strips(state, run, rows, query, other)
     parts.draw_methods(methods)
-    parts.draw_pictures(run, rows)
+    parts.draw_pictures(state, run, rows, query)
     if whole:
         parts.draw_belief(state, run, chosen, rows)
 parts.draw_paths(state, run, query, settings)

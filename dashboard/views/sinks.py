@@ -25,7 +25,7 @@ if second is not None:
 keys, limit, least = parts.choose(state, run, found)
 parts.draw_map(state, run, found, other, keys, limit, least)
 parts.draw_heads(state, run, found, other, keys, limit)
-parts.draw_recorded(state, run, found, keys, limit)
+parts.draw_recorded(state, run, found, keys, limit, least)
 parts.draw_contribution(state, run, keys)
 parts.draw_generated(state, run, keys)
 parts.draw_family(state)

@@ -24,7 +24,11 @@ def dashboard(
     prompt: Annotated[str | None, typer.Option(help="Text to begin with.")] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Open the dashboard and print its address."""
+    """Open the dashboard and print its address.
+
+    Its pages answer which heads matter, where they look, from which tokens an answer comes, where attention drains, and
+    what changes when attention is edited. A page's address holds its view. Stop it with Ctrl-C.
+    """
     if sys.stderr.isatty():
         typer.echo("Starting the dashboard; this takes some seconds.", err=True)
     with extra("dashboard"):

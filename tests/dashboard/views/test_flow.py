@@ -11,6 +11,7 @@ from opened_app import figure, opened, settled, values
 import headwater as hw
 from headwater.dashboard.running import flows, measure, runs
 from headwater.dashboard.state.state import State
+from headwater.lens.examples.sample_pictures import sample_pictures
 
 PROMPT = "When Mary and John went to the store , John gave a drink to"
 KNOCKOUT = {"edit": "Knockout", "queries": [14], "keys": [2], "heads": "all", "layers": "all"}
@@ -57,12 +58,10 @@ class TestOfTheSmallModel:
 
     def test_run_b_and_the_difference_stand_below_run_a(self, small_model):
         one = json.dumps(["rollout"])
-        app = settled(
-            opened(
+        app = opened(
                 "flow", prompt=PROMPT, query="14", shown="difference", edits=json.dumps([KNOCKOUT]),
                 **{"flow.methods": one},
-            )
-        )  # fmt: skip
+            )  # fmt: skip
         drawn = values(figure(app, "flow-strips-figure")["data"][0], "z")
         model = hw.load(small_model)
         before = hw.analyses.rollout(model.record(PROMPT), queries=[14]).values[0, 0]
@@ -74,7 +73,7 @@ class TestOfTheSmallModel:
     def test_the_token_is_the_state_s_and_settings_are_the_rollout_s(self, small_model):
         one = json.dumps(["rollout"])
         more = {"flow.methods": one, "flow.heads": "max", "flow.add_residual": "false"}
-        app = settled(opened("flow", prompt=PROMPT, query="9", **more))
+        app = opened("flow", prompt=PROMPT, query="9", **more)
         assert app.selectbox(key="bound-query").value == 9
         assert app.slider(key="bound-flow-residual").disabled
         record = hw.load(small_model).record(PROMPT)
@@ -87,7 +86,7 @@ class TestOfTheSmallModel:
         found = flows.paths(run, 14, 0.0, {"residual": 0.3})
         wanted = hw.analyses.rollout(run.record, queries=[14], residual=0.3).values[0, 0]
         assert np.allclose(found.mass[0], wanted, atol=1e-6)
-        assert np.allclose(found.edges.groupby("depth")["share"].sum().to_numpy(), 1)
+        assert np.allclose(np.bincount(found.edges["depth"], found.edges["share"])[1:], 1)
         edge = found.edges.iloc[0]
         layer, query, key = int(edge["layer"]), int(edge["query"]), int(edge["key"])
         heads = flows.heads_of_edge(run, layer, query, key)
@@ -106,15 +105,25 @@ class TestOfTheSmallModel:
         assert len(names) == 4
 
     def test_methods_of_an_answer_say_that_a_loss_is_none(self):
-        app = settled(opened("flow", prompt=PROMPT, kind="loss", **{"flow.methods": METHODS}))
+        app = opened("flow", prompt=PROMPT, kind="loss", **{"flow.methods": METHODS})
         assert not app.error
         assert ["explain an answer" in info.value for info in app.info] == [True]
 
 
 @pytest.mark.parametrize("name", ["vit-digits", "vlm-digits"])
 def test_shares_of_patches_lie_over_the_picture(name):
-    app = settled(opened("flow", model=name, **{"flow.methods": '["raw_attention", "rollout"]'}))
+    app = opened("flow", model=name, **{"flow.methods": '["raw_attention", "rollout"]'})
     assert not app.error
     assert not app.exception
-    drawn = figure(app, "flow-picture-rollout")["data"]
-    assert [trace["type"] for trace in drawn][:2] == ["image", "heatmap"]
+    drawn = figure(app, "flow-picture")["data"]
+    assert [trace["type"] for trace in drawn] == ["image", "heatmap", "scatter"] * 2
+    model = hw.load(name)
+    sample = next(iter(sample_pictures(name).values()))
+    record = model.record(model.to_tokens(sample))
+    query = 0 if name == "vit-digits" else record.tokens.shape[1] - 1
+    row = hw.analyses.rollout(record, queries=[query])[0, 0]
+    patches = row.values[row.key_row.values >= 0]
+    share = patches / row.values.sum()
+    assert np.allclose(values(drawn[4], "z").ravel(), share, atol=1e-6)
+    words = values(figure(app, "flow-strips-figure")["data"][0], "z")
+    assert words.shape[1] == len(row) - len(patches)

@@ -68,11 +68,11 @@ class TestOfTheSmallModel:
     def test_rules_norms_and_what_is_carried_are_the_library_s(self, small_model):
         state = State(model="small", text=PROMPT)
         run, model = runs.a(state), hw.load(small_model)
-        found = sinks.recorded(state, run, [0], 0.3)
+        found = sinks.recorded(state, run, [0], 0.3, 8)
         record = model.record(PROMPT, keep=("qkv", "residual"))
         assert set(found.rules) <= set(sinks.RULES)
         for rule in found.rules:
-            wanted = hw.analyses.find_sinks(record, rule=rule)["heads"].values[0]
+            wanted = hw.analyses.find_sinks(record, rule=rule, min_queries=8)["heads"].values[0]
             assert np.allclose(found.rules[rule], wanted, equal_nan=True)
         assert found.norms is not None
         assert found.norms.equals(hw.analyses.sink_norms(record, keys=[0]))
