@@ -124,11 +124,8 @@ def choose(page, key: str, value: str) -> None:
 
 def measured(page) -> str:
     """What the bar says of runs A and B."""
-    return (
-        page.locator(".st-key-frame [data-testid=stMarkdownContainer]")
-        .filter(has_text="A ")
-        .last.inner_text()
-    )
+    said = page.locator(".st-key-frame [data-testid=stMarkdownContainer]")
+    return said.filter(has_text=re.compile(r"^A [-\d]")).last.inner_text()
 
 
 def test_back_and_forward_walk_through_what_was_seen(visit):
