@@ -108,7 +108,7 @@ def circuit_layers(
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(zeroline=False, gridcolor="rgba(138,148,158,0.2)")
     height = min(HIGHEST, 260 + 95 * layers)
-    return _own_ink(finish(figure, escaped(title), escaped(subtitle), height=height))
+    return finish(figure, escaped(title), escaped(subtitle), height=height)
 
 
 def strongest(edges: pd.DataFrame, count: int = 5) -> str:
@@ -171,12 +171,4 @@ def size_curve(sizes: Sequence[int], lines: Mapping[str, np.ndarray], chosen: in
         type="log", title="edges", zeroline=False, tickvals=list(sizes), ticktext=[str(n) for n in sizes]
     )
     figure.update_yaxes(title="share", zeroline=False, gridcolor="rgba(138,148,158,0.2)")
-    return _own_ink(finish(figure, escaped(title), height=320))
-
-
-def _own_ink(figure: go.Figure) -> go.Figure:
-    """The page's ink in the place of a fixed one, so that names are read on a dark ground too."""
-    figure.update_layout(font={"color": None})
-    for axes in (figure.update_xaxes, figure.update_yaxes):
-        axes(tickfont={"color": None}, title_font={"color": None})
-    return figure
+    return finish(figure, escaped(title), height=320)

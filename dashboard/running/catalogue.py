@@ -1,0 +1,205 @@
+"""An analysis of the catalogue on what a page looks at: its settings from text, its inputs, its numbers as a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, get_args
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import streamlit as st
+import torch
+import xarray as xr
+
+import headwater as hw
+from headwater.analyses._catalogue.about import Listed, listed, room_questions
+from headwater.analyses._catalogue.catalogue import Entry
+from headwater.analyses._catalogue.settings import Setting
+from headwater.dashboard.running import runs
+from headwater.dashboard.running.jobs import quick
+from headwater.dashboard.running.measure import Measure
+from headwater.dashboard.running.runs import Run
+from headwater.dashboard.state.state import State
+from headwater.lens.errors import AnalysisError, HeadwaterError
+
+CIRCUIT = ("pairs", "graph")  # second parameters that take clean and corrupt prompts as one list of pairs
+
+
+def by_question(search: str = "") -> dict[str, list[Listed]]:
+    """The analyses in which every word of the search stands, under the questions of their rooms."""
+    words = search.lower().split()
+    found = {}
+    for room, question in room_questions().items():
+        rows = []
+        for each in listed().values():
+            said = " ".join(
+                (each.name.replace("_", " "), each.name, each.question, each.unit, each.paper, question)
+            )
+            if each.room == room and all(word in said.lower() for word in words):
+                rows.append(each)
+        if rows:
+            found[question] = rows
+    return found
+
+
+def fields(entry: Entry) -> list[Setting]:
+    """The settings that a page asks for: without those that name a file, which the dashboard does not open."""
+    return [setting for setting in entry.settings if Path not in get_args(setting.hint)]
+
+
+def as_text(value: Any) -> str:
+    """A value as it is typed: "0 -1" for a list; nothing for none."""
+    if value is None or not isinstance(value, (str, int, float, list, tuple)):
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def of_measure(entry: Entry, chosen: Measure) -> dict[str, Any]:
+    """What the page's measure says of answer, distractor, position and kind; nothing where it is of no answer."""
+    with suppress(AnalysisError):
+        return chosen.fitting(entry)
+    return {}
+
+
+def read(entry: Entry, typed: Mapping[str, Any], filled: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for a call from what was typed; those at their defaults are left out. AnalysisError for a wrong one."""
+    found: dict[str, Any] = {}
+    for setting in fields(entry):
+        value = typed.get(setting.name)
+        if isinstance(value, str):
+            if setting.name not in filled and not setting.required and value == as_text(setting.default):
+                continue
+            if setting.required and not value.strip():
+                raise AnalysisError(f"{setting.name} is missing: {setting.help or 'it has no default'}")
+            value = setting.parse(value)
+        elif value is not None:
+            value = setting.check(value)
+        if setting.name in filled or setting.required or value != setting.default:
+            found[setting.name] = value
+    return found
+
+
+def takes_loss(entry: Entry) -> bool:
+    """Whether it can be of the page's measure as a loss."""
+    return "loss" in entry.function.__annotations__
+
+
+def ask(
+    state: State, run: Run, chosen: Measure, entry: Entry, given: Mapping[str, Any], corrupt: Any = None
+) -> Any:
+    """The result on the run's input, with the run's edits in force."""
+    model, settings = runs.model_of(state, run), dict(given)
+    if takes_loss(entry) and chosen.loss is not None:
+        settings["loss"] = chosen.loss
+    with model.edit(*runs.applied(run)):
+        if entry.inputs == "record":
+            return entry.function(_record(model, run, entry, settings), **settings)
+        if entry.inputs == "model":
+            return entry.function(model, **settings)
+        if entry.inputs == "model+pairs":
+            return entry.function(model, *_pairs(entry, run.example, corrupt), **settings)
+        if entry.inputs == "model+examples":
+            return entry.function(model, [run.example], **settings)
+    raise AnalysisError(
+        f"{entry.name} compares files of circuits; two circuits are compared on the page Circuits"
+    )
+
+
+def _record(model: hw.HookedModel, run: Run, entry: Entry, settings: Mapping[str, Any]) -> hw.Record:
+    """The run's record, or one that keeps what the analysis needs."""
+    if set(entry.keep) <= {"qk"}:
+        return run.record
+    more = ("mixers",) if settings.get("mixers") == "effective" else ()
+    return model.record(run.example, keep=(*entry.keep, *more))
+
+
+def _pairs(entry: Entry, clean: Any, corrupt: Any) -> tuple[Any, ...]:
+    second = list(entry.function.__annotations__)[1]
+    if second not in CIRCUIT:
+        return clean, corrupt
+    return ([(clean, corrupt)],) if second == "pairs" else (None, [(clean, corrupt)])
+
+
+def passes(entry: Entry, run: Run) -> int | None:
+    """How many forward passes it takes, where its cost says so in words that can be counted."""
+    if entry.cost.startswith(("layers × heads passes", "2 × layers × heads")):
+        return len(run.layers) * run.n_heads * (2 if entry.cost.startswith("2") else 1)
+    if entry.cost.startswith(("one forward pass per token", "as many passes as a text has tokens")):
+        return len(run.queries)
+    return 1 if entry.cost.startswith(("one forward pass", "one forward and backward pass")) else None
+
+
+@st.cache_data(max_entries=200, show_spinner=False)
+def seconds_of_a_pass(name: str, key: tuple, _run: Run) -> float:
+    """How long one forward pass on the input takes here."""
+    model = runs.resident(name)
+    with quick(name), torch.no_grad():
+        tokens = model.to_tokens(_run.example)
+        begun = time.monotonic()
+        model(tokens)
+        return time.monotonic() - begun
+
+
+def table(result: Any) -> pd.DataFrame:
+    """The numbers of a result, one per line with its coordinates; of a graph the edges."""
+    if isinstance(result, nx.Graph):
+        return pd.DataFrame([{"from": u, "to": v, **about} for u, v, about in result.edges(data=True)])
+    if isinstance(result, xr.DataArray):
+        return _lines(result, None)
+    if isinstance(result, (xr.Dataset, dict)):
+        rows = [_lines(each, str(name)) for name, each in result.items() if isinstance(each, xr.DataArray)]
+        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    if isinstance(result, pd.DataFrame):
+        return result.reset_index()
+    return pd.DataFrame({"result": [str(result)]})
+
+
+def _lines(array: xr.DataArray, name: str | None) -> pd.DataFrame:
+    if array.ndim == 0:
+        frame = pd.DataFrame({"value": [array.values.item()]})
+    else:
+        frame = array.rename("value").to_dataframe().reset_index()
+        frame = frame[[*(column for column in frame if column != "value"), "value"]]
+    if not np.issubdtype(array.dtype, np.number) and array.dtype != bool:  # words in a column of their own
+        frame = frame.rename(columns={"value": "text"})
+    if name is not None:
+        frame.insert(0, "variable", name)
+    return frame
+
+
+def extremes(frame: pd.DataFrame, count: int = 3) -> str:
+    """The largest numbers of a table in words."""
+    name = next((each for each in ("value", "score", "weight") if each in frame), None)
+    if name is None:
+        return f"{len(frame)} lines"
+    numbers = pd.to_numeric(frame[name], errors="coerce")
+    best = numbers.abs().sort_values(ascending=False, kind="stable").index[:count]
+    told = [f"{_place(frame, at, name)} {numbers[at]:.4g}" for at in best if np.isfinite(numbers[at])]
+    return f"largest: {', '.join(told)}"
+
+
+def _place(frame: pd.DataFrame, at: Any, name: str) -> str:
+    return " ".join(str(frame[c][at]) for c in list(frame)[:4] if c != name)
+
+
+def pins_of(given: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The pinned results of a state: names of analyses and their settings; what does not fit is left out."""
+    for each in given if isinstance(given, Sequence) and not isinstance(given, str) else []:
+        if (
+            isinstance(each, dict)
+            and each.get("analysis") in listed()
+            and isinstance(each.get("settings"), dict)
+        ):
+            yield each["analysis"], each["settings"]
+
+
+def figure_of(result: Any, run: Run, image: Any) -> Any:
+    """The figure of a result, over the picture where it is of patches. HeadwaterError for what has none."""
+    if image is not None and isinstance(result, xr.DataArray):
+        with suppress(HeadwaterError):
+            return hw.figure(result, image=image)
+    return hw.figure(result)
