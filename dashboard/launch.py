@@ -114,6 +114,7 @@ def configuration(host: str, port: int) -> dict[str, object]:
         "theme.base": "light",  # the colour scales of the figures begin at white
         "theme.primaryColor": "#1f6f8b",
         "client.showErrorDetails": "none",
+        "logger.level": "warning",  # not each progress bar that has gone
         "logger.hideWelcomeMessage": True,  # it would ask an outside service for the public address
     }
 
