@@ -4,7 +4,8 @@
 starts it, for each subject anew: the embedded `tasks-4l`, `smollm2-135m` where it was added, and a small random Llama
 whose prompt is 8,192 tokens long. Playwright drives a headless Chromium. Of each interaction it counts
 
-- wall: from the click until the script has ended and nothing more comes; a job that runs on is waited for;
+- wall: from the click until the script has ended and nothing more comes; jobs that run on are waited for, and cancelled
+  after a minute, as a user would;
 - drawn: from the click until the script has ended for the first time;
 - CPU seconds of the server's process and of all processes of the browser;
 - bytes to the browser, over the WebSocket and over HTTP;
@@ -47,6 +48,7 @@ WORDS = ["when", "mary", "and", "john", "went", "to", "the", "store", ",", "gave
 QUIET = 0.5  # seconds without a byte or a running script after which an interaction is over
 PATIENCE = 60_000  # ms until an element must be there
 MOST = 300  # s until an interaction must be over
+JOBS = 60  # s until jobs are cancelled
 GRID = "canvas.plot[aria-roledescription='heads by layer']"
 MAP = "canvas.plot[aria-roledescription='attention map']"
 # the command, with a note of each full garbage collection
@@ -76,6 +78,7 @@ class Bench:
     socket: int = 0
     http: int = 0
     last: float = 0.0
+    cancelled: int = 0
     measured: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
 
@@ -123,6 +126,9 @@ class Bench:
                 self.last = now
             elif self.page.locator("[class*='st-key-job-']").count():
                 drawn, self.last = drawn or now, now
+                if now - drawn > JOBS:
+                    self.page.locator("[class*='st-key-cancel-'] button").first.click(timeout=5000)
+                    self.cancelled += 1
             elif now - self.last > QUIET:
                 return drawn or self.last
             if now - start > MOST:
@@ -136,6 +142,7 @@ class Bench:
             "browser_cpu_s": sum(map(_cpu, browser)),
             "socket_bytes": self.socket,
             "http_bytes": self.http,
+            "cancelled_jobs": self.cancelled,
             "full_collections": len(collected),
             "collecting_cpu_s": sum(collected),
         }
@@ -184,9 +191,7 @@ class Bench:
         self.to("Heads")
         for n in range(repeats):
             self.click("head click", GRID, 0.45 + 0.12 * n, 0.4 + 0.15 * n)
-        page.keyboard.press("Escape")
-        page.goto(f"{self.url}/head")
-        self._settled()
+        self.do("page opened by its address", lambda: page.goto(f"{self.url}/head"))
         for n in range(repeats):
             self.do("other head", lambda: page.locator(MAP).first.press("Shift+ArrowRight"))
             self.do("token click", lambda n=n: page.locator(".strip.queries .chip").nth(n + 2).click())

@@ -120,6 +120,7 @@ def configuration(host: str, port: int) -> dict[str, object]:
         "theme.light.primaryColor": "#1f6f8b",
         "theme.dark.primaryColor": "#5fb4cf",
         "client.showErrorDetails": "none",
+        "logger.level": "warning",  # not each progress bar that has gone
         "logger.hideWelcomeMessage": True,  # it would ask an outside service for the public address
     }
 
