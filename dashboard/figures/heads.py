@@ -62,11 +62,12 @@ def head_grid(
         if len(places) == 2:
             outline(figure, *places)
     figure.update_xaxes(
-        title="head", type="category", dtick=max(1, len(heads) // 24), showgrid=False, zeroline=False
-    )
+        title="head", type="category", dtick=max(1, len(heads) // 16), showgrid=False, zeroline=False,
+        range=[-0.5, len(heads) - 0.5], tickangle=0,
+    )  # fmt: skip
     figure.update_yaxes(
         title="layer", type="category", dtick=max(1, len(layers) // 24), showgrid=False, zeroline=False,
-        autorange="reversed",
+        range=[len(layers) - 0.5, -0.5],
     )  # fmt: skip
     height = min(760, 150 + (60 if len(layers) < 7 else 44 if len(layers) < 13 else 26) * len(layers))
     finish(figure, title, subtitle, height=max(height, 260))

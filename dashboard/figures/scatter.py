@@ -10,6 +10,7 @@ import xarray as xr
 
 from headwater.dashboard.figures.style import CHOSEN, SEQUENTIAL, finish
 
+EDGE = "#8a929a"  # seen on a light and on a dark ground
 MOST_NAMED = 6  # points with their names beside them
 
 
@@ -35,7 +36,7 @@ def head_scatter(
     marker = {
         "color": place[:, 0], "colorscale": SEQUENTIAL, "size": [14 if own else 9 for own in mine],
         "symbol": ["diamond" if name in pins else "circle" for name in label],
-        "line": {"width": [3 if own else 0.5 for own in mine], "color": CHOSEN},
+        "line": {"width": [3 if own else 1 for own in mine], "color": [CHOSEN if own else EDGE for own in mine]},
         "colorbar": {"title": {"text": "layer", "side": "right"}, "thickness": 14, "tickformat": "d"},
     }  # fmt: skip
     if len(np.unique(place[:, 0])) < 12:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -96,7 +97,9 @@ def draw_table(state: State, frame: pd.DataFrame, offered: dict[str, Score]) -> 
     """The ranked heads; a row is chosen by a click or by the keyboard."""
     name = f"{state.layer}.{state.head}"
     rows = np.flatnonzero(frame["head"].to_numpy() == name).tolist()
-    key = f"heads-table-{st.session_state.get(TURN, 0)}"
+    order = crc32(" ".join(frame["head"]).encode())
+    # a mark is of a row's place: the table begins anew where the order changes, or a head is chosen elsewhere
+    key = f"heads-table-{st.session_state.get(TURN, 0)}-{order}"
 
     def picked() -> None:
         chosen = st.session_state[key]["selection"]["rows"]
@@ -140,7 +143,7 @@ def draw_actions(state: State, run: Run) -> None:
             state.pin(name)
             session.again()
         if st.button("Who reads this head", icon=":material/account_tree:", key="who-reads"):
-            state.put("circuits.head", name)
+            state.put("circuits.node", name)
             st.switch_page(pages.page("circuits"), query_params=to_address(state))
         st.markdown(
             plain(f"Pinned: {', '.join(pins)}" if pins else "No head is pinned: Shift-click pins one.")

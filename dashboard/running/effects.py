@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import streamlit as st
 import torch
 import xarray as xr
 from torch import Tensor
@@ -54,12 +55,13 @@ def sets_of(model: hw.HookedModel) -> list[str]:
     return list(prompt_sets() if model.name in embedded() else prompt_sets(model.tokenizer))
 
 
-def set_of(model: hw.HookedModel, text: str) -> str | None:
-    """The prompt set that a text is an example of."""
-    for name in sets_of(model):
+@st.cache_data(max_entries=64, show_spinner=False)
+def set_of(name: str, text: str, _model: hw.HookedModel) -> str | None:
+    """The prompt set of the model `name` that a text is an example of."""
+    for each in sets_of(_model):
         with suppress(PromptError):  # words of a set that the tokenizer splits
-            if text in {each.prompt for each in _drawn(model, name, EXAMPLES)}:
-                return name
+            if text in {example.prompt for example in _drawn(_model, each, EXAMPLES)}:
+                return each
     return None
 
 

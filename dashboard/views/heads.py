@@ -54,6 +54,11 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         )  # fmt: skip
         over = "" if of == THIS else of
 
+if not over and sets and (mine := effects.set_of(run.name, state.text, runs.model_of(state))):
+    words = mine.replace("_", " ")
+    st.caption(
+        plain(f"This prompt is an example of {words}: “Effects over {words}” gives means and intervals.")
+    )
 beside = bound.several(
     state, "heads.columns", "Columns of the table", [*effect_names, "role"],
     [each for each in ("ablation", "gradient", "direct", "role") if each in [*effect_names, "role"]],
