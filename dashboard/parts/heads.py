@@ -85,7 +85,9 @@ def draw_scatter(
 
 
 def draw_mosaic(state: State, run: Run) -> None:
-    small = parts.maps(state, run)
+    # progress has a place of its own: a late look at a job would clear what stands in its place by then
+    with st.container(key="heads-maps-work"):
+        small = parts.maps(state, run)
     if small is not None:
         mosaic(
             small, run.layers, list(range(run.n_heads)), key="heads_mosaic", title="Maps of all heads",
@@ -178,7 +180,8 @@ def _without(state: State, heads: Sequence[str]) -> None:
 
 
 def draw_curve(state: State, run: Run, over: str, label: str, unit: str) -> None:
-    found = parts.curve(state, run, over)
+    with st.container(key="heads-curve-work"):
+        found = parts.curve(state, run, over)
     if found is None:
         return
     kept, whole = float(found["measure"][-1]), float(found["measure"][0])

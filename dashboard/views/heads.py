@@ -66,9 +66,10 @@ beside = bound.several(
 )  # fmt: skip
 wanted = [*dict.fromkeys([name, *([across] if across else []), *[e for e in beside if e != "role"], "sink"])]
 wanted += ["roles"] if "role" in beside and parts.has_roles(run) else []
-there = parts.found(state, first if change else run, wanted, over)
-if change and other is not None:
-    after = parts.found(state, other, wanted, over)
+with st.container(key="heads-work"):  # the places of what follows stay as they are while jobs come and go
+    there = parts.found(state, first if change else run, wanted, over)
+    after = parts.found(state, other, wanted, over) if change and other is not None else None
+if after is not None:
     there = {
         each: parts.plain(after[each]) - parts.plain(there[each])
         for each in wanted if each in there and each in after and each != "roles"
