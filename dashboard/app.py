@@ -7,7 +7,7 @@ was typed; any other fault ends in Streamlit's own short message, without intern
 import streamlit as st
 
 from headwater.dashboard import frame, pages, sidebar
-from headwater.dashboard.running import models, runs
+from headwater.dashboard.running import held, models, runs
 from headwater.dashboard.state import session
 from headwater.dashboard.widgets import plain
 from headwater.lens.errors import HeadwaterError
@@ -26,3 +26,4 @@ except HeadwaterError as error:
 finally:
     session.write(state)
     frame.tell(state)
+    held.tidy()
