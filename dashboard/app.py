@@ -7,6 +7,7 @@ was typed; any other fault ends in Streamlit's own short message, without intern
 import streamlit as st
 
 from headwater.dashboard import frame, pages, sidebar
+from headwater.dashboard.parts import job
 from headwater.dashboard.running import held, models, runs
 from headwater.dashboard.state import session
 from headwater.dashboard.widgets import plain
@@ -15,6 +16,7 @@ from headwater.lens.errors import HeadwaterError
 st.set_page_config(page_title="Headwater", page_icon="💧", layout="wide")
 st.html(f"<style>{frame.STYLE}</style>")
 page = st.navigation(pages.every_page(), position="hidden")
+job.begin(page.url_path)
 state = session.begin(models.offered(), runs.edits_of)
 try:
     with st.sidebar:

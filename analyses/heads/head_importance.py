@@ -50,6 +50,7 @@ def head_importance(
     batch_size: BatchSize = 16,
     seed: Annotated[int, "seed of resampling", Bounds(0)] = 0,
     per_example: Annotated[bool, "keep one value per example instead of their mean"] = False,
+    signed: Annotated[bool, "gradient: estimate the rise of the loss, with its sign"] = False,
 ) -> xr.DataArray:
     """`I[l, h] = E_x |∂loss(x)/∂ξ_lh|` at gates ξ = 1 on the heads' outputs, as [layer, head].
 
@@ -61,7 +62,8 @@ def head_importance(
     `normalise="layer"`: `I[l, :] / (‖I[l, :]‖₂ + 1e-20)`. "last_layer_by_examples" is what the released code does where
     it does not normalise, with granularity "token": the last layer's sum is divided by the number of examples, the
     others' by that of tokens, so that the last layer looks more important. `per_example` keeps [batch, layer, head]
-    (AnalysisError with "batch").
+    (AnalysisError with "batch"). `signed` gives `E_x [-∂loss(x)/∂ξ_lh]`, to first order the rise of the loss when the
+    head is set to zero: above 0 if the head helps (granularity "example" only).
 
     The loss is that of `model.loss`, or `loss(outputs, tokens) → [batch]` of logits, of the similarity of each text and
     its own picture (two towers), or of the last hidden states of a model without a head. With `model.part("encoder")`
@@ -92,10 +94,12 @@ def head_importance(
         raise AnalysisError(
             'normalise="last_layer_by_examples" is for how="gradient", granularity="token" and per_example=False'
         )
+    if signed and (how, granularity) != ("gradient", "example"):
+        raise AnalysisError('signed=True is for how="gradient" and granularity="example"')
     batches = batches_of(model, examples, batch_size)
     value = loss_of(model, loss)
     if how == "gradient":
-        rows = _by_gradient(model, batches, value, granularity)
+        rows = _by_gradient(model, batches, value, granularity, signed)
     else:
         each = torch.eye(model.n_heads, dtype=torch.bool)
         base, after = losses_without(model, batches, value, each, ablation, seed, "head importance")
@@ -120,8 +124,10 @@ def head_importance(
     return result.assign_attrs(examples=sum(len(batch.places) for batch in batches))
 
 
-def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granularity: str) -> Tensor:
-    """|∂loss/∂gate| as [example, layer, head]; one row per batch for the granularity "batch"."""
+def _by_gradient(
+    model: HookedModel, batches: list[Batch], value: Value, granularity: str, signed: bool
+) -> Tensor:
+    """|∂loss/∂gate|, or -∂loss/∂gate where `signed`, [example, layer, head]; one row per batch for "batch"."""
     found = {}
     for batch in progress(batches, desc="head importance", unit="batch"):
         queries = queries_of(model, batch.ids)
@@ -139,7 +145,7 @@ def _by_gradient(model: HookedModel, batches: list[Batch], value: Value, granula
             found[batch.places[0]] = slope.mean(0).abs()
             continue
         # each token's gate acts on its example's loss: the mean over tokens of the absolute slopes
-        slope = slope.abs()
+        slope = -slope if signed else slope.abs()
         if granularity == "token":
             slope = slope.unflatten(0, (-1, each)).mean((1, -1))
         found |= dict(zip(batch.places, slope, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,7 +114,8 @@ def paths(
     """Layers down, positions across: edges as wide as what they carry. A click on the middle of an edge reports its
     depth, query and key; `chosen` marks one."""
     figure = go.Figure()
-    largest = float(edges["share"].max()) if len(edges) else 1.0
+    lines: list[dict[str, Any]] = edges.to_dict("records")  # type: ignore[assignment]
+    largest = max((line["share"] for line in lines), default=1.0)
     size = np.clip(np.ceil(edges["share"].to_numpy() / largest * len(WIDTHS)).astype(int) - 1, 0, None)
     for n, width in enumerate(WIDTHS):
         kept = edges[size == n]
@@ -136,8 +138,8 @@ def paths(
         go.Scatter(
             x=place, y=depth, mode="markers", showlegend=False,
             marker={"size": 5 + 16 * np.sqrt(mass[depth, place]), "color": SEVERAL[0]},
-            text=[f"{token_label(tokens[p], int(p))}, {_level(d, layers)}<br>{mass[d, p]:.1%} passes here" for d, p in
-                  zip(depth, place, strict=True)],
+            text=[f"{token_label(tokens[p], p)}, {_level(d, layers)}<br>{mass[d, p]:.1%} passes here" for d, p in
+                  zip(depth.tolist(), place.tolist(), strict=True)],
             hovertemplate="%{text}<extra></extra>",
         )
     )  # fmt: skip
@@ -147,9 +149,9 @@ def paths(
             marker={"size": 9, "color": BEFORE, "symbol": "diamond"},
             customdata=edges[["depth", "query", "key"]].to_numpy(),
             text=[
-                f"layer {e.layer}: {token_label(tokens[e.query], e.query)} ← {token_label(tokens[e.key], e.key)}<br>"
-                f"carries {e.share:.1%}, weight {e.weight:.3f}"
-                for e in edges.itertuples()
+                f"layer {e['layer']}: {token_label(tokens[int(e['query'])], e['query'])} ← "
+                f"{token_label(tokens[int(e['key'])], e['key'])}<br>carries {e['share']:.1%}, weight {e['weight']:.3f}"
+                for e in lines
             ],
             hovertemplate="%{text}<extra></extra>",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import streamlit as st
@@ -136,7 +137,7 @@ def _answer(state: State, ask: Ask, kind: EditKind, run: Run, model: hw.HookedMo
         which = bound.choice(
             state, f"{name}_of", ask.label, directions(model, measure), show=DIRECTIONS.__getitem__
         )
-        written = bound.text(state, name, "Numbers, [1, 0, …]") if which == "numbers" else ""
+        written = _written(state, name, "Numbers, [1, 0, …]") if which == "numbers" else ""
         try:
             return direction(which, written, model, measure)
         except HeadwaterError as error:
@@ -144,8 +145,16 @@ def _answer(state: State, ask: Ask, kind: EditKind, run: Run, model: hw.HookedMo
             return None
     if ask.kind == "texts":
         return bound.text(state, name, ask.label, _other_texts(model, len(run.queries)), area=True)
-    written = bound.text(state, name, ask.label, "" if ask.default is None else str(ask.default))
+    written = _written(state, name, ask.label, "" if ask.default is None else str(ask.default))
     return written or None
+
+
+def _written(state: State, name: str, label: str, default: str = "") -> str:
+    """Text that is read as JSON; an address gives it as what it says."""
+    held = state.get(name)
+    if held is not None and not isinstance(held, str):
+        state.put(name, json.dumps(held))
+    return bound.text(state, name, label, default)
 
 
 def tokens_input(state: State, name: str, ask: Ask, run: Run, model: hw.HookedModel) -> Any:
@@ -190,6 +199,6 @@ def _other_texts(model: hw.HookedModel, length: int) -> str:
 
 
 def add(state: State, edits: list[dict]) -> None:
-    """Put edits at the end of the list, and show run B."""
+    """Put edits at the end of the list, and draw the page anew with run B."""
     state.edits.extend(edits)
     session.again()

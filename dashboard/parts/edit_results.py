@@ -94,7 +94,11 @@ def draw_losses(state: State, one: Run, other: Run) -> None:
     frame = pd.DataFrame(
         {"position": range(len(a)), "token": one.queries, "loss A": a, "loss B": b, "change": change}
     )
-    order = [int(n) for n in np.argsort(-np.abs(np.nan_to_num(change)), kind="stable")[:5]]
+    order = [
+        int(n)
+        for n in np.argsort(-np.abs(np.nan_to_num(change)), kind="stable")[:5]
+        if np.isfinite(change[n])
+    ]
     seen = ", ".join(f"{n} {visible(one.queries[n])} {change[n]:+.3g}" for n in order)
     reach = max(LEAST_CHANGE, float(np.nanmax(np.abs(change), initial=0.0)))
     if len(a) > MOST_CHIPS:

@@ -36,17 +36,10 @@ def choose(state: State, run: Run) -> tuple[int, list[str], dict[str, Any]]:
     query = first if state.query is None else min(state.query, len(run.queries) - 1)
     token, which = st.columns([1, 3], vertical_alignment="bottom")
     with token:
-        if state.query is None:
-            bound.choice(
-                state, "flow.token", "Token", range(len(run.queries)), query,
-                show=lambda place: token_name(run.queries, place), then=_take_token,
-            )  # fmt: skip
-        else:
-            state.query = query
-            bound.choice(
-                state, "query", "Token", range(len(run.queries)), query,
-                show=lambda place: token_name(run.queries, place),
-            )  # fmt: skip
+        bound.choice(
+            state, "query", "Token", list(range(len(run.queries))), query,
+            show=lambda place: token_name(run.queries, place),
+        )  # fmt: skip
     with which:
         methods = bound.several(
             state,
@@ -69,10 +62,6 @@ def choose(state: State, run: Run) -> tuple[int, list[str], dict[str, Any]]:
         )
     settings: dict[str, Any] = {"heads": heads, "add_residual": adds, "residual": weight}
     return query, methods, settings | ({"without": "sinks"} if aside else {})
-
-
-def _take_token(state: State) -> None:
-    state.query = int(state.settings.pop("flow.token"))
 
 
 def rows_of(
@@ -254,8 +243,8 @@ def _faithfulness(state: State, run: Run, measure: Measure, rows: Rows) -> None:
         st.caption(plain(found))
         return
     which = bound.segments(state, "flow.curve", "Curve", list(FACES), show=FACES.__getitem__)
-    names = [METHODS.get(name, name) for name in found.attribution.values.tolist()]
-    lines = dict(zip(names, found[which].isel(batch=0).values, strict=True))
+    names = [METHODS.get(name, name) for name in map(str, found.attribution.values)]
+    lines = dict(zip(names, found[str(which)].isel(batch=0).values, strict=True))
     areas = dict(zip(names, found[f"{which}_area"].isel(batch=0).values.tolist(), strict=True))
     best = sorted(areas, key=areas.__getitem__, reverse=which == "insertion")
     told = ", ".join(f"{name} {areas[name]:.3g}" for name in best)

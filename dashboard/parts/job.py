@@ -20,6 +20,7 @@ PATIENCE = 0.4  # seconds that a page waits before it shows progress
 EVERY = 0.5  # seconds between two looks at a job
 STATES = "headwater.dashboard.state"  # where the classes live whose objects a session changes
 ASKED, CANCELLED = "jobs-asked", "jobs-cancelled"  # of this session: {what: key}, {key}
+PAGE = "jobs-page"
 
 
 def wait(
@@ -53,6 +54,14 @@ def wait(
     elif job.result is None:
         _draw_cancelled(key, what, cancelled)
     return job.result
+
+
+def begin(page: str) -> None:
+    """Wait no more for what another page of this session asked for: its work would only be in the way."""
+    if st.session_state.get(PAGE) != page:
+        for key in st.session_state.pop(ASKED, {}).values():
+            jobs.leave(key, _session())
+    st.session_state[PAGE] = page
 
 
 def sentence(job: Job) -> str:

@@ -47,7 +47,7 @@ def draw_others(state: State, run: Run) -> None:
     st.subheader("Pinned heads")
     for column, (layer, head) in zip(st.columns(len(found)), found, strict=True):
         with column:
-            attention.draw_head(state, run, f"map-pinned-{layer}-{head}", layer, head)
+            attention.draw_head(state, run, f"pinned{layer}_{head}", layer, head)
 
 
 def draw_cell(state: State, run: Run, query: int) -> None:
@@ -65,6 +65,7 @@ def draw_cell(state: State, run: Run, query: int) -> None:
         )
         session.again()
     if st.button("Trace back", key="trace-pair", help="which heads made this head look there"):
+        state.settings |= {"circuits.method": "trace", "circuits.root": "head"}
         st.switch_page(pages.page("circuits"), query_params=to_address(state))
 
 

@@ -31,7 +31,9 @@ def measured(model: hw.HookedModel, tokens: Any, measure: Measure, edits: Sequen
     with torch.no_grad(), model.edit(*edits_of(edits)):
         if measure.loss is None:
             return float(model.loss(tokens)[0])
-        return -float(measure.loss(outputs_of(model)(tokens), tokens.ids)[0])
+        # a masked language model without a mask is measured by its hidden states, not by its logits
+        outputs = model.embeddings if measure.kind == "likeness" else outputs_of(model)
+        return -float(measure.loss(outputs(tokens), tokens.ids)[0])
 
 
 def heads_in(edits: Sequence[dict]) -> list[str]:

@@ -27,7 +27,8 @@ _models: OrderedDict[str, hw.HookedModel] = OrderedDict()
 _uses: Counter[str] = Counter()
 _thorough = time.monotonic()
 _lock = threading.Lock()
-_loading: dict[str, threading.Lock] = {}
+# one at a time: while transformers loads, it exchanges functions of torch for the whole process
+_loading = threading.Lock()
 
 
 def held(name: str, load: Callable[[], hw.HookedModel]) -> hw.HookedModel:
@@ -36,8 +37,7 @@ def held(name: str, load: Callable[[], hw.HookedModel]) -> hw.HookedModel:
         if name in _models:
             _models.move_to_end(name)
             return _models[name]
-        turn = _loading.setdefault(name, threading.Lock())
-    with turn:
+    with _loading:
         with _lock:
             if name in _models:  # another session loaded it meanwhile
                 return _models[name]

@@ -8,6 +8,7 @@ from typing import Any
 
 import headwater as hw
 from headwater.dashboard.running.models import prompt_of, reads
+from headwater.dashboard.running.prompts import own_texts
 from headwater.dashboard.state import workspace
 from headwater.dashboard.state.state import State
 from headwater.lens.errors import PromptError
@@ -43,6 +44,8 @@ def first_text(model: str) -> str:
     samples = sample_pictures(model)
     if samples:
         return next(iter(samples.values())).text or ""
+    if own := own_texts(model):
+        return own[0]
     given = model in TRAINED or model not in embedded()
     return WRITTEN_TEXT if given else DEFAULT_TEXT
 

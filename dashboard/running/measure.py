@@ -8,7 +8,7 @@ picture, or the likeness of the last hidden states to those of the plain run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,10 @@ class Measure:
     @property
     def better(self) -> int:
         return -1 if self.kind == "loss" else 1
+
+    def at(self, position: int | None) -> Measure:
+        """The same of the prediction at another position, such as that of a run with another text."""
+        return replace(self, position=position)
 
     def value(self, run: Run) -> float | None:
         """The measure of a run; None where it has none, such as a run of another kind of model."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 import streamlit as st
 
 import headwater as hw
+from headwater.data.prompts import genders
 from headwater.lens.errors import PromptError
 from headwater.lens.models.embedded import embedded
 from headwater.lens.prompts import prompt_set, prompt_sets
@@ -20,11 +21,27 @@ WRITTEN = (
     "The ferry of Thornbury left at noon. Nobody on the quay had seen Thorn",
     "1, 2, 3, 4, 5, 6,",
 )
+# of the language of the sink family: a span comes again, and after and, or, with the word before them
+CALLED_BACK = (
+    "river lamp oak salt fox owl cedar bowl lamp oak salt fox owl with",
+    "cup door ash wolf iron cup door ash or",
+    "red cat pine gold stair sea crow table cat pine gold",
+)
+OF_GENDER = ("honest-2l", "deceptive-2l")
 
 
 def prompts_for(model: hw.HookedModel) -> dict[str, str]:
-    """Texts by name: held-out prompts of the tasks of an embedded model, else texts as people write them."""
-    return _held_out() if model.name in embedded() else _drawn(model.name, model)
+    """Texts by name: of the language that an embedded model learnt, else texts as people write them."""
+    if model.name not in embedded():
+        return _drawn(model.name, model)
+    return {text: text for text in own_texts(model.name)} or _held_out()
+
+
+def own_texts(model: str) -> tuple[str, ...]:
+    """Texts in the words of an embedded model that did not learn the tasks of the others; none for these."""
+    if model.startswith("sink-2l"):
+        return CALLED_BACK
+    return tuple(text.text for text in genders.draw(4, 0)) if model in OF_GENDER else ()
 
 
 @st.cache_data

@@ -24,10 +24,10 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 if state.shown == "difference" and other is not None and reading.same_tokens(one, other):
     left, right = st.columns(2)
     with left:
-        attention.draw_head(state, one, "map-a", state.layer, state.head, f"Head {name}: A")
+        attention.draw_head(state, one, "mapA", state.layer, state.head, f"Head {name}: A")
     with right:
-        attention.draw_head(state, other, "map-b", state.layer, state.head, f"Head {name}: B")
-    attention.draw_difference(state, one, other, "map-change", state.layer, state.head)
+        attention.draw_head(state, other, "mapB", state.layer, state.head, f"Head {name}: B")
+    attention.draw_difference(state, one, other, "change", state.layer, state.head)
 else:
     if state.shown == "difference" and other is not None:
         st.info("Runs A and B have other tokens, so there is no difference of their maps; this is run A.")

@@ -1,5 +1,31 @@
-"""Sinks."""
+"""Sinks: where attention drains, by which rules, what is carried there, and what redistributing it would be."""
 
 import streamlit as st
 
+from headwater.dashboard.parts import sinks as parts
+from headwater.dashboard.parts.reading import same_tokens
+from headwater.dashboard.running import runs, sinks
+from headwater.dashboard.state import session
+
+state = session.current()
+run = runs.shown(state)
+
 st.header("Sinks")
+st.caption(
+    "A sink is a token that gets far more attention than its content explains, most often the first one."
+)
+found = sinks.shares(run)
+other, second = None, runs.b(state) if state.shown == "difference" else None
+if second is not None:
+    if same_tokens(run, second):
+        other = sinks.shares(second)
+        st.caption("The map and the heads show the change from run A to run B; what is below is of run A.")
+    else:
+        st.info("Run B has other tokens, so that it can not be taken from run A: this is run A.")
+keys, limit, least = parts.choose(state, run, found)
+parts.draw_map(state, run, found, other, keys, limit, least)
+parts.draw_heads(state, run, found, other, keys, limit)
+parts.draw_recorded(state, run, found, keys, limit)
+parts.draw_contribution(state, run, keys)
+parts.draw_generated(state, run, keys)
+parts.draw_family(state)

@@ -18,6 +18,7 @@ from headwater.lens.models.revision import Revision, of_processor, of_tokenizer
 from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
 from headwater.lens.models.stack import Mixer, mixers_of, named
 from headwater.lens.naming.texts import encoding
+from headwater.lens.naming.token_bytes import token_text
 
 
 class Opened:
@@ -228,13 +229,13 @@ class Opened:
         return self._modules[layer]
 
     def to_strings(self, ids: Tensor | Iterable[int]) -> list[str]:
-        """One string per token id; `#id` where there is no tokenizer."""
+        """One string per token id: "‹E6 97›" for bytes that are no whole character, `#id` without a tokenizer."""
         if isinstance(ids, str) or not isinstance(ids, Iterable):
             raise PromptError(f"to_strings takes token ids, as model.to_tokens(text)[0]; got {ids!r:.60}")
         numbers = [int(i) for i in ids]
         if self.tokenizer is None:
             return [f"#{i}" for i in numbers]
-        return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in numbers]
+        return [token_text(self.tokenizer, i) for i in numbers]
 
     def unknown_words(self, texts: str | Iterable[str]) -> list[str]:
         """The pieces of the texts that become the tokenizer's unknown token, in order, without repeats."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,21 @@ def opened(page: str = "start", **address: str) -> AppTest:
     app = AppTest.from_file(str(APP), default_timeout=240)
     for name, value in address.items():
         app.query_params[name] = value
-    app.run()
     if page != "start":
-        app.switch_page(f"views/{page}.py").run()
+        app.switch_page(f"views/{page}.py")
+    app.run()
     assert not app.exception
     return app
+
+
+def settled(app: AppTest) -> AppTest:
+    """The page once its jobs have ended."""
+    for _ in range(100):
+        if not any(button.label == "Cancel" for button in app.button):
+            return app
+        time.sleep(0.2)  # the jobs need the interpreter too
+        app.run()
+    raise AssertionError("the jobs of the page do not end")
 
 
 def figure(app: AppTest, key: str) -> dict:

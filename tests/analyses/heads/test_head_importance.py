@@ -279,3 +279,15 @@ def test_the_last_layer_divided_by_examples(pairs: Callable) -> None:
     for more in ({"granularity": "example"}, {"how": "ablation"}, {"per_example": True}):
         with pytest.raises(AnalysisError, match="last_layer_by_examples"):
             head_importance(model, WRITTEN, **asked | more)
+
+
+def test_the_signed_slope_is_the_rise_of_the_loss_to_first_order(pairs: Callable) -> None:
+    pair = pairs("gpt2")
+    found = head_importance(pair.model, WRITTEN[:1], signed=True)
+    modules = projections(pair.twin, PROJECTION["gpt2"])
+    expected = example_slopes(pair.twin, modules, TEXTS[:1])[0]
+    np.testing.assert_allclose(found.values, -expected, atol=5e-5)
+    assert (found.values < 0).any()
+    assert (found.values > 0).any()
+    with pytest.raises(AnalysisError, match="signed"):
+        head_importance(pair.model, WRITTEN[:1], how="ablation", signed=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -117,3 +118,23 @@ def test_sessions_that_ask_at_once_load_once() -> None:
     for thread in threads:
         thread.join()
     assert len(loads) == 1
+
+
+def test_two_models_do_not_load_at_the_same_moment() -> None:
+    """While transformers loads one, it exchanges functions of torch that the loading of another one calls."""
+    at_once, most = 0, 0
+
+    def slow() -> hw.HookedModel:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.05)
+        at_once -= 1
+        return load()
+
+    threads = [threading.Thread(target=held.held, args=(name, slow)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1

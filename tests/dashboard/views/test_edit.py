@@ -14,6 +14,7 @@ from headwater.dashboard.running import bench, edit_kinds
 from headwater.lens.edits import EDITS
 
 PROMPT = "When Mary and John went to the store , John gave a drink to"
+RULE = '{"kind": "dilated", "reach": 1, "step": 2}'
 ABLATE = {"edit": "AblateHeads", "heads": ["0.0"], "ablation": "zero"}
 TAKE = {"edit": "Redistribute", "keys": [0], "keep": 0.25, "to": "others", "heads": ["1.2"], "layers": "all"}
 
@@ -92,10 +93,15 @@ def test_the_form_adds_the_edit_that_it_describes():
 
 @pytest.mark.usefixtures("offered")
 @pytest.mark.parametrize(
-    "kind", ["MoveAttention", "HeadMix", "EditResidual", "Normaliser", "HeavyHitters", "recipes"]
+    "kind", ["MoveAttention", "HeadMix", "EditResidual", "Normaliser", "HeavyHitters", "MaskPairs", "recipes"]
 )
 def test_every_kind_of_edit_under_more_can_be_made(kind):
-    more = {"edit.kind": "more", "edit.more": kind, "edit.moveattention_to": "[3]"}
+    more = {
+        "edit.kind": "more",
+        "edit.more": kind,
+        "edit.moveattention_to": "[3]",
+        "edit.maskpairs_rule": RULE,
+    }
     app = opened("edit", prompt=PROMPT, **more)
     assert not app.exception
     app.button(key="add-edit").click().run()

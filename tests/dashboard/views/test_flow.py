@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from opened_app import figure, opened, values
+from opened_app import figure, opened, settled, values
 
 import headwater as hw
 from headwater.dashboard.running import flows, measure, runs
@@ -15,15 +15,6 @@ from headwater.dashboard.state.state import State
 PROMPT = "When Mary and John went to the store , John gave a drink to"
 KNOCKOUT = {"edit": "Knockout", "queries": [14], "keys": [2], "heads": "all", "layers": "all"}
 METHODS = json.dumps(["raw_attention", "rollout", "relevance", "input_x_gradient"])
-
-
-def settled(app):
-    """The page once its jobs have ended."""
-    for _ in range(60):
-        if not any(button.label == "Cancel" for button in app.button):
-            return app
-        app.run()
-    raise AssertionError("the jobs of the page do not end")
 
 
 @pytest.mark.usefixtures("offered")
@@ -96,7 +87,7 @@ class TestOfTheSmallModel:
         found = flows.paths(run, 14, 0.0, {"residual": 0.3})
         wanted = hw.analyses.rollout(run.record, queries=[14], residual=0.3).values[0, 0]
         assert np.allclose(found.mass[0], wanted, atol=1e-6)
-        assert np.allclose(found.edges.groupby("depth")["share"].sum(), 1)
+        assert np.allclose(found.edges.groupby("depth")["share"].sum().to_numpy(), 1)
         edge = found.edges.iloc[0]
         layer, query, key = int(edge["layer"]), int(edge["query"]), int(edge["key"])
         heads = flows.heads_of_edge(run, layer, query, key)
