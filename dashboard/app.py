@@ -8,7 +8,7 @@ import streamlit as st
 
 from headwater.dashboard import frame, pages, sidebar
 from headwater.dashboard.parts import job
-from headwater.dashboard.running import models, runs
+from headwater.dashboard.running import held, models, runs
 from headwater.dashboard.state import session
 from headwater.dashboard.widgets import plain
 from headwater.lens.errors import HeadwaterError
@@ -28,3 +28,4 @@ except HeadwaterError as error:
 finally:
     session.write(state)
     frame.tell(state)
+    held.tidy()

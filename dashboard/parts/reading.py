@@ -165,9 +165,10 @@ def draw_typical(state: State, run: Run) -> None:
     st.subheader("Is it typical")
     left, right = st.columns(2)
     with left:
-        key = ("roles", state.model, state.part, state.layer, state.head)
-        found = _told(key, lambda: of_head.roles(state), "the jobs of the head", run, "head_roles")
-        if found is not None:
+        key = ("roles", state.model, state.part)
+        scores = _told(key, lambda: of_head.role_scores(state), "the jobs of all heads", run, "head_roles")
+        if scores is not None:
+            found = of_head.roles(scores, state.layer, state.head)
             st.dataframe(
                 found, hide_index=True, key="roles-table", alt="Simple jobs of the head",
                 column_config={"score": st.column_config.NumberColumn(format="%.3f"),
@@ -176,9 +177,10 @@ def draw_typical(state: State, run: Run) -> None:
             _not_for("head_roles")
     with right:
         texts = _texts(state)
-        key = ("typical", state.model, state.part, state.layer, state.head)
-        found = _told(key, lambda: of_head.typical(state, texts), "its strongest pairs", run, "raw_attention")
-        if found is not None:
+        key = ("recorded", state.model, state.part, tuple(texts))
+        records = _told(key, lambda: of_head.recorded(state, texts), "example texts", run, "raw_attention")
+        if records is not None:
+            found = of_head.typical(records, state.layer, state.head)
             st.dataframe(
                 found, hide_index=True, key="typical-table", alt="Strongest pairs over example texts"
             )

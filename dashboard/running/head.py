@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 import headwater as hw
 from headwater.dashboard.running import runs
@@ -38,28 +39,36 @@ def writes(state: State, run: Run, measure: Measure) -> pd.DataFrame:
     return pd.DataFrame({"position": place, "token": run.keys[: len(values)], "logit": values})
 
 
-def typical(state: State, texts: Sequence[str]) -> pd.DataFrame:
-    """The strongest pairs of the head over some texts, without what goes to the first token and to itself."""
+def recorded(state: State, texts: Sequence[str]) -> list[hw.Record]:
+    """Records of some texts, in which `typical` finds the pairs of any head."""
     model = runs.model_of(state)
+    return [model.record(text, statistics=("max",)) for text in texts]
+
+
+def typical(records: Sequence[hw.Record], layer: int, head: int) -> pd.DataFrame:
+    """The strongest pairs of a head over some texts, without what goes to the first token and to itself."""
     found = []
-    for number, text in enumerate(texts):
-        record = model.record(text, statistics=("max",))
-        weights = record.pattern(state.layer, state.head)[0].numpy().copy()
+    for number, record in enumerate(records, 1):
+        weights = record.pattern(layer, head)[0].numpy().copy()
         tokens = record.strings[0]
         weights[:, 0] = 0.0
         np.fill_diagonal(weights, 0.0)
         for flat in np.argsort(-weights, axis=None, kind="stable")[:3]:
             query, key = np.unravel_index(flat, weights.shape)
             found.append(
-                (number + 1, int(query), tokens[query], int(key), tokens[key], float(weights[query, key]))
+                (number, int(query), tokens[query], int(key), tokens[key], float(weights[query, key]))
             )
     frame = pd.DataFrame(found, columns=["text", "query", "query token", "key", "key token", "weight"])
     return frame.nlargest(STRONGEST, "weight").reset_index(drop=True)
 
 
-def roles(state: State) -> pd.DataFrame:
+def role_scores(state: State) -> xr.DataArray:
+    """How far each head does each simple job, [role, layer, head]."""
+    return hw.analyses.head_roles(runs.model_of(state))
+
+
+def roles(scores: xr.DataArray, layer: int, head: int) -> pd.DataFrame:
     """How far the head does each simple job, and which share of the heads does it less."""
-    found = hw.analyses.head_roles(runs.model_of(state))
-    mine = found.sel(layer=state.layer).isel(head=state.head)
-    below = (found < mine).mean(("layer", "head"))
+    mine = scores.sel(layer=layer).isel(head=head)
+    below = (scores < mine).mean(("layer", "head"))
     return pd.DataFrame({"role": mine["role"].values, "score": mine.values, "above": below.values})
