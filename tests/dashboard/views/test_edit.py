@@ -214,5 +214,6 @@ def test_what_is_taken_away_gives_the_edits_back():
     app = opened("edit", prompt=PROMPT, edits=json.dumps([TAKE]))
     (code,) = [each.value for each in app.code if "hw.load" in each.value]
     assert hw.edit_from_dict(TAKE).to_python() in code
-    (button,) = [each for each in app.get("download_button") if each.proto.label == "Download the experiment"]
+    app.button(key="save-run").click().run()
+    (button,) = [each for each in app.get("download_button") if each.proto.label == "Experiment and results"]
     assert button.proto.url
