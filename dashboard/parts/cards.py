@@ -40,19 +40,20 @@ def fits(model: hw.HookedModel, chosen: Measure) -> str:
 def heads(state: State, run: Run, chosen: Measure) -> None:
     name = quoted(run.label(chosen.answer)) if chosen.answer is not None else "the answer"
     st.subheader(f"Which heads make {name}?" if chosen.answer is not None else "Which heads matter?")
-    key = ("effects", state.model, repr(run.example), run.part, chosen.kind, chosen.answer, chosen.wrong)
+    key = ("effects", state.model, run.key, run.part, chosen.kind, chosen.answer, chosen.wrong)
     found = wait(key, lambda: glance.effects(state, run, chosen), "effect of each head", model=state.model)
     if found is not None:
         place = np.unravel_index(int(np.nanargmax(found.values)), found.shape)
         layer = int(found["layer"].values[place[0]])
-        figure = head_grid(found, "Fall without the head", chosen.unit, None, (layer, int(place[1])))
+        figure = head_grid(found, "What each head is worth", chosen.unit, None, (layer, int(place[1])))
         chart(
             figure.update_layout(height=230),
             "card-heads",
             f"Effect of each head; the largest is {layer}.{place[1]}",
         )
         most = float(found.values[place])
-        st.markdown(plain(f"Without head {layer}.{place[1]} the measure falls by {most:.3g} {chosen.unit}."))
+        way = "falls" if chosen.better > 0 else "rises"
+        st.markdown(plain(f"Without head {layer}.{place[1]} the measure {way} by {most:.3g} {chosen.unit}."))
         _open(state, "heads", "Look at the heads", layer=layer, head=int(place[1]))
 
 
@@ -78,7 +79,7 @@ def edit(state: State, run: Run, chosen: Measure) -> None:
     key = (
         "without-sink",
         state.model,
-        repr(run.example),
+        run.key,
         run.part,
         chosen.kind,
         chosen.answer,

@@ -96,7 +96,7 @@ def draw_why(state: State, run: Run, query: int) -> None:
     work = (
         state.model,
         run.name,
-        repr(run.example),
+        run.key,
         run.edits,
         run.part,
         state.layer,
@@ -129,7 +129,7 @@ def draw_writes(state: State, run: Run, chosen: Measure) -> None:
     key = (
         state.model,
         run.name,
-        repr(run.example),
+        run.key,
         run.edits,
         run.part,
         state.layer,

@@ -66,7 +66,8 @@ def found(
 
 def has_roles(run: Run) -> bool:
     model = models.resident(run.name)
-    return model.causal and not model.is_encoder_decoder and not run.part and model.tokenizer is not None
+    texts = model.causal and model.tokenizer is not None and run.similarity is None
+    return texts and not model.is_encoder_decoder and not run.part
 
 
 def plain(score: xr.DataArray | xr.Dataset) -> xr.DataArray:

@@ -17,8 +17,7 @@ KEEP = 0.4  # of the weight on the sink, where the first page asks what if it we
 
 def effects(state: State, run: Run, chosen: Measure) -> xr.DataArray:
     """How much of the measure goes with each head, [layer, head]: above 0 the head helps."""
-    found = hw.analyses.head_importance(runs.model_of(state), run.example, how="ablation", loss=chosen.loss)
-    return found if chosen.better > 0 else -found
+    return hw.analyses.head_importance(runs.model_of(state), run.example, how="ablation", loss=chosen.loss)
 
 
 def drain(run: Run) -> np.ndarray:

@@ -43,6 +43,7 @@ class Run:
     """
 
     name: str
+    key: tuple[str, ...]  # of the input: equal keys, equal inputs
     example: Any
     edits: str
     part: str
@@ -160,8 +161,8 @@ def _made(name: str, part: str, edits: str, what: Any) -> Run:
             raise ModelError(f"{model.name} has no part {part!r}; its parts are {', '.join(model.parts)}")
         logits, labels, loss, hidden, similarity, position = _said(model, tokens)
     return Run(
-        name, what.example, edits, part, parts[part or model.part_name], tuple(model.parts), logits, labels, loss,
-        hidden, similarity, position,
+        name, what.key, what.example, edits, part, parts[part or model.part_name], tuple(model.parts), logits,
+        labels, loss, hidden, similarity, position,
     )  # fmt: skip
 
 
