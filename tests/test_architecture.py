@@ -20,7 +20,7 @@ ROOMS = {  # the sub-folders and files of each folder: each may import itself an
     " edits transformer_lens model foreign diffusion trained samples loading recipes experiments",
     "analyses": "_catalogue _prompts _measures _runs _streams _inputs tokens explanations heads sinks"
     " logits vision circuits",
-    "dashboard": "tables figures canvas state running widgets export pages parts sidebar frame views app launch"
+    "dashboard": "tables figures charts canvas state running widgets export pages parts sidebar frame views app launch"
     " __main__",
 }
 FILES = sorted(path for folder in (*FOLDERS, "data") for path in (ROOT / folder).rglob("*.py"))

@@ -10,7 +10,7 @@ import streamlit as st
 
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import tables
-from headwater.dashboard.figures.circuit import circuit_layers, size_curve, strongest
+from headwater.dashboard.charts.circuit import circuit_layers, size_curve, strongest
 from headwater.dashboard.parts.flows import run_key
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import circuits, pairs, runs

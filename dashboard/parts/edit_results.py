@@ -13,8 +13,8 @@ import streamlit as st
 import headwater as hw
 from headwater.dashboard import pages
 from headwater.dashboard.canvas.attention_map import attention_map
-from headwater.dashboard.figures.changes import dumbbells, loss_changes
-from headwater.dashboard.figures.chips import signed_chips
+from headwater.dashboard.charts.changes import dumbbells, loss_changes
+from headwater.dashboard.charts.chips import signed_chips
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import cut, visible
 from headwater.dashboard.parts.job import wait

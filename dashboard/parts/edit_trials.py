@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 import headwater as hw
-from headwater.dashboard.figures.changes import control_band, sweep_curve
+from headwater.dashboard.charts.changes import control_band, sweep_curve
 from headwater.dashboard.parts.edits import in_words
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import bench

@@ -15,8 +15,8 @@ import headwater as hw
 from headwater.dashboard import pages
 from headwater.dashboard.canvas.grid import grid
 from headwater.dashboard.canvas.mosaic import mosaic
-from headwater.dashboard.figures.pruning import pruning_figure
-from headwater.dashboard.figures.scatter import head_scatter
+from headwater.dashboard.charts.pruning import pruning_figure
+from headwater.dashboard.charts.scatter import head_scatter
 from headwater.dashboard.parts import scores as parts
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.running.scores import Score

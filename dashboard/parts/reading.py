@@ -7,8 +7,8 @@ import streamlit as st
 
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import pages, tables
+from headwater.dashboard.charts.terms import term_bars
 from headwater.dashboard.figures.labels import escaped
-from headwater.dashboard.figures.terms import term_bars
 from headwater.dashboard.figures.tokens import MOST_IN_A_STRIP, token_strip
 from headwater.dashboard.parts import attention
 from headwater.dashboard.parts.job import wait

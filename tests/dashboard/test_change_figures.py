@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from headwater.dashboard.figures.changes import control_band, dumbbells, loss_changes, sweep_curve
-from headwater.dashboard.figures.chips import signed_chips
+from headwater.dashboard.charts.changes import control_band, dumbbells, loss_changes, sweep_curve
+from headwater.dashboard.charts.chips import signed_chips
 
 HOSTILE = ["<b>", '" onmouseover="x', "$x$", "\n"]
 

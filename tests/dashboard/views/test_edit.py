@@ -216,4 +216,4 @@ def test_what_is_taken_away_gives_the_edits_back():
     assert hw.edit_from_dict(TAKE).to_python() in code
     app.button(key="save-run").click().run()
     (button,) = [each for each in app.get("download_button") if each.proto.label == "Experiment and results"]
-    assert button.proto.url
+    assert button.proto.deferred_file_id

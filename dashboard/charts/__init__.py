@@ -1,0 +1,1 @@
+"""Figures of single pages: numbers in, plotly out."""
