@@ -121,9 +121,11 @@ def grouped(edges: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.Data
     frame = edges.assign(sender=edges["sender"].replace(of), reader=edges["reader"].replace(of))
     frame = frame[frame["sender"] != frame["reader"]]
     inside = frame["sender"].isin(groups) | frame["reader"].isin(groups)
-    added = frame[inside].groupby(["sender", "reader"], sort=False, as_index=False)["weight"].sum()
-    added = added.assign(**{"input": "", "sender node": "", "reader node": ""})
-    return pd.concat([frame[~inside], added[COLUMNS]], ignore_index=True)
+    sums: dict[tuple[str, str], float] = {}
+    for edge in frame[inside].itertuples():
+        sums[edge.sender, edge.reader] = sums.get((edge.sender, edge.reader), 0.0) + edge.weight
+    added = pd.DataFrame([(*ends, "", sum_, "", "") for ends, sum_ in sums.items()], columns=COLUMNS)
+    return pd.concat([pd.DataFrame(frame[~inside]), added], ignore_index=True)
 
 
 def sizes_of(count: int) -> list[int]:
