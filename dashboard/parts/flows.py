@@ -12,7 +12,7 @@ import streamlit as st
 import headwater as hw
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import pages, tables
-from headwater.dashboard.figures import flow as figures
+from headwater.dashboard.charts import flow as figures
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.names import grid_of
 from headwater.dashboard.parts.job import wait

@@ -11,7 +11,7 @@ import streamlit as st
 
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import pages, tables
-from headwater.dashboard.figures import sinks as figures
+from headwater.dashboard.charts import sinks as figures
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.parts.flows import run_key
