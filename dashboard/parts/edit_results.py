@@ -47,8 +47,8 @@ def draw_numbers(measure: Measure, one: Run, other: Run) -> None:
     if measure.kind != "loss" and one.loss is not None and other.loss is not None:
         found.append(("mean loss of the text's tokens", one.loss, other.loss, "nats", "inverse"))
     apart = changes.divergence(one, other)
-    columns = st.columns(len(found) + (apart is not None))
-    for column, (label, before, after, unit, colour) in zip(columns, found, strict=False):
+    columns = [column for _ in range(2) for column in st.columns(2)]
+    for (label, before, after, unit, colour), column in zip(found, columns, strict=False):
         if before is None or after is None:
             column.metric(plain(label), "no value")
             continue
@@ -58,7 +58,7 @@ def draw_numbers(measure: Measure, one: Run, other: Run) -> None:
         )
     if apart is not None:
         what = "classes" if one.labels else "next tokens"
-        columns[-1].metric(
+        columns[len(found)].metric(
             f"KL(A‖B) of the {what}", f"{apart:.4g} nats", help="0 where the edits change no probability"
         )
 

@@ -26,18 +26,18 @@ with form:
     added = edit_form.draw(state, plain_run, model, measure)
     if added is not None:
         edit_form.add(state, added)
+edited = None
 with active:
     edit_list.draw(state, plain_run, model)
-
-edited = None
-if state.has_b():
-    with suppress(HeadwaterError):  # told above the page
-        edited = runs.b(whole)
+    if state.has_b():
+        with suppress(HeadwaterError):  # told above the page
+            edited = runs.b(whole)
+    if edited is not None:
+        edit_results.draw_numbers(measure, plain_run, edited)
+        edit_results.draw_answers(state, plain_run, edited)
 if edited is not None:
     if state.b_text is not None or state.b_model is not None:
         st.caption("Run B also has another text or model; the controls and the sweep below are of run A's.")
-    edit_results.draw_numbers(measure, plain_run, edited)
-    edit_results.draw_answers(state, plain_run, edited)
     edit_results.draw_losses(state, plain_run, edited)
     edit_results.draw_heads(state, plain_run, edited)
     edit_results.draw_text(state, model, plain_run, edited)

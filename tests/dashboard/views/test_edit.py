@@ -210,7 +210,7 @@ def test_models_that_see_are_edited_too(model):
 
 
 @pytest.mark.usefixtures("offered")
-def test_what_is_taken_away_gives_the_edits_back():
+def test_the_python_of_the_view_holds_the_edits():
     app = opened("edit", prompt=PROMPT, edits=json.dumps([TAKE]))
     (code,) = [each.value for each in app.code if "hw.load" in each.value]
     assert hw.edit_from_dict(TAKE).to_python() in code
