@@ -113,8 +113,13 @@ def _field(state: State, asked: Entry, setting: Setting, default: Any) -> Any:
         return None if value == NONE and setting.optional else value
     if setting.kind == "flag" and isinstance(default, bool):
         return bound.toggle(state, name, label, default, help=hint)
+    below = bounds.high is not None and bounds.high < 0  # a number field of Streamlit begins at 0
     whole = setting.kind == "integer" and isinstance(default, int) and not isinstance(default, bool)
-    if not setting.optional and (whole or (setting.kind == "number" and isinstance(default, (int, float)))):
+    if (
+        not setting.optional
+        and not below
+        and (whole or (setting.kind == "number" and isinstance(default, (int, float))))
+    ):
         kind = int if whole else float
         low, high = (None if limit is None else kind(limit) for limit in (bounds.low, bounds.high))
         return bound.number(state, name, label, low, high, kind(default), help=hint)

@@ -60,9 +60,14 @@ def as_text(value: Any) -> str:
 
 def of_measure(entry: Entry, chosen: Measure) -> dict[str, Any]:
     """What the page's measure says of answer, distractor, position and kind; nothing where it is of no answer."""
+    found: dict[str, Any] = {}
     with suppress(AnalysisError):
-        return chosen.fitting(entry)
-    return {}
+        for name, value in chosen.fitting(entry).items():
+            with suppress(
+                AnalysisError
+            ):  # as a position from the left where only those from the right are taken
+                found[name] = entry.setting(name).check(value)
+    return found
 
 
 def read(entry: Entry, typed: Mapping[str, Any], filled: Mapping[str, Any]) -> dict[str, Any]:
