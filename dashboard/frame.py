@@ -15,7 +15,9 @@ from headwater.lens.errors import HeadwaterError
 STYLE = """
 .stMainBlockContainer{padding-top:4.4rem;padding-bottom:2rem}
 .st-key-frame{padding-bottom:.2rem}
-@media (max-width:640px){.stMainBlockContainer{padding-left:.8rem;padding-right:.8rem}}
+@media (max-width:640px){.stMainBlockContainer{padding-left:.8rem;padding-right:.8rem}
+[class*="st-key-wide-"]{overflow-x:auto}
+[class*="st-key-wide-"]>*{min-width:44rem}}
 """
 WITHOUT = ("start", "experiments")  # pages that are of no run
 SHOWN = {"a": "A: as it is", "b": "B", "difference": "B − A"}

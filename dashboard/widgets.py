@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from headwater.dashboard.figures import style
 from headwater.dashboard.figures.labels import cut, visible
 from headwater.dashboard.tables import to_csv, to_json
 
@@ -17,7 +19,9 @@ CHART = {
     "displaylogo": False,
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
     "scrollZoom": False,
+    "toImageButtonOptions": {"format": "svg", "filename": "headwater"},  # the camera of a figure
 }
+WIDE = "wide-"  # begins the keys of figures that a narrow screen scrolls and does not squeeze
 MOST_ROWS = 20_000
 
 
@@ -40,9 +44,10 @@ def clicked(figure: go.Figure, key: str, alt: str) -> dict | None:
     The key changes with each click handled, since a chart keeps its selection and would report it on every run.
     """
     count = st.session_state.setdefault(f"{key}-clicks", 0)
-    event = st.plotly_chart(
-        figure, key=f"{key}-{count}", on_select="rerun", selection_mode="points", config=CHART, alt=alt
-    )
+    with _place(figure, key):
+        event = st.plotly_chart(
+            figure, key=f"{key}-{count}", on_select="rerun", selection_mode="points", config=CHART, alt=alt
+        )
     points = event["selection"]["points"] if event else []
     if not points:
         return None
@@ -63,21 +68,27 @@ def select(label: str, options: Sequence[Any], value: Any, key: str, show: Calla
 
 
 def chart(figure: go.Figure, key: str, alt: str) -> None:
-    st.plotly_chart(figure, key=key, config=CHART, alt=alt)
+    with _place(figure, key):
+        st.plotly_chart(figure, key=key, config=CHART, alt=alt)
 
 
-def numbers(name: str, frame: pd.DataFrame, key: str) -> None:
-    """The numbers behind a figure, folded away: to read, and to download."""
+def _place(figure: go.Figure, key: str):
+    wide = figure.layout.meta == style.WIDE
+    return st.container(key=f"{WIDE}{key}") if wide else nullcontext()
+
+
+def numbers(name: str, frame: pd.DataFrame, key: str, figure: go.Figure | None = None) -> None:
+    """The numbers behind a figure, folded away: to read, and to download, with the figure as a page of its own."""
     with st.expander("Numbers"):
         if len(frame) <= MOST_ROWS:
             st.dataframe(frame, hide_index=True, key=f"{key}-table", alt=f"Numbers of {name}")
         else:
             st.caption(f"{len(frame):,} lines: too many to list here; download them.")
-        downloads(name, frame, key)
+        downloads(name, frame, key, figure)
 
 
-def downloads(name: str, frame: pd.DataFrame, key: str) -> None:
-    """CSV and JSON of all the numbers; the files are made when a button is pressed."""
+def downloads(name: str, frame: pd.DataFrame, key: str, figure: go.Figure | None = None) -> None:
+    """CSV and JSON of all the numbers, and a page of the figure; the files are made when a button is pressed."""
     with st.container(horizontal=True):
         st.download_button(
             "CSV", lambda: to_csv(frame), f"{name}.csv", "text/csv", key=f"{key}-csv", on_click="ignore"
@@ -90,3 +101,12 @@ def downloads(name: str, frame: pd.DataFrame, key: str) -> None:
             key=f"{key}-json",
             on_click="ignore",
         )
+        if figure is not None:
+            st.download_button(
+                "HTML",
+                lambda: figure.to_html(),
+                f"{name}.html",
+                "text/html",
+                key=f"{key}-html",
+                on_click="ignore",
+            )

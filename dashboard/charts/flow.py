@@ -21,6 +21,7 @@ from headwater.dashboard.figures.style import (
     INK,
     SEVERAL,
     VEIL,
+    WIDE,
     click_layer,
     finish,
     heat,
@@ -91,7 +92,7 @@ def strips(
         ticktext=[escaped(name) for name in rows], showgrid=False, zeroline=False,
     )  # fmt: skip
     finish(figure, title, subtitle, height=100 + (34 if lines == 1 else 26) * len(grid))
-    return figure.update_layout(hoverdistance=-1, dragmode=False)
+    return figure.update_layout(hoverdistance=-1, dragmode=False, meta=WIDE)
 
 
 def over_picture(

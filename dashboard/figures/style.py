@@ -25,6 +25,7 @@ VEIL = [
 BEFORE, AFTER, CHOSEN, INK = "#5b7083", "#d1603d", "#e4572e", "#2b3440"
 GREY = "#8a949e"  # readable on a light and on a dark ground
 BARS = AFTER
+WIDE = "wide"  # layout.meta of a figure with words side by side: a narrow screen scrolls it
 # told apart without colour vision (Okabe & Ito 2008)
 SEVERAL = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#b8a800", "#7b3294", "#1b9e77",

@@ -14,6 +14,7 @@ from headwater.dashboard.figures.style import (
     BEFORE,
     GREY,
     INK,
+    WIDE,
     click_layer,
     finish,
     heat,
@@ -67,7 +68,7 @@ def token_strip(
     figure.update_xaxes(visible=False, range=[-0.5, columns - 0.5])
     figure.update_yaxes(visible=False, range=[rows - 0.5, -0.5])
     finish(figure, title, subtitle, height=90 + 46 * rows)
-    return figure.update_layout(hoverdistance=-1, dragmode=False)
+    return figure.update_layout(hoverdistance=-1, dragmode=False, meta=WIDE)
 
 
 def token_bars(

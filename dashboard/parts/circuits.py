@@ -159,7 +159,10 @@ def draw_graph(state: State, run: Run, found: Circuit, method: str) -> pd.DataFr
     st.caption(plain(f"Unit: {about.unit}. Not for: {about.not_for}."))
     st.caption("Click the diamond on an edge to open it, a node to choose its head. Orange is negative.")
     numbers(
-        f"circuit-{method}", edges.drop(columns=["sender node", "reader node"]), f"circuit-{method}-numbers"
+        f"circuit-{method}",
+        edges.drop(columns=["sender node", "reader node"]),
+        f"circuit-{method}-numbers",
+        figure,
     )
     return edges
 
@@ -258,7 +261,7 @@ def draw_faithfulness(state: State, run: Run, chosen: Measure, found: Circuit, o
         plain(f"Not for: {entry('circuit_faithfulness').not_for}. Completeness: of the edges left over.")
     )
     frame = pd.DataFrame({"edges asked for": sizes, "edges": curve["edges"].values, **lines})
-    numbers("circuit-faithfulness", frame, "faithfulness-numbers")
+    numbers("circuit-faithfulness", frame, "faithfulness-numbers", figure)
 
 
 def draw_overlap(

@@ -78,7 +78,7 @@ def draw_answers(state: State, one: Run, other: Run) -> None:
         for row in table.head(5).to_dict("records")
     ]
     chart(figure, "edit-answers", f"{title}, {AXES[axis]} in A and B: {'; '.join(seen)}")
-    numbers("answers-a-b", table, "edit-answers")
+    numbers("answers-a-b", table, "edit-answers", figure)
 
 
 def draw_losses(state: State, one: Run, other: Run) -> None:

@@ -70,7 +70,7 @@ def draw_controls(state: State, model: hw.HookedModel, one: Run, measure: Measur
         {"edits": ["; ".join(in_words(edit, one.keys) for edit in each) for each in tries], "measure": values,
          "change": values - plain_value}
     )  # fmt: skip
-    numbers("random-controls", frame, "edit-controls")
+    numbers("random-controls", frame, "edit-controls", figure)
 
 
 def _controls(model, tokens, measure, edits, tries) -> tuple[float, np.ndarray, float]:
@@ -122,7 +122,7 @@ def draw_sweep(state: State, model: hw.HookedModel, one: Run, measure: Measure, 
     st.caption("A click on a point sets the strength.")
     low, high = found.interval
     frame = pd.DataFrame({"strength": found.strengths, "mean": found.mean, "low": low, "high": high})
-    numbers("sweep", frame, "edit-sweep")
+    numbers("sweep", frame, "edit-sweep", figure)
     if point is not None:
         state.edits[place] = with_strength(state.edits[place], float(point["x"]))
         session.again()

@@ -280,7 +280,12 @@ def _faithfulness(state: State, run: Run, measure: Measure, rows: Rows) -> None:
     figure = figures.curves(found.fraction.values, lines, escaped(measure.label), measure.unit or "value")
     chart(figure, f"flow-{which}", f"Areas under the curves, best first: {told}")
     st.caption(plain(f"Mean height, best first: {told}."))
-    numbers(f"faithfulness-{which}", tables.table(found[which].isel(batch=0), which), "faithfulness-numbers")
+    numbers(
+        f"faithfulness-{which}",
+        tables.table(found[which].isel(batch=0), which),
+        "faithfulness-numbers",
+        figure,
+    )
     st.caption(plain(f"Not for: {entry('faithfulness').not_for}."))
 
 
@@ -341,7 +346,7 @@ def draw_paths(state: State, run: Run, query: int, settings: Mapping[str, Any]) 
     if point is not None and isinstance(point.get("customdata"), list):
         state.put("flow.edge", [int(each) for each in point["customdata"][:3]])
         session.again()
-    numbers("paths", edges.drop(columns="below"), "paths-numbers")
+    numbers("paths", edges.drop(columns="below"), "paths-numbers", figure)
     if chosen is not None and len(found.tokens) == len(run.queries) and run.square:
         _heads(state, run, found, chosen)
 

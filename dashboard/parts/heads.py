@@ -81,7 +81,7 @@ def draw_scatter(
         config=CHART, alt=f"Heads by {names[0]} and {names[1]}",
     )  # fmt: skip
     frame = table(up[0], "up").merge(table(across[0], "across"), on=["layer", "head"])
-    numbers("two-scores-per-head", frame, "heads-numbers")
+    numbers("two-scores-per-head", frame, "heads-numbers", figure)
 
 
 def draw_mosaic(state: State, run: Run) -> None:

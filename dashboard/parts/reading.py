@@ -120,7 +120,7 @@ def draw_why(state: State, run: Run, query: int) -> None:
         "what the query is made of · what the key is made of",
     )  # fmt: skip
     chart(figure, "why", f"Largest terms of the score of {named}: {_listed(names, found['score'])}")
-    numbers("why-it-looks-there", found, "why-numbers")
+    numbers("why-it-looks-there", found, "why-numbers", figure)
     _not_for("qk_decomposition")
 
 
@@ -153,7 +153,7 @@ def draw_writes(state: State, run: Run, chosen: Measure) -> None:
         names, values[order], escaped(f"Moved into {label}: {total:.3g}"), "logit", "by source token"
     )
     chart(figure, "writes", f"What the head moves into {label}, by token: {_listed(names, values[order])}")
-    numbers("what-it-writes", found, "writes-numbers")
+    numbers("what-it-writes", found, "writes-numbers", figure)
     _not_for("ov_decomposition")
 
 

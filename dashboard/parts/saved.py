@@ -7,6 +7,7 @@ import streamlit as st
 
 from headwater.dashboard import pages
 from headwater.dashboard.export import experiment, python, saved
+from headwater.dashboard.export.report import report
 from headwater.dashboard.parts.edits import in_words
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import measure, models, runs
@@ -45,6 +46,10 @@ def draw_save(state: State) -> None:
                     _draw_bundle(held, state, f"bundle-new-{found}")
             else:
                 st.error(plain(found))
+    st.download_button(
+        "Report", lambda: report(state, chosen, changes), "report.html", "text/html", key="report", on_click="ignore",
+        help="one page without a network: the measure, the edits, the likeliest answers, the maps of pinned heads",
+    )  # fmt: skip
     with st.expander("Python that repeats it"):
         st.code(python.as_python(state, chosen), language="python")
 

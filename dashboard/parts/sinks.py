@@ -90,7 +90,7 @@ def draw_map(
          for i, layer in enumerate(run.layers) for place in range(len(run.keys))],
         columns=["layer", "position", "token", unit, "seen by few"],
     )  # fmt: skip
-    numbers("received-share", frame, "sink-map-numbers")
+    numbers("received-share", frame, "sink-map-numbers", figure)
 
 
 def draw_heads(
@@ -217,7 +217,7 @@ def _norms(state: State, run: Run, found: Shares, norms: Any, keys: Sequence[int
         )
     )
     frame = tables.table(share, "share").assign(value_ratio=ratio.ravel()[np.isfinite(share.values.ravel())])
-    numbers("share-and-value", frame, "sink-norms-numbers")
+    numbers("share-and-value", frame, "sink-norms-numbers", figure)
     if point is not None and "customdata" in point:
         layer, head = point["customdata"]
         _open(state, int(layer), int(head))
@@ -284,7 +284,7 @@ def draw_generated(state: State, run: Run, keys: Sequence[int]) -> None:
             f"Mean of heads and layers: {told}. {len(found.tokens) - found.first} new tokens, right of the line."
         )
     )
-    numbers("sink-over-steps", tables.table(found.mass, "weight"), "sink-steps-numbers")
+    numbers("sink-over-steps", tables.table(found.mass, "weight"), "sink-steps-numbers", figure)
 
 
 def draw_family(state: State) -> None:
