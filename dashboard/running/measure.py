@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headwater.dashboard.figures.labels import cut, visible
+from headwater.dashboard.running.models import resident
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state.state import State
 from headwater.lens.errors import AnalysisError
@@ -107,6 +108,11 @@ class Measure:
         if self.kind == "loss":
             return None
         kind, answer, wrong, place = self.kind, self.answer, self.wrong, self.position
+        if kind == "likeness" and resident(self.plain.name).has_lm_head:
+            raise AnalysisError(
+                f"{self.plain.name} predicts masked tokens and the text has none, so heads have no effect on an answer; "
+                "put the mask token into the text"
+            )
         hidden = torch.as_tensor(self.plain.hidden)
 
         def negated(outputs: Tensor, ids: Tensor) -> Tensor:
