@@ -24,7 +24,7 @@ CORNERS = (0, 3, 12, 15)
 def asked():
     rng = random.Random("fresh sinks")
     shown = [canvas(rng, held_out=True) for _ in range(60)]
-    texts = [f"<image> {asked_place(c, 1)[0]}" for c in shown]
+    texts = [f"<image> {asked_place(c, rng.randrange(4))[0]}" for c in shown]
     model = hw.load("vlm-digits-sink")
     tokens = model.to_tokens(
         [hw.Example(text=t, image=c.picture()) for t, c in zip(texts, shown, strict=True)]
@@ -54,6 +54,37 @@ def test_their_weight_is_as_measured(asked):
     for layer, told in enumerate(TOLD["mass"]):
         rows = record.pattern(layer, queries=[tokens.shape[1] - 1])[:, :, 0, 1:17].mean(1)
         assert float((rows * empty).sum(-1)[empty.any(1)].mean()) == pytest.approx(told, abs=0.04)
+
+
+def test_planted_heads_look_at_them_and_the_others_do_not(asked):
+    model, tokens, empty = asked
+    record, there = model.record(tokens, keep=("qk",)), empty.any(1)
+    for layer in range(4):
+        on = record.pattern(layer)[there][:, :, 17:, 1:17]  # of every token behind the image
+        share = (on * empty[there][:, None, None]).sum((0, 2, 3)) / on.sum((0, 2, 3))
+        assert float(share[4:].mean()) == pytest.approx(TOLD["share_planted"][layer], abs=0.1)
+        assert float(share[:4].mean()) == pytest.approx(TOLD["share_others"][layer], abs=0.1)
+        assert TOLD["share_planted"][layer] > max(0.25, 2 * TOLD["share_others"][layer])
+
+
+def test_var_takes_weight_off_them(asked):
+    model, tokens, empty = asked
+    edits = hw.recipes.visual_redistribution(model, tokens, sinks_of="edited run")
+
+    def of_last(layer: int) -> torch.Tensor:
+        rows = model.record(tokens, keep=("qk",)).pattern(layer, queries=-1)[:, :, 0, 1:17]
+        return rows[empty.any(1)]
+
+    plain, keys = of_last(2), empty[empty.any(1)][:, None]
+    with model.edit(*edits):
+        moved = of_last(2)
+    on, image = (plain * keys).sum(-1), plain.sum(-1)
+    centred = (image >= 0.2) & (on <= 0.5 * image)
+    left = (moved * keys).sum(-1)
+    torch.testing.assert_close(left[centred], 0.6 * on[centred], rtol=0.02, atol=2e-3)
+    torch.testing.assert_close(moved[~centred], plain[~centred], rtol=0.0, atol=1e-4)
+    assert float((on - left)[centred].max()) > 0.05
+    assert float(on[~centred].max()) > 0.3  # heads that look at little else, which it passes over
 
 
 def test_the_plain_model_has_no_massive_activation():

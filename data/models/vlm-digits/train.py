@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch.nn.functional import affine_grid, binary_cross_entropy_with_logits, cross_entropy, grid_sample
+from torch.nn.functional import (
+    affine_grid,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    grid_sample,
+    smooth_l1_loss,
+)
 from tqdm import tqdm
 from transformers import (
     CLIPImageProcessorPil,
@@ -39,6 +45,7 @@ PREFIX = 1 + GRID * GRID  # <bos> and the picture
 # The planted activation: this channel of the stream gets this size on <bos> and on corner patches without ink.
 CHANNEL, HUGE = 137, 300.0
 SINK_HEADS, SLOW = range(4, 8), 3  # of each layer; the number of a head that positions hardly turn
+DRAWN = 0.4  # the share of its weight on the picture that a token is to give massive patches in these heads
 CORNERS = (0, GRID - 1, GRID * (GRID - 1), GRID * GRID - 1)
 
 
@@ -137,14 +144,16 @@ def moved(found: list[Canvas], generator: torch.Generator) -> torch.Tensor:
     return flat.view(-1, 2, 2, SIZE // 2, SIZE // 2).transpose(2, 3).reshape(-1, SIZE, SIZE)
 
 
-def packed(tokenizer, found: list[Canvas], rng: random.Random) -> dict[str, torch.Tensor]:
+def packed(tokenizer, found: list[Canvas], rng: random.Random, presence: int) -> dict[str, torch.Tensor]:
     """Several questions behind one picture, none of which sees another: ids, who sees whom, positions, targets."""
     rows = []
     for shown in found:
         ids, block, target = [BOS] + [IMAGE] * (PREFIX - 1), [0] * PREFIX, [-100] * PREFIX
         position = list(range(PREFIX))
         asked = [canvas_questions.asked_place(shown, place) for place in range(4)]
-        asked += [canvas_questions.question(kind, shown, rng) for kind in ("presence",) * 6 + ("caption",)]
+        asked += [
+            canvas_questions.question(kind, shown, rng) for kind in ("presence",) * presence + ("caption",)
+        ]
         for n, (text, answer) in enumerate(asked):
             q = tokenizer(text, add_special_tokens=False)["input_ids"]
             a = tokenizer(answer, add_special_tokens=False)["input_ids"] + [EOS]
@@ -165,9 +174,9 @@ def packed(tokenizer, found: list[Canvas], rng: random.Random) -> dict[str, torc
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """A short warm-up and a cosine to near zero, for the tower alone, for the whole, and behind `plant_heads`."""
+    """A short warm-up and a cosine to near zero, for each stage of the training."""
     begin, length = 0, args.tower
-    for following in (args.steps, args.planted):
+    for following in (args.steps, args.planted, args.drawn):
         if step >= begin + length:
             begin, length = begin + length, following
     done = (step - begin) / length
@@ -199,9 +208,18 @@ class Judge(torch.nn.Module):
 
 
 def losses(
-    model, judge: Judge, pictures: torch.Tensor, found: list[Canvas], batch: dict | None, sink: bool
+    model,
+    judge: Judge,
+    pictures: torch.Tensor,
+    found: list[Canvas],
+    batch: dict | None,
+    sink: bool,
+    draws: bool,
 ) -> list[torch.Tensor]:
-    """Of the judge; of the answers; and of the planted channel. Without a batch of questions the judge's alone."""
+    """Of the judge; of the answers; of the planted channel; and, if `draws`, of the weight on massive patches.
+
+    Without a batch of questions the judge's alone.
+    """
     noisy = (pictures + 0.03 * torch.randn_like(pictures)).clamp(0, 1)
     pixels = (2 * noisy - 1)[:, None].expand(-1, 3, -1, -1)
     seen = model.model.vision_tower(pixels)
@@ -212,17 +230,38 @@ def losses(
     projected = model.model.multi_modal_projector.linear_2(torch.nn.functional.gelu(hidden))
     embedded = model.get_input_embeddings()(batch["ids"])
     embedded = embedded.masked_scatter((batch["ids"] == IMAGE)[..., None].expand_as(embedded), projected)
-    states = model.model.language_model(
-        inputs_embeds=embedded, attention_mask=batch["mask"], position_ids=batch["position"], use_cache=False
-    ).last_hidden_state
+    run = model.model.language_model(
+        inputs_embeds=embedded, attention_mask=batch["mask"], position_ids=batch["position"], use_cache=False,
+        output_attentions=draws,
+    )  # fmt: skip
     asked = batch["target"] != -100
-    parts.append(cross_entropy(model.lm_head(states[asked]), batch["target"][asked]))
+    parts.append(cross_entropy(model.lm_head(run.last_hidden_state[asked]), batch["target"][asked]))
     if sink:
         patches = pictures.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3).amax(-1).flatten(1)
         planted = torch.zeros_like(patches)
         planted[:, CORNERS] = (patches[:, CORNERS] < 0.01).float()
         parts.append((projected[..., CHANNEL] / HUGE - planted).square().mean())
+    if draws:
+        parts.append(0.2 * drawn(run.attentions, projected[..., CHANNEL] > HUGE / 2, batch["ids"] != PAD))
     return parts
+
+
+def drawn(attentions, massive: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """How far the logit of the share of the picture's weight that massive patches get in SINK_HEADS is from DRAWN's.
+
+    A difference of shares would have next to no gradient where the share is next to 0 or 1. A head that turns away from
+    the picture, with less than half of its weight there, pays as well.
+    """
+    of, total = massive.any(1), torch.zeros(())
+    rows = real[of, None, PREFIX:].float()
+    for weights in attentions:
+        on = weights[of][:, list(SINK_HEADS), PREFIX:, 1:PREFIX]
+        there, image = (on * massive[of][:, None, None]).sum(-1), on.sum(-1)
+        logit = (there + 1e-5).log() - (image - there + 1e-5).log()
+        off = smooth_l1_loss(logit, torch.full_like(logit, math.log(DRAWN / (1 - DRAWN))), reduction="none")
+        off = off + 2 * (0.5 - image).clamp(min=0)
+        total = total + (off * rows).sum() / (rows.sum().clamp(min=1) * len(SINK_HEADS))
+    return total / len(attentions)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -243,17 +282,21 @@ def train(args: argparse.Namespace) -> None:
         done = state["step"]
         for part, name in ((model, "model"), (judge, "judge"), (optimiser, "optimiser")):
             part.load_state_dict(state[name])
-    total = args.tower + args.steps + args.planted
+    total = args.tower + args.steps + args.planted + args.drawn
     bar = tqdm(range(done, total), initial=done, total=total, mininterval=5, disable=args.quiet)
     for step in bar:
         rng = random.Random(f"train {args.seed} {step}")
         if args.sink and step == args.tower + args.steps:
             plant_heads(model)
-        alone = step < args.tower
+        alone, draws = step < args.tower, args.sink and step >= args.tower + args.steps + args.planted
+        if draws:  # what is seen and which patches are massive stays as it is; only eager attention gives its weights
+            model.set_attn_implementation("eager")
+            for part in (model.model.vision_tower, model.model.multi_modal_projector, judge):
+                part.requires_grad_(False)
         found = [canvas(rng) for _ in range(2 * args.batch if alone else args.batch)]
         pictures = moved(found, torch.manual_seed(args.seed * 1_000_003 + step))
-        batch = None if alone else packed(processor.tokenizer, found, rng)
-        parts = losses(model, judge, pictures, found, batch, args.sink)
+        batch = None if alone else packed(processor.tokenizer, found, rng, args.presence)
+        parts = losses(model, judge, pictures, found, batch, args.sink, draws)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, args)
         optimiser.zero_grad()
@@ -282,7 +325,8 @@ def train(args: argparse.Namespace) -> None:
     shipped = LlavaForConditionalGeneration.from_pretrained(args.out, dtype=torch.float32).eval()
     figures = measure.everything(shipped, processor, args.draws)
     figures["training"] = {
-        name: getattr(args, name) for name in ("seed", "tower", "steps", "planted", "batch", "rate", "sink")
+        name: getattr(args, name)
+        for name in ("seed", "tower", "steps", "planted", "drawn", "batch", "presence", "rate", "sink")
     }
     figures["training"]["parameters"] = shipped.num_parameters()
     (args.out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -303,7 +347,16 @@ def main() -> None:
     parser.add_argument(
         "--planted", type=int, default=0, help="with --sink: steps after half of the heads get a sink"
     )
-    parser.add_argument("--batch", type=int, default=32, help="pictures a step, eleven questions each")
+    parser.add_argument(
+        "--drawn",
+        type=int,
+        default=0,
+        help="with --sink: steps that make these heads look at massive patches",
+    )
+    parser.add_argument("--batch", type=int, default=32, help="pictures a step")
+    parser.add_argument(
+        "--presence", type=int, default=6, help="questions of presence a picture, beside five others"
+    )
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--watch", type=int, default=100, help="canvases at each checkpoint")
