@@ -110,7 +110,7 @@ class Measure:
         kind, answer, wrong, place = self.kind, self.answer, self.wrong, self.position
         if kind == "likeness" and resident(self.plain.name).has_lm_head:
             raise AnalysisError(
-                f"{self.plain.name} predicts masked tokens and the text has none, so heads have no effect on an answer; "
+                f"{self.plain.name} predicts masked tokens and the text has none, so there is no answer; "
                 "put the mask token into the text"
             )
         hidden = torch.as_tensor(self.plain.hidden)
