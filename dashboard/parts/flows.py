@@ -16,6 +16,7 @@ from headwater.dashboard.charts import flow as figures
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.names import grid_of
 from headwater.dashboard.parts.job import wait
+from headwater.dashboard.parts.token_choice import choose_token
 from headwater.dashboard.running import flows, picture
 from headwater.dashboard.running.flows import METHODS, Row
 from headwater.dashboard.running.measure import Measure
@@ -23,7 +24,7 @@ from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.address import to_address
 from headwater.dashboard.state.state import State
-from headwater.dashboard.widgets import chart, clicked, numbers, plain, quoted, token_name
+from headwater.dashboard.widgets import chart, clicked, numbers, plain, quoted
 from headwater.lens.errors import HeadwaterError
 
 MOST_TOKENS = 100  # of a strip; of longer inputs those with the most weight
@@ -39,10 +40,7 @@ def choose(state: State, run: Run) -> tuple[int, list[str], dict[str, Any]]:
     query = first if state.query is None else min(state.query, len(run.queries) - 1)
     token, which = st.columns([1, 3], vertical_alignment="bottom")
     with token:
-        bound.choice(
-            state, "query", "Token", list(range(len(run.queries))), query,
-            show=lambda place: token_name(run.queries, place),
-        )  # fmt: skip
+        choose_token(state, "query", "Token", run.queries, query)
     with which:
         methods = bound.several(
             state,

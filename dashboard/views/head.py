@@ -3,9 +3,9 @@
 import streamlit as st
 
 from headwater.dashboard.parts import attention, picture, reading
+from headwater.dashboard.parts.token_choice import choose_token
 from headwater.dashboard.running import measure, runs
 from headwater.dashboard.state import bound, session
-from headwater.dashboard.widgets import token_name
 
 state = session.current()
 run = runs.shown(state)
@@ -40,10 +40,7 @@ st.caption(
 reading.draw_others(state, run)
 query = len(run.queries) - 1 if state.query is None else min(state.query, len(run.queries) - 1)
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    bound.choice(
-        state, "query", "Token that looks", list(range(len(run.queries))), query,
-        show=lambda place: token_name(run.queries, place), width=260,
-    )  # fmt: skip
+    choose_token(state, "query", "Token that looks", run.queries, query, width=260)
     reading.draw_cell(state, run, query)
 reading.draw_row(state, run, query)
 picture.draw(state, run, query)
