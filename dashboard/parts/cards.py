@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 
 import headwater as hw
@@ -18,6 +19,7 @@ from headwater.dashboard.state.address import from_address, to_address
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import chart, plain
 from headwater.lens.errors import HeadwaterError
+from headwater.lens.records.free_memory import free_memory
 
 RECENT = 6
 
@@ -112,6 +114,18 @@ def own_model() -> None:
         st.markdown(
             "`headwater dashboard FOLDER` opens a model folder of Hugging Face, `headwater dashboard HUB_ID` one "
             "of the hub; `headwater models add NAME` fetches a small trained one. Nothing leaves this machine."
+        )
+        rows = [(name, size) for name in models.offered() if (size := models.weights_on_disk(name))]
+        table = pd.DataFrame(rows, columns=["model", "weights"])
+        table["weights"] = (table["weights"] / 1e6).round(1)
+        shown = {"weights": st.column_config.NumberColumn("weights on disk, MB", format="%.1f")}
+        st.dataframe(
+            table, hide_index=True, column_config=shown, key="offered-models", alt="Models offered here"
+        )
+        free = free_memory()
+        st.caption(
+            "A model takes about its weights in memory, twice that where they are stored in half precision and run in "
+            f"full. {free / 1e9:.1f} GB are free here."
         )
 
 

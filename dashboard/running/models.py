@@ -13,7 +13,7 @@ import headwater as hw
 from headwater.dashboard.running.held import held
 from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.models.embedded import embedded
-from headwater.lens.trained.registry import TRAINED, is_added
+from headwater.lens.trained.registry import TRAINED, bytes_on_disk, is_added
 
 FIRST_MODEL, FALLBACK = "smollm2-135m", "tasks-4l"
 READ = ("text", "pictures")  # what the dashboard can give a model
@@ -71,6 +71,16 @@ def source(name: str) -> str:
     given = _given.get(name, name)
     folder = Path(given).expanduser()
     return str(folder.resolve()) if name in _given and folder.is_dir() else given
+
+
+def weights_on_disk(name: str) -> int | None:
+    """Bytes of a model's weights, before it is loaded; None where they do not lie on this machine."""
+    if name in TRAINED:
+        return bytes_on_disk(name)
+    known = embedded().get(name)
+    folder = Path(known["path"]) if known is not None else Path(source(name))
+    files = list(folder.glob("**/*.safetensors")) if folder.is_dir() else []
+    return sum(file.stat().st_size for file in files) if files else None
 
 
 def resident(name: str) -> hw.HookedModel:
