@@ -95,7 +95,7 @@ def edit(state: State, run: Run, chosen: Measure) -> None:
         except HeadwaterError as error:
             return str(error)
 
-    found = wait(key, tried, "the run without the sink", model=state.model)
+    found = wait(key, tried, "the run without the sink", model=state.model, light=True)
     if isinstance(found, str):
         st.caption(plain(found))
     elif found is not None and None not in found:

@@ -131,7 +131,8 @@ def draw_heads(state: State, one: Run, other: Run) -> None:
     key = ("moved", one.name, repr(runs_key(state)), other.edits)
     patience = 60.0 if len(one.queries) <= FEW_TOKENS else None
     moves = wait(
-        key, partial(changes.moved, one, other), "attention that moved", model=one.name, patience=patience
+        key, partial(changes.moved, one, other), "attention that moved", model=one.name, patience=patience,
+        light=True,
     )  # fmt: skip
     if moves is None:
         return

@@ -24,14 +24,16 @@ PAGE = "jobs-page"
 
 
 def wait(
-    key: Hashable, work: Callable[[], Any], what: str, *, model: str, patience: float | None = None
-) -> Any:
+    key: Hashable, work: Callable[[], Any], what: str, *, model: str, patience: float | None = None,
+    light: bool = False,
+) -> Any:  # fmt: skip
     """The result of `work`, which is kept by `key`; None while it is under way, after it failed, or once cancelled.
 
     What is shown instead says so where the result would stand. `what` names the result, such as "importance of each
     head", and its place on the page: when the session asks for another key under the same name, it waits for the
     former no more. `work` runs in a thread: it draws nothing, and never gives None. It may begin when the session has
-    moved on, so it keeps a copy of the state that it refers to.
+    moved on, so it keeps a copy of the state that it refers to. `light` work, of a few seconds, does not wait for long
+    work on the same model.
     """
     who = _session()
     asked: dict[str, Hashable] = st.session_state.setdefault(ASKED, {})
@@ -42,7 +44,7 @@ def wait(
     if key in cancelled and key not in jobs.results:
         _draw_cancelled(key, what, cancelled)
         return None
-    job = jobs.ask(key, apart(work), what, model, who, lambda: _is_here(who))
+    job = jobs.ask(key, apart(work), what, model, who, lambda: _is_here(who), light)
     seconds = PATIENCE if patience is None else patience
     if jobs.before(job) is None or seconds > PATIENCE:  # one that waits its turn is not done in a moment
         job.ended.wait(seconds)

@@ -23,6 +23,7 @@ from headwater.dashboard.widgets import chart, numbers, plain, quoted
 from headwater.lens.errors import HeadwaterError
 
 MOST_PINNED = 4
+JOBS = "the jobs of all heads"
 
 
 def same_tokens(one: Run, other: Run) -> bool:
@@ -166,7 +167,7 @@ def draw_typical(state: State, run: Run) -> None:
     left, right = st.columns(2)
     with left:
         key = ("roles", state.model, state.part)
-        scores = _told(key, lambda: of_head.role_scores(state), "the jobs of all heads", run, "head_roles")
+        scores = _told(key, lambda: of_head.role_scores(state), JOBS, run, "head_roles")
         if scores is not None:
             found = of_head.roles(scores, state.layer, state.head)
             st.dataframe(
@@ -202,7 +203,7 @@ def _told(key: tuple, work, what: str, run: Run, name: str):
         except HeadwaterError as error:
             return f"{error}"
 
-    found = wait(key, tried, what, model=run.name)
+    found = wait(key, tried, what, model=run.name, light=what != JOBS)
     if isinstance(found, str):
         st.caption(plain(found))
         return None

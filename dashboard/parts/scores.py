@@ -92,7 +92,8 @@ def _effect(state: State, run: Run, how: str, over: str) -> xr.Dataset | str | N
             return str(error)
 
     key = ("head effects", how, over, of, whose(state, run))
-    return wait(key, work, WORK[how] + _side(run, first), model=run.name)
+    light = how in ("gradient", "direct") and not over
+    return wait(key, work, WORK[how] + _side(run, first), model=run.name, light=light)
 
 
 def _roles(state: State, run: Run) -> xr.DataArray | None:
@@ -143,6 +144,7 @@ def maps(state: State, run: Run) -> dict[tuple[int, int], np.ndarray] | None:
         work,
         "maps of all heads" + _side(run, runs.a(state)),
         model=run.name,
+        light=True,
     )
 
 

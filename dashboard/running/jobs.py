@@ -1,4 +1,6 @@
-"""Long work beside the pages: one job at a time per model, with progress and cancel; quick runs never wait for one.
+"""Long work beside the pages: one long and one light job at a time per model, with progress and cancel.
+
+Quick runs never wait for one.
 
 `ask` gives the job of a key, begun by whoever asks first and shared by all who ask for the same. Its result is kept by
 the key, within a number of bytes. A job ends early when nobody waits for it any more: its thread raises `Cancelled` at
@@ -27,7 +29,7 @@ from headwater.dashboard.running.kept import Kept
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.progress import telling
 
-WORKERS = max(2, (os.cpu_count() or 2) // 2)  # jobs at once, each on a model of its own
+WORKERS = max(3, (os.cpu_count() or 2) // 2)  # jobs at once, each in a lane of its own
 GONE = 30.0  # seconds after which a session that is away waits no more; a reload takes less
 LOOK = 1.0  # seconds between two looks at who still waits
 FAULTS = 64
@@ -36,7 +38,7 @@ _lock = threading.RLock()
 _jobs: OrderedDict[Hashable, Job] = (
     OrderedDict()
 )  # those that wait or run, in the order in which they were asked for
-_running: dict[str, Job] = {}  # by model
+_running: dict[tuple[str, bool], Job] = {}  # by lane: each model has one for light work and one for the rest
 _faults: OrderedDict[Hashable, str] = OrderedDict()
 _quick: dict[str, threading.RLock] = {}
 
@@ -68,6 +70,7 @@ class Job:
     work: Callable[[], Any]
     what: str
     model: str
+    light: bool = False
     waiters: dict[str, Waiter] = field(default_factory=dict)
     running: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
@@ -82,6 +85,10 @@ class Job:
     _looked: float = 0.0
     _unwanted: bool = False
     _context: contextvars.Context = field(default_factory=contextvars.copy_context)
+
+    @property
+    def lane(self) -> tuple[str, bool]:
+        return self.model, self.light
 
     @property
     def seconds(self) -> float:
@@ -112,11 +119,12 @@ class Job:
 
 def ask(
     key: Hashable, work: Callable[[], Any], what: str, model: str, who: str = "",
-    here: Callable[[], bool] = lambda: True,
+    here: Callable[[], bool] = lambda: True, light: bool = False,
 ) -> Job:  # fmt: skip
     """The job of this key: done already, failed before, under way, or begun now by `work` in a thread of its own.
 
     `work` draws nothing and never gives None; it runs with the context variables of whoever asked first.
+    `light` work, of a few seconds, does not wait for the long work of its model.
     `who` waits for it until it calls `leave`, or is no longer `here`.
     """
     with _lock:
@@ -124,7 +132,7 @@ def ask(
             job = _jobs[key]
             job.waiters[who] = Waiter(here)
             return job
-        job = Job(key, work, what, model, {who: Waiter(here)})
+        job = Job(key, work, what, model, light, {who: Waiter(here)})
         job.result, job.error = results.get(key), _faults.get(key)
         if job.result is not None or job.error is not None:
             job.ended.set()
@@ -154,7 +162,7 @@ def again(key: Hashable) -> None:
 def before(job: Job) -> Job | None:
     """The job that runs on the same model, for one that waits its turn."""
     with _lock:
-        return None if job.running else _running.get(job.model)
+        return None if job.running else _running.get(job.lane)
 
 
 @contextmanager
@@ -178,10 +186,10 @@ def _begin_next() -> None:
     for job in list(_jobs.values()):
         if not job.running:
             _drop_absent(job)
-        if len(_running) >= WORKERS or job.running or job._unwanted or job.model in _running:
+        if len(_running) >= WORKERS or job.running or job._unwanted or job.lane in _running:
             continue
         job.running, job.begun = True, time.monotonic()
-        _running[job.model] = job
+        _running[job.lane] = job
         # it ends with the process: nobody waits for a job once the server has stopped
         threading.Thread(
             target=job._context.run, args=(_work, job), name=f"job {job.what}", daemon=True
@@ -203,7 +211,7 @@ def _work(job: Job) -> None:
         job.error = unforeseen(error)
     with _lock:
         job.running = False
-        del _running[job.model]
+        del _running[job.lane]
         if _jobs.get(job.key) is job:
             del _jobs[job.key]
         if job.error is not None and not job._unwanted:

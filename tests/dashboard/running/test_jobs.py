@@ -221,3 +221,16 @@ def test_steps_and_the_rest_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     now[0] = 103.0
     job.tell("runs", 5, 10, "run")
     assert (job.rest, job.seconds) == (1.0, 3.0)
+
+
+def test_light_work_does_not_wait_for_long_work_on_its_model():
+    held_up, done = threading.Event(), []
+    long = jobs.ask(("long", "of a model"), lambda: int(held_up.wait(60)), "long work", "a model")
+    waits = jobs.ask(("long", "that waits"), lambda: 1, "more long work", "a model")
+    light = jobs.ask(("light", "of a model"), lambda: done.append(1) or 2, "light work", "a model", light=True)
+    assert light.ended.wait(30)
+    assert light.result == 2
+    assert not long.ended.is_set()
+    assert not waits.running
+    held_up.set()
+    assert waits.ended.wait(30)
