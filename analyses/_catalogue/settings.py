@@ -82,7 +82,7 @@ class Setting:
         try:
             return self.check(self._read(text))
         except ValueError:
-            raise AnalysisError(f"{self.name}={text!r} is not {self._wanted()}") from None
+            raise AnalysisError(f"{self.name}={text!r} is not {self._wanted(typed=True)}") from None
 
     def check(self, value: Any) -> Any:
         """Return `value`, or raise AnalysisError with the setting, the value and the limits."""
@@ -110,7 +110,8 @@ class Setting:
             return [int(part) for part in text.replace(",", " ").split()]
         return text
 
-    def _wanted(self) -> str:
+    def _wanted(self, typed: bool = False) -> str:
+        """What fits: as it is `typed` in a terminal, else as Python writes it."""
         none = " (or none)" if self.optional else ""
         parts = [
             typing.get_args(each)[0] for each in _members(self.hint) if typing.get_origin(each) is Sequence
@@ -120,9 +121,12 @@ class Setting:
         return {
             "number": f"a number{self.bounds}",
             "integer": f"a whole number{self.bounds}",
-            "flag": "yes or no",
+            "flag": "yes or no" if typed else "True or False",
             "choice": f"one of {', '.join(self.choices)}",
-            "positions": 'whole numbers such as "0,-1"' + ', or "all"' * self.all,
+            "positions": (
+                'whole numbers such as "0,-1"' if typed else "a list of whole numbers such as [0, -1]"
+            )
+            + ', or "all"' * self.all,
             "text": f"{text} or a list of {listed}" if listed else text,
         }[self.kind] + none
 

@@ -50,11 +50,15 @@ def outside(setting: Setting) -> list[tuple[Any, str]]:
     if setting.kind == "integer":
         wrong += [(1.5, "is not a whole number")]
     if setting.kind == "flag":
-        wrong += [(1, "is not yes or no"), ("yes", "is not yes or no")]
+        wrong += [(1, "is not True or False"), ("yes", "is not True or False")]
     if setting.kind == "choice":
         wrong += [("sideways", "is unknown; give one of"), (3, "is unknown; give one of")]
     if setting.kind == "positions":
-        wrong += [("first", "is not whole numbers"), ([0, True], "is not whole"), (0.5, "is not whole")]
+        wrong += [
+            ("first", "is not a list of whole"),
+            ("0,-1", "is not a list of whole"),
+            ([0, True], "is not a list"),
+        ]
     if setting.kind == "text":
         wrong += [(5.0, "is not text"), (True, "is not text")]
     return wrong + ([] if setting.optional else [(None, " is ")])
