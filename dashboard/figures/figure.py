@@ -36,7 +36,8 @@ def figure(
     side by side, or a menu that a written page keeps; the subtitle says which slice is shown.
 
     `tokens` name queries and keys in place of the result's own, one text for each. `title` stands in for the result's
-    question. With `image`, the picture as the model saw it, numbers per patch lie over it. Of a record of several
+    question. With `image`, the picture as the model saw it, numbers per patch lie over it; of a result of several
+    examples choose one, as in `batch=0`. Of a record of several
     prompts `batch` says which one is drawn, without its padding.
 
     The figure is plotly's and holds every number as it came: `.show()`, `.write_html("a.html")`, and
@@ -78,6 +79,11 @@ def figure(
                 "a graph is drawn by the names of its nodes; it takes neither tokens= nor image="
             )
         return graph.circuit_graph(result, title)
+    several = result.sizes.get("batch", 1)
+    if image is not None and several > 1:
+        raise AnalysisError(
+            f"the result is of {several} examples and image is one picture; choose whose it is: hw.figure(…, batch=0)"
+        )
     check_tokens(tokens, {str(dim): size for dim, size in result.sizes.items()})
     if isinstance(result, xr.Dataset):
         return results.dataset_figure(result, tokens, title, image)

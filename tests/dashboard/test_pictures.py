@@ -16,6 +16,7 @@ from transformers import MistralConfig, MistralForCausalLM, ViTConfig, ViTModel
 import headwater as hw
 from headwater import analyses
 from headwater.lens.errors import AnalysisError
+from headwater.lens.examples.sample_pictures import sample_pictures
 from headwater.lens.loading import zoo
 
 
@@ -120,6 +121,15 @@ def test_what_does_not_lie_on_the_picture_is_one_line(result, picture, words) ->
     with pytest.raises(hw.HeadwaterError, match=words) as caught:
         hw.figure(result, image=picture)
     assert "\n" not in str(caught.value)
+
+
+def test_one_picture_is_not_laid_under_the_rows_of_several_examples() -> None:
+    model = hw.load("vit-digits")
+    shown = [example.image for example in list(sample_pictures("vit-digits").values())[:2]]
+    found = hw.analyses.word_on_picture(model.record(model.to_tokens(shown)), position=0, layers=[3])
+    with pytest.raises(AnalysisError, match="2 examples and image is one picture"):
+        hw.figure(found, image=shown[0])
+    assert hw.figure(found, image=shown[0], batch=0).data
 
 
 def test_a_rollout_of_a_vision_model_lies_on_its_own_picture() -> None:
