@@ -16,6 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,17 +43,16 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(small_model, tmp_path_factory) -> Iterator[str]:
+@contextmanager
+def started(model: str, port: int, workspace: Path) -> Iterator[str]:
     """Address of a dashboard started as a user starts it."""
-    command = [sys.executable, "-m", "headwater.dashboard", small_model, "--port", "8650", "--prompt", PROMPT]
-    own = {**os.environ, "HEADWATER_WORKSPACE": str(tmp_path_factory.mktemp("workspace"))}
+    command = [sys.executable, "-m", "headwater.dashboard", model, "--port", str(port), "--prompt", PROMPT]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=own,
+        env={**os.environ, "HEADWATER_WORKSPACE": str(workspace)},
         cwd=Path(__file__).parents[2],
     )
     try:
@@ -62,6 +62,12 @@ def server(small_model, tmp_path_factory) -> Iterator[str]:
         process.terminate()
         process.wait(120)
         process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server(small_model, tmp_path_factory) -> Iterator[str]:
+    with started(small_model, 8650, tmp_path_factory.mktemp("workspace")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +215,33 @@ def test_every_page_fits_a_phone_in_the_dark(visit, path):
         "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor.match(/\\d+/g).map(Number)"
     )[:3]
     assert max(red, green, blue) < 80
+
+
+@pytest.mark.parametrize("model", ["vit-digits", "vlm-digits"])
+def test_a_model_that_sees_shows_its_map_and_its_picture(visit, model):
+    page = visit(f"head?model={model}")
+    page.wait_for_selector(".st-key-map canvas")
+    page.wait_for_selector(".st-key-on-picture .js-plotly-plot")
+    assert re.search(r"A [\d.]+ nats", measured(page))
+
+
+def test_a_server_that_starts_again_finds_the_open_page_and_its_long_edits(browser, small_model, tmp_path):
+    heads = [f"{layer}.{head}" for layer in range(3) for head in range(4)]
+    many = [REDISTRIBUTE | {"heads": heads, "keep": share / 20} for share in range(1, 14)]
+    with started(small_model, 8690, tmp_path) as address:
+        port = int(address.rsplit(":", 1)[1])
+        page = browser.new_context().new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(f"{address}/sinks?edits={urllib.parse.quote(json.dumps(many))}", wait_until="commit")
+        settled(page)
+        page.click(".st-key-menu a:has-text('Edit')")
+        heading(page, "Edit")
+        said = measured(page)
+    with started(small_model, port, tmp_path):
+        page.reload(wait_until="commit")
+        settled(page)
+        assert measured(page) == said
+        page.context.close()
 
 
 def test_hostile_tokens_are_inert(visit):
