@@ -69,12 +69,19 @@ def _function(chosen: Measure) -> list[str]:
             "    return float((hidden.double() * plain.double()).sum(-1).div(",
             "        hidden.double().norm(dim=-1) * plain.double().norm(dim=-1)).mean())",
         ]
-    row = "model(given)[0]" if chosen.position is None else f"model(given)[0, {chosen.position}]"
+    row = "model(given)[0]"
+    if chosen.position is not None:
+        row, head[0] = "model(given)[0, position]", f"def measure(model, given, position={chosen.position}):"
     lines = [*head, f"    known = {row}.double().log_softmax(-1)"]
     if chosen.kind == "difference" and chosen.wrong is not None:
         return [*lines, f"    return float(known[{chosen.answer}] - known[{chosen.wrong}])"]
     end = ".exp()" if chosen.kind == "probability" else ""
     return [*lines, f"    return float(known[{chosen.answer}]{end})"]
+
+
+def _of_a_token(chosen: Measure) -> bool:
+    """Whether it is of the prediction at one token, so that another text has it elsewhere."""
+    return chosen.answer is not None and chosen.position is not None
 
 
 def _likeliest(run: Run, model: str, given: str, indent: str = "") -> list[str]:
@@ -100,9 +107,11 @@ def _second(state: State, chosen: Measure) -> list[str]:
         given = "given_b"
     edits = edits_of(state.applied())
     run = runs.b(state)
-    position = run.position if run is not None else None
     shown = chosen.plain if run is None else run
-    body = [f'print("B:", measure({model}, {given}))'] if position == chosen.position else []
+    body: list[str] = []
+    if chosen.value(shown) is not None:
+        place = "" if not _of_a_token(chosen) or shown.position == chosen.position else f", {shown.position}"
+        body = [f'print("B:", measure({model}, {given}{place}))']
     body += _likeliest(shown, model, given)
     if not edits:
         return lines + body

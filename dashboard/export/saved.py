@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import headwater as hw
 from headwater.dashboard.export import experiment as form
@@ -15,9 +16,11 @@ from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.models import resident
 from headwater.dashboard.state import workspace
 from headwater.dashboard.state.state import State
+from headwater.lens.errors import HeadwaterError
 from headwater.lens.experiments.run_file import run_file
 
 TOLERANCE = 1e-4  # between the numbers of a page and those of the experiment, run anew
+LAST = 2**32  # seconds of a time that can be told
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,30 @@ def save(state: State, address: dict[str, str], words: str, chosen: Measure) -> 
 def opened(name: str) -> Saved | None:
     """A saved run; None where there is none of that name, or it is not one."""
     data = workspace.kept_json("runs", name)
+    return Saved(**data) if isinstance(data, dict) and _whole(data) else None
+
+
+def _whole(data: dict[str, Any]) -> bool:
+    """Whether every field is there and of its kind: the folder may hold what another program wrote."""
+    if set(data) != {each.name for each in fields(Saved)}:
+        return False
+    texts = [data[name] for name in ("words", "measure", "experiment", "results")]
+    address, values = data["address"], data["values"]
+    if not isinstance(address, dict) or not isinstance(values, list) or len(values) != 2:
+        return False
+    numbers = [data["gap"], data["saved"], *(value for value in values if value is not None)]
+    return (
+        all(isinstance(text, str) for text in [*texts, *address.values()])
+        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
+        and 0 <= data["saved"] <= LAST
+        and _of(data["experiment"]) is not None
+    )
+
+
+def _of(text: str) -> hw.Experiment | None:
     try:
-        return Saved(**data) if isinstance(data, dict) and isinstance(data["address"], dict) else None
-    except (TypeError, KeyError):
+        return hw.Experiment.from_json(text)
+    except HeadwaterError:
         return None
 
 
@@ -73,10 +97,13 @@ def everything() -> dict[str, Saved]:
 
 def verify(saved: Saved, state: State) -> str:
     """Run it again on the model of a state, and say in a line whether it still gives what was saved."""
+    revision, model = hw.Experiment.from_json(saved.experiment).revision, resident(state.model)
+    if revision is not None and not model.weights_digest.matches(revision):
+        return f"the weights of {model.name} are others than those that it was saved with, so it is not run again"
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files(saved, state).items():
             (Path(folder) / name).write_bytes(content)
-        found = run_file(Path(folder) / form.FILE, resident(state.model))
+        found = run_file(Path(folder) / form.FILE, model)
     if found.verified:
         return f"agrees: {found.numbers} numbers, largest difference {found.largest:.2g}"
     return f"differs in {', '.join(found.differing[:3])}; largest difference {found.largest:.2g}"

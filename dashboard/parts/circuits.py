@@ -25,7 +25,17 @@ from headwater.lens.errors import HeadwaterError
 
 FIRST = 60  # edges that are drawn before anybody asks for more
 MOST = 400
+COLUMNS = {name: st.column_config.NumberColumn(format="%.3g") for name in ("share", "chance", "p")}
 REMOVED, GROUPS, EDGE = "circuits.removed", "circuits.groups", "circuits.edge"
+
+
+def _size(state: State, found: Circuit) -> int:
+    """How many edges are drawn."""
+    return bound.held_number(state, "circuits.size", 1, min(found.count, MOST), min(FIRST, found.count))
+
+
+def _steps(state: State) -> int:
+    return bound.held_number(state, "circuits.steps", 1, 50, 5)
 
 
 def measure_key(chosen: Measure) -> tuple:
@@ -76,9 +86,7 @@ def circuit(
     if method == "edges":
         if other is None:
             return None
-        steps = bound.number(state, "circuits.steps", "Steps", 1, 50, 5) if name == "A" else state.get(
-            "circuits.steps", 5
-        )  # fmt: skip
+        steps = bound.number(state, "circuits.steps", "Steps", 1, 50, 5) if name == "A" else _steps(state)
         key += (*measure_key(chosen), other.key, steps)
         return wait(
             key, lambda: circuits.of_edges(state, run, chosen, other.example, steps), what, model=run.name
@@ -218,13 +226,13 @@ def draw_nodes(state: State, edges: pd.DataFrame) -> None:
 def draw_faithfulness(state: State, run: Run, chosen: Measure, found: Circuit, other: Corrupt) -> None:
     """How much of the measure's difference the circuit carries, by its number of edges, and at the chosen number."""
     st.subheader("How much of the answer does it carry?")
-    size = int(state.get("circuits.size", min(FIRST, len(found.edges))))
+    size = _size(state, found)
     how = bound.segments(
         state, "circuits.how", "Edges are chosen", ["top", "greedy"], width="content",
         show=lambda name: "by their weight alone" if name == "top" else "from the answer downwards",
     )  # fmt: skip
     gone = [node.partition("@")[0] for node in removed(state)]
-    same = (*run_key(state, run), *measure_key(chosen), other.key, state.get("circuits.steps", 5), how)
+    same = (*run_key(state, run), *measure_key(chosen), other.key, _steps(state), how)
 
     def at_size() -> dict[str, float]:
         graph = circuits.kept(found, size, how, gone)
@@ -278,7 +286,7 @@ def draw_overlap(
         state, "circuits.against", "With", options, options[-1], width="content",
         show=lambda name: "run B" if name == "b" else "another number of edges",
     )  # fmt: skip
-    size = int(state.get("circuits.size", min(FIRST, len(found.edges))))
+    size = _size(state, found)
     with_size, one_more = size, found
     if against == "b" and second is not None:
         one_more = circuit(state, second, chosen, method, query, other, "B")
@@ -290,7 +298,7 @@ def draw_overlap(
     graphs = tuple(_cut(each, count) for each, count in ((found, size), (one_more, with_size)))
     shared = circuits.overlap(found, one_more, graphs)  # type: ignore[arg-type]
     frame = shared.to_dataframe().reset_index()
-    st.dataframe(frame, hide_index=True, key="overlap", alt=_overlap_alt(frame))
+    st.dataframe(frame, hide_index=True, key="overlap", column_config=COLUMNS, alt=_overlap_alt(frame))
     st.caption(plain(f"Not for: {entry('circuit_overlap').not_for}."))
     st.download_button(
         "CSV",

@@ -110,7 +110,7 @@ def _draw_one(name: str, each: saved.Saved) -> None:
         st.warning(plain(held.notices[0]))
     with st.container(horizontal=True):
         st.page_link(pages.page("edit" if held.edits else "heads"), label="Open", query_params=each.address)
-        again = st.button("Run again and compare", key=f"verify-{name}")
+        again = st.button("Run again and compare", key=f"verify-{name}", disabled=bool(held.notices))
         _draw_bundle(each, held, f"bundle-{name}")
         if st.button("Delete", key=f"delete-{name}"):
             workspace.remove("runs", name)

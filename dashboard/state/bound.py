@@ -15,6 +15,7 @@ from headwater.dashboard.state.session import current, touch
 from headwater.dashboard.state.state import State
 
 Show = Callable[[Any], str]
+LARGEST = 2**53 - 1  # that a number field of a browser holds exactly
 
 
 def _key(name: str) -> str:
@@ -123,6 +124,34 @@ def chips(
     return value
 
 
+def held_number(state: State, name: str, low: float | None, high: float | None, default: float) -> Any:
+    """The number that a field or slider of this name shows: the state's where it fits, else the default."""
+    value, whole = state.get(name, default), isinstance(default, int)
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    fits = fits and (not whole or value == int(value))
+    fits = fits and (low is None or value >= low) and (high is None or value <= high)
+    return (int if whole else float)(value) if fits else default
+
+
+def _tell_replaced(state: State, name: str, value: Any) -> None:
+    """Say so where a number of an address gave way to the default."""
+    held = state.settings.get(name)
+    if held is None or held == (
+        list(value) if isinstance(value, tuple) and isinstance(held, list) else value
+    ):
+        return
+    state.notices.append(f"{name} can not be {str(held)[:40]!r} here; showing {value}.")
+    del state.settings[name]
+
+
+def _held_range(state: State, name: str, low: float, high: float, default: tuple, kind: type) -> tuple:
+    try:
+        first, last = (kind(each) for each in state.get(name, default))
+    except (TypeError, ValueError, OverflowError):
+        return default
+    return (first, last) if low <= first <= last <= high else default
+
+
 def slider(
     state: State,
     name: str,
@@ -134,15 +163,12 @@ def slider(
     **more: Any,
 ) -> Any:
     """A slider of a number, or of two (a range) where the default is a pair."""
-    value, pair = state.get(name, default), isinstance(default, tuple)
     kind = int if isinstance(low, int) and isinstance(high, int) else float
-    try:
-        value = tuple(kind(each) for each in value) if pair else kind(value)
-        inside = all(low <= each <= high for each in (value if pair else (value,)))
-        inside = inside and (not pair or (len(value) == 2 and value[0] <= value[1]))
-    except (TypeError, ValueError):
-        inside = False
-    value = value if inside else default
+    pair = isinstance(default, tuple)
+    value = _held_range(state, name, low, high, default, kind) if pair else held_number(
+        state, name, low, high, kind(default)
+    )  # fmt: skip
+    _tell_replaced(state, name, value)
     st.slider(label, low, high, step=step, **_bound(name, value, list if pair else None), **more)
     return value
 
@@ -151,11 +177,8 @@ def number(
     state: State, name: str, label: str, low: float | None, high: float | None, default: float,
     step: float | None = None, **more: Any,
 ) -> Any:  # fmt: skip
-    kind = int if isinstance(default, int) else float
-    value = state.get(name, default)
-    fits = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = fits and (low is None or value >= low) and (high is None or value <= high)
-    value = kind(value) if fits else default
+    value = held_number(state, name, low, high, default)
+    _tell_replaced(state, name, value)
     st.number_input(label, min_value=low, max_value=high, step=step, **_bound(name, value), **more)
     return value
 

@@ -42,7 +42,7 @@ ATTENTION = "attention:"
 
 def check(name: str) -> None:
     """ExperimentError where no measure is called so."""
-    if name.startswith(ATTENTION):
+    if isinstance(name, str) and name.startswith(ATTENTION):
         Head.parse(name.removeprefix(ATTENTION))
     elif name not in NAMES:
         raise ExperimentError(f"unknown measure {name!r}: {nearest(name, (*NAMES, ATTENTION + '2.1'))}")

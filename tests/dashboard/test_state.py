@@ -7,7 +7,7 @@ import json
 import pytest
 
 from headwater.dashboard.running.runs import edits_of
-from headwater.dashboard.state import workspace
+from headwater.dashboard.state import bound, workspace
 from headwater.dashboard.state.address import LONGEST_ADDRESS, from_address, to_address
 from headwater.dashboard.state.state import State
 from headwater.lens.errors import HeadwaterError
@@ -80,6 +80,15 @@ def test_what_does_not_fit_is_replaced_and_told(address, word):
     state = read(address)
     assert any(word in notice for notice in state.notices), state.notices
     assert all("\n" not in notice for notice in state.notices)
+
+
+@pytest.mark.parametrize(
+    "value", ["abc", "1e999", "99999999999999999999", "-5", "[1]", "true", "0.5", '{"a": 1}']
+)
+def test_a_number_that_no_field_can_show_is_the_default(value):
+    state = read({"page.count": value})
+    assert bound.held_number(state, "page.count", 1, None, 7) == 7
+    assert bound.held_number(read({"page.count": "12"}), "page.count", 1, None, 7) == 12
 
 
 def test_edits_that_are_off_are_not_applied():

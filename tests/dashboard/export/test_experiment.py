@@ -11,6 +11,7 @@ from opened_app import opened
 
 from headwater.dashboard.export import experiment, saved
 from headwater.dashboard.running import inputs, measure, models, runs
+from headwater.dashboard.state import workspace
 from headwater.dashboard.state.address import to_address
 from headwater.dashboard.state.state import State
 from headwater.lens.errors import ExperimentError
@@ -104,3 +105,36 @@ def test_another_model_in_run_b_is_told():
     state = State(model="small", text=inputs.DEFAULT_TEXT, b_model="small")
     with pytest.raises(ExperimentError, match="one model"):
         experiment.as_experiment(state, measure.of(state, runs.a(state)))
+
+
+@pytest.mark.usefixtures("offered")
+def test_a_run_saved_with_other_weights_is_told_and_not_run():
+    state = State(model="small", text=inputs.DEFAULT_TEXT)
+    found = kept(state)
+    given = json.loads(found.experiment) | {"revision": "model-sha256:" + "0" * 64}
+    other = saved.Saved(**{**vars(found), "experiment": json.dumps(given)})
+    assert saved.verify(found, state).startswith("agrees")
+    assert "the weights of small are others" in saved.verify(other, state)
+
+
+@pytest.mark.usefixtures("offered")
+def test_files_of_another_shape_in_the_folder_of_saved_runs_are_no_saved_runs():
+    state = State(model="small", text=inputs.DEFAULT_TEXT)
+    good = vars(kept(state))
+    wrong = [
+        {"values": None}, {"values": ["x", 1]}, {"values": [1.0]}, {"gap": "x"}, {"gap": True}, {"saved": 1e300},
+        {"address": {"model": 5}}, {"address": []}, {"words": [1]}, {"experiment": "{"}, {"experiment": 5},
+        {"results": None}, {"more": 1},
+    ]  # fmt: skip
+    for changed in wrong:
+        name = workspace.keep("runs", json.dumps(good | changed).encode())
+        assert saved.opened(name) is None, changed
+    app = opened("experiments")
+    assert len(next(each for each in app.dataframe).value) == 1
+
+
+@pytest.mark.parametrize("measures", [[[]], [{}], [None], [5]])
+def test_a_file_whose_measures_are_no_names_is_told(measures):
+    text = json.dumps({"model": "small", "prompts": ["Mary"], "measures": measures})
+    with pytest.raises(ExperimentError, match="unknown measure"):
+        experiment.take(text, State(model="small"))

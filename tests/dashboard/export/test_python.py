@@ -71,6 +71,18 @@ def test_another_text_another_model_and_an_edit_that_is_off(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize("kind", ["difference", "log_probability", "probability", "loss"])
+def test_another_text_of_another_length_is_measured_at_its_own_last_token(kind, capsys, tmp_path):
+    state = State(
+        model="small", text=inputs.DEFAULT_TEXT, b_text="When Mary gave a drink", kind=kind, edits=[EDIT]
+    )
+    lines = printed(state, capsys, tmp_path)
+    chosen = measure.of(state, runs.a(state))
+    found = [float(line[3:]) for line in lines if line.startswith(("A: ", "B: "))]
+    assert found == pytest.approx([chosen.value(runs.a(state)), chosen.value(runs.b(state))], abs=1e-6)
+
+
+@pytest.mark.usefixtures("offered")
 def test_hostile_text_stays_text(capsys, tmp_path):
     hostile = "When '); import os; os.system('x') #\n\"\"\" \\"
     state = State(model="small", text=hostile)

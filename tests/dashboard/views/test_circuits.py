@@ -33,6 +33,16 @@ def edges_drawn(app, name: str) -> list:
 
 @pytest.mark.usefixtures("offered")
 class TestOfTheSmallModel:
+    @pytest.mark.parametrize("size", ["abc", "99999", "[]"])
+    def test_a_number_of_edges_that_does_not_fit_is_told_and_the_first_one_used(self, size):
+        given = {"prompt": PROMPT, "pair.text": OTHER, "circuits.size": size}
+        app = settled(opened("circuits", **given))
+        assert any("circuits" in each.value for each in app.warning)
+        assert len(edges_drawn(app, "circuit-edges")) == 60
+        assert app.slider(key="bound-circuits-size").value == 60
+        plain = settled(opened("circuits", **given | {"circuits.size": "60"}))
+        assert [each.value for each in app.metric] == [each.value for each in plain.metric]
+
     def test_edges_are_those_of_the_library_for_the_measure(self, small_model):
         app = settled(opened("circuits", prompt=PROMPT, **{"pair.text": OTHER}))
         assert not app.error
