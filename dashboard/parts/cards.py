@@ -43,8 +43,17 @@ def heads(state: State, run: Run, chosen: Measure) -> None:
     name = quoted(run.label(chosen.answer)) if chosen.answer is not None else "the answer"
     st.subheader(f"Which heads make {name}?" if chosen.answer is not None else "Which heads matter?")
     key = ("effects", state.model, run.key, run.part, chosen.kind, chosen.answer, chosen.wrong)
-    found = wait(key, lambda: glance.effects(state, run, chosen), "effect of each head", model=state.model)
-    if found is not None:
+
+    def tried():
+        try:
+            return glance.effects(state, run, chosen)
+        except HeadwaterError as error:
+            return str(error)
+
+    found = wait(key, tried, "effect of each head", model=state.model)
+    if isinstance(found, str):
+        st.caption(plain(found))
+    elif found is not None:
         place = np.unravel_index(int(np.nanargmax(found.values)), found.shape)
         layer = int(found["layer"].values[place[0]])
         figure = head_grid(found, "What each head is worth", chosen.unit, None, (layer, int(place[1])))

@@ -92,7 +92,7 @@ def rows_of(
     for which, part in ((of_token, (query, tuple(settings.items()))), (asked, ())):
         if which:
             more = wait(
-                ("flow", same, measure.label, which, part),
+                ("flow", same, measure.key, which, part),
                 lambda which=which: flows.of_model(state, run, measure, which, query, settings),
                 f"{len(which)} methods of {'the answer' if which == asked else 'the token'}, run {name}",
                 model=run.name,
@@ -254,7 +254,7 @@ def _faithfulness(state: State, run: Run, measure: Measure, rows: Rows) -> None:
     if not _explains(measure):
         st.caption(plain(f"The measure is {measure.label}: the curves are of an answer."))
         return
-    work = ("faithfulness", run_key(state, run), measure.label,
+    work = ("faithfulness", run_key(state, run), measure.key,
             tuple((m, row.values.tobytes()) for m, row in rows.items()))  # fmt: skip
 
     def curves() -> Any:
@@ -329,7 +329,7 @@ def draw_paths(state: State, run: Run, query: int, settings: Mapping[str, Any]) 
         return
     edges = found.edges[found.edges["share"] >= least].assign(below=lambda e: e["depth"] - 1)
     kept = state.get("flow.edge", [])
-    chosen = kept if isinstance(kept, list) and len(kept) == 3 and _is_edge(found.edges, kept) else None
+    chosen = kept if isinstance(kept, list) and _is_edge(found.edges, kept) else None
     figure = figures.paths(
         edges, found.mass, found.tokens, found.layers,
         escaped(f"What of {quoted(run.queries[query])} passes where, by rollout"),
@@ -349,7 +349,10 @@ def draw_paths(state: State, run: Run, query: int, settings: Mapping[str, Any]) 
         _heads(state, run, found, chosen)
 
 
-def _is_edge(edges: pd.DataFrame, edge: Sequence[int]) -> bool:
+def _is_edge(edges: pd.DataFrame, edge: Sequence[Any]) -> bool:
+    """Whether an edge, which an address may have brought, is one of these."""
+    if len(edge) != 3 or not all(type(each) is int for each in edge):
+        return False
     return bool((edges[["depth", "query", "key"]].to_numpy() == np.array(edge)).all(1).any())
 
 

@@ -135,7 +135,7 @@ def draw_writes(state: State, run: Run, chosen: Measure) -> None:
         run.part,
         state.layer,
         state.head,
-        chosen.label,
+        chosen.key,
     )
     found = _told(
         ("writes", *key),
@@ -160,14 +160,14 @@ def draw_writes(state: State, run: Run, chosen: Measure) -> None:
 
 def draw_typical(state: State, run: Run) -> None:
     """The head's simple jobs, and its strongest pairs over example texts."""
-    model = runs.model_of(state)
+    model = runs.model_of(state, run)
     if not (model.causal and model.has_lm_head and model.tokenizer is not None) or state.picture:
         return
     st.subheader("Is it typical")
     left, right = st.columns(2)
     with left:
-        key = ("roles", state.model, state.part)
-        scores = _told(key, lambda: of_head.role_scores(state), JOBS, run, "head_roles")
+        key = ("roles", run.name, run.part, run.edits)
+        scores = _told(key, lambda: of_head.role_scores(state, run), JOBS, run, "head_roles")
         if scores is not None:
             found = of_head.roles(scores, state.layer, state.head)
             st.dataframe(
@@ -177,9 +177,11 @@ def draw_typical(state: State, run: Run) -> None:
             )  # fmt: skip
             _not_for("head_roles")
     with right:
-        texts = _texts(state)
-        key = ("recorded", state.model, state.part, tuple(texts))
-        records = _told(key, lambda: of_head.recorded(state, texts), "example texts", run, "raw_attention")
+        texts = _texts(state, run)
+        key = ("recorded", run.name, run.part, run.edits, tuple(texts))
+        records = _told(
+            key, lambda: of_head.recorded(state, run, texts), "example texts", run, "raw_attention"
+        )
         if records is not None:
             found = of_head.typical(records, state.layer, state.head)
             st.dataframe(
@@ -190,8 +192,8 @@ def draw_typical(state: State, run: Run) -> None:
             )
 
 
-def _texts(state: State) -> list[str]:
-    return list(prompts_for(runs.model_of(state)).values())[:12] or [state.text]
+def _texts(state: State, run: Run) -> list[str]:
+    return list(prompts_for(runs.model_of(state, run)).values())[:12] or [state.text]
 
 
 def _told(key: tuple, work, what: str, run: Run, name: str):

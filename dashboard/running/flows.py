@@ -113,7 +113,7 @@ def _of_model(
     if method in OF_RECORD:
         return of_record(run, method, query, settings)
     analysis = entry(method)
-    asked = _asked(measure, analysis)
+    asked = _asked(measure, run, analysis)
     if method not in OF_ANSWER:
         asked["queries"] = [query]
     found = analysis.function(model, run.example, **asked)
@@ -127,10 +127,10 @@ def _of_model(
     return row
 
 
-def _asked(measure: Measure, analysis: Entry) -> dict[str, Any]:
+def _asked(measure: Measure, run: Run, analysis: Entry) -> dict[str, Any]:
     """What an analysis is asked about: the measure, where it explains an answer."""
     takes = {setting.name for setting in analysis.settings}
-    return measure.fitting(analysis) if "answer" in takes else {}
+    return measure.of_run(run).fitting(analysis) if "answer" in takes else {}
 
 
 def _row(method: str, found: xr.DataArray) -> Row:
@@ -206,7 +206,7 @@ def faithfulness(
     given = {row.method: np.nan_to_num(row.values)[None] for row in rows}
     with model.edit(*applied(run)):
         return analysis.function(
-            model, [run.example], given, steps=steps, draws=10, **_asked(measure, analysis)
+            model, [run.example], given, steps=steps, draws=10, **_asked(measure, run, analysis)
         )
 
 

@@ -31,7 +31,7 @@ def why(state: State, run: Run, query: int, key: int) -> pd.DataFrame:
 def writes(state: State, run: Run, measure: Measure) -> pd.DataFrame:
     """What the head moves into the logits of the measure, by the token that it is taken from."""
     model = runs.model_of(state, run)
-    asked = {name: value for name, value in measure.settings.items() if name != "kind"}
+    asked = {name: value for name, value in measure.of_run(run).settings.items() if name != "kind"}
     with model.edit(*runs.applied(run)):
         found = hw.analyses.ov_decomposition(model, run.example, head=f"{state.layer}.{state.head}", **asked)
     values = found.isel(batch=0).sum("component").values
@@ -39,10 +39,11 @@ def writes(state: State, run: Run, measure: Measure) -> pd.DataFrame:
     return pd.DataFrame({"position": place, "token": run.keys[: len(values)], "logit": values})
 
 
-def recorded(state: State, texts: Sequence[str]) -> list[hw.Record]:
-    """Records of some texts, in which `typical` finds the pairs of any head."""
-    model = runs.model_of(state)
-    return [model.record(text, statistics=("max",)) for text in texts]
+def recorded(state: State, run: Run, texts: Sequence[str]) -> list[hw.Record]:
+    """Records of some texts by the model of a run, in which `typical` finds the pairs of any head."""
+    model = runs.model_of(state, run)
+    with model.edit(*runs.applied(run)):
+        return [model.record(text, statistics=("max",)) for text in texts]
 
 
 def typical(records: Sequence[hw.Record], layer: int, head: int) -> pd.DataFrame:
@@ -62,9 +63,11 @@ def typical(records: Sequence[hw.Record], layer: int, head: int) -> pd.DataFrame
     return frame.nlargest(STRONGEST, "weight").reset_index(drop=True)
 
 
-def role_scores(state: State) -> xr.DataArray:
-    """How far each head does each simple job, [role, layer, head]."""
-    return hw.analyses.head_roles(runs.model_of(state))
+def role_scores(state: State, run: Run) -> xr.DataArray:
+    """How far each head does each simple job in the model of a run, [role, layer, head]."""
+    model = runs.model_of(state, run)
+    with model.edit(*runs.applied(run)):
+        return hw.analyses.head_roles(model)
 
 
 def roles(scores: xr.DataArray, layer: int, head: int) -> pd.DataFrame:

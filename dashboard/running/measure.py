@@ -55,6 +55,26 @@ class Measure:
         """The same of the prediction at another position, such as that of a run with another text."""
         return replace(self, position=position)
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from others: its label does not, since tokens are cut there."""
+        return self.kind, self.answer, self.wrong, self.position, self.plain.name, self.plain.key
+
+    def answered_by(self, run: Run) -> bool:
+        """Whether the answer and the distractor are the same tokens or classes in another run."""
+        if self.answer is None or run.logits.shape != self.plain.logits.shape or not run.logits.size:
+            return False
+        named = [number for number in (self.answer, self.wrong) if number is not None]
+        return run.name == self.plain.name or all(run.label(n) == self.plain.label(n) for n in named)
+
+    def of_run(self, run: Run) -> Measure:
+        """The same of the prediction of a run. AnalysisError where that has other answers."""
+        if self.answer is not None and not self.answered_by(run):
+            raise AnalysisError(
+                f"{run.name} has other answers than the measure; show run A, or choose another model"
+            )
+        return self.at(run.position)
+
     def value(self, run: Run) -> float | None:
         """The measure of a run; None where it has none, such as a run of another kind of model."""
         if self.kind == "loss":
@@ -64,7 +84,7 @@ class Measure:
         if self.kind == "likeness":
             one, other = self.plain.hidden, run.hidden
             return _cosine(one, other) if one.shape == other.shape and one.size else None
-        if self.answer is None or run.logits.shape != self.plain.logits.shape or not run.logits.size:
+        if not self.answered_by(run):
             return None
         known = run.log_probabilities()
         if self.kind == "difference" and self.wrong is not None:

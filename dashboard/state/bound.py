@@ -39,11 +39,18 @@ def _bound(
     return {"key": _key(name), "on_change": _take, "args": (name, read, then)}
 
 
+def _among(given: Sequence[Any], options: Sequence[Any]) -> list[Any]:
+    """The options that equal one of the values, each once, in the order of these; a flag is no number."""
+    equal = lambda each, one: each == one and isinstance(each, bool) == isinstance(one, bool)  # noqa: E731
+    found = [next((one for one in options if equal(each, one)), None) for each in given]
+    return list(dict.fromkeys(one for one in found if one is not None))
+
+
 def fitting(state: State, name: str, options: Sequence[Any], default: Any) -> Any:
     """The state's value among the options, whether it came as itself or as text of an address; else the default."""
     value = state.get(name, default)
-    if value in options:
-        return value
+    if found := _among([value], options):
+        return found[0]
     for option in options:
         if str(option) == str(value):
             return option
@@ -100,7 +107,7 @@ def several(
     """A multiselect; what is not among the options is dropped."""
     given = state.get(name, list(default))
     given = given if isinstance(given, list) else [given]
-    value = [each for each in given if each in options]
+    value = _among(given, options)
     st.multiselect(label, options, format_func=show, **_bound(name, value), **more)
     return value
 
@@ -112,7 +119,7 @@ def chips(
     """The same as `several`, as small buttons, each of which is on or off."""
     given = state.get(name, list(default))
     given = given if isinstance(given, list) else [given]
-    value = [each for each in options if each in given]
+    value = [each for each in options if each in _among(given, options)]
     st.pills(
         label,
         options,

@@ -75,17 +75,18 @@ class State:
         """Forget what belongs to the tokens of the last input: the answer, and the chosen tokens."""
         self.answer = self.wrong = self.query = self.key = None
 
-    def fit(self, layers: Sequence[int], n_heads: int) -> None:
-        """Bring layer and head into the model's range and say so."""
+    def fit(self, layers: Sequence[int], n_heads: int, name: str = "") -> None:
+        """Bring layer and head into the range of the model, or of the model `name`, and say so."""
+        name = name or self.model
         if self.layer not in layers:
             nearest = min(layers, key=lambda layer: abs(layer - self.layer))
             self.notices.append(
-                f"Layer {self.layer} does not exist: {self.model} has {layers[0]} to {layers[-1]}. Showing {nearest}."
+                f"Layer {self.layer} does not exist: {name} has {layers[0]} to {layers[-1]}. Showing {nearest}."
             )
             self.layer = nearest
         if not 0 <= self.head < n_heads:
             nearest = min(max(self.head, 0), n_heads - 1)
             self.notices.append(
-                f"Head {self.head} does not exist: {self.model} has 0 to {n_heads - 1} in a layer. Showing {nearest}."
+                f"Head {self.head} does not exist: {name} has 0 to {n_heads - 1} in a layer. Showing {nearest}."
             )
             self.head = nearest

@@ -9,7 +9,7 @@ from headwater.dashboard.state import bound, session
 
 state = session.current()
 run = runs.shown(state)
-one, other = runs.a(state), runs.b(state)
+one, other = runs.a(state), runs.b(state) if state.shown == "difference" else None
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     st.header(f"Head {state.layer}.{state.head}", width="content")

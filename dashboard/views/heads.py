@@ -9,7 +9,8 @@ from headwater.dashboard.widgets import plain
 
 THIS = "this input"
 state = session.current()
-first, other, run = runs.a(state), runs.b(state), runs.shown(state)
+first, run = runs.a(state), runs.shown(state)
+other = runs.b(state) if state.shown != "a" else None
 chosen = measure.of(state, first)
 comparable = other is not None and chosen.value(other) is not None
 change = (
