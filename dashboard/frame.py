@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from headwater.dashboard import pages
 from headwater.dashboard.parts.edits import in_words
 from headwater.dashboard.running import measure, models, runs
 from headwater.dashboard.state import bound, session
@@ -20,12 +21,6 @@ STYLE = """
 [class*="st-key-wide-"]>*{min-width:44rem}}
 """
 WITHOUT = ("start", "experiments")  # pages that are of no run
-OF_SHOWN = (
-    "heads",
-    "head",
-    "flow",
-    "sinks",
-)  # pages of the run that is shown, whose heads may be another model's
 SHOWN = {"a": "A: as it is", "b": "B", "difference": "B − A"}
 
 
@@ -38,7 +33,7 @@ def draw(state: State, page: str) -> None:
     with st.container(key="frame", border=True, horizontal=True, vertical_alignment="center", gap="small"):
         _measure(state, plain_run)
         _second(state, plain_run)
-        if page in OF_SHOWN and state.b_model is not None:
+        if page in pages.OF_SHOWN and state.b_model is not None:
             run = runs.shown(state)
             state.fit(run.layers, run.n_heads, run.name)
         if state.has_b():

@@ -29,6 +29,8 @@ PAGES = {
     "catalogue": Entry("menu_book", "Every analysis"),
 }
 FIRST = "start"
+# pages of the run that is shown, whose heads may be another model's
+OF_SHOWN = ("heads", "head", "flow", "sinks")
 
 
 def page(name: str) -> st.Page:

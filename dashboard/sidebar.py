@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 import headwater as hw
-from headwater.dashboard import frame, pages
+from headwater.dashboard import pages
 from headwater.dashboard.running import inputs, models
 from headwater.dashboard.running.prompts import prompts_for
 from headwater.dashboard.state import bound, session
@@ -36,7 +36,7 @@ def draw(state: State, page: str) -> None:
         )  # fmt: skip
     part = model.part(state.part) if state.part in model.parts and state.part != model.part_name else model
     state.part = "" if part is model else state.part
-    if not (page in frame.OF_SHOWN and state.shown == "b" and state.b_model is not None):
+    if not (page in pages.OF_SHOWN and state.shown == "b" and state.b_model is not None):
         state.fit(part.layers, part.n_heads)
     if what.text:
         _text(state, model)
