@@ -64,9 +64,8 @@ def _measure(state: State, plain_run: runs.Run) -> None:
         )
         if chosen.answer is not None:
             ranked = measure.likeliest(plain_run, 30)
-            options = list(
-                dict.fromkeys([*ranked, chosen.answer, *([] if chosen.wrong is None else [chosen.wrong])])
-            )
+            wrong = [] if chosen.wrong is None else [chosen.wrong]
+            options = list(dict.fromkeys([*ranked, chosen.answer, *wrong]))
             name = lambda n: f"{measure.quoted(plain_run.label(n))} #{n}"  # noqa: E731
             _pick(state, "answer", "Answer", options, chosen.answer, name)
             if chosen.kind == "difference":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -73,7 +73,7 @@ def chart(figure: go.Figure, key: str, alt: str) -> None:
 
 
 def _place(figure: go.Figure, key: str):
-    wide = figure.layout.meta == style.WIDE
+    wide = cast("go.Layout", figure.layout).meta == style.WIDE
     return st.container(key=f"{WIDE}{key}") if wide else nullcontext()
 
 

@@ -6,6 +6,7 @@ Nodes and the middles of edges are points that report a click: `customdata` is [
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -41,17 +42,18 @@ def circuit_layers(
     """
     names = list(dict.fromkeys([*edges["sender"], *edges["reader"]]))
     place, columns = _places(names, layers, n_heads, groups)
-    largest = float(edges["weight"].abs().max()) if len(edges) else 1.0
+    largest = cast("float", edges["weight"].abs().max()) if len(edges) else 1.0
     figure = go.Figure()
     middles, hovers, colours = [], [], []
-    for number, edge in list(enumerate(edges.itertuples(index=False)))[::-1]:
-        (x0, y0), (x1, y1) = place[edge.sender], place[edge.reader]
+    lines = zip(edges["sender"], edges["reader"], edges["input"], edges["weight"], strict=True)
+    for number, (sender, reader, of_reader, weight) in list(enumerate(lines))[::-1]:
+        (x0, y0), (x1, y1) = place[sender], place[reader]
         bend = 0.18 * (x1 - x0) if x1 != x0 else 0.22
         x = x0 + (x1 - x0) * CURVE + (bend if x1 == x0 else 0) * np.sin(np.pi * CURVE)
         y = y0 + (y1 - y0) * (3 * CURVE**2 - 2 * CURVE**3)
         marked = number == chosen
-        colour = CHOSEN if marked else AFTER if edge.weight < 0 else BEFORE
-        width = 1 + 5 * abs(edge.weight) / (largest or 1.0)
+        colour = CHOSEN if marked else AFTER if weight < 0 else BEFORE
+        width = 1 + 5 * abs(weight) / (largest or 1.0)
         figure.add_trace(
             go.Scatter(
                 x=x, y=y, mode="lines", showlegend=False, hoverinfo="skip", opacity=1 if marked else 0.55,
@@ -60,10 +62,8 @@ def circuit_layers(
         )  # fmt: skip
         middles.append((x[6], y[6], number))
         colours.append(colour)
-        into = f".{edge.input}" if edge.input else ""
-        hovers.append(
-            f"{escaped(edge.sender)} → {escaped(edge.reader)}{into}<br>{edge.weight:.4g} {escaped(unit)}"
-        )
+        into = f".{of_reader}" if of_reader else ""
+        hovers.append(f"{escaped(sender)} → {escaped(reader)}{into}<br>{weight:.4g} {escaped(unit)}")
     if middles:
         across, up, numbers = (list(each) for each in zip(*middles, strict=True))
         figure.add_trace(
@@ -113,7 +113,9 @@ def circuit_layers(
 
 def strongest(edges: pd.DataFrame, count: int = 5) -> str:
     """What is seen, in words."""
-    lines = [f"{edge.sender} → {edge.reader} {edge.weight:.3g}" for edge in edges.head(count).itertuples()]
+    first = edges.head(count)
+    ends = zip(first["sender"], first["reader"], first["weight"], strict=True)
+    lines = [f"{sender} → {reader} {weight:.3g}" for sender, reader, weight in ends]
     return f"{len(edges)} edges; the strongest: {', '.join(lines)}" if lines else "no edges"
 
 

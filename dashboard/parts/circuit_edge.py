@@ -67,7 +67,7 @@ def _draw_check(
             st.rerun()
         return
     key = ("edge-check", *run_key(state, run), *measure_key(chosen), *wanted, other.key if other else None)
-    sender, node = edge["sender"].partition("@")[0], edge["reader node"].partition("@")[0]
+    sender, node = (str(edge[end]).partition("@")[0] for end in ("sender", "reader node"))
 
     def work() -> dict[str, float | str | None]:
         plain_value = chosen.value(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import streamlit as st
@@ -121,7 +121,7 @@ def choose_method(state: State, run: Run) -> tuple[str, int]:
 
 
 def _take_query(state: State) -> None:
-    state.query = int(state.settings.pop("circuits.query"))
+    state.query = cast("int", state.settings.pop("circuits.query"))
 
 
 def removed(state: State) -> list[str]:
@@ -155,7 +155,7 @@ def draw_graph(state: State, run: Run, found: Circuit, method: str) -> pd.DataFr
     about = entry(ANALYSIS[method])
     pick = state.get(EDGE)
     chosen = int(pick) if isinstance(pick, int) and 0 <= pick < len(edges) else None
-    threshold = float(edges["weight"].abs().min())
+    threshold = cast("float", edges["weight"].abs().min())
     figure = circuit_layers(
         edges, max(run.layers) + 1, run.n_heads, run.queries, METHODS[method].capitalize(), found.name,
         subtitle=f"{len(edges)} of {count} edges, |{found.name}| from {threshold:.3g}", chosen=chosen,

@@ -111,7 +111,7 @@ def draw_table(state: State, frame: pd.DataFrame, offered: dict[str, Score]) -> 
             session.touch()
 
     columns = {}
-    for column in frame.columns:
+    for column in map(str, frame.columns):
         score, _, end = column.partition(" ")
         label = parts.BRIEF.get(score, {"sink": "share on sink"}.get(score, score)) + (
             f", {end}" if end else ""

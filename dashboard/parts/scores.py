@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,7 @@ def _side(run: Run, first: Run) -> str:
     return "" if run is first else " in run B"
 
 
-def ranked(there: dict[str, xr.DataArray | xr.Dataset], run: Run) -> pd.DataFrame:
+def ranked(there: Mapping[str, xr.DataArray | xr.Dataset], run: Run) -> pd.DataFrame:
     """One line per head, the largest first effect first: effects with their bounds, share on the sink, role."""
     layers, heads = np.meshgrid(run.layers, np.arange(run.n_heads), indexing="ij")
     columns: dict[str, Any] = {
@@ -180,7 +180,7 @@ def ranked(there: dict[str, xr.DataArray | xr.Dataset], run: Run) -> pd.DataFram
     return frame.iloc[np.argsort(-by.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
-def agree(there: dict[str, xr.DataArray | xr.Dataset]) -> list[str]:
+def agree(there: Mapping[str, xr.DataArray | xr.Dataset]) -> list[str]:
     """How far the ways of asking for an effect rank the heads alike: "without it – by gradient 0.93"."""
     columns = {name: plain(there[name]).transpose("layer", "head").values for name in BRIEF if name in there}
     if len(columns) < 2:

@@ -168,7 +168,7 @@ def _lines(array: xr.DataArray, name: str | None) -> pd.DataFrame:
         frame = pd.DataFrame({"value": [array.values.item()]})
     else:
         frame = array.rename("value").to_dataframe().reset_index()
-        frame = frame[[*(column for column in frame if column != "value"), "value"]]
+        frame = pd.DataFrame(frame[[*(column for column in frame if column != "value"), "value"]])
     if not np.issubdtype(array.dtype, np.number) and array.dtype != bool:  # words in a column of their own
         frame = frame.rename(columns={"value": "text"})
     if name is not None:
@@ -181,7 +181,7 @@ def extremes(frame: pd.DataFrame, count: int = 3) -> str:
     name = next((each for each in ("value", "score", "weight") if each in frame), None)
     if name is None:
         return f"{len(frame)} lines"
-    numbers = pd.to_numeric(frame[name], errors="coerce")
+    numbers = pd.Series(pd.to_numeric(frame[name], errors="coerce"))
     best = numbers.abs().sort_values(ascending=False, kind="stable").index[:count]
     told = [f"{_place(frame, at, name)} {numbers[at]:.4g}" for at in best if np.isfinite(numbers[at])]
     return f"largest: {', '.join(told)}"

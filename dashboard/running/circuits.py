@@ -54,8 +54,9 @@ class Circuit:
 
     def best(self, count: int, without: Collection[str] = ()) -> pd.DataFrame:
         """The strongest edges, of which none touches the nodes left out."""
-        gone = self.edges["sender"].isin(without) | self.edges["reader"].isin(without)
-        return self.edges[~gone].head(count).reset_index(drop=True)
+        left_out = list(without)
+        gone = self.edges["sender"].isin(left_out) | self.edges["reader"].isin(left_out)
+        return pd.DataFrame(self.edges[~gone]).head(count).reset_index(drop=True)
 
 
 def value_of_pairs(chosen: Measure) -> Callable[[Tensor], Tensor]:
@@ -119,11 +120,12 @@ def grouped(edges: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.Data
     if not of:
         return edges
     frame = edges.assign(sender=edges["sender"].replace(of), reader=edges["reader"].replace(of))
-    frame = frame[frame["sender"] != frame["reader"]]
+    frame = pd.DataFrame(frame[frame["sender"] != frame["reader"]])
     inside = frame["sender"].isin(groups) | frame["reader"].isin(groups)
     sums: dict[tuple[str, str], float] = {}
-    for edge in frame[inside].itertuples():
-        sums[edge.sender, edge.reader] = sums.get((edge.sender, edge.reader), 0.0) + edge.weight
+    joined = pd.DataFrame(frame[inside])
+    for sender, reader, weight in zip(joined["sender"], joined["reader"], joined["weight"], strict=True):
+        sums[sender, reader] = sums.get((sender, reader), 0.0) + weight
     added = pd.DataFrame([(*ends, "", sum_, "", "") for ends, sum_ in sums.items()], columns=COLUMNS)
     return pd.concat([pd.DataFrame(frame[~inside]), added], ignore_index=True)
 

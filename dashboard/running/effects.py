@@ -90,7 +90,7 @@ def of_set(model: hw.HookedModel, name: str, measure: Measure) -> Asked:
 
 
 def _drawn(model: hw.HookedModel, name: str, count: int) -> Sequence[Any]:
-    return prompt_set(name, count, **({} if model.name in embedded() else {"model": model}))
+    return prompt_set(name, count, model=None if model.name in embedded() else model)
 
 
 def effect(model: hw.HookedModel, how: str, asked: Asked, edits: Sequence[Any]) -> xr.Dataset:

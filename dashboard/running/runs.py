@@ -202,7 +202,7 @@ def _hidden(model: hw.HookedModel, tokens: Any) -> np.ndarray:
 def _recorded(model: hw.HookedModel, tokens: Any) -> hw.Record:
     """The record, with the exact maps of layers without softmax attention where these can be read."""
     # of patches the record takes those statistics that mean something there
-    chosen = {} if model.part_name == "vision" else {"statistics": STATISTICS}
+    chosen: dict[str, Any] = {} if model.part_name == "vision" else {"statistics": STATISTICS}
     if model.mixers:
         try:
             return model.record(tokens, keep=("qk", "mixers"), **chosen)

@@ -63,9 +63,11 @@ if not over and sets and (mine := effects.set_of(run.name, state.text, runs.mode
 beside = bound.several(
     state, "heads.columns", "Columns of the table", [*effect_names, "role"],
     [each for each in ("ablation", "gradient", "direct", "role") if each in [*effect_names, "role"]],
-    show=lambda each: parts.BRIEF.get(each, each),
+    show=lambda each: parts.BRIEF.get(str(each), str(each)),
 )  # fmt: skip
-wanted = [*dict.fromkeys([name, *([across] if across else []), *[e for e in beside if e != "role"], "sink"])]
+wanted: list[str] = [
+    *dict.fromkeys([name, *([across] if across else []), *[e for e in beside if e != "role"], "sink"])
+]
 wanted += ["roles"] if "role" in beside and parts.has_roles(run) else []
 with st.container(key="heads-work"):  # the places of what follows stay as they are while jobs come and go
     there = parts.found(state, first if change else run, wanted, over)
@@ -81,7 +83,7 @@ with left:
     score = offered[name]
     if name in there and across is None:
         heads.draw_grid(state, run, parts.plain(there[name]), score, change)
-    elif name in there and across in there:
+    elif name in there and across is not None and across in there:
         heads.draw_scatter(
             state,
             run,
