@@ -30,6 +30,8 @@ def run(
     models and the added ones, no others; it begins with ``prompt``. A taken ``port`` gives way to the next free one.
     Only a loopback ``host`` is private; any other is served with a printed warning.
     """
+    import streamlit  # noqa: F401 - a missing extra is told before a model is loaded
+
     from headwater.dashboard.running import models
 
     if model is None:

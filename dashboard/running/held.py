@@ -9,6 +9,7 @@ become garbage: `gc.freeze` takes them out of its sight.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import threading
 import time
@@ -27,6 +28,7 @@ _models: OrderedDict[str, hw.HookedModel] = OrderedDict()
 _uses: Counter[str] = Counter()
 _thorough = time.monotonic()
 _lock = threading.Lock()
+atexit.register(gc.unfreeze)  # libraries take themselves apart at the end, what is hidden too
 # one at a time: while transformers loads, it exchanges functions of torch for the whole process
 _loading = threading.Lock()
 

@@ -123,9 +123,14 @@ def heading(page, text: str) -> None:
 
 
 def choose(page, key: str, value: str) -> None:
-    """Take an option of a selectbox."""
-    page.click(f".st-key-{key} button[aria-haspopup=listbox]")
-    page.click(f"[role=option]:has-text('{value}')")
+    """Take an option of a selectbox; once more where the page was drawn anew under the click."""
+    for _ in range(4):
+        page.click(f".st-key-{key} button[aria-haspopup=listbox]")
+        page.click(f"[role=option]:has-text('{value}')")
+        settled(page)
+        page.wait_for_timeout(500)
+        if page.input_value(f".st-key-{key} input") == value:
+            return
 
 
 def measured(page) -> str:

@@ -1,4 +1,4 @@
-"""Counts what llava-small answers right, and what it names that is not there (examples/count_llava_small.py asks it).
+"""Counts what llava-small answers right, and what it names that is not there (examples/_count_llava_small.py asks it).
 
 Presence is asked as POPE does (Li et al. 2023): half about what is there, half about what is not. What is not there is
 any thing (`random`), one that is frequent in training (`popular`), one with the colour or the kind of a thing that is

@@ -3,7 +3,7 @@
 Needs `headwater models add smollm2-135m dinov2-small`. Both models stay frozen; the projector alone learns, in two
 stages. First it learns to say words: a patch becomes the embedding of the colour or of the kind of what stands in its
 quarter, in turn along a row. That takes minutes. Then it learns from the language model's answers to questions.
-`python examples/count_llava_small.py` counts what it gets right.
+`python examples/_count_llava_small.py` counts what it gets right.
 """
 
 import argparse

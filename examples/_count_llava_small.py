@@ -1,4 +1,4 @@
-"""Count again what llava-small answers right, into its metrics.json: count_llava_small.py [ordinary] [conflicting]."""
+"""Count again what llava-small answers right, into its metrics.json: _count_llava_small.py [ordinary] [conflicting]."""
 
 from __future__ import annotations
 
