@@ -43,6 +43,7 @@ def test_an_example_runs(script):
     assert len(script.read_text(encoding="utf-8").splitlines()) < 40
 
 
+@pytest.mark.page
 @pytest.mark.real
 @pytest.mark.parametrize("script", REAL, ids=lambda path: path.stem)
 def test_an_example_on_a_trained_model_runs_and_keeps_its_findings(script, tmp_path):
