@@ -80,8 +80,3 @@ def pairs(
             "weight": weights.ravel(),
         }
     )
-
-
-def columns(found: xr.Dataset, prefix: str, names: Sequence[str]) -> pd.DataFrame:
-    """The variables ``prefix_name`` of a result as the columns of one table."""
-    return pd.DataFrame({name: found[f"{prefix}_{name}"].values for name in names})

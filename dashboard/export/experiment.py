@@ -22,7 +22,7 @@ from headwater.dashboard.running.runs import Run, edits_of
 from headwater.dashboard.state import workspace
 from headwater.dashboard.state.state import State
 from headwater.lens.errors import ExperimentError
-from headwater.lens.experiments.measures import ATTENTION, LONGEST_MAP
+from headwater.lens.experiments.measures import ATTENTION, LONGEST_MAP, named
 from headwater.lens.experiments.results import Results
 
 NAMES = {"difference": "logit_difference", "log_probability": "probability", "probability": "probability",
@@ -38,10 +38,12 @@ def as_experiment(state: State, chosen: Measure) -> hw.Experiment:
     if state.b_model is not None:
         raise ExperimentError("an experiment is of one model; save run A and the other model as two")
     plain = chosen.plain
+    edits = state.applied()
+    part = state.part if not edits else ""  # edits act on the part that answers
     measures = [NAMES[chosen.kind]]
     if plain.logits.size:
         measures.append("class" if plain.labels else "next_token")
-    if max(len(plain.queries), len(plain.keys)) <= LONGEST_MAP:
+    if part == state.part and max(len(plain.queries), len(plain.keys)) <= LONGEST_MAP:
         measures.append(f"{ATTENTION}{state.layer}.{state.head}")
     model = resident(state.model)
     prompt: dict[str, Any] = {}
@@ -60,9 +62,9 @@ def as_experiment(state: State, chosen: Measure) -> hw.Experiment:
         model=models.source(state.model),
         revision=model.revision,
         prompts=prompts,
-        edits=state.applied(),
+        edits=edits,
         measures=list(dict.fromkeys(measures)),
-        part=state.part or None,
+        part=part or None,
         dtype=str(model.dtype).removeprefix("torch."),
     )
 
@@ -109,28 +111,36 @@ def take(text: str, state: State) -> None:
         raise ExperimentError(f"the experiment's first prompt is {what}; the dashboard opens texts alone")
     fresh = State(model=name, text=str(first.text), decoder=str(first.decoder or ""), part=given.part or "")
     fresh.edits, fresh.shown, fresh.settings = list(given.edits), "b" if given.edits else "a", state.settings
+    model = resident(name)
+    fresh.kind = next((kind for kind, called in NAMES.items() if called in given.measures), "")
+    if first.answer is not None:
+        fresh.answer = named(model, first.answer, "answer")
+        fresh.wrong = named(model, first.wrong[0], "wrong") if first.wrong else None
     if maps := [each for each in given.measures if each.startswith(ATTENTION)]:
         fresh.choose_head(*hw.Head.parse(maps[0].removeprefix(ATTENTION)))
     if len(given.prompts) > 1:
         fresh.notices.append(f"The experiment has {len(given.prompts)} prompts; this is the first.")
-    if given.revision is not None and not resident(name).weights_digest.matches(given.revision):
+    if given.revision is not None and not model.weights_digest.matches(given.revision):
         fresh.notices.append("The experiment was made with other weights; the numbers will differ.")
     vars(state).update(vars(fresh))
 
 
-def agrees(results: Results, state: State, chosen: Measure) -> float:
-    """The largest difference of the measure between an experiment's results and what the pages show."""
+def gap(results: Results, state: State, chosen: Measure) -> float | None:
+    """The largest difference of the measure between an experiment's results and what the pages show.
+
+    None where the two state other quantities, as for two towers: their loss, and the similarity of text and picture.
+    """
     other = runs.b(state)
     pairs = [(results.results[0]["before"], chosen.plain)]
     if other is not None:
         last = results.results[-1]
         pairs.append((last["after"] if state.applied() else last["before"], other))
-    gaps = [0.0]
+    gaps = []
     for found, run_shown in pairs:
         value, shown = found.get(NAMES[chosen.kind]), _as_stated(chosen, run_shown)
         if isinstance(value, int | float) and shown is not None:
             gaps.append(abs(value - shown))
-    return max(gaps)
+    return max(gaps, default=None)
 
 
 def _as_stated(chosen: Measure, shown: Run) -> float | None:

@@ -33,7 +33,7 @@ class Saved:
     values: list[float | None]
     experiment: str
     results: str
-    gap: float
+    gap: float | None
     saved: float
 
     @property
@@ -42,6 +42,8 @@ class Saved:
 
     @property
     def state(self) -> str:
+        if self.gap is None:
+            return "not compared: the experiment states another quantity"
         return "agrees with the page" if self.gap <= TOLERANCE else f"differs from the page by {self.gap:.2g}"
 
 
@@ -54,7 +56,7 @@ def save(state: State, address: dict[str, str], words: str, chosen: Measure) -> 
         results = form.run(asked, state, Path(folder))
     other = runs.b(state)
     values = [chosen.value(chosen.plain), None if other is None else chosen.value(other)]
-    gap = form.agrees(results, state, chosen)
+    gap = form.gap(results, state, chosen)
     found = Saved(words, address, chosen.label, values, asked.to_json(), results.to_json(), gap, time.time())
     return workspace.keep("runs", json.dumps(asdict(found)).encode())
 
@@ -73,7 +75,7 @@ def _whole(data: dict[str, Any]) -> bool:
     address, values = data["address"], data["values"]
     if not isinstance(address, dict) or not isinstance(values, list) or len(values) != 2:
         return False
-    numbers = [data["gap"], data["saved"], *(value for value in values if value is not None)]
+    numbers = [data["saved"], *(value for value in (data["gap"], *values) if value is not None)]
     return (
         all(isinstance(text, str) for text in [*texts, *address.values()])
         and all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)

@@ -1,4 +1,4 @@
-"""One number per token: a strip of tokens that can be clicked, and bars that can be compared."""
+"""One number per token: a strip of tokens that can be clicked, and bars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 
 from headwater.dashboard.figures.labels import cut, escaped, ticks, token_label, visible
 from headwater.dashboard.figures.style import (
-    AFTER,
     ATTENTION,
     BEFORE,
     GREY,
@@ -72,63 +71,19 @@ def token_strip(
 
 
 def token_bars(
-    values: np.ndarray,
-    tokens: Sequence[str],
-    title: str,
-    unit: str,
-    *,
-    after: np.ndarray | None = None,
-    limit: float | None = None,
-    subtitle: str = "",
+    values: np.ndarray, tokens: Sequence[str], title: str, unit: str, subtitle: str = ""
 ) -> go.Figure:
-    """One bar per token, or two where ``after`` is given (before and after an edit)."""
+    """One bar per token."""
     place = np.arange(len(tokens))
     figure = go.Figure(
-        [
-            go.Bar(x=place, y=numbers, name=name, marker_color=colour,
-                   hovertemplate=f"%{{x}}<br>{name} %{{y:.4f}}<extra></extra>")
-            for name, numbers, colour in _series(unit, values, after)
-        ]
+        go.Bar(
+            x=place, y=np.asarray(values, dtype=np.float32), name=unit, marker_color=BEFORE,
+            hovertemplate=f"%{{x}}<br>{unit} %{{y:.4f}}<extra></extra>",
+        )
     )  # fmt: skip
     places, text = ticks(tokens, place)
     figure.update_xaxes(
         tickvals=places, ticktext=text, tickangle=-60, range=[-0.6, len(tokens) - 0.4], showgrid=False
     )
-    figure.update_yaxes(title=unit, rangemode="tozero", range=None if limit is None else [0, limit])
-    figure.update_layout(
-        showlegend=after is not None, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}
-    )
+    figure.update_yaxes(title=unit, rangemode="tozero")
     return finish(figure, title, subtitle, height=360)
-
-
-def next_token_bars(
-    tokens: Sequence[str],
-    before: np.ndarray,
-    after: np.ndarray | None = None,
-    title: str = "Predicted next tokens",
-) -> go.Figure:
-    """Probability of each candidate for the next token, most likely on top; with ``after``, in pairs."""
-    places = np.arange(len(tokens))
-    figure = go.Figure(
-        [
-            go.Bar(y=places, x=numbers, orientation="h", name=name, marker_color=colour, textposition="outside",
-                   text=[f"{number:.3f}" for number in numbers], cliponaxis=False,
-                   hovertemplate=f"%{{y}}<br>{name} %{{x:.4f}}<extra></extra>")
-            for name, numbers, colour in _series("probability", before, after)
-        ]
-    )  # fmt: skip
-    labels = [escaped(cut(visible(token))) for token in tokens]
-    figure.update_yaxes(tickvals=places, ticktext=labels, autorange="reversed", showgrid=False)
-    figure.update_xaxes(title="probability", range=[0, 1.12], tickvals=[0, 0.25, 0.5, 0.75, 1])
-    figure.update_layout(
-        showlegend=after is not None, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"}
-    )
-    return finish(figure, title, height=110 + len(tokens) * (40 if after is not None else 28))
-
-
-def _series(plain: str, values: np.ndarray, after: np.ndarray | None) -> list[tuple[str, np.ndarray, str]]:
-    """Name, numbers and colour of each run: one called ``plain``, or before and after an edit."""
-    runs = (
-        [(plain, values, BEFORE)] if after is None else [("before", values, BEFORE), ("after", after, AFTER)]
-    )
-    return [(name, np.asarray(numbers, dtype=np.float32), colour) for name, numbers, colour in runs]

@@ -10,7 +10,8 @@ import headwater as hw
 from headwater.dashboard import pages
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.tokens import token_bars
-from headwater.dashboard.parts.job import wait
+from headwater.dashboard.parts.job import fitting
+from headwater.dashboard.parts.scores import found as scores
 from headwater.dashboard.running import glance, models
 from headwater.dashboard.running.measure import Measure, quoted
 from headwater.dashboard.running.runs import Run, edits_of
@@ -18,7 +19,6 @@ from headwater.dashboard.state import workspace
 from headwater.dashboard.state.address import from_address, to_address
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import chart, plain
-from headwater.lens.errors import HeadwaterError
 from headwater.lens.records.free_memory import free_memory
 
 RECENT = 6
@@ -42,18 +42,9 @@ def fits(model: hw.HookedModel, chosen: Measure) -> str:
 def heads(state: State, run: Run, chosen: Measure) -> None:
     name = quoted(run.label(chosen.answer)) if chosen.answer is not None else "the answer"
     st.subheader(f"Which heads make {name}?" if chosen.answer is not None else "Which heads matter?")
-    key = ("effects", state.model, run.key, run.part, chosen.kind, chosen.answer, chosen.wrong)
-
-    def tried():
-        try:
-            return glance.effects(state, run, chosen)
-        except HeadwaterError as error:
-            return str(error)
-
-    found = wait(key, tried, "effect of each head", model=state.model)
-    if isinstance(found, str):
-        st.caption(plain(found))
-    elif found is not None:
+    found = scores(state, run, ["ablation"]).get("ablation")  # the same job as that of the page Heads
+    if found is not None:
+        found = found["effect"]
         place = np.unravel_index(int(np.nanargmax(found.values)), found.shape)
         layer = int(found["layer"].values[place[0]])
         figure = head_grid(found, "What each head is worth", chosen.unit, None, (layer, int(place[1])))
@@ -87,27 +78,10 @@ def sinks(state: State, run: Run, chosen: Measure) -> None:
 def edit(state: State, run: Run, chosen: Measure) -> None:
     st.subheader("What if it did not?")
     place = int(np.nanargmax(glance.drain(run)))
-    key = (
-        "without-sink",
-        state.model,
-        run.key,
-        run.part,
-        chosen.kind,
-        chosen.answer,
-        chosen.wrong,
-        place,
-    )
-
-    def tried():
-        try:
-            return glance.without_sink(state, place)
-        except HeadwaterError as error:
-            return str(error)
-
-    found = wait(key, tried, "the run without the sink", model=state.model, light=True)
-    if isinstance(found, str):
-        st.caption(plain(found))
-    elif found is not None and None not in found:
+    key = ("without-sink", run.identity, chosen.key, place)
+    work = lambda: glance.without_sink(state, place)  # noqa: E731
+    found = fitting(key, work, "the run without the sink", model=state.model, light=True)
+    if found is not None and None not in found:
         before, after = found
         st.metric(
             f"With {1 - glance.KEEP:.0%} of {plain(quoted(run.keys[place]))} handed to other tokens",

@@ -11,8 +11,7 @@ import streamlit as st
 from headwater.analyses._catalogue.catalogue import Entry, entry
 from headwater.analyses._catalogue.settings import Setting
 from headwater.dashboard import pages
-from headwater.dashboard.parts.circuits import choose_corrupt, measure_key
-from headwater.dashboard.parts.flows import run_key
+from headwater.dashboard.parts.circuits import choose_corrupt
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import catalogue, jobs, picture
 from headwater.dashboard.running.measure import Measure
@@ -134,7 +133,7 @@ def setting_name(analysis: str, setting: str) -> str:
 def _draw_cost(state: State, run: Run, asked: Entry) -> None:
     told = f"Cost: {asked.cost}. Here: {len(run.keys)} tokens, {len(run.layers)} layers × {run.n_heads} heads"
     try:
-        each = catalogue.seconds_of_a_pass(run.name, run_key(state, run), run)
+        each = catalogue.seconds_of_a_pass(run.name, run.identity, run)
     except HeadwaterError:
         st.caption(plain(told + "."))
         return
@@ -148,7 +147,7 @@ def _draw_result(
 ) -> None:
     text = json.dumps(settings, sort_keys=True, default=str)
     beside = None if corrupt is None else corrupt.key
-    key = ("catalogue", asked.name, text, *run_key(state, run), *measure_key(chosen), beside)
+    key = ("catalogue", asked.name, text, *run.identity, *chosen.key, beside)
     with st.container(horizontal=True):
         if st.button("Run", key="run-analysis", type="primary"):
             st.session_state["catalogue-run"] = key

@@ -10,8 +10,7 @@ import streamlit as st
 
 from headwater.dashboard import pages
 from headwater.dashboard.parts import attention
-from headwater.dashboard.parts.circuits import EDGE, measure_key
-from headwater.dashboard.parts.flows import run_key
+from headwater.dashboard.parts.circuits import EDGE
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import circuits
 from headwater.dashboard.running.measure import Measure
@@ -66,7 +65,7 @@ def _draw_check(
             st.session_state["circuit-check"] = wanted
             st.rerun()
         return
-    key = ("edge-check", *run_key(state, run), *measure_key(chosen), *wanted, other.key if other else None)
+    key = ("edge-check", *run.identity, *chosen.key, *wanted, other.key if other else None)
     sender, node = (str(edge[end]).partition("@")[0] for end in ("sender", "reader node"))
 
     def work() -> dict[str, float | str | None]:

@@ -11,7 +11,6 @@ import streamlit as st
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import tables
 from headwater.dashboard.charts.circuit import circuit_layers, size_curve, strongest
-from headwater.dashboard.parts.flows import run_key
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import circuits, pairs, runs
 from headwater.dashboard.running.circuits import ANALYSIS, METHODS, Circuit
@@ -36,10 +35,6 @@ def _size(state: State, found: Circuit) -> int:
 
 def _steps(state: State) -> int:
     return bound.held_number(state, "circuits.steps", 1, 50, 5)
-
-
-def measure_key(chosen: Measure) -> tuple:
-    return chosen.kind, chosen.answer, chosen.wrong, chosen.position
 
 
 def choose_corrupt(state: State, chosen: Measure) -> Corrupt | None:
@@ -81,13 +76,13 @@ def circuit(
     state: State, run: Run, chosen: Measure, method: str, query: int, other: Corrupt | None, name: str = "A"
 ) -> Circuit | None:
     """The graph of the chosen method; None while it is under way, or where something is missing."""
-    key: tuple[Any, ...] = ("circuit", *run_key(state, run), method, query)
+    key: tuple[Any, ...] = ("circuit", *run.identity, method, query)
     what = f"{METHODS[method]}, run {name}"
     if method == "edges":
         if other is None:
             return None
         steps = bound.number(state, "circuits.steps", "Steps", 1, 50, 5) if name == "A" else _steps(state)
-        key += (*measure_key(chosen), other.key, steps)
+        key += (*chosen.key, other.key, steps)
         return wait(
             key, lambda: circuits.of_edges(state, run, chosen, other.example, steps), what, model=run.name
         )
@@ -232,7 +227,7 @@ def draw_faithfulness(state: State, run: Run, chosen: Measure, found: Circuit, o
         show=lambda name: "by their weight alone" if name == "top" else "from the answer downwards",
     )  # fmt: skip
     gone = [node.partition("@")[0] for node in removed(state)]
-    same = (*run_key(state, run), *measure_key(chosen), other.key, _steps(state), how)
+    same = (*run.identity, *chosen.key, other.key, _steps(state), how)
 
     def at_size() -> dict[str, float]:
         graph = circuits.kept(found, size, how, gone)

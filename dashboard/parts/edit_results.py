@@ -128,7 +128,7 @@ def draw_heads(state: State, one: Run, other: Run) -> None:
             "The maps of A and B are of different tokens or heads, and are not compared here: see Compare."
         )
         return
-    key = ("moved", one.name, repr(runs_key(state)), other.edits)
+    key = ("moved", one.identity, other.identity)
     patience = 60.0 if len(one.queries) <= FEW_TOKENS else None
     moves = wait(
         key, partial(changes.moved, one, other), "attention that moved", model=one.name, patience=patience,
@@ -164,10 +164,6 @@ def draw_heads(state: State, one: Run, other: Run) -> None:
         numbers("attention-moved", moves.to_series().rename("share moved").reset_index(), "edit-moved")
     with right:
         _maps(state, one, other, layer, head)
-
-
-def runs_key(state: State) -> tuple:
-    return (state.text, state.picture, state.decoder, state.b_text, state.b_model)
 
 
 def _head(state: State, run: Run, moves) -> tuple[int, int]:
@@ -221,7 +217,7 @@ def draw_text(state: State, model: hw.HookedModel, one: Run, other: Run) -> None
     count = bound.number(state, "edit.new_tokens", "New tokens", 1, 200, 20, 1)
     if not bound.toggle(state, "edit.write", "Write on from the text, with and without the edits"):
         return
-    key = ("written", one.name, other.name, runs_key(state), other.edits, count)
+    key = ("written", one.identity, other.identity, count)
 
     def work() -> tuple[str, str]:
         return (

@@ -15,7 +15,7 @@ from headwater.dashboard import pages, tables
 from headwater.dashboard.charts import flow as figures
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.names import grid_of
-from headwater.dashboard.parts.job import wait
+from headwater.dashboard.parts.job import fitting, wait
 from headwater.dashboard.parts.token_choice import choose_token
 from headwater.dashboard.running import flows, picture
 from headwater.dashboard.running.flows import METHODS, Row
@@ -88,7 +88,7 @@ def rows_of(
         methods = [m for m in methods if m not in (*flows.OF_ANSWER, "relevance", "gradient_rollout")]
         asked = ()
     of_token = tuple(m for m in methods if m not in (*flows.QUICK, *flows.OF_ANSWER))
-    same, whole = run_key(state, run), True
+    same, whole = run.identity, True
     for which, part in ((of_token, (query, tuple(settings.items()))), (asked, ())):
         if which:
             more = wait(
@@ -103,13 +103,6 @@ def rows_of(
     if left:
         st.info(plain("Not here: " + "; ".join(f"{METHODS[m]} ({told})" for m, told in left.items())))
     return {m: row for m in METHODS if isinstance(row := found.get(m), Row)}, whole
-
-
-def run_key(state: State, run: Run) -> tuple:
-    """What a run is of: equal keys, equal runs."""
-    given = run.example
-    texts = (given,) if isinstance(given, str) else (given.text, given.decoder)
-    return run.name, texts, state.picture, run.edits, run.part
 
 
 def _explains(measure: Measure) -> bool:
@@ -254,20 +247,12 @@ def _faithfulness(state: State, run: Run, measure: Measure, rows: Rows) -> None:
     if not _explains(measure):
         st.caption(plain(f"The measure is {measure.label}: the curves are of an answer."))
         return
-    work = ("faithfulness", run_key(state, run), measure.key,
+    work = ("faithfulness", run.identity, measure.key,
             tuple((m, row.values.tobytes()) for m, row in rows.items()))  # fmt: skip
 
-    def curves() -> Any:
-        try:
-            return flows.faithfulness(state, run, measure, list(rows.values()))
-        except HeadwaterError as error:
-            return str(error)
-
-    found = wait(work, curves, "faithfulness of the methods", model=run.name)
+    curves = lambda: flows.faithfulness(state, run, measure, list(rows.values()))  # noqa: E731
+    found = fitting(work, curves, "faithfulness of the methods", model=run.name)
     if found is None:
-        return
-    if isinstance(found, str):
-        st.caption(plain(found))
         return
     which = bound.segments(state, "flow.curve", "Curve", list(FACES), show=FACES.__getitem__)
     names = [METHODS.get(name, name) for name in map(str, found.attribution.values)]
@@ -314,18 +299,10 @@ def draw_paths(state: State, run: Run, query: int, settings: Mapping[str, Any]) 
         state, "flow.least", "Edges that carry at least", 0.005, 0.3, 0.02, 0.005, format="%.3f"
     )
 
-    def work() -> Any:
-        try:
-            return flows.paths(run, query, 0.005, settings)
-        except HeadwaterError as error:
-            return str(error)
-
-    same = run_key(state, run)
-    found = wait(("paths", same, query, tuple(settings.items())), work, "paths of the token", model=run.name)
+    key = ("paths", run.identity, query, tuple(settings.items()))
+    work = lambda: flows.paths(run, query, 0.005, settings)  # noqa: E731
+    found = fitting(key, work, "paths of the token", model=run.name)
     if found is None:
-        return
-    if isinstance(found, str):
-        st.caption(plain(found))
         return
     edges = found.edges[found.edges["share"] >= least].assign(below=lambda e: e["depth"] - 1)
     kept = state.get("flow.edge", [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from types import CellType, FunctionType
 from typing import Any
 
@@ -15,12 +16,20 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from headwater.dashboard.running import jobs
 from headwater.dashboard.running.jobs import Job
 from headwater.dashboard.widgets import plain
+from headwater.lens.errors import HeadwaterError
 
 PATIENCE = 0.4  # seconds that a page waits before it shows progress
 EVERY = 0.5  # seconds between two looks at a job
 STATES = "headwater.dashboard.state"  # where the classes live whose objects a session changes
 ASKED, CANCELLED = "jobs-asked", "jobs-cancelled"  # of this session: {what: key}, {key}
 PAGE = "jobs-page"
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """Why work has no result here."""
+
+    why: str
 
 
 def wait(
@@ -56,6 +65,25 @@ def wait(
     elif job.result is None:
         _draw_cancelled(key, what, cancelled)
     return job.result
+
+
+def fitting(key: Hashable, work: Callable[[], Any], what: str, *, model: str, light: bool = False) -> Any:
+    """`wait`, for work that may not fit the model or its input: that is said in one line, and gives None.
+
+    The line is kept like a result, so that work which can not be done is tried once.
+    """
+
+    def tried() -> Any:
+        try:
+            return work()
+        except HeadwaterError as error:
+            return Unfit(str(error))
+
+    found = wait(key, tried, what, model=model, light=light)
+    if isinstance(found, Unfit):
+        st.caption(plain(f"{_capital(what)}: {found.why}"))
+        return None
+    return found
 
 
 def begin(page: str) -> None:

@@ -11,7 +11,8 @@ from headwater.dashboard.charts.terms import term_bars
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.tokens import MOST_IN_A_STRIP, token_strip
 from headwater.dashboard.parts import attention
-from headwater.dashboard.parts.job import wait
+from headwater.dashboard.parts.job import fitting
+from headwater.dashboard.parts.scores import has_roles, roles_of
 from headwater.dashboard.running import head as of_head, runs
 from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.prompts import prompts_for
@@ -20,10 +21,8 @@ from headwater.dashboard.state import session
 from headwater.dashboard.state.address import to_address
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import chart, numbers, plain, quoted
-from headwater.lens.errors import HeadwaterError
 
 MOST_PINNED = 4
-JOBS = "the jobs of all heads"
 
 
 def same_tokens(one: Run, other: Run) -> bool:
@@ -94,24 +93,9 @@ def draw_why(state: State, run: Run, query: int) -> None:
     if key is None or key >= len(run.keys) or not np.isfinite(weights[key]) or (run.causal and key > query):
         key = int(np.nanargmax(weights))
     named = f"{quoted(run.queries[query])} → {quoted(run.keys[key])}"
-    work = (
-        state.model,
-        run.name,
-        run.key,
-        run.edits,
-        run.part,
-        state.layer,
-        state.head,
-        query,
-        key,
-    )
-    found = _told(
-        ("why", *work),
-        lambda: of_head.why(state, run, query, key),
-        "why it looks there",
-        run,
-        "qk_decomposition",
-    )
+    asked = ("why", run.identity, state.layer, state.head, query, key)
+    work = lambda: of_head.why(state, run, query, key)  # noqa: E731
+    found = fitting(asked, work, "why it looks there", model=run.name, light=True)
     if found is None:
         return
     total = found["score"].sum()
@@ -127,23 +111,9 @@ def draw_why(state: State, run: Run, query: int) -> None:
 
 def draw_writes(state: State, run: Run, chosen: Measure) -> None:
     st.subheader("What it writes")
-    key = (
-        state.model,
-        run.name,
-        run.key,
-        run.edits,
-        run.part,
-        state.layer,
-        state.head,
-        chosen.key,
-    )
-    found = _told(
-        ("writes", *key),
-        lambda: of_head.writes(state, run, chosen),
-        "what it writes",
-        run,
-        "ov_decomposition",
-    )
+    asked = ("writes", run.identity, state.layer, state.head, chosen.key)
+    work = lambda: of_head.writes(state, run, chosen)  # noqa: E731
+    found = fitting(asked, work, "what it writes", model=run.name, light=True)
     if found is None:
         return
     total, values = found["logit"].sum(), found["logit"].to_numpy()
@@ -166,10 +136,9 @@ def draw_typical(state: State, run: Run) -> None:
     st.subheader("Is it typical")
     left, right = st.columns(2)
     with left:
-        key = ("roles", run.name, run.part, run.edits)
-        scores = _told(key, lambda: of_head.role_scores(state, run), JOBS, run, "head_roles")
-        if scores is not None:
-            found = of_head.roles(scores, state.layer, state.head)
+        known = roles_of(state, run) if has_roles(run) else None
+        if known is not None:
+            found = of_head.roles(known, state.layer, state.head)
             st.dataframe(
                 found, hide_index=True, key="roles-table", alt="Simple jobs of the head",
                 column_config={"score": st.column_config.NumberColumn(format="%.3f"),
@@ -179,9 +148,8 @@ def draw_typical(state: State, run: Run) -> None:
     with right:
         texts = _texts(state, run)
         key = ("recorded", run.name, run.part, run.edits, tuple(texts))
-        records = _told(
-            key, lambda: of_head.recorded(state, run, texts), "example texts", run, "raw_attention"
-        )
+        work = lambda: of_head.recorded(state, run, texts)  # noqa: E731
+        records = fitting(key, work, "example texts", model=run.name, light=True)
         if records is not None:
             found = of_head.typical(records, state.layer, state.head)
             st.dataframe(
@@ -194,22 +162,6 @@ def draw_typical(state: State, run: Run) -> None:
 
 def _texts(state: State, run: Run) -> list[str]:
     return list(prompts_for(runs.model_of(state, run)).values())[:12] or [state.text]
-
-
-def _told(key: tuple, work, what: str, run: Run, name: str):
-    """The result of a job; None while it is under way, or where the analysis does not fit, which is said in a line."""
-
-    def tried():
-        try:
-            return work()
-        except HeadwaterError as error:
-            return f"{error}"
-
-    found = wait(key, tried, what, model=run.name, light=what != JOBS)
-    if isinstance(found, str):
-        st.caption(plain(found))
-        return None
-    return found
 
 
 def _not_for(name: str) -> None:

@@ -13,7 +13,7 @@ import xarray as xr
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard.canvas.mosaic import side_for, small
 from headwater.dashboard.parts.job import wait
-from headwater.dashboard.running import effects, inputs, measure, models, runs, scores
+from headwater.dashboard.running import effects, measure, models, runs, scores
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import plain as plain_text
@@ -26,12 +26,6 @@ WORK = {
     "gradient": "effects by gradient",
     "direct": "what each head writes directly",
 }
-
-
-def whose(state: State, run: Run) -> tuple[Any, ...]:
-    """What tells the results of one run from those of another."""
-    text = state.b_text if run is not runs.a(state) else None
-    return run.name, run.part, run.edits, inputs.given(state, models.resident(run.name), text).key
 
 
 def found(
@@ -54,7 +48,7 @@ def found(
             elif effect is not None:
                 there[name] = effect
     if any(name == "roles" or name.startswith("role_") for name in names) and has_roles(run):
-        roles = _roles(state, run)
+        roles = roles_of(state, run)
         if roles is not None:
             there["roles"] = roles
             there |= {
@@ -76,27 +70,26 @@ def plain(score: xr.DataArray | xr.Dataset) -> xr.DataArray:
 
 
 def _effect(state: State, run: Run, how: str, over: str) -> xr.Dataset | str | None:
-    """The effect; as a text the reason why the model has no direct one."""
+    """The effect; as a text the reason why there is none."""
     first = runs.a(state)
     chosen = measure.of(state, first)
     model, edits = runs.model_of(state, run), runs.applied(run)
-    of = (chosen.kind, chosen.answer, chosen.wrong, whose(state, first) if chosen.kind == "likeness" else ())
+    of = chosen.key
 
     def work() -> xr.Dataset | str:
-        asked = effects.of_set(model, over, chosen) if over else effects.of_prompt(run, chosen)
         try:
+            asked = effects.of_set(model, over, chosen) if over else effects.of_prompt(run, chosen)
             return effects.effect(model, how, asked, edits)
         except HeadwaterError as error:
-            if how != "direct":  # which not every architecture has
-                raise
             return str(error)
 
-    key = ("head effects", how, over, of, whose(state, run))
+    key = ("head effects", how, over, of, run.identity)
     light = how in ("gradient", "direct") and not over
     return wait(key, work, WORK[how] + _side(run, first), model=run.name, light=light)
 
 
-def _roles(state: State, run: Run) -> xr.DataArray | None:
+def roles_of(state: State, run: Run) -> xr.DataArray | None:
+    """How far each head of a run does each simple job, [layer, head, role]."""
     model, edits = runs.model_of(state, run), runs.applied(run)
 
     def work() -> xr.DataArray:
@@ -121,8 +114,8 @@ def curve(state: State, run: Run, over: str) -> xr.Dataset | None:
         asked = effects.of_set(model, over, chosen) if over else effects.of_prompt(run, chosen)
         return effects.pruned(model, asked, edits)
 
-    of = (chosen.kind, chosen.answer, chosen.wrong, whose(state, first) if chosen.kind == "likeness" else ())
-    key = ("pruning curve", over, of, whose(state, run))
+    of = chosen.key
+    key = ("pruning curve", over, of, run.identity)
     return wait(key, work, "pruning curve" + _side(run, first), model=run.name)
 
 
@@ -140,7 +133,7 @@ def maps(state: State, run: Run) -> dict[tuple[int, int], np.ndarray] | None:
         return made
 
     return wait(
-        ("small maps", whose(state, run)),
+        ("small maps", run.identity),
         work,
         "maps of all heads" + _side(run, runs.a(state)),
         model=run.name,

@@ -14,8 +14,7 @@ from headwater.dashboard import pages, tables
 from headwater.dashboard.charts import sinks as figures
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import escaped
-from headwater.dashboard.parts.flows import run_key
-from headwater.dashboard.parts.job import wait
+from headwater.dashboard.parts.job import fitting
 from headwater.dashboard.running import runs, sinks
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.running.sinks import HOW, RULES, Shares
@@ -23,7 +22,6 @@ from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.address import to_address
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import chart, clicked, numbers, plain, quoted, token_name
-from headwater.lens.errors import HeadwaterError
 
 MOST_TOKENS = 200  # of the map; of longer inputs those that receive most
 
@@ -162,9 +160,9 @@ def draw_recorded(
 ) -> None:
     """Rules side by side, and heads by share and value."""
     least = found.enough(least)
-    key = ("sinks", run_key(state, run), tuple(keys), limit, least)
+    key = ("sinks", run.identity, tuple(keys), limit, least)
     work = lambda: sinks.recorded(state, run, keys, limit, least)  # noqa: E731
-    told = _told(key, work, "rules and norms of the sinks", run)
+    told = fitting(key, work, "rules and norms of the sinks", model=run.name)
     if told is None:
         return
     st.subheader("By which rules")
@@ -225,8 +223,10 @@ def _norms(state: State, run: Run, found: Shares, norms: Any, keys: Sequence[int
 
 def draw_contribution(state: State, run: Run, keys: Sequence[int]) -> None:
     st.subheader("What it carries")
-    key = ("carries", run_key(state, run), tuple(keys))
-    found = _told(key, lambda: sinks.contribution(state, run, keys), "what the sink carries", run)
+    key = ("carries", run.identity, tuple(keys))
+    found = fitting(
+        key, lambda: sinks.contribution(state, run, keys), "what the sink carries", model=run.name
+    )
     if found is None:
         return
     share = found["share"].sel(of="sinks").isel(batch=0)
@@ -268,8 +268,10 @@ def draw_generated(state: State, run: Run, keys: Sequence[int]) -> None:
         return
     st.subheader("While text is generated")
     steps = bound.slider(state, "sinks.steps", "New tokens", 4, 64, 16)
-    key = ("generated", run_key(state, run), tuple(keys), steps)
-    found = _told(key, lambda: sinks.generated(state, run, keys, steps), "the sink over generated text", run)
+    key = ("generated", run.identity, tuple(keys), steps)
+    found = fitting(
+        key, lambda: sinks.generated(state, run, keys, steps), "the sink over generated text", model=run.name
+    )
     if found is None:
         return
     mean = found.mass.mean("layer").values
@@ -300,13 +302,8 @@ def draw_family(state: State) -> None:
     limit = state.get("sinks.limit", 0.3)
     limit = limit if isinstance(limit, float) else 0.3
     text = text or sinks.FAMILY_TEXT
-    found = _told(
-        ("family", text, limit),
-        lambda: sinks.compared(text, limit),
-        "the sink models",
-        None,
-        sinks.family()[0],
-    )
+    work = lambda: sinks.compared(text, limit)  # noqa: E731
+    found = fitting(("family", text, limit), work, "the sink models", model=sinks.family()[0])
     if found is None:
         return
     rates = zip(found["model"], found["sink rate"], strict=True)
@@ -324,19 +321,3 @@ def draw_family(state: State) -> None:
         "Two layers of four heads, trained alike on texts of 60 words. The first token; of unit rows: with each row "
         "divided by its sum, where rows do not sum to 1."
     )
-
-
-def _told(key: tuple, work: Any, what: str, run: Run | None, model: str = "") -> Any:
-    """The result of a job; None while it is under way, or where it does not fit, which is said in a line."""
-
-    def tried() -> Any:
-        try:
-            return work()
-        except HeadwaterError as error:
-            return str(error)
-
-    found = wait(key, tried, what, model=run.name if run is not None else model)
-    if isinstance(found, str):
-        st.caption(plain(found))
-        return None
-    return found

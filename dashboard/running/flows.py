@@ -23,7 +23,6 @@ from headwater.lens.errors import HeadwaterError
 from headwater.lens.progress import progress
 
 OF_RECORD = ("raw_attention", "rollout", "flow")
-OF_TOKEN = ("norms", "globenc", "alti", "value_zeroing", "relevance", "gradient_rollout")
 OF_ANSWER = ("input_x_gradient", "integrated_gradients")
 METHODS = {
     "raw_attention": "attention, last layer",

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import xarray as xr
 
 import headwater as hw
 from headwater.analyses.sinks._received_share import received_share
 from headwater.dashboard.running import measure, runs
-from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state.state import State
 
 KEEP = 0.4  # of the weight on the sink, where the first page asks what if it were elsewhere
-
-
-def effects(state: State, run: Run, chosen: Measure) -> xr.DataArray:
-    """How much of the measure goes with each head, [layer, head]: above 0 the head helps."""
-    return hw.analyses.head_importance(runs.model_of(state), run.example, how="ablation", loss=chosen.loss)
 
 
 def drain(run: Run) -> np.ndarray:

@@ -63,13 +63,6 @@ def typical(records: Sequence[hw.Record], layer: int, head: int) -> pd.DataFrame
     return frame.nlargest(STRONGEST, "weight").reset_index(drop=True)
 
 
-def role_scores(state: State, run: Run) -> xr.DataArray:
-    """How far each head does each simple job in the model of a run, [role, layer, head]."""
-    model = runs.model_of(state, run)
-    with model.edit(*runs.applied(run)):
-        return hw.analyses.head_roles(model)
-
-
 def roles(scores: xr.DataArray, layer: int, head: int) -> pd.DataFrame:
     """How far the head does each simple job, and which share of the heads does it less."""
     mine = scores.sel(layer=layer).isel(head=head)

@@ -57,6 +57,11 @@ class Run:
     position: int | None  # of the token whose prediction the logits are; None for classes
 
     @property
+    def identity(self) -> tuple[Any, ...]:
+        """What tells its results from those of other runs."""
+        return self.name, self.key, self.part, self.edits
+
+    @property
     def queries(self) -> list[str]:
         return self.record.query_axis.strings[0]
 

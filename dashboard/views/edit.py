@@ -42,7 +42,7 @@ if edited is not None:
     edit_results.draw_heads(state, plain_run, edited)
     edit_results.draw_text(state, model, plain_run, edited)
     if state.applied():
-        key = (state.model, edit_results.runs_key(state), measure.kind, measure.answer, measure.wrong)
+        key = (*plain_run.identity, *measure.key)
         controls, sweep = st.columns(2, gap="large")
         with controls:
             edit_trials.draw_controls(state, model, plain_run, measure, key)

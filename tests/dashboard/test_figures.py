@@ -11,13 +11,12 @@ import pytest
 import xarray as xr
 
 import headwater as hw
-from headwater.dashboard.figures.difference import difference_map
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import ticks, token_label, visible
 from headwater.dashboard.figures.pattern import pattern_map
 from headwater.dashboard.figures.pooling import pool, pool_blocks
 from headwater.dashboard.figures.style import GREY, INK
-from headwater.dashboard.figures.tokens import next_token_bars, token_bars, token_strip
+from headwater.dashboard.figures.tokens import token_bars, token_strip
 
 HOSTILE = [
     "<s>",
@@ -185,27 +184,6 @@ def test_hostile_tokens_keep_one_row_and_column_each():
     json.dumps(json.loads(pio.to_json(drawn))).encode("utf-8")
 
 
-def test_difference_is_after_minus_before_on_a_scale_about_zero():
-    before, after = attention(9, 1), attention(9, 2)
-    drawn = difference_map(before, after, ["t"] * 9, ["t"] * 9, "change")
-    np.testing.assert_allclose(drawn.data[0].z, after - before)
-    assert drawn.data[0].zmin == -drawn.data[0].zmax == pytest.approx(-np.abs(after - before).max())
-
-
-def test_pooled_difference_keeps_the_sign_of_the_largest_change():
-    before = np.zeros((8, 8), dtype=np.float32)
-    after = before.copy()
-    after[0, 1], after[1, 0] = -0.8, 0.5
-    drawn = difference_map(before, after, ["t"] * 8, ["t"] * 8, "change", most=4)
-    assert drawn.data[0].z[0, 0] == np.float32(-0.8)
-    assert "largest change of 2 × 2" in drawn.layout.title.subtitle.text
-
-
-def test_no_change_is_drawn_flat():
-    drawn = difference_map(attention(4), attention(4), ["t"] * 4, ["t"] * 4, "change")
-    assert (drawn.data[0].zmin, drawn.data[0].zmax) == (-1, 1)
-
-
 def test_head_grid_has_a_point_to_click_for_every_head():
     values = grid()
     values[1, 2] = np.nan
@@ -266,17 +244,11 @@ def test_strip_and_bars_escape_tokens():
     assert len(bars.data[0].x) == count
 
 
-def test_bars_show_before_and_after():
-    drawn = token_bars(np.zeros(3), ["a", "b", "c"], "bars", "share", after=np.ones(3))
-    assert [trace.name for trace in drawn.data] == ["before", "after"]
-    assert list(drawn.data[1].y) == [1, 1, 1]
-
-
-def test_next_tokens_show_probabilities_in_order():
-    drawn = next_token_bars(["<s>", "b"], np.array([0.75, 0.25]), np.array([0.5, 0.5]))
-    assert drawn.layout.yaxis.ticktext[0] == "&lt;s&gt;"
-    assert drawn.data[0].text == ("0.750", "0.250")
-    assert [trace.name for trace in drawn.data] == ["before", "after"]
+def test_bars_have_one_for_each_token_at_its_place():
+    drawn = token_bars(np.array([0.5, 0.0, 0.25]), ["<s>", "b", "b"], "bars", "share")
+    assert list(drawn.data[0].x) == [0, 1, 2]
+    assert list(drawn.data[0].y) == [0.5, 0, 0.25]
+    assert drawn.layout.xaxis.ticktext[0] == "0 &lt;s&gt;"
 
 
 def test_numbers_travel_as_typed_arrays():
