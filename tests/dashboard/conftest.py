@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chromium import CHROMIUM
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -51,3 +52,15 @@ def offered(small_model, monkeypatch) -> None:
     monkeypatch.setattr(models, "embedded", dict)
     monkeypatch.setattr(models, "is_added", lambda name: False)
     models.allow(small_model)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium without a window, for tests marked `NEEDED`."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield chromium
+        chromium.close()

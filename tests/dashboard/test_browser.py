@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,11 +20,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from chromium import NEEDED
 
 import headwater as hw
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 PROMPT = "When Mary and John went to the store , John gave a drink to"
 REDISTRIBUTE = {
     "edit": "Redistribute",
@@ -37,10 +36,7 @@ REDISTRIBUTE = {
 }
 WAIT = 90_000
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
-]
+pytestmark = NEEDED
 
 
 @contextmanager
@@ -68,16 +64,6 @@ def started(model: str, port: int, workspace: Path) -> Iterator[str]:
 def server(small_model, tmp_path_factory) -> Iterator[str]:
     with started(small_model, 8650, tmp_path_factory.mktemp("workspace")) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
