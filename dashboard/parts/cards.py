@@ -15,6 +15,7 @@ from headwater.dashboard.parts.scores import found as scores
 from headwater.dashboard.running import glance, models
 from headwater.dashboard.running.measure import Measure, quoted
 from headwater.dashboard.running.runs import Run, edits_of
+from headwater.dashboard.running.sinks import KEEP
 from headwater.dashboard.state import workspace
 from headwater.dashboard.state.address import from_address, to_address
 from headwater.dashboard.state.state import State
@@ -61,35 +62,48 @@ def heads(state: State, run: Run, chosen: Measure) -> None:
 
 def sinks(state: State, run: Run, chosen: Measure) -> None:
     st.subheader("Where does attention drain?")
-    share = glance.drain(run)
-    place = int(np.nanargmax(share))
-    figure = token_bars(share, run.keys, "Share received", "share")
-    chart(
-        figure.update_layout(height=230),
-        "card-sinks",
-        f"Share of attention by token; most goes to token {place}",
+    found = glance.sink(run)
+    name = quoted(run.keys[found.place])
+    figure = token_bars(found.share, run.keys, "Share received", "share")
+    largest = ", ".join(f"{run.keys[n]} {found.share[n]:.2f}" for n in np.argsort(-found.share)[:3])
+    chart(figure.update_layout(height=230), "card-sinks", f"Share of attention by token; largest: {largest}")
+    many = (
+        f"{len(found.heads)} of {len(run.layers) * run.n_heads} heads give {name} more than {found.limit:.0%}"
     )
     st.markdown(
-        plain(f"{quoted(run.keys[place])} receives {share[place]:.0%} of the attention that can see it.")
+        plain(f"{many}; it receives {found.share[found.place]:.0%} of the attention that can see it.")
     )
-    _open(state, "sinks", "Look at the sinks", key=place)
+    _open(state, "sinks", "Look at the sinks")
 
 
 def edit(state: State, run: Run, chosen: Measure) -> None:
     st.subheader("What if it did not?")
-    place = int(np.nanargmax(glance.drain(run)))
-    key = ("without-sink", run.identity, chosen.key, place)
-    work = lambda: glance.without_sink(state, place)  # noqa: E731
+    sink = glance.sink(run)
+    name = quoted(run.keys[sink.place])
+    if not sink.heads:
+        st.caption(
+            plain(f"No head gives {name} more than {sink.limit:.0%}, so there is no sink to take away.")
+        )
+        _open(state, "edit", "Change attention")
+        return
+    if state.part:
+        st.caption("Edits act on the part that answers, and this is another one.")
+        return
+    key = ("without-sink", run.identity, chosen.key)
+    work = lambda: glance.without(state, sink.edit)  # noqa: E731
     found = fitting(key, work, "the run without the sink", model=state.model, light=True)
     if found is not None and None not in found:
         before, after = found
+        st.markdown(
+            plain(f"{1 - KEEP:.0%} of what {len(sink.heads)} heads put on {name} goes to other tokens:")
+        )
         st.metric(
-            f"With {1 - glance.KEEP:.0%} of {plain(quoted(run.keys[place]))} handed to other tokens",
+            plain(chosen.label),
             f"{after:.4g} {chosen.unit}",
             f"{after - before:+.4g}",
-            help=plain(f"{chosen.label}; {before:.4g} as it is"),
+            help=f"{before:.4g} as it is",
         )
-        _open(state, "edit", "Change attention", edits=[glance.redistribution(place)], shown="b")
+        _open(state, "edit", "Change attention", edits=[sink.edit], shown="b")
 
 
 def own_model() -> None:

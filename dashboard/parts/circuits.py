@@ -11,7 +11,7 @@ import streamlit as st
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import tables
 from headwater.dashboard.charts.circuit import circuit_layers, size_curve, strongest
-from headwater.dashboard.parts.job import wait
+from headwater.dashboard.parts.job import fitting, wait
 from headwater.dashboard.running import circuits, pairs, runs
 from headwater.dashboard.running.circuits import ANALYSIS, METHODS, Circuit
 from headwater.dashboard.running.measure import Measure
@@ -83,15 +83,15 @@ def circuit(
             return None
         steps = bound.number(state, "circuits.steps", "Steps", 1, 50, 5) if name == "A" else _steps(state)
         key += (*chosen.key, other.key, steps)
-        return wait(
+        return fitting(
             key, lambda: circuits.of_edges(state, run, chosen, other.example, steps), what, model=run.name
         )
     if method == "routes":
-        return wait(key, lambda: circuits.of_routes(state, run, query), what, model=run.name)
+        return fitting(key, lambda: circuits.of_routes(state, run, query), what, model=run.name)
     root = f"{state.layer}.{state.head}" if state.get("circuits.root", "all") == "head" else None
     source = state.key if root is not None and state.key is not None and state.key < len(run.keys) else None
     key += (root, source)
-    return wait(key, lambda: circuits.of_trace(state, run, query, root, source), what, model=run.name)
+    return fitting(key, lambda: circuits.of_trace(state, run, query, root, source), what, model=run.name)
 
 
 def choose_method(state: State, run: Run) -> tuple[str, int]:
@@ -278,7 +278,7 @@ def draw_overlap(
     )  # fmt: skip
     options = ["size", *(["b"] if same_model else [])]
     against = bound.segments(
-        state, "circuits.against", "With", options, options[-1], width="content",
+        state, "circuits.against", "With", options, "size", width="content",
         show=lambda name: "run B" if name == "b" else "another number of edges",
     )  # fmt: skip
     size = _size(state, found)

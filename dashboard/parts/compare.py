@@ -13,7 +13,7 @@ from headwater.dashboard.canvas.grid import grid
 from headwater.dashboard.figures.labels import cut, visible
 from headwater.dashboard.figures.tokens import token_bars
 from headwater.dashboard.parts import attention
-from headwater.dashboard.running import compare, glance, scores
+from headwater.dashboard.running import compare, scores, sinks
 from headwater.dashboard.running.compare import Aligned
 from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.runs import Run
@@ -101,7 +101,7 @@ def _draw_one(
             on_event=lambda event: _choose(event, both),
         )  # fmt: skip
     else:
-        share = glance.drain(run)
+        share = sinks.shares(run).overall()
         best = int(np.nanargmax(share))
         figure = token_bars(share, run.keys, f"Share received: {name}", "share")
         chart(figure, f"compare-sinks-{name}", f"Run {name}: most goes to token {best}, {share[best]:.3f}")

@@ -1,33 +1,46 @@
-"""What the first page shows of a model and its input: three answers at a glance."""
+"""What the first page shows of the sink of an input: which token it is, and the measure without it.
+
+The token and the edit are those that the page Sinks begins with.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 
-import headwater as hw
-from headwater.analyses.sinks._received_share import received_share
-from headwater.dashboard.running import measure, runs
+from headwater.analyses._catalogue.catalogue import entry
+from headwater.dashboard.running import measure, runs, sinks
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state.state import State
 
-KEEP = 0.4  # of the weight on the sink, where the first page asks what if it were elsewhere
+
+@dataclass(frozen=True)
+class Sink:
+    """The token at `place`; `heads` give it more than the limit, and `share` is what each token receives, [key]."""
+
+    place: int
+    heads: list[str]
+    limit: float
+    share: np.ndarray
+
+    @property
+    def edit(self) -> dict[str, Any]:
+        """The edit that hands most of what these heads put on the token to others."""
+        return sinks.redistribution([self.place], self.heads)
 
 
-def drain(run: Run) -> np.ndarray:
-    """The share of attention that each token receives, mean over layers and heads, [key]."""
-    share = received_share(run.record).isel(batch=0)
-    return share.mean([dim for dim in share.dims if dim not in ("key", "query")], skipna=True).values
+def sink(run: Run) -> Sink:
+    limit = float(entry("sink_rate").setting("threshold").default)
+    found = sinks.shares(run)
+    (place,) = sinks.first_keys(found, limit, sinks.LEAST)
+    return Sink(place, sinks.above(found, [place], limit), limit, found.overall())
 
 
-def redistribution(key: int) -> dict:
-    """The edit that takes most of the weight from a token in all heads."""
-    return hw.Redistribute(keys=[key], keep=KEEP).to_dict()
-
-
-def without_sink(state: State, key: int) -> tuple[float | None, float | None]:
-    """The measure as it is, and with the weight on a token handed to the others."""
+def without(state: State, edit: dict[str, Any]) -> tuple[float | None, float | None]:
+    """The measure as it is, and under an edit."""
     plain = runs.a(state)
     chosen = measure.of(state, plain)
-    changed = State(**{**vars(state), "edits": [redistribution(key)], "notices": []})
-    other = runs.b(changed)
+    other = runs.b(replace(state, edits=[edit], b_text=None, b_model=None, notices=[]))
     return chosen.value(plain), None if other is None else chosen.value(other)

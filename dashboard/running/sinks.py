@@ -63,6 +63,10 @@ class Shares:
                 found = np.nanmax(values, axis=1, initial=0.0) if how == "max" else values.mean(axis=1)
         return np.where(np.isfinite(values).any(axis=1), found, np.nan)
 
+    def overall(self) -> np.ndarray:
+        """The mean share of each key over layers and heads, [key]."""
+        return self.of.mean(("layer", "head"), skipna=True).values
+
     def of_heads(self, keys: Sequence[int]) -> xr.DataArray:
         """The largest share of these keys in each head, [layer, head]."""
         return self.of.isel(key=list(keys)).max("key").rename("received_share")

@@ -229,9 +229,9 @@ def test_a_circuit_with_a_broken_edge_is_not_found() -> None:
 @pytest.mark.parametrize(
     ("message", "asked"),
     [
-        ("sizes='few' is not whole numbers", {"sizes": "few"}),
+        ("sizes='few' is not a list of whole numbers", {"sizes": "few"}),
         ("sizes is empty", {"sizes": []}),
-        (r"sizes=\[2\.5\] is not whole numbers", {"sizes": [2.5]}),
+        (r"sizes=\[2\.5\] is not a list of whole numbers", {"sizes": [2.5]}),
         ("draws=0 is outside its limits", {"draws": 0}),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_record_of_some_layers_and_closed_forms(pairs: Callable, uniform: hw.H
     [
         ({"layers": [3]}, "layer 3 is not in this record"),
         ({"layers": []}, "layers is empty"),
-        ({"layers": "last"}, "not whole numbers"),
+        ({"layers": "last"}, "not a list of whole numbers"),
         ({"heads": "0.4"}, "no such head: 0.4; the record has layers 0 to 2"),
         ({"heads": "x"}, "layer.head"),
         ({"heads": ""}, "heads is empty"),

@@ -176,7 +176,7 @@ def test_result_says_what_it_is(pairs: Callable) -> None:
         ({"queries": [9]}, "batch row 0 has 6 tokens; give positions from -6 to 5"),
         ({"queries": []}, "queries is empty"),
         ({"queries": [0.5]}, "whole number"),
-        ({"queries": "last"}, "not whole numbers"),
+        ({"queries": "last"}, "not a list of whole numbers"),
         ({"residual": 1.5}, "from 0 to 1"),
         ({"heads": "median"}, "mean, max, min"),
         ({"heads": [[1.0, 0, 0, 0]]}, r"\(3, 4\)"),

@@ -9,7 +9,7 @@ import pytest
 from opened_app import figure, opened, values
 
 import headwater as hw
-from headwater.dashboard.running import compare, glance, runs
+from headwater.dashboard.running import compare, runs
 from headwater.dashboard.state.state import State
 
 PROMPT = "When Mary and John went to the store , John gave a drink to"
@@ -52,7 +52,9 @@ class TestOfTheSmallModel:
         other = runs.b(state)
         assert other is not None
         bars = values(figure(app, "compare-sinks-B")["data"][0], "y")
-        assert np.allclose(bars, glance.drain(other), atol=1e-6)
+        maps = [runs.pattern(other, layer, head) for layer in other.layers for head in range(other.n_heads)]
+        seen_by = np.arange(len(other.keys), 0, -1)
+        assert np.allclose(bars, np.mean([weights.sum(0) / seen_by for weights in maps], axis=0), atol=1e-5)
 
     def test_each_view_opens(self):
         for view in ("map", "heads"):
