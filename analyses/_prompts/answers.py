@@ -15,8 +15,9 @@ from headwater.analyses._prompts.examples import Examples, as_tokens, joined, sh
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.classes import logits_of
-from headwater.lens.naming.tokens import Tokens, is_of_tokens
+from headwater.lens.naming.tokens import Tokens
 from headwater.lens.running.forward import forward
+from headwater.lens.running.written import written_behind
 
 Answers = Annotated[str | Sequence[Any] | None, "answers, one or one for each; none: the model's own"]
 
@@ -63,7 +64,7 @@ def answered(
         image = (as_tokens(row).ids[0] == model.image_token).nonzero()[:, 0].tolist()
         if not image or image[-1] == row.shape[1] - 1:
             raise AnalysisError(f"example {place} has no picture with words behind it; give one in its text")
-        whole = behind(row, ids)
+        whole = written_behind(model.hf, as_tokens(row), ids)
         key = shape_of(model, whole), row.shape[1], tuple(image)
         kept.setdefault(key, []).append((place, whole, row.shape[1], image))
     found = []
@@ -82,20 +83,13 @@ def check_reads(model: HookedModel) -> None:
             f"this reads pictures inside of a text that goes on, and {model.name} as {model.part_name!r} has none; "
             "give a model such as LLaVA"
         )
-
-
-def behind(row: Tensor, ids: Sequence[int]) -> Tokens:
-    """A row [1, position] with more words behind it; what belongs to each token is 0 for these."""
-    tokens = as_tokens(row)
-    new = torch.tensor([list(ids)], dtype=torch.long, device=tokens.device)
-    more = {
-        name: torch.cat([value, value.new_zeros(1, len(ids), *value.shape[2:])], 1)
-        if is_of_tokens(name, value, tokens.shape)
-        else value
-        for name, value in tokens.more.items()
-    }
-    mask = torch.cat([tokens.mask, torch.ones_like(new, dtype=torch.bool)], 1)
-    return Tokens(torch.cat([tokens.ids, new], 1), mask, more, None, tokens.owners)
+    main = model.parts[model.part_name]
+    for part in model.parts.values():
+        if part.crosses and part.queries == main.queries:
+            raise AnalysisError(
+                f"the words of {model.name} look at its pictures in the part {part.name!r}, not as tokens of the text; "
+                "give a model such as LLaVA, or edit that part yourself"
+            )
 
 
 def answer_logits(model: HookedModel, tokens: Tokens, first: int) -> Tensor:

@@ -17,13 +17,14 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, Draws, Seed
 from headwater.analyses._measures.bootstrap import interval
-from headwater.analyses._prompts.answers import Answered, Answers, answer_logits, answered, behind, ids_of
+from headwater.analyses._prompts.answers import Answered, Answers, answer_logits, answered, ids_of
 from headwater.analyses._prompts.examples import Examples
 from headwater.lens.edits.scores import Knockout
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.progress import progress
+from headwater.lens.running.written import written_behind
 
 KINDS = ("kept", "alone", "random")
 
@@ -80,12 +81,14 @@ def image_compression(
         if counts[-1] > len(batch.image):
             raise AnalysisError(f"keep={counts[-1]}, but example {place} has {len(batch.image)} image tokens")
         asked = words[place] or batch.tokens.ids[0, batch.image[-1] + 1 : batch.prompt].tolist()
-        whole = behind(batch.tokens, asked)
+        whole = written_behind(model.hf, batch.tokens, asked)
         answer = (
             right[place]
-            or answer_logits(model, behind(whole, [0]), whole.shape[1] - 1)[0].argmax(-1).tolist()
+            or answer_logits(model, written_behind(model.hf, whole, [0]), whole.shape[1] - 1)[0]
+            .argmax(-1)
+            .tolist()
         )
-        whole = behind(whole, answer)
+        whole = written_behind(model.hf, whole, answer)
         best = [batch.image[n] for n in _looked(model, batch).argsort(descending=True).tolist()]
         said = [n for n in range(end) if n > batch.image[-1]]
         reading = [*range(end, whole.shape[1])]

@@ -18,6 +18,7 @@ from headwater.lens.models.opened import Opened
 from headwater.lens.models.signature import compares, markers
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.running.forward import forward
+from headwater.lens.running.written import types_mark_written
 
 NOTHING = -100  # the label of a token that is not asked, as in transformers
 
@@ -61,7 +62,7 @@ def _suffix_alone(model: Opened, given: Tokens) -> Tokens:
     PromptError where nothing is written: a model that sees its next tokens has no loss of them.
     """
     types = given.more.get("token_type_ids")
-    if getattr(model.hf.config, "model_type", "") != "paligemma" or types is None or given.labels is not None:
+    if not types_mark_written(model.hf) or types is None or given.labels is not None:
         return given
     written = (types == 1).to(given.ids.device) & given.mask
     if not written.any(-1).all():

@@ -9,6 +9,7 @@ import torch
 import headwater as hw
 from headwater.lens.errors import AnalysisError
 from headwater.lens.loading import zoo
+from headwater.lens.running.written import written_behind
 
 PLACES = {"image": [*range(2, 11)], "before": [0, 1], "question": [*range(11, 19)], "answer": [19, 20]}
 
@@ -68,6 +69,67 @@ def test_the_models_own_answers_stay_where_nothing_is_blocked(chat):
         model, prompts, routes="image->answer", controls=2, length=2, seed=1
     )
     assert again.equals(found)
+
+
+@pytest.mark.parametrize("name", ["paligemma", "blip2", "qwen2_5_vl", "idefics2"])
+def test_an_answer_behind_the_prompt_is_as_likely_as_when_the_model_writes_it(name):
+    hf = zoo.build(name)
+    model = hw.load(hf)
+    if name == "paligemma":  # it reads what is of type 0 in both directions
+        given = zoo.inputs(name, lengths=(11,)) | {"token_type_ids": torch.zeros(1, 20, dtype=torch.long)}
+    else:
+        given = {name: value for name, value in model.sample.items() if not name.startswith("decoder")}
+    ids, mask = given.pop("input_ids"), given.pop("attention_mask", None)
+    row = model.to_tokens(ids, mask, **given).rows([0])
+    prompt = written_behind(hf, row, [5, 6, 7])
+    if name == "paligemma":
+        prompt.more["token_type_ids"].zero_()
+    found = hw.analyses.attention_knockout(
+        model, prompt, routes="image->answer", window=1, controls=0, length=2
+    )
+    told = hf.generate(
+        input_ids=prompt.ids, attention_mask=prompt.mask.long(), max_new_tokens=2, do_sample=False, **prompt.more,
+        output_scores=True, return_dict_in_generate=True, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    expected = np.prod([float(step[0].double().softmax(-1).max()) for step in told.scores])
+    np.testing.assert_allclose(found.plain_probability, expected, rtol=1e-4)
+
+
+def test_a_prompt_read_in_both_directions_with_its_route_masked_by_hand():
+    """PaliGemma in eager attention: a mask with the route closed, and the answer's words of type 1."""
+    hf = zoo.build("paligemma")
+    given = zoo.inputs("paligemma", lengths=(11, 11))
+    pixels, types = given["pixel_values"], torch.zeros(2, 20, dtype=torch.long)
+    words = torch.tensor([[5, 9], [7, 8]])
+
+    def close(module, args, kwargs):
+        mask = kwargs["attention_mask"].expand(2, -1, -1, -1).clone()
+        mask[:, :, np.ix_(PLACES["question"], PLACES["image"])[0], PLACES["image"]] = -torch.inf
+        return args, kwargs | {"attention_mask": mask}
+
+    handle = hf.model.language_model.layers[0].self_attn.register_forward_pre_hook(close, with_kwargs=True)
+    with torch.no_grad():
+        told = hf(
+            input_ids=torch.cat([given["input_ids"], words], 1), pixel_values=pixels,
+            token_type_ids=torch.cat([types, torch.ones_like(words)], 1),
+        ).logits.double().softmax(-1)  # fmt: skip
+    handle.remove()
+    expected = np.mean([float(told[n, 19, a] * told[n, 20, b]) for n, (a, b) in enumerate(words.tolist())])
+    model = hw.load(hf)
+    prompts = model.to_tokens(given["input_ids"], pixel_values=pixels, token_type_ids=types)
+    found = hw.analyses.attention_knockout(
+        model, prompts, words.tolist(), routes="image->question", window=1, controls=0
+    )
+    np.testing.assert_allclose(found.probability.sel(window="0").item(), expected, rtol=1e-4)
+    assert abs(found.plain_probability.item() / expected - 1) > 1e-3
+
+
+def test_pictures_that_are_no_tokens_of_the_text_are_refused():
+    model = hw.load(zoo.build("mllama"))
+    given = dict(model.sample)
+    prompts = model.to_tokens(given.pop("input_ids"), given.pop("attention_mask", None), **given)
+    with pytest.raises(AnalysisError, match="look at its pictures in the part 'cross'"):
+        hw.analyses.attention_knockout(model, prompts)
 
 
 @pytest.mark.parametrize(
