@@ -42,6 +42,11 @@ def _glyph(character: str) -> str:
     return character
 
 
+def readable(text: str) -> str:
+    """A text whose spaces stay spaces, and in which everything else that a reader could not see is made visible."""
+    return "".join(letter if letter == " " else visible(letter) for letter in text)
+
+
 def cut(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 

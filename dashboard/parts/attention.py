@@ -25,8 +25,8 @@ WINDOW = "head.window"
 def window(state: State, run: Run) -> Window:
     """The queries and keys that are shown: those of the state, where they lie inside the input; else all."""
     sides = (len(run.queries), len(run.keys))
-    given = state.get(WINDOW)
-    if isinstance(given, list) and len(given) == 4 and all(isinstance(each, int) for each in given):
+    given = state.listed(WINDOW)
+    if len(given) == 4 and all(isinstance(each, int) for each in given):
         q0, q1, k0, k1 = given
         if 0 <= q0 < q1 <= sides[0] and 0 <= k0 < k1 <= sides[1]:
             return slice(q0, q1), slice(k0, k1)

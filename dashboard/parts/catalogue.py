@@ -13,9 +13,10 @@ from headwater.analyses._catalogue.settings import Setting
 from headwater.dashboard import pages
 from headwater.dashboard.parts.circuits import choose_corrupt
 from headwater.dashboard.parts.job import wait
-from headwater.dashboard.running import catalogue, jobs, picture
+from headwater.dashboard.running import catalogue, jobs
 from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.pairs import Corrupt
+from headwater.dashboard.running.pinned import PINS, in_words
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.address import to_address
@@ -23,7 +24,7 @@ from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import chart, numbers, plain
 from headwater.lens.errors import HeadwaterError
 
-CHOSEN, SEARCH, PINS = "catalogue.analysis", "catalogue.search", "catalogue.pins"
+CHOSEN, SEARCH = "catalogue.analysis", "catalogue.search"
 NONE = "none"
 ACROSS = 3  # fields of a form side by side
 
@@ -145,17 +146,15 @@ def _draw_cost(state: State, run: Run, asked: Entry) -> None:
 def _draw_result(
     state: State, run: Run, chosen: Measure, asked: Entry, settings: dict[str, Any], corrupt: Corrupt | None
 ) -> None:
-    text = json.dumps(settings, sort_keys=True, default=str)
-    beside = None if corrupt is None else corrupt.key
-    key = ("catalogue", asked.name, text, *run.identity, *chosen.key, beside)
+    key = catalogue.key_of(asked, settings, run, chosen, corrupt)
     with st.container(horizontal=True):
         if st.button("Run", key="run-analysis", type="primary"):
             st.session_state["catalogue-run"] = key
-        pin = {"analysis": asked.name, "settings": json.loads(text)}
-        pinned = pin in list(state.get(PINS, []))
+        pin = {"analysis": asked.name, "settings": json.loads(catalogue.settings_text(settings))}
+        pinned = pin in state.listed(PINS)
         if st.button("Unpin result" if pinned else "Pin result", key="pin-result",
-                     help="keeps it for the page's report and for Compare"):  # fmt: skip
-            others = [each for each in state.get(PINS, []) if each != pin]
+                     help="keeps it in the list below and in the report, made on the page Experiments"):  # fmt: skip
+            others = [each for each in state.listed(PINS) if each != pin]
             state.put(PINS, others if pinned else [*others, pin])
             session.again()
     if st.session_state.get("catalogue-run") != key and key not in jobs.results:
@@ -172,7 +171,7 @@ def draw_result(run: Run, asked: Entry, result: Any) -> None:
     """The figure of a result and its numbers."""
     frame = catalogue.table(result)
     try:
-        figure = catalogue.figure_of(result, run, picture.pixels(run) if picture.grid(run) else None)
+        figure = catalogue.figure_of(result, run)
         chart(figure, f"result-{asked.name}", f"{asked.question} {catalogue.extremes(frame)}")
     except HeadwaterError as error:
         st.info(plain(f"No figure: {error}"))
@@ -181,15 +180,14 @@ def draw_result(run: Run, asked: Entry, result: Any) -> None:
 
 def draw_pins(state: State) -> None:
     """The pinned results, each a way back to its form."""
-    pins = list(catalogue.pins_of(state.get(PINS, [])))
+    pins = list(catalogue.pins_of(state.listed(PINS)))
     if not pins:
         return
     st.subheader("Pinned results")
     for number, (name, settings) in enumerate(pins):
-        told = ", ".join(f"{key} {value}" for key, value in settings.items())
         with st.container(horizontal=True, vertical_alignment="center"):
             st.button(
-                plain(f"{name}{': ' if told else ''}{told}"), key=f"open-pin-{number}", type="tertiary",
+                plain(in_words(name, settings)), key=f"open-pin-{number}", type="tertiary",
                 on_click=_open, args=(name, settings),
             )  # fmt: skip
             st.button("Unpin", key=f"unpin-{number}", on_click=_unpin, args=(name, settings))
@@ -210,5 +208,5 @@ def _open(name: str, settings: Mapping[str, Any]) -> None:
 def _unpin(name: str, settings: Mapping[str, Any]) -> None:
     state = session.current()
     gone = {"analysis": name, "settings": settings}
-    state.put(PINS, [each for each in state.get(PINS, []) if each != gone])
+    state.put(PINS, [each for each in state.listed(PINS) if each != gone])
     session.touch()

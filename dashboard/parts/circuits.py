@@ -120,14 +120,12 @@ def _take_query(state: State) -> None:
 
 
 def removed(state: State) -> list[str]:
-    found = state.get(REMOVED, [])
-    return [str(name) for name in found] if isinstance(found, list) else []
+    return [str(name) for name in state.listed(REMOVED)]
 
 
 def groups(state: State) -> dict[str, list[str]]:
     """Groups of nodes by their names."""
-    found = state.get(GROUPS, [])
-    rows = [row for row in found if isinstance(row, list) and len(row) > 1] if isinstance(found, list) else []
+    rows = [row for row in state.listed(GROUPS) if isinstance(row, list) and len(row) > 1]
     return {str(row[0]): [str(node) for node in row[1:]] for row in rows}
 
 

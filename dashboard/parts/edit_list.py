@@ -85,10 +85,7 @@ def _slider(place: int, number: Strength) -> None:
 def _tell_changed_tokens(state: State, run: Run) -> None:
     """Say which positions of the edits mean other tokens than when the edits were made."""
     places = sorted({place for edit in state.edits for place in positions_in(edit)})
-    kept = state.get(MEANT, [])
-    pairs = (
-        [each for each in kept if isinstance(each, list) and len(each) == 2] if isinstance(kept, list) else []
-    )
+    pairs = [each for each in state.listed(MEANT) if isinstance(each, list) and len(each) == 2]
     meant = {each[0]: each[1] for each in pairs if isinstance(each[0], int)}
     tokens = dict(enumerate(run.keys)) | {n - len(run.keys): token for n, token in enumerate(run.keys)}
     changed = [p for p in places if p in meant and tokens.get(p) != meant[p]]

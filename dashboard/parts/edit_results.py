@@ -16,7 +16,7 @@ from headwater.dashboard.canvas.attention_map import attention_map
 from headwater.dashboard.charts.changes import dumbbells, loss_changes
 from headwater.dashboard.charts.chips import signed_chips
 from headwater.dashboard.figures.heads import head_grid
-from headwater.dashboard.figures.labels import cut, visible
+from headwater.dashboard.figures.labels import cut, readable, visible
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import changes, runs
 from headwater.dashboard.running.measure import Measure, quoted
@@ -241,4 +241,4 @@ def draw_text(state: State, model: hw.HookedModel, one: Run, other: Run) -> None
 
 def visible_text(text: str) -> str:
     """A written text with line ends and unseen marks made visible."""
-    return cut("".join(" " if letter == " " else visible(letter) for letter in text), 4000)
+    return cut(readable(text), 4000)

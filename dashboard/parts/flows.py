@@ -305,8 +305,8 @@ def draw_paths(state: State, run: Run, query: int, settings: Mapping[str, Any]) 
     if found is None:
         return
     edges = found.edges[found.edges["share"] >= least].assign(below=lambda e: e["depth"] - 1)
-    kept = state.get("flow.edge", [])
-    chosen = kept if isinstance(kept, list) and _is_edge(found.edges, kept) else None
+    kept = state.listed("flow.edge")
+    chosen = kept if _is_edge(found.edges, kept) else None
     figure = figures.paths(
         edges, found.mass, found.tokens, found.layers,
         escaped(f"What of {quoted(run.queries[query])} passes where, by rollout"),

@@ -11,6 +11,7 @@ from headwater.dashboard.export.report import report
 from headwater.dashboard.parts.edits import in_words
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import measure, models, runs
+from headwater.dashboard.running.pinned import pinned
 from headwater.dashboard.running.runs import edits_of
 from headwater.dashboard.state import session, workspace
 from headwater.dashboard.state.address import from_address, to_address
@@ -46,12 +47,23 @@ def draw_save(state: State) -> None:
                     _draw_bundle(held, state, f"bundle-new-{found}")
             else:
                 st.error(plain(found))
-    st.download_button(
-        "Report", lambda: report(state, chosen, changes), "report.html", "text/html", key="report", on_click="ignore",
-        help="one page without a network: the measure, the edits, the likeliest answers, the maps of pinned heads",
-    )  # fmt: skip
+    _draw_report(state, chosen, changes)
     with st.expander("Python that repeats it"):
         st.code(python.as_python(state, chosen), language="python")
+
+
+def _draw_report(state: State, chosen: measure.Measure, changes: list[str]) -> None:
+    """The report as one file, and a way to compute first what of the catalogue is pinned and not there yet."""
+    run = runs.shown(state)
+    missing = [each for each in pinned(state, run, chosen) if not each.why and each.result is None]
+    if missing and st.toggle(f"Compute {len(missing)} pinned results for the report", key="report-results"):
+        for each in missing:
+            wait(each.key, each.work, each.told, model=run.name)
+    st.download_button(
+        "Report", lambda: report(state, chosen, changes), "report.html", "text/html", key="report", on_click="ignore",
+        help="one page without a network: the measure, the edits, the likeliest answers, the maps of pinned heads, "
+        "the pinned results of the catalogue",
+    )  # fmt: skip
 
 
 def draw_open(state: State) -> None:

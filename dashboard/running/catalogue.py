@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,9 +20,10 @@ import headwater as hw
 from headwater.analyses._catalogue.about import Listed, listed, room_questions
 from headwater.analyses._catalogue.catalogue import Entry
 from headwater.analyses._catalogue.settings import Setting
-from headwater.dashboard.running import runs
+from headwater.dashboard.running import picture, runs
 from headwater.dashboard.running.jobs import quick
 from headwater.dashboard.running.measure import Measure
+from headwater.dashboard.running.pairs import Corrupt
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state.state import State
 from headwater.lens.errors import AnalysisError, HeadwaterError
@@ -58,6 +60,15 @@ def as_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+def typed(entry: Entry, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What would stand in the fields of a form for these values of settings, and for the defaults of the rest."""
+    every = {setting.name: values.get(setting.name, setting.default) for setting in fields(entry)}
+    return {
+        name: value if isinstance(value, bool | int | float) else as_text(value)
+        for name, value in every.items()
+    }
+
+
 def of_measure(entry: Entry, chosen: Measure) -> dict[str, Any]:
     """What the page's measure says of answer, distractor, position and kind; nothing where it is of no answer."""
     found: dict[str, Any] = {}
@@ -91,6 +102,20 @@ def read(entry: Entry, typed: Mapping[str, Any], filled: Mapping[str, Any]) -> d
 def takes_loss(entry: Entry) -> bool:
     """Whether it can be of the page's measure as a loss."""
     return "loss" in entry.function.__annotations__
+
+
+def key_of(
+    entry: Entry, settings: Mapping[str, Any], run: Run, chosen: Measure, corrupt: Corrupt | None
+) -> tuple:
+    """What tells a result from all others."""
+    return (
+        "catalogue", entry.name, settings_text(settings), *run.identity, *chosen.key, corrupt.key if corrupt else None
+    )  # fmt: skip
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings as JSON, as a pin holds them."""
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def ask(
@@ -191,19 +216,21 @@ def _place(frame: pd.DataFrame, at: Any, name: str) -> str:
     return " ".join(str(frame[c][at]) for c in list(frame)[:4] if c != name)
 
 
-def pins_of(given: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def is_known(name: object) -> bool:
+    return isinstance(name, str) and name in listed()
+
+
+def pins_of(given: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The pinned results of a state: names of analyses and their settings; what does not fit is left out."""
-    for each in given if isinstance(given, Sequence) and not isinstance(given, str) else []:
-        if (
-            isinstance(each, dict)
-            and each.get("analysis") in listed()
-            and isinstance(each.get("settings"), dict)
-        ):
-            yield each["analysis"], each["settings"]
+    for each in given:
+        about = each if isinstance(each, dict) else {}
+        if is_known(about.get("analysis")) and isinstance(about.get("settings"), dict):
+            yield about["analysis"], about["settings"]
 
 
-def figure_of(result: Any, run: Run, image: Any) -> Any:
+def figure_of(result: Any, run: Run) -> Any:
     """The figure of a result, over the picture where it is of patches. HeadwaterError for what has none."""
+    image = picture.pixels(run) if picture.grid(run) else None
     if image is not None and isinstance(result, xr.DataArray):
         with suppress(HeadwaterError):
             return hw.figure(result, image=image)

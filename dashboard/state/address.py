@@ -15,7 +15,7 @@ from typing import Any, get_args
 from urllib.parse import urlencode
 
 from headwater.dashboard.state import workspace
-from headwater.dashboard.state.state import Shown, State
+from headwater.dashboard.state.state import Setting, Shown, State
 from headwater.lens.errors import EditError, HeadwaterError
 from headwater.lens.files import parse_json
 from headwater.lens.naming.heads import Head
@@ -23,6 +23,8 @@ from headwater.lens.naming.heads import Head
 LONGEST_TEXT = 400
 LONGEST_ADDRESS = 1800
 LONGEST_EDITS = 200_000
+LONGEST_SETTING = 4000
+DEEPEST = 6  # a pinned result is a list of objects with settings, which may be lists
 NAMES = {
     "text": "prompt",
     "b_text": "b_prompt",
@@ -90,11 +92,7 @@ def from_address(parameters: Mapping[str, str], models: Sequence[str], check_edi
         state.shown = shown  # type: ignore[assignment]
     state.pins = _pins(parameters.get("pins", ""), state)
     state.edits = _edits(parameters.get("edits", "[]"), state, check_edits)
-    state.settings = {
-        name: _setting(value)
-        for name, value in parameters.items()
-        if SETTING.fullmatch(name) and len(value) < 4000
-    }
+    state.settings = _settings(parameters, state)
     return state
 
 
@@ -120,7 +118,8 @@ def _parameters(state: State) -> dict[str, str]:
     if state.pins:
         found["pins"] = ",".join(state.pins)
     for name, value in sorted(state.settings.items()):
-        found[name] = value if isinstance(value, str) else json.dumps(value)
+        # a text that would be read as a number or a list stands in quotes
+        found[name] = value if isinstance(value, str) and _read(value) == value else json.dumps(value)
     return found
 
 
@@ -167,12 +166,37 @@ def _pins(text: str, state: State) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _setting(text: str) -> Any:
-    """A number, flag or list as JSON, else the text."""
+def _settings(parameters: Mapping[str, str], state: State) -> dict[str, Setting]:
+    """The settings of pages: texts, numbers, flags and lists; any other value gives way to the page's default."""
+    found: dict[str, Setting] = {}
+    for name, text in parameters.items():
+        if not SETTING.fullmatch(name):
+            continue
+        value = _read(text) if len(text) < LONGEST_SETTING else None
+        if isinstance(value, str | int | float | list) and _depth(value) <= DEEPEST:
+            found[name] = value
+        else:
+            state.notices.append(
+                f"The address gives {name}={text[:40]!r}, which is no setting; showing the default."
+            )
+    return found
+
+
+def _read(text: str) -> Any:
+    """What a setting's text says as JSON; else the text itself."""
     try:
         return parse_json(text, "the address", HeadwaterError)
-    except (HeadwaterError, RecursionError, ValueError):
+    except HeadwaterError:
         return text
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects stand inside each other."""
+    level, depth = [value], 0
+    while level := [each for each in level if isinstance(each, list | dict)]:
+        depth += 1
+        level = [one for each in level for one in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def _edits(text: str, state: State, check: CheckEdits) -> list[dict]:

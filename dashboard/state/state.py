@@ -46,6 +46,11 @@ class State:
         """A field, or with a dot in its name a setting of a page."""
         return self.settings.get(name, default) if "." in name else getattr(self, name)
 
+    def listed(self, name: str) -> list[Any]:
+        """A setting that is a list; empty where it is none or something else."""
+        found = self.settings.get(name)
+        return list(found) if isinstance(found, list) else []
+
     def put(self, name: str, value: Any) -> None:
         if "." in name:
             self.settings[name] = value

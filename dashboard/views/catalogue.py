@@ -2,10 +2,10 @@
 
 import streamlit as st
 
-from headwater.analyses._catalogue.about import listed
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard.parts import catalogue as parts
 from headwater.dashboard.running import measure, runs
+from headwater.dashboard.running.catalogue import is_known
 from headwater.dashboard.state import session
 
 state = session.current()
@@ -16,7 +16,7 @@ st.header("Catalogue")
 if state.shown == "difference":
     st.info("Analyses run on one run; this is run A.")
 name = state.get(parts.CHOSEN)
-if name is not None and name not in listed():
+if name is not None and not is_known(name):
     state.notices.append(f"No analysis is called {str(name)[:60]!r}.")
     name = None
 if name is None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from chromium import CHROMIUM
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from word_models import word_model
 
 VOCABULARY = "<bos> <unk> When Mary and John went to the store , gave a drink <s> </s> &lt; $x$ **b** =1+1"
 WORDS = VOCABULARY.split()
@@ -15,20 +13,7 @@ WORDS = VOCABULARY.split()
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> str:
     """Folder of a GPT-2 with 3 layers of 4 heads, a context of 700 and hostile words in its vocabulary."""
-    folder = tmp_path_factory.mktemp("models") / "small"
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<bos>", unk_token="<unk>").save_pretrained(
-        folder
-    )
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=700, n_embd=32, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0,
-        initializer_range=0.3,
-    )  # fmt: skip
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    return str(folder)
+    return word_model(tmp_path_factory.mktemp("models") / "small", WORDS)
 
 
 @pytest.fixture(autouse=True)

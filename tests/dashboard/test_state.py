@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
+from strange_addresses import settings, strange
 
 from headwater.dashboard.running.runs import edits_of
 from headwater.dashboard.state import bound, workspace
@@ -113,3 +115,26 @@ def test_the_longest_address_is_kept():
     state = State(model="small", settings={f"a.b{n}": "x" * 40 for n in range(40)})
     assert len(json.dumps(to_address(state))) < LONGEST_ADDRESS
     assert read(to_address(state)) == state
+
+
+@pytest.mark.parametrize("value", ['{"a": 1}', "null", "[" * 20 + "]" * 20, "x" * 4000])
+def test_a_setting_that_is_none_gives_way_and_is_told(value):
+    state = read({"heads.view": value, "head.window": "[1, 3, 0, 2]"})
+    assert state.settings == {"head.window": [1, 3, 0, 2]}
+    assert "heads.view" in state.notices[0]
+
+
+@pytest.mark.parametrize("text", ["null", "5", "[1]", '{"a": 1}', '"x"', "1e400", "true", "two words", ""])
+def test_a_text_of_a_page_is_the_same_text_behind_its_address(text):
+    state = State(model="small", settings={"catalogue.search": text})
+    assert read(to_address(state)).settings == state.settings
+
+
+def test_no_address_stops_a_page():
+    rng, names = random.Random(0), settings()
+    for _ in range(2000):
+        state = read(strange(rng, names))
+        assert all(isinstance(value, str | int | float | list) for value in state.settings.values())
+        again = read(to_address(state))
+        assert again.settings == state.settings
+        assert all(len(notice) < 400 for notice in state.notices)

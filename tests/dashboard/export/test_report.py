@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 
 import numpy as np
 import pytest
-from opened_app import opened
+from chromium import NEEDED
+from opened_app import opened, settled
+from word_models import word_model
 
+import headwater as hw
 from headwater.dashboard.export.report import report
-from headwater.dashboard.running import measure, runs
+from headwater.dashboard.running import jobs, measure, models, runs
+from headwater.dashboard.running.pinned import pinned
 from headwater.dashboard.state.state import State
 
 TEXT = "When <s> Mary </s> $x$ gave </script><script>alert(1)</script> a drink to"
+HOSTILE = (
+    "</script><script>window.hit=1</script>", "<img/src=x/onerror=window.hit=1>", "<svg/onload=window.hit=1>",
+    "\"onmouseover=\"window.hit=1", "'><iframe/src=http://evil.example/>", "\u202eevil", "\u2066evil", "$\\href{x}{y}$",
+    "javascript:window.hit=1", "]]>", "<!--", "</details>", "</style>", "&lt;b&gt;",
+)  # fmt: skip
 CUT = {
     "edit": "AblateHeads",
     "heads": ["0.1"],
@@ -61,3 +71,83 @@ def test_pages_offer_the_report_and_each_figure_as_a_page():
     saved, head = opened("experiments", model="small"), opened("head", model="small", pins="0.1")
     assert "Report" in [each.label for each in saved.get("download_button")]
     assert [each.label for each in head.get("download_button")].count("HTML") >= 1
+
+
+PINS = [
+    {"analysis": "rollout", "settings": {"queries": [-1], "residual": 0.25}},
+    {"analysis": "logit_lens", "settings": {}},
+    {"analysis": "edge_attribution", "settings": {}},
+    {"analysis": "rollout", "settings": {"queries": "x"}},
+]
+
+
+def test_pinned_results_are_those_of_the_library_and_say_when_there_are_none(small_model):
+    state = State(model="small", text=TEXT, settings={"catalogue.pins": PINS})
+    chosen = measure.of(state, runs.a(state))
+    asked = pinned(state, runs.a(state), chosen)
+    assert [bool(each.why) for each in asked] == [False, False, False, True]  # "x" is no position
+    for each in asked[:1]:
+        jobs.results.put(each.key, each.work())
+    page = html.unescape(report(state, chosen, []))
+    wanted = hw.analyses.rollout(hw.load(small_model).record(TEXT), queries=[-1], residual=0.25)
+    told = [
+        float(number)
+        for number in re.findall(
+            r"<td>([-+.e\d]+)</td></tr>", page[page.index("rollout: ") : page.index("Made with")]
+        )
+    ]
+    assert told[: wanted.size] == pytest.approx(wanted.values.ravel(), rel=1e-5)
+    assert page.count("was not computed before") == 2
+    assert page.count("No result: ") == 3
+    for each in asked:
+        assert f"Not for: {each.asked.not_for}" in page
+
+
+def test_a_page_computes_what_is_pinned_for_its_report():
+    address = {"model": "small", "prompt": TEXT, "catalogue.pins": json.dumps(PINS[:1])}
+    app = opened("experiments", **address)
+    state = app.session_state["headwater"]
+    chosen = measure.of(state, runs.a(state))
+    jobs.results.__init__(jobs.results.most)  # as in a new process
+    app.run()
+    app.toggle(key="report-results").set_value(True).run()
+    settled(app)
+    assert all(each.result is not None for each in pinned(state, runs.a(state), chosen))
+    page = report(state, chosen, [])
+    assert page.count("Plotly.newPlot(") == 1
+    assert "No result" not in page
+
+
+@NEEDED[0]
+@NEEDED[1]
+def test_nothing_hostile_runs_or_is_asked_for_where_the_page_is_opened_from_disk(browser, tmp_path):
+    name = "<img src=x onerror=window.hit=1>"
+    models.allow(word_model(tmp_path / name, ["<bos>", "<unk>", *HOSTILE]))
+    text = " ".join(HOSTILE) + "\n" + HOSTILE[0]
+    state = State(
+        model=name,
+        text=text,
+        b_text=text + " " + HOSTILE[2],
+        pins=["0.1"],
+        settings={"catalogue.pins": PINS[:2]},
+    )
+    chosen = measure.of(state, runs.a(state))
+    for each in pinned(state, runs.a(state), chosen):
+        jobs.results.put(each.key, each.work())
+    (tmp_path / "report.html").write_text(report(state, chosen, [*HOSTILE]), encoding="utf-8")
+
+    page, asked, faults = browser.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 4")
+    assert page.evaluate("window.hit") is None
+    assert page.locator("img, iframe, [onload], [onerror], [onmouseover]").count() == 0
+    assert page.inner_text("h1") == name
+    assert "<svg/onload=window.hit=1>" in page.inner_text("pre")
+    assert not any(mark in page.inner_text("body") for mark in ("\u202e", "\u2066"))
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert len([url for url in asked if url.startswith("file:")]) == 1
+    assert faults == []
+    page.close()

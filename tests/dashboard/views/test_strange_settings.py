@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from opened_app import opened, settled
+from strange_addresses import settings, strange
 from tokenizers import Tokenizer, models as word_models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
+from headwater.dashboard import pages
 from headwater.dashboard.running import models
 
 TEXT = "When Mary and John went to the store"
@@ -48,3 +52,12 @@ def test_start_of_a_masked_model_without_a_mask_says_so_in_its_card(offered, tmp
     assert not app.error
     assert any("put the mask token into the text" in each.value for each in app.caption)
     assert {"Where does attention drain?", "What if it did not?"} <= {each.value for each in app.subheader}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages.PAGES)
+def test_no_address_stops_a_page(offered, page):
+    rng, names = random.Random(page), [name for name in settings() if name.startswith(page[:4])]
+    for _ in range(2):
+        address = strange(rng, names or settings()) | {"model": "small", "prompt": TEXT}
+        assert not settled(opened(page, **address)).exception
