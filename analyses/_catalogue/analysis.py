@@ -21,13 +21,12 @@ from headwater.analyses._catalogue.settings import checked, settings_of
 from headwater.analyses._catalogue.sources import check_call
 from headwater.lens.errors import AnalysisError
 from headwater.lens.models.opened import Opened
-from headwater.lens.records.provenance import as_attributes, provenance
+from headwater.lens.records.provenance import as_attributes, free, provenance
 from headwater.lens.records.record import Record
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 LONGEST = 200  # characters of the longest setting that a result keeps
-RESERVED = ("dimensions",)  # attributes that scipy's netCDF writer needs itself; kept as "dimensions_"
 TEXTS = ("examples", "clean", "pairs")  # parameters that hold prompts
 UNKEPT = ("resume", "batch_size")  # settings that change how a run goes and not its result
 
@@ -69,7 +68,9 @@ def analysis(
                 if callable(value) and not isinstance(value, Opened)
             }
             texts = next((given.arguments[name] for name in TEXTS if name in given.arguments), None)
-            attrs.update(_described(about, given.args[0], texts, told, attrs))
+            found = _described(about, given.args[0], texts, told, attrs)
+            attrs.clear()  # of what the analysis wrote under a name that is not free
+            attrs.update(found)
         return result
 
     described.about = about  # type: ignore[attr-defined]
@@ -100,14 +101,10 @@ def _described(
         origin = as_attributes(source.provenance)
     elif isinstance(source, Opened):
         origin = as_attributes(provenance(source, texts))
-    short = _free({name: x for name, x in settings.items() if len(repr(x)) <= LONGEST})
+    short = {name: x for name, x in settings.items() if len(repr(x)) <= LONGEST}
     asked = {name: getattr(about, name) for name in ("question", "unit", "paper", "not_for")}
-    return {key: _storable(value) for key, value in {**short, **origin, **own, **asked}.items()}
-
-
-def _free(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings` under names that a netCDF file takes as attributes."""
-    return {f"{name}_" if name in RESERVED else name: value for name, value in settings.items()}
+    told = free({**short, **origin, **own, **asked})
+    return {name: _storable(value) for name, value in told.items()}
 
 
 def _plain(given: Any) -> Any:

@@ -29,7 +29,7 @@ _uses: Counter[str] = Counter()
 _thorough = time.monotonic()
 _lock = threading.Lock()
 atexit.register(gc.unfreeze)  # libraries take themselves apart at the end, what is hidden too
-# one at a time: while transformers loads, it exchanges functions of torch for the whole process
+# so that two sessions do not load the same model
 _loading = threading.Lock()
 
 

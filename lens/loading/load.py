@@ -8,10 +8,12 @@ model is then switched to Headwater's attention, and its outputs are compared wi
 from __future__ import annotations
 
 import difflib
+import functools
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, ParamSpec, TypeGuard
 
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
@@ -39,6 +41,21 @@ TOKENIZER_FILES, TOKENIZER_BYTES = (".json", ".model", ".txt", ".jinja"), 2**28
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
 HUB_SECONDS = 5  # timeout for the hub to answer; the download has no timeout
 NEAR = 0.6  # a name this similar to a known one counts as a typing error
+# one model at a time: while transformers builds one, it exchanges functions and the default dtype of torch for the
+# whole process; downloads do not wait
+_building = threading.RLock()
+Given = ParamSpec("Given")
+
+
+def _alone(function: Callable[Given, HookedModel]) -> Callable[Given, HookedModel]:
+    """The function, which waits until no other thread builds a model."""
+
+    @functools.wraps(function)
+    def waiting(*args: Given.args, **kwargs: Given.kwargs) -> HookedModel:
+        with _building:
+            return function(*args, **kwargs)
+
+    return waiting
 
 
 def load(
@@ -80,10 +97,10 @@ def load(
         )
     if is_pipeline(source):
         denoiser = denoiser_of(source)
-        with as_it_was(denoiser):
+        with _building, as_it_was(denoiser):
             return open_diffusion(denoiser, sample, axes, source)
     if is_foreign(source):
-        with as_it_was(source):
+        with _building, as_it_was(source):
             return (open_diffusion if is_diffusers(source) else open_module)(source, sample, axes)
     if axes is not None:
         raise ModelError(
@@ -131,19 +148,8 @@ def _opened(
         isinstance(source, str | os.PathLike) and adapter_folder.is_adapter(Path(source).expanduser())
     ):
         raise ModelError("base= is the model of an adapter's folder; leave it out for any other source")
-    if is_bridged(source):
-        hf = unbridged(source)
-        known_tokenizer = tokenizer_of(source) if tokenizer is None else tokenizer
-        return open_model(hf, known_tokenizer, type(hf).__name__, sample)
-    if adapters.is_adapted(source):
-        source = adapters.adapted(source)
-    if isinstance(source, PreTrainedModel):
-        adapters.refuse_changed_attention(source)
-        return open_model(source, tokenizer, type(source).__name__, sample)
-    if isinstance(getattr(source, "_orig_mod", None), PreTrainedModel):
-        raise ModelError(
-            f"{type(source._orig_mod).__name__} is wrapped by torch.compile; load() the model itself"  # type: ignore[union-attr]
-        )
+    if isinstance(source, nn.Module) or is_bridged(source):
+        return _in_memory(source, tokenizer, sample)
     if isinstance(source, HookedModel):
         raise ModelError(f"{source.name} is open already; use it as it is, or give source.hf to open it anew")
     if not isinstance(source, str | os.PathLike):
@@ -173,6 +179,22 @@ def _opened(
     return _from_hub(name, tokenizer, dtype, sample)
 
 
+@_alone
+def _in_memory(source: Any, tokenizer: Any, sample: Mapping[str, Any] | None) -> HookedModel:
+    if is_bridged(source):
+        hf = unbridged(source)
+        known_tokenizer = tokenizer_of(source) if tokenizer is None else tokenizer
+        return open_model(hf, known_tokenizer, type(hf).__name__, sample)
+    if adapters.is_adapted(source):
+        source = adapters.adapted(source)
+    if isinstance(source, PreTrainedModel):
+        adapters.refuse_changed_attention(source)
+        return open_model(source, tokenizer, type(source).__name__, sample)
+    raise ModelError(
+        f"{type(getattr(source, '_orig_mod', source)).__name__} is wrapped by torch.compile; load() the model itself"
+    )
+
+
 def _added(name: str) -> Path:
     """The folder of a trained model in the cache."""
     try:
@@ -183,6 +205,7 @@ def _added(name: str) -> Path:
         raise
 
 
+@_alone
 def _joined(model: Joined, tokenizer: Any, dtype: Any) -> HookedModel:
     """A vision–language model of two that were added."""
     folders = [check(folder) for folder in model.folders()]
@@ -251,6 +274,7 @@ def _cached(name: str) -> Path | None:
         return None
 
 
+@_alone
 def _from_folder(
     path: Path, tokenizer: Any, name: str, dtype: Any, sample: Any, adapter: Path | None = None
 ) -> HookedModel:  # fmt: skip

@@ -16,6 +16,9 @@ from headwater.lens.models.beginning import first_token
 from headwater.lens.models.opened import Opened
 
 VERSION = version("headwater")
+# attributes that scipy's netCDF writer needs itself, and the methods of a dict: what has the attribute `keys` is taken
+# for a mapping by pandas and xarray, and `DataArray.astype` fails
+RESERVED = frozenset({"dimensions", *(name for name in dir(dict) if not name.startswith("_"))})
 
 
 def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
@@ -52,4 +55,9 @@ def as_attributes(provenance: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in provenance.items() if name != "mixers"}
     if isinstance(told := found.get("not_covered"), list):
         found["not_covered"] = "; ".join(map(str, told))
-    return found
+    return free(found)
+
+
+def free(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes under names that arrays and netCDF files take: a reserved name ends in "_"."""
+    return {f"{name}_" if name in RESERVED else name: value for name, value in attributes.items()}

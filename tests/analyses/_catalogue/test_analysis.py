@@ -92,6 +92,15 @@ def test_a_setting_that_netcdf_reserves_is_kept_under_a_free_name(tmp_path: Path
     assert again.equals(found)
 
 
+def test_no_attribute_makes_an_array_look_like_a_mapping() -> None:
+    found = hw.analyses.raw_attention(hw.load("tasks-4l").record("Mary gave John a drink"), keys=[1, 2])
+    assert found.attrs["keys_"] == "[1, 2]"
+    assert found.astype("float32").dtype == "float32"
+    own = made(xr.DataArray([1.0], attrs={"items": 3, "pop": 4}))(hw.load("tasks-4l"))
+    assert (own.attrs["items_"], own.attrs["pop_"]) == (3, 4)
+    assert not {"items", "pop"} & set(own.attrs)
+
+
 @pytest.mark.slow
 def test_without_docstrings_the_cause_is_named() -> None:
     code = "import headwater as hw; hw.analyses.rollout"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 
 import pytest
 import tiny_models
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import headwater as hw
-from headwater.lens.errors import ModelError
+from headwater.lens.errors import HeadwaterError, ModelError
 
 
 @pytest.fixture
@@ -151,3 +152,23 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(200)}, unk_token="w0"))
     with pytest.raises(ModelError, match=r"knows 200 tokens but .* embeds only 97"):
         hw.load(folder, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words))
+
+
+def test_threads_load_at_once() -> None:
+    """transformers exchanges functions and the default dtype of torch while it builds a model."""
+    names, faults, together = ["tasks-4l", "vit-digits", "tasks-4l", "vit-digits"], [], threading.Barrier(4)
+
+    def load(name: str) -> None:
+        together.wait()
+        try:
+            hw.load(name)
+        except HeadwaterError as error:
+            faults.append(str(error))
+
+    threads = [threading.Thread(target=load, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert torch.get_default_dtype() == torch.float32
