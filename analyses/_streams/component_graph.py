@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from headwater.analyses._prompts.examples import outputs_of
 from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.analyses._streams.frozen_norm import NormForm
+from headwater.lens.attention import backward_rules
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
@@ -340,7 +341,7 @@ class Passage(Run):
             parts = torch.einsum("bshe,hed->hbsd", z, weights.W_O.to(z))
             if layer.behind is not None:  # one scale for all heads, who share the bias equally
                 parts = parts + weights.b_O.to(z) / len(parts)
-                norm = layer.behind.at(parts.sum(0))
+                norm = layer.behind.at(backward_rules.constant(parts.sum(0)))
                 parts = norm.linear(parts) / norm.deviation[..., None]
             said = self._said(parts)
             self._missing = (said - parts).sum(0) if said is not parts else None

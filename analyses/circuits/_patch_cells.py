@@ -21,12 +21,13 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
 What = Literal[
-    "head", "head_position", "residual", "mlp", "q", "k", "v", "pattern", "destination_source"
+    "head", "head_position", "residual", "attention", "mlp", "q", "k", "v", "pattern", "destination_source"
 ]  # fmt: skip
 Index = tuple[int, ...]
 NAMES = {
-    "head": "attn.hook_z", "head_position": "attn.hook_z", "residual": "hook_resid_pre", "mlp": "hook_mlp_out",
-    "pattern": "attn.hook_pattern", "destination_source": "attn.hook_pattern",
+    "head": "attn.hook_z", "head_position": "attn.hook_z", "residual": "hook_resid_pre",
+    "attention": "hook_attn_out", "mlp": "hook_mlp_out", "pattern": "attn.hook_pattern",
+    "destination_source": "attn.hook_pattern",
 }  # fmt: skip
 ALL = slice(None)
 
@@ -67,8 +68,8 @@ class Cells:
         heads = model.n_kv_heads if shared else model.n_heads
         head = "kv_head" if shared and heads != model.n_heads else "head"
         dims = {
-            "head_position": ("head", "position"), "residual": ("position",), "mlp": ("position",),
-            "destination_source": ("head", "query", "key"),
+            "head_position": ("head", "position"), "residual": ("position",), "attention": ("position",),
+            "mlp": ("position",),            "destination_source": ("head", "query", "key"),
         }.get(what, (head,))  # fmt: skip
         return cls(what, dims, heads, expand, model.causal)
 
@@ -117,6 +118,12 @@ class Cells:
     def name(self, layer: int) -> str:
         return f"blocks.{layer}.{NAMES[self.what]}"
 
+    def by_cell(self, found: Tensor) -> Tensor:
+        """Numbers of an activation, [pair, position] or [pair, position, head], in the order of a cell's index."""
+        if self.what == "head":
+            return found.sum(1)
+        return found.mT if self.what == "head_position" else found
+
     def swap(self, model: HookedModel, layer: int, cells: list[Index], source: Tensor, window: slice) -> Swap:
         """A run over the positions of a window, with one copy of the prompts per cell and that cell replaced in it."""
         rows, within = len(cells) * len(source), self._within(source, window)
@@ -158,7 +165,7 @@ class Cells:
             return ALL, ALL, cell[0]
         if self.what == "head_position":
             return ALL, cell[1] - start, cell[0]
-        if self.what in ("residual", "mlp"):
+        if self.what in ("residual", "attention", "mlp"):
             return ALL, cell[0] - start
         return (
             (ALL, cell[0], cell[1] - start, cell[2]) if self.what == "destination_source" else (ALL, cell[0])

@@ -26,6 +26,8 @@ from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_si
 from headwater.analyses._streams.component_graph import KeyValues, Wiring
 from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed, nodes_of_layers, slopes
 from headwater.analyses.circuits._graphs import graph_of, select_circuit as select_circuit
+from headwater.lens.attention import backward_rules
+from headwater.lens.attention.backward_rules import BackwardRule
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -55,6 +57,7 @@ def edge_attribution(
     seed: Seed = 0,
     per_pair: Annotated[bool, "keep the score of every pair too"] = False,
     batch_size: BatchSize = 16,
+    rule: Annotated[BackwardRule, "what the backward pass follows"] = "gradient",
 ) -> nx.DiGraph:
     """Every edge u → v with `score` = mean over pairs of `Σ_{position,d} (a_u(clean) - a_u(corrupt)) · ∂m/∂in_v`.
 
@@ -67,6 +70,9 @@ def edge_attribution(
     k = 1 … steps, the gradients of all edges are taken, also of those whose node does not move, and averaged over
     sites and steps. "clean_corrupt" averages the two ends. "exact" is the drop itself, `m(clean) - m(clean with the
     edge changed)`. `level="node"` scores nodes: all edges of a node are changed.
+
+    `rule` puts something else in the place of the gradient, as `patch` says of its estimates; with `steps=1` it is
+    RelP or GIM for edges. "relp" holds attention weights constant, so edges into queries and keys get 0.
 
     `pairs` are (clean, corrupt) texts, ids or other examples of equal length, or examples of a prompt set; or `pairs`
     are the clean prompts and `corrupt` the others. m is the logit of `answer`
@@ -103,12 +109,15 @@ def edge_attribution(
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
     cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)
+    if how == "exact" and rule != "gradient":
+        raise AnalysisError(f'how="exact" takes no gradient, so rule={rule!r} has no meaning; leave it out')
     if how == "exact":
         scores = _exact(wiring, cases, level)
     else:
         scores = torch.zeros(len(pairs), *_shape(wiring, level), dtype=torch.float64)
         for case in progress(cases, desc="edge attribution", unit="batch"):
-            scores[case.pairs.places] = _scored(wiring, case, how, steps, level)
+            with backward_rules.following(rule):
+                scores[case.pairs.places] = _scored(wiring, case, how, steps, level)
     attrs = {"pairs": len(pairs), "interval": LEVEL, **asked.settings}
     mean = scores.mean(0)
     graph = graph_of(wiring, None, attrs, mean) if level == "node" else graph_of(wiring, mean, attrs)

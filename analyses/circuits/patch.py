@@ -8,6 +8,7 @@ patched alone, so interactions of cells do not show.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -24,6 +25,8 @@ from headwater.analyses._prompts.positions import Positions
 from headwater.analyses._runs.prompt_copies import Copies
 from headwater.analyses._runs.replace_activations import Per
 from headwater.analyses.circuits._patch_cells import Cells, Index, What, groups_of
+from headwater.analyses.circuits._patch_estimates import estimated, refuse_what
+from headwater.lens.attention.backward_rules import BackwardRule
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import chosen_layers
@@ -50,14 +53,18 @@ def patch(
     answer: AnswerOfPairs = None,
     wrong: WrongOfPairs = None,
     position: PositionSetting = -1,
+    estimate: Annotated[
+        BackwardRule | None,
+        "one backward pass by this rule in the place of a run per cell; none: run every cell",
+    ] = None,
 ) -> xr.DataArray:
     """Normalised effect [batch, layer, …] of replacing one cell.
 
     `what`: "head" (z of a head at all positions, behind an output gate if there is one) and "q", "k", "v" and "pattern"
     of a head give [batch, layer, head];
-    "head_position" [batch, layer, head, position]; "residual" (the stream entering the layer) and "mlp" (the output of
-    the MLP) at one position [batch, layer, position]; "destination_source" (one attention weight)
-    [batch, layer, head, query, key].
+    "head_position" [batch, layer, head, position]; "residual" (the stream entering the layer), "attention" and
+    "mlp" (what each adds to the stream) at one position [batch, layer, position]; "destination_source" (one attention
+    weight) [batch, layer, head, query, key].
 
     `how="denoise"`: the corrupt run with the clean activation, `(m_patched - m_corrupt)/(m_clean - m_corrupt)`;
     "noise": the clean run with the corrupt one, `(m_patched - m_clean)/(m_corrupt - m_clean)`. `ablation` "zero" or
@@ -70,6 +77,13 @@ def patch(
     k and v under grouped queries: `per="kv_head"` replaces the head that a group shares ([batch, layer, kv_head]),
     "query_head" the copy that one query head reads. Without `per` a model with grouped queries is refused.
 
+    `estimate` is for heads, the stream, attention and MLPs: `Σ_d slope · (other - own)` of each cell, with the slope of
+    the measure in the run that is patched, all cells from one backward pass. "gradient" is attribution patching. "relp"
+    holds norms' scales and attention weights constant, takes f(x)/x for an activation's slope and hands each factor of
+    a product half; "relp_released" does not hold the weights, as its authors' code by default. "gim" takes the
+    softmax's slope at temperature 2, a quarter of it for queries and keys, and half for values and factors. "attnlrp"
+    is "relp" with that quarter and half at temperature 1.
+
     `clean` and `corrupt` are prompts of equal length. With `corrupt=None`, `clean` holds pairs of them, or examples of
     a prompt set. `measure`: "logit_difference" of `answer` and `wrong` at `position` (default: the examples' tokens, or
     the model's predictions), or a function logits [pair, position, vocab] → [pair], called with the pairs of one length
@@ -79,8 +93,13 @@ def patch(
     Question: Which activations carry what makes two prompts differ?
     Unit: share of the way from the patched run's measure (0) to the other prompt's (1).
     Source: Wang et al. 2022, arXiv:2211.00593; Meng et al. 2022, arXiv:2202.05262; compared with TransformerLens 4.3.
+    Estimates: Nanda 2023; RelP, Rezaei Jafari et al. 2025, arXiv:2508.21258; GIM, Edin et al. 2025, arXiv:2505.17630;
+    AttnLRP, Achtibat et al. 2024, arXiv:2402.05602, patented in part: the licence of its authors' code grants no patent
+    rights. Held to the rules written out, not to the authors' code.
     Cost: per cell a run from its layer and position on, many at once; destination_source has heads·S² cells per layer.
-    Not for: cells that stand in for each other; which path an effect takes (path_patch); prompts of unequal length.
+    Estimates: three passes.
+    Not for: cells that stand in for each other; which path an effect takes (path_patch); prompts of unequal length. An
+    estimate is no measurement: hold it to runs on the model at hand.
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -93,6 +112,8 @@ def patch(
     asked = Asked(measure, answer, wrong, position)
     groups = groups_of(model, clean, corrupt, ablation)
     cells = Cells.of(model, what, per)
+    if estimate is not None:
+        refuse_what(cells)
     chosen = chosen_layers(layers, model.layers)
     count = sum(len(pairs.places) for pairs in groups)
     longest = [max(lengths) for lengths in zip(*(pairs.axes(model) for pairs in groups), strict=True)]
@@ -101,7 +122,8 @@ def patch(
     ends = torch.zeros(2, count, dtype=torch.float64)
     for pairs in groups:
         window = tuple(slice(0, n) for n in cells.shape(pairs.axes(model)))
-        swept = _swept(model, pairs, asked, cells, chosen, how, ablation)
+        sweep = _swept if estimate is None else partial(estimated, rule=estimate)
+        swept = sweep(model, pairs, asked, cells, chosen, how, ablation)
         ends[:, pairs.places], found[(pairs.places, slice(None), *window)] = swept
     undefined = int(found.flatten(1).isnan().all(1).sum())
     return xr.DataArray(

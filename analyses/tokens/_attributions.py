@@ -25,7 +25,8 @@ from headwater.lens.model import HookedModel
 OF_RECORD = ("raw_attention", "rollout", "flow")
 BY_QUERY = ("norms", "globenc", "alti", "value_zeroing")
 EXPLAINED_BY_QUERY = ("relevance", "gradient_rollout")
-EXPLAINED = ("blank_out", "input_gradient", "input_x_gradient", "integrated_gradients")
+RULES = ("relp", "gim", "attnlrp")  # input_x_gradient with a rule in the place of the gradient
+EXPLAINED = ("blank_out", "input_gradient", "input_x_gradient", "integrated_gradients", *RULES)
 WITHOUT = ("rollout", "flow")  # that can set sinks aside
 METHODS = (*OF_RECORD, *BY_QUERY, *EXPLAINED_BY_QUERY, *EXPLAINED)
 BOTH_SIDES = (
@@ -57,9 +58,8 @@ def token_weights(
 
     Methods that can set sinks aside take `without`. Of an encoder–decoder the encoder's tokens come first.
     """
-    function: Callable[..., Any] = getattr(
-        importlib.import_module(f"headwater.analyses.tokens.{method}"), method
-    )
+    name = "input_x_gradient" if method in RULES else method
+    function: Callable[..., Any] = getattr(importlib.import_module(f"headwater.analyses.tokens.{name}"), name)
     reads_row = method not in EXPLAINED
     row = _row(asked, batch, method) if reads_row else 0
     if method in OF_RECORD:
@@ -73,6 +73,7 @@ def token_weights(
         found = function(model, batch.ids, queries=[row])
     else:
         rows = {"queries": [row]} if method in EXPLAINED_BY_QUERY else {}
+        rows |= {"rule": method} if method in RULES else {}
         about = {"measure": asked.measure, "kind": asked.kind, "position": asked.position}
         if not asked.measure:  # the batch holds some of the texts, in its own order, so it gets their answers
             about |= {name: asked.ids_of(name, batch) for name in ("answer", "wrong")}

@@ -21,6 +21,8 @@ from headwater.analyses._measures.measure import (
     WrongSetting,
 )
 from headwater.analyses._prompts.examples import Examples
+from headwater.lens.attention import backward_rules
+from headwater.lens.attention.backward_rules import BackwardRule
 from headwater.lens.model import HookedModel
 
 
@@ -35,6 +37,7 @@ def input_x_gradient(
     position: PositionSetting = -1,
     kind: KindSetting = "log_probability",
     batch_size: BatchSize = 16,
+    rule: Annotated[BackwardRule, "what the backward pass follows"] = "gradient",
 ) -> xr.DataArray:
     """`a[j] = Σ_d e_jd · ∂s/∂e_jd` at the vectors e of the input tokens, as [batch, key]; `signed=False`: `|a[j]|`.
 
@@ -43,12 +46,17 @@ def input_x_gradient(
     `s` is `kind` of `answer` (none: the token that the model predicts for the text), less that of `wrong` if one is
     given, at `position`; or a `measure(logits) → [batch]` of the caller. Abnar & Zuidema take the absolute value.
 
+    `rule` puts something else in the place of the gradient, as `patch` says of its estimates. Under "relp" the shares
+    of one logit of a model without biases sum to the logit: relevance is conserved. What biases and position embeddings
+    hold is not among the shares.
+
     Question: How much of the prediction is each input token's, to first order?
     Unit: change of what is explained (nats for a log-probability).
     Source: Shrikumar et al. 2016, arXiv:1605.01713 (from memory); Abnar & Zuidema 2020, arXiv:2005.00928 (held to the
-    authors' code).
+    authors' code); rules: RelP, arXiv:2508.21258, GIM, arXiv:2505.17630, AttnLRP, arXiv:2402.05602 (patented in part).
     Cost: one forward and backward pass.
-    Not for: shares that must add up: they do for a linear model alone (use integrated_gradients).
+    Not for: shares that must add up: they do for a linear model alone (use integrated_gradients, or relp
+    without biases).
 
     >>> import headwater as hw
     >>> model = hw.load("tasks-4l")
@@ -62,7 +70,8 @@ def input_x_gradient(
     found = inputs.empty()
     for batch in inputs.batches:
         entering = inputs.enter(batch)
-        slopes = entering.slopes(asked.of(batch))
+        with backward_rules.following(rule):
+            slopes = entering.slopes(asked.of(batch))
         shares = [
             (slope * each.double()).sum(-1) for slope, each in zip(slopes, entering.vectors, strict=True)
         ]

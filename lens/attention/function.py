@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from headwater.kernels.attend import attend
 from headwater.kernels.edits.outputs import Gate, OutputEdit
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import context, packed, shortening, windows
+from headwater.lens.attention import backward_rules, context, packed, shortening, windows
 from headwater.lens.attention.context import NAME
 from headwater.lens.attention.masks import LazyMask, crossing, given_mask, lazy_mask
 from headwater.lens.attention.own_rule import own_rule
@@ -47,6 +46,7 @@ _decoder: ContextVar[tuple[object, Mask | None]] = ContextVar("headwater_decoder
 
 
 @torch.compiler.disable  # a compiled call would replay the edits of the run that was traced
+@backward_rules.paused()
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: LazyMask | Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None,
@@ -109,7 +109,7 @@ def attention(
     backend = context.current_backend()
     tracked = torch.is_grad_enabled() and (dense or any(listener.grad for listener in listeners))
     try:
-        z, map = attend(query, key, value, rule, weights, backend, wanted, tracked)
+        z, map = backward_rules.attended(query, key, value, rule, weights, backend, wanted, tracked)
     except ValueError as error:
         if backend == "auto":
             raise

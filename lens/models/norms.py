@@ -31,13 +31,13 @@ class Flow:
     ends: bool = False
 
 
-def norm_gain(norm: nn.Module | None, width: int) -> Tensor:
+def norm_gain(norm: nn.Module | None, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The gain [width] of a LayerNorm or RMSNorm, however it is stored (Gemma stores gain - 1); ones for no norm.
 
     Measured, not read: a vector of alternating ±1000 has mean 0 and root mean square 1000, large beside epsilon, so the
     norm returns ±gain + bias.
     """
-    return torch.ones(width) if norm is None else _affine(norm, width)[0]
+    return torch.ones(width, dtype=dtype) if norm is None else _affine(norm, width, dtype)[0]
 
 
 def norm_bias(norm: nn.Module | None, width: int) -> Tensor:
@@ -45,13 +45,13 @@ def norm_bias(norm: nn.Module | None, width: int) -> Tensor:
     return torch.zeros(width) if norm is None else _affine(norm, width)[1]
 
 
-def _affine(norm: nn.Module, width: int) -> tuple[Tensor, Tensor]:
+def _affine(norm: nn.Module, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     like = next(norm.parameters(), torch.empty(0))
     probe = torch.full((width,), LARGE, dtype=like.dtype, device=like.device)
     probe[1::2] = -LARGE
     with torch.no_grad():
         up, down = norm(probe), norm(-probe)
-        return ((up - down) / (2 * probe.sign())).float(), ((up + down) / 2).float()
+        return ((up - down) / (2 * probe.sign())).to(dtype), ((up + down) / 2).to(dtype)
 
 
 def takes_mean_out(norm: nn.Module, width: int) -> bool:

@@ -30,7 +30,7 @@ from headwater.lens.records.memory import total
 from headwater.lens.records.provenance import provenance
 from headwater.lens.records.record import Record
 from headwater.lens.records.recorder import Recorder
-from headwater.lens.running import ids, padding
+from headwater.lens.running import backward_pass, ids, padding
 
 
 def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> Any:
@@ -42,7 +42,8 @@ def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> An
         return read_only.run(model, given, more, grad)
     if wants_grad:
         refuse_without_gradient(model.hf.modules())
-    with torch.enable_grad() if wants_grad else torch.no_grad(), _said(model):
+    rules = backward_pass.through(model) if wants_grad else contextlib.nullcontext()
+    with torch.enable_grad() if wants_grad else torch.no_grad(), _said(model), rules:
         return model.hf(**inputs.arguments(model, given), **more)
 
 

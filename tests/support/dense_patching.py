@@ -1,7 +1,7 @@
 """Patching the plain way: transformers' eager run, torch hooks at every site, one replacement per run.
 
 `visited(model, ids, visit)` calls `visit(kind, layer, tensor)` at each site and goes on with what it returns: "q", "k",
-"v", "z" [batch, position, head, d] (projections before rotation), "resid", "mlp" [batch, position, d_model],
+"v", "z" [batch, position, head, d] (projections before rotation), "resid", "attn", "mlp" [batch, position, d_model],
 "pattern" [batch, head, query, key]. Nothing here knows Headwater.
 """
 
@@ -117,6 +117,7 @@ def _hooks(model: Any, layer: int, block: Any, visit: Visit) -> Iterator[Any]:
     if hasattr(block, "attn"):
         yield block.attn.c_attn.register_forward_hook(leaving("qkv", heads))
         yield block.attn.c_proj.register_forward_pre_hook(entering("z", heads), with_kwargs=True)
+        yield block.attn.c_proj.register_forward_hook(leaving("attn"))
     elif hasattr(block, "attention"):
         for kind, name in (("q", "query"), ("k", "key"), ("v", "value")):
             yield getattr(block.attention.self, name).register_forward_hook(leaving(kind, heads))
@@ -127,6 +128,7 @@ def _hooks(model: Any, layer: int, block: Any, visit: Visit) -> Iterator[Any]:
             module = getattr(block.self_attn, f"{kind}_proj")
             yield module.register_forward_hook(leaving(kind, count))
         yield block.self_attn.o_proj.register_forward_pre_hook(entering("z", heads), with_kwargs=True)
+        yield block.self_attn.o_proj.register_forward_hook(leaving("attn"))
     last = getattr(block, "post_feedforward_layernorm", None) or getattr(block, "mlp", None)
     if last is not None:
         yield last.register_forward_hook(leaving("mlp"))

@@ -23,7 +23,7 @@ from headwater import analyses
 from headwater.lens.errors import AnalysisError, ModelError
 
 KINDS = {
-    "head": "z", "head_position": "z", "residual": "resid", "mlp": "mlp", "pattern": "pattern",
+    "head": "z", "head_position": "z", "residual": "resid", "attention": "attn", "mlp": "mlp", "pattern": "pattern",
     "destination_source": "pattern", "q": "q", "k": "k", "v": "v",
 }  # fmt: skip
 ALL = slice(None)
