@@ -150,15 +150,10 @@ class Wiring:
         """
         model = self.model
         ids = _short(model)
-        shared = {layer: self._constants(found) for layer, found in self.layers.items()}
 
         def read(group: Inputs, stream: Tensor, sent: list[Tensor]) -> Tensor:
-            below = [written for layer, written in shared.items() if layer < group.layer]
-            serial = group.kind in (CROSS, "mlp") and group.senders == len(sent)
-            own = shared.get(group.layer) if serial else None
             added = torch.stack([*sent[: group.senders]]).sum(0)
-            for constant in (*below, *([] if own is None else [own])):
-                added = added + constant.to(added)
+            added = added + self.constants(group).to(added)
             return added[:, None].expand(-1, len(group.names), -1, -1)
 
         expected = outputs_of(model)(ids)
@@ -196,12 +191,16 @@ class Wiring:
         then = "; use patch, whose cells are replaced wherever they are read"
         close_or_refuse(end(False), end(True), what, then, allowed=of_sums(self.model), least=1.0)
 
-    @staticmethod
-    def _constants(layer: _Layer) -> Tensor:
-        """What a layer adds to the stream at every position beside its nodes: the bias of its attention."""
-        if layer.behind is None:
-            return layer.weights.b_O
-        return norms.norm_bias(layer.block.attention_out, layer.weights.b_O.shape[0])
+    def constants(self, group: Inputs) -> Tensor:
+        """What inputs read beside nodes, the same at every position: the biases of the attention before, [d_model]."""
+        found = torch.zeros(())
+        for number, layer in self.layers.items():
+            serial = number == group.layer and group.kind in (CROSS, "mlp") and not layer.parallel
+            if number < group.layer or serial:
+                bias = layer.weights.b_O
+                own = bias if layer.behind is None else norms.norm_bias(layer.block.attention_out, len(bias))
+                found = found.to(own) + own
+        return found
 
     def heads_of(self, receiver: str) -> list[str]:
         """The heads that read through an input of queries, keys or values."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,13 @@ from headwater.analyses._measures.pair_scores import Asked, Told
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses._prompts.pairs import Pairs
 from headwater.analyses._streams.component_graph import EMBED, Inputs, Wiring
+from headwater.analyses.circuits._graphs import leading
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.models.closeness import close_or_refuse, of_sums, rounding_mend
+from headwater.lens.progress import progress
+
+TOGETHER = 2**28  # bytes of counterfactual outputs of all copies that run together
+MOST = 64  # copies
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,23 +93,70 @@ def changed(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:
 
 
 def changed_logits(wiring: Wiring, case: Case, edges: Tensor) -> Tensor:
-    """Logits [copy · pair, position, vocab] with `edges` [copy, node, input] changed, copy after copy."""
+    """Logits [copy · pair, position, vocab] with `edges` [copy, node, input] changed, copy after copy.
+
+    What an input reads that leads nowhere makes no difference, so it is left as it is. The stream of an input is that
+    of the run with its changed edges replaced, or that of counterfactual outputs alone with its other edges replaced,
+    whichever are fewer.
+    """
     copies = len(edges)
+    open_ends = leading(wiring, wiring.edges() & ~edges)
     other = case.other.repeat(1, copies, 1, 1)
-    rows = edges.to(other).repeat_interleave(len(case.pairs.clean), 0)
-    lost: dict[int, Tensor] = {}
+    rows = (edges & open_ends[:, None]).repeat_interleave(len(case.pairs.clean), 0).to(other.device)
+    lost: list[Tensor] = []  # counterfactual output less that of the run, by node
+    said = torch.zeros_like(other[0])  # the sum of counterfactual outputs
 
     def reads(group: Inputs, x: Tensor, sent: list[Tensor]) -> Tensor | None:
-        mine = rows[:, : group.senders, group.span]
-        if not mine.any():
+        nonlocal said
+        which = rows[:, : group.senders, group.span].any(0).any(0).nonzero()[:, 0]
+        if not len(which):
             return None
-        if group.senders not in lost:
-            lost.clear()
-            lost[group.senders] = other[: group.senders] - torch.stack(sent[: group.senders])
-        return x[:, None] + torch.einsum("bur,ubsd->brsd", mine, lost[group.senders])
+        said = said + other[len(lost) : group.senders].sum(0)
+        lost.extend(other[node] - sent[node] for node in range(len(lost), group.senders))
+        out = rows[:, : group.senders, group.span][:, :, which]
+        few, many = (mask.any(0).any(1).nonzero()[:, 0] for mask in (out, ~out))
+        if len(few) <= len(many):
+            changed = x[:, None] + _sum(out, lost, few)
+        else:
+            changed = (said + wiring.constants(group).to(said))[:, None] - _sum(~out, lost, many)
+        if len(which) == len(group.names):
+            return changed.expand(-1, len(which), -1, -1)
+        found = x[:, None].repeat(1, len(group.names), 1, 1)
+        found[:, which] = changed.expand(-1, len(which), -1, -1)
+        return found
 
     with torch.no_grad():
         return wiring.run(Batch(case.pairs.clean, case.pairs.places).copies(copies).ids, reads)[0]
+
+
+def _sum(edges: Tensor, lost: list[Tensor], nodes: Tensor) -> Tensor:
+    """What edges [row, node, input] from some nodes lose, summed for each input, [row, input, position, d_model]."""
+    if not len(nodes):
+        return torch.zeros_like(lost[0])[:, None]
+    parts = torch.stack([lost[node] for node in nodes.tolist()])
+    return torch.einsum("bur,ubsd->brsd", edges[:, nodes].to(parts), parts)
+
+
+def measures_of(wiring: Wiring, cases: list[Case], edges: Tensor, desc: str) -> np.ndarray:
+    """The measure with `edges` [change, node, input] changed, of each change and pair.
+
+    Equal changes run once and a change of nothing that leads to the logits not at all. As many copies run together as
+    fit into `TOGETHER` bytes of counterfactual outputs.
+    """
+    edges = edges & leading(wiring, wiring.edges() & ~edges)[:, None]
+    apart, which = torch.unique(edges.flatten(1), dim=0, return_inverse=True)
+    apart = apart.unflatten(1, edges.shape[1:])
+    found = np.zeros((len(apart), sum(len(case.pairs.places) for case in cases)))
+    some = apart.any(2).any(1)
+    with progress(desc=desc, unit="run", total=int(some.sum()) * len(cases)) as bar:
+        for case in cases:
+            found[:, case.pairs.places] = case.told.clean
+            size = case.other[..., 0].numel() * case.other.shape[-1] * case.other.element_size()
+            for places in some.nonzero()[:, 0].split(max(1, min(MOST, TOGETHER // size))):
+                measured = changed(wiring, case, apart[places]).double().cpu()
+                found[np.ix_(places.tolist(), case.pairs.places)] = measured
+                bar.update(len(places))
+    return found[which.numpy()]
 
 
 def slopes(wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = None) -> tuple[Tensor, Tensor]:

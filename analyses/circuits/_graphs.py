@@ -10,16 +10,18 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Annotated, Any, Literal
 
 import networkx as nx
+import torch
 from torch import Tensor
 
 from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds, checked
-from headwater.analyses._streams.component_graph import EMBED, LOGITS, Wiring
+from headwater.analyses._streams.component_graph import EMBED, LOGITS, Inputs, Wiring
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
@@ -68,18 +70,70 @@ def wiring_of(model: HookedModel, graph: nx.DiGraph) -> Wiring:
     return Wiring(model, "kv" if any(".kv" in name for name in graph) else "head")
 
 
+def found_on(model: HookedModel, graph: nx.DiGraph) -> dict[str, str]:
+    """Attributes of a result: the other model whose circuit this is, with a warning; none where it is this model's."""
+    other = str(graph.graph.get("revision", ""))
+    if not other or other == model.revision:
+        return {}
+    name = str(graph.graph.get("model", "another model"))
+    warnings.warn(
+        f"the circuit was found on {name} ({other[:24]}…) and is judged on {model.name}, whose weights, "
+        "precision or settings differ",
+        stacklevel=4,
+    )
+    return {"found_on": f"{name} {other}"}
+
+
 def mask_of(wiring: Wiring, graph: nx.DiGraph) -> Tensor:
     """The edges of a graph, bool [node, input]; AnalysisError for one that the model does not have."""
-    known = wiring.edges()
-    found = known.new_zeros(known.shape)
+    found = torch.zeros_like(wiring.edges())
+    found[tuple(places_of(wiring, edges_of(graph)).T)] = True
+    return found
+
+
+def places_of(wiring: Wiring, edges: Sequence[tuple[str, str]]) -> Tensor:
+    """The numbers of the node and the input of each edge, [edge, 2]; AnalysisError for one that the model lacks."""
     place = {name: number for number, name in enumerate(wiring.receivers)}
-    for sender, receiver in edges_of(graph):
+    for sender, receiver in edges:
         if sender not in wiring.number or receiver not in place:
             raise AnalysisError(f"{wiring.model.name} has no edge {sender} → {receiver}")
-        if not known[wiring.number[sender], place[receiver]]:
-            raise AnalysisError(f"{sender} does not come before {receiver} in {wiring.model.name}")
-        found[wiring.number[sender], place[receiver]] = True
+    found = torch.tensor([(wiring.number[u], place[v]) for u, v in edges], dtype=torch.long).reshape(-1, 2)
+    if len(absent := (~wiring.edges()[tuple(found.T)]).nonzero()):
+        sender, receiver = edges[int(absent[0])]
+        raise AnalysisError(f"{sender} does not come before {receiver} in {wiring.model.name}")
     return found
+
+
+def leading(wiring: Wiring, kept: Tensor) -> Tensor:
+    """The inputs from which edges of `kept` [circuit, node, input] lead to the logits, bool [circuit, input]."""
+    says = kept.new_zeros(len(kept), len(wiring.senders))
+    found = kept.new_zeros(len(kept), len(wiring.receivers))
+    for group in reversed(wiring.groups):
+        for number, name in enumerate(group.names, group.first):
+            found[:, number] = True if name == LOGITS else says[:, _owners(wiring, group, name)].any(1)
+        says |= (kept[:, :, group.span] & found[:, None, group.span]).any(2)
+    return found
+
+
+def connected(wiring: Wiring, kept: Tensor) -> Tensor:
+    """`kept` [circuit, node, input] without edges that no path from the embedding reaches or none to the logits leaves.
+
+    It is `pruned` for many circuits of one model at once.
+    """
+    reached = kept.new_zeros(len(kept), len(wiring.senders))
+    reached[:, wiring.number[EMBED]] = True
+    for group in wiring.groups:
+        for number, name in enumerate(group.names, group.first):
+            if name != LOGITS:
+                heard = (kept[:, :, number] & reached).any(1, keepdim=True)
+                reached[:, _owners(wiring, group, name)] |= heard
+    return kept & reached[:, :, None] & leading(wiring, kept)[:, None]
+
+
+def _owners(wiring: Wiring, group: Inputs, name: str) -> list[int]:
+    """The numbers of the nodes that read through an input."""
+    nodes = wiring.heads_of(name) if group.kind in HEAD_INPUTS else [name]
+    return [wiring.number[node] for node in nodes]
 
 
 def pruned(graph: nx.DiGraph) -> nx.DiGraph:
@@ -115,6 +169,17 @@ def select_circuit(
     >>> ("mlp.3", "logits") in hw.analyses.select_circuit(whole, 100).edges
     True
     """
+    scores, of_nodes = scores_of(graph, signed)
+    if of_nodes:
+        return _of_nodes(graph, best_first(scores)[:n])
+    kept = set(best_first(scores)[:n] if selection == "top" else greedily(graph, scores, n))
+    found = graph.copy()
+    found.remove_edges_from([edge for edge in edges_of(graph) if edge not in kept])
+    return pruned(found)
+
+
+def scores_of(graph: nx.DiGraph, signed: bool) -> tuple[dict[Any, float], bool]:
+    """The finite scores, or their sizes, of edges or, if none has one, of nodes; and whether they are of nodes."""
     edges = {(u, v): s for u, v, s in graph.edges(data="score") if s is not None}
     nodes = {name: about["score"] for name, about in graph.nodes.items() if "score" in about}
     for place, score in (edges | nodes).items():
@@ -128,17 +193,16 @@ def select_circuit(
     }
     if not scores:
         raise AnalysisError("the graph has no scores to choose by; give one of edge_attribution")
-    best = sorted(scores, key=lambda place: -scores[place])[:n]
-    if not edges:
-        return _of_nodes(graph, best)
-    kept = set(best if selection == "top" else _greedy(graph, scores, n))
-    found = graph.copy()
-    found.remove_edges_from([edge for edge in edges_of(graph) if edge not in kept])
-    return pruned(found)
+    return scores, not edges
 
 
-def _greedy(graph: nx.DiGraph, scores: dict[tuple[str, str], float], n: int) -> list[tuple[str, str]]:
-    """The first `n` edges; of equal ones that was reached first."""
+def best_first(scores: dict[Any, float]) -> list[Any]:
+    """The places of scores from the largest to the smallest; equal ones in the order of the graph."""
+    return sorted(scores, key=lambda place: -scores[place])
+
+
+def greedily(graph: nx.DiGraph, scores: dict[Any, float], n: int) -> list[tuple[str, str]]:
+    """The first `n` edges of the greedy choice, in its order; of equal ones that was reached first."""
     inside: set[str] = set()
     opened: set[str] = set()
     heap: list[tuple[float, int, tuple[str, str]]] = []

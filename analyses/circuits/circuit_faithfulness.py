@@ -25,18 +25,17 @@ from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import Wiring
-from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed
+from headwater.analyses.circuits._counterfactuals import Case, cases_of, measures_of
 from headwater.analyses.circuits._graph_files import (
     circuit_of,
     read_circuit as read_circuit,
     write_circuit as write_circuit,
 )
-from headwater.analyses.circuits._graphs import edges_of, mask_of, pruned, select_circuit, wiring_of
+from headwater.analyses.circuits._graphs import edges_of, found_on, mask_of, pruned, select_circuit, wiring_of
 from headwater.analyses.circuits.edge_attribution import edge_attribution
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
-from headwater.lens.progress import progress
 
 SMALLEST = 1e-6  # below this difference between the clean and the changed run a share is undefined
 SCORES = ("faithfulness", "completeness")
@@ -72,8 +71,10 @@ def circuit_faithfulness(
 
     `graph` is a circuit, or a file of `write_circuit`, of which only the edges are used. Nodes without a path from the
     embedding or to the logits are removed first. With `sizes` the graph must have scores, and `select_circuit` chooses
-    that many edges; the coordinate `edges` holds the number that remained. None: `edge_attribution` makes the graph,
-    and without `sizes` its best tenth, quarter and half are tried. Measures and pairs are as in `edge_attribution`.
+    that many edges; the coordinate `edges` holds the number that remained. A circuit that was found on another model of
+    the same shape is judged with a warning, and the attribute `found_on` names that model. None: `edge_attribution`
+    makes the graph, and without `sizes` its best tenth, quarter and half are tried. Measures and pairs are as in
+    `edge_attribution`.
 
     Question: How much of what the model does is left when only this circuit carries the prompt?
     Unit: share of the measure's difference between clean and corrupt (1: all of it, 0: nothing; may leave 0 to 1).
@@ -106,7 +107,7 @@ def circuit_faithfulness(
     counts = masks.sum((1, 2)).tolist()
     result = result.assign_coords(size=listed or counts, edges=("size", counts))
     told = {"pairs": len(pairs), "edges_of_model": int(wiring.edges().sum()), "level": LEVEL}
-    return result.assign_attrs({**told, **asked.settings})
+    return result.assign_attrs({**told, **asked.settings, **found_on(model, graph)})
 
 
 def _listed(sizes: int | Sequence[int] | Literal["all"]) -> list[int] | None:
@@ -123,11 +124,10 @@ def _measures(
     """The measure: clean and with all edges changed [pair], of circuits and complements [kept, size, pair]."""
     known = wiring.edges()
     changes = torch.cat([known[None], known & ~masks, masks])
-    whole, found = np.zeros(count), np.zeros((len(changes), count))
-    for case in progress(cases, desc="circuit faithfulness", unit="batch"):
+    whole = np.zeros(count)
+    for case in cases:
         whole[case.pairs.places] = case.told.clean
-        for place, edges in enumerate(changes):
-            found[place, case.pairs.places] = changed(wiring, case, edges[None])[0].double().cpu()
+    found = measures_of(wiring, cases, changes, "circuit faithfulness")
     return whole, found[0], found[1:].reshape(2, len(masks), count)
 
 

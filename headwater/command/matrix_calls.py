@@ -136,7 +136,7 @@ def call(asked: Entry, of: Subject) -> Any:
         return asked.function(of.model, **settings)
     if asked.inputs == "circuits":
         return asked.function(*circuits(of), **settings)
-    if asked.name == "circuit_faithfulness":
+    if asked.name in ("circuit_faithfulness", "circuit_curve"):
         return asked.function(of.model, None, of.pairs, **settings)
     if asked.inputs == "model+pairs":
         few = 2 if asked.name == "attribution_truth" else TEXTS  # it runs every edge

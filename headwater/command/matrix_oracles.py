@@ -304,13 +304,21 @@ def circuit_faithfulness(plain: Plain, found: Any) -> Pairs:
         yield found.nothing, plain.score(plain.run(plain.subject.corrupt))
 
 
+def circuit_curve(plain: Plain, found: Any) -> Pairs:
+    with torch.no_grad():
+        whole, nothing = (plain.score(plain.run(ids)) for ids in (_ids(plain), plain.subject.corrupt))
+    yield found.whole, whole
+    yield found.nothing, nothing
+    yield found.measure[:, -1], torch.stack([whole, whole])  # all edges are the model
+
+
 WAYS: dict[str, Callable[[Plain, Any], Pairs]] = {
     each.__name__: each
     for each in (
         raw_attention, rollout, flow, attention_distance, sink_rate, find_sinks, sink_strength, head_similarity,
         head_importance, head_significance, all_but_one, prune_heads, head_contrast, output_gates, patch, path_patch,
         relevance, gradient_rollout, logit_lens,
-        direct_logit_attribution, circuit_faithfulness,
+        direct_logit_attribution, circuit_faithfulness, circuit_curve,
     )
 }  # fmt: skip
 WAYS |= VALUE_WAYS | INPUT_WAYS

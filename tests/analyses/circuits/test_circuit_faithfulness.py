@@ -62,17 +62,18 @@ def attributed(name: str, key_values="head") -> nx.DiGraph:
 def test_all_edges_are_the_clean_run_and_none_the_corrupt(name: str, ablation) -> None:
     model, _ = models(name)
     graph = attributed(name)
+    rounding = 1e-6 if name == "gemma3" else 1e-12  # Gemma's norms compute in float32
     clean, corrupt = (measure(model(ids)).numpy() for ids in prompts())
     found = analyses.circuit_faithfulness(
         model, graph, pairs(), measure=measure, sizes=[0, 10**6], ablation=ablation, draws=20
     )
-    np.testing.assert_allclose(found["mean"].sel(score="faithfulness"), [0, 1], atol=1e-9)
-    np.testing.assert_allclose(found["mean"].sel(score="completeness"), [1, 0], atol=1e-9)
+    np.testing.assert_allclose(found["mean"].sel(score="faithfulness"), [0, 1], atol=rounding)
+    np.testing.assert_allclose(found["mean"].sel(score="completeness"), [1, 0], atol=rounding)
     np.testing.assert_array_equal(found.whole, clean)
     if ablation == "resample":
-        np.testing.assert_allclose(found.nothing, corrupt, atol=1e-12)
+        np.testing.assert_allclose(found.nothing, corrupt, atol=rounding)
     if ablation == "zero":  # nothing but biases reaches anything, so every prompt is the same
-        assert np.ptp(found.nothing.values) < 1e-12
+        assert np.ptp(found.nothing.values) < rounding
 
 
 @pytest.mark.parametrize(
