@@ -8,7 +8,7 @@ grammar, so a head may behave differently on real text.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.examples import repeated_tokens
 from headwater.analyses.heads.circuit_rank import Sides, sides_of_stream
 from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.tiles.block import Block
 from headwater.lens.errors import AnalysisError, ModelError
 from headwater.lens.model import HookedModel
 from headwater.lens.models.weights import circuit_ends
 from headwater.lens.progress import progress
+from headwater.lens.records import sinks as rules
+from headwater.lens.records.record import Record
 
 ROLES = (
     "previous", "duplicate", "induction", "prefix_matching", "first", "copying", "positional", "broad", "narrow",
@@ -32,6 +35,9 @@ ROLES = (
 DELIMITERS = ".,;:!?\n"
 EVERY = 6  # every sixth token is a delimiter
 SHARED = 4  # sequences recorded together
+SINK_OF = (
+    0.1  # of the heads: a token with more than 0.3 of the attention of more heads than that is set aside
+)
 ELEMENTS = 2**21  # weights in one block of rows, over all sequences and heads
 
 
@@ -42,6 +48,7 @@ def head_roles(
     sequences: Annotated[int, "random sequences to average over", Bounds(1)] = 8,
     seed: Annotated[int, "seed of the random tokens", Bounds(0)] = 0,
     per_example: Annotated[bool, "keep one value per sequence instead of their mean"] = False,
+    sinks: Annotated[Literal["aside"] | None, "take the weights on sinks out; none: leave them in"] = None,
 ) -> xr.DataArray:
     """Scores [layer, head, role] on [bos] + r + r, where r are m = `length` tokens drawn uniformly from the vocabulary.
 
@@ -60,6 +67,12 @@ def head_roles(
     weight; both of rows divided by their sum. `delimiter`, also ours, uses sequences in which every sixth token is a
     delimiter (one of `. , ; : ! ?` or a line end, if it is one token; or the separator token): the mean weight on
     delimiters of queries from the second one on; about 0.17 for even attention, NaN if the tokenizer has no delimiter.
+
+    `sinks="aside"`: a token that is a sink of more than a tenth of all heads (it receives more than 0.3 of their
+    attention) has its weights set to 0 in every head, and rows are divided by what is left: roles are then shares of
+    the attention to other tokens. All heads that rest on one token look alike: with the sink in, `positional` and
+    `narrow` tell little else. The coordinate `aside` [layer, head] is the weight that was taken out; where it is near
+    1, the roles tell of the little that is left. `first` is NaN where the first token is set aside.
 
     Special tokens are not drawn unless there are no others. Without a bos token the sequence is r + r. AnalysisError if
     the model is not causal or the sequence does not fit its context.
@@ -91,11 +104,12 @@ def head_roles(
     scores = []
     with torch.no_grad():
         for ids in progress(tokens.split(SHARED), desc="head roles", unit="batch"):
-            record = model.record(ids, statistics=(), keep=("qk",))
-            layers = [_pattern_scores(record.map(layer), ids, length) for layer in model.layers]
+            record, kept = _with_sinks(model, ids, sinks is not None)
+            layers = [_pattern_scores(record.map(layer), ids, length, kept) for layer in model.layers]
             scores.append(torch.stack(layers, 1))
-        patterns = torch.cat(scores)  # [batch, layer, head, role]
-        delimiter = _delimiter_scores(model, tokens, seed)
+        patterns = torch.cat(scores)  # [batch, layer, head, role], and behind them what was set aside
+        delimiter = _delimiter_scores(model, tokens, seed, sinks is not None)
+    patterns, aside = patterns[..., :-1], patterns[..., -1]
     copying, note = _copying(model)
     copied = copying[None, ..., None].expand(*patterns.shape[:-1], 1)
     result = xr.DataArray(
@@ -104,8 +118,18 @@ def head_roles(
         coords={"layer": model.layers, "head": np.arange(model.n_heads), "role": list(ROLES)},
         name="head_roles",
     )
-    result = result.assign_coords(batch=np.arange(sequences)) if per_example else result.mean("batch")
+    if sinks:
+        result = result.assign_coords(aside=(("batch", "layer", "head"), aside.numpy()))
+    result = result.assign_coords(batch=np.arange(sequences)) if per_example else _mean(result)
     return result.assign_attrs({"length": length, "bos": bos, "copying": note})
+
+
+def _mean(scores: xr.DataArray) -> xr.DataArray:
+    """The mean over sequences of scores, and of what was set aside."""
+    mean = scores.mean("batch")
+    if "aside" in scores.coords:
+        mean = mean.assign_coords(aside=scores.aside.mean("batch"))
+    return mean
 
 
 def bos_token(model: HookedModel) -> int | None:
@@ -125,29 +149,46 @@ def _length(model: HookedModel, length: int | None, bos: int | None) -> int:
     return length
 
 
-def _pattern_scores(map: AttentionMap, ids: Tensor, length: int) -> Tensor:
-    """The attention scores of one layer on repeated tokens, [batch, head, role], without `delimiter`."""
+def _with_sinks(model: HookedModel, ids: Tensor, aside: bool) -> tuple[Record, Tensor]:
+    """A record of the sequences, and 0 for sinks that are set aside and 1 for other keys, [batch, key]."""
+    record = model.record(ids, statistics=("received", "visible") if aside else (), keep=("qk",))
+    if not aside:
+        return record, torch.ones(ids.shape)
+    of_heads = (rules.shares(record) > rules.SHARE).double().mean((1, 2))
+    return record, (of_heads <= SINK_OF).float()
+
+
+def _pattern_scores(map: AttentionMap, ids: Tensor, length: int, kept: Tensor) -> Tensor:
+    """The attention scores of one layer on repeated tokens, [batch, head, role], without `delimiter`.
+
+    `kept` [batch, key] is 0 for the sinks that are set aside. Behind the roles stands the weight on these.
+    """
     total = ids.shape[1]
     step = max(ELEMENTS // (map.shape[0] * map.shape[1] * total), 1)
     blocks = torch.arange(total - length, total).split(step)
-    rows = torch.cat([_of_queries(map, ids, queries, length) for queries in blocks], 2)
-    return torch.cat([rows[..., :5].mean(2), rows[..., 5:].nanmean(2)], -1)
+    rows = torch.cat([_of_queries(map, ids, queries, length, kept) for queries in blocks], 2)
+    return rows.nanmean(2)
 
 
-def _of_queries(map: AttentionMap, ids: Tensor, query: Tensor, length: int) -> Tensor:
-    """The scores of consecutive queries of the second copy, [batch, head, query, role]."""
+def _of_queries(map: AttentionMap, ids: Tensor, query: Tensor, length: int, kept: Tensor) -> Tensor:
+    """The scores of consecutive queries of the second copy, [batch, head, query, role], and the weight set aside."""
     total, rows = ids.shape[1], slice(int(query[0]), int(query[-1]) + 1)
     weights = map.tile(rows, slice(0, total)).double().cpu()  # [batch, head, query, key]
+    aside = (weights * (1 - kept)[:, None, None]).sum(-1)
+    sunk = ~kept.all(-1)  # texts that have a sink; the others stay as they are
+    weights[sunk] *= kept[sunk, None, None]
+    weights[sunk] /= weights[sunk].sum(-1, keepdim=True)
+    first = weights[..., 0].masked_fill(kept[:, None, None, 0] == 0, torch.nan)
     row = torch.arange(len(query))
     earlier = torch.arange(total) < query[:, None]
     before = torch.nn.functional.pad(ids[:, :-1], (1, 0), value=-1)  # the token at j - 1
     follows = (before[:, None, :] == ids[:, query, None]) & earlier
     prefix = (weights * follows[:, None]).sum(-1)
     own = [weights[:, :, row, key] for key in (query - 1, query - length, query - length + 1)]
-    return torch.stack([*own, prefix, weights[..., 0], *_shapes(map, weights, rows)], -1)
+    return torch.stack([*own, prefix, first, *_shapes(map, weights, rows, kept), aside], -1)
 
 
-def _shapes(map: AttentionMap, weights: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+def _shapes(map: AttentionMap, weights: Tensor, rows: slice, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`positional`, `broad`, `narrow` of weights [batch, head, query, key], each [batch, head, query]."""
     other = weights.roll(-1, 0)
     masses = (weights + other).sum(-1)
@@ -155,9 +196,17 @@ def _shapes(map: AttentionMap, weights: Tensor, rows: slice) -> tuple[Tensor, Te
     if len(weights) == 1:
         alike = torch.full_like(alike, torch.nan)
     seen = map.rule.mask.visible_keys(*map.shape[:2]).expand(map.shape[:3])[:, :, rows].double()
+    seen = seen - _seen_sinks(map, rows, kept == 0)
     shares = weights / weights.sum(-1, keepdim=True)  # a row without weights is NaN
     entropy = -torch.special.xlogy(shares, shares).sum(-1) / seen.log()
     return alike, entropy, shares.amax(-1)
+
+
+def _seen_sinks(map: AttentionMap, rows: slice, sinks: Tensor) -> Tensor:
+    """How many of the sinks [batch, key] each of the rows sees, [batch, head, row]."""
+    block = Block(slice(0, map.shape[0]), torch.arange(map.shape[1]), rows, slice(0, map.shape[3]))
+    seen = map.rule.mask.tile(block, sinks.device)
+    return (sinks[:, None, None] if seen is None else sinks[:, None, None] & seen).sum(-1)
 
 
 def delimiter_tokens(model: HookedModel) -> list[int]:
@@ -170,8 +219,9 @@ def delimiter_tokens(model: HookedModel) -> list[int]:
     return sorted(n for n in found if isinstance(n, int) and n != unknown and 0 <= n < model.vocab)
 
 
-def _delimiter_scores(model: HookedModel, tokens: Tensor, seed: int) -> Tensor:
-    """Mean weight on delimiters, put at every sixth place of the sequences, [batch, layer, head]."""
+def _delimiter_scores(model: HookedModel, tokens: Tensor, seed: int, aside: bool) -> Tensor:
+    """Mean weight on delimiters, put at every sixth place of the sequences, [batch, layer, head]; with `aside` their
+    share of the weight on keys that are no sinks."""
     signs = delimiter_tokens(model)
     missing = torch.full((len(tokens), model.n_layers, model.n_heads), torch.nan, dtype=torch.float64)
     total = tokens.shape[1]
@@ -185,10 +235,14 @@ def _delimiter_scores(model: HookedModel, tokens: Tensor, seed: int) -> Tensor:
     marked[:, places] = torch.tensor(signs)[picks]
     found = []
     for ids in marked.split(SHARED):
-        is_sign = torch.isin(ids, torch.tensor(signs)).float()[..., None]
-        record = model.record(ids, statistics=(), keep=("qk",))
-        on_signs = [(record.map(layer) @ is_sign)[:, :, 2 * EVERY :, 0].mean(-1) for layer in model.layers]
-        found.append(torch.stack(on_signs, 1).double().cpu())
+        is_sign = torch.isin(ids, torch.tensor(signs)).float()
+        record, kept = _with_sinks(model, ids, aside)
+        columns = torch.stack([is_sign * kept, kept], -1)
+        on_signs = []
+        for layer in model.layers:
+            on, left = (record.map(layer) @ columns)[:, :, 2 * EVERY :].double().cpu().unbind(-1)
+            on_signs.append(torch.where((kept == 0).any(-1)[:, None, None], on / left, on).nanmean(-1))
+        found.append(torch.stack(on_signs, 1))
     return torch.cat(found)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._prompts.positions import Positions
 from headwater.analyses.sinks._sink_keys import sink_keys
+from headwater.analyses.sinks._streams import refuse_without_values
 from headwater.analyses.sinks._uniform_map import even_map
-from headwater.lens.errors import AnalysisError
 from headwater.lens.records.record import Record
 
 OF = ("sinks", "others")
@@ -50,8 +50,7 @@ def sink_norms(
     >>> found.value.shape, bool(found.hidden.sel(layer=1, of="sinks") > found.hidden.sel(layer=1, of="others"))
     ((1, 4, 8, 2), True)
     """
-    if not record.values:
-        raise AnalysisError("the record holds no values; record with keep=('qkv', 'residual') to have them")
+    refuse_without_values(record, "('qkv', 'residual')")
     record.residual(record.layers[0])  # raises if the record did not keep it
     sink = sink_keys(record, keys, None, None)[:, 0, 0]
     kinds = torch.stack([sink, record.valid & ~sink], -1).double()  # [batch, key, of]

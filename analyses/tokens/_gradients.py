@@ -6,7 +6,7 @@ per head; blocks of rows of ∂s/∂A are multiplied out when they are asked for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +60,16 @@ class WeightSlopes:
 
 def weight_slopes(model: HookedModel, batch: Batch, value: Value) -> dict[int, WeightSlopes]:
     """Gradient factors of the explained number by layer, from one forward and one backward pass."""
+    return slopes_of_run(
+        model, lambda: value(outputs_of(model)(batch.ids, grad=True), torch.arange(len(batch.ids)))
+    )
+
+
+def slopes_of_run(model: HookedModel, run: Callable[[], Tensor]) -> dict[int, WeightSlopes]:
+    """The same of the sum of what `run` gives: one run of the model with gradients, and a number for each example."""
     listener = Heads(model)
     with context.listening(listener), context.tapping(model.key, Rooted()):
-        found = value(outputs_of(model)(batch.ids, grad=True), torch.arange(len(batch.ids)))
+        found = run()
     kept = {layer: listener.layers[layer] for layer in model.layers}
     found = differentiable(found, "the measure")
     slopes = torch.autograd.grad(found.sum(), [output for _, _, output in kept.values()], allow_unused=True)

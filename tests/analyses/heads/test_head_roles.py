@@ -265,3 +265,49 @@ def test_models_it_is_not_for(pairs: Callable, minilm) -> None:
 def test_a_decoder_behind_an_encoder_is_refused() -> None:
     with pytest.raises(AnalysisError, match="its decoder reads no text of its own"):
         head_roles(hw.load(zoo.build("t5")), length=6)
+
+
+def test_roles_with_the_sink_set_aside(pairs: Callable) -> None:
+    """Dense rows without the sink's column, divided by what is left; heads look at the first token by a planted key."""
+    twin = copy.deepcopy(pairs("gpt2").twin)
+    with torch.no_grad():
+        for block in twin.transformer.h:  # two of four heads are drawn to where dimension 0 is large
+            block.attn.c_attn.bias[:16] += 3
+            block.attn.c_attn.weight[0, 32:48] += 0.4
+        twin.transformer.wpe.weight[:, 0] = -1
+        twin.transformer.wpe.weight[0, 0] = 6
+    model = hw.load(copy.deepcopy(twin).float(), tokenizer=pairs("gpt2").model.tokenizer)
+    m = 6
+    plain = head_roles(model, length=m, sequences=3, seed=1)
+    found = head_roles(model, length=m, sequences=3, seed=1, sinks="aside")
+    ids = repeated_tokens(model, m, 3, 1, 1)
+    with torch.no_grad():
+        maps = np.stack([a.numpy() for a in twin(ids, output_attentions=True).attentions])
+    share = maps[..., 0].mean(3)  # every query sees the first token: [layer, batch, head]
+    assert ((share > 0.3).mean((0, 2)) > 0.1).all()
+    rows = maps[:, :, :, -m:]
+    np.testing.assert_allclose(found.aside, rows[..., 0].mean((1, 3)), atol=1e-5)
+    left = maps.copy()
+    left[..., 0] = 0
+    left /= left.sum(-1, keepdims=True).clip(1e-30)
+    expected = by_loop(left, ids.numpy(), m)
+    for name in ("previous", "duplicate", "induction", "prefix_matching"):
+        np.testing.assert_allclose(found.sel(role=name), expected[name], atol=2e-5, err_msg=name)
+    assert found.sel(role="first").isnull().all()
+    rows, other = left[:, :, :, -m:], np.roll(left, -1, 1)[:, :, :, -m:]
+    alike = 2 * np.minimum(rows, other).sum(-1) / (rows + other).sum(-1)
+    np.testing.assert_allclose(found.sel(role="positional"), alike.mean((1, 3)), atol=1e-5)
+    seen = np.arange(m + 1, 2 * m + 1)  # without the sink
+    entropy = -(rows * np.log(rows.clip(1e-30))).sum(-1) / np.log(seen)
+    np.testing.assert_allclose(found.sel(role="broad"), entropy.mean((1, 3)), atol=1e-5)
+    np.testing.assert_allclose(found.sel(role="narrow"), rows.max(-1).mean((1, 3)), atol=1e-5)
+    assert (found.sel(role="positional") < plain.sel(role="positional"))[:, :2].all()
+    np.testing.assert_array_equal(found.sel(role="copying"), plain.sel(role="copying"))
+
+
+def test_without_a_sink_nothing_is_set_aside(uniform: hw.HookedModel) -> None:
+    settings = {"length": 9, "sequences": 2}
+    found = head_roles(uniform, sinks="aside", per_example=True, **settings)
+    assert found.aside.dims == ("batch", "layer", "head")
+    assert (found.aside == 0).all()
+    np.testing.assert_array_equal(found, head_roles(uniform, per_example=True, **settings))
