@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from chromium import CHROMIUM
+from sense_folders import save
+from visits import Visitors, started
 from word_models import word_model
 
 VOCABULARY = "<bos> <unk> When Mary and John went to the store , gave a drink <s> </s> &lt; $x$ **b** =1+1"
@@ -49,3 +51,20 @@ def browser():
         )
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def server(small_model, tmp_path_factory):
+    """Address of a dashboard on the small model that offers a small T5 too."""
+    t5 = save("t5", tmp_path_factory.mktemp("models") / "t5")
+    with started(small_model, 8650, tmp_path_factory.mktemp("workspace"), str(t5)) as address:
+        yield address
+
+
+@pytest.fixture
+def visit(browser, server):
+    """`Visitors` who fail the test if their pages throw or ask anything of another machine."""
+    visitors = Visitors(browser, server)
+    yield visitors
+    visitors.close()
+    assert visitors.faults == []

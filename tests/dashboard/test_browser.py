@@ -6,123 +6,22 @@ Needs playwright and a Chromium (Debian: apt-get install chromium); without one 
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from chromium import NEEDED
+from visits import PROMPT, REDISTRIBUTE, WAIT, address, choose, heading, measured, settled, started
 
 import headwater as hw
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-PROMPT = "When Mary and John went to the store , John gave a drink to"
-REDISTRIBUTE = {
-    "edit": "Redistribute",
-    "keys": [0],
-    "keep": 0.4,
-    "to": "others",
-    "heads": "all",
-    "layers": "all",
-}
-WAIT = 90_000
-
 pytestmark = NEEDED
-
-
-@contextmanager
-def started(model: str, port: int, workspace: Path) -> Iterator[str]:
-    """Address of a dashboard started as a user starts it."""
-    command = [sys.executable, "-m", "headwater.dashboard", model, "--port", str(port), "--prompt", PROMPT]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "HEADWATER_WORKSPACE": str(workspace)},
-        cwd=Path(__file__).parents[2],
-    )
-    try:
-        lines = iter(process.stdout.readline, "")
-        yield next(line.split()[4] for line in lines if line.startswith("Headwater is open at"))
-    finally:
-        process.terminate()
-        process.wait(120)
-        process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def server(small_model, tmp_path_factory) -> Iterator[str]:
-    with started(small_model, 8650, tmp_path_factory.mktemp("workspace")) as address:
-        yield address
-
-
-@pytest.fixture
-def visit(browser, server) -> Iterator:
-    """Opens pages of visitors of their own, which fail the test if they throw or ask anything of another machine."""
-    faults: list[str] = []
-    opened = []
-
-    def begin(path: str = "", **more):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **more})
-        page = context.new_page()
-        page.set_default_timeout(WAIT)
-        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-        page.on("request", lambda request: _note_foreign(request.url, server, faults))
-        opened.append(context)
-        page.goto(f"{server}/{path}", wait_until="commit")
-        settled(page)
-        return page
-
-    yield begin
-    for context in opened:
-        context.close()
-    assert faults == []
-
-
-def _note_foreign(url: str, server: str, faults: list[str]) -> None:
-    if not url.startswith((server, "data:", "blob:")):
-        faults.append(f"request: {url}")
-
-
-def settled(page) -> None:
-    """Wait until the page is drawn and nothing runs."""
-    page.wait_for_selector("h1, h2")
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-
-
-def address(page) -> dict[str, str]:
-    return dict(urllib.parse.parse_qsl(urllib.parse.urlparse(page.url).query))
-
-
-def heading(page, text: str) -> None:
-    page.wait_for_selector(f"h2:has-text('{text}')")
-
-
-def choose(page, key: str, value: str) -> None:
-    """Take an option of a selectbox; once more where the page was drawn anew under the click."""
-    for _ in range(4):
-        page.click(f".st-key-{key} button[aria-haspopup=listbox]")
-        page.click(f"[role=option]:has-text('{value}')")
-        settled(page)
-        page.wait_for_timeout(500)
-        if page.input_value(f".st-key-{key} input") == value:
-            return
-
-
-def measured(page) -> str:
-    """What the bar says of runs A and B."""
-    said = page.locator(".st-key-frame [data-testid=stMarkdownContainer]")
-    return said.filter(has_text=re.compile(r"^A [-\d]")).last.inner_text()
 
 
 def test_back_and_forward_walk_through_what_was_seen(visit):
