@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from headwater.dashboard import pages
-from headwater.dashboard.parts.edits import in_words
+from headwater.dashboard.parts.edits import told
 from headwater.dashboard.running import measure, models, runs
 from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.state import State
@@ -131,7 +131,7 @@ def _other(state: State) -> None:
 
 def _second(state: State, plain_run: runs.Run) -> None:
     """Run B in words, and a place to make one of another text or model."""
-    parts = [in_words(edit, plain_run.keys) for edit in state.applied()]
+    parts = [told(state, edit) for edit in state.applied()]
     parts += ["another text"] if state.b_text is not None else []
     parts += [f"model {state.b_model}"] if state.b_model is not None else []
     words = "none" if not parts else parts[0] if len(parts) == 1 else f"{len(parts)} changes"

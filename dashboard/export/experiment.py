@@ -38,14 +38,17 @@ def as_experiment(state: State, chosen: Measure) -> hw.Experiment:
     if state.b_model is not None:
         raise ExperimentError("an experiment is of one model; save run A and the other model as two")
     plain = chosen.plain
-    edits = state.applied()
-    part = state.part if not edits else ""  # edits act on the part that answers
+    model = resident(state.model)
+    # an experiment's edits act on its own part where they name none
+    edits = [
+        edit | ({"part": edit.get("part") or model.part_name} if state.part else {})
+        for edit in state.applied()
+    ]
     measures = [NAMES[chosen.kind]]
     if plain.logits.size:
         measures.append("class" if plain.labels else "next_token")
-    if part == state.part and max(len(plain.queries), len(plain.keys)) <= LONGEST_MAP:
+    if max(len(plain.queries), len(plain.keys)) <= LONGEST_MAP:
         measures.append(f"{ATTENTION}{state.layer}.{state.head}")
-    model = resident(state.model)
     prompt: dict[str, Any] = {}
     what = inputs.given(state, model)
     text, picture, decoder = what.key
@@ -64,7 +67,7 @@ def as_experiment(state: State, chosen: Measure) -> hw.Experiment:
         prompts=prompts,
         edits=edits,
         measures=list(dict.fromkeys(measures)),
-        part=part or None,
+        part=state.part or None,
         dtype=str(model.dtype).removeprefix("torch."),
     )
 
@@ -110,8 +113,13 @@ def take(text: str, state: State) -> None:
         what = "with a picture or a sound" if first.tokens is None else "of token ids"
         raise ExperimentError(f"the experiment's first prompt is {what}; the dashboard opens texts alone")
     fresh = State(model=name, text=str(first.text), decoder=str(first.decoder or ""), part=given.part or "")
-    fresh.edits, fresh.shown, fresh.settings = list(given.edits), "b" if given.edits else "a", state.settings
     model = resident(name)
+    fresh.part = "" if fresh.part == model.part_name else fresh.part
+    fresh.edits, fresh.shown, fresh.settings = (
+        [_on_its_part(edit, fresh.part, model.part_name) for edit in given.edits],
+        "b" if given.edits else "a",
+        state.settings,
+    )
     fresh.kind = next((kind for kind, called in NAMES.items() if called in given.measures), "")
     if first.answer is not None:
         fresh.answer = named(model, first.answer, "answer")
@@ -123,6 +131,13 @@ def take(text: str, state: State) -> None:
     if given.revision is not None and not model.weights_digest.matches(given.revision):
         fresh.notices.append("The experiment was made with other weights; the numbers will differ.")
     vars(state).update(vars(fresh))
+
+
+def _on_its_part(edit: Mapping[str, Any], part: str, main: str) -> dict[str, Any]:
+    """An edit of an experiment on `part` as one of a state, which names no part where it is the main one."""
+    named = str(edit.get("part") or part)
+    rest = {name: value for name, value in edit.items() if name != "part"}
+    return rest if named in ("", main) else {**rest, "part": named}
 
 
 def gap(results: Results, state: State, chosen: Measure) -> float | None:

@@ -7,6 +7,7 @@ from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.runs import Run, edits_of
 from headwater.dashboard.state import workspace
 from headwater.dashboard.state.state import State
+from headwater.lens.experiments.edits_on_parts import by_part
 
 LISTED = 5  # likeliest tokens or classes that are printed
 
@@ -105,7 +106,7 @@ def _second(state: State, chosen: Measure) -> list[str]:
     if state.b_text is not None:
         lines.append(f"given_b = {_given(state, state.b_text)}")
         given = "given_b"
-    edits = edits_of(state.applied())
+    edits = by_part(models.resident(state.model), edits_of(state.applied()))
     run = runs.b(state)
     shown = chosen.plain if run is None else run
     body: list[str] = []
@@ -115,13 +116,12 @@ def _second(state: State, chosen: Measure) -> list[str]:
     body += _likeliest(shown, model, given)
     if not edits:
         return lines + body
-    lines += [
-        "edits = [",
-        *(f"    {edit.to_python()}," for edit in edits),
-        "]",
-        f"with {model}.edit(*edits):",
-    ]
-    return lines + [f"    {line}" for line in body]
+    main, blocks = models.resident(state.model).part_name, []
+    for part, of_part in edits.items():
+        name = "edits" if part == main else f"edits_of_{part}"
+        lines += [f"{name} = [", *(f"    {edit.to_python()}," for edit in of_part), "]"]
+        blocks.append(f"{model}{'' if part == main else f'.part({part!r})'}.edit(*{name})")
+    return [*lines, f"with {', '.join(blocks)}:", *(f"    {line}" for line in body)]
 
 
 def _map(state: State) -> list[str]:

@@ -86,9 +86,6 @@ def edit(state: State, run: Run, chosen: Measure) -> None:
         )
         _open(state, "edit", "Change attention")
         return
-    if state.part:
-        st.caption("Edits act on the part that answers, and this is another one.")
-        return
     key = ("without-sink", run.identity, chosen.key)
     work = lambda: glance.without(state, sink.edit)  # noqa: E731
     found = fitting(key, work, "the run without the sink", model=state.model, light=True)
@@ -103,7 +100,7 @@ def edit(state: State, run: Run, chosen: Measure) -> None:
             f"{after - before:+.4g}",
             help=f"{before:.4g} as it is",
         )
-        _open(state, "edit", "Change attention", edits=[sink.edit], shown="b")
+        _open(state, "edit", "Change attention", edits=[state.on_part(sink.edit)], shown="b")
 
 
 def own_model() -> None:

@@ -199,6 +199,6 @@ def _other_texts(model: hw.HookedModel, length: int) -> str:
 
 
 def add(state: State, edits: list[dict]) -> None:
-    """Put edits at the end of the list, and draw the page anew with run B."""
-    state.edits.extend(edits)
+    """Put edits of the part that is shown at the end of the list, and draw the page anew with run B."""
+    state.edits.extend(state.on_part(edit) for edit in edits)
     session.again()

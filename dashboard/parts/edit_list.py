@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import streamlit as st
 
 import headwater as hw
 from headwater.dashboard.figures.labels import cut, visible
-from headwater.dashboard.parts.edits import in_words
+from headwater.dashboard.parts.edits import told
+from headwater.dashboard.running import runs
 from headwater.dashboard.running.edit_kinds import Strength, positions_in, strength, with_strength
 from headwater.dashboard.running.made_edits import unfit
-from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import session
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import plain
+from headwater.lens.errors import HeadwaterError
 
 SAID = {
     "keep": "share that stays",
@@ -28,20 +30,20 @@ SAID = {
 MEANT = "edit.meant"  # the tokens that the positions of the edits meant when they were made
 
 
-def draw(state: State, run: Run, model: hw.HookedModel) -> None:
+def draw(state: State, model: hw.HookedModel) -> None:
     st.markdown("**Edits of run B**")
     if not state.edits:
         st.info("None yet. Add one, and everything below shows run A, as it is, beside run B, edited.")
         state.settings.pop(MEANT, None)
         return
-    _tell_changed_tokens(state, run)
+    _tell_changed_tokens(state)
     for place, edit in enumerate(state.edits):
-        _one(state, place, edit, run, model)
+        _one(state, place, edit, model)
     if len(state.edits) > 1:
         st.button("Remove all", key="remove-all", on_click=_change, args=(lambda s: s.edits.clear(),))
 
 
-def _one(state: State, place: int, edit: dict, run: Run, model: hw.HookedModel) -> None:
+def _one(state: State, place: int, edit: dict, model: hw.HookedModel) -> None:
     on = not edit.get("off")
     with st.container(key=f"edit-row-{place}", border=True, gap="small"):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -50,7 +52,7 @@ def _one(state: State, place: int, edit: dict, run: Run, model: hw.HookedModel) 
             st.toggle(
                 f"Edit {place + 1} is on", key=key, label_visibility="collapsed", on_change=_switch, args=(place, key)
             )  # fmt: skip
-            words = plain(in_words(edit, run.keys))
+            words = plain(told(state, edit))
             st.markdown(words if on else f":gray[{words}]", width="stretch")
             for name, icon, step in (("up", "arrow_upward", -1), ("down", "arrow_downward", 1)):
                 if len(state.edits) > 1:
@@ -82,21 +84,29 @@ def _slider(place: int, number: Strength) -> None:
     )  # fmt: skip
 
 
-def _tell_changed_tokens(state: State, run: Run) -> None:
+def _tell_changed_tokens(state: State) -> None:
     """Say which positions of the edits mean other tokens than when the edits were made."""
-    places = sorted({place for edit in state.edits for place in positions_in(edit)})
-    pairs = [each for each in state.listed(MEANT) if isinstance(each, list) and len(each) == 2]
-    meant = {each[0]: each[1] for each in pairs if isinstance(each[0], int)}
-    tokens = dict(enumerate(run.keys)) | {n - len(run.keys): token for n, token in enumerate(run.keys)}
+    places = sorted(
+        {(str(edit.get("part", "")), place) for edit in state.edits for place in positions_in(edit)}
+    )
+    known = [each for each in state.listed(MEANT) if isinstance(each, list) and len(each) == 3]
+    meant = {
+        (each[0], each[1]): each[2] for each in known if isinstance(each[0], str) and isinstance(each[1], int)
+    }
+    tokens: dict[tuple[str, int], str] = {}
+    for part in {part for part, _ in places}:
+        with suppress(HeadwaterError):  # a part that the model lacks, which the edit itself says
+            keys = runs.keys_of(state, part)
+            tokens |= {(part, n - back): token for n, token in enumerate(keys) for back in (0, len(keys))}
     changed = [p for p in places if p in meant and tokens.get(p) != meant[p]]
     if places:
-        state.put(MEANT, [[p, meant.get(p, tokens.get(p, ""))] for p in places])
+        state.put(MEANT, [[*p, meant.get(p, tokens.get(p, ""))] for p in places])
     else:
         state.settings.pop(MEANT, None)
     if not changed:
         return
     words = [
-        f"position {p} was {_quoted(meant[p])} and is now {_quoted(tokens[p]) if p in tokens else 'beyond the end'}"
+        f"position {p[1]} was {_quoted(meant[p])} and is now {_quoted(tokens[p]) if p in tokens else 'beyond the end'}"
         for p in changed
     ]
     st.warning(plain(f"The text has changed: {'; '.join(words)}."))

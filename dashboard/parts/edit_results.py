@@ -221,8 +221,8 @@ def draw_text(state: State, model: hw.HookedModel, one: Run, other: Run) -> None
 
     def work() -> tuple[str, str]:
         return (
-            changes.continued(one.name, one.example, [], count),
-            changes.continued(other.name, other.example, runs.applied(other), count),
+            changes.continued(one, count),
+            changes.continued(other, count),
         )
 
     found = wait(key, work, "continued text", model=one.name)

@@ -10,11 +10,12 @@ import streamlit as st
 
 import headwater as hw
 from headwater.dashboard.charts.changes import control_band, sweep_curve
-from headwater.dashboard.parts.edits import in_words
+from headwater.dashboard.parts.edits import in_words, told
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import bench
 from headwater.dashboard.running.edit_kinds import strength, with_strength
 from headwater.dashboard.running.measure import Measure
+from headwater.dashboard.running.models import resident
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.state import State
@@ -28,14 +29,16 @@ ALONE = "this input alone"
 
 
 def draw_controls(state: State, model: hw.HookedModel, one: Run, measure: Measure, key: tuple) -> None:
-    """The same edits at random other heads or tokens."""
+    """The edits of the part that is shown at random other heads or tokens; `model` is seen from that part."""
     edits = state.applied()
-    ways = [
-        at for at, named in (("heads", bench.heads_in(edits)), ("tokens", bench.tokens_in(edits))) if named
-    ]
+    here, rest = (
+        [edit for edit in edits if (edit.get("part", "") == state.part) is wanted] for wanted in (True, False)
+    )
+    ways = [at for at, named in (("heads", bench.heads_in(here)), ("tokens", bench.tokens_in(here))) if named]
     st.subheader("Controls")
     if not ways:
-        st.caption("The edits name no heads and no tokens, so there are no others to try them at.")
+        of = " of this part" if rest else ""
+        st.caption(f"The edits{of} name no heads and no tokens, so there are no others to try them at.")
         return
     st.caption("Would the same edit do as much elsewhere?")
     at = bound.segments(state, "edit.controls", "At random other", ways)
@@ -44,12 +47,12 @@ def draw_controls(state: State, model: hw.HookedModel, one: Run, measure: Measur
         return
     names = [str(hw.Head(layer, head)) for layer in model.layers for head in range(model.n_heads)]
     try:
-        tries = bench.elsewhere(edits, at, names, len(one.keys), seed=seed)
+        tries = [[*rest, *each] for each in bench.elsewhere(here, at, names, len(one.keys), seed=seed)]
     except HeadwaterError as error:
         st.caption(plain(str(error)))
         return
-    tokens = model.to_tokens(one.example)
-    work = partial(_controls, model, tokens, measure, edits, tries)
+    main = resident(one.name)
+    work = partial(_controls, main, main.to_tokens(one.example), measure, edits, tries)
     found = wait(("controls", key, repr(edits), at, seed), work, "random controls", model=one.name)
     if found is None:
         return
@@ -66,10 +69,8 @@ def draw_controls(state: State, model: hw.HookedModel, one: Run, measure: Measur
         values, plain_value, edited, measure.label, f"The same edits at {known.size} random {at}"
     )
     chart(figure, "edit-controls", said)
-    frame = pd.DataFrame(
-        {"edits": ["; ".join(in_words(edit, one.keys) for edit in each) for each in tries], "measure": values,
-         "change": values - plain_value}
-    )  # fmt: skip
+    named = ["; ".join(in_words(edit, one.keys) for edit in each[len(rest) :]) for each in tries]
+    frame = pd.DataFrame({"edits": named, "measure": values, "change": values - plain_value})
     numbers("random-controls", frame, "edit-controls", figure)
 
 
@@ -88,7 +89,7 @@ def draw_sweep(state: State, model: hw.HookedModel, one: Run, measure: Measure, 
     if not places:
         st.caption("None of the edits that are on has a strength.")
         return
-    name = lambda n: f"{n + 1}: {in_words(state.edits[n], one.keys)}"  # noqa: E731
+    name = lambda n: f"{n + 1}: {told(state, state.edits[n])}"  # noqa: E731
     place = bound.choice(state, "edit.swept", "Edit", places, places[0], show=name)
     sets = _sets(model) if measure.answer is not None and not one.labels else {}
     own = next((each for each, prompts in sets.items() if state.text in prompts), ALONE)

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headwater.dashboard.figures.labels import cut, visible
+from headwater.dashboard.running import runs
+from headwater.dashboard.state.state import State
+from headwater.lens.errors import HeadwaterError
 
 MOST = 4  # tokens or heads named; more are counted
 GROUPS = {
@@ -18,8 +21,23 @@ RULES = {"act": "far above an even spread", "share": "a large share", "massive":
 ABLATED = {"zero": "zero", "mean": "their mean over other texts", "resample": "their outputs on other texts"}
 
 
+def told(state: State, edit: Mapping[str, Any]) -> str:
+    """What an edit of a state does, as one line, its tokens those of its part."""
+    part = str(edit.get("part", ""))
+    try:
+        tokens = runs.keys_of(state, part)
+    except HeadwaterError:  # the model has no such part, which the list says beside it
+        tokens = []
+    return in_words(edit, tokens)
+
+
 def in_words(edit: Mapping[str, Any], tokens: Sequence[str]) -> str:
-    """What an edit does, as one line: "60 % of what goes to ‹bos› → others, all heads"."""
+    """What an edit does, as one line: "60 % of what goes to ‹bos› → others, all heads; encoder"."""
+    part = f"; {cut(str(edit['part']), 20)}" if edit.get("part") else ""
+    return _does(edit, tokens) + part
+
+
+def _does(edit: Mapping[str, Any], tokens: Sequence[str]) -> str:
     heads = _heads(edit.get("heads", "all"), edit.get("layers", "all"))
     kind = str(edit.get("edit", "edit"))
 
@@ -88,7 +106,9 @@ def in_words(edit: Mapping[str, Any], tokens: Sequence[str]) -> str:
     if kind == "AtSteps" and isinstance(edit.get("of"), Mapping):
         return f"at steps {edit.get('steps')}: {in_words(edit['of'], tokens)}"
     rest = ", ".join(
-        f"{name} {value}" for name, value in edit.items() if name not in ("edit", "heads", "layers", "off")
+        f"{name} {value}"
+        for name, value in edit.items()
+        if name not in ("edit", "heads", "layers", "off", "part")
     )
     return cut(f"{kind}: {rest}" if rest else kind, 90)
 

@@ -155,17 +155,14 @@ def draw_actions(state: State, run: Run) -> None:
 
 
 def _draw_removal(state: State, run: Run, pins: list[str]) -> None:
-    main = not run.part
-    hint = None if main else "edits are of the part that answers; choose it at the left"
     with st.container(horizontal=True, vertical_alignment="center", key="heads-removal"):
-        if st.button(
-            "Ablate the pinned", icon=":material/block:", key="ablate-pinned", disabled=not main, help=hint
-        ):
+        if st.button("Ablate the pinned", icon=":material/block:", key="ablate-pinned"):
             _without(state, pins)
         rest = [f"{layer}.{head}" for layer in run.layers for head in range(run.n_heads)]
         rest = [name for name in rest if name not in pins]
-        if st.button("Keep only the pinned", icon=":material/filter_alt:", key="keep-pinned", help=hint,
-                     disabled=not main or not rest):  # fmt: skip
+        if st.button(
+            "Keep only the pinned", icon=":material/filter_alt:", key="keep-pinned", disabled=not rest
+        ):
             _without(state, rest)
         if st.button("Unpin all", key="unpin-all"):
             state.pins = [name for name in state.pins if name not in pins]
@@ -174,7 +171,7 @@ def _draw_removal(state: State, run: Run, pins: list[str]) -> None:
 
 def _without(state: State, heads: Sequence[str]) -> None:
     """Run B without these heads, which the pages then show."""
-    state.edits = [*state.edits, hw.AblateHeads(list(heads)).to_dict()]
+    state.edits = [*state.edits, state.on_part(hw.AblateHeads(list(heads)).to_dict())]
     state.shown = "b"
     session.again()
 

@@ -60,9 +60,8 @@ def draw_cell(state: State, run: Run, query: int) -> None:
         plain(f"Cut {quoted(run.queries[query])} → {quoted(run.keys[key])}"), key="cut-pair",
         help="run B: this token can no longer look there in this head",
     ):  # fmt: skip
-        state.edits.append(
-            {"edit": "Knockout", "queries": [query], "keys": [key], "heads": [name], "layers": "all"}
-        )
+        cut = {"edit": "Knockout", "queries": [query], "keys": [key], "heads": [name], "layers": "all"}
+        state.edits.append(state.on_part(cut))
         session.again()
     if st.button("Trace back", key="trace-pair", help="which heads made this head look there"):
         state.settings |= {"circuits.method": "trace", "circuits.root": "head"}

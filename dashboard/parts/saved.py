@@ -8,7 +8,7 @@ import streamlit as st
 from headwater.dashboard import pages
 from headwater.dashboard.export import experiment, python, saved
 from headwater.dashboard.export.report import report
-from headwater.dashboard.parts.edits import in_words
+from headwater.dashboard.parts.edits import told
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import measure, models, runs
 from headwater.dashboard.running.pinned import pinned
@@ -27,7 +27,7 @@ def draw_save(state: State) -> None:
     st.subheader("This view")
     run = runs.a(state)
     chosen = measure.of(state, run)
-    changes = [in_words(edit, run.keys) for edit in state.applied()]
+    changes = [told(state, edit) for edit in state.applied()]
     words = saved.words_of(state, changes)
     st.text(words)
     if st.button("Save it", type="primary", key="save-run"):

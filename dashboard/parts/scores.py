@@ -73,13 +73,13 @@ def _effect(state: State, run: Run, how: str, over: str) -> xr.Dataset | str | N
     """The effect; as a text the reason why there is none."""
     first = runs.a(state)
     chosen = measure.of(state, first)
-    model, edits = runs.model_of(state, run), runs.applied(run)
-    of = chosen.key
+    model, of = runs.model_of(state, run), chosen.key
 
     def work() -> xr.Dataset | str:
         try:
             asked = effects.of_set(model, over, chosen) if over else effects.of_prompt(run, chosen)
-            return effects.effect(model, how, asked, edits)
+            with runs.editing(run):
+                return effects.effect(model, how, asked)
         except HeadwaterError as error:
             return str(error)
 
@@ -90,10 +90,10 @@ def _effect(state: State, run: Run, how: str, over: str) -> xr.Dataset | str | N
 
 def roles_of(state: State, run: Run) -> xr.DataArray | None:
     """How far each head of a run does each simple job, [layer, head, role]."""
-    model, edits = runs.model_of(state, run), runs.applied(run)
+    model = runs.model_of(state, run)
 
     def work() -> xr.DataArray:
-        with model.edit(*edits):
+        with runs.editing(run):
             return entry("head_roles").function(model)
 
     return wait(
@@ -108,11 +108,12 @@ def curve(state: State, run: Run, over: str) -> xr.Dataset | None:
     """The measure while heads are removed."""
     first = runs.a(state)
     chosen = measure.of(state, first)
-    model, edits = runs.model_of(state, run), runs.applied(run)
+    model = runs.model_of(state, run)
 
     def work() -> xr.Dataset:
         asked = effects.of_set(model, over, chosen) if over else effects.of_prompt(run, chosen)
-        return effects.pruned(model, asked, edits)
+        with runs.editing(run):
+            return effects.pruned(model, asked)
 
     of = chosen.key
     key = ("pruning curve", over, of, run.identity)

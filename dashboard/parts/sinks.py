@@ -133,16 +133,16 @@ def draw_heads(
 
 def _redistribute(state: State, run: Run, keys: Sequence[int], heads: list[str], named: str) -> None:
     """One button: run B gives most of what these heads put on the sink to other tokens."""
-    fits = not run.part and run.name == state.model
+    fits = run.name == state.model
     if st.button(
         "Redistribute this", key="redistribute", type="primary", disabled=not heads or not fits,
         icon=":material/alt_route:", width="stretch",
     ):  # fmt: skip
-        state.edits.append(sinks.redistribution(keys, heads))
+        state.edits.append(state.on_part(sinks.redistribution(keys, heads)))
         state.shown = "b"
         st.switch_page(pages.page("edit"), query_params=to_address(state))
     if not fits:
-        st.caption("Edits are of the part that answers, of the model of run A.")
+        st.caption("Edits are of the model of run A.")
     elif heads:
         told = f"run B: {1 - sinks.KEEP:.0%} of what {len(heads)} heads give to {named} goes to other tokens"
         st.caption(plain(told))

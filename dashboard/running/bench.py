@@ -16,6 +16,7 @@ from headwater.dashboard.running.edit_kinds import positions_in, with_strength
 from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.runs import edits_of
 from headwater.lens.errors import AnalysisError, HeadwaterError
+from headwater.lens.experiments import edits_on_parts
 from headwater.lens.models.token_ids import token_id
 from headwater.lens.progress import progress
 from headwater.lens.prompts import prompt_set
@@ -28,7 +29,7 @@ AT = ("keys", "source", "positions")  # tokens that an edit is about; its querie
 
 def measured(model: hw.HookedModel, tokens: Any, measure: Measure, edits: Sequence[dict]) -> float:
     """The measure of a run with edits."""
-    with torch.no_grad(), model.edit(*edits_of(edits)):
+    with torch.no_grad(), edits_on_parts.editing(model, edits_of(edits)):
         if measure.loss is None:
             return float(model.loss(tokens)[0])
         # a masked language model without a mask is measured by its hidden states, not by its logits

@@ -125,7 +125,7 @@ def ask(
     model, settings = runs.model_of(state, run), dict(given)
     if takes_loss(entry) and chosen.loss is not None:
         settings["loss"] = chosen.loss
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         if entry.inputs == "record":
             return entry.function(_record(model, run, entry, settings), **settings)
         if entry.inputs == "model":

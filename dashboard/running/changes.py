@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,7 @@ import xarray as xr
 
 from headwater.dashboard.running.jobs import quick
 from headwater.dashboard.running.models import resident
-from headwater.dashboard.running.runs import Run, applied
+from headwater.dashboard.running.runs import Run, editing
 from headwater.lens.models.signature import markers
 from headwater.lens.progress import progress
 from headwater.lens.running.losses import next_token_losses
@@ -68,7 +66,7 @@ def token_losses(run: Run) -> np.ndarray | None:
     if run.loss is None:
         return None
     model = resident(run.name)
-    with quick(run.name), torch.no_grad(), model.edit(*applied(run)):
+    with quick(run.name), torch.no_grad(), editing(run):
         tokens = model.to_tokens(run.example)
         losses, real = next_token_losses(model(tokens), tokens)
     found = losses[0].double().numpy().copy()
@@ -103,12 +101,12 @@ def most_moved(moves: xr.DataArray) -> tuple[int, int]:
     return int(moves["layer"].values[row]), int(head)
 
 
-def continued(name: str, example: Any, edits: Sequence[Any], new_tokens: int) -> str:
-    """The text that the model writes on after the input, under edits; the input is left out."""
-    model = resident(name)
+def continued(run: Run, new_tokens: int) -> str:
+    """The text that the model of a run writes on after its input, under its edits; the input is left out."""
+    model = resident(run.name)
     assert model.tokenizer is not None, "a model that writes has a tokenizer"
-    with torch.no_grad(), model.edit(*edits):
-        tokens = model.to_tokens(example)
+    with torch.no_grad(), editing(run):
+        tokens = model.to_tokens(run.example)
         out = model.generate(tokens, new_tokens)
     ids = out if isinstance(out, torch.Tensor) else out.ids
     return model.tokenizer.decode(ids[0, 0 if model.is_encoder_decoder else tokens.ids.shape[1] :])

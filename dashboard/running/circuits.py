@@ -76,7 +76,7 @@ def value_of_pairs(chosen: Measure) -> Callable[[Tensor], Tensor]:
 def of_edges(state: State, run: Run, chosen: Measure, corrupt: Any, steps: int) -> Circuit:
     """Each edge by how far the measure falls when it carries what the corrupt prompt puts there."""
     model, value = runs.model_of(state, run), value_of_pairs(chosen)
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         graph = hw.analyses.edge_attribution(
             model, [(run.example, corrupt)], measure=value, steps=steps, draws=1
         )
@@ -86,7 +86,7 @@ def of_edges(state: State, run: Run, chosen: Measure, corrupt: Any, steps: int) 
 def of_trace(state: State, run: Run, position: int, roots: HeadNames | None, source: int | None) -> Circuit:
     """The signals that made heads look where they look, from a query position backwards."""
     model = runs.model_of(state, run)
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         return circuit_of(
             hw.analyses.trace_signals(model, run.example, roots=roots, position=position, source=source)
         )
@@ -95,7 +95,7 @@ def of_trace(state: State, run: Run, position: int, roots: HeadNames | None, sou
 def of_routes(state: State, run: Run, position: int) -> Circuit:
     """The share of what each part reads that comes from each part before it, at one position."""
     model = runs.model_of(state, run)
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         return circuit_of(hw.analyses.information_flow_routes(model, run.example, queries=[position]))
 
 
@@ -140,7 +140,7 @@ def faithfulness(
 ) -> xr.Dataset:
     """How much of the measure's difference the best edges carry, by their number."""
     model, value = runs.model_of(state, run), value_of_pairs(chosen)
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         return hw.analyses.circuit_faithfulness(
             model, circuit.graph, [(run.example, corrupt)], measure=value, sizes=list(sizes), selection=how, draws=1
         )  # fmt: skip
@@ -156,7 +156,7 @@ def kept(circuit: Circuit, size: int, how: str, without: Collection[str] = ()) -
 def carries(state: State, run: Run, chosen: Measure, corrupt: Any, graph: nx.DiGraph) -> dict[str, float]:
     """The measure of a circuit, of the whole model and of nothing, by actual runs."""
     model, value = runs.model_of(state, run), value_of_pairs(chosen)
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         found = hw.analyses.circuit_faithfulness(
             model, graph, [(run.example, corrupt)], measure=value, draws=1
         )
@@ -178,7 +178,7 @@ def without_edge(
     from headwater.analyses.circuits._graphs import graph_of
 
     model, value = runs.model_of(state, run), value_of_pairs(chosen)
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         wiring = Wiring(model, "head")
         graph = graph_of(wiring, wiring.edges().double(), {})
         if not graph.has_edge(sender, reader):
@@ -193,7 +193,10 @@ def without_edge(
 
 def without_head(state: State, run: Run, chosen: Measure, head: str) -> float | None:
     """The measure when a head writes nothing, by a run."""
-    edits = [*(state.edits if run.edits != "[]" else []), {"edit": "AblateHeads", "heads": [head]}]
+    edits = [
+        *(state.edits if run.edits != "[]" else []),
+        state.on_part({"edit": "AblateHeads", "heads": [head]}),
+    ]
     other = State(**{**vars(state), "edits": edits, "notices": []})
     if run.edits == "[]":
         other.b_text = other.b_model = None

@@ -93,30 +93,29 @@ def _drawn(model: hw.HookedModel, name: str, count: int) -> Sequence[Any]:
     return prompt_set(name, count, model=None if model.name in embedded() else model)
 
 
-def effect(model: hw.HookedModel, how: str, asked: Asked, edits: Sequence[Any]) -> xr.Dataset:
+def effect(model: hw.HookedModel, how: str, asked: Asked) -> xr.Dataset:
     """`effect`, `low`, `high` [layer, head] of one way: "ablation", "mean", "gradient" or "direct".
 
     The bounds hold 95 % of the means over resampled examples; of one example they are NaN.
     """
     importance = entry("head_importance").function
-    with model.edit(*edits):
-        if how == "direct":
-            function = entry("direct_logit_attribution").function
-            found = function(model, asked.examples, unit="head", **asked.answers)
-        elif how == "gradient":
-            found = importance(model, asked.examples, loss=asked.loss, per_example=True, signed=True)
-        else:
-            ablation = "mean" if how == "mean" else "zero"
-            found = importance(
-                model, asked.examples, how="ablation", loss=asked.loss, ablation=ablation, per_example=True
-            )
+    if how == "direct":
+        function = entry("direct_logit_attribution").function
+        found = function(model, asked.examples, unit="head", **asked.answers)
+    elif how == "gradient":
+        found = importance(model, asked.examples, loss=asked.loss, per_example=True, signed=True)
+    else:
+        ablation = "mean" if how == "mean" else "zero"
+        found = importance(
+            model, asked.examples, how="ablation", loss=asked.loss, ablation=ablation, per_example=True
+        )
     rows = found.transpose("batch", "layer", "head")
     bounds = intervals(rows.values, ("layer", "head"), DRAWS, 0, ("effect", "low", "high"))
     places = {"layer": rows["layer"].values, "head": rows["head"].values}
     return xr.Dataset(bounds, places, {"examples": asked.count})
 
 
-def pruned(model: hw.HookedModel, asked: Asked, edits: Sequence[Any], controls: int = 20) -> xr.Dataset:
+def pruned(model: hw.HookedModel, asked: Asked, controls: int = 20) -> xr.Dataset:
     """The measure while heads go, those that help it least first, and in random orders: `prune_heads`."""
     loss = asked.loss
 
@@ -124,11 +123,10 @@ def pruned(model: hw.HookedModel, asked: Asked, edits: Sequence[Any], controls: 
         assert loss is not None
         return -loss(outputs, torch.empty(0))
 
-    with model.edit(*edits):
-        return entry("prune_heads").function(
-            model, asked.examples, measure=None if loss is None else measured, loss=loss, importance="ablation",
-            normalise=None, unit="head", controls=controls,
-        )  # fmt: skip
+    return entry("prune_heads").function(
+        model, asked.examples, measure=None if loss is None else measured, loss=loss, importance="ablation",
+        normalise=None, unit="head", controls=controls,
+    )  # fmt: skip
 
 
 def agreement(columns: dict[str, np.ndarray]) -> xr.DataArray:

@@ -17,7 +17,7 @@ import xarray as xr
 import headwater as hw
 from headwater.analyses._catalogue.catalogue import Entry, entry
 from headwater.dashboard.running.measure import Measure
-from headwater.dashboard.running.runs import Run, applied, model_of
+from headwater.dashboard.running.runs import Run, editing, model_of
 from headwater.dashboard.state.state import State
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.progress import progress
@@ -92,7 +92,7 @@ def of_model(
 ) -> dict[str, Row | str]:
     """Rows by method, or the line that says why there is none; the edits of the run are in force."""
     model, found = model_of(state, run), {}
-    with model.edit(*applied(run)):
+    with editing(run):
         for method in progress(methods, desc="methods", unit="method"):
             try:
                 found[method] = _of_model(model, run, measure, method, query, settings)
@@ -203,7 +203,7 @@ def faithfulness(
     """
     model, analysis = model_of(state, run), entry("faithfulness")
     given = {row.method: np.nan_to_num(row.values)[None] for row in rows}
-    with model.edit(*applied(run)):
+    with editing(run):
         return analysis.function(
             model, [run.example], given, steps=steps, draws=10, **_asked(measure, run, analysis)
         )

@@ -42,5 +42,5 @@ def without(state: State, edit: dict[str, Any]) -> tuple[float | None, float | N
     """The measure as it is, and under an edit."""
     plain = runs.a(state)
     chosen = measure.of(state, plain)
-    other = runs.b(replace(state, edits=[edit], b_text=None, b_model=None, notices=[]))
+    other = runs.b(replace(state, edits=[state.on_part(edit)], b_text=None, b_model=None, notices=[]))
     return chosen.value(plain), None if other is None else chosen.value(other)

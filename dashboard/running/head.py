@@ -20,7 +20,7 @@ STRONGEST = 10
 def why(state: State, run: Run, query: int, key: int) -> pd.DataFrame:
     """The score of a pair as a sum over what the query and the key are made of, the largest terms first."""
     model = runs.model_of(state, run)
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         found = hw.analyses.qk_decomposition(
             model, run.example, head=f"{state.layer}.{state.head}", query=query, key=key
         )
@@ -32,7 +32,7 @@ def writes(state: State, run: Run, measure: Measure) -> pd.DataFrame:
     """What the head moves into the logits of the measure, by the token that it is taken from."""
     model = runs.model_of(state, run)
     asked = {name: value for name, value in measure.of_run(run).settings.items() if name != "kind"}
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         found = hw.analyses.ov_decomposition(model, run.example, head=f"{state.layer}.{state.head}", **asked)
     values = found.isel(batch=0).sum("component").values
     place = np.arange(len(values))
@@ -42,7 +42,7 @@ def writes(state: State, run: Run, measure: Measure) -> pd.DataFrame:
 def recorded(state: State, run: Run, texts: Sequence[str]) -> list[hw.Record]:
     """Records of some texts by the model of a run, in which `typical` finds the pairs of any head."""
     model = runs.model_of(state, run)
-    with model.edit(*runs.applied(run)):
+    with runs.editing(run):
         return [model.record(text, statistics=("max",)) for text in texts]
 
 

@@ -14,6 +14,7 @@ from headwater.dashboard.running.measure import Measure
 from headwater.lens import recipes
 from headwater.lens.edits import EDITS, Edit
 from headwater.lens.errors import EditError, HeadwaterError
+from headwater.lens.experiments import edits_on_parts
 from headwater.lens.files import parse_json
 
 DIRECTIONS = {
@@ -165,10 +166,10 @@ def made_by(name: str, model: hw.HookedModel, example: Any, heads: Any) -> list[
 
 
 def unfit(edit: Mapping[str, Any], model: hw.HookedModel) -> str:
-    """Why an edit does not fit a model; empty where it does."""
+    """Why an edit does not fit its part of a model; empty where it does."""
     data = {name: value for name, value in edit.items() if name != "off"}
     try:
-        with model.edit(hw.edit_from_dict(data)):
+        with edits_on_parts.editing(model, [edits_on_parts.read(data)]):
             return ""
     except HeadwaterError as error:
         return str(error)

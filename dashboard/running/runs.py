@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from headwater.dashboard.running.models import resident
 from headwater.dashboard.state.state import State
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import EditError, ModelError
+from headwater.lens.experiments import edits_on_parts
 from headwater.lens.models.signature import compares
 
 STATISTICS = ("lse", "entropy", "max", "self", "previous", "first", "distance", "received", "visible")
@@ -119,26 +120,32 @@ def shown(state: State) -> Run:
 
 
 def model_of(state: State, run: Run | None = None) -> hw.HookedModel:
-    """The model of a run with the state's part, for analyses; enter `edits_of(run)` around them."""
+    """The model of a run with the state's part, for analyses; enter `editing(run)` around them."""
     model = resident(state.model if run is None else run.name)
     part = state.part if run is None else run.part
     return model.part(part) if part and part != model.part_name else model
 
 
-def applied(run: Run) -> list:
-    """The edits of a run."""
-    return edits_of(json.loads(run.edits))
+def editing(run: Run) -> AbstractContextManager[None]:
+    """Inside, the edits of a run are on, each on its part of the model."""
+    return edits_on_parts.editing(resident(run.name), edits_of(json.loads(run.edits)))
 
 
-def edits_of(edits: Sequence[dict]) -> list:
-    """Edits from data, such as an address, which may not name files: it could open them, or tell which there are."""
+def keys_of(state: State, part: str) -> list[str]:
+    """The keys of a part in run A, which edits of that part name."""
+    return a(replace(state, part=part, notices=[])).keys
+
+
+def edits_of(edits: Sequence[dict]) -> list[edits_on_parts.PartEdit]:
+    """Edits and their parts from data, such as an address, which may not name files: it could open them, or tell which
+    there are."""
     for edit in edits:
         if named_files(edit):
             raise EditError(
                 f"{edit.get('edit')} names the file of a record, which the dashboard does not open; run it with "
                 "headwater record --edits"
             )
-    return [hw.edit_from_dict(edit) for edit in edits]
+    return [edits_on_parts.read(edit) for edit in edits]
 
 
 def _run(name: str, key: tuple[str, ...], part: str, edits: str, what: Any) -> Run:
@@ -155,7 +162,7 @@ def _run(name: str, key: tuple[str, ...], part: str, edits: str, what: Any) -> R
 
 def _made(name: str, part: str, edits: str, what: Any) -> Run:
     model = resident(name)
-    with torch.no_grad(), model.edit(*edits_of(json.loads(edits))):
+    with torch.no_grad(), edits_on_parts.editing(model, edits_of(json.loads(edits))):
         tokens = model.to_tokens(what.example)
         record = _recorded(model, tokens)
         parts = {model.part_name: record, **record.parts}

@@ -15,7 +15,7 @@ import headwater as hw
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.analyses.sinks._received_share import share_and_visible
 from headwater.dashboard.running.models import resident
-from headwater.dashboard.running.runs import Run, applied, model_of
+from headwater.dashboard.running.runs import Run, editing, model_of
 from headwater.dashboard.state.state import State
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.models.embedded import embedded
@@ -119,7 +119,7 @@ def recorded(state: State, run: Run, keys: Sequence[int], limit: float, least: i
     `least` queries see have no score."""
     model = model_of(state, run)
     norms, columns, told = None, {}, []
-    with torch.no_grad(), model.edit(*applied(run)):
+    with torch.no_grad(), editing(run):
         record = model.record(
             model.to_tokens(run.example), statistics=("received", "visible"), keep=("qkv", "residual")
         )
@@ -142,7 +142,7 @@ def recorded(state: State, run: Run, keys: Sequence[int], limit: float, least: i
 def contribution(state: State, run: Run, keys: Sequence[int]) -> xr.Dataset:
     """What the sinks carry, of the heads' outputs and of the prediction."""
     model = model_of(state, run)
-    with model.edit(*applied(run)):
+    with editing(run):
         return entry("sink_contribution").function(model, [run.example], keys=list(keys), draws=10)
 
 
@@ -156,8 +156,8 @@ class Generated:
 
 
 def generated(state: State, run: Run, keys: Sequence[int], steps: int) -> Generated:
-    model, part = resident(run.name), model_of(state, run)
-    with torch.no_grad(), part.edit(*applied(run)):
+    model = resident(run.name)
+    with torch.no_grad(), editing(run):
         _, record = model.generate(
             model.to_tokens(run.example), max_new_tokens=steps, record=True, statistics=("mass",),
             groups={"sink": list(keys)},

@@ -19,7 +19,8 @@ class State:
     """`answer` and `wrong` are ids of tokens or classes, None: the likeliest and the next likeliest.
 
     `query` and `key` are positions, None: the last and none. Run A is the model on the input as it is; run B has the
-    edits, another text (`b_text`) or another model (`b_model`). An edit with `"off": True` is listed and not applied.
+    edits, another text (`b_text`) or another model (`b_model`). An edit acts on its `"part"`, without one on the part
+    that answers; one with `"off": True` is listed and not applied.
     """
 
     model: str
@@ -71,6 +72,10 @@ class State:
         """The edits that are on, as data that edits are made from."""
         return [{name: value for name, value in edit.items() if name != "off"} for edit in self.edits
                 if not edit.get("off")]  # fmt: skip
+
+    def on_part(self, edit: dict) -> dict:
+        """An edit of the part that is shown."""
+        return {**edit, "part": self.part} if self.part else edit
 
     def has_b(self) -> bool:
         """Whether run B differs from run A in anything."""

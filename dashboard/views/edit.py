@@ -13,14 +13,19 @@ from headwater.dashboard.widgets import plain
 from headwater.lens.errors import HeadwaterError
 
 state = session.current()
-model = resident(state.model)
-whole = replace(state, part="")  # edits act on the part that answers
-plain_run = runs.a(whole)
+main = resident(state.model)
+model = runs.model_of(state)  # seen from the part that is shown, of which new edits are
+whole = replace(state, part="")
+plain_run = runs.a(state)
 measure = measures.of(state, plain_run)
 
 st.header("Edit")
-if state.part:
-    st.info(plain(f"Edits act on the part that answers, {model.part_name}, and this page shows its maps."))
+if len(main.parts) > 1:
+    st.caption(
+        plain(
+            f"New edits act on {model.part_name}, the part chosen at the left; all of the list act together."
+        )
+    )
 form, active = st.columns(2, gap="large")
 with form:
     added = edit_form.draw(state, plain_run, model, measure)
@@ -28,26 +33,28 @@ with form:
         edit_form.add(state, added)
 edited = None
 with active:
-    edit_list.draw(state, plain_run, model)
+    edit_list.draw(state, main)
     if state.has_b():
         with suppress(HeadwaterError):  # told above the page
-            edited = runs.b(whole)
+            edited = runs.b(state)
     if edited is not None:
         edit_results.draw_numbers(measure, plain_run, edited)
         edit_results.draw_answers(state, plain_run, edited)
 if edited is not None:
     if state.b_text is not None or state.b_model is not None:
         st.caption("Run B also has another text or model; the controls and the sweep below are of run A's.")
-    edit_results.draw_losses(state, plain_run, edited)
+    answers = runs.b(whole)  # losses are of the tokens of the part that answers
+    if answers is not None:
+        edit_results.draw_losses(state, runs.a(whole), answers)
     edit_results.draw_heads(state, plain_run, edited)
-    edit_results.draw_text(state, model, plain_run, edited)
+    edit_results.draw_text(state, main, plain_run, edited)
     if state.applied():
         key = (*plain_run.identity, *measure.key)
         controls, sweep = st.columns(2, gap="large")
         with controls:
             edit_trials.draw_controls(state, model, plain_run, measure, key)
         with sweep:
-            edit_trials.draw_sweep(state, model, plain_run, measure, key)
+            edit_trials.draw_sweep(state, main, plain_run, measure, key)
 left, right = st.columns(2, gap="large")
 with left:
     saved.draw_save(state)

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from headwater.lens.attention import context
-from headwater.lens.edits import Edit, edit_from_dict
+from headwater.lens.edits import Edit
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import ExperimentError, HeadwaterError
-from headwater.lens.experiments import measures
+from headwater.lens.experiments import edits_on_parts, measures
 from headwater.lens.experiments.prompt import File, Prompt
 from headwater.lens.experiments.results import Results, numbers_of, versions_now
 from headwater.lens.files import as_path, digest_of, parse_json, read_text, within, write_text
@@ -42,7 +41,7 @@ def _prompt(given: Any) -> Any:
 def _edit(given: Any) -> Any:
     """An edit as data; it is made once to see that it can be."""
     data = given.to_dict() if isinstance(given, Edit) else given
-    edit_from_dict(data)
+    edits_on_parts.read(data)
     return data
 
 
@@ -55,9 +54,10 @@ class Experiment(BaseModel):
     """What is asked: of which model and weights, on which prompts, under which edits, measured how.
 
     Every measure is taken without the edits ("before") and, where there are edits, with them ("after"). `revision` says
-    which weights (None: any), `part` which part of the model is edited and measured (None: its main part),
-    `prepend_bos` whether a text begins with the token for it (None: as the tokenizer makes it), `tolerance`
-    how far a second run's numbers may lie from the first's: absolutely, and relative to their size.
+    which weights (None: any), `part` which part of the model is edited and measured (None: its main part; an edit that
+    acts on another one has a field `part` of its own), `prepend_bos` whether a text begins with the token for it
+    (None: as the tokenizer makes it), `tolerance` how far a second run's numbers may lie from the first's: absolutely,
+    and relative to their size.
 
     >>> import headwater as hw
     >>> experiment = hw.Experiment(
@@ -126,7 +126,11 @@ class Experiment(BaseModel):
 
     def edits_made(self, folder: Path | None = None) -> list[Edit]:
         """The edits; records that they name are looked for in `folder`, and nowhere else."""
-        return [edit_from_dict(_contained(edit, folder)) for edit in self.edits]
+        return [edit for _, edit in self._edits(folder)]
+
+    def _edits(self, folder: Path | None) -> list[edits_on_parts.PartEdit]:
+        """Each edit with its part, "" for the experiment's."""
+        return [edits_on_parts.read(_contained(edit, folder)) for edit in self.edits]
 
     def load(self, folder: Path | None = None) -> HookedModel:
         """The model it names: an embedded or added one, one in `folder`, or a hub id."""
@@ -166,7 +170,7 @@ class Experiment(BaseModel):
                 f"the model was loaded with prepend_bos={opened.prepend_bos} and the experiment says "
                 f"{self.prepend_bos}; load it without, and give the experiment prepend_bos={opened.prepend_bos}"
             )
-        if opened.edits:
+        if any(opened.part(name).edits for name in opened.parts):
             raise ExperimentError("the model has edits on already; run the experiment outside of model.edit")
         if self.part is not None:
             opened = opened.part(self.part)
@@ -175,8 +179,8 @@ class Experiment(BaseModel):
         left = [number for number in range(len(self.prompts)) if number not in found]
         for number in left:  # what is wrong with the last prompt is said before the first runs
             self._asked(opened, number, place)
-        edits = self.edits_made(place) if left else []
-        with torch.random.fork_rng(devices=[]), opened.edit(*edits):
+        edits = self._edits(place) if left else []
+        with torch.random.fork_rng(devices=[]), edits_on_parts.editing(opened, edits):
             torch.manual_seed(self.seed)
             for number in left:  # read once more: the pictures of all prompts may not fit into memory
                 found[number] = _finite(self._measured(opened, *self._asked(opened, number, place)), number)
@@ -214,7 +218,7 @@ class Experiment(BaseModel):
         self, model: HookedModel, tokens: Tokens, answer: int | None, wrong: list[int]
     ) -> dict[str, Any]:
         """Every measure of one prompt, with the experiment's edits on around."""
-        with context.unedited(model.key):
+        with edits_on_parts.unedited(model):
             hidden = model.embeddings(tokens) if "similarity" in self.measures else None
             result = {"before": measures.measure(model, tokens, self.measures, answer, wrong, None)}
         if self.edits:

@@ -95,7 +95,7 @@ def test_effects_over_a_set_are_of_each_examples_own_answer(monkeypatch):
     state = State(model="tasks-4l", text=PROMPT)
     model, chosen = models.resident("tasks-4l"), measure.of(state, runs.a(state))
     asked = effects.of_set(model, "indirect_object", chosen)
-    found = effects.effect(model, "ablation", asked, [])
+    found = effects.effect(model, "ablation", asked)
     falls = []
     for each in hw.prompt_set("indirect_object", 3):
         ids = [
@@ -109,7 +109,7 @@ def test_effects_over_a_set_are_of_each_examples_own_answer(monkeypatch):
         falls.append(before - after)
     assert float(found["effect"][0, 0]) == pytest.approx(np.mean(falls), abs=1e-4)
     assert min(falls) - 1e-4 <= float(found["low"][0, 0]) <= float(found["high"][0, 0]) <= max(falls) + 1e-4
-    direct = effects.effect(model, "direct", asked, [])
+    direct = effects.effect(model, "direct", asked)
     assert direct["effect"].shape == (4, 8)
 
 

@@ -1,0 +1,60 @@
+"""Edits as data that name the part of the model on which they act, as experiments and addresses hold them.
+
+Besides the fields of the edit such data may have `part`: `{"edit": "ScaleHeads", "factors": {"1.0": 0.0}, "part":
+"encoder"}`. Without it the edit acts on the part from which the model is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from headwater.lens.attention import context
+from headwater.lens.edits import Edit, edit_from_dict
+from headwater.lens.errors import EditError
+
+if TYPE_CHECKING:
+    from headwater.lens.model import HookedModel
+
+LONGEST = 100  # letters of a part's name
+PartEdit = tuple[str, Edit]
+
+
+def read(data: Mapping[str, Any]) -> PartEdit:
+    """The part, "" where none is named, and the edit. EditError for what is neither."""
+    if not isinstance(data, Mapping):
+        return "", edit_from_dict(data)
+    part = data.get("part", "")
+    if not isinstance(part, str) or len(part) > LONGEST:
+        raise EditError(f"the part of an edit is a name such as 'encoder'; got {str(part)[:60]!r}")
+    return part, edit_from_dict({name: value for name, value in data.items() if name != "part"})
+
+
+def by_part(model: HookedModel, edits: Iterable[PartEdit]) -> dict[str, list[Edit]]:
+    """The edits of each part in their order, the parts in that of their first edits."""
+    found: dict[str, list[Edit]] = {}
+    for part, edit in edits:
+        found.setdefault(part or model.part_name, []).append(edit)
+    return found
+
+
+@contextlib.contextmanager
+def editing(model: HookedModel, edits: Iterable[PartEdit]) -> Iterator[None]:
+    """Inside, each edit acts on its part, in every run of the model: blocks `model.part(name).edit(…)`, one in another.
+
+    ModelError for a part that the model lacks, EditError for an edit that does not fit its part.
+    """
+    with contextlib.ExitStack() as stack:
+        for part, of_part in by_part(model, edits).items():
+            stack.enter_context(model.part(part).edit(*of_part))
+        yield
+
+
+@contextlib.contextmanager
+def unedited(model: HookedModel) -> Iterator[None]:
+    """Inside, no edit of any part is on."""
+    with contextlib.ExitStack() as stack:
+        for key in model.part_keys.values():
+            stack.enter_context(context.unedited(key))
+        yield
