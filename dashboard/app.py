@@ -21,8 +21,11 @@ state = session.begin(models.offered(), runs.edits_of)
 try:
     with st.sidebar:
         sidebar.draw(state, page.url_path or pages.FIRST)
-    frame.draw(state, page.url_path or pages.FIRST)
-    page.run()
+    with runs.later():
+        if frame.draw(state, page.url_path or pages.FIRST):
+            page.run()
+except runs.Pending as pending:
+    frame.draw_pending(pending.asked)
 except HeadwaterError as error:
     st.error(plain(str(error)), icon=":material/error:")
 finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from headwater.dashboard import pages
+from headwater.dashboard.parts import job
 from headwater.dashboard.parts.edits import told
 from headwater.dashboard.running import measure, models, runs
 from headwater.dashboard.state import bound, session
@@ -20,22 +21,30 @@ STYLE = """
 [class*="st-key-wide-"]{overflow-x:auto}
 [class*="st-key-wide-"]>*{min-width:44rem}}
 """
-WITHOUT = ("start", "experiments")  # pages that are of no run
+WITHOUT_RUN, WITHOUT_BAR = ("experiments",), ("start",)
+WAITS = "frame-waits"  # the runs whose progress stands above the page
 SHOWN = {"a": "A: as it is", "b": "B", "difference": "B − A"}
 
 
-def draw(state: State, page: str) -> None:
-    """The bar, and the notices of this run of the page."""
+def draw(state: State, page: str) -> bool:
+    """The bar, and the notices of this run of the page; whether run A is there, without which there is no page."""
     tell(state)
-    if page in WITHOUT:
-        return
-    plain_run = runs.a(state)
-    with st.container(key="frame", border=True, horizontal=True, vertical_alignment="center", gap="small"):
-        _measure(state, plain_run)
+    st.session_state[WAITS] = set()
+    if page in WITHOUT_RUN:
+        return True
+    plain_run = _run_a(state)
+    if plain_run is None:
+        return False
+    if page in WITHOUT_BAR:
+        return True
+    bar = st.container(key="frame", border=True, horizontal=True, vertical_alignment="center", gap="small")
+    with st.container(key="frame-work"):
+        other = _run_b(state)
+    with bar:
+        _measure(state, plain_run, other)
         _second(state, plain_run)
-        if page in pages.OF_SHOWN and state.b_model is not None:
-            run = runs.shown(state)
-            state.fit(run.layers, run.n_heads, run.name)
+        if page in pages.OF_SHOWN and state.b_model is not None and state.shown == "b" and other is not None:
+            state.fit(other.layers, other.n_heads, other.name)
         if state.has_b():
             bound.segments(
                 state,
@@ -46,6 +55,43 @@ def draw(state: State, page: str) -> None:
                 show=SHOWN.__getitem__,
                 label_visibility="collapsed",
             )
+    return True
+
+
+def draw_pending(asked: runs.Asked) -> None:
+    """The place of a page, or of its rest, that needs a run which is not there yet."""
+    if asked.what in st.session_state[WAITS]:
+        st.caption(f"The page goes on when {asked.what} is there.")
+    elif job.run(asked) is not None:
+        st.rerun()
+
+
+def _run_a(state: State) -> runs.Run | None:
+    try:
+        return runs.a(state)
+    except runs.Failed as failed:
+        job.draw_error(str(failed), failed.key)
+        return None
+    except runs.Pending as pending:
+        st.session_state[WAITS].add(pending.asked.what)
+        return job.run(pending.asked)
+
+
+def _run_b(state: State) -> runs.Run | None:
+    """Run B; None where it is not there yet. Where it can not be made that is told, so that the page can be mended."""
+
+    def failed(why: object) -> None:
+        state.notices.append(f"Run B can not be made: {why}. Run A is shown.")
+        state.shown = "a"
+
+    try:
+        return runs.b(state)
+    except HeadwaterError as error:
+        failed(error)
+    except runs.Pending as pending:
+        st.session_state[WAITS].add(pending.asked.what)
+        return job.run(pending.asked, failed)
+    return None
 
 
 def tell(state: State) -> None:
@@ -54,7 +100,7 @@ def tell(state: State) -> None:
     state.notices.clear()
 
 
-def _measure(state: State, plain_run: runs.Run) -> None:
+def _measure(state: State, plain_run: runs.Run, other: runs.Run | None) -> None:
     """What is measured, its value in the runs, and a place to change it."""
     chosen = measure.of(state, plain_run)
     with st.popover(plain(f"Measure: {chosen.label}"), icon=":material/straighten:"):
@@ -79,7 +125,6 @@ def _measure(state: State, plain_run: runs.Run) -> None:
                 )
             bound.text(state, "measure.other", "Another token as the answer", placeholder="Mary", then=_other)
     one = chosen.value(plain_run)
-    other = _second_run(state)
     two = None if other is None else chosen.value(other)
     words = "no value" if one is None else f"A {one:.4g}"
     if two is not None and one is not None:
@@ -87,16 +132,6 @@ def _measure(state: State, plain_run: runs.Run) -> None:
     elif one is not None:
         words += f" {chosen.unit}"
     st.markdown(plain(words), help="the measure in run A and, where there is one, in run B")
-
-
-def _second_run(state: State) -> runs.Run | None:
-    """Run B; None, and told, where its edits or its text do not fit, so that the page can still be mended."""
-    try:
-        return runs.b(state)
-    except HeadwaterError as error:
-        state.notices.append(f"Run B can not be made: {error}. Run A is shown.")
-        state.shown = "a"
-        return None
 
 
 def _pick(

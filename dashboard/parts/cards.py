@@ -88,7 +88,7 @@ def edit(state: State, run: Run, chosen: Measure) -> None:
         return
     key = ("without-sink", run.identity, chosen.key)
     work = lambda: glance.without(state, sink.edit)  # noqa: E731
-    found = fitting(key, work, "the run without the sink", model=state.model, light=True)
+    found = fitting(key, work, "the run without the sink", model=state.model, lane="light")
     if found is not None and None not in found:
         before, after = found
         st.markdown(

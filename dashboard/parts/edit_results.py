@@ -85,8 +85,7 @@ def draw_losses(state: State, one: Run, other: Run) -> None:
     """The text with the change of each token's loss."""
     if one.loss is None or other.loss is None or one.queries != other.queries:
         return
-    a = _losses(one.name, state.text, state.decoder, state.picture, "[]", one)
-    b = _losses(other.name, state.text, state.decoder, state.picture, other.edits, other)
+    a, b = changes.token_losses(one), changes.token_losses(other)
     if a is None or b is None or len(a) != len(one.queries):
         return
     title = "Change of each token's loss"
@@ -116,11 +115,6 @@ def draw_losses(state: State, one: Run, other: Run) -> None:
     numbers("loss-per-token", frame, "edit-losses")
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def _losses(name: str, text: str, decoder: str, picture: str, edits: str, _run: Run):
-    return changes.token_losses(_run)
-
-
 def draw_heads(state: State, one: Run, other: Run) -> None:
     """Which heads' attention moved; the chosen one's maps, at first those of the head that moved most."""
     if not changes.comparable(one, other):
@@ -132,7 +126,7 @@ def draw_heads(state: State, one: Run, other: Run) -> None:
     patience = 60.0 if len(one.queries) <= FEW_TOKENS else None
     moves = wait(
         key, partial(changes.moved, one, other), "attention that moved", model=one.name, patience=patience,
-        light=True,
+        lane="light",
     )  # fmt: skip
     if moves is None:
         return

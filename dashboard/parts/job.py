@@ -13,12 +13,14 @@ import streamlit as st
 from streamlit.runtime import exists, get_instance
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from headwater.dashboard.running import jobs
-from headwater.dashboard.running.jobs import Job
+from headwater.dashboard.running import jobs, runs
+from headwater.dashboard.running.jobs import Job, Lane
+from headwater.dashboard.running.kept import Kept
 from headwater.dashboard.widgets import plain
 from headwater.lens.errors import HeadwaterError
 
 PATIENCE = 0.4  # seconds that a page waits before it shows progress
+RUN = 1.0  # the same for a short run of a model, which the whole page needs
 EVERY = 0.5  # seconds between two looks at a job
 STATES = "headwater.dashboard.state"  # where the classes live whose objects a session changes
 ASKED, CANCELLED = "jobs-asked", "jobs-cancelled"  # of this session: {what: key}, {key}
@@ -34,15 +36,15 @@ class Unfit:
 
 def wait(
     key: Hashable, work: Callable[[], Any], what: str, *, model: str, patience: float | None = None,
-    light: bool = False,
+    lane: Lane = "long", kept: Kept | None = None, failed: Callable[[str], None] | None = None,
 ) -> Any:  # fmt: skip
     """The result of `work`, which is kept by `key`; None while it is under way, after it failed, or once cancelled.
 
     What is shown instead says so where the result would stand. `what` names the result, such as "importance of each
     head", and its place on the page: when the session asks for another key under the same name, it waits for the
     former no more. `work` runs in a thread: it draws nothing, and never gives None. It may begin when the session has
-    moved on, so it keeps a copy of the state that it refers to. `light` work, of a few seconds, does not wait for long
-    work on the same model.
+    moved on, so it keeps a copy of the state that it refers to. It waits for work on the same model in the same `lane`.
+    The error of work that failed is shown, or given to `failed`.
     """
     who = _session()
     asked: dict[str, Hashable] = st.session_state.setdefault(ASKED, {})
@@ -50,24 +52,25 @@ def wait(
     if asked.get(what, key) != key:
         jobs.leave(asked[what], who)
     asked[what] = key
-    if key in cancelled and key not in jobs.results:
+    if key in cancelled and key not in (jobs.results if kept is None else kept):
         _draw_cancelled(key, what, cancelled)
         return None
-    job = jobs.ask(key, apart(work), what, model, who, lambda: _is_here(who), light)
-    seconds = PATIENCE if patience is None else patience
+    job = jobs.ask(key, apart(work), what, model, who, lambda: _is_here(who), lane, kept)
+    seconds = PATIENCE if patience is None else max(patience, PATIENCE)
     if jobs.before(job) is None or seconds > PATIENCE:  # one that waits its turn is not done in a moment
         job.ended.wait(seconds)
     if not job.ended.is_set():
         _draw_progress(job, who, cancelled)
+    elif job.error is not None and failed is not None:
+        failed(job.error)
     elif job.error is not None:
-        st.error(plain(job.error), icon=":material/error:")
-        st.button("Try again", key=f"again-{_short(key)}", on_click=jobs.again, args=(key,))
+        draw_error(job.error, key)
     elif job.result is None:
         _draw_cancelled(key, what, cancelled)
     return job.result
 
 
-def fitting(key: Hashable, work: Callable[[], Any], what: str, *, model: str, light: bool = False) -> Any:
+def fitting(key: Hashable, work: Callable[[], Any], what: str, *, model: str, lane: Lane = "long") -> Any:
     """`wait`, for work that may not fit the model or its input: that is said in one line, and gives None.
 
     The line is kept like a result, so that work which can not be done is tried once.
@@ -79,18 +82,31 @@ def fitting(key: Hashable, work: Callable[[], Any], what: str, *, model: str, li
         except HeadwaterError as error:
             return Unfit(str(error))
 
-    found = wait(key, tried, what, model=model, light=light)
+    found = wait(key, tried, what, model=model, lane=lane)
     if isinstance(found, Unfit):
         st.caption(plain(f"{_capital(what)}: {found.why}"))
         return None
     return found
 
 
+def run(asked: runs.Asked, failed: Callable[[str], None] | None = None) -> runs.Run | None:
+    """`wait`, for a run of a model on an input."""
+    patience = RUN if asked.lane == "short run" else None
+    return wait(
+        asked.key, asked.work, asked.what, model=asked.model, patience=patience, lane=asked.lane, kept=runs.kept,
+        failed=failed,
+    )  # fmt: skip
+
+
 def begin(page: str) -> None:
-    """Wait no more for what another page of this session asked for: its work would only be in the way."""
+    """Wait no more for what another page of this session asked for: its work would only be in the way.
+
+    Runs are for every page.
+    """
     if st.session_state.get(PAGE) != page:
-        for key in st.session_state.pop(ASKED, {}).values():
-            jobs.leave(key, _session())
+        asked: dict[str, Hashable] = st.session_state.get(ASKED, {})
+        for what in [each for each in asked if not each.startswith(runs.NAMES)]:
+            jobs.leave(asked.pop(what), _session())
     st.session_state[PAGE] = page
 
 
@@ -127,6 +143,11 @@ def _copied(value: Any) -> Any:
     if isinstance(value, FunctionType):
         return apart(value)
     return copy.deepcopy(value) if type(value).__module__.startswith(STATES) else value
+
+
+def draw_error(why: str, key: Hashable) -> None:
+    st.error(plain(why), icon=":material/error:")
+    st.button("Try again", key=f"again-{_short(key)}", on_click=jobs.again, args=(key,))
 
 
 @st.fragment(run_every=EVERY)

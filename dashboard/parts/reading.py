@@ -94,7 +94,7 @@ def draw_why(state: State, run: Run, query: int) -> None:
     named = f"{quoted(run.queries[query])} → {quoted(run.keys[key])}"
     asked = ("why", run.identity, state.layer, state.head, query, key)
     work = lambda: of_head.why(state, run, query, key)  # noqa: E731
-    found = fitting(asked, work, "why it looks there", model=run.name, light=True)
+    found = fitting(asked, work, "why it looks there", model=run.name, lane="light")
     if found is None:
         return
     total = found["score"].sum()
@@ -112,7 +112,7 @@ def draw_writes(state: State, run: Run, chosen: Measure) -> None:
     st.subheader("What it writes")
     asked = ("writes", run.identity, state.layer, state.head, chosen.key)
     work = lambda: of_head.writes(state, run, chosen)  # noqa: E731
-    found = fitting(asked, work, "what it writes", model=run.name, light=True)
+    found = fitting(asked, work, "what it writes", model=run.name, lane="light")
     if found is None:
         return
     total, values = found["logit"].sum(), found["logit"].to_numpy()
@@ -148,7 +148,7 @@ def draw_typical(state: State, run: Run) -> None:
         texts = _texts(state, run)
         key = ("recorded", run.name, run.part, run.edits, tuple(texts))
         work = lambda: of_head.recorded(state, run, texts)  # noqa: E731
-        records = fitting(key, work, "example texts", model=run.name, light=True)
+        records = fitting(key, work, "example texts", model=run.name, lane="light")
         if records is not None:
             found = of_head.typical(records, state.layer, state.head)
             st.dataframe(

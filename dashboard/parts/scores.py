@@ -14,6 +14,7 @@ from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard.canvas.mosaic import side_for, small
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import effects, measure, models, runs, scores
+from headwater.dashboard.running.jobs import Lane
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import plain as plain_text
@@ -84,8 +85,8 @@ def _effect(state: State, run: Run, how: str, over: str) -> xr.Dataset | str | N
             return str(error)
 
     key = ("head effects", how, over, of, run.identity)
-    light = how in ("gradient", "direct") and not over
-    return wait(key, work, WORK[how] + _side(run, first), model=run.name, light=light)
+    lane: Lane = "light" if how in ("gradient", "direct") and not over else "long"
+    return wait(key, work, WORK[how] + _side(run, first), model=run.name, lane=lane)
 
 
 def roles_of(state: State, run: Run) -> xr.DataArray | None:
@@ -138,7 +139,7 @@ def maps(state: State, run: Run) -> dict[tuple[int, int], np.ndarray] | None:
         work,
         "maps of all heads" + _side(run, runs.a(state)),
         model=run.name,
-        light=True,
+        lane="light",
     )
 
 

@@ -10,12 +10,9 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from headwater.dashboard.running.jobs import quick
 from headwater.dashboard.running.models import resident
 from headwater.dashboard.running.runs import Run, editing
-from headwater.lens.models.signature import markers
 from headwater.lens.progress import progress
-from headwater.lens.running.losses import next_token_losses
 
 UNCHANGED = 1e-6  # a change of a weight that float32 arithmetic makes by itself
 
@@ -63,19 +60,7 @@ def answers(one: Run, other: Run, count: int = 10) -> pd.DataFrame:
 
 def token_losses(run: Run) -> np.ndarray | None:
     """The loss of each token of the text, given those before it, in nats; NaN where it has none, such as the first."""
-    if run.loss is None:
-        return None
-    model = resident(run.name)
-    with quick(run.name), torch.no_grad(), editing(run):
-        tokens = model.to_tokens(run.example)
-        losses, real = next_token_losses(model(tokens), tokens)
-    found = losses[0].double().numpy().copy()
-    targets = tokens.ids[0, 1:]
-    left_out = ~real[0]
-    for marker in markers(model.hf).values():
-        left_out = left_out | (targets == marker)
-    found[left_out.numpy()] = np.nan
-    return np.concatenate([[np.nan], found])
+    return None if run.losses is None else np.concatenate([[np.nan], run.losses])
 
 
 def moved(one: Run, other: Run) -> xr.DataArray:

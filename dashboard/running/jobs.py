@@ -1,6 +1,6 @@
-"""Long work beside the pages: one long and one light job at a time per model, with progress and cancel.
+"""Long work beside the pages, in lanes: of each model one job at a time in each lane, with progress and cancel.
 
-Quick runs never wait for one.
+Light work does not wait for long work, nor does a run of the model on an input; a short run waits for nothing else.
 
 `ask` gives the job of a key, begun by whoever asks first and shared by all who ask for the same. Its result is kept by
 the key, within a number of bytes. A job ends early when nobody waits for it any more: its thread raises `Cancelled` at
@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -29,7 +29,8 @@ from headwater.dashboard.running.kept import Kept
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.progress import telling
 
-WORKERS = max(3, (os.cpu_count() or 2) // 2)  # jobs at once, each in a lane of its own
+Lane = Literal["long", "light", "run", "short run"]
+WORKERS = max(3, (os.cpu_count() or 2) // 2)  # jobs at once, beside short runs
 GONE = 30.0  # seconds after which a session that is away waits no more; a reload takes less
 LOOK = 1.0  # seconds between two looks at who still waits
 FAULTS = 64
@@ -38,7 +39,7 @@ _lock = threading.RLock()
 _jobs: OrderedDict[Hashable, Job] = (
     OrderedDict()
 )  # those that wait or run, in the order in which they were asked for
-_running: dict[tuple[str, bool], Job] = {}  # by lane: each model has one for light work and one for the rest
+_running: dict[tuple[str, Lane], Job] = {}
 _faults: OrderedDict[Hashable, str] = OrderedDict()
 _quick: dict[str, threading.RLock] = {}
 
@@ -70,7 +71,8 @@ class Job:
     work: Callable[[], Any]
     what: str
     model: str
-    light: bool = False
+    lane: Lane = "long"
+    kept: Kept = field(default_factory=lambda: results)
     waiters: dict[str, Waiter] = field(default_factory=dict)
     running: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
@@ -87,8 +89,8 @@ class Job:
     _context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     @property
-    def lane(self) -> tuple[str, bool]:
-        return self.model, self.light
+    def place(self) -> tuple[str, Lane]:
+        return self.model, self.lane
 
     @property
     def seconds(self) -> float:
@@ -119,12 +121,12 @@ class Job:
 
 def ask(
     key: Hashable, work: Callable[[], Any], what: str, model: str, who: str = "",
-    here: Callable[[], bool] = lambda: True, light: bool = False,
+    here: Callable[[], bool] = lambda: True, lane: Lane = "long", kept: Kept | None = None,
 ) -> Job:  # fmt: skip
     """The job of this key: done already, failed before, under way, or begun now by `work` in a thread of its own.
 
     `work` draws nothing and never gives None; it runs with the context variables of whoever asked first.
-    `light` work, of a few seconds, does not wait for the long work of its model.
+    Work waits for the work of its model in the same lane; `light` is that of a few seconds. Its result goes to `kept`.
     `who` waits for it until it calls `leave`, or is no longer `here`.
     """
     with _lock:
@@ -132,8 +134,8 @@ def ask(
             job = _jobs[key]
             job.waiters[who] = Waiter(here)
             return job
-        job = Job(key, work, what, model, light, {who: Waiter(here)})
-        job.result, job.error = results.get(key), _faults.get(key)
+        job = Job(key, work, what, model, lane, results if kept is None else kept, {who: Waiter(here)})
+        job.result, job.error = job.kept.get(key), _faults.get(key)
         if job.result is not None or job.error is not None:
             job.ended.set()
             return job
@@ -153,6 +155,12 @@ def leave(key: Hashable, who: str = "") -> None:
             _give_up(job)
 
 
+def fault(key: Hashable) -> str | None:
+    """Why the work of this key failed, in one line; None where it did not."""
+    with _lock:
+        return _faults.get(key)
+
+
 def again(key: Hashable) -> None:
     """Forget that the work of this key failed."""
     with _lock:
@@ -162,7 +170,7 @@ def again(key: Hashable) -> None:
 def before(job: Job) -> Job | None:
     """The job that runs on the same model, for one that waits its turn."""
     with _lock:
-        return None if job.running else _running.get(job.lane)
+        return None if job.running else _running.get(job.place)
 
 
 @contextmanager
@@ -186,10 +194,11 @@ def _begin_next() -> None:
     for job in list(_jobs.values()):
         if not job.running:
             _drop_absent(job)
-        if len(_running) >= WORKERS or job.running or job._unwanted or job.lane in _running:
+        full = job.lane != "short run" and len(_running) >= WORKERS
+        if full or job.running or job._unwanted or job.place in _running:
             continue
         job.running, job.begun = True, time.monotonic()
-        _running[job.lane] = job
+        _running[job.place] = job
         # it ends with the process: nobody waits for a job once the server has stopped
         threading.Thread(
             target=job._context.run, args=(_work, job), name=f"job {job.what}", daemon=True
@@ -201,7 +210,7 @@ def _work(job: Job) -> None:
         with held.using(job.model), telling(job.tell, job.check):
             job.check()
             result = job.work()
-        results.put(job.key, result)
+        job.kept.put(job.key, result)
         job.result = result
     except HeadwaterError as error:
         job.error = str(error)
@@ -211,7 +220,7 @@ def _work(job: Job) -> None:
         job.error = unforeseen(error)
     with _lock:
         job.running = False
-        del _running[job.lane]
+        del _running[job.place]
         if _jobs.get(job.key) is job:
             del _jobs[job.key]
         if job.error is not None and not job._unwanted:

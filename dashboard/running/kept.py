@@ -20,10 +20,10 @@ WALKED = ("headwater", "networkx")  # libraries whose objects are looked into
 
 
 class Kept:
-    """Results by key. Past `most` bytes the ones used longest ago go; the newest stays, whatever it takes."""
+    """Results by key. Past `most` bytes the ones used longest ago go; the `least` newest stay, whatever they take."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, least: int = 1) -> None:
+        self.most, self.least = most, least
         self._found: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -44,7 +44,7 @@ class Kept:
         with self._lock:
             self._found[key] = result, size
             self._found.move_to_end(key)
-            while len(self._found) > 1 and self._bytes() > self.most:
+            while len(self._found) > self.least and self._bytes() > self.most:
                 self._found.popitem(last=False)
 
     def bytes(self) -> int:

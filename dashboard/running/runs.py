@@ -1,37 +1,45 @@
 """Runs A and B: what a model says of an input, as it is and with edits, another text or another model.
 
 Results are kept by their content (model, input, part, edits), so two sessions that ask the same thing share the answer
-and no session sees another's edits.
+and no session sees another's edits. A page never waits in a run: within `later` one that is not there yet is `Pending`,
+and a job makes it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import psutil
-import streamlit as st
 import torch
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 import headwater as hw
 from headwater.analyses._prompts.examples import outputs_of
-from headwater.dashboard.running.inputs import given
-from headwater.dashboard.running.jobs import quick
+from headwater.dashboard.running import jobs
+from headwater.dashboard.running.inputs import Input, given
+from headwater.dashboard.running.jobs import Lane, quick
 from headwater.dashboard.running.kept import Kept
 from headwater.dashboard.running.models import resident
 from headwater.dashboard.state.state import State
 from headwater.lens.edits.patterns import named_files
-from headwater.lens.errors import EditError, ModelError
+from headwater.lens.errors import EditError, HeadwaterError, ModelError
 from headwater.lens.experiments import edits_on_parts
-from headwater.lens.models.signature import compares
+from headwater.lens.models.signature import compares, markers
+from headwater.lens.running.last_states import BLOCK, LastStates, last_states
+from headwater.lens.running.losses import next_token_loss, next_token_losses
 
 STATISTICS = ("lse", "entropy", "max", "self", "previous", "first", "distance", "received", "visible")
-_runs = Kept(min(2**30, psutil.virtual_memory().total // 16))
+NAMES = ("run A", "run B")
+QUICK = 3e10  # operations of about a second on two cores
+LETTERS, PATCHES = 3, 600  # letters of a token and patches of a picture, about
+kept = Kept(psutil.virtual_memory().total // 8, least=2)  # A and B of one session, whatever they take
+_later: ContextVar[bool] = ContextVar("headwater_runs_later", default=False)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,8 @@ class Run:
 
     `logits` are those of the next token or of the classes, float64; empty for a model that has neither, and then
     `hidden` holds its last hidden states [position, d_model]. `similarity` is that of a text and its picture, for two
-    towers. `loss` is None where there is none. `part` is the part whose record this is; `""` is the main one.
+    towers. `loss` is the mean of the text in nats, `losses` [position - 1] those of its tokens, NaN for one that has
+    none; both are None where there are none. `part` is the part whose record this is; `""` is the main one.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Run:
     logits: np.ndarray
     labels: tuple[str, ...]
     loss: float | None
+    losses: np.ndarray | None
     hidden: np.ndarray
     similarity: float | None
     position: int | None  # of the token whose prediction the logits are; None for classes
@@ -98,10 +108,45 @@ class Run:
         return self.logits - np.logaddexp.reduce(self.logits)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A run that is wanted: the key by which it is kept, what makes it, its name, and its model and lane as a job."""
+
+    key: tuple[Any, ...]
+    work: Callable[[], Run]
+    what: str
+    model: str
+    lane: Lane
+
+
+class Pending(BaseException):
+    """A page asks for a run that is not there yet; no error that a page may catch."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+
+
+class Failed(HeadwaterError):
+    """The run of this key could not be made."""
+
+    def __init__(self, why: str, key: tuple[Any, ...]) -> None:
+        super().__init__(why)
+        self.key = key
+
+
+@contextmanager
+def later() -> Iterator[None]:
+    """Inside, the script of a page is told that a run is `Pending`, and does not wait for it."""
+    token = _later.set(True)
+    try:
+        yield
+    finally:
+        _later.reset(token)
+
+
 def a(state: State) -> Run:
     """The model on the input as it is."""
-    what = given(state, resident(state.model))
-    return _run(state.model, what.key, state.part, "[]", what)
+    return _run(state.model, given(state, resident(state.model)), state.part, "[]", "run A")
 
 
 def b(state: State) -> Run | None:
@@ -110,7 +155,7 @@ def b(state: State) -> Run | None:
         return None
     name = state.b_model or state.model
     what = given(state, resident(name), state.b_text)
-    return _run(name, what.key, state.part, json.dumps(state.applied(), sort_keys=True), what)
+    return _run(name, what, state.part, json.dumps(state.applied(), sort_keys=True), "run B")
 
 
 def shown(state: State) -> Run:
@@ -148,53 +193,87 @@ def edits_of(edits: Sequence[dict]) -> list[edits_on_parts.PartEdit]:
     return [edits_on_parts.read(edit) for edit in edits]
 
 
-def _run(name: str, key: tuple[str, ...], part: str, edits: str, what: Any) -> Run:
-    whole = (name, key, part, edits)
-    if (found := _runs.get(whole)) is not None:
+def _run(name: str, what: Input, part: str, edits: str, called: str) -> Run:
+    key = ("run", name, what.key, part, edits)
+    if (found := kept.get(key)) is not None:
         return found
-    drawn = get_script_run_ctx(suppress_warning=True) is not None  # a job draws nothing
-    with st.spinner("Running the model …", show_time=True) if drawn else nullcontext(), quick(name):
-        if (found := _runs.get(whole)) is None:  # another session ran it meanwhile
+    if (why := jobs.fault(key)) is not None:
+        raise Failed(why, key)
+    if _later.get() and get_script_run_ctx(suppress_warning=True) is not None:  # a job is no script
+        called += f" of the part {part}" if part else ""
+        lane: Lane = "run" if _operations(name, what) > QUICK else "short run"
+        raise Pending(Asked(key, lambda: _made(name, part, edits, what), called, name, lane))
+    with quick(name):
+        if (found := kept.get(key)) is None:  # another session ran it meanwhile
             found = _made(name, part, edits, what)
-            _runs.put(whole, found)
+            kept.put(key, found)
     return found
 
 
-def _made(name: str, part: str, edits: str, what: Any) -> Run:
+def _operations(name: str, what: Input) -> float:
+    """About how many operations a run takes, from the letters of its text."""
+    model = resident(name)
+    tokens = len(what.text) / LETTERS + (PATCHES if what.key[1] else 0)
+    weights = sum(each.numel() for each in model.hf.parameters())
+    return 2 * weights * tokens + 4 * tokens**2 * model.d_model * model.n_layers
+
+
+def _made(name: str, part: str, edits: str, what: Input) -> Run:
     model = resident(name)
     with torch.no_grad(), edits_on_parts.editing(model, edits_of(json.loads(edits))):
         tokens = model.to_tokens(what.example)
-        record = _recorded(model, tokens)
+        with last_states(model) as said:
+            record = _recorded(model, tokens)
         parts = {model.part_name: record, **record.parts}
         for other in model.parts:  # those that the record of the main part does not bring along
             if other == part and other not in parts:
                 parts[other] = _recorded(model.part(other), tokens)
         if part and part not in parts:
             raise ModelError(f"{model.name} has no part {part!r}; its parts are {', '.join(model.parts)}")
-        logits, labels, loss, hidden, similarity, position = _said(model, tokens)
+        logits, labels, loss, losses, hidden, similarity, position = _said(model, tokens, said)
     return Run(
         name, what.key, what.example, edits, part, parts[part or model.part_name], tuple(model.parts), logits,
-        labels, loss, hidden, similarity, position,
+        labels, loss, losses, hidden, similarity, position,
     )  # fmt: skip
 
 
-def _said(model: hw.HookedModel, tokens: Any) -> tuple:
-    """Logits, labels, loss, hidden states, similarity and position of one run."""
+def _said(model: hw.HookedModel, tokens: Any, said: LastStates) -> tuple:
+    """Logits, labels, loss, losses, hidden states, similarity and position of one run."""
     none = np.empty(0)
     if compares(model.hf):
-        return none, (), None, none, float(outputs_of(model)(tokens).reshape(-1)[0]), None
+        return none, (), None, None, none, float(outputs_of(model)(tokens).reshape(-1)[0]), None
     if model.has_lm_head:
-        out = model(tokens)[0].double().numpy()
         place = _asked(model, tokens)
         if place is None:
-            return none, (), None, _hidden(model, tokens), None, None
-        loss = float(model.loss(tokens)[0]) if model.causal and len(out) > 1 else None
-        return out[place], (), loss, none, None, place
+            return none, (), None, None, _hidden(model, tokens), None, None
+        long = tokens.ids.shape[1] > BLOCK  # of a short text the logits are bit for bit those of model(…)
+        if long and model.causal and said.logits is not None and (found := said.losses(tokens)) is not None:
+            losses = _known(model, tokens, *found)
+            loss = None if losses is None else float(np.nanmean(losses))
+            return said.logits[0].double().numpy(), (), loss, losses, none, None, place
+        out = model(tokens)
+        loss = losses = None
+        if model.causal and out.shape[1] > 1:
+            plain = not (model.is_encoder_decoder or "token_type_ids" in tokens.more)
+            skipped = markers(model.hf).values()
+            loss = float((next_token_loss(out, tokens, skipped) if plain else model.loss(tokens))[0])
+            if out.shape[1] == tokens.ids.shape[1]:
+                losses = _known(model, tokens, *next_token_losses(out, tokens))
+        return out[0, place].double().numpy(), (), loss, losses, none, None, place
     if model.classes:
         out = model(tokens).double().numpy()
         if out.ndim == 2:
-            return out[0], tuple(model.classes), None, none, None, None
-    return none, (), None, _hidden(model, tokens), None, None
+            return out[0], tuple(model.classes), None, None, none, None, None
+    return none, (), None, None, _hidden(model, tokens), None, None
+
+
+def _known(model: hw.HookedModel, tokens: Any, losses: torch.Tensor, real: torch.Tensor) -> np.ndarray | None:
+    """The losses of one text, NaN where a token has none, such as one that stands for a picture; None without any."""
+    found, known, targets = losses[0].double().numpy().copy(), real[0], tokens.ids[0, 1:]
+    for marker in markers(model.hf).values():
+        known = known & (targets != marker)
+    found[~known.numpy()] = np.nan
+    return found if np.isfinite(found).any() else None
 
 
 def _asked(model: hw.HookedModel, tokens: Any) -> int | None:

@@ -106,7 +106,7 @@ def test_a_page_goes_on_while_the_job_counts(work: Work) -> None:
 
 def test_cancel_ends_the_job_and_nothing_begins_by_itself(work: Work) -> None:
     app = opened()
-    job = jobs._running["model", False]
+    job = jobs._running["model", "long"]
     press(app, "Cancel")
     assert job.ended.wait(LONG)
     app.run()
@@ -114,7 +114,7 @@ def test_cancel_ends_the_job_and_nothing_begins_by_itself(work: Work) -> None:
     assert work.calls == 1
     press(app, "Compute")
     work.go.set()
-    jobs._running["model", False].ended.wait(LONG)
+    jobs._running["model", "long"].ended.wait(LONG)
     assert shown(app.run()) == "page: result of key"
 
 
@@ -130,7 +130,7 @@ def test_a_cancel_does_not_end_it_for_another_session(work: Work) -> None:
 
 def test_another_key_in_its_place_ends_the_wait_for_the_former(work: Work) -> None:
     app = opened()
-    former = jobs._running["model", False]
+    former = jobs._running["model", "long"]
     work.key = "other key"
     app.run()
     assert former.ended.wait(LONG)

@@ -228,7 +228,7 @@ def test_light_work_does_not_wait_for_long_work_on_its_model():
     long = jobs.ask(("long", "of a model"), lambda: int(held_up.wait(60)), "long work", "a model")
     waits = jobs.ask(("long", "that waits"), lambda: 1, "more long work", "a model")
     light = jobs.ask(
-        ("light", "of a model"), lambda: done.append(1) or 2, "light work", "a model", light=True
+        ("light", "of a model"), lambda: done.append(1) or 2, "light work", "a model", lane="light"
     )
     assert light.ended.wait(30)
     assert light.result == 2
