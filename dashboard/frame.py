@@ -63,7 +63,7 @@ def draw_pending(asked: runs.Asked) -> None:
     if asked.what in st.session_state[WAITS]:
         st.caption(f"The page goes on when {asked.what} is there.")
     elif job.run(asked) is not None:
-        st.rerun()
+        session.again()
 
 
 def _run_a(state: State) -> runs.Run | None:
