@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "learn_gates": {"steps": 2},
     "localize_heads": {"steps": 2},
     "prune_heads": {"step": 0.5},
+    "retrieval_heads": {"lengths": 30, "depths": 2, "material": "tokens"},
     "suppressors": {"draws": 100},
     "word_ranks": {"methods": "raw_attention rollout", "words": "#9 #15 #20 0,1"},
     "token_divergence": {"length": 2},
