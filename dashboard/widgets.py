@@ -22,7 +22,7 @@ CHART = {
     "toImageButtonOptions": {"format": "svg", "filename": "headwater"},  # the camera of a figure
 }
 WIDE = "wide-"  # begins the keys of figures that a narrow screen scrolls and does not squeeze
-MOST_ROWS = 20_000
+MOST_ROWS = 2_000  # more are not sent to the page, but can be downloaded
 
 
 def plain(text: str) -> str:

@@ -45,25 +45,31 @@ def pool_blocks(
     query = np.zeros((rows, columns), dtype=np.int32)
     key = np.zeros((rows, columns), dtype=np.int32)
     for where, weights in blocks:
-        for offset in range(weights.shape[0]):
-            position = (where.start or 0) + offset
-            best, at = _pool_row(np.asarray(weights[offset], dtype=np.float32), block, columns, signed)
-            row = position // block
-            held = np.abs(cells[row]) if signed else cells[row]
-            better = np.isnan(held) | ((np.abs(best) if signed else best) > held)
-            better &= ~np.isnan(best)
-            cells[row, better], query[row, better], key[row, better] = best[better], position, at[better]
+        first = where.start or 0
+        found = _cells_of(np.asarray(weights, dtype=np.float32), first % block, block, columns, signed)
+        rows_of = slice(first // block, first // block + len(found[0]))
+        best, held = found[0], cells[rows_of]
+        sizes = (np.abs(best), np.abs(held)) if signed else (best, held)
+        better = ~np.isnan(best) & (np.isnan(held) | (sizes[0] > sizes[1]))
+        for whole, part in zip(
+            (cells, query, key), (best, first - first % block + found[1], found[2]), strict=True
+        ):
+            whole[rows_of][better] = part[better]
     return Pooled(cells, query, key, block, shape)
 
 
-def _pool_row(row: np.ndarray, block: int, columns: int, signed: bool) -> tuple[np.ndarray, np.ndarray]:
-    padded = np.full(columns * block, np.nan, dtype=np.float32)
-    padded[: len(row)] = row
-    padded = padded.reshape(columns, block)
+def _cells_of(
+    weights: np.ndarray, above: int, block: int, columns: int, signed: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The strongest weight of each cell of some rows, its row and key; `above` rows of the first cell are absent."""
+    lines = -(-(above + len(weights)) // block)
+    padded = np.full((lines * block, columns * block), np.nan, dtype=np.float32)
+    padded[above : above + len(weights), : weights.shape[1]] = weights
     size = np.abs(padded) if signed else padded
-    chosen = np.argmax(np.where(np.isnan(size), -np.inf, size), axis=1)
-    best = padded[np.arange(columns), chosen]
-    return best, np.arange(columns) * block + chosen
+    size = np.where(np.isnan(size), -np.inf, size).reshape(lines * block, columns, block)
+    row = size.max(2).reshape(lines, block, columns).argmax(1) + block * np.arange(lines)[:, None]
+    column = size[row, np.arange(columns)].argmax(2) + block * np.arange(columns)
+    return padded[row, column], row, column
 
 
 def pool(weights: np.ndarray, most: int = MOST_CELLS, signed: bool = False) -> Pooled:

@@ -12,6 +12,7 @@ from headwater.dashboard import tables
 from headwater.dashboard.canvas.attention_map import attention_map
 from headwater.dashboard.figures.pooling import MOST_CELLS, Pooled, pool_blocks
 from headwater.dashboard.running import runs
+from headwater.dashboard.running.kept import Kept
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import session
 from headwater.dashboard.state.state import State
@@ -20,6 +21,7 @@ from headwater.lens.errors import HeadwaterError
 
 Window = tuple[slice, slice]
 WINDOW = "head.window"
+_pooled = Kept(2**26)  # the maps of long texts, by run, head and window
 
 
 def window(state: State, run: Run) -> Window:
@@ -39,7 +41,12 @@ def weights_of(run: Run, layer: int, head: int, where: Window) -> np.ndarray | P
     shape = (queries.stop - queries.start, keys.stop - keys.start)
     if max(shape) <= MOST_CELLS:
         return runs.pattern(run, layer, head, queries, keys)
-    return pool_blocks(runs.rows(run, layer, head, queries, keys), shape)
+    key = (run.identity, layer, head, queries.start, queries.stop, keys.start, keys.stop)
+    found = _pooled.get(key)
+    if found is None:
+        found = pool_blocks(runs.rows(run, layer, head, queries, keys), shape)
+        _pooled.put(key, found)
+    return found
 
 
 def margins(run: Run, layer: int, head: int) -> tuple[np.ndarray | None, np.ndarray | None]:

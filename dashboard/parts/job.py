@@ -21,7 +21,7 @@ from headwater.lens.errors import HeadwaterError
 
 PATIENCE = 0.4  # seconds that a page waits before it shows progress
 RUN = 1.0  # the same for a short run of a model, which the whole page needs
-EVERY = 0.5  # seconds between two looks at a job
+EVERY, SELDOM = 0.5, 1.0  # seconds between two looks at a job, and at one that may take long
 STATES = "headwater.dashboard.state"  # where the classes live whose objects a session changes
 ASKED, CANCELLED = "jobs-asked", "jobs-cancelled"  # of this session: {what: key}, {key}
 PAGE = "jobs-page"
@@ -60,7 +60,8 @@ def wait(
     if jobs.before(job) is None or seconds > PATIENCE:  # one that waits its turn is not done in a moment
         job.ended.wait(seconds)
     if not job.ended.is_set():
-        _draw_progress(job, who, cancelled)
+        every = EVERY if lane in ("light", "short run") else SELDOM
+        st.fragment(_draw_progress, run_every=every)(job, who, cancelled)
     elif job.error is not None and failed is not None:
         failed(job.error)
     elif job.error is not None:
@@ -150,7 +151,6 @@ def draw_error(why: str, key: Hashable) -> None:
     st.button("Try again", key=f"again-{_short(key)}", on_click=jobs.again, args=(key,))
 
 
-@st.fragment(run_every=EVERY)
 def _draw_progress(job: Job, who: str, cancelled: set[Hashable]) -> None:
     if job.ended.is_set() or job.key in cancelled:
         st.rerun()

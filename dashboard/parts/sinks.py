@@ -15,6 +15,7 @@ from headwater.dashboard.charts import sinks as figures
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.parts.job import fitting
+from headwater.dashboard.parts.token_choice import MOST_LISTED
 from headwater.dashboard.running import runs, sinks
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.running.sinks import HOW, RULES, Shares
@@ -39,10 +40,20 @@ def choose(state: State, run: Run, found: Shares) -> tuple[list[int], float, int
         )  # fmt: skip
         first = sinks.first_keys(found, limit, least)
         keys = bound.several(
-            state, "sinks.keys", "Taken as the sink", list(range(len(run.keys))), first,
+            state, "sinks.keys", "Taken as the sink", _offered(state, run, found, first), first,
             show=lambda place: token_name(run.keys, place), help="a click on a token in the map takes it",
         )  # fmt: skip
     return keys or first, limit, least
+
+
+def _offered(state: State, run: Run, found: Shares, first: Sequence[int]) -> list[int]:
+    """Positions to choose from: all, or of a long input those that receive most and those that are chosen."""
+    count = len(run.keys)
+    if count <= MOST_LISTED:
+        return list(range(count))
+    most = np.argsort(-np.nan_to_num(found.overall()), kind="stable")[:MOST_TOKENS].tolist()
+    chosen = [each for each in state.listed("sinks.keys") if type(each) is int and 0 <= each < count]
+    return sorted({*most, *first, *chosen})
 
 
 def draw_map(
