@@ -96,13 +96,18 @@ def digest_of(content: Any) -> str:
 
 
 def write_text(path: Path, text: str, fault: Fault) -> Path:
-    """Write a text file whole or not at all; the old file keeps its mode, and a link goes on pointing at it."""
+    """`write_bytes` of a text in UTF-8."""
+    return write_bytes(path, text.encode(), fault)
+
+
+def write_bytes(path: Path, content: bytes, fault: Fault) -> Path:
+    """Write a file whole or not at all; the old file keeps its mode, and a link goes on pointing at it."""
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            path.write_text(text, encoding="utf-8")  # a pipe or a terminal has no content that could be lost
+            path.write_bytes(content)  # a pipe or a terminal has no content that could be lost
             return path
         with NewFile(path, fault) as new:
-            new.file.write(text.encode())
+            new.file.write(content)
             return new.finish()
     except OSError as error:
         raise unwritten(path, error, fault) from None

@@ -1,7 +1,8 @@
-"""Graphs in files: GraphML, networkx' node-link JSON, and the JSON of circuit viewers such as Neuronpedia.
+"""Graphs in files: GraphML, networkx' node-link JSON, the JSON of circuit viewers such as Neuronpedia, and the forms of
+the benchmark MIB.
 
-All three are read back with every attribute. The viewers' form holds nodes, edges and scores under the viewers' names,
-and all attributes in a field "headwater" beside them. The files are text, and reading runs nothing in them.
+All but the last are read back with every attribute. The viewers' form holds nodes, edges and scores under the viewers'
+names, and all attributes in a field "headwater" beside them. Reading a file runs nothing in it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import networkx as nx
 
 from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import checked
+from headwater.analyses.circuits import _mib_files
 from headwater.lens.errors import AnalysisError
-from headwater.lens.files import as_path, as_text, parse_json, read_bytes, write_text
+from headwater.lens.files import as_path, as_text, parse_json, read_bytes, write_bytes, write_text
 
-Form = Literal["graphml", "json", "neuronpedia"]
+Form = Literal["graphml", "json", "neuronpedia", "mib"]
+ENDINGS = (".graphml", ".json", ".safetensors")
 MOST_BYTES = 256 * 2**20
 LONGEST_NAME = 200
 NUMBERS = ("score", "weight", "count")
@@ -41,8 +44,11 @@ UNREADABLE = (
 
 @checked
 def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None) -> Path:
-    """Write a graph to `path`; without `form` the ending (.graphml or .json) decides.
+    """Write a graph to `path`; without `form` the ending (.graphml, .json or .safetensors) decides.
 
+    `form="mib"` is that of the Mechanistic Interpretability Benchmark: every edge that the model has with its score (0
+    where the graph lacks it) and whether the graph has it, as JSON, or as tensors in a .safetensors file. It takes
+    graphs of `edge_attribution` and circuits chosen from them, with `key_values="head"`; intervals are not kept.
     AnalysisError for a graph that `read_circuit` would refuse, such as one with a score that is NaN.
 
     >>> import headwater as hw
@@ -63,9 +69,14 @@ def write_circuit(graph: nx.DiGraph, path: str | Path, form: Form | None = None)
             text = "\n".join(nx.generate_graphml(graph))
         elif form == "json":
             text = json.dumps(nx.node_link_data(graph, edges="links"), indent=1, allow_nan=False)
+        elif form == "mib":
+            held = _mib_files.content_of(graph)
+            if path.suffix == ".safetensors":
+                return write_bytes(path, _mib_files.to_tensors(held), AnalysisError)
+            text = _mib_files.to_json(held)
         else:
             text = json.dumps(as_neuronpedia(graph), indent=1, allow_nan=False)
-    except (_Strange, *UNREADABLE) as fault:
+    except (_Strange, _mib_files.Strange, *UNREADABLE) as fault:
         raise AnalysisError(
             f"can not write {path}: {fault}; change or remove what it names, since no reader takes it"
         ) from None
@@ -77,8 +88,12 @@ def circuit_of(given: nx.DiGraph | str | Path) -> nx.DiGraph:
     return given if isinstance(given, nx.DiGraph) else read_circuit(given)
 
 
-def read_circuit(path: str | Path) -> nx.DiGraph:
+@checked
+def read_circuit(path: str | Path, *, every_edge: bool = False) -> nx.DiGraph:
     """The graph of a file that `write_circuit` wrote, in any of its forms, or of a result printed as JSON.
+
+    A file of the benchmark MIB gives the edges that are in its graph, and all edges where it has none or all of them
+    there; `every_edge` gives all with their scores in any case.
 
     The file is checked: AnalysisError with the reason where it is too large, declares entities or types, or holds
     names, kinds or values that no circuit has.
@@ -100,13 +115,15 @@ def read_circuit(path: str | Path) -> nx.DiGraph:
     form = _form(path)
     content = read_bytes(path, MOST_BYTES, AnalysisError, "give a smaller graph")
     try:
-        found = _parsed(as_text(content, "it", _Strange), form)
+        if path.suffix == ".safetensors":
+            return _mib_files.graph_of(_mib_files.of_tensors(content), every_edge)
+        found = _parsed(as_text(content, "it", _Strange), form, every_edge)
         if not isinstance(found, nx.DiGraph) or found.is_multigraph():
             raise _Strange("it has no directions")
         _hold(found)
         # files of older versions write "mlp 3"
         found = nx.relabel_nodes(found, {name: name.replace("mlp ", "mlp.", 1) for name in found})
-    except _Strange as fault:
+    except (_Strange, _mib_files.Strange) as fault:
         raise AnalysisError(f"{path} is not a graph that write_circuit wrote: {fault}") from None
     except UNREADABLE:
         raise AnalysisError(f"{path} is not a graph that write_circuit wrote") from None
@@ -117,7 +134,7 @@ class _Strange(Exception):
     """The file holds something that no circuit has."""
 
 
-def _parsed(text: str, form: Form) -> nx.Graph:
+def _parsed(text: str, form: Form, every_edge: bool) -> nx.Graph:
     if form == "graphml":
         if declared := [word for word in ("<!DOCTYPE", "<!ENTITY") if word in text]:
             raise _Strange(f"{declared[0]} is not taken, since entities can grow without end")
@@ -128,6 +145,8 @@ def _parsed(text: str, form: Form) -> nx.Graph:
     content = parse_json(text, "it", _Strange)
     if not isinstance(content, dict):
         raise _Strange("it is no JSON object")
+    if "cfg" in content:
+        return _mib_files.graph_of(_mib_files.of_json(content), every_edge)
     if "metadata" in content:
         return _of_viewer(content)
     return nx.node_link_graph(content, edges="links")
@@ -210,6 +229,11 @@ def _of_viewer(content: dict[str, Any]) -> nx.DiGraph:
 
 
 def _form(path: Path) -> Form:
-    if path.suffix not in (".graphml", ".json"):
-        raise AnalysisError(f"{path.name} ends in neither .graphml nor .json; give one of these endings")
-    return "graphml" if path.suffix == ".graphml" else "json"
+    if path.suffix == ".pt":
+        raise AnalysisError(
+            f"{path.name} is a pickle, which can run code; keep its tensors in a .safetensors file, as "
+            "docs/analyses/circuits.md does in three lines"
+        )
+    if path.suffix not in ENDINGS:
+        raise AnalysisError(f"{path.name} ends in none of {', '.join(ENDINGS)}; give one of these endings")
+    return {".graphml": "graphml", ".json": "json"}.get(path.suffix, "mib")  # type: ignore[return-value]

@@ -33,7 +33,7 @@ def graph_of(
     wiring: Wiring, scores: Tensor | None, attrs: Mapping[str, Any], nodes: Tensor | None = None
 ) -> nx.DiGraph:
     """The graph of all edges with their scores [node, input]; `nodes` [node] are scores of the nodes."""
-    graph = Graph(**attrs)
+    graph = Graph(**attrs, **_shape_of(wiring))
     for place, name in enumerate(wiring.senders):
         more = {} if nodes is None else {"score": float(nodes[place])}
         graph.add_node(name, **told_by_name(name), **more)
@@ -48,6 +48,14 @@ def graph_of(
                 more = {} if scores is None else {"score": float(scores[place, number])}
                 graph.add_edge(sender, receiver, kind="edge", input=group.kind, **more)
     return graph
+
+
+def _shape_of(wiring: Wiring) -> dict[str, int]:
+    """Attributes from which the nodes and edges of the model can be named without it."""
+    model = wiring.model
+    parallel = any(layer.parallel for layer in wiring.layers.values())
+    heads = {"n_layers": len(wiring.layers), "n_heads": model.n_heads, "d_model": model.d_model}
+    return {**heads, "parallel_attn_mlp": int(parallel)}
 
 
 def told_by_name(name: str) -> dict[str, Any]:
