@@ -83,6 +83,10 @@ def judged(model: hw.HookedModel, method: str, name: str) -> dict[str, Any]:
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("--models", nargs="+", default=list(SETS), choices=list(SETS))
+    given.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    given.add_argument(
+        "--sets", nargs="+", default=sorted({name for names in SETS.values() for name in names})
+    )
     given.add_argument("--anew", action="store_true")
     given.add_argument("--threads", type=int, default=1)
     asked = given.parse_args()
@@ -92,9 +96,13 @@ def main() -> None:
     report |= {name: kept[name] for name in SETS if name in kept}
     for name in asked.models:
         model, table = hw.load(name), report.setdefault(name, {})
-        for method in METHODS:
+        for method in asked.methods:
             for task in SETS[name]:
-                if method in LEFT_OUT.get(name, []) or method in table.get(task, {}):
+                if (
+                    task not in asked.sets
+                    or method in LEFT_OUT.get(name, [])
+                    or method in table.get(task, {})
+                ):
                     continue
                 result = judged(model, method, task)
                 table.setdefault(task, {})[method] = result

@@ -33,7 +33,8 @@ def graph_of(
     wiring: Wiring, scores: Tensor | None, attrs: Mapping[str, Any], nodes: Tensor | None = None
 ) -> nx.DiGraph:
     """The graph of all edges with their scores [node, input]; `nodes` [node] are scores of the nodes."""
-    graph = Graph(**attrs, **_shape_of(wiring))
+    graph = Graph(**attrs)
+    graph.graph.update(_shape_of(wiring))
     for place, name in enumerate(wiring.senders):
         more = {} if nodes is None else {"score": float(nodes[place])}
         graph.add_node(name, **told_by_name(name), **more)
@@ -80,10 +81,12 @@ def wiring_of(model: HookedModel, graph: nx.DiGraph) -> Wiring:
 
 def found_on(model: HookedModel, graph: nx.DiGraph) -> dict[str, str]:
     """Attributes of a result: the other model whose circuit this is, with a warning; none where it is this model's."""
-    other = str(graph.graph.get("revision", ""))
-    if not other or other == model.revision:
+    other, name = (str(graph.graph.get(told, "")) for told in ("revision", "model"))
+    alike = (
+        other.partition(":")[0] == model.revision.partition(":")[0]
+    )  # files of older versions have other digests
+    if other == model.revision or not (alike or name) or (not alike and name == model.name):
         return {}
-    name = str(graph.graph.get("model", "another model"))
     warnings.warn(
         f"the circuit was found on {name} ({other[:24]}…) and is judged on {model.name}, whose weights, "
         "precision or settings differ",

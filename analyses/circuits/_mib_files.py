@@ -106,7 +106,8 @@ def graph_of(content: Content, every_edge: bool) -> nx.DiGraph:
     inside = content.inside & known
     chosen = known if every_edge or not inside.any() else inside
     scored = content.of_nodes is None or content.scores[known].any()
-    graph = Graph(**{name: int(value) for name, value in asdict(shape).items()})
+    graph = Graph()
+    graph.graph.update({name: int(value) for name, value in asdict(shape).items()})
     senders = shape.senders()
     for place, name in enumerate(senders):
         more = {} if content.of_nodes is None else {"score": float(content.of_nodes[place])}

@@ -79,7 +79,7 @@ def test_two_circuits_are_compared(headwater, whole, tmp_path) -> None:
     [
         (["circuit_overlap", "A.json"], ["1 circuit file given", "A.json B.json"]),
         (["circuit_overlap", "absent.json", "B.json"], ["absent.json", "No such file"]),
-        (["circuit_overlap", "a.txt", "B.json"], ["a.txt", ".graphml nor .json"]),
+        (["circuit_overlap", "a.txt", "B.json"], ["a.txt", "ends in none of .graphml, .json, .safetensors"]),
         (["circuit_overlap", "A.json", "B.json", "--file", "C"], ["two circuit files", "--file"]),
         (["circuit_faithfulness", *PAIR, "-m", "TINY", "--circuit", "absent.json"], ["absent.json"]),
         (["rollout", PAIR[0], "-m", "TINY", "--circuit", "A.json"], ["--circuit", "rollout reads record"]),

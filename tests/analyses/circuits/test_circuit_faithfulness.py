@@ -250,7 +250,7 @@ def test_refuses_what_makes_no_sense(tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text("{", encoding="utf-8")
     for path, message in (
-        (broken, "not a graph"), (tmp_path / "none.json", "can not be read"), (tmp_path / "a.txt", "ends in neither"),
+        (broken, "not a graph"), (tmp_path / "none.json", "can not be read"), (tmp_path / "a.txt", "ends in none"),
     ):  # fmt: skip
         with pytest.raises(HeadwaterError, match=message):
             read_circuit(path)
