@@ -7,7 +7,9 @@ edge changed therefore equals the corrupt run, and a run with none equals the cl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -159,18 +161,27 @@ def measures_of(wiring: Wiring, cases: list[Case], edges: Tensor, desc: str) -> 
     return found[which.numpy()]
 
 
-def slopes(wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Gradients of the measure at each input [pair, input, position, d_model] and each node [node, pair, …].
+def slopes(
+    wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = None, scored: slice | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scores of edges [pair, node, input] at one point, and gradients at the nodes [node, pair, position, d_model].
 
-    `said` [node, pair, position, d_model] replaces the outputs of the nodes from number `first` on.
+    A score is what a node says more on the clean prompt, times the gradient of the measure at the input; `scored` are
+    the nodes that get any (all), the others' are 0. `said` [node, pair, position, d_model] replaces the outputs of the
+    nodes from number `first` on. The gradients at the inputs are larger than all else and are never held together.
     """
-    leaves: list[Tensor] = []
+    drop = case.drop
+    scored = slice(0, len(drop)) if scored is None else scored
+    scores = drop.new_zeros(drop.shape[1], len(drop), len(wiring.receivers))
     voices: list[Tensor] = []
 
     def reads(group: Inputs, x: Tensor, sent: list[Tensor]) -> Tensor:
-        leaf = x.new_zeros(len(x), len(group.names), *x.shape[1:]).requires_grad_()
-        leaves.append(leaf)
-        return x[:, None] + leaf
+        senders = slice(scored.start, min(scored.stop, group.senders))
+
+        def seen(slope: Tensor) -> None:
+            scores[:, senders, group.span] = torch.einsum("ubsd,brsd->bur", drop[senders], slope)
+
+        return cast(Tensor, _Read.apply(x, len(group.names), seen))
 
     def sends(start: int, outputs: Tensor) -> Tensor:
         if said is not None and start == first:
@@ -182,8 +193,22 @@ def slopes(wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = Non
     with torch.enable_grad():
         logits, _ = wiring.run(case.pairs.clean, reads, sends, grad=True)
         total = case.told.value(logits).sum()
-        found = torch.autograd.grad(total, [*leaves, *voices], materialize_grads=True)
-    return torch.cat(found[: len(leaves)], 1), torch.cat(found[len(leaves) :])
+        found = torch.autograd.grad(total, voices, materialize_grads=True)
+    return scores, torch.cat(found)
+
+
+class _Read(torch.autograd.Function):
+    """A stream as each of some inputs reads it, [batch, input, position, d_model]; `seen` gets the gradients there."""
+
+    @staticmethod
+    def forward(ctx: Any, stream: Tensor, count: int, seen: Callable[[Tensor], None]) -> Tensor:
+        ctx.seen = seen
+        return stream[:, None].expand(-1, count, -1, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        ctx.seen(slopes[0])
+        return slopes[0].sum(1), None, None
 
 
 def nodes_of_layers(wiring: Wiring) -> list[slice]:

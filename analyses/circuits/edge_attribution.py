@@ -155,7 +155,7 @@ def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Ten
     parts: list[tuple[slice, Iterable[tuple[Tensor, Tensor]]]] = []
     everyone, drops = slice(0, len(wiring.senders)), case.drop
     if how == "clean_corrupt":
-        parts.append((everyone, [slopes(wiring, case), slopes(wiring, case, 0, case.other[:1])]))
+        parts.append((everyone, (slopes(wiring, case, 0, said) for said in (None, case.other[:1]))))
     elif how == "activations_released":
         points = (
             slopes(wiring, case, site.start, case.other[site] + k / steps * drops[site])
@@ -164,37 +164,37 @@ def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Ten
         )
         parts.append((everyone, points))
     elif steps == 1:
-        parts.append((everyone, [slopes(wiring, case)]))
+        parts.append((everyone, iter([slopes(wiring, case)])))
     else:
         groups = [(everyone, slice(0, 1))] if how == "inputs" else [(s, s) for s in nodes_of_layers(wiring)]
         for scored, moved in groups:
-            parts.append((scored, _along(wiring, case, moved, drops[moved], steps)))
+            parts.append((scored, _along(wiring, case, scored, moved, drops[moved], steps)))
     found = []
     for scored, points in parts:
-        at_inputs, at_nodes = _mean(points)
-        drop = drops[scored]
+        of_edges, at_nodes = _mean(points)
         if level == "node":
-            found.append((drop * at_nodes[scored]).sum((2, 3)).mT)
+            found.append((drops[scored] * at_nodes[scored]).sum((2, 3)).mT)
         else:
-            found.append(torch.einsum("ubsd,brsd->bur", drop, at_inputs))
-    scores = torch.cat(found, 1).double().cpu()
-    return scores * wiring.edges() if level == "edge" else scores
+            found.append(of_edges[:, scored])
+    return torch.cat(found, 1).double().cpu()
 
 
 def _along(
-    wiring: Wiring, case: Case, moved: slice, drop: Tensor, steps: int
+    wiring: Wiring, case: Case, scored: slice, moved: slice, drop: Tensor, steps: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The slopes at points from the counterfactual outputs of the moved nodes towards the clean ones."""
     for k in range(steps):
-        yield slopes(wiring, case, moved.start, case.other[moved] + k / steps * drop)
+        yield slopes(wiring, case, moved.start, case.other[moved] + k / steps * drop, scored)
 
 
 def _mean(points: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The means of two tensors over points, of which one at a time is in memory."""
-    count, at_inputs, at_nodes = 0, torch.zeros(()), torch.zeros(())
+    count, (of_edges, at_nodes) = 1, next(points := iter(points))
     for one, other in points:
-        count, at_inputs, at_nodes = count + 1, at_inputs + one, at_nodes + other
-    return at_inputs / count, at_nodes / count
+        count += 1
+        of_edges += one
+        at_nodes += other
+    return of_edges / count, at_nodes / count
 
 
 def _exact(wiring: Wiring, cases: list[Case], level: str) -> Tensor:
