@@ -23,7 +23,7 @@ from headwater.lens.models.embedded import FOLDER
 
 pytestmark = pytest.mark.slow
 
-VARIANTS = ("softmax", "softmax1", "sigmoid", "kvbias", "nope")
+VARIANTS = ("softmax", "softmax1", "sigmoid", "kvbias", "nope", "sigmoid-continued")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,9 @@ def test_the_figures_that_ship_are_those_of_the_weights(scripts, variant: str) -
     assert float(proxy.sink_rate) == pytest.approx(stated["text"]["sink_rate_of_shares"], abs=2e-3)
     assert float(plain.received_share.mean()) == pytest.approx(stated["text"]["first_share"], abs=1e-4)
     assert record.provenance.get("attention", "softmax").startswith(
-        {"kvbias": "softmax, a learned", "nope": "softmax"}.get(variant, variant)
+        {"kvbias": "softmax, a learned", "nope": "softmax", "sigmoid-continued": "sigmoid"}.get(
+            variant, variant
+        )
     )
 
 
@@ -97,6 +99,10 @@ def test_softmax_makes_a_sink_and_the_others_less(scripts) -> None:
     assert rate["softmax"] > 0.15
     assert max(rate["softmax1"], rate["kvbias"]) < 0.8 * rate["softmax"]
     assert rate["nope"] == 0
+    # without normalisation the sink goes, once the model does the same work
+    continued = found["sigmoid-continued"]
+    assert continued["loss"] < found["softmax"]["loss"] + 0.1 < found["sigmoid"]["loss"] - 0.3
+    assert continued["text"]["sink_rate_of_shares"] < 0.02
     assert all(found[v]["repeated_token"]["sink_rate_of_shares"] < 0.01 for v in VARIANTS)
     page = (FOLDER / "sink-2l" / "README.md").read_text()
     for variant, figures in found.items():
@@ -105,7 +111,27 @@ def test_softmax_makes_a_sink_and_the_others_less(scripts) -> None:
         assert cell in page
 
 
-@pytest.mark.parametrize("variant", ["sigmoid", "kvbias"])
+def test_the_sink_goes_over_the_kept_steps(scripts) -> None:
+    """The kept weights begin with those of softmax; rows of the README are measured again."""
+    train, measure = scripts["train"], scripts["measure"]
+    folder = FOLDER / "sink-2l-sigmoid-continued"
+    steps, page = (
+        load_file(folder / "checkpoints.safetensors"),
+        (FOLDER / "sink-2l" / "README.md").read_text(),
+    )
+    begun = load_file(FOLDER / "sink-2l-softmax" / "model.safetensors")
+    for name, weights in begun.items():
+        assert torch.equal(steps[f"0.{name}"], weights.half())
+    model = train.build(train.VARIANTS["sigmoid-continued"]).eval()
+    for step in train.MARKS:
+        of_step = {n.partition(".")[2]: w.float() for n, w in steps.items() if n.startswith(f"{step}.")}
+        model.load_state_dict(of_step)
+        found = measure.everything(model, 64, "emergence")
+        rate, mass = found["text"]["sink_rate_of_shares"], found["text"]["row_mass"]
+        assert f"| {step} | {found['loss']:.2f} | {rate:.3f} | {mass:.2f} |" in page
+
+
+@pytest.mark.parametrize("variant", ["sigmoid", "kvbias", "sigmoid-continued"])
 def test_a_rule_of_its_own_goes_where_the_model_goes(scripts, variant: str, tmp_path: Path) -> None:
     """Copies, a cache, records on disk, and edits on top."""
     rows = scripts["language"].texts(2, 20, "rules")

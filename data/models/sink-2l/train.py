@@ -1,5 +1,7 @@
 """Trains the sink family: one small model per rule of attention, same data, same seed: python train.py --work FOLDER.
 
+`sigmoid-continued` begins with the finished weights of `softmax`, so that one is trained first.
+
 Killed and started again, it goes on from the last checkpoint of the variant it was at.
 """
 
@@ -12,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -23,14 +26,28 @@ import measure  # noqa: E402
 from language import BOS, VOCABULARY, texts, tokenizer  # noqa: E402
 
 LAYERS, HEADS, WIDTH, LENGTH = 2, 4, 64, 64
-# what a variant changes: the normaliser of the attention weights, a learned key and value per head, the positions
+# what a variant changes: the normaliser of the attention weights, a learned key and value per head, the positions;
+# a variant may also begin where another ended, with its own number of steps and learning rate
+TRAINING = ("positions", "start", "steps", "lr")
+MARKS = (
+    0,
+    50,
+    100,
+    200,
+    400,
+    600,
+    800,
+)  # steps whose weights are kept of a variant that begins where another ended
 VARIANTS = {
     "softmax": {"normaliser": "softmax"},
     "softmax1": {"normaliser": "softmax1"},
     "sigmoid": {"normaliser": "sigmoid"},
     "kvbias": {"normaliser": "softmax", "kv_bias": True},
     "nope": {"normaliser": "softmax", "positions": "none"},
-}
+    "sigmoid-continued": {
+        "normaliser": {"name": "sigmoid", "bias": -math.log(LENGTH)}, "start": "softmax", "steps": 1000, "lr": 3e-3,
+    },
+}  # fmt: skip
 
 
 def build(variant: dict) -> SmolLM3ForCausalLM:
@@ -41,7 +58,7 @@ def build(variant: dict) -> SmolLM3ForCausalLM:
         tie_word_embeddings=False, pad_token_id=None, bos_token_id=BOS, eos_token_id=None, use_sliding_window=False,
         no_rope_layers=[0 if variant.get("positions") == "none" else 1] * LAYERS,
     )  # fmt: skip
-    config.headwater_attention = {k: v for k, v in variant.items() if k != "positions"}
+    config.headwater_attention = {k: v for k, v in variant.items() if k not in TRAINING}
     model = SmolLM3ForCausalLM(config)
     model.set_attn_implementation("sink_family")
     for layer in model.model.layers:
@@ -57,12 +74,14 @@ def attention(module, q: Tensor, k: Tensor, v: Tensor, mask, scaling: float, **_
     variant = module.variant
     scores = scaling * q @ k.mT
     hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
-    if variant["normaliser"] == "sigmoid":
-        weights = torch.sigmoid(scores).masked_fill(hidden, 0.0)
+    rule = variant["normaliser"]
+    name, bias = (rule, 0.0) if isinstance(rule, str) else (rule["name"], rule["bias"])
+    if name == "sigmoid":
+        weights = torch.sigmoid(scores + bias).masked_fill(hidden, 0.0)
         return (weights @ v).transpose(1, 2).contiguous(), weights
     scores = scores.masked_fill(hidden, float("-inf"))
     beside = []
-    if variant["normaliser"] == "softmax1":
+    if name == "softmax1":
         beside.append(torch.zeros_like(scores[..., :1]))
     if variant.get("kv_bias"):
         beside.append(scaling * torch.einsum("bhqd,hd->bhq", q, module.bias_key)[..., None])
@@ -77,8 +96,8 @@ def attention(module, q: Tensor, k: Tensor, v: Tensor, mask, scaling: float, **_
 AttentionInterface.register("sink_family", attention)
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    return args.lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+def learning_rate(step: int, steps: int, lr: float) -> float:
+    return lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def save(path: Path, state: dict) -> None:
@@ -91,20 +110,26 @@ def save(path: Path, state: dict) -> None:
 
 def train(name: str, args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    model = build(VARIANTS[name])
+    variant = VARIANTS[name]
+    model, steps, lr = build(variant), variant.get("steps", args.steps), variant.get("lr", args.lr)
+    if start := variant.get("start"):
+        model.load_state_dict(load_file(args.out / f"sink-2l-{start}" / "model.safetensors"))
     decayed = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    checkpoint, done = args.work / f"{name}.pt", 0
+    checkpoint, done, marks = args.work / f"{name}.pt", 0, {}
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         done = state["step"]
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-    for step in tqdm(range(done, args.steps), initial=done, total=args.steps, mininterval=5, desc=name):
+        marks = state["marks"]
+    for step in tqdm(range(done, steps), initial=done, total=steps, mininterval=5, desc=name):
+        if start and step in MARKS:
+            marks |= {f"{step}.{n}": p.detach().half() for n, p in model.state_dict().items()}
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, args)
+            group["lr"] = learning_rate(step, steps, lr)
         rows = texts(args.batch, LENGTH + 1, f"train {args.seed} {step}")
         logits = model(rows[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
@@ -112,18 +137,21 @@ def train(name: str, args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+        if (step + 1) % args.every == 0 or step + 1 == steps:
             figures = measure.everything(model, draws=32, seed=f"watch {step}")
             tqdm.write(f"{time.strftime('%X')} {name} {step + 1} {json.dumps(figures)}")
             state = {"step": step + 1, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            state["marks"] = marks
             save(checkpoint, state)
-    export(name, model, args)
+    export(name, model, args, {"steps": steps, "lr": lr})
+    if marks:
+        kept = args.out / f"sink-2l-{name}" / "checkpoints.safetensors"
+        save_file(marks, kept)
+        kept.chmod(0o644)
 
 
-def export(name: str, model: SmolLM3ForCausalLM, args: argparse.Namespace) -> None:
+def export(name: str, model: SmolLM3ForCausalLM, args: argparse.Namespace, run: dict) -> None:
     """The model as transformers reads it; a learned key and value go into a file beside it."""
-    from safetensors.torch import save_file
-
     folder = args.out / f"sink-2l-{name}"
     weights = {n: p.detach().clone() for n, p in model.state_dict().items() if ".bias_" not in n}
     model.save_pretrained(folder, state_dict=weights)
@@ -133,7 +161,7 @@ def export(name: str, model: SmolLM3ForCausalLM, args: argparse.Namespace) -> No
     if beside:
         save_file(beside, folder / "attention.safetensors")
     figures = measure.everything(model, draws=args.draws, seed="held-out")
-    figures["training"] = {k: getattr(args, k) for k in ("seed", "steps", "lr", "batch")}
+    figures["training"] = {"seed": args.seed, **run, "batch": args.batch}
     (folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -101,7 +101,7 @@ class TestOfTheSmallModel:
 
 
 def test_the_small_sink_models_are_compared_by_their_own_rates(monkeypatch):
-    assert len(sinks.family()) == 5
+    assert len(sinks.family()) == 6
     monkeypatch.setattr(sinks, "family", lambda: ["sink-2l-softmax", "sink-2l-softmax1"])
     found = sinks.compared(sinks.FAMILY_TEXT, 0.3).set_index("model")
     model = hw.load("sink-2l-softmax1")
