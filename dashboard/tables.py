@@ -62,6 +62,18 @@ def per_token(values: np.ndarray, tokens: Sequence[str], name: str) -> pd.DataFr
     return pd.DataFrame({"position": np.arange(len(tokens)), "token": list(tokens), name: values})
 
 
+def extremes(frame: pd.DataFrame, name: str, count: int = 3) -> str:
+    """The largest numbers of a column in words, each with the cells before it."""
+    values = pd.Series(pd.to_numeric(frame[name], errors="coerce"))
+    best = values.abs().sort_values(ascending=False, kind="stable").index[:count]
+    told = [f"{_place(frame, at, name)} {values[at]:.4g}" for at in best if np.isfinite(values[at])]
+    return f"largest: {', '.join(told)}"
+
+
+def _place(frame: pd.DataFrame, at: Any, name: str) -> str:
+    return " ".join(str(frame[column][at]) for column in list(frame)[:4] if column != name)
+
+
 def pairs(
     weights: np.ndarray,
     query_tokens: Sequence[str],

@@ -21,8 +21,12 @@ CHART = {
     "scrollZoom": False,
     "toImageButtonOptions": {"format": "svg", "filename": "headwater"},  # the camera of a figure
 }
+PAGE = CHART | {
+    "toImageButtonOptions": {"format": "png", "scale": 2, "filename": "headwater"}
+}  # of a page of its own
 WIDE = "wide-"  # begins the keys of figures that a narrow screen scrolls and does not squeeze
 MOST_ROWS = 2_000  # more are not sent to the page, but can be downloaded
+Drawn = go.Figure | Callable[[], go.Figure] | None
 
 
 def plain(text: str) -> str:
@@ -77,8 +81,11 @@ def _place(figure: go.Figure, key: str):
     return st.container(key=f"{WIDE}{key}") if wide else nullcontext()
 
 
-def numbers(name: str, frame: pd.DataFrame, key: str, figure: go.Figure | None = None) -> None:
-    """The numbers behind a figure, folded away: to read, and to download, with the figure as a page of its own."""
+def numbers(name: str, frame: pd.DataFrame, key: str, figure: Drawn = None) -> None:
+    """The numbers behind a figure, folded away: to read, and to download, with the figure as a page of its own.
+
+    Of what is drawn otherwise than by plotly, such as a map on a canvas, `figure` may be a function that makes one.
+    """
     with st.expander("Numbers"):
         if len(frame) <= MOST_ROWS:
             st.dataframe(frame, hide_index=True, key=f"{key}-table", alt=f"Numbers of {name}")
@@ -87,8 +94,11 @@ def numbers(name: str, frame: pd.DataFrame, key: str, figure: go.Figure | None =
         downloads(name, frame, key, figure)
 
 
-def downloads(name: str, frame: pd.DataFrame, key: str, figure: go.Figure | None = None) -> None:
-    """CSV and JSON of all the numbers, and a page of the figure; the files are made when a button is pressed."""
+def downloads(name: str, frame: pd.DataFrame, key: str, figure: Drawn = None) -> None:
+    """CSV and JSON of all the numbers, and a page of the figure; the files are made when a button is pressed.
+
+    The camera of a figure saves an SVG here, and a PNG in its own page.
+    """
     with st.container(horizontal=True):
         st.download_button(
             "CSV", lambda: to_csv(frame), f"{name}.csv", "text/csv", key=f"{key}-csv", on_click="ignore"
@@ -104,9 +114,10 @@ def downloads(name: str, frame: pd.DataFrame, key: str, figure: go.Figure | None
         if figure is not None:
             st.download_button(
                 "HTML",
-                lambda: figure.to_html(),
+                lambda: (figure if isinstance(figure, go.Figure) else figure()).to_html(config=PAGE),
                 f"{name}.html",
                 "text/html",
                 key=f"{key}-html",
                 on_click="ignore",
+                help="a page that needs no network; its camera saves a PNG, the one here an SVG",
             )

@@ -2,28 +2,14 @@
 
 const SCALES = [["linear", "linear"], ["sqrt", "square root"], ["log", "logarithm"], ["clipped", "up to the 99th percentile"]];
 const NAMES = { linear: "linear", sqrt: "square root", log: "logarithmic", clipped: "cut at the 99th percentile" };
-const views = new WeakMap();
 const kept = {}; // the reader's choice of colours, for every map of this tab
 
 export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
-  const root = parentElement.querySelector("section.map");
-  let view = views.get(root);
-  if (!view) {
-    view = opened(root);
-    views.set(root, view);
-  }
-  view.send = (event) => setTriggerValue("event", event);
-  take(view, data);
-  refresh(view);
-  return () => view.watch.disconnect();
+  draw(component, open, (view) => take(view, component.data), refresh);
 }
 
-function opened(root) {
-  const part = (name) => root.querySelector(`.${name}`);
-  const view = { root, part, plot: part("plot"), over: part("over"), tip: part("tip"), lit: null, cursor: null, drag: null };
-  view.watch = new ResizeObserver(() => view.map && view.width !== root.clientWidth && refresh(view));
-  view.watch.observe(root);
+function open(view) {
+  const { part } = view;
   part("scale").addEventListener("change", (event) => {
     kept[view.map.header.signed ? "signed" : "plain"] = event.target.value;
     refresh(view);
@@ -35,7 +21,6 @@ function opened(root) {
   part("whole").addEventListener("click", () => view.send({ window: null }));
   pointing(view);
   walking(view);
-  return view;
 }
 
 function take(view, data) {

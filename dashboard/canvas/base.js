@@ -1,5 +1,26 @@
 // What every canvas here needs: reading the bytes that Python packed, colours that grow evenly, and words of numbers.
 
+const views = new WeakMap();
+
+// Draws a component in its place, which `open` makes ready once. `refresh` draws it again where its width changes: a place
+// that is not laid out yet has none. There is nothing to undo: the watch goes with the place. Streamlit undoes a drawing that
+// another has overtaken after that other, and would end the watch of both.
+function draw({ parentElement, setTriggerValue }, open, take, refresh) {
+  const root = parentElement.querySelector("section.map");
+  let view = views.get(root);
+  if (!view) {
+    const part = (name) => root.querySelector(`.${name}`);
+    view = { root, part, plot: part("plot"), over: part("over"), tip: part("tip"), lit: null, cursor: null };
+    view.watch = new ResizeObserver(() => view.width !== root.clientWidth && refresh(view));
+    view.watch.observe(root);
+    open(view);
+    views.set(root, view);
+  }
+  view.send = (event) => setTriggerValue("event", event);
+  take(view);
+  refresh(view);
+}
+
 // The header and the arrays behind it. `kinds` maps a header to [[kind, length], ...]; kinds are f2, f4 and u1.
 function unpack(bytes, kinds) {
   const buffer = bytes.slice().buffer; // a copy starts on a whole word; the message may not

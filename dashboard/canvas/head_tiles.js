@@ -1,17 +1,12 @@
 // Layers × heads, one tile a head: a small map or a number. A tile answers the pointer and the keyboard.
 
 const MASKED = 255, LARGEST_TILE = 84, LEFT = 34, TOP = 22, PREVIEW = 192;
-const views = new WeakMap();
 
 export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
-  const root = parentElement.querySelector("section.map");
-  let view = views.get(root);
-  if (!view) {
-    view = opened(root);
-    views.set(root, view);
-  }
-  view.send = (event) => setTriggerValue("event", event);
+  draw(component, open, (view) => take(view, component.data), refresh);
+}
+
+function take(view, data) {
   const { header, arrays } = unpack(data, (h) => [
     h.kind === "map" ? ["u1", h.present.length * h.rows * h.columns] : ["f4", h.layers.length * h.heads.length],
   ]);
@@ -26,15 +21,9 @@ export default function (component) {
   view.part("low").textContent = digits(header.low);
   view.part("high").textContent = `${digits(header.high)} ${header.unit}`;
   view.plot.setAttribute("aria-label", `${header.alt} Arrow keys choose a head, Enter opens it, Shift with Enter pins it.`);
-  refresh(view);
-  return () => view.watch.disconnect();
 }
 
-function opened(root) {
-  const part = (name) => root.querySelector(`.${name}`);
-  const view = { root, part, plot: part("plot"), over: part("over"), tip: part("tip"), lit: null, cursor: null };
-  view.watch = new ResizeObserver(() => view.header && view.width !== root.clientWidth && refresh(view));
-  view.watch.observe(root);
+function open(view) {
   const { plot } = view;
   plot.addEventListener("pointermove", (event) => {
     const at = under(view, event);
@@ -52,7 +41,6 @@ function opened(root) {
     opening(view, event.shiftKey || event.ctrlKey || event.metaKey);
   });
   plot.addEventListener("keydown", (event) => walk(view, event));
-  return view;
 }
 
 function opening(view, pin) {

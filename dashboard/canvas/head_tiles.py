@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import numpy as np
 import streamlit as st
@@ -21,19 +21,37 @@ _tiles = component(
 )
 
 
+class Look(TypedDict, total=False):
+    """What tiles of maps and of numbers have in common. ``alt`` stands in for the sentence of what is seen."""
+
+    key: Required[str]
+    title: str
+    chosen: Head | None
+    pins: Sequence[Head]
+    note: str
+    alt: str | None
+    on_event: Callable[[dict[str, Any]], None] | None
+
+
 def draw(
     header: dict[str, object],
     values: np.ndarray,
     layers: Sequence[int],
     heads: Sequence[int],
-    *,
-    key: str,
-    chosen: Head | None,
-    pins: Sequence[Head],
-    on_event: Callable[[dict[str, Any]], None] | None,
+    seen: str,
+    **look: Unpack[Look],
 ) -> dict[str, Any] | None:
-    """Mount the tiles; give ``{"head": (layer, head)}`` or ``{"pin": (layer, head)}`` once, or None."""
+    """Mount the tiles, and give what was clicked, once, or None; ``seen`` says what they show.
+
+    ``{"head": (layer, head)}`` is a click or Enter, ``{"pin": (layer, head)}`` the same with Shift or Ctrl.
+    With ``on_event`` the event goes to it before the script runs.
+    """
+    key, chosen, pins, on_event = look["key"], look.get("chosen"), look.get("pins", ()), look.get("on_event")
+    alt, title = look.get("alt"), look.get("title", "")
     header = header | {
+        "title": title,
+        "note": look.get("note", ""),
+        "alt": f"{title}. {seen}" if alt is None and title else alt or seen,
         "layers": [int(layer) for layer in layers],
         "heads": [int(head) for head in heads],
         "chosen": None if chosen is None else [int(part) for part in chosen],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 
-from headwater.dashboard.canvas.head_tiles import Head, draw
+from headwater.dashboard.canvas.head_tiles import Head, Look, draw
 from headwater.dashboard.canvas.packing import unseen
 from headwater.dashboard.figures.pooling import Pooled, pool
 
@@ -42,20 +42,11 @@ def mosaic(
     maps: Mapping[Head, np.ndarray],
     layers: Sequence[int],
     heads: Sequence[int],
-    *,
-    key: str,
-    title: str = "",
-    chosen: Head | None = None,
-    pins: Sequence[Head] = (),
-    note: str = "",
-    alt: str | None = None,
-    on_event: Callable[[dict[str, Any]], None] | None = None,
+    **look: Unpack[Look],
 ) -> dict[str, Any] | None:
-    """Draw ``maps[layer, head]``, each made by `small`, and give what was clicked, once, or None.
+    """Draw ``maps[layer, head]``, each made by `small`; events are those of `head_tiles.draw`.
 
-    ``{"head": (layer, head)}`` is a click or Enter, ``{"pin": (layer, head)}`` the same with Shift or Ctrl.
-    Heads without a map stay empty. With ``on_event`` the event goes to it before the script runs.
-    Raises ValueError where the maps are no bytes or of different sizes.
+    Heads without a map stay empty. Raises ValueError where the maps are no bytes or of different sizes.
     """
     sizes = {np.shape(drawn) for drawn in maps.values()}
     kinds = {np.asarray(drawn).dtype for drawn in maps.values()}
@@ -74,9 +65,6 @@ def mosaic(
     values = np.stack([maps[order[place]] for place in present]) if present else np.zeros(0, dtype=np.uint8)
     header: dict[str, object] = {
         "kind": "map",
-        "title": title,
-        "alt": described(title, len(layers), len(heads), chosen, pins) if alt is None else alt,
-        "note": note,
         "unit": "weight, square root",
         "low": 0.0,
         "high": 1.0,
@@ -85,11 +73,19 @@ def mosaic(
         "columns": columns,
         "present": present,
     }
-    return draw(header, values, layers, heads, key=key, chosen=chosen, pins=pins, on_event=on_event)
+    return draw(header, values, layers, heads, described(maps, len(layers), len(heads), look), **look)
 
 
-def described(title: str, layers: int, heads: int, chosen: Head | None, pins: Sequence[Head]) -> str:
-    said = [title or "Attention maps", f"{layers} layers of {heads} heads"]
-    said += [f"head {chosen[0]}.{chosen[1]} is chosen"] if chosen else []
-    said += [f"pinned: {', '.join(f'{layer}.{head}' for layer, head in pins)}"] if pins else []
+def described(maps: Mapping[Head, np.ndarray], layers: int, heads: int, look: Look, most: int = 5) -> str:
+    """A sentence of what is seen: the heads of the largest weights, leaving out the first keys, where sinks are."""
+    largest = {
+        head: int(np.where(drawn == MASKED, 0, drawn)[:, 1:].max(initial=0)) for head, drawn in maps.items()
+    }
+    best = sorted(largest, key=lambda head: -largest[head])[:most]
+    found = [f"{layer}.{head} {(largest[layer, head] / 254) ** 2:.2f}" for layer, head in best]
+    chosen, pins = look.get("chosen"), look.get("pins", ())
+    said = [f"{layers} layers of {heads} heads"]
+    said += [f"Largest weights beyond the first keys: {', '.join(found)}"] if found else []
+    said += [f"Head {chosen[0]}.{chosen[1]} is chosen"] if chosen else []
+    said += [f"Pinned: {', '.join(f'{layer}.{head}' for layer, head in pins)}"] if pins else []
     return ". ".join(said) + "."

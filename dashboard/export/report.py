@@ -127,7 +127,7 @@ def _result(each: Pinned, run: Run, figures: _Figures) -> list[str]:
     rows = frame.head(MOST_ROWS).map(lambda cell: f"{cell:.6g}" if isinstance(cell, float) else str(cell))
     cells = [list(map(str, frame.columns)), *rows.to_numpy().tolist()]
     lines = (f"<tr>{''.join(f'<td>{_safe(cell)}</td>' for cell in row)}</tr>" for row in cells)
-    seen = f"{_safe(catalogue.extremes(frame))}{more}"
+    seen = f"{_safe(catalogue.seen(frame))}{more}"
     return [*found, f"<details><summary>Numbers, {seen}</summary><table>{''.join(lines)}</table></details>"]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+import headwater as hw
 from headwater.analyses.sinks._received_share import received_share
 from headwater.dashboard import tables
 from headwater.dashboard.canvas.attention_map import attention_map
@@ -75,7 +76,8 @@ def draw_head(state: State, run: Run, key: str, layer: int, head: int, title: st
     )  # fmt: skip
     if isinstance(weights, np.ndarray):
         frame = pairs(run, weights, where)
-        numbers(f"attention-{layer}.{head}", frame, f"{key}-numbers")
+        page = lambda: hw.figure(run.record, title=title or None, layer=layer, head=head)  # noqa: E731
+        numbers(f"attention-{layer}.{head}", frame, f"{key}-numbers", page)
 
 
 def draw_difference(state: State, one: Run, other: Run, key: str, layer: int, head: int) -> None:

@@ -169,13 +169,13 @@ def _draw_result(
 
 def draw_result(run: Run, asked: Entry, result: Any) -> None:
     """The figure of a result and its numbers."""
-    frame = catalogue.table(result)
+    frame, figure = catalogue.table(result), None
     try:
         figure = catalogue.figure_of(result, run)
-        chart(figure, f"result-{asked.name}", f"{asked.question} {catalogue.extremes(frame)}")
+        chart(figure, f"result-{asked.name}", f"{asked.question} {catalogue.seen(frame)}")
     except HeadwaterError as error:
         st.info(plain(f"No figure: {error}"))
-    numbers(asked.name, frame, f"result-{asked.name}-numbers")
+    numbers(asked.name, frame, f"result-{asked.name}-numbers", figure)
 
 
 def draw_pins(state: State) -> None:

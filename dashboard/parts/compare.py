@@ -20,6 +20,7 @@ from headwater.dashboard.running.runs import Run
 from headwater.dashboard.running.scores import STATISTICS
 from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.state import State
+from headwater.dashboard.tables import per_token
 from headwater.dashboard.widgets import chart, numbers, plain
 from headwater.lens.errors import HeadwaterError
 
@@ -105,6 +106,8 @@ def _draw_one(
         best = int(np.nanargmax(share))
         figure = token_bars(share, run.keys, f"Share received: {name}", "share")
         chart(figure, f"compare-sinks-{name}", f"Run {name}: most goes to token {best}, {share[best]:.3f}")
+        frame = per_token(share, run.keys, "share")
+        numbers(f"share-received-{name}", frame, f"compare-sinks-{name}-numbers", figure)
 
 
 def _choose(event: dict[str, Any], both: list[Run]) -> None:

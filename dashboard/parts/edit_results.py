@@ -100,8 +100,9 @@ def draw_losses(state: State, one: Run, other: Run) -> None:
     ]
     seen = ", ".join(f"{n} {visible(one.queries[n])} {change[n]:+.3g}" for n in order)
     reach = max(LEAST_CHANGE, float(np.nanmax(np.abs(change), initial=0.0)))
+    figure = loss_changes(a, b, one.queries, title)
     if len(a) > MOST_CHIPS:
-        chart(loss_changes(a, b, one.queries, title), "edit-losses", f"{title}, largest: {seen} nats")
+        chart(figure, "edit-losses", f"{title}, largest: {seen} nats")
     else:
         st.markdown(f"**{title}**")
         said = [
@@ -112,7 +113,7 @@ def draw_losses(state: State, one: Run, other: Run) -> None:
         st.caption(plain(f"Red rose, blue fell, full at ±{reach:.3g} nats. Largest: {seen}."))
     if one.position is not None:
         st.caption("What the last token predicts is not in the text: that change stands above.")
-    numbers("loss-per-token", frame, "edit-losses")
+    numbers("loss-per-token", frame, "edit-losses", figure)
 
 
 def draw_heads(state: State, one: Run, other: Run) -> None:
@@ -155,7 +156,9 @@ def draw_heads(state: State, one: Run, other: Run) -> None:
             pages.page("head"), label=f"Open head {layer}.{head}", icon=":material/center_focus_strong:",
             query_params=_address_of(state, layer, head),
         )  # fmt: skip
-        numbers("attention-moved", moves.to_series().rename("share moved").reset_index(), "edit-moved")
+        numbers(
+            "attention-moved", moves.to_series().rename("share moved").reset_index(), "edit-moved", figure
+        )
     with right:
         _maps(state, one, other, layer, head)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ import headwater as hw
 from headwater.dashboard.charts.changes import control_band, sweep_curve
 from headwater.dashboard.parts.edits import in_words, told
 from headwater.dashboard.parts.job import wait
-from headwater.dashboard.running import bench
+from headwater.dashboard.running import bench, catalogue
 from headwater.dashboard.running.edit_kinds import strength, with_strength
 from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.models import resident
@@ -43,6 +44,7 @@ def draw_controls(state: State, model: hw.HookedModel, one: Run, measure: Measur
     st.caption("Would the same edit do as much elsewhere?")
     at = bound.segments(state, "edit.controls", "At random other", ways)
     seed = bound.number(state, "edit.seed", "Seed", 0, 1000, 0, 1)
+    _tell_cost(one, bench.DRAWS + 2, bench.DRAWS + 2)
     if not bound.toggle(state, "edit.control", f"Run {bench.DRAWS} controls"):
         return
     names = [str(hw.Head(layer, head)) for layer in model.layers for head in range(model.n_heads)]
@@ -74,6 +76,14 @@ def draw_controls(state: State, model: hw.HookedModel, one: Run, measure: Measur
     numbers("random-controls", frame, "edit-controls", figure)
 
 
+def _tell_cost(run: Run, passes: int, rows: int) -> None:
+    """How many forward passes will be made, and how long as many prompts one by one would take."""
+    told = f"Cost: {passes} forward passes"
+    with suppress(HeadwaterError):
+        told += f", about {rows * catalogue.seconds_of_a_pass(run.name, run.identity, run):.2g} s"
+    st.caption(plain(f"{told}."))
+
+
 def _controls(model, tokens, measure, edits, tries) -> tuple[float, np.ndarray, float]:
     return (
         bench.measured(model, tokens, measure, edits),
@@ -97,6 +107,9 @@ def draw_sweep(state: State, model: hw.HookedModel, one: Run, measure: Measure, 
         state, "edit.over", "Over", [ALONE, *sets], own,
         help="intervals need several prompts: those of a set, each with its own answer and distractor",
     )  # fmt: skip
+    prompts = [] if over == ALONE else sets[over]
+    batches = len(bench.lengths(model, prompts)) or 1
+    _tell_cost(one, (STEPS + 1) * batches, (STEPS + 1) * (len(prompts) or 1))
     if not bound.toggle(state, "edit.sweep", "Run the sweep"):
         return
     now = strength(state.edits[place])
@@ -132,7 +145,7 @@ def draw_sweep(state: State, model: hw.HookedModel, one: Run, measure: Measure, 
 def _sweep(model, one, measure, over, applied, at, strengths) -> bench.Sweep:
     own = model.name in embedded()
     cases = (
-        [(model.to_tokens(one.example), measure)]
+        [(model.to_tokens(one.example), [measure])]
         if over == ALONE
         else bench.cases_of(model, over, own, measure, bench.OF_A_SET)
     )

@@ -152,7 +152,7 @@ def draw_strips(state: State, run: Run, rows: Rows, query: int, other: Rows | No
             state.query = place
             session.again()
         st.caption("A token of the other side can not be followed: it is looked at, and does not look.")
-    numbers("flow", flows.table(rows.values()), "flow-numbers")
+    numbers("flow", flows.table(rows.values()), "flow-numbers", figure)
 
 
 def _words(run: Run, rows: Rows, count: int) -> list[int]:
@@ -203,6 +203,7 @@ def draw_pictures(state: State, run: Run, rows: Rows, query: int) -> None:
         for m, row in drawn.items()
     )
     point = clicked(figure, "flow-picture", f"Patch with the largest share: {told}")
+    numbers("flow-patches", flows.table(rows.values()), "flow-picture-numbers", figure)
     if point is not None and run.square:
         state.query = int(point["customdata"])
         session.again()
@@ -215,6 +216,7 @@ def _draw_film(state: State, rows: Rows) -> None:
     kept = [name for name in shared.coords if str(name).startswith("query") or name in ("batch", "position")]
     figure = hw.figure(hw.on_grid(shared.drop_vars(kept)), title=METHODS[method])
     chart(figure, "flow-film", f"{METHODS[method]}: {_largest(rows[method].tokens, rows[method].share)}")
+    numbers("flow-film", flows.table(rows.values()), "flow-film-numbers", figure)
 
 
 def draw_belief(state: State, run: Run, measure: Measure, rows: Rows) -> None:
@@ -238,8 +240,9 @@ def draw_belief(state: State, run: Run, measure: Measure, rows: Rows) -> None:
             if pairs
             else ""
         )
-        chart(hw.figure(named, title="Rank agreement"), "flow-agreement", f"Rank agreement: {told}")
-        numbers("agreement", tables.table(named, "agreement"), "agreement-numbers")
+        figure = hw.figure(named, title="Rank agreement")
+        chart(figure, "flow-agreement", f"Rank agreement: {told}")
+        numbers("agreement", tables.table(named, "agreement"), "agreement-numbers", figure)
         st.caption(plain(f"Not for: {entry('agreement').not_for}."))
 
 

@@ -17,13 +17,14 @@ from headwater.dashboard.canvas.grid import grid
 from headwater.dashboard.canvas.mosaic import mosaic
 from headwater.dashboard.charts.pruning import pruning_figure
 from headwater.dashboard.charts.scatter import head_scatter
+from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.parts import scores as parts
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.running.scores import Score
 from headwater.dashboard.state import session
 from headwater.dashboard.state.address import to_address
 from headwater.dashboard.state.state import State
-from headwater.dashboard.tables import table
+from headwater.dashboard.tables import extremes, table
 from headwater.dashboard.widgets import CHART, chart, downloads, numbers, plain
 
 TURN = "heads-turn"  # counts the heads chosen elsewhere than in the table, whose mark then has to move
@@ -53,7 +54,8 @@ def draw_grid(state: State, run: Run, values: xr.DataArray, score: Score, change
         values, key="heads_grid", title=title, unit=score.unit, limits=limits(values), chosen=(state.layer, state.head),
         pins=pinned(state, run), note=scale_words(values, score.unit), on_event=take,
     )  # fmt: skip
-    numbers("score-per-head", table(values, "score"), "heads-numbers")
+    page = lambda: head_grid(values, title, score.unit, limits(values), (state.layer, state.head))  # noqa: E731
+    numbers("score-per-head", table(values, "score"), "heads-numbers", page)
 
 
 def draw_scatter(
@@ -76,11 +78,11 @@ def draw_scatter(
             if f"{layer}.{head}" not in state.pins:
                 take({"pin": (int(layer), int(head))})
 
+    frame = table(up[0], "up").merge(table(across[0], "across"), on=["layer", "head"])
     st.plotly_chart(
         figure.update_layout(dragmode="lasso"), key=key, on_select=picked, selection_mode=("points", "lasso", "box"),
-        config=CHART, alt=f"Heads by {names[0]} and {names[1]}",
+        config=CHART, alt=f"Heads by {names[0]} and {names[1]}; up, {extremes(frame, 'up')}",
     )  # fmt: skip
-    frame = table(up[0], "up").merge(table(across[0], "across"), on=["layer", "head"])
     numbers("two-scores-per-head", frame, "heads-numbers", figure)
 
 
@@ -182,8 +184,9 @@ def draw_curve(state: State, run: Run, over: str, label: str, unit: str) -> None
     if found is None:
         return
     kept, whole = float(found["measure"][-1]), float(found["measure"][0])
+    figure = pruning_figure(found, "The measure without its least helpful heads", unit)
     chart(
-        pruning_figure(found, "The measure without its least helpful heads", unit), "heads-curve",
+        figure, "heads-curve",
         f"{label} is {whole:.3g} with all heads and {kept:.3g} without any; "
         f"{found.sizes['control']} random orders as a band",
     )  # fmt: skip
@@ -195,7 +198,7 @@ def draw_curve(state: State, run: Run, over: str, label: str, unit: str) -> None
         {"removed": found["fraction"].values, "heads left": found["heads_left"].values,
          "measure": found["measure"].values, "random, lowest": low.values, "random, highest": high.values}
     )  # fmt: skip
-    numbers("pruning-curve", frame, "heads-curve-numbers")
+    numbers("pruning-curve", frame, "heads-curve-numbers", figure)
 
 
 def limits(values: xr.DataArray) -> tuple[float, float]:

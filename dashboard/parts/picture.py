@@ -10,6 +10,7 @@ from headwater.dashboard.running import picture
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import bound
 from headwater.dashboard.state.state import State
+from headwater.dashboard.tables import extremes
 from headwater.dashboard.widgets import chart, numbers, plain, quoted
 from headwater.lens.errors import HeadwaterError
 
@@ -32,12 +33,10 @@ def draw(state: State, run: Run, query: int) -> None:
             drawn = hw.on_grid(found) if frames > 1 else found
             image = None if frames > 1 else picture.pixels(run)
             named = quoted(run.queries[query])
-            chart(
-                hw.figure(drawn, image=image, title=f"{named}, {told}"),
-                "on-picture",
-                f"Weights of {named} on patches",
-            )
-            numbers("word-on-picture", tables.table(found, "weight"), "picture-numbers")
+            figure = hw.figure(drawn, image=image, title=f"{named}, {told}")
+            frame = tables.table(found, "weight")
+            chart(figure, "on-picture", f"Weights of {named} on patches; {extremes(frame, 'weight')}")
+            numbers("word-on-picture", frame, "picture-numbers", figure)
     if frames > 1 or not picture.has_words(run):
         return
     with right:
@@ -57,5 +56,6 @@ def draw(state: State, run: Run, query: int) -> None:
             st.caption(plain(str(error)))
             return
         place = f"rows {down[0]} to {down[1]}, columns {across[0]} to {across[1]}"
-        chart(hw.figure(bars, title=f"Words of the region, {told}"), "region-words", f"Words of {place}")
-        numbers("region-words", tables.table(bars, "weight"), "region-numbers")
+        figure, frame = hw.figure(bars, title=f"Words of the region, {told}"), tables.table(bars, "weight")
+        chart(figure, "region-words", f"Words of {place}; {extremes(frame, 'weight')}")
+        numbers("region-words", frame, "region-numbers", figure)

@@ -72,12 +72,13 @@ def draw_row(state: State, run: Run, query: int) -> None:
     """Where the token looks, as the input with its weights, and the strongest in words."""
     weights = runs.pattern(run, state.layer, state.head, queries=slice(query, query + 1))[0]
     named = f"{quoted(run.queries[query])} (token {query})"
+    figure = None
     if len(run.keys) <= MOST_IN_A_STRIP:
         figure = token_strip(weights, run.keys, escaped(f"Where {named} looks"), "weight", None, None)
         chart(figure, "row", f"Weights of {named}: {_strongest(weights, run)}")
     st.caption(plain(f"Strongest of {named}: {_strongest(weights, run)}"))
     frame = tables.per_token(weights, run.keys, "weight")
-    numbers(f"attention-{state.layer}.{state.head}-token-{query}", frame, "row-numbers")
+    numbers(f"attention-{state.layer}.{state.head}-token-{query}", frame, "row-numbers", figure)
 
 
 def _strongest(weights: np.ndarray, run: Run) -> str:

@@ -137,7 +137,7 @@ def draw_heads(
         )
         point = clicked(figure, "sink-heads", f"Largest: {told}")
     st.caption("Share: mean weight over the tokens that can see it. Click a head to open it.")
-    numbers("sink-heads", tables.table(drawn, "share"), "sink-heads-numbers")
+    numbers("sink-heads", tables.table(drawn, "share"), "sink-heads-numbers", figure)
     if point is not None:
         _open(state, int(point["y"]), int(point["x"]))
 
@@ -269,7 +269,10 @@ def draw_contribution(state: State, run: Run, keys: Sequence[int]) -> None:
         st.caption("How far the output moves when the values there are set to zero in all heads at once.")
         st.caption(plain(f"Not for: {entry('sink_contribution').not_for}."))
     numbers(
-        "what-the-sink-carries", tables.table(found["share"].isel(batch=0), "share"), "sink-carries-numbers"
+        "what-the-sink-carries",
+        tables.table(found["share"].isel(batch=0), "share"),
+        "sink-carries-numbers",
+        figure,
     )
 
 

@@ -27,14 +27,27 @@ RESAMPLES = 1000
 AT = ("keys", "source", "positions")  # tokens that an edit is about; its queries stay
 
 
+# tokens of prompts that are equally long, and the measure of each
+Cases = Sequence[tuple[Any, Sequence[Measure]]]
+
+
 def measured(model: hw.HookedModel, tokens: Any, measure: Measure, edits: Sequence[dict]) -> float:
     """The measure of a run with edits."""
+    return float(each_measured(model, tokens, [measure], edits)[0])
+
+
+def each_measured(
+    model: hw.HookedModel, tokens: Any, measures: Sequence[Measure], edits: Sequence[dict]
+) -> np.ndarray:
+    """The measure of each row of one run with edits, [row]."""
     with torch.no_grad(), edits_on_parts.editing(model, edits_of(edits)):
-        if measure.loss is None:
-            return float(model.loss(tokens)[0])
+        losses = [measure.loss for measure in measures]
+        if None in losses:
+            return model.loss(tokens).double().cpu().numpy()
         # a masked language model without a mask is measured by its hidden states, not by its logits
-        outputs = model.embeddings if measure.kind == "likeness" else outputs_of(model)
-        return -float(measure.loss(outputs(tokens), tokens.ids)[0])
+        outputs = (model.embeddings if measures[0].kind == "likeness" else outputs_of(model))(tokens)
+        rows = [(outputs[n : n + 1], tokens.ids[n : n + 1]) for n in range(len(measures))]
+        return np.asarray([-float(loss(*row)[0]) for loss, row in zip(losses, rows, strict=True) if loss])
 
 
 def heads_in(edits: Sequence[dict]) -> list[str]:
@@ -137,34 +150,47 @@ class Sweep:
 
 
 def sweep(
-    model: hw.HookedModel,
-    cases: Sequence[tuple[Any, Measure]],
-    edits: Sequence[dict],
-    place: int,
-    strengths: np.ndarray,
+    model: hw.HookedModel, cases: Cases, edits: Sequence[dict], place: int, strengths: np.ndarray
 ) -> Sweep:
-    """The measure of each case (tokens and its measure) while the edit at `place` takes each strength in turn."""
-    values = np.empty((len(strengths), len(cases)))
-    with progress(desc="sweep", unit="run", total=values.size) as bar:
-        for row, strength in enumerate(strengths):
-            now = [*edits[:place], with_strength(edits[place], float(strength)), *edits[place + 1 :]]
-            for column, (tokens, measure) in enumerate(cases):
-                values[row, column] = measured(model, tokens, measure, now)
+    """The measure of each prompt while the edit at `place` takes each strength in turn: a run a case and strength."""
+    found = []
+    with progress(desc="sweep", unit="run", total=len(cases) * (len(strengths) + 1)) as bar:
+
+        def row(now: Sequence[dict]) -> np.ndarray:
+            values = []
+            for tokens, measures in cases:
+                values.append(each_measured(model, tokens, measures, now))
                 bar.update()
-    plain = np.asarray([measured(model, tokens, measure, []) for tokens, measure in cases])
-    return Sweep(np.asarray(strengths, dtype=float), values, plain)
+            return np.concatenate(values)
+
+        for strength in strengths:
+            found.append(
+                row([*edits[:place], with_strength(edits[place], float(strength)), *edits[place + 1 :]])
+            )
+        plain = row([])
+    return Sweep(np.asarray(strengths, dtype=float), np.stack(found), plain)
 
 
-def cases_of(model: hw.HookedModel, name: str, own: bool, measure: Measure, count: int) -> list:
+def lengths(model: hw.HookedModel, prompts: Sequence[str]) -> dict[int, list[int]]:
+    """The places of prompts by their number of tokens: those that are equally long share their runs."""
+    found: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        found.setdefault(int(model.to_tokens(prompt).ids.shape[1]), []).append(place)
+    return found
+
+
+def cases_of(model: hw.HookedModel, name: str, own: bool, measure: Measure, count: int) -> Cases:
     """Prompts of a set with their tokens, each with the measure of its own answer and first distractor.
 
     `own` draws them as the embedded task models learnt them, otherwise from the words of the model's tokenizer.
     """
-    found = []
-    for example in prompt_set(name, count) if own else prompt_set(name, count, model=model):
-        tokens = model.to_tokens(example.prompt)
-        answer = token_id(model, example.answer, "answer")
-        wrong = token_id(model, example.wrong[0], "wrong") if example.wrong else None
-        last = int(tokens.ids.shape[1]) - 1
-        found.append((tokens, Measure(measure.kind, measure.label, answer, wrong, last, measure.plain)))
-    return found
+    examples = prompt_set(name, count) if own else prompt_set(name, count, model=model)
+    prompts, cases = [each.prompt for each in examples], []
+    for length, places in lengths(model, prompts).items():
+        measures = []
+        for example in (examples[place] for place in places):
+            answer = token_id(model, example.answer, "answer")
+            wrong = token_id(model, example.wrong[0], "wrong") if example.wrong else None
+            measures.append(Measure(measure.kind, measure.label, answer, wrong, length - 1, measure.plain))
+        cases.append((model.to_tokens([prompts[place] for place in places]), measures))
+    return cases

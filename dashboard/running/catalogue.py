@@ -26,6 +26,7 @@ from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.pairs import Corrupt
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state.state import State
+from headwater.dashboard.tables import extremes
 from headwater.lens.errors import AnalysisError, HeadwaterError
 
 CIRCUIT = ("pairs", "graph")  # second parameters that take clean and corrupt prompts as one list of pairs
@@ -201,19 +202,10 @@ def _lines(array: xr.DataArray, name: str | None) -> pd.DataFrame:
     return frame
 
 
-def extremes(frame: pd.DataFrame, count: int = 3) -> str:
-    """The largest numbers of a table in words."""
+def seen(frame: pd.DataFrame) -> str:
+    """What a table says, in words: its largest numbers, or how many lines it has."""
     name = next((each for each in ("value", "score", "weight") if each in frame), None)
-    if name is None:
-        return f"{len(frame)} lines"
-    numbers = pd.Series(pd.to_numeric(frame[name], errors="coerce"))
-    best = numbers.abs().sort_values(ascending=False, kind="stable").index[:count]
-    told = [f"{_place(frame, at, name)} {numbers[at]:.4g}" for at in best if np.isfinite(numbers[at])]
-    return f"largest: {', '.join(told)}"
-
-
-def _place(frame: pd.DataFrame, at: Any, name: str) -> str:
-    return " ".join(str(frame[c][at]) for c in list(frame)[:4] if c != name)
+    return f"{len(frame)} lines" if name is None else extremes(frame, name)
 
 
 def is_known(name: object) -> bool:

@@ -10,8 +10,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chromium import NEEDED
+
+from headwater.dashboard.canvas.packing import packed, text_of
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = NEEDED
@@ -200,6 +203,35 @@ def test_heads_are_clicked_pinned_and_walked(opened):
     assert opened.part("grid", "said").inner_text() == "head 1.1, +0.250"
     tiles.press("Enter")
     opened.told("{'head': (1, 1)}]")
+
+
+def test_a_place_that_is_shown_later_is_painted_then_also_where_one_drawing_overtook_another(browser):
+    header = {
+        "kind": "number",
+        "title": "",
+        "alt": "",
+        "note": "",
+        "unit": "",
+        "low": 0,
+        "high": 1,
+        "signed": False,
+    }
+    header |= {"layers": [0], "heads": [0, 1], "chosen": None, "pins": []}
+    page = browser.new_page()
+    page.set_content(f"<div id=place style='display:none'>{text_of('head_tiles.html')}</div>")
+    page.evaluate(
+        """async ([code, bytes]) => {
+            const url = URL.createObjectURL(new Blob([code], { type: 'text/javascript' })), module = await import(url);
+            const parentElement = document.getElementById('place'), data = new Uint8Array(bytes);
+            const undo = [0, 1].map(() => module.default({ data, parentElement, setTriggerValue: () => {} }));
+            undo[0]?.();
+            parentElement.style.display = 'block';
+        }""",
+        [text_of("base.js", "head_tiles.js"), list(packed(header, [np.array([1.0, 0.5], dtype="<f4")]))],
+    )
+    painted = "() => document.querySelector('.plot').getContext('2d').getImageData(50, 30, 1, 1).data[3] > 0"
+    page.wait_for_function(painted, timeout=5000)
+    page.close()
 
 
 def test_a_dark_page_is_drawn_dark(browser, server):

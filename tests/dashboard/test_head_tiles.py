@@ -51,12 +51,15 @@ def test_masked_pairs_and_zeros_differ():
 
 
 def test_a_mosaic_leaves_missing_heads_out(sent):
-    maps = {(1, 0): small(np.eye(2)), (3, 1): small(np.ones((2, 2)))}
+    maps = {(1, 0): small(np.array([[1.0, 0.0], [0.75, 0.25]])), (3, 1): small(np.ones((2, 2)))}
     assert mosaic(maps, [1, 3], [0, 1], key="all", title="Maps", chosen=(3, 1), pins=[(1, 0)]) is None
     header, numbers = sent()
     assert (header["layers"], header["heads"], header["present"]) == ([1, 3], [0, 1], [0, 3])
-    assert list(numbers[:8]) == [254, 0, 0, 254, 254, 254, 254, 254]
-    assert header["alt"] == "Maps. 2 layers of 2 heads. head 3.1 is chosen. pinned: 1.0."
+    assert list(numbers[:8]) == [254, 0, 220, 127, 254, 254, 254, 254]
+    assert header["alt"] == (
+        "Maps. 2 layers of 2 heads. Largest weights beyond the first keys: 3.1 1.00, 1.0 0.25. Head 3.1 is chosen. "
+        "Pinned: 1.0."
+    )
     mosaic({}, [0], [0], key="all")
     assert sent()[0]["present"] == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -85,10 +87,28 @@ def test_a_sweep_is_the_measure_at_each_strength(both):
     one, other = both
     model = runs.resident("small")
     chosen = measure.of(State("small", text=TEXT), one)
-    cases = [(model.to_tokens(TEXT), chosen)]
+    cases = [(model.to_tokens(TEXT), [chosen])]
     found = bench.sweep(model, cases, [TAKE], 0, np.array([0.25, 1.0]))
     assert found.mean == pytest.approx([chosen.value(other), chosen.value(one)], rel=1e-4)
     assert found.plain == pytest.approx([chosen.value(one)], rel=1e-4)
+
+
+def test_prompts_of_one_length_share_their_runs_and_keep_their_own_values(both, monkeypatch):
+    model, chosen = runs.resident("small"), measure.of(State("small", text=TEXT), both[0])
+    prompts = [TEXT, "When Mary went", "John gave a", "store When Mary", TEXT]
+    examples = [SimpleNamespace(prompt=each, answer="Mary", wrong=("John",)) for each in prompts]
+    monkeypatch.setattr(bench, "prompt_set", lambda *given, **more: examples)
+    cases = bench.cases_of(model, "any", True, chosen, 5)
+    assert sorted(len(measures) for _, measures in cases) == [2, 3]
+    found = bench.sweep(model, cases, [TAKE], 0, np.array([0.25, 0.5]))
+    mary, john = (model.tokenizer.convert_tokens_to_ids(each) for each in ("Mary", "John"))
+    for row, keep in zip((*found.values, found.plain), (0.25, 0.5, 1.0), strict=True):
+        wanted = []
+        for each in prompts:
+            with model.edit(hw.edit_from_dict(TAKE | {"keep": keep})):
+                known = model(each)[0, -1].double().log_softmax(-1)
+            wanted.append(float(known[mary] - known[john]))
+        assert sorted(row) == pytest.approx(sorted(wanted), abs=1e-4)
 
 
 def test_the_interval_of_a_sweep_is_that_of_the_mean():

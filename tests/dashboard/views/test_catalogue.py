@@ -147,11 +147,12 @@ class TestOfTheSmallModel:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("offered")
-def test_every_form_opens():
-    app = opened("catalogue", prompt=PROMPT)
+@pytest.mark.parametrize("model", ["tasks-4l", "honest-2l", "vit-digits", "clip-digits", "vlm-digits"])
+def test_every_form_opens(model):
+    app = opened("catalogue", model=model)
     for name in listed():
-        app.button(key=f"choose-{name}").click().run()
+        app.session_state["headwater"].put("catalogue.analysis", name)
+        app.run()
         assert not app.exception, name
+        assert entry(name).question in [each.value.replace("\\", "") for each in app.subheader], name
         assert all("needed" in each.value or "missing" in each.value for each in app.error), name
-        app.button(key="all-analyses").click().run()
