@@ -11,7 +11,9 @@ from headwater.lens.errors import HeadwaterError
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m headwater.dashboard", description=run.__doc__)
-    parser.add_argument("model", nargs="?", help="a folder, a hub id or an embedded model")
+    parser.add_argument(
+        "model", nargs="*", help="a folder, a hub id, an embedded model, or the file of a record"
+    )
     parser.add_argument("--prompt", help="the text to begin with")
     parser.add_argument("--port", type=int, help="first port to try")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; only loopback is private")

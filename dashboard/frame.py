@@ -103,6 +103,9 @@ def tell(state: State) -> None:
 def _measure(state: State, plain_run: runs.Run, other: runs.Run | None) -> None:
     """What is measured, its value in the runs, and a place to change it."""
     chosen = measure.of(state, plain_run)
+    if chosen.kind == "none":
+        st.markdown("No measure: a record holds no answer.")
+        return
     with st.popover(plain(f"Measure: {chosen.label}"), icon=":material/straighten:"):
         offered = measure.kinds(plain_run)
         bound.choice(
@@ -182,10 +185,10 @@ def _second(state: State, plain_run: runs.Run) -> None:
                 area=True,
                 then=_take_text,
             )
-        names = models.offered()
+        names = [name for name in models.offered() if models.is_record(name) or not plain_run.of_record]
         bound.choice(
-            state, "compare.model", "Another model for run B", ["the same", *names], state.b_model or "the same",
-            then=_take_model,
+            state, "compare.model", "Another record for run B" if plain_run.of_record else "Another model for run B",
+            ["the same", *names], state.b_model or "the same", then=_take_model,
         )  # fmt: skip
         if parts and st.button("Run A alone", key="no-b"):
             state.edits, state.b_text, state.b_model, state.shown = [], None, None, "a"

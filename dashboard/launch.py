@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import webbrowser
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ PORTS_TRIED = 100
 
 
 def run(
-    model: str | None = None,
+    model: str | Sequence[str] | None = None,
     port: int | None = None,
     host: str = "127.0.0.1",
     open_browser: bool = False,
@@ -25,19 +26,22 @@ def run(
 ) -> None:
     """Serve the dashboard on ``model`` until interrupted.
 
-    ``model`` is what ``headwater.load`` takes by name; it is loaded before the server starts, so that a wrong name
-    is an error here. Without one it is smollm2-135m, or tasks-4l where that was not added. Pages offer it, the embedded
-    models and the added ones, no others; it begins with ``prompt``. A taken ``port`` gives way to the next free one.
+    ``model`` is what ``headwater.load`` takes by name, or the file of a saved record, or several of these, of which
+    the first is shown first; each is opened before the server starts, so that a wrong name is an error here. Without
+    one it is smollm2-135m, or tasks-4l where that was not added. Pages offer these, the embedded models and the added
+    ones, no others; it begins with ``prompt``. A taken ``port`` gives way to the next free one.
     Only a loopback ``host`` is private; any other is served with a printed warning.
     """
     import streamlit  # noqa: F401 - a missing extra is told before a model is loaded
 
     from headwater.dashboard.running import models
 
-    if model is None:
+    given = [model] if isinstance(model, str) else list(model or ())
+    if not given:
         models.open_first()
-    else:
-        models.resident(models.allow(model)[0])
+    for each in reversed(given):  # the last to be allowed is shown first
+        name = models.allow(each)[0]
+        models.record(name) if models.is_record(name) else models.resident(name)
     models.begin_with(prompt)
     if not is_loopback(host):
         print(

@@ -24,6 +24,9 @@ OWN = "a picture of your own"
 def draw(state: State, page: str) -> None:
     menu(state, page)
     bound.choice(state, "model", "Model", models.offered(), state.model, then=_another_model)
+    if models.is_record(state.model):
+        _record(state, page)
+        return
     with st.spinner("Loading the model …"):
         model = models.resident(state.model)
     inputs.fill(state, model)
@@ -36,7 +39,7 @@ def draw(state: State, page: str) -> None:
         )  # fmt: skip
     part = model.part(state.part) if state.part in model.parts and state.part != model.part_name else model
     state.part = "" if part is model else state.part
-    if not (page in pages.OF_SHOWN and state.shown == "b" and state.b_model is not None):
+    if not _shows_another(state, page):
         state.fit(part.layers, part.n_heads)
     if what.text:
         _text(state, model)
@@ -53,6 +56,28 @@ def draw(state: State, page: str) -> None:
     )
     if model.unread:
         st.caption(plain(f"No map covers: {'; '.join(model.unread)}."))
+
+
+def _shows_another(state: State, page: str) -> bool:
+    """Whether the page shows heads of the model of run B, which may have others."""
+    return page in pages.OF_SHOWN and state.shown == "b" and state.b_model is not None
+
+
+def _record(state: State, page: str) -> None:
+    """A record in the place of a model: its parts, and what it is of."""
+    found = models.record(state.model)
+    if found.parts:
+        bound.choice(
+            state, "part", "Part", ["", *found.parts], show=lambda name: name or "the main part", then=_another_part,
+            help="whose attention is shown",
+        )  # fmt: skip
+    state.part = state.part if state.part in found.parts else ""
+    part = found.part(state.part) if state.part else found
+    if not _shows_another(state, page):
+        state.fit(part.layers, part.n_heads)
+    of = models.model_of_record(state.model) or "an unnamed model"
+    sizes = f"{len(part.layers)} layers × {part.n_heads} heads, {len(part.strings[0])} tokens"
+    st.caption(plain(f"The record of a run of {of}: {sizes}"))
 
 
 def menu(state: State, page: str) -> None:

@@ -11,6 +11,7 @@ import streamlit as st
 from headwater.analyses._catalogue.catalogue import Entry, entry
 from headwater.analyses._catalogue.settings import Setting
 from headwater.dashboard import pages
+from headwater.dashboard.parts import records
 from headwater.dashboard.parts.circuits import choose_corrupt
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import catalogue, jobs
@@ -29,14 +30,15 @@ NONE = "none"
 ACROSS = 3  # fields of a form side by side
 
 
-def draw_list(state: State) -> None:
-    """All analyses under their questions, those that a search leaves."""
+def draw_list(state: State, of_record: bool) -> None:
+    """All analyses under their questions, those that a search leaves; `of_record`: those that need a record alone."""
     search = bound.text(
         state, SEARCH, "Search", "", placeholder="a word of a name, a question, a unit or a source"
     )
-    found = catalogue.by_question(search)
+    found = catalogue.by_question(search, of_record)
     count = sum(map(len, found.values()))
-    st.caption(f"{count} analyses" if count else "No analysis says that; try another word.")
+    told = " that need a record alone; the others run the model" if of_record else ""
+    st.caption(f"{count} analyses{told}" if count else "No analysis says that; try another word.")
     for question, rows in found.items():
         with st.expander(plain(f"{question} ({len(rows)})"), expanded=bool(search.strip())):
             for each in rows:
@@ -66,6 +68,9 @@ def draw_entry(state: State, run: Run, chosen: Measure, asked: Entry) -> None:
     if asked.inputs == "circuits":
         st.info("It compares two circuits; the page Circuits does that under Overlap.")
         st.page_link(pages.page("circuits"), query_params=to_address(state))
+        return
+    if run.of_record and asked.inputs != "record":
+        records.draw_needs(run.name, asked.name)
         return
     corrupt = choose_corrupt(state, chosen) if asked.inputs == "model+pairs" else None
     filled = catalogue.of_measure(asked, chosen)

@@ -31,13 +31,13 @@ SCORES = {"sink": "Attention to the first token", **{name: each[0] for name, eac
 
 def draw_told(one: Run, other: Run, chosen: Measure, places: Aligned) -> None:
     """The measure of both, and what does not belong together."""
-    values = [chosen.value(run) for run in (one, other)]
+    values = [] if chosen.kind == "none" else [chosen.value(run) for run in (one, other)]
     with st.container(horizontal=True):
-        for name, value in zip("AB", values, strict=True):
+        for name, value in zip("AB", values, strict=False):
             st.metric(
                 f"{name}: {plain(chosen.label)}", "none" if value is None else f"{value:.4g} {chosen.unit}"
             )
-        if None not in values:
+        if values and None not in values:
             st.metric("B − A", f"{values[1] - values[0]:+.4g} {chosen.unit}")  # type: ignore[operator]
     if told := compare.shapes(one, other):
         st.info(plain(told + "."))

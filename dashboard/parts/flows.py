@@ -15,6 +15,7 @@ from headwater.dashboard import pages, tables
 from headwater.dashboard.charts import flow as figures
 from headwater.dashboard.figures.labels import escaped
 from headwater.dashboard.figures.names import grid_of
+from headwater.dashboard.parts import records
 from headwater.dashboard.parts.job import fitting, wait
 from headwater.dashboard.parts.token_choice import choose_token
 from headwater.dashboard.running import flows, picture
@@ -46,7 +47,7 @@ def choose(state: State, run: Run) -> tuple[int, list[str], dict[str, Any]]:
             state,
             "flow.methods",
             "Methods",
-            list(METHODS),
+            flows.methods_of(run),
             flows.methods_at_first(run),
             show=METHODS.__getitem__,
         )
@@ -224,7 +225,10 @@ def draw_belief(state: State, run: Run, measure: Measure, rows: Rows) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Does the answer depend on them?")
-        _faithfulness(state, run, measure, rows)
+        if run.of_record:
+            records.draw_needs(run.name, "whether the answer depends on them")
+        else:
+            _faithfulness(state, run, measure, rows)
     with right:
         st.subheader("Do the methods agree?")
         found = flows.agreement(list(rows.values()))

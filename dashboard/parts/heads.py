@@ -152,7 +152,7 @@ def draw_actions(state: State, run: Run) -> None:
         st.markdown(
             plain(f"Pinned: {', '.join(pins)}" if pins else "No head is pinned: Shift-click pins one.")
         )
-    if pins:
+    if pins and not run.of_record:
         _draw_removal(state, run, pins)
 
 

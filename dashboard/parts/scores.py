@@ -60,6 +60,8 @@ def found(
 
 
 def has_roles(run: Run) -> bool:
+    if run.of_record:
+        return False
     model = models.resident(run.name)
     texts = model.causal and model.tokenizer is not None and run.similarity is None
     return texts and not model.is_encoder_decoder and not run.part

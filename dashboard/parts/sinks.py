@@ -144,7 +144,7 @@ def draw_heads(
 
 def _redistribute(state: State, run: Run, keys: Sequence[int], heads: list[str], named: str) -> None:
     """One button: run B gives most of what these heads put on the sink to other tokens."""
-    fits = run.name == state.model
+    fits = run.name == state.model and not run.of_record
     if st.button(
         "Redistribute this", key="redistribute", type="primary", disabled=not heads or not fits,
         icon=":material/alt_route:", width="stretch",
@@ -153,7 +153,7 @@ def _redistribute(state: State, run: Run, keys: Sequence[int], heads: list[str],
         state.shown = "b"
         st.switch_page(pages.page("edit"), query_params=to_address(state))
     if not fits:
-        st.caption("Edits are of the model of run A.")
+        st.caption("A record can not be edited." if run.of_record else "Edits are of the model of run A.")
     elif heads:
         told = f"run B: {1 - sinks.KEEP:.0%} of what {len(heads)} heads give to {named} goes to other tokens"
         st.caption(plain(told))

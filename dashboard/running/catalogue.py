@@ -32,8 +32,9 @@ from headwater.lens.errors import AnalysisError, HeadwaterError
 CIRCUIT = ("pairs", "graph")  # second parameters that take clean and corrupt prompts as one list of pairs
 
 
-def by_question(search: str = "") -> dict[str, list[Listed]]:
-    """The analyses in which every word of the search stands, under the questions of their rooms."""
+def by_question(search: str = "", of_record: bool = False) -> dict[str, list[Listed]]:
+    """The analyses in which every word of the search stands, under the questions of their rooms; `of_record`: those
+    that need a record alone."""
     words = search.lower().split()
     found = {}
     for room, question in room_questions().items():
@@ -42,7 +43,11 @@ def by_question(search: str = "") -> dict[str, list[Listed]]:
             said = " ".join(
                 (each.name.replace("_", " "), each.name, each.question, each.unit, each.paper, question)
             )
-            if each.room == room and all(word in said.lower() for word in words):
+            if (
+                each.room == room
+                and all(word in said.lower() for word in words)
+                and (not of_record or each.inputs == "record")
+            ):
                 rows.append(each)
         if rows:
             found[question] = rows
@@ -123,7 +128,10 @@ def ask(
     state: State, run: Run, chosen: Measure, entry: Entry, given: Mapping[str, Any], corrupt: Any = None
 ) -> Any:
     """The result on the run's input, with the run's edits in force."""
-    model, settings = runs.model_of(state, run), dict(given)
+    settings = dict(given)
+    if run.of_record and entry.inputs == "record":
+        return entry.function(run.record, **settings)
+    model = runs.model_of(state, run)
     if takes_loss(entry) and chosen.loss is not None:
         settings["loss"] = chosen.loss
     with runs.editing(run):

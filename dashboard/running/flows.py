@@ -69,7 +69,12 @@ class Row:
 
 def methods_at_first(run: Run) -> list[str]:
     """Those that are chosen before anybody chooses; slow ones on short texts alone."""
-    return [name for name in FIRST if len(run.keys) <= LONG or name not in SLOW]
+    return [name for name in FIRST if name in methods_of(run) and (len(run.keys) <= LONG or name not in SLOW)]
+
+
+def methods_of(run: Run) -> list[str]:
+    """All methods; of a record those that need no model."""
+    return list(OF_RECORD) if run.of_record else list(METHODS)
 
 
 def query_at_first(run: Run) -> int:
@@ -91,7 +96,7 @@ def of_model(
     state: State, run: Run, measure: Measure, methods: Sequence[str], query: int, settings: Mapping[str, Any]
 ) -> dict[str, Row | str]:
     """Rows by method, or the line that says why there is none; the edits of the run are in force."""
-    model, found = model_of(state, run), {}
+    model, found = None if run.of_record else model_of(state, run), {}
     with editing(run):
         for method in progress(methods, desc="methods", unit="method"):
             try:
@@ -102,14 +107,14 @@ def of_model(
 
 
 def _of_model(
-    model: hw.HookedModel,
+    model: hw.HookedModel | None,
     run: Run,
     measure: Measure,
     method: str,
     query: int,
     settings: Mapping[str, Any],
 ) -> Row:
-    if method in OF_RECORD:
+    if method in OF_RECORD or model is None:
         return of_record(run, method, query, settings)
     analysis = entry(method)
     asked = _asked(measure, run, analysis)

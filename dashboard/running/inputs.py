@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import headwater as hw
@@ -74,6 +74,24 @@ def given(state: State, model: hw.HookedModel, text: str | None = None) -> Input
         return Input(text, (text, "", ""))
     example = hw.Example(text=text or None, image=shown, decoder=decoder or None)
     return Input(example, (text, state.picture if shown is not None else "", decoder))
+
+
+def given_to_b(state: State, name: str, model: hw.HookedModel) -> Input:
+    """The input of run B, for the model `name`. PromptError where that reads what run A has none of."""
+    if state.b_model is None:
+        return given(state, model, state.b_text)
+    what, text = reads(model), state.text if state.b_text is None else state.b_text
+    told = None
+    if what.text and not text and not what.picture:
+        told = "reads texts, and run A is of a picture alone; give run B a model that reads pictures"
+    elif what.picture and not state.picture and not (what.text and model.has_lm_head and text):
+        told = "reads pictures, and run A is of a text; give run B a model that reads texts"
+    if told is not None:
+        raise PromptError(f"{name} {told}, or choose {name} at the left")
+    found = given(state, model, state.b_text)
+    # samples of two models may have one name and be two pictures
+    picture = f"{found.key[1]} of {state.model}" if found.key[1] else ""
+    return replace(found, key=(found.key[0], picture, found.key[2]))
 
 
 def image_of(state: State) -> Any:

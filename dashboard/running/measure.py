@@ -28,8 +28,9 @@ KINDS = {
     "loss": "mean loss of the text's own tokens",
     "match": "similarity of the text and the picture",
     "likeness": "likeness to the plain run",
+    "none": "nothing: a record holds no answer",
 }
-UNITS = {"probability": "", "match": "", "likeness": "cosine"}  # the others are in nats
+UNITS = {"probability": "", "match": "", "likeness": "cosine", "none": ""}  # the others are in nats
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def kinds(run: Run) -> list[str]:
     found = ["difference", "log_probability", "probability"] if run.logits.size > 1 else []
     found += ["match"] if run.similarity is not None else []
     found += ["loss"] if run.loss is not None else []
-    return found + (["likeness"] if run.hidden.size else [])
+    found += ["likeness"] if run.hidden.size else []
+    return ["none"] if run.of_record else found
 
 
 def likeliest(run: Run, count: int = 10) -> list[int]:

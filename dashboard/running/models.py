@@ -1,35 +1,48 @@
-"""The models that the dashboard offers, and those that are held in memory.
+"""The models and saved records that the dashboard offers, and those that are held in memory.
 
 Nobody changes a held model: edits travel with the call that runs under them.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import headwater as hw
 from headwater.dashboard.running.held import held
-from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.errors import HeadwaterError, ModelError, RecordError
 from headwater.lens.models.embedded import embedded
 from headwater.lens.trained.registry import TRAINED, bytes_on_disk, is_added
 
 FIRST_MODEL, FALLBACK = "smollm2-135m", "tasks-4l"
 READ = ("text", "pictures")  # what the dashboard can give a model
 _given: dict[str, str] = {}
+_records: dict[str, tuple[tuple[int, int], hw.Record]] = {}  # size and time of its file, and the record
+_records_lock = threading.Lock()
 _prompts: dict[str, str] = {}  # what a model begins with, where the user said it
 
 
 def allow(model: str | None) -> list[str]:
     """Offer `model` besides the embedded and added ones; gives the names offered, the one to be shown first.
 
-    A folder is offered under its own name, so that no path stands in an address.
+    A folder, or the file of a record, is offered under its own name, so that no path stands in an address, and no
+    address names a file that was not given here.
     """
     if model:
-        folder = Path(model).expanduser()
-        _given[folder.resolve().name if folder.is_dir() else model] = model
+        path = Path(model).expanduser()
+        name = path.resolve().name if path.exists() else model
+        if name in _given and path.is_file() and source(name) != str(path.resolve()):
+            name = f"{path.resolve().parent.name}/{name}"
+        _given[name] = model
     return offered()
+
+
+def is_record(name: str) -> bool:
+    """Whether what is offered under a name is the file of a record, and no model."""
+    return name in _given and Path(_given[name]).expanduser().is_file()
 
 
 def offered() -> list[str]:
@@ -67,10 +80,10 @@ def prompt_of(name: str) -> str | None:
 
 
 def source(name: str) -> str:
-    """What `headwater.load` takes for a model offered as `name`, from any folder: a folder by its whole path."""
+    """What `headwater.load` takes for a model offered as `name`, from any folder: a path in full."""
     given = _given.get(name, name)
-    folder = Path(given).expanduser()
-    return str(folder.resolve()) if name in _given and folder.is_dir() else given
+    path = Path(given).expanduser()
+    return str(path.resolve()) if name in _given and path.exists() else given
 
 
 def weights_on_disk(name: str) -> int | None:
@@ -84,8 +97,43 @@ def weights_on_disk(name: str) -> int | None:
 
 
 def resident(name: str) -> hw.HookedModel:
-    """The model, loaded once for all sessions."""
+    """The model, loaded once for all sessions. ModelError for a record, which holds none."""
+    if is_record(name):
+        raise ModelError(f"{name} is the record of a run and holds no model, which this needs")
     return held(name, lambda: hw.load(source(name)))
+
+
+def record(name: str) -> hw.Record:
+    """The record that is offered under a name. RecordError for a file that is none, or that is gone."""
+    return _opened_record(name)[1]
+
+
+def record_key(name: str) -> tuple[str, ...]:
+    """What tells a record from one that stands in its place later."""
+    return "record", source(name), *map(str, _opened_record(name)[0])
+
+
+def model_of_record(name: str) -> str:
+    """The model that a record is of, as it says itself; "" where it does not."""
+    return str(record(name).provenance.get("model", ""))[:100]
+
+
+def offered_model_of(name: str) -> str | None:
+    """The model of a record, where it is offered here."""
+    return found if (found := model_of_record(name)) in offered() else None
+
+
+def _opened_record(name: str) -> tuple[tuple[int, int], hw.Record]:
+    path = Path(source(name))
+    with _records_lock:
+        try:
+            about = os.stat(path)
+        except OSError as error:
+            raise RecordError(f"the record {name} can not be read any more: {error.strerror}") from None
+        state = about.st_size, about.st_mtime_ns
+        if name not in _records or _records[name][0] != state:
+            _records[name] = state, hw.Record.open(path)
+        return _records[name]
 
 
 @dataclass(frozen=True)

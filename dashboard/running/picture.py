@@ -23,6 +23,8 @@ def grid(run: Run) -> tuple[int, int, int] | None:
 
 def pixels(run: Run) -> np.ndarray | None:
     """The picture as the model saw it, [channel, row, column]; None of a film or of several pictures."""
+    if run.of_record:  # it holds the places of patches and no picture
+        return None
     tokens = resident(run.name).to_tokens(run.example)
     found = getattr(tokens, "more", {}).get("pixel_values", tokens)
     found = torch.as_tensor(found).detach().float().cpu()

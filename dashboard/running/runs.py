@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,10 +22,10 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 import headwater as hw
 from headwater.analyses._prompts.examples import outputs_of
 from headwater.dashboard.running import jobs
-from headwater.dashboard.running.inputs import Input, given
+from headwater.dashboard.running.inputs import Input, given, given_to_b
 from headwater.dashboard.running.jobs import Lane, quick
 from headwater.dashboard.running.kept import Kept
-from headwater.dashboard.running.models import resident
+from headwater.dashboard.running.models import is_record, record, record_key, resident
 from headwater.dashboard.state.state import State
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import EditError, HeadwaterError, ModelError
@@ -71,6 +71,11 @@ class Run:
     def identity(self) -> tuple[Any, ...]:
         """What tells its results from those of other runs."""
         return self.name, self.key, self.part, self.edits
+
+    @property
+    def of_record(self) -> bool:
+        """Whether it is a record from a file, whose model is not there."""
+        return self.key[0] == "record" and len(self.key) == 4
 
     @property
     def queries(self) -> list[str]:
@@ -145,7 +150,9 @@ def later() -> Iterator[None]:
 
 
 def a(state: State) -> Run:
-    """The model on the input as it is."""
+    """The model on the input as it is, or a record."""
+    if is_record(state.model):
+        return _of_record(state.model, state.part)
     return _run(state.model, given(state, resident(state.model)), state.part, "[]", "run A")
 
 
@@ -154,7 +161,11 @@ def b(state: State) -> Run | None:
     if not state.has_b():
         return None
     name = state.b_model or state.model
-    what = given(state, resident(name), state.b_text)
+    if is_record(name):
+        if state.applied() or state.b_text is not None:
+            raise EditError(f"{name} is the record of a run, which neither edits nor another text change")
+        return _of_record(name, state.part)
+    what = given_to_b(state, name, resident(name))
     return _run(name, what, state.part, json.dumps(state.applied(), sort_keys=True), "run B")
 
 
@@ -173,6 +184,8 @@ def model_of(state: State, run: Run | None = None) -> hw.HookedModel:
 
 def editing(run: Run) -> AbstractContextManager[None]:
     """Inside, the edits of a run are on, each on its part of the model."""
+    if run.of_record:
+        return nullcontext()
     return edits_on_parts.editing(resident(run.name), edits_of(json.loads(run.edits)))
 
 
@@ -191,6 +204,14 @@ def edits_of(edits: Sequence[dict]) -> list[edits_on_parts.PartEdit]:
                 "headwater record --edits"
             )
     return [edits_on_parts.read(edit) for edit in edits]
+
+
+def _of_record(name: str, part: str) -> Run:
+    """A record as a run that gives no answer; of several texts the first."""
+    found, none = record(name), np.empty(0)
+    shown = found.part(part) if part else found
+    parts = ("", *found.parts)
+    return Run(name, record_key(name), "", "[]", part, shown, parts, none, (), None, None, none, None, None)
 
 
 def _run(name: str, what: Input, part: str, edits: str, called: str) -> Run:

@@ -65,6 +65,8 @@ NAMED = ("previous", "duplicate", "induction", "delimiter")  # roles that a head
 
 def effects_of(run: Run, measure: Measure) -> dict[str, Score]:
     """The ways to ask what a head does to the measure, the first the one to begin with."""
+    if measure.kind == "none":
+        return {}
     falls = f"fall of {measure.label}" if measure.better > 0 else f"rise of the {measure.label}"
     importance, direct = entry("head_importance"), entry("direct_logit_attribution")
     unit = measure.unit

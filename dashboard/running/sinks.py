@@ -117,12 +117,15 @@ class Recorded:
 def recorded(state: State, run: Run, keys: Sequence[int], limit: float, least: int) -> Recorded:
     """A second record of the run, with values and the residual stream, read by all rules; tokens that fewer than
     `least` queries see have no score."""
-    model = model_of(state, run)
     norms, columns, told = None, {}, []
-    with torch.no_grad(), editing(run):
-        record = model.record(
-            model.to_tokens(run.example), statistics=("received", "visible"), keep=("qkv", "residual")
-        )
+    if run.of_record:
+        record = run.record
+    else:
+        model = model_of(state, run)
+        with torch.no_grad(), editing(run):
+            record = model.record(
+                model.to_tokens(run.example), statistics=("received", "visible"), keep=("qkv", "residual")
+            )
     for rule in progress(RULES, desc="rules", unit="rule"):
         more = {"min_queries": least} | ({"threshold": limit} if rule in ("share", "gu") else {})
         try:

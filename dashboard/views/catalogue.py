@@ -20,7 +20,7 @@ if name is not None and not is_known(name):
     state.notices.append(f"No analysis is called {str(name)[:60]!r}.")
     name = None
 if name is None:
-    parts.draw_list(state)
+    parts.draw_list(state, run.of_record)
 else:
     parts.draw_entry(state, run, measure.of(state, first), entry(str(name)))
 parts.draw_pins(state)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from headwater.dashboard.parts import circuit_edge, circuits as parts
+from headwater.dashboard.parts import circuit_edge, circuits as parts, records
 from headwater.dashboard.running import measure, runs
 from headwater.dashboard.state import session
 from headwater.dashboard.widgets import plain
@@ -13,6 +13,9 @@ run = runs.shown(state)
 chosen = measure.of(state, plain_run)
 
 st.header("Circuits")
+if run.of_record:
+    records.draw_needs(run.name, "which heads work together")
+    st.stop()
 if state.shown == "difference":
     st.info("Two circuits are compared below, under Overlap; this is run A.")
 method, query = parts.choose_method(state, run)

@@ -5,14 +5,18 @@ from dataclasses import replace
 
 import streamlit as st
 
-from headwater.dashboard.parts import edit_form, edit_list, edit_results, edit_trials, saved
+from headwater.dashboard.parts import edit_form, edit_list, edit_results, edit_trials, records, saved
 from headwater.dashboard.running import measure as measures, runs
-from headwater.dashboard.running.models import resident
+from headwater.dashboard.running.models import is_record, resident
 from headwater.dashboard.state import session
 from headwater.dashboard.widgets import plain
 from headwater.lens.errors import HeadwaterError
 
 state = session.current()
+if is_record(state.model):
+    st.header("Edit")
+    records.draw_needs(state.model, "an edit")
+    st.stop()
 main = resident(state.model)
 model = runs.model_of(state)  # seen from the part that is shown, of which new edits are
 whole = replace(state, part="")

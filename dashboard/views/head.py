@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from headwater.dashboard.parts import attention, picture, reading
+from headwater.dashboard.parts import attention, picture, reading, records
 from headwater.dashboard.parts.token_choice import choose_token
 from headwater.dashboard.running import measure, runs
 from headwater.dashboard.state import bound, session
@@ -41,9 +41,13 @@ reading.draw_others(state, run)
 query = len(run.queries) - 1 if state.query is None else min(state.query, len(run.queries) - 1)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     choose_token(state, "query", "Token that looks", run.queries, query, width=260)
-    reading.draw_cell(state, run, query)
+    if not run.of_record:
+        reading.draw_cell(state, run, query)
 reading.draw_row(state, run, query)
 picture.draw(state, run, query)
-reading.draw_why(state, run, query)
-reading.draw_writes(state, run, measure.of(state, one))
-reading.draw_typical(state, run)
+if run.of_record:
+    records.draw_needs(run.name, "why it looks there, what it writes, and whether it is typical")
+else:
+    reading.draw_why(state, run, query)
+    reading.draw_writes(state, run, measure.of(state, one))
+    reading.draw_typical(state, run)

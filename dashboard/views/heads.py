@@ -12,7 +12,7 @@ state = session.current()
 first, run = runs.a(state), runs.shown(state)
 other = runs.b(state) if state.shown != "a" else None
 chosen = measure.of(state, first)
-comparable = other is not None and chosen.value(other) is not None
+comparable = other is not None and (chosen.kind == "none" or chosen.value(other) is not None)
 change = (
     state.shown == "difference" and other is not None and comparable
     and (other.layers, other.n_heads) == (first.layers, first.n_heads)
@@ -22,7 +22,7 @@ st.header("Heads")
 if state.shown == "difference" and not change:
     st.info("Runs A and B have other heads or other answers, so there is no difference; this is run A.")
 if run is other and not comparable:
-    st.info("Run B has other answers than the measure, so effects are left out.")
+    st.info("Run B has other answers than the measure, or none, so effects are left out.")
 offered = scores.offered(run, chosen, parts.has_roles(run))
 if run is other and not comparable:
     offered = {name: score for name, score in offered.items() if score.source != "effect"}
@@ -60,9 +60,10 @@ if not over and sets and (mine := effects.set_of(run.name, state.text, runs.mode
     st.caption(
         plain(f"This prompt is an example of {words}: “Effects over {words}” gives means and intervals.")
     )
+columns = [*effect_names, *(["role"] if parts.has_roles(run) else [])]
 beside = bound.several(
-    state, "heads.columns", "Columns of the table", [*effect_names, "role"],
-    [each for each in ("ablation", "gradient", "direct", "role") if each in [*effect_names, "role"]],
+    state, "heads.columns", "Columns of the table", columns,
+    [each for each in ("ablation", "gradient", "direct", "role") if each in columns],
     show=lambda each: parts.BRIEF.get(str(each), str(each)),
 )  # fmt: skip
 wanted: list[str] = [
@@ -99,12 +100,16 @@ with right:
 heads.draw_actions(state, run)
 
 frame = parts.ranked(there, run)
-st.subheader("Heads by their effect" + (", B − A" if change else ""))
+st.subheader(("Heads by their effect" if effect_names else "Heads") + (", B − A" if change else ""))
 said = parts.agree(there)
 count = (
     f"Means and 95 % intervals over {effects.EXAMPLES} examples of {over.replace('_', ' ')}. " if over else ""
 )
-told = f"{count}Ranked by size; above 0 the head helps {chosen.label}."
+told = (
+    f"{count}Ranked by size; above 0 the head helps {chosen.label}."
+    if effect_names
+    else "Ranked by their share on the sink."
+)
 st.caption(plain(told + (f" Rank agreement (Spearman): {'; '.join(said)}." if said else "")))
 heads.draw_table(state, frame, offered)
 

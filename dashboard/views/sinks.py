@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from headwater.dashboard.parts import sinks as parts
+from headwater.dashboard.parts import records, sinks as parts
 from headwater.dashboard.parts.reading import same_tokens
 from headwater.dashboard.running import runs, sinks
 from headwater.dashboard.state import session
@@ -26,6 +26,9 @@ keys, limit, least = parts.choose(state, run, found)
 parts.draw_map(state, run, found, other, keys, limit, least)
 parts.draw_heads(state, run, found, other, keys, limit)
 parts.draw_recorded(state, run, found, keys, limit, least)
-parts.draw_contribution(state, run, keys)
-parts.draw_generated(state, run, keys)
+if run.of_record:
+    records.draw_needs(run.name, "what the sink carries, and the sink over generated text")
+else:
+    parts.draw_contribution(state, run, keys)
+    parts.draw_generated(state, run, keys)
 parts.draw_family(state)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from headwater.dashboard.parts import cards
+from headwater.dashboard.parts import cards, records
 from headwater.dashboard.running import measure, models, runs
 from headwater.dashboard.state import session
 
@@ -11,9 +11,16 @@ run = runs.a(state)
 chosen = measure.of(state, run)
 
 st.header("Where to begin")
-st.caption(cards.fits(models.resident(state.model), chosen))
-for column, card in zip(st.columns(3, gap="medium"), (cards.heads, cards.sinks, cards.edit), strict=True):
-    with column, st.container(border=True):
-        card(state, run, chosen)
+if run.of_record:
+    records.draw_about(run.name)
+    with st.columns(2, gap="medium")[0], st.container(border=True):
+        cards.sinks(state, run, chosen)
+    records.draw_needs(run.name, "what each head is worth and what changes without the sink")
+else:
+    st.caption(cards.fits(models.resident(state.model), chosen))
+    shown = (cards.heads, cards.sinks, cards.edit)
+    for column, card in zip(st.columns(3, gap="medium"), shown, strict=True):
+        with column, st.container(border=True):
+            card(state, run, chosen)
 cards.own_model()
 cards.recent(state)

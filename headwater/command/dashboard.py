@@ -13,9 +13,10 @@ from headwater.command.waiting import extra
 
 def dashboard(
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            help="Model to open; smollm2-135m, or else an embedded one, if left out.",
+            help="Models, or files of records, to open; the first is shown first. smollm2-135m, or else an embedded "
+            "model, if left out.",
             autocompletion=completion.models,
         ),
     ] = None,

@@ -9,7 +9,7 @@ from opened_app import opened, settled
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import headwater as hw
-from headwater.dashboard.running import flows, head as of_head, measure, models, runs
+from headwater.dashboard.running import flows, head as of_head, inputs, measure, models, runs
 from headwater.dashboard.state.state import State
 from headwater.lens.errors import AnalysisError
 
@@ -91,3 +91,29 @@ def test_a_run_b_that_can_not_be_made_leaves_run_a(deeper, page):
     )
     assert not app.error
     assert any("Run B can not be made" in each.value for each in app.warning)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("vit-digits", "tasks-4l", "reads texts, and run A is of a picture alone"),
+        ("tasks-4l", "vit-digits", "reads pictures, and run A is of a text"),
+    ],
+)
+def test_a_model_that_reads_something_else_is_told_and_what_to_do(first, second, words):
+    app = opened("heads", model=first, b_model=second, shown="b")
+    assert not app.error
+    assert words in app.warning[0].value.replace("\\", "")
+
+
+def test_a_sample_of_one_models_is_no_sample_of_another_of_that_name():
+    state = State("clip-digits", b_model="vit-digits")
+    inputs.fill(state, models.resident("clip-digits"))
+    other = runs.b(state)
+    assert other is not None
+    np.testing.assert_allclose(
+        other.logits,
+        models.resident("vit-digits")(hw.Example(image=inputs.image_of(state)))[0].double(),
+        atol=1e-6,
+    )
+    assert other.key[1] == f"{state.picture} of clip-digits"
