@@ -183,7 +183,7 @@ class Bench:
         self.do("first view", act)
 
     def to(self, name: str) -> None:
-        link = self.page.locator(".st-key-menu a").filter(has_text=re.compile(f"{name}$"))
+        link = self.page.locator(".st-key-menu a").filter(has_text=re.compile(f"{name}$")).first
 
         def act() -> None:
             link.click()

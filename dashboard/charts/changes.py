@@ -42,7 +42,7 @@ def loss_changes(a: np.ndarray, b: np.ndarray, tokens: Sequence[str], title: str
     """The change of each token's loss over a long text."""
     change = np.asarray(b, float) - np.asarray(a, float)
     line = go.Scatter(
-        x=np.arange(len(change)), y=change, mode="lines", line={"color": AFTER},
+        x0=0, dx=1, y=change.astype(np.float32), mode="lines", line={"color": AFTER},
         hovertemplate="token %{x}: %{y:+.4g} nats<extra></extra>",
     )  # fmt: skip
     figure = go.Figure(line)

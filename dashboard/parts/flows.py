@@ -26,7 +26,6 @@ from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.address import to_address
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import chart, clicked, numbers, plain, quoted
-from headwater.lens.errors import HeadwaterError
 
 MOST_TOKENS = 100  # of a strip; of longer inputs those with the most weight
 # on a phone the strips are wider than the page, and scroll
@@ -73,12 +72,15 @@ def rows_of(
     """The rows that are there so far, and whether these are all. What does not fit is said once, in one line; `name`
     is the run's."""
     found: dict[str, Row | str] = {}
-    for method in flows.QUICK:
-        if method in methods:
-            try:
-                found[method] = flows.of_record(run, method, query, settings)
-            except HeadwaterError as error:
-                found[method] = str(error)
+    same, whole = run.identity, True
+    if quick := tuple(m for m in flows.QUICK if m in methods):
+        rows = wait(
+            ("flow of the record", same, quick, query, tuple(settings.items())),
+            lambda: flows.of_records(run, quick, query, settings),
+            f"{len(quick)} methods of the maps, run {name}", model=run.name, lane="light", patience=1.0,
+        )  # fmt: skip
+        whole = rows is not None
+        found |= rows or {}
     asked = tuple(m for m in methods if m in flows.OF_ANSWER)
     if asked and not _explains(measure):
         st.info(
@@ -89,7 +91,6 @@ def rows_of(
         methods = [m for m in methods if m not in (*flows.OF_ANSWER, "relevance", "gradient_rollout")]
         asked = ()
     of_token = tuple(m for m in methods if m not in (*flows.QUICK, *flows.OF_ANSWER))
-    same, whole = run.identity, True
     for which, part in ((of_token, (query, tuple(settings.items()))), (asked, ())):
         if which:
             more = wait(

@@ -92,6 +92,19 @@ def of_record(run: Run, method: str, query: int, settings: Mapping[str, Any]) ->
     return _row(method, entry(method).function(run.record, queries=[query], **chosen))
 
 
+def of_records(
+    run: Run, methods: Sequence[str], query: int, settings: Mapping[str, Any]
+) -> dict[str, Row | str]:
+    """Rows of the record by method, or the line that says why there is none."""
+    found: dict[str, Row | str] = {}
+    for method in methods:
+        try:
+            found[method] = of_record(run, method, query, settings)
+        except HeadwaterError as error:
+            found[method] = str(error)
+    return found
+
+
 def of_model(
     state: State, run: Run, measure: Measure, methods: Sequence[str], query: int, settings: Mapping[str, Any]
 ) -> dict[str, Row | str]:

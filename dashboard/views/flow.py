@@ -20,9 +20,9 @@ if second is not None:
         other, _ = parts.rows_of(state, second, chosen, methods, query, settings, "B")
     else:
         st.info("Run B has other tokens, so that it can not be taken from run A: this is run A.")
-if not rows:
+if not methods:
     st.caption("Choose a method.")
-else:
+elif rows:
     parts.draw_strips(state, run, rows, query, other)
     parts.draw_methods(methods)
     parts.draw_pictures(state, run, rows, query)

@@ -32,10 +32,10 @@ run(sys.argv[1], int(sys.argv[2]), prompt=sys.argv[3])
 
 
 @contextmanager
-def started(model: str, port: int, workspace: Path, *more: str) -> Iterator[str]:
+def started(model: str, port: int, workspace: Path, *more: str, prompt: str = PROMPT) -> Iterator[str]:
     """Address of a dashboard started as a user starts it; it offers `more` models too, where these are given."""
-    begin = ["-c", SERVE, model, str(port), PROMPT, *more] if more else [
-        "-m", "headwater.dashboard", model, "--port", str(port), "--prompt", PROMPT
+    begin = ["-c", SERVE, model, str(port), prompt, *more] if more else [
+        "-m", "headwater.dashboard", model, "--port", str(port), "--prompt", prompt
     ]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, *begin],
