@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from headwater.analyses._prompts.examples import outputs_of
 from headwater.analyses._streams.between_layers import refuse_mixers
-from headwater.analyses._streams.frozen_norm import NormForm
+from headwater.analyses._streams.frozen_norm import NormForm, normed_of
 from headwater.lens.attention import backward_rules
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -307,8 +307,8 @@ class Passage(Run):
                     return None
                 streams = self.stream[:, None].expand(-1, len(group.names), -1, -1)
             norm = layer.block.norm1
-            normed = streams if norm is None else norm(streams)
-            return torch.einsum("brsd,rde->bsre", normed, weight.to(normed)) + bias.to(normed)
+            normed = normed_of(norm, streams)
+            return torch.einsum("brsd,rde->bsre", normed, weight.detach().to(normed)) + bias.to(normed)
 
         return function
 
@@ -320,8 +320,8 @@ class Passage(Run):
             if streams is None:
                 return None
             norm = layer.block.norm1
-            normed = streams if norm is None else norm(streams)
-            found = torch.einsum("brsd,dre->bsre", normed, weight.to(normed))
+            normed = normed_of(norm, streams)
+            found = torch.einsum("brsd,dre->bsre", normed, weight.detach().to(normed))
             return found if bias is None else found + bias.to(found)
 
         return function

@@ -1,11 +1,16 @@
-"""LayerNorm and RMSNorm with the scale of a run held fixed: linear maps, which act on each term of a sum."""
+"""LayerNorm and RMSNorm with the scale of a run held fixed: linear maps, which act on each term of a sum.
+
+And norms as they are, of streams so many that a backward pass computes them again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from headwater.lens.attention import backward_rules
 from headwater.lens.models import norms
 
 
@@ -54,3 +59,13 @@ class Norm:
         """The norm of vectors [batch, position, …, d_model], or [batch, …, d_model] after `at`."""
         inner = [1] * (x.dim() - self.deviation.dim())
         return self.linear(x) / self.deviation.reshape(*self.deviation.shape, *inner)
+
+
+def normed_of(norm: nn.Module | None, streams: Tensor) -> Tensor:
+    """What a norm gives for the streams of some inputs. Its steps are as large as these each, so that a backward pass
+    computes them again and does not keep them; rules of a backward pass must see them in the forward pass."""
+    if norm is None:
+        return streams
+    if not torch.is_grad_enabled() or backward_rules.current() is not None:
+        return norm(streams)
+    return checkpoint(norm, streams, use_reentrant=False, preserve_rng_state=False)
