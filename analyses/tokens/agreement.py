@@ -33,7 +33,7 @@ from headwater.analyses.tokens._sinks_aside import Without
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 
-Compared = Literal["kendall", "spearman", "pearson", "weighted_kendall", "top_k"]
+Compared = Literal["kendall", "spearman", "pearson", "weighted_kendall", "tau_ap_b", "top_k"]
 
 OF_SCIPY: dict[str, Callable[..., Any]] = {
     "kendall": stats.kendalltau,
@@ -72,9 +72,12 @@ def agreement(
 
     Each method gives one weight per input token for the prediction at `position`, as `blank_out` explains it, without
     class and register tokens. Of an encoder–decoder methods must weigh both sides; `raw_attention` then has the rows of
-    cross-attention and of the decoder's own. `by` is
-    "kendall" (τ-b), "spearman", "pearson", "weighted_kendall" or "top_k". "weighted_kendall" weighs an exchange of
+    cross-attention and of the decoder's own. `by` is "kendall" (τ-b), "spearman", "pearson", "weighted_kendall",
+    "tau_ap_b" or "top_k". "weighted_kendall" weighs an exchange of
     ranks r and s by `1/(r+1)^α + 1/(s+1)^α`, rank 0 being the largest weight; it is the mean over the two orders.
+    "tau_ap_b" is the average-precision correlation with ties, in which mistakes at the top weigh most: of each token
+    below the first ones of a list, the part of the tokens above it that the other list puts above it too; it is
+    `2·mean - 1`, and the mean over the two orders.
     "top_k" counts pairs of an item in the first k buckets of one list and an item in those of the other: 1 if the lists
     order them oppositely, 0.5 if exactly one list ties them; the result is `1 - 2·sum/#pairs`. A row of equal weights
     has no order: its agreement is NaN and is left out of the mean. `low` and `high` enclose 95 % of the means of
@@ -82,8 +85,8 @@ def agreement(
 
     Question: Do attribution methods agree on which tokens matter?
     Unit: correlation, from -1 (opposite order) to 1 (the same).
-    Source: Neely et al. 2022, arXiv:2205.04559; ties in top-k lists: Fagin et al. 2006; held to scipy and the authors'
-    code.
+    Source: Neely et al. 2022, arXiv:2205.04559; ties in top-k lists: Fagin et al. 2006; tau_ap_b: Urbano & Marrero
+    2017; held to scipy and the authors' code.
     Cost: each method once per text.
     Not for: faithfulness: methods can agree and all be wrong, or differ and each be right about something else.
 
@@ -133,10 +136,20 @@ def between(
     # scipy would give NaN as well, with a warning
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
+    if by == "tau_ap_b":
+        return (_precision_above(x, y) + _precision_above(y, x)) / 2
     options: dict[str, Any] = (
         {"weigher": lambda rank: (rank + 1.0) ** -alpha} if by == "weighted_kendall" else {}
     )
     return float(OF_SCIPY[by](x, y, **options).statistic)
+
+
+def _precision_above(x: np.ndarray, y: np.ndarray) -> float:
+    """2·mean - 1 of the part of the items above each one in y that x puts above it too; the first have none above."""
+    above = y[:, None] < y
+    count = above.sum(1)
+    shared = (above & (x[:, None] < x)).sum(1)
+    return float(2 * (shared[count > 0] / count[count > 0]).mean() - 1)
 
 
 def _top_k(x: np.ndarray, y: np.ndarray, k: float | None) -> float:

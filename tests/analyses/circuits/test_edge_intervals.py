@@ -44,6 +44,17 @@ def test_each_pair_by_itself_and_the_bootstrap(model, how, level, tmp_path, monk
     alone = [analyses.edge_attribution(model, [pair], **given) for pair in pairs()]
     picks = np.random.default_rng(3).integers(5, size=(200, 5))
     items = found.edges if level == "edge" else found.nodes
+    told = [about for about in items.values() if "score" in about]
+    every = np.array([json.loads(about["scores"]) for about in told])  # [edge or node, pair]
+    for part, share in json.loads(found.graph["stability"]).items():
+        number = max(1, int(float(part) * len(every)))
+        own, *others = (
+            set(sorted(range(len(every)), key=lambda n, mean=mean: -abs(mean[n]))[:number])
+            for mean in (every.mean(1), *(every[:, pick].mean(1) for pick in picks[:100]))
+        )
+        expected = np.mean([len(own & each) / len(own | each) for each in others])
+        assert share == pytest.approx(expected, abs=0.02)  # scores that are equal but for rounding
+    assert "stability" not in alone[0].graph
     checked = 0
     for name, about in items.items():
         if "score" not in about:

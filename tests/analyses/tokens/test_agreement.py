@@ -75,6 +75,31 @@ def test_correlations_by_hand(seed: int) -> None:
     assert between(x, y, "top_k", 9) == pytest.approx(kendall(x, y))  # the whole list without ties
 
 
+def precision_above(x: np.ndarray, y: np.ndarray) -> float:
+    """Of each item that something stands above in y: the part of these that x puts above it too."""
+    parts = []
+    for i in range(len(y)):
+        above = [j for j in range(len(y)) if y[j] > y[i]]
+        if above:
+            parts.append(sum(x[j] > x[i] for j in above) / len(above))
+    return 2 * sum(parts) / len(parts) - 1
+
+
+def test_average_precision_correlation_with_ties() -> None:
+    """Seen to fail with ties counted as agreement and with one order alone."""
+    draw = np.random.default_rng(0)
+    for size in (3, 8, 20):
+        x, y = draw.integers(0, 6, (2, size)).astype(float)
+        expected = (precision_above(x, y) + precision_above(y, x)) / 2
+        assert between(x, y, "tau_ap_b") == pytest.approx(expected)
+    assert between([3, 2, 1], [30, 20, 10], "tau_ap_b") == 1
+    assert between([3, 2, 1], [10, 20, 30], "tau_ap_b") == -1
+    # an exchange at the top costs more than one at the bottom
+    top, bottom = (between([4, 3, 2, 1], other, "tau_ap_b") for other in ([3, 4, 2, 1], [4, 3, 1, 2]))
+    assert top < bottom
+    assert np.isnan(between([1, 1], [1, 2], "tau_ap_b"))
+
+
 def test_closed_forms_of_top_k() -> None:
     up = np.arange(1.0, 11)
     assert between(up, up, "top_k", 3) == 1
