@@ -23,3 +23,7 @@ def test_every_method_stands_on_the_page_with_what_was_found() -> None:
             for found in table.values()
         ]
         assert f"| {method} | {' | '.join(cells)} |" in page
+    for method in ("EAP-IG inputs", "EAP", "information flow routes", "random"):
+        found = kept["smollm2-135m"]["indirect_object"][method]
+        line = "{:.2f} ({:.2f} to {:.2f}) / {:.2f}".format(*found["cmd"], found["cpr"][0])
+        assert f"| {method} | {line} |" in page
