@@ -25,6 +25,8 @@ COMPANIONS = {
     "read_circuit": "circuits.circuit_faithfulness",
     "write_circuit": "circuits.circuit_faithfulness",
     "inhibition_like": "circuits.repair",
+    "cross_pairs": "circuits.align_subspace",
+    "subspace_edits": "circuits.align_subspace",
     "offsets_edit": "heads.fit_offsets",
     "offset_controls": "heads.fit_offsets",
     "chair": "_measures.hallucination",

@@ -26,6 +26,7 @@ ANSWER, WRONG = 11, 23  # token ids
 SMALL: dict[str, Any] = {"draws": 10, "controls": 1, "sequences": 2, "length": 6}
 # settings by analysis, where the defaults are for larger models or need to be named
 SETTINGS: dict[str, dict[str, Any]] = {
+    "align_subspace": {"layers": 0, "steps": 1, "controls": 1},
     "agreement": {"methods": "raw_attention rollout"},
     "attention_knockout": {"routes": "image->answer", "length": 1},
     "attribution_truth": {"steps": 2},

@@ -1,0 +1,92 @@
+"""A planted linear model whose subspace is known: tokens are pairs (a, b), and the logits read both.
+
+Exchanging `a` alone gives (a of the source, b of the base); exchanging the whole vector gives the source's token.
+
+Seen to fail: the whole vector in the place of the learned part.
+"""
+
+from __future__ import annotations
+
+import planted_models
+import pytest
+import torch
+
+import headwater as hw
+from headwater import analyses
+from headwater.lens.errors import AnalysisError
+
+N = 3  # values of a and of b
+
+
+@pytest.fixture(scope="module")
+def model() -> hw.HookedModel:
+    stream = planted_models._Stream({"a": N, "b": N}, 1, 1, N * N, 4, [2**0.5])
+    a, b = (torch.eye(N)[each] for each in (torch.arange(N * N) // N, torch.arange(N * N) % N))
+    for part, rows in (("a", a), ("b", b)):
+        stream.embed(stream.model.transformer.wte, part, rows)
+        stream.model.lm_head.weight[:, stream.parts[part]] = 5 * rows
+    return hw.load(stream.model)
+
+
+def test_the_known_subspace_is_found_and_controls_fail(model) -> None:
+    sides = [(s, b) for s in range(N * N) for b in range(N * N) if s // N != b // N and s % N != b % N]
+    clean, corrupt = (torch.tensor([[each[n]] for each in sides]) for n in (0, 1))
+    labels = [N * (s // N) + b % N for s, b in sides]
+    found = analyses.align_subspace(
+        model, clean, corrupt, layers=[0], size=2, answer=labels, steps=120, rate=0.03, batch_size=40
+    )
+    assert found.accuracy.sel(by="learned").item() == 1
+    assert found.accuracy.sel(by="full").item() == 0  # it carries b too
+    assert found.accuracy.sel(by="none").item() == 0
+    assert found.accuracy.sel(by="random").item() < 0.5
+    basis = torch.from_numpy(found.basis.values[0])
+    torch.testing.assert_close(basis @ basis.T, torch.eye(2).double(), atol=1e-5, rtol=0)
+    # differences of values of a lie in the subspace, those of b outside
+    table = model.hf.transformer.wte.weight.detach().double()
+    for difference, least, most in ((table[0] - table[N], 0.9, 1.01), (table[0] - table[1], 0.0, 0.45)):
+        assert least <= float((basis @ difference).norm() / difference.norm()) <= most
+
+    edits = [
+        hw.edit_from_dict(each.to_dict()) for each in analyses.subspace_edits(model, found, "0", clean[:1])
+    ]
+    same = [n for n, s in enumerate(clean[:, 0].tolist()) if s == int(clean[0, 0])]
+    with model.edit(*edits):
+        assert model(corrupt[same])[:, -1].argmax(-1).tolist() == [labels[n] for n in same]
+
+
+def test_pairs_cross_the_names() -> None:
+    tasks = hw.load("tasks-4l")
+    examples = hw.prompt_set("indirect_object", n=12)
+    for variable in ("position", "answer"):
+        for pair in analyses.cross_pairs(tasks, examples, variable):
+            source = next(e for e in examples if pair.prompt in (e.prompt, e.corrupt))
+            base = next(e for e in examples if e.prompt == pair.corrupt)
+            told = source.answer if pair.prompt == source.prompt else source.wrong[0]
+            if variable == "answer":
+                assert pair.answer == told
+                continue
+            names = sorted((base.answer, base.wrong[0]), key=base.prompt.index)
+            others = sorted((source.answer, source.wrong[0]), key=lambda name: pair.prompt.index(name))
+            assert pair.answer == names[others.index(told)]
+            assert pair.wrong == (base.answer,) != (pair.answer,)
+
+
+def test_what_does_not_fit_is_refused(model) -> None:
+    ids = torch.tensor([[0], [4], [8], [1]])
+    for settings, told in (
+        ({"size": 13}, "size=13"),
+        ({"heads": "0.0"}, "what="),
+        ({"answer": None}, "no answers"),
+    ):
+        with pytest.raises(AnalysisError, match=told):
+            analyses.align_subspace(
+                model, ids, ids.flip(0), **{"answer": [1, 2, 3, 4], "steps": 1, **settings}
+            )
+    with pytest.raises(AnalysisError, match="too few"):
+        analyses.align_subspace(model, ids[:2], ids[2:], answer=[1, 2])
+    found = analyses.align_subspace(
+        model, ids, ids.flip(0), what="head", heads="0.0", answer=[1, 2, 3, 4], steps=1
+    )
+    assert found.basis.shape == (1, 1, model.d_value)
+    with pytest.raises(AnalysisError, match="heads have no edit"):
+        analyses.subspace_edits(model, found, "0.0", ids[:1])
