@@ -316,7 +316,7 @@ def run(subject: str, repeats: int, jobs: float) -> dict[str, Any]:
             args=["--no-sandbox", "--disable-dev-shm-usage"],
         )
         with served(subject, Path(folder)) as (url, server, log):
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             page.set_default_timeout(PATIENCE)
             bench = Bench(url, server, log, page, jobs)
             bench.listen()

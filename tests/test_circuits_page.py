@@ -1,7 +1,4 @@
-"""The table of CMD and CPR on the page of circuits is that of the kept results of benchmarks/circuits_mib.py.
-
-Seen to fail with one number of the page changed.
-"""
+"""The table of CMD and CPR on the page of circuits is that of the kept results of benchmarks/circuits_mib.py."""
 
 from __future__ import annotations
 

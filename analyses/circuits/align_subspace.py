@@ -145,7 +145,12 @@ class _Case:
     ) -> _Case:  # fmt: skip
         column = place_of(position, pairs.length, f"pair {pairs.places[0]}")
         seen = Swap(model, len(pairs.places), keep=[name])
-        seen.logits(pairs.clean, column)
+        seen.logits(pairs.clean, column if model.has_lm_head else None)
+        if seen.cache[name].shape[1] != pairs.length:
+            raise AnalysisError(
+                f"position counts the {pairs.length} tokens of a prompt, and the part {model.part_name!r} has "
+                f"{seen.cache[name].shape[1]} of its own; take the part that reads the prompt"
+            )
         source = seen.cache[name][:, column] if head is None else seen.cache[name][:, column, head]
         return cls(model, pairs.corrupt, source, labels, pairs.places, name, head, column)
 
@@ -161,7 +166,7 @@ class _Case:
         )
 
     def logits(self, basis: Tensor) -> Tensor:
-        """[pair, vocab] of the base prompts with the source's part in the span of the rows of `basis`."""
+        """[pair, token or class] of the base prompts with the source's part in the span of the rows of `basis`."""
         basis = basis.to(self.source)
 
         def exchange(x: Tensor, hook: Any) -> Tensor:
@@ -174,7 +179,8 @@ class _Case:
         swap = Swap(self.model, len(self.places), forward={self.name: exchange})
         with swap.on():
             found = hf(**inputs.arguments(self.model, as_tokens(self.base)))
-        return output_in(self.model, found)[:, self.column].float()
+        logits = output_in(self.model, found)
+        return (logits[:, self.column] if self.model.has_lm_head else logits).float()
 
 
 def _trained(

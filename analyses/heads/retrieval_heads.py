@@ -72,6 +72,8 @@ def retrieval_heads(
     >>> found.retrieval.shape, found.recall.dims, found.attrs["material"]
     ((4, 8), ('length', 'depth'), 'tokens')
     """
+    if model.read_only:
+        raise AnalysisError(f"the heads of {model.name} can not be masked while it writes: {model.read_only}")
     if not model.causal or model.is_encoder_decoder or not model.has_lm_head:
         raise AnalysisError(
             f"{model.name} writes no text behind a prompt; needle tests are for causal models"

@@ -1,7 +1,4 @@
-"""A page stands while its runs are made: the bar or its progress, Cancel, and what needs no run goes on.
-
-Seen to fail with runs made in the script, with one lane for all runs, and with a page that takes run A for run B.
-"""
+"""A page stands while its runs are made: the bar or its progress, Cancel, and what needs no run goes on."""
 
 from __future__ import annotations
 

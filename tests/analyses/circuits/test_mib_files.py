@@ -1,8 +1,4 @@
-"""Circuits in the files of the benchmark MIB: names and places held to the form as it is published, read back whole.
-
-Mutations seen to fail: destinations ordered head by head, `in_graph` not written, the MLP of a parallel block reading
-its own layer's heads, edges outside of the circuit kept, the size of cfg and of tensors not held, NaN let through.
-"""
+"""Circuits in the files of the benchmark MIB: names and places held to the form as it is published, read back whole."""
 
 from __future__ import annotations
 

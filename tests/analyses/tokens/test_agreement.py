@@ -86,7 +86,6 @@ def precision_above(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_average_precision_correlation_with_ties() -> None:
-    """Seen to fail with ties counted as agreement and with one order alone."""
     draw = np.random.default_rng(0)
     for size in (3, 8, 20):
         x, y = draw.integers(0, 6, (2, size)).astype(float)

@@ -1,6 +1,6 @@
 """Losses from the last hidden states equal those of all logits, by whichever architecture, and under edits.
 
-Seen to fail with blocks that leave out the pair across their border, and with a head that ran without its scale.
+Seen to fail with blocks that leave out the pair across their border.
 """
 
 from __future__ import annotations
