@@ -180,7 +180,7 @@ class _Case:
         with swap.on():
             found = hf(**inputs.arguments(self.model, as_tokens(self.base)))
         logits = output_in(self.model, found)
-        return (logits[:, self.column] if self.model.has_lm_head else logits).float()
+        return (logits[:, self.column] if logits.dim() == 3 else logits).float()
 
 
 def _trained(
