@@ -27,6 +27,7 @@ COMPANIONS = {
     "inhibition_like": "circuits.repair",
     "cross_pairs": "circuits.align_subspace",
     "subspace_edits": "circuits.align_subspace",
+    "score_parts": "heads.contrastive_qk",
     "offsets_edit": "heads.fit_offsets",
     "offset_controls": "heads.fit_offsets",
     "chair": "_measures.hallucination",

@@ -102,6 +102,11 @@ class Subject:
         return list(zip(*sides, strict=True))
 
 
+def _odd(valid: Tensor) -> Tensor:
+    """Whether a position is odd, 0 or 1 [batch, position]."""
+    return valid.long().cumsum(1) % 2
+
+
 def _other_middle(ids: Tensor) -> Tensor:
     """Another token in the middle of each text."""
     changed = ids.clone()
@@ -133,7 +138,10 @@ def call(asked: Entry, of: Subject) -> Any:
     """Run one analysis on one subject."""
     settings = settings_of(asked, of.model)
     if asked.inputs == "record":
-        return asked.function(of.record(asked.keep), **settings)
+        record = of.record(asked.keep)
+        if asked.name == "contrastive_qk":  # few texts repeat a token
+            settings |= {"labels": _odd(record.valid), "key_labels": _odd(record.key_axis.valid)}
+        return asked.function(record, **settings)
     if asked.inputs == "model":
         return asked.function(of.model, **settings)
     if asked.inputs == "circuits":
