@@ -50,7 +50,8 @@ def test_single_pairs(pairs: Callable, name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "PAIRS", 30)  # a few rows at a time
     before = torch.where(MASK.roll(1, 1) * MASK > 0, IDS.roll(1, 1), -1)
     before[:, 0] = -1
-    for feature, keys in ("token", IDS), ("previous", before):
+    cases: tuple[tuple[module.Feature, torch.Tensor], ...] = (("token", IDS), ("previous", before))
+    for feature, keys in cases:
         found = contrastive_qk(record, feature)
         for layer in record.layers:
             means, count = by_pairs(record, layer, IDS, keys)
