@@ -1,7 +1,7 @@
 """Attribution truth: a model in which first-order guesses are exact, correlations by scipy, and effects by hand.
 
 Mutations seen to fail: sizes taken of the effects alone, effects not redrawn with their guesses, the first answer asked
-of every pair.
+of every pair, the sets of the first pair taken for all, the effects of a set added up instead of run.
 """
 
 from __future__ import annotations
@@ -85,6 +85,62 @@ def test_one_pair_one_head_and_refusals(one_head: hw.HookedModel) -> None:
     assert single.per_pair.sizes["pair"] == 1
     with pytest.raises(AnalysisError, match="pair 0 has 3 clean and 2 corrupt tokens"):
         analyses.attribution_truth(one_head, [(torch.tensor([1, 2, 3]), torch.tensor([1, 2]))])
+
+
+def test_sets_of_edges_are_summed_and_run_for_each_pair_by_itself(pairs) -> None:
+    """Against the faithfulness of a circuit without them, by another way through the house."""
+    model = pairs("gpt2").model
+    known = [
+        [
+            [("embed", "logits"), ("0.1", "1.2.v")],
+            [("mlp.0", "logits")],
+            [("embed", "0.0.q"), ("0.0", "mlp.1")],
+        ],
+        [[("embed", "mlp.0"), ("mlp.0", "mlp.1")], [("0.1", "logits")]],
+    ]
+    found = analyses.attribution_truth(model, PAIRS, answer=["w8", "w3"], wrong="w20", known=known, steps=2)
+    for pair, sets in enumerate(known):
+        asked = {"answer": ["w8", "w3"][pair], "wrong": "w20"}
+        graph = analyses.edge_attribution(model, [PAIRS[pair]], steps=1, **asked)
+        for number, edges in enumerate(sets):
+            rest = graph.copy()
+            rest.remove_edges_from(edges)
+            told = analyses.circuit_faithfulness(model, rest, [PAIRS[pair]], draws=1, **asked)
+            drop = float(told.whole[0]) - float(told.circuit[0])
+            assert float(found.effect_set[number, pair]) == pytest.approx(drop, abs=1e-5)
+            names = [f"{u} → {v}" for u, v in edges]
+            for name, of in (("eap", found.predicted.sel(of_edge="eap")), ("exact", found.effect)):
+                alone = float(of.sel(edge=names)[:, pair].sum())
+                assert float(found.predicted_set.sel(of_set=name)[number, pair]) == pytest.approx(alone)
+            assert found.edge.values[found.in_set[number, :, pair].values].tolist() == sorted(
+                names, key=found.edge.values.tolist().index
+            )
+    assert np.isnan(found.effect_set[2, 1])
+    guess = found.predicted_set.sel(of_set="exact")[:, 0]
+    pearson = found.per_pair_set.sel(statistic="pearson", of_set="exact")
+    assert float(pearson[0]) == pytest.approx(np.corrcoef(guess, found.effect_set[:, 0])[0, 1])
+    mean = found.correlation_set.sel(statistic="pearson", of_set="exact", bound="mean")
+    assert float(mean) == pytest.approx(float(pearson.mean()))
+
+
+def test_sets_are_drawn_for_each_pair_and_refused_where_they_fit_none(one_head: hw.HookedModel) -> None:
+    found = analyses.attribution_truth(one_head, PAIRS, sets=4, share=0.5, draws=3, steps=2, seed=2)
+    held = found.in_set.transpose("pair", "set", "edge").values
+    assert held.shape[:2] == (2, 4)
+    assert (held.sum(-1) == round(0.5 * found.sizes["edge"])).all()
+    assert (held[0] != held[1]).any()
+    again = analyses.attribution_truth(one_head, PAIRS, sets=4, share=0.5, draws=3, steps=2, seed=2)
+    assert again.identical(found)
+    refused = {
+        "give a list of 2, one per pair": [[[("embed", "logits")]]],
+        "set 0 of pair 1 is empty": [[[("embed", "logits")]], [[]]],
+        "has no edge embed → nowhere": [[[("embed", "nowhere")]], []],
+    }
+    for message, known in refused.items():
+        with pytest.raises(AnalysisError, match=message):
+            analyses.attribution_truth(one_head, PAIRS, known=known, draws=3, steps=2)
+    with pytest.raises(AnalysisError, match="give one of the two"):
+        analyses.attribution_truth(one_head, PAIRS, sets=2, known=[[], []], draws=3, steps=2)
 
 
 @pytest.mark.slow
