@@ -21,7 +21,7 @@ from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import EMBED, KeyValues, Wiring
 from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed, changed_logits
-from headwater.analyses.circuits._graphs import graph_of, pruned
+from headwater.analyses.circuits._graphs import HEAD_INPUTS, graph_of, pruned
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -40,6 +40,7 @@ def acdc(
     metric: Annotated[Literal["kl", "measure"], "what counts as a cost"] = "kl",
     ablation: Annotated[Ablation, "what an edge that is out carries"] = "resample",
     key_values: Annotated[KeyValues, "grouped queries: keys per query head or per KV head"] = "head",
+    inputs: Annotated[bool, "also try each head's whole input of queries, keys or values"] = False,
     answer: AnswerSetting = None,
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
@@ -53,11 +54,16 @@ def acdc(
     counterfactual of `ablation`, as in `edge_attribution`. Edges into a node that no longer leads anywhere are removed
     without a run.
 
+    With `inputs` the edge from each input of queries, keys or values to its head is tried first, as the authors' code
+    tries it: all edges into the input are changed at once. If that costs less than `tau` they are all removed, and no
+    edge is tried by itself. Else the edge of kind "inside" from the input to the head carries that cost as `cost`.
+
     Question: Which connections are left when every one that is not missed is taken out?
     Unit: what taking the edge out costs when its turn comes: nats (kl) or the measure.
-    Source: Conmy et al. 2023, arXiv:2304.14997; compared with the authors' code, which also tries the edge from each
-    input to its queries, keys or values; here an input is one node, and such edges are not taken out.
-    Cost: one forward pass per edge and batch, several at once while edges are taken out.
+    Source: Conmy et al. 2023, arXiv:2304.14997; compared with the authors' code. That code tries the edges from inputs
+    to queries, keys and values too (`inputs`), and under "mean" and "zero" changes the queries themselves, not the
+    stream that they are made of.
+    Cost: one forward pass per edge and batch, several at once while edges are taken out; `inputs` saves most of them.
     Not for: ranking edges; edges that back each other up, of which the order decides which one stays.
 
     >>> import headwater as hw
@@ -85,8 +91,11 @@ def acdc(
         return (total / len(pairs)).tolist()
 
     most = max(1, ROWS // max(len(case.pairs.places) for case in cases))
-    scores = _visited(wiring, known, costs, tau, most)
+    scores, inside = _visited(wiring, known, costs, tau, most, inputs)
     graph = graph_of(wiring, scores, {"pairs": len(pairs), **asked.settings})
+    for receiver, cost in inside.items():
+        for head in wiring.heads_of(receiver):
+            graph.edges[receiver, head]["cost"] = cost
     graph.remove_edges_from([(u, v) for u, v, s in graph.edges(data="score") if s is not None and s != s])
     return pruned(graph)
 
@@ -101,22 +110,31 @@ def _next_tokens(wiring: Wiring, case: Case, out: Tensor, position: int) -> Tens
 
 
 def _visited(
-    wiring: Wiring, known: Tensor, costs: Callable[[Tensor], list[float]], tau: float, most: int
-) -> Tensor:
-    """The cost of each kept edge, [node, input]; NaN for removed edges.
+    wiring: Wiring, known: Tensor, costs: Callable[[Tensor], list[float]], tau: float, most: int, inputs: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """The cost of each kept edge, [node, input]; NaN for removed edges. And that of each head's input that was kept.
 
     Several steps run in one batch, on the assumption that each of their edges will be removed, as most are. Results
     after the first edge that stays are discarded, and the next batch is shorter.
     """
     out, scores = torch.zeros_like(known), torch.full(known.shape, torch.nan, dtype=torch.float64)
     so_far, size = costs(out[None])[0], 1
-    alive = {"logits"}
+    alive, inside = {"logits"}, dict[str, float]()
     for group in progress(list(reversed(wiring.groups)), desc="acdc", unit="layer input"):
         for number, receiver in reversed(list(enumerate(group.names, group.first))):
-            owners = wiring.heads_of(receiver) if group.kind in ("q", "k", "v") else [receiver]
+            of_head = group.kind in HEAD_INPUTS
+            owners = wiring.heads_of(receiver) if of_head else [receiver]
             if not alive.intersection(owners):
                 out[: group.senders, number] = True
                 continue
+            if inputs and of_head:
+                whole = out.clone()
+                whole[: group.senders, number] = True
+                now = costs(whole[None])[0]
+                if now - so_far < tau:
+                    out, so_far = whole, now
+                    continue
+                inside[receiver] = now - so_far
             left = list(reversed(range(group.senders)))
             while left:
                 some = left[:size]
@@ -133,4 +151,4 @@ def _visited(
                         size = max(size // 4, 1)
                         break
                     out[sender, number], so_far = True, now
-    return scores
+    return scores, inside

@@ -77,8 +77,8 @@ def attribution_truth(
 
     Question: Do attributions foretell what changing each edge, or removing each head, does to the measure?
     Unit: correlation, -1 to 1; predicted and effect: that of the measure (positive: the edge or head helps).
-    Source: ours; of Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806; Michel et al. 2019.
-    Sets: the linear datamodeling score of Park et al. 2023, arXiv:2303.14186, with edges for training examples.
+    Source: ours; of Syed et al. 2023, arXiv:2310.10348; Hanna et al. 2024, arXiv:2403.17806; Michel et al. 2019; sets
+    as those of training examples in the linear datamodeling score of Park et al. 2023, arXiv:2303.14186.
     Cost: a forward pass per edge, set, head and pair (1,519 edges of 30 tokens: 4 s on two cores).
     Not for: choosing a circuit (circuit_faithfulness): a random set may hold none of the edges that matter; edges that
     back each other up look needless one by one in truth too, and sets tell how far sums are from the effect.

@@ -1,6 +1,6 @@
 """ACDC on a model whose edges are known, and against its walk by hand.
 
-Mutation seen to fail: the cost compared with the clean run instead of the run so far.
+Mutations seen to fail: the cost compared with the clean run instead of the run so far, and the same of whole inputs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def test_acdc_finds_the_planted_circuit() -> None:
     assert set(edges_of(analyses.acdc(model, given, tau=1.0, **asked))) == planted.edges
 
 
-def test_acdc_is_the_walk_by_hand() -> None:
-    """Removed edge by removed edge on the dense float64 run, with KL."""
+@pytest.mark.parametrize("inputs", [False, True])
+def test_acdc_is_the_walk_by_hand(inputs: bool) -> None:
+    """Removed edge by removed edge on the dense float64 run, with KL; with inputs, whole inputs of heads first."""
     plain = zoo.build("gpt_neox")
     twin = copy.deepcopy(plain).double()
     model = hw.load(plain)
@@ -49,6 +50,7 @@ def test_acdc_is_the_walk_by_hand() -> None:
         other = edge_oracle.run(twin, ids[1]).nodes
         told = edge_oracle.run(twin, ids[0])
     full, out, alive, before = next_tokens(set()), set(), {"logits"}, 0.0
+    inside: dict[str, float] = {}
     # inputs in the order of a run: all q of a layer, then all k, then all v
     kinds = {"q": 0, "k": 1, "v": 2}
     order = sorted(
@@ -63,7 +65,15 @@ def test_acdc_is_the_walk_by_hand() -> None:
     )
     for receiver in reversed(order):
         owner = receiver if receiver[0] in "ml" else receiver[:-2]
-        for sender in reversed([u for u, v in told.edges if v == receiver]):
+        into = [(u, v) for u, v in told.edges if v == receiver]
+        if inputs and owner in alive and receiver[0] not in "ml":
+            now = next_tokens(out | set(into))
+            cost = float((full.exp() * (full - now)).sum())
+            if cost - before < tau:
+                out, before = out | set(into), cost
+                continue
+            inside[receiver] = cost - before
+        for sender in reversed([u for u, _ in into]):
             if owner not in alive:
                 out.add((sender, receiver))
                 continue
@@ -76,7 +86,11 @@ def test_acdc_is_the_walk_by_hand() -> None:
                 alive.add(sender)
     kept = {edge for edge in told.edges if edge not in out}
     assert 5 < len(kept) < len(told.edges) - 5
-    found = set(edges_of(analyses.acdc(model, [(ids[0, 0], ids[1, 0])], tau=tau)))
+    graph = analyses.acdc(model, [(ids[0, 0], ids[1, 0])], tau=tau, inputs=inputs)
+    found = set(edges_of(graph))
+    costs = {u: cost for u, _, cost in graph.edges(data="cost") if cost is not None}
+    assert bool(costs) == inputs
+    assert costs == pytest.approx({receiver: inside[receiver] for receiver in costs}, abs=1e-9)
     assert found <= kept
     assert all(v not in {w for _, w in found} for _, v in kept - found)  # what is left of it was pruned
 
