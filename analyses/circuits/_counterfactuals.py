@@ -7,7 +7,7 @@ edge changed therefore equals the corrupt run, and a run with none equals the cl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -30,20 +30,15 @@ MOST = 64  # copies
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A batch of pairs, its score, and the outputs of all nodes: `clean` and counterfactual (`other`).
+    """A batch of pairs, its score, and the outputs of all nodes: counterfactual (`other`), and clean less it (`drop`).
 
     Both are [node, pair, position, d_model].
     """
 
     pairs: Pairs
     told: Told
-    clean: Tensor
+    drop: Tensor
     other: Tensor
-
-    @property
-    def drop(self) -> Tensor:
-        """Clean minus counterfactual output of each node, [node, pair, position, d_model]."""
-        return self.clean - self.other
 
 
 def cases_of(wiring: Wiring, batches: list[Pairs], asked: Asked, ablation: Ablation) -> list[Case]:
@@ -51,17 +46,20 @@ def cases_of(wiring: Wiring, batches: list[Pairs], asked: Asked, ablation: Ablat
     found = []
     with torch.no_grad():
         for pairs in batches:
-            (clean, sent, streams), (corrupt, other, others) = (
-                _run(wiring, ids) for ids in (pairs.clean, pairs.corrupt)
-            )
-            _check_sums(wiring, streams, others, sent - other)
-            found.append(Case(pairs, asked.told(wiring.model, pairs, clean, corrupt), sent, other))
+            clean, sent, streams = _run(wiring, pairs.clean)
+            corrupt, other, others = _run(wiring, pairs.corrupt)
+            drop = sent.sub_(other)  # in the place of the clean outputs: each is as large as all activations
+            _check_sums(wiring, streams, others, drop)
+            found.append(Case(pairs, asked.told(wiring.model, pairs, clean, corrupt), drop, other))
         if ablation == "resample":
             return found
         count = sum(case.other[0, :, :, 0].numel() for case in found)
         mean = torch.stack([case.other.sum((1, 2), keepdim=True) for case in found]).sum(0) / count
         said = torch.zeros_like(mean) if ablation == "zero" else mean
-        return [replace(case, other=said.expand_as(case.clean)) for case in found]
+        return [
+            replace(case, drop=case.drop + (case.other - said), other=said.expand_as(case.other))
+            for case in found
+        ]
 
 
 def _run(wiring: Wiring, ids: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -162,13 +160,15 @@ def measures_of(wiring: Wiring, cases: list[Case], edges: Tensor, desc: str) -> 
 
 
 def slopes(
-    wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = None, scored: slice | None = None
-) -> tuple[Tensor, Tensor]:
-    """Scores of edges [pair, node, input] at one point, and gradients at the nodes [node, pair, position, d_model].
+    wiring: Wiring, case: Case, first: int = 0, said: Tensor | None = None, scored: slice | None = None,
+    *, of_nodes: bool = False,
+) -> Tensor:  # fmt: skip
+    """Scores of edges [pair, node, input] at one point, or of nodes [pair, node].
 
-    A score is what a node says more on the clean prompt, times the gradient of the measure at the input; `scored` are
-    the nodes that get any (all), the others' are 0. `said` [node, pair, position, d_model] replaces the outputs of the
-    nodes from number `first` on. The gradients at the inputs are larger than all else and are never held together.
+    A score is what a node says more on the clean prompt, times the gradient of the measure at the input, or at the
+    node; `scored` are the nodes that get any (all), the others' are 0. `said` [node, pair, position, d_model] replaces
+    the outputs of the nodes from number `first` on. The gradients at the inputs are larger than all else and are never
+    held together; those at the nodes are as large as all outputs, so that scores of edges do without them.
     """
     drop = case.drop
     scored = slice(0, len(drop)) if scored is None else scored
@@ -186,6 +186,10 @@ def slopes(
     def sends(start: int, outputs: Tensor) -> Tensor:
         if said is not None and start == first:
             outputs = said
+        if (
+            start and not of_nodes
+        ):  # every input reads the embedding, so its gradient passes through all of them
+            return outputs
         voice = torch.zeros_like(outputs).requires_grad_()
         voices.append(voice)
         return outputs + voice
@@ -194,7 +198,20 @@ def slopes(
         logits, _ = wiring.run(case.pairs.clean, reads, sends, grad=True)
         total = case.told.value(logits).sum()
         found = torch.autograd.grad(total, voices, materialize_grads=True)
-    return scores, torch.cat(found)
+    if not of_nodes:
+        return scores
+    products = torch.cat([(drop[at : at + len(slope)] * slope).sum((2, 3)) for at, slope in _numbered(found)])
+    of_each = products.new_zeros(len(drop), drop.shape[1])
+    of_each[scored] = products[scored]
+    return of_each.mT
+
+
+def _numbered(parts: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Each part with the number of its first node."""
+    at = 0
+    for part in parts:
+        yield at, part
+        at += len(part)
 
 
 class _Read(torch.autograd.Function):

@@ -170,49 +170,43 @@ def _stability(scores: np.ndarray, weights: np.ndarray) -> dict[str, float]:
 
 def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Tensor:
     """Each edge's score [pair, node, input], or each node's [pair, node]."""
-    parts: list[tuple[slice, Iterable[tuple[Tensor, Tensor]]]] = []
-    everyone, drops = slice(0, len(wiring.senders)), case.drop
+    parts: list[tuple[slice, Iterable[Tensor]]] = []
+    everyone, drops, of_nodes = slice(0, len(wiring.senders)), case.drop, level == "node"
     if how == "clean_corrupt":
-        parts.append((everyone, (slopes(wiring, case, 0, said) for said in (None, case.other[:1]))))
+        ends = (None, case.other[:1])
+        parts.append((everyone, (slopes(wiring, case, 0, said, of_nodes=of_nodes) for said in ends)))
     elif how == "activations_released":
         points = (
-            slopes(wiring, case, site.start, case.other[site] + k / steps * drops[site])
+            slopes(wiring, case, site.start, case.other[site] + k / steps * drops[site], of_nodes=of_nodes)
             for site in nodes_of_layers(wiring)
             for k in range(1, steps + 1)
         )
         parts.append((everyone, points))
     elif steps == 1:
-        parts.append((everyone, iter([slopes(wiring, case)])))
+        parts.append((everyone, iter([slopes(wiring, case, of_nodes=of_nodes)])))
     else:
         groups = [(everyone, slice(0, 1))] if how == "inputs" else [(s, s) for s in nodes_of_layers(wiring)]
         for scored, moved in groups:
-            parts.append((scored, _along(wiring, case, scored, moved, drops[moved], steps)))
-    found = []
-    for scored, points in parts:
-        of_edges, at_nodes = _mean(points)
-        if level == "node":
-            found.append((drops[scored] * at_nodes[scored]).sum((2, 3)).mT)
-        else:
-            found.append(of_edges[:, scored])
-    return torch.cat(found, 1).double().cpu()
+            parts.append((scored, _along(wiring, case, scored, moved, steps, of_nodes)))
+    return torch.cat([_mean(points)[:, scored] for scored, points in parts], 1).double().cpu()
 
 
 def _along(
-    wiring: Wiring, case: Case, scored: slice, moved: slice, drop: Tensor, steps: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The slopes at points from the counterfactual outputs of the moved nodes towards the clean ones."""
+    wiring: Wiring, case: Case, scored: slice, moved: slice, steps: int, of_nodes: bool
+) -> Iterator[Tensor]:
+    """Scores at points from the counterfactual outputs of the moved nodes towards the clean ones."""
     for k in range(steps):
-        yield slopes(wiring, case, moved.start, case.other[moved] + k / steps * drop, scored)
+        said = case.other[moved] + k / steps * case.drop[moved]
+        yield slopes(wiring, case, moved.start, said, scored, of_nodes=of_nodes)
 
 
-def _mean(points: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The means of two tensors over points, of which one at a time is in memory."""
-    count, (of_edges, at_nodes) = 1, next(points := iter(points))
-    for one, other in points:
+def _mean(points: Iterable[Tensor]) -> Tensor:
+    """The mean of scores over points, of which one at a time is in memory."""
+    count, total = 1, next(points := iter(points))
+    for one in points:
         count += 1
-        of_edges += one
-        at_nodes += other
-    return of_edges / count, at_nodes / count
+        total += one
+    return total / count
 
 
 def _exact(wiring: Wiring, cases: list[Case], level: str) -> Tensor:

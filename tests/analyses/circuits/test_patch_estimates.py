@@ -88,7 +88,7 @@ def test_heads_that_others_stand_in_for_hand_nothing_back(pairs: Callable) -> No
     (case,) = cases_of(wiring, pairs_of(model, list(zip(CLEAN, CORRUPT, strict=True))), ASKED, "resample")
     site = nodes_of_layers(wiring)[1]
     with backward_rules.following("relp"):
-        scores, _ = slopes(wiring, case, site.start, case.other[site])
+        scores = slopes(wiring, case, site.start, case.other[site])
     values = [n for n, name in enumerate(wiring.receivers) if name.startswith("0.") and name.endswith(".v")]
     later = [n for n, name in enumerate(wiring.receivers) if name.startswith("1.") and name.endswith(".v")]
     assert scores[..., values].abs().max() < 1e-5 * scores[..., later].abs().max()
