@@ -27,6 +27,7 @@ from headwater.analyses._prompts.pairs import PairExamples, Pairs, pairs_of, sid
 from headwater.analyses._streams.component_graph import Wiring
 from headwater.analyses.circuits._counterfactuals import Case, cases_of
 from headwater.analyses.circuits._edge_sets import Edges, drawn_sets, effects_of_sets, given_sets
+from headwater.analyses.circuits._graphs import edges_of, graph_of
 from headwater.analyses.circuits.edge_attribution import How, edge_attribution
 from headwater.analyses.heads.head_importance import head_importance
 from headwater.lens.errors import AnalysisError
@@ -93,6 +94,15 @@ def attribution_truth(
     """
     pairs = side_by_side(model, pairs, corrupt)
     asked = Asked(measure, answer, wrong, position)
+    wiring = Wiring(model)
+    edges = edges_of(graph_of(wiring, None, {}))
+    if sets and known is not None:
+        raise AnalysisError("sets draws sets of edges and known gives them; give one of the two")
+    members = None
+    if known is not None:
+        members = given_sets(wiring, edges, known, len(pairs))
+    elif sets:
+        members = drawn_sets(edges, len(pairs), sets, share, seed)
     of_heads = np.empty((2, len(model.layers), model.n_heads, len(pairs)))  # slope and effect
     for pair in progress(pairs_of(model, pairs, 1), desc="heads", unit="pair"):
         of_heads[..., pair.places] = _heads(model, pair, asked)[..., None]
@@ -104,7 +114,6 @@ def attribution_truth(
         )
         for name, how in ways.items()
     ]  # fmt: skip
-    edges = [(u, v) for u, v, score in graphs[0].edges(data="score") if score is not None]
     # [method and exact, edge, pair]
     scores = np.array([[json.loads(graph.edges[edge]["scores"]) for edge in edges] for graph in graphs])
     guesses = [(scores[n], scores[-1]) for n in range(len(EDGES))]
@@ -126,13 +135,8 @@ def attribution_truth(
         },
         attrs={"level": LEVEL, "pairs": len(pairs), **asked.settings},
     )  # fmt: skip
-    if not sets and known is None:
+    if members is None:
         return result
-    if sets and known is not None:
-        raise AnalysisError("sets draws sets of edges and known gives them; give one of the two")
-    wiring = Wiring(model)
-    drawn = drawn_sets(edges, len(pairs), sets, share, seed)
-    members = drawn if known is None else given_sets(wiring, edges, known, len(pairs))
     cases = cases_of(wiring, pairs_of(model, pairs, 1), asked, "resample")
     return result.merge(_of_sets(wiring, cases, edges, members, scores, draws, seed))
 

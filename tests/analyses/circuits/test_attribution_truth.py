@@ -106,7 +106,7 @@ def test_sets_of_edges_are_summed_and_run_for_each_pair_by_itself(pairs) -> None
             rest = graph.copy()
             rest.remove_edges_from(edges)
             told = analyses.circuit_faithfulness(model, rest, [PAIRS[pair]], draws=1, **asked)
-            drop = float(told.whole[0]) - float(told.circuit[0])
+            drop = float(told.whole[0]) - float(told.measure.sel(kept="circuit")[0, 0])
             assert float(found.effect_set[number, pair]) == pytest.approx(drop, abs=1e-5)
             names = [f"{u} → {v}" for u, v in edges]
             for name, of in (("eap", found.predicted.sel(of_edge="eap")), ("exact", found.effect)):
