@@ -22,6 +22,7 @@ from headwater.lens.errors import HeadwaterError
 PATIENCE = 0.4  # seconds that a page waits before it shows progress
 RUN = 1.0  # the same for a short run of a model, which the whole page needs
 EVERY, SELDOM = 0.5, 1.0  # seconds between two looks at a job, and at one that may take long
+WAITING = 3.0  # and at one that waits its turn
 STATES = "headwater.dashboard.state"  # where the classes live whose objects a session changes
 ASKED, CANCELLED = "jobs-asked", "jobs-cancelled"  # of this session: {what: key}, {key}
 PAGE = "jobs-page"
@@ -61,6 +62,7 @@ def wait(
         job.ended.wait(seconds)
     if not job.ended.is_set():
         every = EVERY if lane in ("light", "short run") else SELDOM
+        every = every if jobs.before(job) is None else WAITING
         st.fragment(_draw_progress, run_every=every)(job, who, cancelled)
     elif job.error is not None and failed is not None:
         failed(job.error)
