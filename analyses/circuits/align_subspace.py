@@ -79,7 +79,7 @@ def align_subspace(
     >>> pairs = hw.analyses.cross_pairs(model, hw.prompt_set("indirect_object", n=12), "answer")
     >>> found = hw.analyses.align_subspace(model, pairs, layers=[3], size=4, steps=2)
     >>> found.accuracy.dims, found.basis.shape
-    (('site', 'by'), (1, 4, 64))
+    (('site', 'by'), (1, 4, 256))
     """
     sites = _sites(model, what, layers, heads)
     groups = pairs_of(model, side_by_side(model, clean, corrupt), batch_size)

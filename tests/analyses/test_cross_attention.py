@@ -23,7 +23,7 @@ from headwater.lens.loading import zoo
 FAMILIES = ("t5", "bart", "whisper")
 SQUARE = {
     "flow", "rollout", "attention_distance", "future_influence", "patch_distance", "sink_norms",
-    "space_time", "token_importance",
+    "space_time", "token_importance", "value_variance",
 }  # fmt: skip
 
 

@@ -17,8 +17,12 @@ from headwater.analyses.circuits._graph_files import write_circuit
 ROOT = Path(__file__).parents[2]
 PROMPT = "the cat sat on a mat ."
 OF_PICTURES = {file.stem for file in (ROOT / "analyses" / "vision").glob("[!_]*.py")}
-# of images, of models with gated attention, and what takes further inputs
-OF_OTHERS = OF_PICTURES | {"patch_distance", "output_gates", "word_ranks"}
+# of images, of models with gated attention, and what takes further inputs or a larger vocabulary
+OF_OTHERS = OF_PICTURES | {"patch_distance", "output_gates", "word_ranks", "retrieval_heads"}
+OWN = {
+    "align_subspace": [*[PROMPT, "the mat sat on a cat ."] * 4, "--set", "answer=cat"],
+    "contrastive_qk": ["the cat sat on the cat ."],
+}
 
 
 @pytest.mark.parametrize("name", [name for name in catalogue() if name not in OF_OTHERS])
@@ -30,6 +34,7 @@ def test_every_analysis_runs_from_the_command_line(headwater, tiny, tmp_path, na
     prompts = {"model": [], "model+pairs": [PROMPT, "the mat sat on a cat ."], "circuits": [file, file]}.get(
         catalogue()[name].inputs, [PROMPT, "the cat sat on"]
     )
+    prompts = OWN.get(name, prompts)
     run = headwater("analyze", name, *prompts, "-m", tiny, *(["--json"] if form == "json" else []))
     assert run.exit_code == 0, run.stderr
     if form == "json":
