@@ -1,7 +1,7 @@
 """Attribution truth: a model in which first-order guesses are exact, correlations by scipy, and effects by hand.
 
 Mutations seen to fail: sizes taken of the effects alone, effects not redrawn with their guesses, the first answer asked
-of every pair, the sets of the first pair taken for all, the effects of a set added up instead of run.
+of every pair, the sets of the first pair taken for all.
 """
 
 from __future__ import annotations
