@@ -27,7 +27,8 @@ try:
 except runs.Pending as pending:
     frame.draw_pending(pending.asked)
 except HeadwaterError as error:
-    st.error(plain(str(error)), icon=":material/error:")
+    if not any(str(error) in notice for notice in state.notices):  # which are told below
+        st.error(plain(str(error)), icon=":material/error:")
 finally:
     session.write(state)
     frame.tell(state)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
+import pandas as pd
 
 from headwater.dashboard.canvas.head_tiles import Head, Look, draw
 from headwater.dashboard.canvas.packing import unseen
@@ -36,6 +37,18 @@ def small(
     drawn = np.round(254 * np.sqrt(np.clip(np.where(masked, 0, cells), 0, 1))).astype(np.uint8)
     drawn[masked] = MASKED
     return drawn
+
+
+def weights_in(maps: Mapping[Head, np.ndarray]) -> pd.DataFrame:
+    """The weights behind the bytes of small maps, one line per head and block; masked blocks are left out.
+
+    A byte keeps the root of a weight to 0.002.
+    """
+    heads, cells = np.array(list(maps)), np.stack(list(maps.values()))
+    at, query, key = np.nonzero(cells != MASKED)
+    weights = (cells[at, query, key] / 254.0) ** 2
+    columns = {"layer": heads[at, 0], "head": heads[at, 1], "query block": query, "key block": key}
+    return pd.DataFrame({**columns, "weight": weights})
 
 
 def mosaic(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+import xarray as xr
 
 import headwater as hw
 from headwater.analyses.sinks._received_share import received_share
@@ -80,6 +81,24 @@ def draw_head(state: State, run: Run, key: str, layer: int, head: int, title: st
         numbers(f"attention-{layer}.{head}", frame, f"{key}-numbers", page)
 
 
+def offer(
+    run: Run, weights: np.ndarray, where: Window, key: str, title: str, name: str = "attention"
+) -> None:
+    """The numbers of a map, or of the difference of two, to read and to take away, with a page of their figure."""
+
+    def page() -> Any:
+        sides = ((run.queries, where[0]), (run.keys, where[1]))
+        words = [np.asarray(tokens[place], dtype=object) for tokens, place in sides]
+        coords: dict[str, Any] = {"query_token": ("query", words[0]), "key_token": ("key", words[1])}
+        coords |= {
+            "query": np.arange(where[0].start, where[0].stop),
+            "key": np.arange(where[1].start, where[1].stop),
+        }
+        return hw.figure(xr.DataArray(weights, dims=("query", "key"), coords=coords), title=title)
+
+    numbers(name, pairs(run, weights, where), f"{key}-numbers", page)
+
+
 def draw_difference(state: State, one: Run, other: Run, key: str, layer: int, head: int) -> None:
     """After minus before, on a scale of at least ±0.01."""
     where = window(state, one)
@@ -96,6 +115,7 @@ def draw_difference(state: State, one: Run, other: Run, key: str, layer: int, he
         chosen=chosen(state, where), first=(queries.start, keys.start), causal=one.causal, unit="change",
         windowed=state.get(WINDOW) is not None, on_event=lambda event: take(event, one.layers, one.n_heads),
     )  # fmt: skip
+    offer(one, change, where, key, f"Head {layer}.{head}: B − A", f"attention-{layer}.{head}-change")
 
 
 def chosen(state: State, where: Window) -> tuple[int, int] | None:

@@ -73,7 +73,7 @@ def draw_entry(state: State, run: Run, chosen: Measure, asked: Entry) -> None:
         records.draw_needs(run.name, asked.name)
         return
     corrupt = choose_corrupt(state, chosen) if asked.inputs == "model+pairs" else None
-    filled = catalogue.of_measure(asked, chosen)
+    filled = catalogue.of_measure(asked, chosen, run)
     typed = draw_form(state, asked, filled)
     if filled:
         st.caption(plain(f"{', '.join(filled)} are those of {chosen.label}."))

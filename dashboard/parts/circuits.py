@@ -11,7 +11,7 @@ import streamlit as st
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import tables
 from headwater.dashboard.charts.circuit import circuit_layers, size_curve, strongest
-from headwater.dashboard.parts.job import fitting, wait
+from headwater.dashboard.parts.job import fitting
 from headwater.dashboard.running import circuits, pairs, runs
 from headwater.dashboard.running.circuits import ANALYSIS, METHODS, Circuit
 from headwater.dashboard.running.measure import Measure
@@ -232,7 +232,7 @@ def draw_faithfulness(state: State, run: Run, chosen: Measure, found: Circuit, o
         left = len(circuits.edges_of(graph))
         return {"edges": left, **circuits.carries(state, run, chosen, other.example, graph)}
 
-    now = wait(
+    now = fitting(
         ("carries", *same, size, tuple(gone)), at_size, f"faithfulness of {size} edges", model=run.name
     )
     if now is not None:
@@ -247,7 +247,7 @@ def draw_faithfulness(state: State, run: Run, chosen: Measure, found: Circuit, o
         ):
             column.metric(label, value)
     sizes = circuits.sizes_of(found.count)
-    curve = wait(
+    curve = fitting(
         ("faithfulness", *same),
         lambda: circuits.faithfulness(state, run, chosen, other.example, found, sizes, how),
         "faithfulness by size", model=run.name,

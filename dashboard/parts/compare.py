@@ -10,6 +10,7 @@ import streamlit as st
 
 from headwater.dashboard.canvas.attention_map import attention_map
 from headwater.dashboard.canvas.grid import grid
+from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import cut, visible
 from headwater.dashboard.figures.tokens import token_bars
 from headwater.dashboard.parts import attention
@@ -20,7 +21,7 @@ from headwater.dashboard.running.runs import Run
 from headwater.dashboard.running.scores import STATISTICS
 from headwater.dashboard.state import bound, session
 from headwater.dashboard.state.state import State
-from headwater.dashboard.tables import per_token
+from headwater.dashboard.tables import per_token, table
 from headwater.dashboard.widgets import chart, numbers, plain
 from headwater.lens.errors import HeadwaterError
 
@@ -96,11 +97,14 @@ def _draw_one(
             float(np.nanmin([each.min() for each in found])),
             float(np.nanmax([each.max() for each in found])),
         ]
+        values, title = scores.of_record(score, run), f"{SCORES[score]}: {name}"
+        limits, chosen = (min(ends[0], 0.0), ends[1]), (state.layer, state.head)
+        key = f"compare-heads-{name}"
         grid(
-            scores.of_record(score, run), key=f"compare-heads-{name}", title=f"{SCORES[score]}: {name}",
-            limits=(min(ends[0], 0.0), ends[1]), chosen=(state.layer, state.head),
-            on_event=lambda event: _choose(event, both),
+            values, key=key, title=title, limits=limits, chosen=chosen, on_event=lambda event: _choose(event, both),
         )  # fmt: skip
+        page = lambda: head_grid(values, title, "", limits, chosen)  # noqa: E731
+        numbers(f"score-per-head-{name}", table(values, "score"), f"{key}-numbers", page)
     else:
         share = sinks.shares(run).overall()
         best = int(np.nanargmax(share))
@@ -135,6 +139,9 @@ def _map(state: State, name: str, run: Run, places: Aligned) -> None:
         chosen=pair, causal=run.causal, received=received, entropy=entropy,  # type: ignore[arg-type]
         on_event=lambda event: _take(event, name, run, places),
     )  # fmt: skip
+    if isinstance(weights, np.ndarray):
+        title = f"Head {state.layer}.{state.head}: {name}"
+        attention.offer(run, weights, where, f"compare-map-{name}", title, f"attention-{name}")
     if pair is not None and isinstance(weights, np.ndarray):
         st.caption(
             plain(

@@ -17,6 +17,7 @@ from headwater.dashboard.charts.changes import dumbbells, loss_changes
 from headwater.dashboard.charts.chips import signed_chips
 from headwater.dashboard.figures.heads import head_grid
 from headwater.dashboard.figures.labels import cut, readable, visible
+from headwater.dashboard.parts import attention
 from headwater.dashboard.parts.job import wait
 from headwater.dashboard.running import changes, runs
 from headwater.dashboard.running.measure import Measure, quoted
@@ -199,11 +200,15 @@ def _maps(state: State, one: Run, other: Run, layer: int, head: int) -> None:
             maps[1] - maps[0], *tokens, key="edit-map-change", title=f"{title}, B − A", causal=one.causal,
             signed=True, unit="change", scale="linear",
         )  # fmt: skip
+        attention.offer(
+            one, maps[1] - maps[0], window, "edit-map-change", f"{title}, B − A", "attention-change"
+        )
     else:
         at = ["a", "b"].index(shows)
         attention_map(
             maps[at], *tokens, key=f"edit-map-{shows}", title=f"{title}, {shows.upper()}", causal=one.causal
         )
+        attention.offer(one, maps[at], window, f"edit-map-{shows}", f"{title}, {shows.upper()}")
 
 
 def draw_text(state: State, model: hw.HookedModel, one: Run, other: Run) -> None:

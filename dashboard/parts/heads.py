@@ -14,7 +14,7 @@ import xarray as xr
 import headwater as hw
 from headwater.dashboard import pages
 from headwater.dashboard.canvas.grid import grid
-from headwater.dashboard.canvas.mosaic import mosaic
+from headwater.dashboard.canvas.mosaic import mosaic, weights_in
 from headwater.dashboard.charts.pruning import pruning_figure
 from headwater.dashboard.charts.scatter import head_scatter
 from headwater.dashboard.figures.heads import head_grid
@@ -95,6 +95,8 @@ def draw_mosaic(state: State, run: Run) -> None:
             small, run.layers, list(range(run.n_heads)), key="heads_mosaic", title="Maps of all heads",
             chosen=(state.layer, state.head), pins=pinned(state, run), on_event=take,
         )  # fmt: skip
+        page = lambda: hw.figure(run.record, title="Maps of all heads")  # noqa: E731
+        numbers("maps-of-all-heads", weights_in(small), "heads-mosaic-numbers", page)
 
 
 def draw_table(state: State, frame: pd.DataFrame, offered: dict[str, Score]) -> None:

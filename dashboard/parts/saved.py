@@ -26,6 +26,11 @@ def draw_save(state: State) -> None:
     """Keep this view with its numbers, and the Python of it."""
     st.subheader("This view")
     run = runs.a(state)
+    try:
+        runs.b(state)
+    except HeadwaterError as error:
+        st.warning(plain(f"Run B can not be made, so this view can not be saved: {error}"))
+        return
     chosen = measure.of(state, run)
     changes = [told(state, edit) for edit in state.applied()]
     words = saved.words_of(state, changes)

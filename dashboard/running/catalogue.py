@@ -75,11 +75,12 @@ def typed(entry: Entry, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def of_measure(entry: Entry, chosen: Measure) -> dict[str, Any]:
-    """What the page's measure says of answer, distractor, position and kind; nothing where it is of no answer."""
+def of_measure(entry: Entry, chosen: Measure, run: Run) -> dict[str, Any]:
+    """What the page's measure says of answer, distractor, position and kind; nothing where it is of no answer
+    that the run has."""
     found: dict[str, Any] = {}
     with suppress(AnalysisError):
-        for name, value in chosen.fitting(entry).items():
+        for name, value in chosen.of_run(run).fitting(entry).items():
             with suppress(
                 AnalysisError
             ):  # as a position from the left where only those from the right are taken
@@ -132,8 +133,8 @@ def ask(
     if run.of_record and entry.inputs == "record":
         return entry.function(run.record, **settings)
     model = runs.model_of(state, run)
-    if takes_loss(entry) and chosen.loss is not None:
-        settings["loss"] = chosen.loss
+    if takes_loss(entry) and (loss := chosen.of_run(run).loss) is not None:
+        settings["loss"] = loss
     with runs.editing(run):
         if entry.inputs == "record":
             return entry.function(_record(model, run, entry, settings), **settings)

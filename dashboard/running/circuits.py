@@ -59,9 +59,9 @@ class Circuit:
         return pd.DataFrame(self.edges[~gone]).head(count).reset_index(drop=True)
 
 
-def value_of_pairs(chosen: Measure) -> Callable[[Tensor], Tensor]:
+def value_of_pairs(chosen: Measure, run: Run) -> Callable[[Tensor], Tensor]:
     """The measure as analyses of pairs take one, of outputs [pair, …]. AnalysisError for the loss of a text."""
-    loss = chosen.loss
+    loss = chosen.of_run(run).loss
     if loss is None:
         raise AnalysisError(
             f"circuits explain an answer, and the measure is {KINDS[chosen.kind]}; choose another at the top"
@@ -75,7 +75,7 @@ def value_of_pairs(chosen: Measure) -> Callable[[Tensor], Tensor]:
 
 def of_edges(state: State, run: Run, chosen: Measure, corrupt: Any, steps: int) -> Circuit:
     """Each edge by how far the measure falls when it carries what the corrupt prompt puts there."""
-    model, value = runs.model_of(state, run), value_of_pairs(chosen)
+    model, value = runs.model_of(state, run), value_of_pairs(chosen, run)
     with runs.editing(run):
         graph = hw.analyses.edge_attribution(
             model, [(run.example, corrupt)], measure=value, steps=steps, draws=1
@@ -139,7 +139,7 @@ def faithfulness(
     state: State, run: Run, chosen: Measure, corrupt: Any, circuit: Circuit, sizes: Sequence[int], how: str
 ) -> xr.Dataset:
     """How much of the measure's difference the best edges carry, by their number."""
-    model, value = runs.model_of(state, run), value_of_pairs(chosen)
+    model, value = runs.model_of(state, run), value_of_pairs(chosen, run)
     with runs.editing(run):
         return hw.analyses.circuit_faithfulness(
             model, circuit.graph, [(run.example, corrupt)], measure=value, sizes=list(sizes), selection=how, draws=1
@@ -155,7 +155,7 @@ def kept(circuit: Circuit, size: int, how: str, without: Collection[str] = ()) -
 
 def carries(state: State, run: Run, chosen: Measure, corrupt: Any, graph: nx.DiGraph) -> dict[str, float]:
     """The measure of a circuit, of the whole model and of nothing, by actual runs."""
-    model, value = runs.model_of(state, run), value_of_pairs(chosen)
+    model, value = runs.model_of(state, run), value_of_pairs(chosen, run)
     with runs.editing(run):
         found = hw.analyses.circuit_faithfulness(
             model, graph, [(run.example, corrupt)], measure=value, draws=1
@@ -177,7 +177,7 @@ def without_edge(
     from headwater.analyses._streams.component_graph import Wiring
     from headwater.analyses.circuits._graphs import graph_of
 
-    model, value = runs.model_of(state, run), value_of_pairs(chosen)
+    model, value = runs.model_of(state, run), value_of_pairs(chosen, run)
     with runs.editing(run):
         wiring = Wiring(model, "head")
         graph = graph_of(wiring, wiring.edges().double(), {})

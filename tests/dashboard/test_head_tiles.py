@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from headwater.dashboard.canvas import head_tiles
 from headwater.dashboard.canvas.grid import grid
 from headwater.dashboard.canvas.head_tiles import event_of
-from headwater.dashboard.canvas.mosaic import MASKED, mosaic, side_for, small
+from headwater.dashboard.canvas.mosaic import MASKED, mosaic, side_for, small, weights_in
 
 
 @pytest.fixture
@@ -42,6 +42,11 @@ def test_a_small_map_is_the_root_of_the_largest_weight_of_each_block():
         for row in range(32)
     ]
     assert np.abs((drawn / 254.0) ** 2 - by_hand).max() < 0.004
+    drawn[0, 31] = MASKED
+    lines = weights_in({(1, 2): small(0 * weights), (3, 4): drawn}).query("layer == 3 and head == 4")
+    assert len(lines) == 32 * 32 - 1
+    known = lines["weight"] - np.asarray(by_hand)[lines["query block"], lines["key block"]]
+    assert np.abs(known).max() < 0.004
 
 
 def test_masked_pairs_and_zeros_differ():

@@ -70,7 +70,7 @@ class TestOfTheSmallModel:
         exact = hw.analyses.edge_attribution(
             hw.load(small_model),
             [(PROMPT, OTHER)],
-            measure=circuits.value_of_pairs(chosen),
+            measure=circuits.value_of_pairs(chosen, run),
             how="exact",
             draws=1,
         )

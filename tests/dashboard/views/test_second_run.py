@@ -84,13 +84,23 @@ def test_jobs_of_a_head_are_those_of_the_model_of_run_b(deeper):
     np.testing.assert_allclose(found["score"], expected["score"])
 
 
-@pytest.mark.parametrize("page", ["head", "heads", "flow", "sinks"])
+PAGES = ["head", "heads", "flow", "sinks", "circuits", "edit", "compare", "experiments", "catalogue"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_run_b_that_can_not_be_made_leaves_run_a(deeper, page):
     app = opened(
         page, model="small", prompt=TEXT, b_model="deeper", b_prompt=" ".join(["Mary"] * 90), shown="b"
     )
     assert not app.error
     assert any("Run B can not be made" in each.value for each in app.warning)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_model_with_other_words_meets_no_fault(page):
+    """Its vocabulary has no token of the number that the measure asks for."""
+    app = settled(opened(page, model="tasks-4l", prompt=TEXT, b_model="sink-2l-softmax", shown="b"))
+    assert not app.error
 
 
 @pytest.mark.parametrize(
