@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -153,8 +153,9 @@ class Bench:
                 others = work.filter(has_not_text=RUN)
                 begun = now if others.count() < count else begun or now  # runs are waited for first
                 if begun and now - begun > self.jobs:
-                    others.first.locator("button").first.click(timeout=5000)
-                    self.cancelled += 1
+                    with suppress(Error):  # it may have ended meanwhile
+                        others.first.locator("button").first.click(timeout=5000)
+                        self.cancelled += 1
             elif now - self.last > QUIET:
                 return drawn or self.last
             if now - start > MOST:
@@ -244,7 +245,7 @@ class Bench:
             )
         self.zoom()
         if not long:
-            self.do("token click", lambda: page.locator(".strip.queries .chip").nth(2).click())
+            self.do("token click", lambda: page.locator(".strip.queries .chip").first.click())
         for name in ("Flow", "Sinks", "Edit"):
             self.to(name)
         self.do("edit added", lambda: page.locator(".st-key-add-edit button").first.click())

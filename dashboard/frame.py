@@ -31,6 +31,7 @@ def draw(state: State, page: str) -> bool:
     tell(state)
     st.session_state[WAITS] = set()
     if page in WITHOUT_RUN:
+        _run_b(state)  # what is saved is the whole view
         return True
     plain_run = _run_a(state)
     if plain_run is None:

@@ -77,7 +77,7 @@ def circuit(
 ) -> Circuit | None:
     """The graph of the chosen method; None while it is under way, or where something is missing."""
     key: tuple[Any, ...] = ("circuit", *run.identity, method, query)
-    what = f"{METHODS[method]}, run {name}"
+    what = f"{METHODS[method]}, run {'B' if state.shown == 'b' else name}"
     if method == "edges":
         if other is None:
             return None
@@ -241,7 +241,7 @@ def draw_faithfulness(state: State, run: Run, chosen: Measure, found: Circuit, o
             (
                 ("Faithfulness", f"{now['faithfulness']:.1%}"),
                 ("Edges with a way to the answer", f"{now['edges']:.0f}"),
-                ("Measure of the circuit", f"{now['circuit']:.4g} of {now['whole']:.4g} {chosen.unit}"),
+                (f"Its measure, of {now['whole']:.4g} {chosen.unit}".rstrip(), f"{now['circuit']:.4g}"),
             ),
             strict=True,
         ):

@@ -60,7 +60,7 @@ def draw_numbers(measure: Measure, one: Run, other: Run) -> None:
     if apart is not None:
         what = "classes" if one.labels else "next tokens"
         columns[len(found)].metric(
-            f"KL(A‖B) of the {what}", f"{apart:.4g} nats", help="0 where the edits change no probability"
+            "KL(A‖B), nats", f"{apart:.3g}", help=f"of the {what}; 0 where the edits change no probability"
         )
 
 

@@ -174,7 +174,7 @@ def _opened(
         return _from_folder(path, tokenizer, path.resolve().name, dtype, sample)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"there is no folder {name}; give one that exists, a hub id, or a name that `headwater models` lists"
+            f"no folder or file is named {name}; give one that exists, a hub id, or a name in `headwater models`"
         )
     return _from_hub(name, tokenizer, dtype, sample)
 

@@ -98,7 +98,7 @@ def test_weights_linked_from_elsewhere_are_refused(folder, tmp_path):
 
 
 def test_names_that_lead_nowhere():
-    with pytest.raises(ModelError, match=r"there is no folder \./nowhere"):
+    with pytest.raises(ModelError, match=r"no folder or file is named \./nowhere"):
         hw.load("./nowhere")
     with pytest.raises(ModelError, match="without a network give a local folder"):
         hw.load("gpt2-that-is-not-here")
