@@ -31,6 +31,7 @@ SETS = {
     "smollm2-135m": ["indirect_object", "capital", "docstring", "greater_than"],
 }
 PAIRS = {"tasks-4l": 16, "smollm2-135m": 6}  # that edges are scored on, and as many others for the judgement
+FEWER = {("smollm2-135m", "docstring"): 4}  # longer prompts
 METHODS = {
     "random": {},
     "information flow routes": {},
@@ -61,7 +62,7 @@ def scored(model: hw.HookedModel, method: str, pairs: list[Any]) -> tuple[nx.DiG
 
 
 def judged(model: hw.HookedModel, method: str, name: str) -> dict[str, Any]:
-    count = PAIRS[model.name]
+    count = FEWER.get((model.name, name), PAIRS[model.name])
     pairs = hw.prompt_set(name, 2 * count, seed=SEED, model=model)
     begun = time.process_time()
     graph, settings = scored(model, method, pairs[:count])

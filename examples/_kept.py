@@ -42,10 +42,23 @@ def show(told):
         print(f"{what}: {value}")
 
 
+def earlier():
+    """What the folder that the command line names holds of this script's findings; empty without one."""
+    file = _file()
+    return (
+        json.loads(file.with_suffix(".json").read_text("utf-8"))
+        if file and file.with_suffix(".json").exists()
+        else {}
+    )
+
+
 def keep(told, figure, model):
-    """Write NAME.json and NAME.svg of the script NAME.py into the folder that the command line names, if it does."""
-    folders = [argument for argument in sys.argv[1:] if argument != "--quick"]
-    if not folders:
+    """Write NAME.json and NAME.svg of the script NAME.py into the folder that the command line names, if it does.
+
+    Without a figure the numbers alone, as of a script that is not done yet.
+    """
+    file = _file()
+    if file is None:
         return
     versions = {
         "headwater": hw.__version__,
@@ -58,7 +71,13 @@ def keep(told, figure, model):
         "machine": platform.machine(),
         "date": str(date.today()),
     }
-    file = Path(folders[0]) / Path(sys.argv[0]).stem
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".json").write_text(json.dumps(told | run | versions, indent=1) + "\n", encoding="utf-8")
-    figure.write_image(file.with_suffix(".svg"))
+    if figure is not None:
+        figure.write_image(file.with_suffix(".svg"))
+
+
+def _file():
+    """The file of this script in that folder, without its ending."""
+    folders = [argument for argument in sys.argv[1:] if argument != "--quick"]
+    return Path(folders[0]) / Path(sys.argv[0]).stem if folders else None

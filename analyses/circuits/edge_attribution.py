@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import networkx as nx
 import numpy as np
@@ -24,7 +26,9 @@ from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import KeyValues, Wiring
-from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed, nodes_of_layers, slopes
+from headwater.analyses.circuits._counterfactuals import Case, cases_of, nodes_of_layers, slopes
+from headwater.analyses.circuits._exact_edges import drawn, exact_scores
+from headwater.analyses.circuits._finished_scores import Finished
 from headwater.analyses.circuits._graphs import graph_of, select_circuit as select_circuit
 from headwater.lens.attention import backward_rules
 from headwater.lens.attention.backward_rules import BackwardRule
@@ -34,8 +38,6 @@ from headwater.lens.model import HookedModel
 from headwater.lens.progress import progress
 
 How = Literal["inputs", "activations", "activations_released", "clean_corrupt", "exact"]
-MOST_EDGES = 20_000  # limit of the exact method, which runs a forward pass for each
-ROWS = 64  # prompts in one forward pass of the exact method
 REDRAWN = 100  # resamples of the pairs for the stability of the best edges
 TOGETHER = 4096  # edges whose means are resampled at once, to bound memory
 
@@ -59,6 +61,8 @@ def edge_attribution(
     per_pair: Annotated[bool, "keep the score of every pair too"] = False,
     batch_size: BatchSize = 16,
     rule: Annotated[BackwardRule, "what the backward pass follows"] = "gradient",
+    sample: Annotated[int | None, "exact: as many edges drawn at random; none: every one", Bounds(1)] = None,
+    resume: Annotated[str | Path | None, "file of finished batches to resume from; none: no file"] = None,
 ) -> nx.DiGraph:
     """Every edge u → v with `score` = mean over pairs of `Σ_{position,d} (a_u(clean) - a_u(corrupt)) · ∂m/∂in_v`.
 
@@ -71,6 +75,12 @@ def edge_attribution(
     k = 1 … steps, the gradients of all edges are taken, also of those whose node does not move, and averaged over
     sites and steps. "clean_corrupt" averages the two ends. "exact" is the drop itself, `m(clean) - m(clean with the
     edge changed)`. `level="node"` scores nodes: all edges of a node are changed.
+
+    With `sample`, "exact" changes that many edges (or nodes), drawn at random by `seed`; the others have no score, so
+    that a circuit chosen from the graph holds none of them. A long run says before it begins how long it will take,
+    measured on its first pass. With `resume` every finished batch, or pass of "exact", is saved to that file; the same
+    call then goes on, and a finished file gives the result without a run of it. AnalysisError if the file belongs to
+    other prompts, models, settings or values of the measure. It is JSON text.
 
     `rule` puts something else in the place of the gradient, as `patch` says of its estimates; with `steps=1` it is
     RelP or GIM for edges. "relp" holds attention weights constant, so edges into queries and keys get 0.
@@ -111,36 +121,61 @@ def edge_attribution(
     pairs = side_by_side(model, pairs, corrupt)
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
-    cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)
-    if how == "exact" and rule != "gradient":
-        raise AnalysisError(f'how="exact" takes no gradient, so rule={rule!r} has no meaning; leave it out')
-    if how == "exact":
-        scores = _exact(wiring, cases, level)
-    else:
-        scores = torch.zeros(len(pairs), *_shape(wiring, level), dtype=torch.float64)
-        for case in progress(cases, desc="edge attribution", unit="batch"):
-            with backward_rules.following(rule):
-                scores[case.pairs.places] = _scored(wiring, case, how, steps, level)
+    batches = pairs_of(model, pairs, batch_size)
+    _refuse(how, rule, sample)
+    measured = drawn(wiring, level, sample, seed)
+    told = {
+        "analysis": "edge_attribution", "how": how, "steps": steps, "level": level, "ablation": ablation, "rule": rule,
+        "key_values": key_values, "sample": sample and [sample, seed], **asked.settings,
+    }  # fmt: skip
+    with Finished.open(resume, model, batches, **told) as finished:
+        if how == "exact":
+            scores = exact_scores(wiring, cases_of(wiring, batches, asked, ablation), measured, finished)
+        else:
+            scores = torch.zeros(len(pairs), *measured.shape, dtype=torch.float64)
+            with progress(desc="edge attribution", unit="batch", total=len(batches)) as bar:
+                # the mean is over all pairs; else one batch at a time is in memory
+                for some in [batches] if ablation == "mean" else [[batch] for batch in batches]:
+                    for case in cases_of(wiring, some, asked, ablation):
+                        compute = partial(_scored, wiring, case, how, steps, level, rule)
+                        scores[case.pairs.places] = finished.scores("all", case, compute)
+                        bar.update()
     attrs = {"pairs": len(pairs), "interval": LEVEL, **asked.settings}
     mean = scores.mean(0)
     graph = graph_of(wiring, None, attrs, mean) if level == "node" else graph_of(wiring, mean, attrs)
-    _spread(wiring, graph, scores.numpy(), draws, seed, per_pair)
+    _spread(wiring, graph, scores.numpy(), measured.numpy(), draws, seed, per_pair)
     return graph
 
 
-def _shape(wiring: Wiring, level: str) -> tuple[int, ...]:
-    return (len(wiring.senders),) if level == "node" else tuple(wiring.edges().shape)
+def _refuse(how: str, rule: str, sample: int | None) -> None:
+    """AnalysisError for settings that have no meaning together."""
+    if how == "exact" and rule != "gradient":
+        raise AnalysisError(f'how="exact" takes no gradient, so rule={rule!r} has no meaning; leave it out')
+    if how != "exact" and sample is not None:
+        raise AnalysisError(
+            f'how={how!r} scores every edge in the same passes, so sample={sample} has no meaning; give how="exact"'
+        )
 
 
 def _spread(
-    wiring: Wiring, graph: nx.DiGraph, scores: np.ndarray, draws: int, seed: int, per_pair: bool
+    wiring: Wiring, graph: nx.DiGraph, scores: np.ndarray, measured: np.ndarray, draws: int, seed: int,
+    per_pair: bool,
 ) -> None:  # fmt: skip
-    """Write the interval of each score [pair, node] or [pair, node, input] to the graph, and the scores if asked."""
-    count = len(scores)
-    places = (np.arange(len(wiring.senders)),) if scores.ndim == 2 else wiring.edges().numpy().nonzero()
-    ends = zip(places, (wiring.senders, wiring.receivers), strict=False)
-    names = zip(*([known[n] for n in place] for place, known in ends), strict=True)
-    told = [graph.nodes[name[0]] if len(name) == 1 else graph.edges[name] for name in names]
+    """Write the interval of each score [pair, node] or [pair, node, input] to the graph, and the scores if asked; what
+    was not measured loses its score.
+    """
+    count, of_nodes = len(scores), measured.ndim == 1
+    known = np.ones_like(measured) if of_nodes else wiring.edges().numpy()
+
+    def about(places: tuple[np.ndarray, ...]) -> list[dict[str, Any]]:
+        ends = zip(places, (wiring.senders, wiring.receivers), strict=False)
+        names = zip(*([side[n] for n in place] for place, side in ends), strict=True)
+        return [graph.nodes[name[0]] if of_nodes else graph.edges[name] for name in names]
+
+    for each in about((known & ~measured).nonzero()):
+        del each["score"]
+    places = measured.nonzero()
+    told = about(places)
     times = [np.bincount(pick, minlength=count) for pick in redraws(count, draws, seed)]
     weights = np.stack(times) / count  # [draw, pair]
     if count > 1:
@@ -148,11 +183,11 @@ def _spread(
     for start in range(0, len(told), TOGETHER):
         each = scores[(slice(None), *(place[start : start + TOGETHER] for place in places))]  # [pair, edge]
         low, high = bounds(weights @ each)
-        for n, about in enumerate(told[start : start + TOGETHER]):
+        for n, one in enumerate(told[start : start + TOGETHER]):
             if count > 1:
-                about.update(low=float(low[n]), high=float(high[n]))
+                one.update(low=float(low[n]), high=float(high[n]))
             if per_pair:
-                about["scores"] = json.dumps(each[:, n].tolist())
+                one["scores"] = json.dumps(each[:, n].tolist())
 
 
 def _stability(scores: np.ndarray, weights: np.ndarray) -> dict[str, float]:
@@ -168,7 +203,7 @@ def _stability(scores: np.ndarray, weights: np.ndarray) -> dict[str, float]:
     return found
 
 
-def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Tensor:
+def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str, rule: BackwardRule) -> Tensor:
     """Each edge's score [pair, node, input], or each node's [pair, node]."""
     parts: list[tuple[slice, Iterable[Tensor]]] = []
     everyone, drops, of_nodes = slice(0, len(wiring.senders)), case.drop, level == "node"
@@ -188,7 +223,8 @@ def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Ten
         groups = [(everyone, slice(0, 1))] if how == "inputs" else [(s, s) for s in nodes_of_layers(wiring)]
         for scored, moved in groups:
             parts.append((scored, _along(wiring, case, scored, moved, steps, of_nodes)))
-    return torch.cat([_mean(points)[:, scored] for scored, points in parts], 1).double().cpu()
+    with backward_rules.following(rule):
+        return torch.cat([_mean(points)[:, scored] for scored, points in parts], 1).double().cpu()
 
 
 def _along(
@@ -207,24 +243,3 @@ def _mean(points: Iterable[Tensor]) -> Tensor:
         count += 1
         total += one
     return total / count
-
-
-def _exact(wiring: Wiring, cases: list[Case], level: str) -> Tensor:
-    known = wiring.edges()
-    # the indices [change, 1 or 2] of a node, or of an edge; edges into one input run together
-    changes = torch.arange(len(known))[:, None] if level == "node" else known.T.nonzero().flip(1)
-    if len(changes) > MOST_EDGES:
-        raise AnalysisError(
-            f'{wiring.model.name} has {len(changes)} edges and how="exact" runs each; it takes {MOST_EDGES} at most, '
-            'so use "inputs"'
-        )
-    count = sum(len(case.pairs.places) for case in cases)
-    scores = torch.zeros(count, *_shape(wiring, level), dtype=torch.float64)
-    for case in cases:
-        places = torch.tensor(case.pairs.places)[:, None]
-        for some in progress(changes.split(max(1, ROWS // len(places))), desc="edges", unit="run"):
-            masks = torch.zeros(len(some), *known.shape, dtype=torch.bool)
-            masks[(torch.arange(len(some)), *some.T)] = True
-            drops = case.told.clean - changed(wiring, case, masks & known).double().cpu()  # [copy, pair]
-            scores[(places, *some.T)] = drops.T
-    return scores

@@ -7,6 +7,7 @@ by their plain column sums; the tokens of padding as sinks; the layers that are 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
 import networkx as nx
 import numpy as np
@@ -22,6 +23,7 @@ from headwater.analyses.tokens.faithfulness import faithfulness
 from headwater.analyses.tokens.flow import flow, flow_graph
 from headwater.analyses.tokens.globenc import globenc
 from headwater.analyses.tokens.gradient_rollout import gradient_rollout
+from headwater.analyses.tokens.input_x_gradient import input_x_gradient
 from headwater.analyses.tokens.raw_attention import raw_attention
 from headwater.analyses.tokens.rollout import rollout
 from headwater.analyses.tokens.value_zeroing import value_zeroing
@@ -180,6 +182,26 @@ def test_comparisons_take_the_methods_without_sinks(pairs: Callable, judge: Call
         AnalysisError, match="without='sinks' is for rollout and flow, and methods names neither"
     ):
         judge(model, ids, methods="raw_attention", without="sinks")
+
+
+@pytest.mark.parametrize("judge", [agreement, faithfulness])
+@pytest.mark.parametrize("without", [None, "sinks"])
+def test_rules_of_a_backward_pass_stand_beside_a_product_of_maps(
+    pairs: Callable, judge: Callable, without: str | None
+) -> None:
+    model = pairs("llama").model
+    ids = torch.arange(3, 12)[None]
+    told = {"kind": "log_probability", "answer": "w5"}
+    own = {
+        rule: input_x_gradient(model, ids, rule=rule, **told).values for rule in ("relp", "gim", "attnlrp")
+    }
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in combinations(own.values(), 2))
+    product = rollout(model.record(ids), without=without).values[:, 0]
+    expected = judge(model, ids, methods={"rollout": product, **own}, **told, draws=5)
+    found = judge(model, ids, methods=["rollout", *own], without=without, **told, draws=5)
+    assert found.attribution.values.tolist()[:4] == ["rollout", "relp", "gim", "attnlrp"]
+    for name in ("mean", next(iter(found.data_vars))):
+        np.testing.assert_allclose(found[name].values, expected[name].values, atol=1e-6)
 
 
 def test_the_command_line_says_it(pure_sink: hw.HookedModel) -> None:
