@@ -1,6 +1,7 @@
 """Long work beside the pages, in lanes: of each model one job at a time in each lane, with progress and cancel.
 
 Light work does not wait for long work, nor does a run of the model on an input; a short run waits for nothing else.
+Where the system keeps a priority per thread, the pages come before all jobs but short runs.
 
 `ask` gives the job of a key, begun by whoever asks first and shared by all who ask for the same. Its result is kept by
 the key, within a number of bytes. A job ends early when nobody waits for it any more: its thread raises `Cancelled` at
@@ -14,6 +15,7 @@ import contextvars
 import logging
 import os
 import secrets
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -34,6 +36,7 @@ WORKERS = max(3, (os.cpu_count() or 2) // 2)  # jobs at once, beside short runs
 GONE = 30.0  # seconds after which a session that is away waits no more; a reload takes less
 LOOK = 1.0  # seconds between two looks at who still waits
 FAULTS = 64
+NICENESS = 5  # of the threads of jobs, as in nice(1): a third of the time of a page that draws meanwhile
 results = Kept(min(2**30, psutil.virtual_memory().total // 16))
 _lock = threading.RLock()
 _jobs: OrderedDict[Hashable, Job] = (
@@ -206,6 +209,9 @@ def _begin_next() -> None:
 
 
 def _work(job: Job) -> None:
+    if job.lane != "short run" and sys.platform == "linux":
+        # Linux keeps it per thread, and the threads that torch starts for this one inherit it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     try:
         with held.using(job.model), telling(job.tell, job.check):
             job.check()

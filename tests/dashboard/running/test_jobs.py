@@ -6,6 +6,8 @@ on one model, and a quick run that takes the lane of the jobs.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -236,3 +238,18 @@ def test_light_work_does_not_wait_for_long_work_on_its_model():
     assert not waits.running
     held_up.set()
     assert waits.ended.wait(30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a priority per thread")
+def test_pages_come_before_jobs_but_not_before_short_runs() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    found = [
+        jobs.ask(f"niceness of {lane}", lambda: [niceness()], "a priority", "m", lane=lane)
+        for lane in ("long", "run", "short run")
+    ]
+    for job in found:
+        job.ended.wait(LONG)
+    own = niceness()
+    assert [job.result[0] - own for job in found] == [jobs.NICENESS, jobs.NICENESS, 0]
