@@ -18,6 +18,7 @@ from headwater.kernels.edits.mixing import MixHeads
 from headwater.kernels.edits.weights import WeightEdit, WeightStep
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.threads import mapped
 from headwater.kernels.tiles.block import Block, tile_dtype
 from headwater.kernels.tiles.row_blocks import blocks
 from headwater.kernels.tiles.shapes import AtKeys, AtQueries, Keys, OverKeys, OverQueries, Queries, Values
@@ -40,17 +41,23 @@ class Blocked(Backend):
     def gather(self, state: MapState, x: OverKeys) -> AtQueries:
         batch, heads, queries, _ = state.shape
         out = state.q.new_zeros(batch, heads, queries, x.shape[-1], dtype=state.dtype)
-        for block in state.row_blocks_of():
-            values = block.of_maps(x)[:, :, block.columns].to(out)
-            out[block.batch, block.heads, block.rows] = state.block(block) @ values
+
+        def of_block(block: Block) -> tuple[Block, Tensor]:
+            return block, state.block(block) @ block.of_maps(x)[:, :, block.columns].to(out)
+
+        for block, part in mapped(of_block, state.row_blocks_of(), out.device):
+            out[block.batch, block.heads, block.rows] = part
         return out
 
     def scatter(self, state: MapState, y: OverQueries) -> AtKeys:
         batch, heads, _, keys = state.shape
         out = state.q.new_zeros(batch, heads, keys, y.shape[-1], dtype=state.dtype)
-        for block in state.row_blocks_of():
-            values = block.of_maps(y)[:, :, block.rows].to(out)
-            out[block.batch, block.heads, block.columns] += state.block(block).mT @ values
+
+        def of_block(block: Block) -> tuple[Block, Tensor]:
+            return block, state.block(block).mT @ block.of_maps(y)[:, :, block.rows].to(out)
+
+        for block, part in mapped(of_block, state.row_blocks_of(), out.device):
+            out[block.batch, block.heads, block.columns] += part
         return out
 
 
@@ -69,13 +76,18 @@ def attend(
     lse = q.new_full((batch, heads, queries), float("-inf"), dtype=tile_dtype(q))
     factors: list[list[Tensor]] = [[] for _ in edits]
     together = rule.mixes or any(isinstance(edit, MixHeads) for edit in edits)
-    for block in blocks(batch, range(heads), rule.mask, together=together):
+
+    def of_block(block: Block) -> tuple[Block, tuple[Tensor, Tensor, list[tuple[Tensor, ...]]]]:
         if needs_grad:
-            out, block_lse, resolved = checkpoint(
+            return block, checkpoint(
                 _attend_block, q, k, v, rule, edits, block, use_reentrant=False, preserve_rng_state=False
             )
-        else:
-            out, block_lse, resolved = _attend_block(q, k, v, rule, edits, block)
+        return block, _attend_block(q, k, v, rule, edits, block)
+
+    every = blocks(batch, range(heads), rule.mask, together=together)
+    for block, (out, block_lse, resolved) in (
+        map(of_block, every) if needs_grad else mapped(of_block, every, q.device)
+    ):
         z[block.batch, block.heads, block.rows] = out.to(z)
         if not differentiable:
             block_lse = block_lse.detach()

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from headwater.kernels.edits.patterns import Fixed, Matching, Offset, OfMap, OnKeys, Pattern
+from headwater.kernels.threads import mapped
+from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.heads import per_query_head
 from headwater.kernels.tiles.mask import Mask
 from headwater.kernels.tiles.row_blocks import blocks
@@ -37,10 +39,12 @@ def gather(pattern: Pattern, mask: Mask, heads: int, x: Tensor) -> Tensor:
     if found is None:
         x = per_query_head(x, heads)
         out = x.new_zeros(len(x), heads, mask.queries, x.shape[-1])
-        for block in blocks(len(x), range(heads), mask):
-            tile = pattern.tile(block, mask, x)
-            values = x[block.batch][:, block.heads, block.columns]
-            out[block.batch, block.heads, block.rows] = tile @ values
+
+        def gathered(block: Block) -> tuple[Block, Tensor]:
+            return block, pattern.tile(block, mask, x) @ x[block.batch][:, block.heads, block.columns]
+
+        for block, part in mapped(gathered, blocks(len(x), range(heads), mask), x.device):
+            out[block.batch, block.heads, block.rows] = part
         return out
     # With C[n] = sum of weight * x over the first n keys in the order of the pattern:  (T @ x)_i = C[high_i] - C[low_i]
     low, high, weight, order = (place[:, None, :, None] for place in found)
@@ -58,10 +62,12 @@ def scatter(pattern: Pattern, mask: Mask, y: Tensor) -> Tensor:
     found = _ranges(pattern, mask, y.device)
     if found is None:
         out = y.new_zeros(batch, heads, keys, width)
-        for block in blocks(batch, range(heads), mask):
-            tile = pattern.tile(block, mask, y)
-            values = y[block.batch][:, block.heads, block.rows]
-            out[block.batch, block.heads, block.columns] += tile.mT @ values
+
+        def of_block(block: Block) -> tuple[Block, Tensor]:
+            return block, pattern.tile(block, mask, y).mT @ y[block.batch][:, block.heads, block.rows]
+
+        for block, part in mapped(of_block, blocks(batch, range(heads), mask), y.device):
+            out[block.batch, block.heads, block.columns] += part
         return out
     low, high, weight, order = (place[:, None, :, None] for place in found)
     # The transpose of a difference of prefix sums: row i adds y_i from place low_i on and takes it back at high_i, and

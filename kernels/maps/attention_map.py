@@ -20,6 +20,7 @@ from headwater.kernels.edits.weights import Shares, WeightStep
 from headwater.kernels.maps import pairs, received, statistics, summaries
 from headwater.kernels.notebook import size, table
 from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.threads import mapped
 from headwater.kernels.tiles import row_blocks
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.operands import operand, plain
@@ -107,9 +108,13 @@ class AttentionMap(MapState):
         """The map of |w| / (sum of |w| over the row + 1e-8), in blocks of rows; one pass for the sums."""
         edit = Shares(torch.ones(self.shape[1], dtype=torch.bool))
         factor = torch.full_like(self.lse, -1.0)
-        for block in self.row_blocks_of():
+
+        def of_block(block: Block) -> tuple[Block, Tensor]:
             live = ~torch.isinf(block.of_rows(self.lse))
             (found,) = edit.resolve(self.block(block), block, self.mask, live)
+            return block, found
+
+        for block, found in mapped(of_block, self.row_blocks_of(), self.q.device):
             factor[block.batch, block.heads, block.rows] = found.to(factor)
         steps = (*self.steps, WeightStep(edit, (factor,)))
         return replace(self, steps=steps, backend="blocked", known={})

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.threads import mapped
 from headwater.kernels.tiles.block import Block
 
 GATHERED = 2**22  # numbers of k that are gathered at a time: 16 MB of float32
@@ -41,14 +42,18 @@ def at(map: MapState, columns: Tensor) -> Tensor:
         return found
     taller = heads if columns.shape[1] > 1 else map.k.shape[1]
     step = max(GATHERED // (taller * n * width), 1)
-    for b in range(batch):
-        for begin in range(0, queries, step):
-            rows = slice(begin, min(begin + step, queries))
-            place = columns[b : b + 1, :, rows]
-            near = place.clamp(0, keys - 1)
-            block = Block(slice(b, b + 1), torch.arange(heads), rows, slice(0, keys), near)
-            inside = (place >= 0) & (place < keys)
-            found[b, :, rows] = torch.where(inside, map.block(block), 0.0)[0].float()
+
+    def of_rows(part: tuple[int, slice]) -> tuple[int, slice, Tensor]:
+        b, rows = part
+        place = columns[b : b + 1, :, rows]
+        near = place.clamp(0, keys - 1)
+        block = Block(slice(b, b + 1), torch.arange(heads), rows, slice(0, keys), near)
+        inside = (place >= 0) & (place < keys)
+        return b, rows, torch.where(inside, map.block(block), 0.0)[0].float()
+
+    parts = [(b, slice(i, min(i + step, queries))) for b in range(batch) for i in range(0, queries, step)]
+    for b, rows, weights in mapped(of_rows, parts, map.q.device):
+        found[b, :, rows] = weights
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.threads import mapped
 from headwater.kernels.tiles import row_blocks
 from headwater.kernels.tiles.block import Block
 
@@ -66,7 +67,9 @@ def _by_blocks(
 ) -> Tensor:
     every = list(range(map.shape[1])) if heads is None else heads
     found = torch.zeros(map.shape[0], len(every), map.shape[3])
-    for block, places in _bands(map, every, chosen, later):
+
+    def of_band(band: tuple[Block, slice]) -> tuple[Block, slice, Tensor]:
+        block, places = band
         weights = map.block(block)
         if later is not None:
             rows, columns = block.positions(weights.device)
@@ -74,7 +77,10 @@ def _by_blocks(
             weights = weights * ((ahead >= later[0]) & (ahead <= later[1]))
         if chosen is not None:
             weights = weights * block.of_queries(chosen).to(weights.device)
-        found[block.batch, places, block.columns] += weights.sum(-2).to(found)
+        return block, places, weights.sum(-2)
+
+    for block, places, sums in mapped(of_band, _bands(map, every, chosen, later), map.q.device):
+        found[block.batch, places, block.columns] += sums.to(found)
     return found
 
 

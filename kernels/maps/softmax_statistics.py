@@ -1,16 +1,18 @@
 """Statistics of plain softmax maps in one lean walk over blocks of whole rows: the fast path of `statistics.compute`.
 
 A block is one product of queries and keys in which the row's log-sum-exp rides as one more feature, one multiplication
-by the scale and log2(e), one exponential, and about one cheap sweep for each statistic. Scaling after the product and
-not before it keeps the digits of large scores: the queries are not rounded again. torch's exp2 and its multiplication
-are faster than exp alone. It works if the scores are `scale * q·k`, under any mask. Score edits, weight edits,
-soft-caps, biases and other normalisers take the general walk in kernels/maps/statistics.py. Memory: two blocks, 8 MB in
-float32, and copies of the queries and keys of the heads in hand.
+by the scale and log2(e), one exponential, and about one cheap sweep for each statistic. A thread takes the blocks of
+some heads, or of some rows of one head, and waits for no other. Scaling after the product and not before it keeps the
+digits of large scores: the queries are not rounded again. torch's exp2 and its multiplication are faster than exp
+alone. It works if the scores are `scale * q·k`, under any mask. Score edits, weight edits, soft-caps, biases and other
+normalisers take the general walk in kernels/maps/statistics.py. Memory: for each thread two blocks, 8 MB in float32,
+and copies of the queries and keys of the heads in hand.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from headwater.kernels.maps.measures import of_rows, one_per_row
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.threads import mapped
 from headwater.kernels.tiles import row_blocks
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import Mask
@@ -31,6 +34,8 @@ BLOCKS = 2  # usual ones in one: smaller ones are lost in the cost of calling to
 MOST_ROWS = 256  # more rows only make the triangle larger that a causal block computes in vain
 LOG2E = math.log2(math.e)
 HIDDEN_LOG = -1e30  # of a hidden weight: finite, so that 0 times it is 0
+PARTS = 8  # at least, of a map that is not small: some for each thread
+SMALL = 2**18  # weights that are sooner computed here than given to other threads
 STRIP = 64  # columns whose maximum is looked at together in the search for the largest
 
 
@@ -54,44 +59,103 @@ def stream(map: MapState, names: list[str], found: dict[str, Tensor], window: in
 
     `window` is where `windowed_distance` clips (tokens).
     """
-    batch, heads, queries, keys = map.shape
-    rule, width, group = map.rule, map.q.shape[-1], map.q.shape[1] // map.k.shape[1]
-    high = map.dtype
+    batch, heads = map.shape[:2]
     pieces = _pieces(map)
     largest = max((_size(piece) for piece in pieces), default=1)
     most = BLOCKS * row_blocks.BLOCK_ELEMENTS
     some_heads = min(max(most // largest, 1), heads)
     some_rows = min(max(most // (largest * heads), 1), batch)
-    scratch = map.q.new_empty(2, some_rows * some_heads * largest, dtype=high)
-    first = rule.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
-    only = _only(first, keys)
-    rims: dict[tuple[int, ...], Tensor] = {}
-    for b in (slice(i, min(i + some_rows, batch)) for i in range(0, batch, some_rows)):
-        for h in (slice(i, min(i + some_heads, heads)) for i in range(0, heads, some_heads)):
-            chosen = torch.arange(h.start, h.stop)
-            # One more feature carries the row's log-sum-exp through the product: with q' = [q_i, -lse_i / scale] and
-            # k' = [k_j, 1],  scale * q'·k' = scale * q_i·k_j - lse_i = ln p_ij,  and no subtraction per pair is left.
-            # A row without weights gets -1e30 there, so that its weights are exp(-1e30) = 0. The queries themselves
-            # are left unscaled, as scaling rounds them.
-            lse = map.lse[b, h, :, None].to(high)
-            start = torch.where(torch.isinf(lse), HIDDEN_LOG, lse / -rule.scale)
-            q = torch.cat([map.q[b, h].to(high), start], -1)
-            k = torch.nn.functional.pad(map.k[b][:, chosen // group].to(high), (0, 1), value=1.0)
-            q, k = q.reshape(-1, queries, width + 1), k.reshape(-1, keys, width + 1)
-            results = {name: found[name][b, h].flatten(0, 1) for name in names}
-            for piece in pieces:
-                rows, columns = piece
-                shape = (len(q), rows.stop - rows.start, columns.stop - columns.start)
-                logs, weights = (part[: math.prod(shape)].view(shape) for part in scratch)
-                torch.bmm(q[:, rows], k[:, columns].mT, out=logs)
-                _hide(rule.mask, Block(b, chosen, rows, columns), logs, rims)
-                at = {n: x[:, columns if n == "received" else rows] for n, x in results.items()}
-                _measure(logs, weights, at, piece, rule, window)
-                if only is not None and columns.start <= only < columns.stop:
-                    at["first"].copy_(weights[..., only - columns.start])
-                elif first is not None:
-                    place = first[b, h, rows].reshape(shape[:2]).to(weights.device) - columns.start
-                    at["first"].copy_(one_per_row(weights, place))
+    walk = _Walk(map, names, found, window, some_rows * some_heads * largest)
+    where = [
+        (slice(i, min(i + some_rows, batch)), slice(j, min(j + some_heads, heads)))
+        for i in range(0, batch, some_rows)
+        for j in range(0, heads, some_heads)
+    ]
+    parts = [Part(b, h, run) for b, h in where for run in _runs(pieces, len(where))]
+    small = batch * heads * sum(_size(piece) for piece in pieces) < SMALL
+    each = (walk.of(part) for part in parts) if small else mapped(walk.of, parts, map.q.device)
+    for part, received in zip(parts, each, strict=True):
+        if received is not None:
+            # one after another in a fixed order, so that the sum is the same bit for bit
+            found["received"][part.batch, part.heads] += received
+
+
+class Part(NamedTuple):
+    """What one thread computes without waiting for another: some pieces of the maps of some heads."""
+
+    batch: slice
+    heads: slice
+    pieces: list[Piece]
+
+
+class _Walk:
+    """The walk over the parts of a map. Parts have no rows in common, so threads may take them side by side."""
+
+    def __init__(
+        self, map: MapState, names: list[str], found: dict[str, Tensor], window: int, largest: int
+    ) -> None:
+        batch, heads, _, keys = map.shape
+        self.map, self.names, self.found, self.window, self.largest = map, names, found, window, largest
+        self.first = (
+            map.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
+        )
+        self.only = _only(self.first, keys)
+        self.own = threading.local()
+
+    def of(self, part: Part) -> Tensor | None:
+        """Fill the statistics of the part's rows; gives what its keys received from them, [batch, head, key]."""
+        map, rule, high = self.map, self.map.rule, self.map.dtype
+        b, h, pieces = part
+        keys = map.shape[3]
+        chosen = torch.arange(h.start, h.stop)
+        # One more feature carries the row's log-sum-exp through the product: with q' = [q_i, -lse_i / scale] and
+        # k' = [k_j, 1],  scale * q'·k' = scale * q_i·k_j - lse_i = ln p_ij,  and no subtraction per pair is left.
+        # A row without weights gets -1e30 there, so that its weights are exp(-1e30) = 0. The queries themselves
+        # are left unscaled, as scaling rounds them.
+        lse = map.lse[b, h, :, None].to(high)
+        start = torch.where(torch.isinf(lse), HIDDEN_LOG, lse / -rule.scale)
+        q = torch.cat([map.q[b, h].to(high), start], -1)
+        group = map.q.shape[1] // map.k.shape[1]
+        k = torch.nn.functional.pad(map.k[b][:, chosen // group].to(high), (0, 1), value=1.0)
+        q, k = q.flatten(0, 1), k.flatten(0, 1)
+        scratch, rims = self._of_this_thread(q)
+        results = {name: self.found[name][b, h].flatten(0, 1) for name in self.names if name != "received"}
+        received = q.new_zeros(len(q), keys) if "received" in self.names else None
+        for piece in pieces:
+            rows, columns = piece
+            shape = (len(q), rows.stop - rows.start, columns.stop - columns.start)
+            logs, weights = (half[: math.prod(shape)].view(shape) for half in scratch)
+            torch.bmm(q[:, rows], k[:, columns].mT, out=logs)
+            _hide(rule.mask, Block(b, chosen, rows, columns), logs, rims)
+            at = {n: x[:, rows] for n, x in results.items()}
+            _measure(logs, weights, at, piece, rule, self.window)
+            if received is not None:
+                received[:, columns] += weights.sum(-2)
+            if self.only is not None and columns.start <= self.only < columns.stop:
+                at["first"].copy_(weights[..., self.only - columns.start])
+            elif self.first is not None:
+                place = self.first[b, h, rows].reshape(shape[:2]).to(weights.device) - columns.start
+                at["first"].copy_(one_per_row(weights, place))
+        if received is None:
+            return None
+        return received.unflatten(0, (b.stop - b.start, -1)).to(self.found["received"])
+
+    def _of_this_thread(self, like: Tensor) -> tuple[Tensor, dict[tuple[int, ...], Tensor]]:
+        """Two blocks to write over, and the masks of rims that were made before."""
+        if not hasattr(self.own, "scratch"):
+            self.own.scratch, self.own.rims = like.new_empty(2, self.largest), {}
+        return self.own.scratch, self.own.rims
+
+
+def _runs(pieces: list[Piece], parts: int) -> list[list[Piece]]:
+    """The pieces in runs of about one size: one run, or so many that `parts` times as many are `PARTS`."""
+    runs = min(-(-PARTS // max(parts, 1)), len(pieces))
+    share = sum(_size(piece) for piece in pieces) / max(runs, 1)
+    found, done = [[] for _ in range(max(runs, 1))], 0
+    for piece in pieces:
+        found[min(int(done / share), runs - 1)].append(piece)
+        done += _size(piece)
+    return [run for run in found if run]
 
 
 def _pieces(map: MapState) -> list[Piece]:
@@ -159,8 +223,6 @@ def _measure(
     one_sided = mask.right is not None and mask.right <= 0
     for name, values in of_rows(weights, at, ahead, one_sided, window, logs).items():
         at[name].copy_(values)
-    if "received" in at:
-        at["received"] += weights.sum(-2)
 
 
 def _largest(logs: Tensor) -> tuple[Tensor, Tensor]:

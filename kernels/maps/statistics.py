@@ -28,6 +28,7 @@ from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.maps import softmax_statistics
 from headwater.kernels.maps.measures import of_rows, one_per_row
 from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.threads import mapped
 from headwater.kernels.tiles.block import Block
 
 ROW = {
@@ -130,35 +131,46 @@ def _stream(
 ) -> None:
     batch, heads = map.shape[:2]
     first = map.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
+
+    def of_block(block: Block) -> tuple[Block, dict[str, Tensor]]:
+        return block, _of_block(map, block, names, groups, first, window)
+
+    for block, values in mapped(of_block, map.row_blocks_of(), map.q.device):
+        for name, some in values.items():
+            some = some.to(found[name])
+            if name == "mass":
+                found[name][block.batch, block.heads, :, block.rows] = some
+            elif name == "received":
+                found[name][block.batch, block.heads, block.columns] += some
+            else:
+                found[name][block.batch, block.heads, block.rows] = some
+
+
+def _of_block(
+    map: MapState, block: Block, names: list[str], groups: Tensor | None, first: Tensor | None, window: int
+) -> dict[str, Tensor]:
+    """The statistics of a block's rows, and what its columns received from them."""
+    weights, entropy = _weights(map, block, "entropy" in names)
+    ahead = block.rows.start + map.mask.shift - block.columns.start
     one_sided = map.mask.right is not None and map.mask.right <= 0
-    for block in map.row_blocks_of():
-        weights, entropy = _weights(map, block, "entropy" in names)
-        ahead = block.rows.start + map.mask.shift - block.columns.start
-        rows = {"entropy": entropy} | of_rows(weights, names, ahead, one_sided, window)
-        if "mass" in names:
-            assert groups is not None
-            inside = (groups if len(groups) == 1 else groups[block.batch])[:, :, block.columns].to(weights)
-            rows["mass"] = torch.einsum("bhqk,bgk->bhgq", weights, inside.expand(len(weights), -1, -1))
-        if ("max" in names or "argmax" in names) and weights.shape[-1]:
-            rows["max"], place = weights.max(-1)
-            rows["argmax"] = place + block.columns.start
-            if map.signed and weights.shape[-1] < map.shape[3]:
-                # keys outside of the block have the weight 0, which may be the largest
-                outside = block.columns.stop if block.columns.stop < map.shape[3] else 0
-                rows["argmax"] = torch.where(rows["max"] < 0, outside, rows["argmax"])
-                rows["max"] = rows["max"].clamp_min(0)
-        if first is not None:
-            place = block.of_rows(first).to(weights.device) - block.columns.start
-            rows["first"] = one_per_row(weights, place)
-        for name, values in rows.items():
-            if name in names and name == "mass":
-                found[name][block.batch, block.heads, :, block.rows] = values.to(found[name])
-            elif name in names:
-                found[name][block.batch, block.heads, block.rows] = values.to(found[name])
-        if "received" in names:
-            found["received"][block.batch, block.heads, block.columns] += weights.sum(-2).to(
-                found["received"]
-            )
+    found = {"entropy": entropy} | of_rows(weights, names, ahead, one_sided, window)
+    if "mass" in names:
+        assert groups is not None
+        inside = (groups if len(groups) == 1 else groups[block.batch])[:, :, block.columns].to(weights)
+        found["mass"] = torch.einsum("bhqk,bgk->bhgq", weights, inside.expand(len(weights), -1, -1))
+    if ("max" in names or "argmax" in names) and weights.shape[-1]:
+        found["max"], place = weights.max(-1)
+        found["argmax"] = place + block.columns.start
+        if map.signed and weights.shape[-1] < map.shape[3]:
+            # keys outside of the block have the weight 0, which may be the largest
+            outside = block.columns.stop if block.columns.stop < map.shape[3] else 0
+            found["argmax"] = torch.where(found["max"] < 0, outside, found["argmax"])
+            found["max"] = found["max"].clamp_min(0)
+    if first is not None:
+        place = block.of_rows(first).to(weights.device) - block.columns.start
+        found["first"] = one_per_row(weights, place)
+    found["received"] = weights.sum(-2)
+    return {name: values for name, values in found.items() if name in names}
 
 
 def _weights(map: MapState, block: Block, entropy: bool) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headwater.kernels.rules.map_state import MapState
+from headwater.kernels.threads import mapped
 from headwater.kernels.tiles.block import Block
 
 ON_A_GPU = 2**25  # weights in a block there: 128 MB in float32
@@ -28,9 +29,12 @@ def topk(map: MapState, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"k must be between 1 and the {keys} keys; got {k}")
     weights = torch.zeros(batch, heads, queries, k)
     columns = torch.full((batch, heads, queries, k), -1)
-    for block in _blocks(map):
+
+    def of_block(block: Block) -> tuple[Block, Tensor, Tensor]:
         found, place = map.block(block).topk(min(k, block.columns.stop - block.columns.start), -1)
-        place = torch.where(found > 0, place + block.columns.start, -1)
+        return block, found, torch.where(found > 0, place + block.columns.start, -1)
+
+    for block, found, place in mapped(of_block, _blocks(map), map.q.device):
         width = found.shape[-1]
         # weights may be negative under some normalisers
         weights[block.batch, block.heads, block.rows, :width] = found.clamp(min=0).float().cpu()
@@ -52,20 +56,26 @@ def pooled(map: MapState, block: int, how: str = "max") -> Tensor:
     down, across = -(-queries // block), -(-keys // block)
     device = map.q.device
     cells = torch.zeros(batch, heads, down, across, device=device)
-    for part in _blocks(map):
+
+    def of_block(part: Block) -> tuple[Block, slice, Tensor] | None:
         weights = map.block(part).float()
         first, last = part.columns.start // block, -(-part.columns.stop // block)
         if first >= last:
-            continue
+            return None
         # columns of whole cells, so that a row folds into [cell, block]
         before, after = part.columns.start - first * block, last * block - part.columns.stop
         folded = torch.nn.functional.pad(weights, (before, after)).unflatten(-1, (last - first, block))
+        return part, slice(first, last), folded.amax(-1) if how == "max" else folded.sum(-1)
+
+    for found in mapped(of_block, _blocks(map), map.q.device):
+        if found is None:
+            continue
+        part, columns, values = found
         rows = (torch.arange(part.rows.start, part.rows.stop, device=device) // block)[None, None, :, None]
-        values = folded.amax(-1) if how == "max" else folded.sum(-1)
-        target = cells[part.batch][:, part.heads, :, first:last]
+        target = cells[part.batch][:, part.heads, :, columns]
         rows = rows.expand_as(values)
         target = target.scatter_reduce(2, rows, values, "amax" if how == "max" else "sum")
-        cells[part.batch, part.heads, :, first:last] = target
+        cells[part.batch, part.heads, :, columns] = target
     cells = cells.cpu()
     if how == "max":
         return cells

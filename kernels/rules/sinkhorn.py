@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from headwater.kernels.rules.rule import ScoreRule
+from headwater.kernels.threads import mapped
 from headwater.kernels.tiles.block import Block, tile_dtype
 from headwater.kernels.tiles.mask import HIDDEN
 from headwater.kernels.tiles.row_blocks import blocks
@@ -41,11 +42,16 @@ def _round(q: Tensor, k: Tensor, rule: ScoreRule, v: Tensor) -> Tensor:
     batch, heads = q.shape[:2]
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     sums: dict[tuple[int, int], tuple[Block, Tensor]] = {}
-    for block in blocks(batch, range(heads), rule.mask):
+
+    def of_block(block: Block) -> tuple[Block, Tensor]:
         if needs_grad:
-            part = checkpoint(_columns, q, k, rule, v, block, use_reentrant=False, preserve_rng_state=False)
-        else:
-            part = _columns(q, k, rule, v, block)
+            return block, checkpoint(
+                _columns, q, k, rule, v, block, use_reentrant=False, preserve_rng_state=False
+            )
+        return block, _columns(q, k, rule, v, block)
+
+    every = blocks(batch, range(heads), rule.mask)
+    for block, part in map(of_block, every) if needs_grad else mapped(of_block, every, q.device):
         place = (block.batch.start, int(block.heads[0]))
         before = sums.get(place)
         # blocks of other rows see the same columns: their log-sum-exps are joined. Not in place, for autograd
