@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check install --quiet --no-input -c constraints.txt
 
-.PHONY: demo test pages quick check trained bench matrix docs clean
+.PHONY: demo test pages quick fuzz check trained bench matrix docs clean
 .DELETE_ON_ERROR:
 
 # Opens on a language model that others trained, and where it can not be had on one that comes with Headwater.
@@ -21,6 +21,11 @@ pages: .venv/.test trained
 # While you work: without what takes seconds a test or needs a browser. About three minutes on two idle cores.
 quick: .venv/.test trained
 	@.venv/bin/python -m pytest -n 2 -m "not slow and not browser"
+
+# Files changed at random, a minute for each kind; HEADWATER_FUZZ_SECONDS=3600 for hours. Another seed tries others.
+fuzz: .venv/.test
+	@HEADWATER_FUZZ_SECONDS=$${HEADWATER_FUZZ_SECONDS:-60} HEADWATER_FUZZ_SEED=$${HEADWATER_FUZZ_SEED:-$$(date +%s)} \
+		.venv/bin/python -m pytest -n 2 tests/fuzz
 
 check: .venv/.dev trained
 	.venv/bin/ruff format --check .

@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of a message
+
 
 class HeadwaterError(Exception):
     """Base class of all errors caused by user input; the command line prints the message and exits with 2.
+
+    The message is one line of at most 2,000 characters. A longer one, which repeats what came, loses its middle.
 
     >>> import headwater as hw
     >>> try:
@@ -16,6 +20,10 @@ class HeadwaterError(Exception):
     ...     print(error)
     layer 9 is not in the record; it has layers 0, 1, 2, 3
     """
+
+    def __init__(self, message: str = "") -> None:
+        line = " ".join(message.splitlines())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 603]} … {line[-600:]}")
 
 
 class ModelError(HeadwaterError):

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
@@ -30,6 +33,7 @@ from headwater.lens.files import parse_json, read_text
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 CONFIG_BYTES, INDEX_BYTES = 2**20, 2**26
 LONGEST_REASON = 300  # characters of a message from a loader
+FEW_MODULES, MODULES_EACH = 2000, 50  # of a model: some, and so many for each tensor that is stored
 BUFFER_BYTES = 2**28  # tables that a model computes for itself, where its weights are small
 REFUSED_FILES = {
     "adapter_config.json": "an adapter, which changes the weights; put it in a folder of its own and give "
@@ -71,7 +75,7 @@ def check(path: Path, fewest_layers: int = 1) -> Folder:
     weights = _weights(path)
     named = getattr(transformers, (config.architectures or [""])[0], None)
     kind = named if isinstance(named, type) and issubclass(named, PreTrainedModel) else AutoModel
-    _check_size(config, kind, sum(file.stat().st_size for file in weights))
+    _check_size(config, kind, weights)
     return Folder(path, config, kind, weights)
 
 
@@ -237,9 +241,16 @@ def in_hub_cache(file: Path) -> bool:
     return file.resolve().parent.name == "blobs" and file.resolve().parent.parent in file.absolute().parents
 
 
-def _check_size(config: Any, kind: Any, stored: int) -> None:
+def _check_size(config: Any, kind: Any, weights: list[Path]) -> None:
     """Build the shapes alone and compare them with what the files can hold, before any memory is taken."""
-    with one_line("the config describes no model that can be built"), torch.device("meta"), no_init_weights():
+    stored = sum(file.stat().st_size for file in weights)
+    few = _few_modules(FEW_MODULES + MODULES_EACH * _tensors(weights))
+    with (
+        one_line("the config describes no model that can be built"),
+        torch.device("meta"),
+        no_init_weights(),
+        few,
+    ):
         shapes = kind._from_config(config) if kind is not AutoModel else AutoModel.from_config(config)
     numbers = sum(p.numel() for p in shapes.parameters())
     # one bit a number is less than any format in use; a config that claims more than that lies
@@ -253,3 +264,33 @@ def _check_size(config: Any, kind: Any, stored: int) -> None:
             f"the config describes tables of {computed:,} bytes for weight files of {stored:,} bytes; is its number "
             "of positions right?"
         )
+
+
+def _tensors(files: list[Path]) -> int:
+    """How many tensors there are in weight files."""
+    count = 0
+    for file in files:
+        with one_line(f"{file} can not be read"), safe_open(file, framework="pt") as opened:
+            count += len(opened.keys())
+    return count
+
+
+@contextlib.contextmanager
+def _few_modules(most: int) -> Iterator[None]:
+    """Stop where a model gets more modules than that: a config names millions of layers in a few bytes, and each takes
+    time and memory also where its weights take none."""
+    count, here = 0, threading.get_ident()
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += threading.get_ident() == here
+        if count > most:
+            raise ModelError(
+                f"the config describes more than {most:,} modules, which the tensors in the weight files do not fill"
+            )
+
+    handle = register_module_module_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -97,7 +97,10 @@ def as_data(heads: Any) -> Any:
         raise HeadError(f"heads are 'all', '5.1', a list of such, a mask or flat indices; got {heads!r}")
     listed = list(heads)
     if listed and all(isinstance(h, list) for h in listed):  # a mask read from JSON
-        return _of_array(np.asarray(listed))
+        try:
+            return _of_array(np.asarray(listed))
+        except ValueError:
+            raise HeadError("a mask of heads has rows of equal length; got others") from None
     if listed and _all_ints(listed):
         return [int(h) for h in listed]
     return [str(Head.parse(h)) for h in listed]  # type: ignore[arg-type]

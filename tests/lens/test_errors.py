@@ -20,3 +20,11 @@ def test_what_is_near_is_named_and_all_where_nothing_is():
 @pytest.mark.parametrize("name", [name for name in vars(errors) if name.endswith("Error")])
 def test_every_error_is_the_users_to_mend(name):
     assert issubclass(getattr(errors, name), errors.HeadwaterError)
+
+
+def test_a_message_is_one_line_of_bounded_length_with_its_end():
+    told = str(errors.ModelError("first\n" + "x" * 5000 + "; give another"))
+    assert len(told) == errors.LONGEST
+    assert told.startswith("first x")
+    assert told.endswith("; give another")
+    assert str(errors.EditError("short")) == "short"

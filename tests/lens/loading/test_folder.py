@@ -136,6 +136,15 @@ def test_tables_that_a_model_computes_are_bounded(tmp_path: Path) -> None:
     refused(tmp_path, r"describes tables of 900,000,\d+ bytes for weight files of 48")
 
 
+def test_layers_are_bounded_by_the_tensors_before_they_are_made(tmp_path: Path) -> None:
+    """A layer of no weights takes time and memory all the same: 262,144 of a ResNet, minutes and gigabytes."""
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1])
+    transformers.ResNetModel(config).save_pretrained(tmp_path)
+    change(tmp_path, depths=[2**18, 1])
+    refused(tmp_path, r"more than 4,\d00 modules, which the tensors")
+    torch.nn.Sequential(*(torch.nn.Identity() for _ in range(5000)))  # anybody else makes as many as before
+
+
 ODD = [
     {"architectures": 5}, {"architectures": [5]}, {"architectures": {"a": 1}}, {"model_type": 5},
     {"n_head": "many"}, {"n_embd": 1.5}, {"n_embd": None}, {"n_layer": [2]}, {"activation_function": 5},
