@@ -40,6 +40,7 @@ trained: .venv/.test
 
 # On an idle machine; each script says first what it measures, and writes nothing when a result is wrong.
 bench: .venv/.test
+	.venv/bin/python benchmarks/busy.py
 	.venv/bin/python benchmarks/received_cpu.py
 	.venv/bin/python benchmarks/flow.py
 	.venv/bin/python benchmarks/patching.py

@@ -8,6 +8,8 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 
+MOST_SPREAD = 0.2  # of a bare pass within one run: a fifth
 # Run in the child: `measured(call, repeats)` prints wall time, CPU time of all threads and memory above what was there
 MEASURED = """
 import json, os, re, resource, time
@@ -52,6 +55,20 @@ def in_a_process(code: str, *arguments: int, threads: int) -> dict[str, Any]:
     }
 
 
+def bare_pass() -> float:
+    """Seconds of a fixed pass of fused attention and matrix products, the median of some; nothing of ours is in it."""
+    x, w = torch.ones(1, 8, 1024, 64), torch.ones(1024, 1024)
+    seconds = []
+    with torch.no_grad():
+        for _ in range(15):
+            start = time.perf_counter()
+            for _ in range(3):
+                torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+                w @ w
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[5:])
+
+
 def head(what: str, threads: int) -> dict[str, Any]:
     """Machine, versions and commit of a report."""
     about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -66,6 +83,7 @@ def head(what: str, threads: int) -> dict[str, Any]:
             "threads": threads,
             "memory_gb": round(memory / 1e9, 1),
             "load_before": os.getloadavg()[0],
+            "bare_pass_s": [bare_pass()],
         },
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("headwater", "torch", "transformers", "transformer-lens")},
@@ -73,6 +91,21 @@ def head(what: str, threads: int) -> dict[str, Any]:
         + (" with changes" if _git("status", "--porcelain") else ""),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def refuse_unsteady(report: dict[str, Any], *bare: Sequence[float]) -> None:
+    """End the benchmark, with nothing written, if a bare pass varied by more than a fifth: the machine was not idle.
+
+    `bare` are the seconds of bare passes that the benchmark measured, each of one kind. The pass that `head` timed is
+    timed again.
+    """
+    report["machine"]["bare_pass_s"].append(bare_pass())
+    for seconds in (report["machine"]["bare_pass_s"], *bare):
+        if max(seconds) > (1 + MOST_SPREAD) * min(seconds):
+            sys.exit(
+                f"not reported: the bare pass took {min(seconds):.3f} to {max(seconds):.3f} s in this run, more than a "
+                "fifth apart; run the benchmark again when nothing else runs"
+            )
 
 
 def write(report: dict[str, Any], path: Path) -> None:

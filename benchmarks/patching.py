@@ -29,7 +29,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # a bar for every sweep of either si
 import numpy as np
 import torch
 import transformers as hf
-from cpu_report import head, write
+from cpu_report import head, refuse_unsteady, write
 
 import headwater as hw
 from headwater import analyses
@@ -134,6 +134,7 @@ def main() -> None:
         for place in places
         for what in asked.what
     ]
+    refuse_unsteady(report)
     write(report | {"layers": asked.layers, "tokens": asked.tokens, "rows": rows}, asked.json)
 
 

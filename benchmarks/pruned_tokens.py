@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import transformers as hf
-from cpu_report import head, write
+from cpu_report import head, refuse_unsteady, write
 from torch import Tensor
 
 import headwater as hw
@@ -125,6 +125,7 @@ def main() -> None:
                 f"{name}, {row['kept']:.0%} kept: {row['times_as_fast']} × as fast {row['spread']}",
                 flush=True,
             )
+    refuse_unsteady(report)
     write(report, args.json)
 
 

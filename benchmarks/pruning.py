@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers as hf
-from cpu_report import head, in_a_process, write
+from cpu_report import head, in_a_process, refuse_unsteady, write
 
 import headwater as hw
 
@@ -137,6 +137,7 @@ def main() -> None:
                 f"batch {batch:>3}, {share:4.0%} removed: {row['wall_s']:6.3f} s wall, {row['cpu_s']:6.3f} s CPU, "
                 f"{speed['wall_s']:.2f} × as fast (CPU {speed['cpu_s']:.2f})", flush=True,
             )  # fmt: skip
+    refuse_unsteady(report)
     write(report, args.json)
 
 

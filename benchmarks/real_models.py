@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cpu_report import head, in_a_process, write
+from cpu_report import head, in_a_process, refuse_unsteady, write
 
 MODEL = "smollm2-135m"
 LAYERS, HEADS = 30, 9
@@ -209,6 +209,7 @@ def main() -> None:
     report = head((__doc__ or "").split("\n")[0], asked.threads) | {"rows": [], "bars": []}
     for name in asked.what:
         PARTS[name](report, asked)
+    refuse_unsteady(report)
     write(report, asked.json)
 
 

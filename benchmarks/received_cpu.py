@@ -19,7 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cpu_report import head, in_a_process, write
+from cpu_report import head, in_a_process, refuse_unsteady, write
 
 HEADS, WIDTH = 12, 64
 BAR = 1.5  # times one pass of the fused kernel
@@ -101,6 +101,7 @@ def main() -> None:
                         {"length": length, "bar": f"{name}: at most {BAR} × one fused pass", "reached": ratio}
                     )
             print(f"{line}  {found['extra_mb']:7.0f} MB extra", flush=True)
+    refuse_unsteady(report)
     write(report, args.json)
 
 

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cpu_report import head, in_a_process, write
+from cpu_report import head, in_a_process, refuse_unsteady, write
 
 LAYERS, HEADS, KV_HEADS, WIDTH, VOCAB = 4, 16, 4, 512, 1000
 SUBJECTS = ("sdpa", "headwater", "eager", "transformer_lens")
@@ -98,7 +98,8 @@ def measure(subject: str, length: int, args: argparse.Namespace) -> dict[str, An
             }
         if subject == "transformer_lens" and find_spec("transformer_lens") is None:
             return {"not_run": "transformer-lens is not installed"}
-    repeats = args.repeats if length <= 4096 else 1
+    # of the bare pass more than one, so that its spread tells whether the machine was idle
+    repeats = args.repeats if length <= 4096 or subject == "sdpa" else 1
     return in_a_process(SETUP + RUN[subject] + MEASURE, length, repeats, args.threads, threads=args.threads)
 
 
@@ -159,6 +160,10 @@ def main() -> None:
         for row in compare(length, rows):
             report["bars"].append(row)
             print(f"        {'holds' if row['holds'] else 'MISSED':<7} {row['bar']}: {row.get('reached')}")
+    bare = [
+        row["wall_spread_s"] for row in report["rows"] if row["subject"] == "sdpa" and "not_run" not in row
+    ]
+    refuse_unsteady(report, *bare)
     write(report, args.json)
 
 
