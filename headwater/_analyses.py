@@ -24,6 +24,7 @@ COMPANIONS = {
     "select_circuit": "circuits.edge_attribution",
     "read_circuit": "circuits.circuit_faithfulness",
     "write_circuit": "circuits.circuit_faithfulness",
+    "circuit_stability": "circuits.circuit_overlap",
     "inhibition_like": "circuits.repair",
     "cross_pairs": "circuits.align_subspace",
     "subspace_edits": "circuits.align_subspace",

@@ -173,13 +173,16 @@ def slopes(
     drop = case.drop
     scored = slice(0, len(drop)) if scored is None else scored
     scores = drop.new_zeros(drop.shape[1], len(drop), len(wiring.receivers))
+    of_pairs = drop.transpose(0, 1).flatten(
+        2
+    )  # [pair, node, position · d_model], laid out once for all inputs
     voices: list[Tensor] = []
 
     def reads(group: Inputs, x: Tensor, sent: list[Tensor]) -> Tensor:
         senders = slice(scored.start, min(scored.stop, group.senders))
 
         def seen(slope: Tensor) -> None:
-            scores[:, senders, group.span] = torch.einsum("ubsd,brsd->bur", drop[senders], slope)
+            scores[:, senders, group.span] = of_pairs[:, senders] @ slope.flatten(2).mT
 
         return cast(Tensor, _Read.apply(x, len(group.names), seen))
 

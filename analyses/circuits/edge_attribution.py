@@ -59,7 +59,7 @@ def edge_attribution(
     draws: Annotated[int, "resamples of the pairs for the intervals", Bounds(1)] = 1000,
     seed: Seed = 0,
     per_pair: Annotated[bool, "keep the score of every pair too"] = False,
-    batch_size: BatchSize = 16,
+    batch_size: BatchSize = 8,
     rule: Annotated[BackwardRule, "what the backward pass follows"] = "gradient",
     sample: Annotated[int | None, "exact: as many edges drawn at random; none: every one", Bounds(1)] = None,
     resume: Annotated[str | Path | None, "file of finished batches to resume from; none: no file"] = None,
