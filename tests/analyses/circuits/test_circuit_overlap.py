@@ -88,13 +88,17 @@ def test_circuits_of_models_whose_heads_have_other_numbers_are_the_same() -> Non
     a, b = scored(0), scored(0, {0: [1, 2, 0], 1: [2, 1, 0]})
     found = analyses.circuit_stability([a, b, a], 12)
     np.testing.assert_array_equal(found.share, 1)
-    assert (found.chance < 1).all()
+    assert float(found.chance) < 1
     by_number = analyses.circuit_stability([a, b, a], 12, matched=False)
     assert (by_number.share.sel(what="edges") < 1).all()
     assert float(by_number.share.sel(what="edges", circuit=0)) == pytest.approx(
         (1 + float(by_number.share.sel(what="edges", circuit=1))) / 2
     )
-    assert (by_number.chance < found.chance).sel(what="edges")
+    assert float(by_number.chance) < float(found.chance)
+    circuit = analyses.select_circuit(a, 12)
+    exact = float(analyses.circuit_overlap(circuit, circuit, a).chance.sel(what="edges"))
+    many = analyses.circuit_stability([a, a], 12, matched=False, draws=400)
+    assert float(many.chance) == pytest.approx(exact, abs=0.03)
 
 
 @pytest.mark.parametrize("seed", range(4))
