@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from headwater.lens.errors import ModelError
 from headwater.lens.files import parse_json, read_text
-from headwater.lens.loading.folder import CONFIG, in_hub_cache
+from headwater.lens.loading.folder import CONFIG, refuse_links
 
 ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BYTES = 2**20
@@ -110,8 +110,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     file = path / WEIGHTS
     if not file.is_file():
         raise ModelError(f"{path} has no {WEIGHTS}; adapters of other formats (pickles) are not read")
-    if file.is_symlink() and not in_hub_cache(file) and path.resolve() not in file.resolve().parents:
-        raise ModelError(f"{file} is a link to a file outside of the folder; copy the file")
+    refuse_links(path, [path])
     try:
         with safe_open(file, "pt") as opened:
             found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

@@ -14,7 +14,7 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from headwater.lens.files import parse_json, read_text
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 CONFIG_BYTES, INDEX_BYTES = 2**20, 2**26
+READ, TEMPLATES = (".safetensors", ".json", ".model", ".txt", ".jinja"), "additional_chat_templates"
 LONGEST_REASON = 300  # characters of a message from a loader
 FEW_MODULES, MODULES_EACH = 2000, 50  # of a model: some, and so many for each tensor that is stored
 BUFFER_BYTES = 2**28  # tables that a model computes for itself, where its weights are small
@@ -71,6 +72,7 @@ def check(path: Path, fewest_layers: int = 1) -> Folder:
     for name, what in REFUSED_FILES.items():
         if (path / name).exists():
             raise ModelError(f"{path} holds {name}: {what}")
+    refuse_links(path, (path, path / TEMPLATES))
     config = _config(path, fewest_layers)
     weights = _weights(path)
     named = getattr(transformers, (config.architectures or [""])[0], None)
@@ -212,8 +214,6 @@ def _weights(folder: Path) -> list[Path]:
     """The weight files; those that an index names must be among them."""
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
-        if file.is_symlink() and not in_hub_cache(file) and folder.resolve() not in file.resolve().parents:
-            raise ModelError(f"{file} is a link to a file outside of the model folder; copy the file")
         if not file.is_file():
             raise ModelError(f"{file} is not a plain file; weights are safetensors files")
     if not files:
@@ -234,6 +234,16 @@ def _weights(folder: Path) -> list[Path]:
             if name not in [file.name for file in files]:
                 raise ModelError(f"{index} names {name!r:.80}, which is no *.safetensors file of the folder")
     return files
+
+
+def refuse_links(folder: Path, places: Iterable[Path]) -> None:
+    """Refuse what is read in these places where it is a link to elsewhere; the hub's cache keeps its files so."""
+    for place in places:
+        for each in (place, *place.glob("*")):
+            within = each == folder or each.resolve().is_relative_to(folder.resolve())
+            read = each == place or each.suffix in READ
+            if read and not within and not in_hub_cache(each):
+                raise ModelError(f"{each} is a link to a file outside of the folder; copy the file")
 
 
 def in_hub_cache(file: Path) -> bool:

@@ -38,8 +38,8 @@ from headwater.lens.loading.folder import (
     bounded,
     built,
     check,
-    in_hub_cache,
     one_line,
+    refuse_links,
 )
 
 INDEX, KIND = "model_index.json", "PixelPipeline"
@@ -60,7 +60,7 @@ def is_pipeline_folder(path: Path) -> bool:
 
 def open_pipeline(path: Path, name: str, dtype: torch.dtype | None = None) -> Any:
     """The denoiser in its pipeline; ModelError says why a folder can not be read."""
-    _refuse_links(path)
+    refuse_links(path, [path / part for part in PARTS])
     index = _json(path / INDEX)
     kind = index.get("_class_name")
     if kind != KIND:
@@ -107,15 +107,6 @@ def open_pipeline(path: Path, name: str, dtype: torch.dtype | None = None) -> An
         model = open_diffusion(denoiser, _sample(pipeline), None, pipeline)
     model.name = name
     return model
-
-
-def _refuse_links(path: Path) -> None:
-    """Refuse folders and files that are links to elsewhere; the hub's cache keeps its files as links beside it."""
-    for part in PARTS:
-        for each in (path / part, *(path / part).glob("*")):
-            within = each.resolve().is_relative_to(path.resolve())
-            if each.is_symlink() and not within and not in_hub_cache(each):
-                raise ModelError(f"{each} is a link to a file outside of the model folder; copy the file")
 
 
 def _check_sizes(path: Path, config: dict[str, Any], sides: dict[str, int]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sense_folders
 import tiny_models
 import torch
 import transformers
@@ -58,6 +59,47 @@ def test_weights_in_several_files_are_the_same_model(folder: Path) -> None:
     whole = hw.load(folder)(ids)
     save_file(sharded(folder), folder / "first.safetensors", {"format": "pt"})
     torch.testing.assert_close(hw.load(folder)(ids), whole)
+
+
+READ_BESIDE = ("config.json", "tokenizer.json", "generation_config.json", "additional_chat_templates/a.jinja")
+
+
+@pytest.mark.parametrize("name", READ_BESIDE)
+def test_no_file_that_is_read_is_a_link_to_elsewhere(name: str, folder: Path, tmp_path: Path) -> None:
+    elsewhere, link = tmp_path / "elsewhere", folder / name
+    elsewhere.write_bytes(link.read_bytes() if link.exists() else b"{}")
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(elsewhere)
+    refused(folder, "is a link to a file outside of the folder; copy the file")
+
+
+def test_a_folder_of_templates_can_not_be_elsewhere(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    refused(folder, "is a link to a file outside")
+    (folder / "additional_chat_templates").unlink()
+    (folder / "notes.md").symlink_to(tmp_path / "elsewhere")  # which nobody reads
+    hw.load(folder)
+
+
+def test_a_tokenizer_can_not_name_a_file_elsewhere(tmp_path: Path) -> None:
+    """What is named in tokenizer_config.json gives way to what lies in the folder; a link there is refused."""
+    home = sense_folders.save("t5", tmp_path / "t5")
+    plain = hw.load(home).tokenizer.get_vocab()
+    other = tmp_path / "other.json"
+    other.write_text((home / "tokenizer.json").read_text().replace('"cat"', '"secret"'))
+    path = home / "tokenizer_config.json"
+    named = ("vocab_file", "tokenizer_file", "merges_file", "name_or_path")
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(named, str(other))))
+    assert hw.load(home).tokenizer.get_vocab() == plain
+    (home / "tokenizer.json").unlink()  # nothing but what the settings name
+    try:
+        found = hw.load(home).tokenizer
+    except ModelError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert "secret" not in found.get_vocab()
 
 
 def test_an_index_can_not_name_a_pickle(folder: Path) -> None:

@@ -77,7 +77,7 @@ BROKEN = {
     "extra": (lambda f: change_weights(f, lambda t: t.update(surprise=torch.ones(2))), "have unknown surprise"),
     "other shape": (lambda f: change_config(f, n_positions=32), "shapes that do not fit|can not be loaded"),
     "nan": (lambda f: change_weights(f, edit_nan), "NaN or infinite values, first in transformer.h.1.mlp"),
-    "cut": (lambda f: os.truncate(f / "model.safetensors", 5000), "can not be loaded|describes"),
+    "cut": (lambda f: os.truncate(f / "model.safetensors", 5000), "can not be (loaded|read)|describes"),
 }  # fmt: skip
 
 
