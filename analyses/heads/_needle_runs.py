@@ -6,6 +6,7 @@ map of the text is made: the rows that are read are those of the question and of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +21,7 @@ from headwater.lens.model import HookedModel
 from headwater.lens.running import prefix_cache
 from headwater.lens.running.forward import check_ready
 
-KEYS = 2**16  # keys of all copies in one run
+KEYS = 2**15  # keys of all copies in one run
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,18 +64,22 @@ class NeedleRun:
         `gates` [copy, layer, head] are on while it writes; the text was read without them.
         """
         copies = 1 if gates is None else len(gates)
-        found = torch.zeros(copies, 0, dtype=torch.long)
-        for _ in range(count):
-            last = self._logits(found, gates)[:, -1]
-            found = torch.cat([found, last.argmax(-1, keepdim=True).cpu()], 1)
-        return found
+        found = []
+        for rows in self._pieces(copies, count):
+            some = None if gates is None else gates[rows]
+            found.append(self._continued(count, len(rows), some))
+        return torch.cat(found)
 
     def answer_loss(self, gates: Tensor) -> Tensor:
         """Nats per token of the right answer, [copy]."""
         answer = self.test.ids[0, self.test.answer]
-        behind = answer[:-1].expand(len(gates), -1)
-        logits = self._logits(behind, gates, every=True)[:, -len(answer) :].double().cpu()
-        return -logits.log_softmax(-1).gather(-1, answer.expand(len(gates), -1)[..., None])[..., 0].mean(-1)
+        ids = torch.cat([self.test.ids[0], answer[:-1]])
+        found = []
+        for rows in self._pieces(len(gates), len(answer)):
+            logits = self._run(ids.expand(len(rows), -1), self.test.ids.shape[1] - 1, gates[rows], every=True)
+            told = logits[:, -len(answer) :].double().cpu().log_softmax(-1)
+            found.append(-told.gather(-1, answer.expand(len(rows), -1)[..., None])[..., 0].mean(-1))
+        return torch.cat(found)
 
     def rows(self, written: Tensor) -> Rows:
         """The rows from the question's first token to the one that gave the last written token."""
@@ -86,26 +91,37 @@ class NeedleRun:
         layers = [listener.found[layer] for layer in self.model.layers]
         return Rows(*(torch.stack(side) for side in zip(*layers, strict=True)))
 
-    def _logits(self, behind: Tensor, gates: Tensor | None, every: bool = False) -> Tensor:
-        ids = torch.cat([self.test.ids.expand(len(behind), -1), behind], 1)
-        found = []
-        for rows in torch.arange(len(ids)).split(max(KEYS // ids.shape[1], 1)):
-            some = None if gates is None else gates[rows]
-            found.append(self._run(ids[rows], self.test.ids.shape[1] - 1, some, every))
-        return torch.cat(found)
+    def _continued(self, count: int, copies: int, gates: Tensor | None) -> Tensor:
+        """`written` for copies that run together; only the newest token runs where there is a cache."""
+        past = prefix_cache.growing(self.known, copies, count) if self.known else None
+        token = self.test.ids[:, -1:].expand(copies, -1)
+        found = [] if past is not None else [self.test.ids.expand(copies, -1)]
+        for _ in range(count):
+            ids = token if past is not None else torch.cat(found, 1)
+            token = self._gated(ids, ids.shape[1] - 1, past, gates)[:, -1:].argmax(-1).cpu()
+            found.append(token)
+        return torch.cat(found[-count:], 1)
+
+    def _pieces(self, copies: int, more: int) -> Sequence[Tensor]:
+        """The copies, so many at once as memory is meant for."""
+        return torch.arange(copies).split(max(KEYS // (self.test.ids.shape[1] + more), 1))
 
     def _run(self, ids: Tensor, start: int, gates: Tensor | None, every: bool) -> Tensor:
         start = start if self.known else 0
         past = prefix_cache.before(self.known, start) if self.known else None
+        return self._gated(ids[:, start:], None if every else ids.shape[1] - start - 1, past, gates)
+
+    def _gated(
+        self, ids: Tensor, place: int | None, past: prefix_cache.Cache | None, gates: Tensor | None
+    ) -> Tensor:
         swap = Swap(self.model, len(ids))
-        place = None if every else ids.shape[1] - start - 1
         if gates is None:
-            return swap.logits(ids[:, start:], place, past)
+            return swap.logits(ids, place, past)
         on = context.current_gates(self.model.key)
         if on is not None:
             gates = gates.to(on) * on if on.dim() == 3 else gates.to(on)[..., None] * on
         with context.gated(self.model.key, gates.to(self.model.device)):
-            return swap.logits(ids[:, start:], place, past)
+            return swap.logits(ids, place, past)
 
 
 class _Reading:

@@ -5,8 +5,9 @@ The copy-paste score of Wu et al. 2024 and the attention score of Zhang et al. 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from headwater.analyses._catalogue.settings import Bounds
 from headwater.analyses._prompts.needles import Material, Needle, fitting, material_of, needles
 from headwater.analyses.heads._needle_runs import NeedleRun
 from headwater.lens.errors import AnalysisError
+from headwater.lens.journal import Journal
 from headwater.lens.model import HookedModel
 from headwater.lens.progress import progress
+from headwater.lens.records.provenance import provenance
 
 PASSED = 0.5  # ROUGE-1 recall above which a test counts
 
@@ -36,6 +39,7 @@ def retrieval_heads(
     masked: Annotated[int | Sequence[int], "numbers of heads that are masked, on other needles"] = (),
     controls: Annotated[int, "draws of random heads to mask", Bounds(1)] = 3,
     seed: Annotated[int, "seed of needles, texts and random heads", Bounds(0)] = 0,
+    resume: Annotated[str | Path | None, "file of finished tests to resume from; none: no file"] = None,
 ) -> xr.Dataset:
     """Scores of all heads on needle tests, and how much of the needle is still told without the highest.
 
@@ -50,7 +54,7 @@ def retrieval_heads(
     "none", "retrieval", "query_focused" (that many heads with the largest scores) or "random 1" … (as many heads drawn
     from those that neither list holds). The outputs of these heads are zero while the answer is written, not while the
     text is read, as in the released code. `masked_loss` is nats per token of the right answer, which tells more where
-    the recall is 0 or 1.
+    the recall is 0 or 1. With `resume` each test is kept in that file, and the same call goes on after an interruption.
 
     Ours: the answer begins with the needle's first words ("The best thing to do in Oslo is to"), so that small models
     copy at all; as many tokens are written as the answer has (published: up to 50); words are not stemmed; the texts
@@ -82,35 +86,69 @@ def retrieval_heads(
     lengths = _listed(fitting(model, material) if lengths is None else lengths)
     places, counts = np.linspace(0, 1, depths).tolist(), _listed(masked)
     _refuse(model, lengths, counts)
+    settings = (lengths, places, tests, material)
+    total = len(lengths) * depths * tests
     rows = {"retrieval": [], "query_focused": []}
     recalls: dict[tuple[int, float], list[float]] = {(n, d): [] for n in lengths for d in places}
-    settings = (lengths, places, tests, material)
-    total = len(recalls) * tests
-    for length, depth, test in progress(
-        needles(model, *settings, seed), desc="needles", unit="test", total=total
-    ):
-        run = NeedleRun.of(model, test)
-        written = run.written(test.answer.stop - test.answer.start)[0]
-        copied, mass = scores(run, written)
-        recalls[length, depth].append(test.recall(written))
-        rows["query_focused"].append(mass)
-        if recalls[length, depth][-1] > PASSED:
-            rows["retrieval"].append(copied)
-    nothing = torch.full((model.n_layers, model.n_heads), torch.nan, dtype=torch.float64)
-    found = {name: torch.stack(each).mean(0) if each else nothing for name, each in rows.items()}
-    recall = [[np.mean(recalls[n, d]) for d in places] for n in lengths]
-    result = xr.Dataset(
-        {name: (("layer", "head"), each.numpy()) for name, each in found.items()}
-        | {"recall": (("length", "depth"), np.array(recall))},
-        coords={
-            "layer": model.layers, "head": np.arange(model.n_heads), "length": lengths, "depth": places,
-        },
-        attrs={"material": material, "passed": len(rows["retrieval"]), "of": total},
-    )  # fmt: skip
-    if counts:
-        others = progress(needles(model, *settings, seed + 1), desc="masked", unit="test", total=total)
-        result = result.merge(_masked(model, found, others, counts, controls, seed), combine_attrs="override")
+    run = {
+        "analysis": "retrieval_heads",
+        **provenance(model),
+        "settings": [*settings, counts, controls, seed],
+    }
+    with Journal.open(resume, run, lambda fault: AnalysisError(f"resume: {fault}")) as journal:
+        for name, length, depth, test in progress(
+            _named(needles(model, *settings, seed)), desc="needles", unit="test", total=total
+        ):
+            if journal.get(name) is None:
+                journal.put(name, _measured(model, test))
+            told = journal.get(name)
+            recalls[length, depth].append(told["recall"])
+            rows["query_focused"].append(torch.tensor(told["query_focused"], dtype=torch.float64))
+            if told["recall"] > PASSED:
+                rows["retrieval"].append(torch.tensor(told["retrieval"], dtype=torch.float64))
+        nothing = torch.full((model.n_layers, model.n_heads), torch.nan, dtype=torch.float64)
+        found = {name: torch.stack(each).mean(0) if each else nothing for name, each in rows.items()}
+        recall = [[np.mean(recalls[n, d]) for d in places] for n in lengths]
+        result = xr.Dataset(
+            {name: (("layer", "head"), each.numpy()) for name, each in found.items()}
+            | {"recall": (("length", "depth"), np.array(recall))},
+            coords={
+                "layer": model.layers, "head": np.arange(model.n_heads), "length": lengths, "depth": places,
+            },
+            attrs={"material": material, "passed": len(rows["retrieval"]), "of": total},
+        )  # fmt: skip
+        if counts:
+            ways, gates = _ways(model, found, counts, controls, seed)
+            pieces = []
+            for name, _, _, test in progress(
+                _named(needles(model, *settings, seed + 1)), desc="masked", unit="test", total=total
+            ):
+                if journal.get(f"masked {name}") is None:
+                    journal.put(f"masked {name}", _without(model, test, gates))
+                pieces.append(journal.get(f"masked {name}"))
+            table = _table(torch.tensor(pieces, dtype=torch.float64).mean(0), ways, counts, found)
+            result = result.merge(table, combine_attrs="override")
     return result
+
+
+def _named(drawn: Iterator[tuple[int, float, Needle]]) -> Iterator[tuple[str, int, float, Needle]]:
+    for number, (length, depth, test) in enumerate(drawn):
+        yield f"test {number}", length, depth, test
+
+
+def _measured(model: HookedModel, test: Needle) -> dict[str, Any]:
+    """Recall and scores of one test, plain data."""
+    run = NeedleRun.of(model, test)
+    written = run.written(test.answer.stop - test.answer.start)[0]
+    copied, mass = scores(run, written)
+    return {"recall": test.recall(written), "retrieval": copied.tolist(), "query_focused": mass.tolist()}
+
+
+def _without(model: HookedModel, test: Needle, gates: Tensor) -> list[list[float]]:
+    """Recall and loss of one test under each of `gates`, plain data."""
+    run = NeedleRun.of(model, test)
+    written = run.written(test.answer.stop - test.answer.start, gates)
+    return [[test.recall(each) for each in written], run.answer_loss(gates).tolist()]
 
 
 def scores(run: NeedleRun, written: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,11 +174,10 @@ def _refuse(model: HookedModel, lengths: list[int], counts: list[int]) -> None:
         raise AnalysisError(f"masked={wrong}: give 1 to {most} heads, so that others are left to be drawn")
 
 
-def _masked(
-    model: HookedModel, found: dict[str, Tensor], tests: Iterable[tuple[int, float, Needle]],
-    counts: list[int], controls: int, seed: int,
-) -> xr.Dataset:  # fmt: skip
-    """`masked_recall` and `masked_loss` [by, masked]."""
+def _ways(
+    model: HookedModel, found: dict[str, Tensor], counts: list[int], controls: int, seed: int
+) -> tuple[list[str], Tensor]:  # fmt: skip
+    """Names of the ways to choose heads, and gates [copy, layer, head]: none masked, then `counts` for each way."""
     ways = {name: torch.argsort(-each.flatten(), stable=True) for name, each in found.items()}
     taken = torch.cat([order[: max(counts)] for order in ways.values()])
     heads = torch.arange(model.n_layers * model.n_heads)
@@ -151,23 +188,19 @@ def _masked(
     gates = torch.ones(1 + len(ways) * len(counts), len(heads))
     for place, (order, count) in enumerate(((o, c) for o in ways.values() for c in counts), 1):
         gates[place, order[:count]] = 0
-    gates = gates.unflatten(1, (model.n_layers, model.n_heads))
-    recall, loss = [], []
-    for _, _, test in tests:
-        run = NeedleRun.of(model, test)
-        written = run.written(test.answer.stop - test.answer.start, gates)
-        recall.append(torch.tensor([test.recall(each) for each in written], dtype=torch.float64))
-        loss.append(run.answer_loss(gates))
-    means = {"masked_recall": torch.stack(recall).mean(0), "masked_loss": torch.stack(loss).mean(0)}
-    unknown = bool(found["retrieval"].isnan().any())
+    return list(ways), gates.unflatten(1, (model.n_layers, model.n_heads))
 
-    def table(values: Tensor) -> np.ndarray:
-        each = values[1:].unflatten(0, (len(ways), len(counts)))
-        if unknown:
-            each[0] = torch.nan
-        return torch.cat([values[:1].expand(1, len(counts)), each]).numpy()
 
+def _table(means: Tensor, ways: list[str], counts: list[int], found: dict[str, Tensor]) -> xr.Dataset:
+    """`masked_recall` and `masked_loss` [by, masked] from means [2, copy]."""
+    tables = means[:, 1:].unflatten(1, (len(ways), len(counts)))
+    if found["retrieval"].isnan().any():
+        tables[:, 0] = torch.nan
+    tables = torch.cat([means[:, :1, None].expand(2, 1, len(counts)), tables], 1).numpy()
     return xr.Dataset(
-        {name: (("by", "masked"), table(values)) for name, values in means.items()},
+        {
+            name: (("by", "masked"), each)
+            for name, each in zip(("masked_recall", "masked_loss"), tables, strict=True)
+        },
         coords={"by": ["none", *ways], "masked": counts},
     )

@@ -73,6 +73,12 @@ def test_a_sliding_window_does_not_move_the_needle(pairs) -> None:
     top = maps[:, :, 23:].argmax(-1)
     assert not ((top >= 12) & (top < 16)).any()
     assert not copied.any()
+    gates = torch.ones(3, *copied.shape)
+    gates[1] = 0
+    with torch.no_grad():
+        continued = pair.twin.generate(test.ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    written = run.written(4, gates)
+    assert written[0].tolist() == written[2].tolist() == continued[0, 24:].tolist() != written[1].tolist()
 
 
 def test_gates_are_on_while_the_answer_is_written_alone(pairs) -> None:
@@ -126,6 +132,27 @@ def test_the_planted_head_retrieves_and_no_other() -> None:
     assert [float(told.sel(by=f"random {n}")) for n in (1, 2, 3)] == [1] * 3
     assert float(found.masked_loss.sel(by="retrieval", masked=1)) > 1
     assert float(found.masked_loss.sel(by="none", masked=1)) < 1e-3
+
+
+def test_an_interrupted_run_goes_on(pairs, tmp_path, monkeypatch) -> None:
+    model, settings = pairs("gpt2").model, {"lengths": 30, "depths": 2, "masked": 1, "controls": 1}
+    whole, file = analyses.retrieval_heads(model, **settings), tmp_path / "tests.jsonl"
+    ran, of = [], NeedleRun.of
+
+    def stopped(*given):
+        ran.append(given)
+        if len(ran) == 4:  # the second masked test
+            raise KeyboardInterrupt
+        return of(*given)
+
+    monkeypatch.setattr(NeedleRun, "of", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        analyses.retrieval_heads(model, **settings, resume=file)
+    again = analyses.retrieval_heads(model, **settings, resume=file)
+    assert len(ran) == 5
+    assert again.drop_attrs(deep=False).identical(whole.drop_attrs(deep=False))
+    with pytest.raises(AnalysisError, match=r"resume: .* is of another run"):
+        analyses.retrieval_heads(model, **settings | {"lengths": 31}, resume=file)
 
 
 def test_without_a_test_that_passed_there_is_no_score(pairs) -> None:
