@@ -29,6 +29,7 @@ ROOMS = (
     "tokens",
     "explanations",
     "heads",
+    "caches",
     "sinks",
     "logits",
     "vision",

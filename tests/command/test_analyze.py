@@ -18,9 +18,11 @@ ROOT = Path(__file__).parents[2]
 PROMPT = "the cat sat on a mat ."
 OF_PICTURES = {file.stem for file in (ROOT / "analyses" / "vision").glob("[!_]*.py")}
 # of images, of models with gated attention, and what takes further inputs or a larger vocabulary
-OF_OTHERS = OF_PICTURES | {"patch_distance", "output_gates", "word_ranks", "retrieval_heads"}
+OF_OTHERS = OF_PICTURES | {"patch_distance", "output_gates", "word_ranks", "retrieval_heads", "kv_needles"}
 OWN = {
     "align_subspace": [*[PROMPT, "the mat sat on a cat ."] * 4, "--set", "answer=cat"],
+    "kv_curve": [PROMPT, "--set", "window=1", "--set", "sinks=1", "--set", "kept=0.5"],
+    "kv_scores": [PROMPT, "--set", "window=2", "--set", "sinks=1"],
     "contrastive_qk": ["the cat sat on the cat ."],
 }
 
