@@ -78,7 +78,8 @@ function refresh(view) {
   view.look = theme(root);
   view.colours = ramp(header.signed, view.look.dark);
   const tile = Math.max(4, Math.min(LARGEST_TILE, Math.floor((view.width - LEFT - 4) / heads.length)));
-  const flat = header.kind === "map" ? tile : Math.max(14, Math.min(tile, 36));
+  const room = header.height ? Math.max(4, Math.floor((header.height - TOP - 4) / layers.length)) : Infinity;
+  const flat = header.kind === "map" ? tile : Math.min(room, Math.max(14, Math.min(tile, 36)));
   view.place = { tile, flat, ratio, gap: tile > 12 ? 2 : 1, width: LEFT + tile * heads.length + 4, height: TOP + flat * layers.length + 4 };
   view.part("bar").style.background = `linear-gradient(to right, ${Array.from({ length: 17 }, (_, i) => css(view.colours[Math.round((255 * i) / 16)])).join(", ")})`;
   paint(view);

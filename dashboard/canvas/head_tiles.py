@@ -22,7 +22,8 @@ _tiles = component(
 
 
 class Look(TypedDict, total=False):
-    """What tiles of maps and of numbers have in common. ``alt`` stands in for the sentence of what is seen."""
+    """What tiles of maps and of numbers have in common. ``alt`` stands in for the sentence of what is seen, ``height``
+    bounds a low picture of numbers, in pixels of the page."""
 
     key: Required[str]
     title: str
@@ -30,6 +31,7 @@ class Look(TypedDict, total=False):
     pins: Sequence[Head]
     note: str
     alt: str | None
+    height: int | None
     on_event: Callable[[dict[str, Any]], None] | None
 
 
@@ -51,6 +53,7 @@ def draw(
     header = header | {
         "title": title,
         "note": look.get("note", ""),
+        "height": look.get("height"),
         "alt": f"{title}. {seen}" if alt is None and title else alt or seen,
         "layers": [int(layer) for layer in layers],
         "heads": [int(head) for head in heads],

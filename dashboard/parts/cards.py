@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 
 import headwater as hw
 from headwater.dashboard import pages
-from headwater.dashboard.figures.heads import head_grid
-from headwater.dashboard.figures.tokens import token_bars
+from headwater.dashboard.canvas.grid import grid
+from headwater.dashboard.figures.small_bars import small_bars
 from headwater.dashboard.parts.job import fitting
 from headwater.dashboard.parts.scores import found as scores
 from headwater.dashboard.running import glance, models
@@ -19,10 +18,11 @@ from headwater.dashboard.running.sinks import KEEP
 from headwater.dashboard.state import workspace
 from headwater.dashboard.state.address import from_address, to_address
 from headwater.dashboard.state.state import State
-from headwater.dashboard.widgets import chart, plain
+from headwater.dashboard.widgets import plain
 from headwater.lens.records.free_memory import free_memory
 
 RECENT = 6
+HEIGHT = 200  # of the heads, in pixels of the page
 
 
 def fits(model: hw.HookedModel, chosen: Measure) -> str:
@@ -48,12 +48,12 @@ def heads(state: State, run: Run, chosen: Measure) -> None:
         found = found["effect"]
         place = np.unravel_index(int(np.nanargmax(found.values)), found.shape)
         layer = int(found["layer"].values[place[0]])
-        figure = head_grid(found, "What each head is worth", chosen.unit, None, (layer, int(place[1])))
-        chart(
-            figure.update_layout(height=230),
-            "card-heads",
-            f"Effect of each head; the largest is {layer}.{place[1]}",
+        head = (layer, int(place[1]))
+        event = grid(
+            found, chosen.unit, title="What each head is worth", chosen=head, height=HEIGHT, key="card_heads"
         )
+        if event is not None and "head" in event:
+            _go(state, "head", layer=event["head"][0], head=event["head"][1])
         most = float(found.values[place])
         way = "falls" if chosen.better > 0 else "rises"
         st.markdown(plain(f"Without head {layer}.{place[1]} the measure {way} by {most:.3g} {chosen.unit}."))
@@ -64,9 +64,10 @@ def sinks(state: State, run: Run, chosen: Measure) -> None:
     st.subheader("Where does attention drain?")
     found = glance.sink(run)
     name = quoted(run.keys[found.place])
-    figure = token_bars(found.share, run.keys, "Share received", "share")
     largest = ", ".join(f"{run.keys[n]} {found.share[n]:.2f}" for n in np.argsort(-found.share)[:3])
-    chart(figure.update_layout(height=230), "card-sinks", f"Share of attention by token; largest: {largest}")
+    alt = f"Share of attention by token; largest: {largest}"
+    st.markdown("**Share received**")
+    st.html(small_bars(found.share, run.keys, "share", alt))
     many = (
         f"{len(found.heads)} of {len(run.layers) * run.n_heads} heads give {name} more than {found.limit:.0%}"
     )
@@ -110,12 +111,9 @@ def own_model() -> None:
             "of the hub; `headwater models add NAME` fetches a small trained one. Nothing leaves this machine."
         )
         rows = [(name, size) for name in models.offered() if (size := models.weights_on_disk(name))]
-        table = pd.DataFrame(rows, columns=["model", "weights"])
-        table["weights"] = (table["weights"] / 1e6).round(1)
-        shown = {"weights": st.column_config.NumberColumn("weights on disk, MB", format="%.1f")}
-        st.dataframe(
-            table, hide_index=True, column_config=shown, key="offered-models", alt="Models offered here"
-        )
+        # a table of markdown: one that scrolls would bring a megabyte to the first view
+        lines = [f"| {plain(name)} | {size / 1e6:.1f} |" for name, size in rows]
+        st.markdown("\n".join(["| model | weights on disk, MB |", "| :-- | --: |", *lines]))
         free = free_memory()
         st.caption(
             "A model takes about its weights in memory, twice that where they are stored in half precision and run in "
@@ -138,7 +136,13 @@ def recent(state: State) -> None:
 
 def _open(state: State, page: str, label: str, **changes: object) -> None:
     """A link to a page with some of the state changed."""
-    changed = State(**{**vars(state), **changes, "notices": []})
-    st.page_link(
-        pages.page(page), label=label, icon=":material/arrow_forward:", query_params=to_address(changed)
-    )
+    address = _address(state, changes)
+    st.page_link(pages.page(page), label=label, icon=":material/arrow_forward:", query_params=address)
+
+
+def _go(state: State, page: str, **changes: object) -> None:
+    st.switch_page(pages.page(page), query_params=_address(state, changes))
+
+
+def _address(state: State, changes: dict[str, object]) -> dict[str, str]:
+    return to_address(State(**{**vars(state), **changes, "notices": []}))

@@ -18,6 +18,7 @@ from headwater.dashboard.running.made_edits import (
     direction,
     directions,
     fitting_recipes,
+    has_image_tokens,
     made,
     made_by,
 )
@@ -160,7 +161,7 @@ def _written(state: State, name: str, label: str, default: str = "") -> str:
 def tokens_input(state: State, name: str, ask: Ask, run: Run, model: hw.HookedModel) -> Any:
     """Positions as chips, or a name for them: a group, a word, or the sinks by a rule."""
     how = [each for each in HOW if each != "others" or ask.name in ("to", "source")]
-    how = [each for each in how if each != "image" or "vision" in model.parts]
+    how = [each for each in how if each != "image" or has_image_tokens(model)]
     if ask.name in ("queries", "positions"):
         how = [each for each in how if not each.startswith("sinks:")]
     first = ask.default if ask.default in how else "chosen"

@@ -99,8 +99,8 @@ def draw_sweep(state: State, model: hw.HookedModel, one: Run, measure: Measure, 
     if not places:
         st.caption("None of the edits that are on has a strength.")
         return
-    name = lambda n: f"{n + 1}: {told(state, state.edits[n])}"  # noqa: E731
-    place = bound.choice(state, "edit.swept", "Edit", places, places[0], show=name)
+    words = {n: f"{n + 1}: {told(state, state.edits[n])}" for n in places}
+    place = bound.choice(state, "edit.swept", "Edit", places, places[0], show=words.__getitem__)
     sets = _sets(model) if measure.answer is not None and not one.labels else {}
     own = next((each for each, prompts in sets.items() if state.text in prompts), ALONE)
     over = bound.choice(

@@ -28,8 +28,8 @@ def draw_save(state: State) -> None:
     run = runs.a(state)
     try:
         runs.b(state)
-    except HeadwaterError as error:
-        st.warning(plain(f"Run B can not be made, so this view can not be saved: {error}"))
+    except HeadwaterError:  # why is told above the page
+        st.warning("Run B can not be made, so this view can not be saved.")
         return
     chosen = measure.of(state, run)
     changes = [told(state, edit) for edit in state.applied()]

@@ -16,6 +16,7 @@ from headwater.lens.edits import EDITS, Edit
 from headwater.lens.errors import EditError, HeadwaterError
 from headwater.lens.experiments import edits_on_parts
 from headwater.lens.files import parse_json
+from headwater.lens.models.axes import TEXTS
 
 DIRECTIONS = {
     "difference": "from the distractor to the answer (unembedding)",
@@ -33,10 +34,14 @@ def made(kind: EditKind, given: Mapping[str, Any], model: hw.HookedModel) -> dic
     for ask in kind.asks:
         if ask.kind == "data":
             values[ask.name] = parse_json(str(values[ask.name]), ask.label, EditError)
-    edit = EDITS[kind.name](**_fields(kind.name, values, model))
-    with model.edit(edit):
+    return _checked([EDITS[kind.name](**_fields(kind.name, values, model))], model)[0]
+
+
+def _checked(edits: Sequence[Edit], model: hw.HookedModel) -> list[dict[str, Any]]:
+    """Edits as data, prepared for the model once. EditError where one does not fit."""
+    with model.edit(*edits):
         pass
-    return edit.to_dict()
+    return [edit.to_dict() for edit in edits]
 
 
 def _fields(kind: str, values: dict[str, Any], model: hw.HookedModel) -> dict[str, Any]:
@@ -101,9 +106,16 @@ def direction(name: str, written: str, model: hw.HookedModel, measure: Measure) 
 
 
 def directions(model: hw.HookedModel, measure: Measure) -> list[str]:
-    """The directions that there are for a model and its measure."""
-    known = model.has_lm_head and measure.answer is not None
+    """The directions that there are for a model and its measure: those of tokens in the stream that is unembedded."""
+    unembedded = model.has_lm_head and model.parts[model.part_name].queries in ("text", "decoder")
+    known = unembedded and measure.answer is not None
     return [name for name in DIRECTIONS if name == "numbers" or known]
+
+
+def has_image_tokens(model: hw.HookedModel) -> bool:
+    """Whether some tokens that the part looks at can be those of an image."""
+    keys = model.parts[model.part_name].keys
+    return model.image_token is not None if keys in TEXTS else keys == "image"
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,10 @@ def _has_inner_layers(model: hw.HookedModel) -> bool:
     return _writes(model) and len(model.layers) > 3
 
 
+def _sees_itself(model: hw.HookedModel) -> bool:
+    return not model.parts[model.part_name].crosses
+
+
 def _sees_and_writes(model: hw.HookedModel) -> bool:
     return _writes(model) and "vision" in model.parts
 
@@ -132,7 +148,7 @@ RECIPES = {
         "calibrate the sinks (ACT)", lambda m, x, h: recipes.attention_calibration(m, h), _has_inner_layers
     ),
     "soft_perturbation": Recipe(
-        "soft perturbation: toward the token itself", lambda m, x, h: recipes.soft_perturbation(h, 0.5), lambda m: True
+        "soft perturbation: toward the token itself", lambda m, x, h: recipes.soft_perturbation(h, 0.5), _sees_itself
     ),
     "off_by_one": Recipe("softmax off by one", lambda m, x, h: recipes.off_by_one(), lambda m: True),
     "streaming": Recipe("StreamingLLM, 1 sink and a window of 8", lambda m, x, h: recipes.streaming(1, 8), _writes),
@@ -161,8 +177,8 @@ def fitting_recipes(model: hw.HookedModel) -> list[str]:
 
 
 def made_by(name: str, model: hw.HookedModel, example: Any, heads: Any) -> list[dict[str, Any]]:
-    """The edits of a recipe, as data."""
-    return [edit.to_dict() for edit in RECIPES[name].make(model, example, heads)]
+    """The edits of a recipe, as data. An error of Headwater where one does not fit the model."""
+    return _checked(RECIPES[name].make(model, example, heads), model)
 
 
 def unfit(edit: Mapping[str, Any], model: hw.HookedModel) -> str:

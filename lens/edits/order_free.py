@@ -29,6 +29,7 @@ from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
 from headwater.lens.models import inputs
 from headwater.lens.models.opened import Opened
+from headwater.lens.models.signature import compares
 from headwater.lens.naming.positions import Positions
 from headwater.lens.running import ids
 from headwater.lens.running.forward import forward
@@ -217,7 +218,7 @@ def _behind(bare: Tensor, asked: Tensor, lengths: Tensor) -> Tensor:
 def _check_rotary(model: Opened) -> None:
     """EditError for a model whose positions can not be removed from its queries and keys."""
     refused = f"PositionInvariant: {model.name} can not be read so: "
-    if not model.causal:
+    if not model.causal or compares(model.hf):
         raise EditError(refused + "it is no causal language model")
     found: dict[int, tuple[AttentionMap, tuple[Tensor, Tensor] | None]] = {}
     listener = _Look(model.key, found)

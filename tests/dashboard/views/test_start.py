@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from canvas_events import header_of, send
 from opened_app import opened
 
 import headwater as hw
@@ -44,3 +47,22 @@ def test_the_head_that_makes_the_answer_is_named():
     assert tuple(place) == (0, 0)
     said = [each.value.replace("\\", "") for each in app.markdown]
     assert f"Without head 0.0 the measure falls by {float(effects.max()):.3g} nats." in said
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_click_on_a_head_opens_it_and_no_large_library_is_asked_for():
+    app = opened("start", model="tasks-4l", prompt=PROMPT)
+    assert header_of(app, "card_heads")["chosen"] == [0, 0]
+    for heavy in ("plotly_chart", "arrow_data_frame", "arrow_table"):
+        assert not app.get(heavy)
+    send(app, "card_heads", {"head": [2, 5]})
+    state = app.session_state["headwater"]
+    assert (state.layer, state.head) == (2, 5)
+    assert "Head 2.5" in [each.value.replace("\\", "") for each in app.header]
+
+
+def test_the_models_are_listed_with_their_weights_as_words(small_model, offered):
+    app = opened("start", model="small")
+    (table,) = [each.value for each in app.markdown if each.value.startswith("| model |")]
+    size = sum(file.stat().st_size for file in Path(small_model).glob("*.safetensors")) / 1e6
+    assert f"| small | {size:.1f} |" in table.splitlines()
