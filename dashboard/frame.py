@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from headwater.dashboard import pages
-from headwater.dashboard.parts import job
+from headwater.dashboard.parts import job, records
 from headwater.dashboard.parts.edits import told
 from headwater.dashboard.running import measure, models, runs
 from headwater.dashboard.state import bound, session
@@ -45,7 +45,7 @@ def draw(state: State, page: str) -> bool:
         _measure(state, plain_run, other)
         _second(state, plain_run)
         if page in pages.OF_SHOWN and state.b_model is not None and state.shown == "b" and other is not None:
-            state.fit(other.layers, other.n_heads, other.name)
+            state.fit(other.layers, other.n_heads, models.called(other.name))
         if state.has_b():
             bound.segments(
                 state,
@@ -172,7 +172,7 @@ def _second(state: State, plain_run: runs.Run) -> None:
     """Run B in words, and a place to make one of another text or model."""
     parts = [told(state, edit) for edit in state.applied()]
     parts += ["another text"] if state.b_text is not None else []
-    parts += [f"model {state.b_model}"] if state.b_model is not None else []
+    parts += [f"model {models.called(state.b_model)}"] if state.b_model is not None else []
     words = "none" if not parts else parts[0] if len(parts) == 1 else f"{len(parts)} changes"
     with st.popover(plain(f"Run B: {words}"), icon=":material/call_split:"):
         for each in parts:
@@ -186,10 +186,10 @@ def _second(state: State, plain_run: runs.Run) -> None:
                 area=True,
                 then=_take_text,
             )
-        names = [name for name in models.offered() if models.is_record(name) or not plain_run.of_record]
+        names = [name for name in records.offered(state) if models.is_record(name) or not plain_run.of_record]
         bound.choice(
             state, "compare.model", "Another record for run B" if plain_run.of_record else "Another model for run B",
-            ["the same", *names], state.b_model or "the same", then=_take_model,
+            ["the same", *names], state.b_model or "the same", show=records.shown, then=_take_model,
         )  # fmt: skip
         if parts and st.button("Run A alone", key="no-b"):
             state.edits, state.b_text, state.b_model, state.shown = [], None, None, "a"

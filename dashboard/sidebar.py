@@ -8,6 +8,7 @@ import streamlit as st
 
 import headwater as hw
 from headwater.dashboard import pages
+from headwater.dashboard.parts import records
 from headwater.dashboard.running import inputs, models
 from headwater.dashboard.running.prompts import prompts_for
 from headwater.dashboard.state import bound, session
@@ -23,7 +24,8 @@ OWN = "a picture of your own"
 
 def draw(state: State, page: str) -> None:
     menu(state, page)
-    bound.choice(state, "model", "Model", models.offered(), state.model, then=_another_model)
+    names = records.offered(state)
+    bound.choice(state, "model", "Model", names, state.model, show=records.shown, then=_another_model)
     if models.is_record(state.model):
         _record(state, page)
         return
@@ -74,7 +76,7 @@ def _record(state: State, page: str) -> None:
     state.part = state.part if state.part in found.parts else ""
     part = found.part(state.part) if state.part else found
     if not _shows_another(state, page):
-        state.fit(part.layers, part.n_heads)
+        state.fit(part.layers, part.n_heads, models.called(state.model))
     of = models.model_of_record(state.model) or "an unnamed model"
     sizes = f"{len(part.layers)} layers × {part.n_heads} heads, {len(part.strings[0])} tokens"
     st.caption(plain(f"The record of a run of {of}: {sizes}"))

@@ -7,7 +7,8 @@ that every variant of them is covered.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import inspect
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,10 +21,13 @@ from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
 from headwater.lens.models.closeness import close_or_refuse, of_sums
+from headwater.lens.models.signature import first_position
 from headwater.lens.naming.heads import Head, named
+from headwater.lens.naming.tokens import Tokens
 from headwater.lens.transformer_lens.run import Function
 
 BIAS = "bias"
+NEAR = 1e-4  # relative distance of a vector that was turned from that of the run
 
 
 def one_head(model: HookedModel, text: str | Head) -> Head:
@@ -69,29 +73,52 @@ def rotations(model: HookedModel, batch: Batch, head: Head, places: tuple[int, i
 
     Each copy of a text gets one unit vector as the output of the projections; the vector that attention receives is a
     row of the map. A norm on queries and keys (Qwen 3) keeps its scale of the run: it divides every unit vector by the
-    same number, which the run's own vector tells.
+    same number, which the run's own vector tells. A map depends on the position alone, as a rule, so the copies are of
+    two tokens that are told to stand there; where these do not give what the run has, they are of the whole text.
     """
     layer, shape = head.layer, model.shape(head.layer)
-    count, q_head, k_head = shape.d_head, head.head, head.head // (shape.heads // shape.kv)
-    names = [f"blocks.{layer}.attn.hook_{part}" for part in "qk"]
+    heads = {"q": head.head, "k": head.head // (shape.heads // shape.kv)}
+    names = {part: f"blocks.{layer}.attn.hook_{part}" for part in heads}
+    at = dict(zip("qk", places, strict=True))
+    own = Swap(model, 1, keep=list(names.values()), parts=[layer])
     ids = batch.rows([0])
-    own = Swap(model, 1, keep=names, parts=[layer])
-    read = (
-        0 if model.has_lm_head else None
-    )  # one position's logits are enough; what is looked at stands below them
-    own.logits(ids, read)
-    forward = {
-        name: _units(place, index) for name, place, index in zip(names, places, (q_head, k_head), strict=True)
-    }
-    swap = Swap(model, count, forward=forward, parts=[layer])
-    swap.logits(replace(batch, ids=ids, places=[0]).copies(count).ids, read)
-    found = []
-    for part, name, place, index in zip("qk", names, places, (q_head, k_head), strict=True):
-        turn = swap.seen[layer][part][:, index, place].double()
-        given = own.cache[name][0, place, index].double() @ turn
-        reached = own.seen[layer][part][0, index, place].double()
-        found.append(turn * _scale(given, reached))
-    return found[0], found[1]
+    own.logits(ids, _read(model))
+    given = {part: own.cache[name][0, at[part], heads[part]].double() for part, name in names.items()}
+    reached = {part: own.seen[layer][part][0, heads[part], at[part]].double() for part in names}
+
+    def found(ids: Tensor, at: dict[str, int]) -> dict[str, Tensor]:
+        forward = {name: _units(at[part], heads[part]) for part, name in names.items()}
+        swap = Swap(model, shape.d_head, forward=forward, parts=[layer])
+        swap.logits(Batch(ids, [0]).copies(shape.d_head).ids, _read(model))
+        turns = {part: swap.seen[layer][part][:, heads[part], at[part]].double() for part in names}
+        return {part: turn * _scale(given[part] @ turn, reached[part]) for part, turn in turns.items()}
+
+    pair = _pair(model, ids, places)
+    turns = None if pair is None else found(pair, {"q": 1, "k": 0})
+    if turns is None or not all(_same(given[part] @ turn, reached[part]) for part, turn in turns.items()):
+        turns = found(ids, at)
+    return turns["q"], turns["k"]
+
+
+def _read(model: HookedModel) -> int | None:
+    """One position's logits are enough: what is looked at stands below them."""
+    return 0 if model.has_lm_head else None
+
+
+def _pair(model: HookedModel, ids: Tensor, places: tuple[int, int]) -> Tokens | None:
+    """The key and the query of a text as a text of two tokens that stand where they stood; None where a model does not
+    take that."""
+    known = inspect.signature(model.hf.forward).parameters
+    plain = not isinstance(ids, Tokens) and model.causal and not model.is_encoder_decoder
+    if not plain or "position_ids" not in known or ids.shape[1] <= 2:
+        return None
+    here = torch.tensor([[places[1], places[0]]])
+    stand = here + first_position(model.hf)
+    return Tokens(ids[:, here[0]], torch.ones_like(here, dtype=torch.bool), {"position_ids": stand})
+
+
+def _same(found: Tensor, reached: Tensor) -> bool:
+    return bool((found - reached).norm() <= NEAR * reached.norm())
 
 
 def _scale(given: Tensor, reached: Tensor) -> Tensor:

@@ -10,13 +10,17 @@ import plotly.graph_objects as go
 from headwater.dashboard.figures.labels import cut, escaped, visible
 from headwater.dashboard.figures.style import AFTER, BEFORE, finish
 
+LEAST = 1e-4  # of the largest term: what is smaller is rounding, and left out
+
 
 def term_bars(
     names: Sequence[str], values: np.ndarray, title: str, unit: str, subtitle: str = ""
 ) -> go.Figure:
     """One bar a term, from zero to the right where it adds and to the left where it takes away."""
-    places = np.arange(len(names))
     values = np.asarray(values, dtype=np.float32)
+    seen = np.abs(values) >= LEAST * np.abs(values).max(initial=0.0)
+    names, values = [name for name, kept in zip(names, seen, strict=True) if kept], values[seen]
+    places = np.arange(len(names))
     figure = go.Figure(
         go.Bar(
             y=places, x=values, orientation="h", showlegend=False, cliponaxis=False, textposition="outside",

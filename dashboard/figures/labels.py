@@ -7,12 +7,14 @@ into one. So tokens are escaped, numbered by position, cut to a readable length,
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 NAMED = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
+PATCH = re.compile(r"<image(?: \d+)?> (\d+,\d+)")
 LONGEST = 17  # "<image 12> 23,23" is whole
 
 
@@ -45,6 +47,12 @@ def _glyph(character: str) -> str:
 def readable(text: str) -> str:
     """A text whose spaces stay spaces, and in which everything else that a reader could not see is made visible."""
     return "".join(letter if letter == " " else visible(letter) for letter in text)
+
+
+def short(token: str) -> str:
+    """The token for a narrow cell: of an image token its row and column alone."""
+    found = PATCH.fullmatch(token)
+    return visible(found[1] if found else token)
 
 
 def cut(text: str, longest: int = LONGEST) -> str:

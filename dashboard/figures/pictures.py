@@ -74,7 +74,7 @@ def apart(part: xr.DataArray, of: Shown) -> Panel | None:
     if not others or not np.isfinite(part.values[others]).any():
         return None
     panel = lines(part.isel({dim: others[:MOST_APART]}), of, None, curves=False)
-    panel.title = "tokens that are no patches"
+    panel.title = "other tokens"
     if len(others) > MOST_APART:
         panel.title += f": the first {MOST_APART} of {len(others)}"
     panel.shares_y, panel.own_axes = False, True

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headwater.dashboard.figures.labels import cut, visible
+from headwater.dashboard.figures.labels import cut, short, visible
 from headwater.dashboard.figures.style import BEFORE
 
 MOST = 96  # bars; of more tokens each bar is the largest of a block
@@ -47,4 +47,4 @@ def _bar(place: int, share: float, values: np.ndarray, tokens: Sequence[str], un
 
 def _name(token: str) -> str:
     style = "flex:1;min-width:0;writing-mode:vertical-rl;display:flex;align-items:center;line-height:1"
-    return f'<div style="{style}">{html.escape(cut(visible(token), 10))}</div>'
+    return f'<div style="{style}">{html.escape(cut(short(token), 10))}</div>'

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from headwater.dashboard.figures.labels import cut, escaped, ticks, token_label, visible
+from headwater.dashboard.figures.labels import cut, escaped, short, ticks, token_label
 from headwater.dashboard.figures.style import (
     ATTENTION,
     BEFORE,
@@ -55,7 +55,7 @@ def token_strip(
             heat(cells.reshape(rows, columns), limits, ATTENTION, unit, xgap=3, ygap=4, hoverinfo="skip"),
             click_layer(
                 x, y, 10, mode="markers+text", customdata=place, textposition="middle center",
-                text=[escaped(cut(visible(token), 11)) for token in tokens],
+                text=[escaped(cut(short(token), 11)) for token in tokens],
                 textfont={"color": inks, "size": 12},
                 hovertext=[f"{token_label(token, i)}<br>{shown[i]}" for i, token in enumerate(tokens)],
                 hovertemplate="%{hovertext}<extra></extra>",

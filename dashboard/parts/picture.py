@@ -21,7 +21,7 @@ def draw(state: State, run: Run, query: int) -> None:
     if shape is None:
         return
     st.subheader("On the picture")
-    left, right = st.columns(2, gap="large")
+    left, right = st.columns([3, 2], gap="large")
     frames, rows, columns = shape
     told = f"head {state.layer}.{state.head}"
     with left:

@@ -11,8 +11,12 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 import headwater as hw
 from headwater.dashboard.running.held import held
+from headwater.dashboard.running.kept import Kept
+from headwater.dashboard.state import own_records
 from headwater.lens.errors import HeadwaterError, ModelError, RecordError
 from headwater.lens.models.embedded import embedded
 from headwater.lens.trained.registry import TRAINED, bytes_on_disk, is_added
@@ -20,7 +24,9 @@ from headwater.lens.trained.registry import TRAINED, bytes_on_disk, is_added
 FIRST_MODEL, FALLBACK = "smollm2-135m", "tasks-4l"
 READ = ("text", "pictures")  # what the dashboard can give a model
 _given: dict[str, str] = {}
-_records: dict[str, tuple[tuple[int, int], hw.Record]] = {}  # size and time of its file, and the record
+_records = Kept(
+    psutil.virtual_memory().total // 16, least=2
+)  # by name: size and time of its file, and the record
 _records_lock = threading.Lock()
 _prompts: dict[str, str] = {}  # what a model begins with, where the user said it
 
@@ -41,8 +47,16 @@ def allow(model: str | None) -> list[str]:
 
 
 def is_record(name: str) -> bool:
-    """Whether what is offered under a name is the file of a record, and no model."""
-    return name in _given and Path(_given[name]).expanduser().is_file()
+    """Whether what is offered under a name is the file of a record, and no model; uploaded ones too."""
+    return own_records.path(name) is not None or (
+        name in _given and Path(_given[name]).expanduser().is_file()
+    )
+
+
+def called(name: str) -> str:
+    """What a model or record is called where a person reads it: of an uploaded record the digest is cut."""
+    digest = name.removeprefix(own_records.PREFIX)
+    return name if digest == name else f"upload {digest[:6]}"
 
 
 def offered() -> list[str]:
@@ -81,6 +95,8 @@ def prompt_of(name: str) -> str | None:
 
 def source(name: str) -> str:
     """What `headwater.load` takes for a model offered as `name`, from any folder: a path in full."""
+    if (uploaded := own_records.path(name)) is not None:
+        return str(uploaded)
     given = _given.get(name, name)
     path = Path(given).expanduser()
     return str(path.resolve()) if name in _given and path.exists() else given
@@ -99,7 +115,7 @@ def weights_on_disk(name: str) -> int | None:
 def resident(name: str) -> hw.HookedModel:
     """The model, loaded once for all sessions. ModelError for a record, which holds none."""
     if is_record(name):
-        raise ModelError(f"{name} is the record of a run and holds no model, which this needs")
+        raise ModelError(f"{called(name)} is the record of a run and holds no model, which this needs")
     return held(name, lambda: hw.load(source(name)))
 
 
@@ -129,11 +145,13 @@ def _opened_record(name: str) -> tuple[tuple[int, int], hw.Record]:
         try:
             about = os.stat(path)
         except OSError as error:
-            raise RecordError(f"the record {name} can not be read any more: {error.strerror}") from None
+            raise RecordError(f"the record {name[:20]} can not be read any more: {error.strerror}") from None
         state = about.st_size, about.st_mtime_ns
-        if name not in _records or _records[name][0] != state:
-            _records[name] = state, hw.Record.open(path)
-        return _records[name]
+        known = _records.get(name)
+        if known is None or known[0] != state:
+            known = state, hw.Record.open(path)
+            _records.put(name, known)
+        return known
 
 
 @dataclass(frozen=True)

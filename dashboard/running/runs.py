@@ -25,7 +25,7 @@ from headwater.dashboard.running import jobs
 from headwater.dashboard.running.inputs import Input, given, given_to_b
 from headwater.dashboard.running.jobs import Lane, quick
 from headwater.dashboard.running.kept import Kept
-from headwater.dashboard.running.models import is_record, record, record_key, resident
+from headwater.dashboard.running.models import called, is_record, record, record_key, resident
 from headwater.dashboard.state.state import State
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import EditError, HeadwaterError, ModelError
@@ -163,7 +163,9 @@ def b(state: State) -> Run | None:
     name = state.b_model or state.model
     if is_record(name):
         if state.applied() or state.b_text is not None:
-            raise EditError(f"{name} is the record of a run, which neither edits nor another text change")
+            raise EditError(
+                f"{called(name)} is the record of a run, which neither edits nor another text change"
+            )
         return _of_record(name, state.part)
     what = given_to_b(state, name, resident(name))
     return _run(name, what, state.part, json.dumps(state.applied(), sort_keys=True), "run B")

@@ -64,15 +64,17 @@ def from_address(parameters: Mapping[str, str], models: Sequence[str], check_edi
             parameters = held
         else:
             tell("The view of this link is not kept on this machine; showing the first view.")
-    if (wanted := parameters.get("model", state.model)) in models:
+    if _offered(wanted := parameters.get("model", state.model), models):
         state.model = wanted
+    elif wanted.startswith(workspace.RECORD):
+        tell(f"The record of this link is not kept on this machine; upload it here. Showing {state.model}.")
     else:
         tell(
             f"Model {wanted[:60]!r} is not offered here; showing {state.model}. Start with it: headwater dashboard "
             "MODEL."
         )
     if (other := parameters.get("b_model")) is not None:
-        if other in models:
+        if _offered(other, models):
             state.b_model = other
         else:
             tell(f"Model {other[:60]!r} of run B is not offered here; run B has the model of run A.")
@@ -94,6 +96,12 @@ def from_address(parameters: Mapping[str, str], models: Sequence[str], check_edi
     state.edits = _edits(parameters.get("edits", "[]"), state, check_edits)
     state.settings = _settings(parameters, state)
     return state
+
+
+def _offered(name: str, models: Sequence[str]) -> bool:
+    """Whether a model is among those offered, or a record that was uploaded here, which only its link names."""
+    digest = name.removeprefix(workspace.RECORD)
+    return name in models or (digest != name and workspace.place("records", digest) is not None)
 
 
 def _parameters(state: State) -> dict[str, str]:

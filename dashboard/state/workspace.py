@@ -1,4 +1,4 @@
-"""What outlives a session and a restart: long texts, views too long for an address, pictures, saved runs.
+"""What outlives a session and a restart: long texts, views too long for an address, pictures, records, saved runs.
 
 Each lies in a folder of its kind under the digest of its content, so a name tells nothing of another's content and
 the same content is kept once. The workspace is `headwater` in the user's data folder, or the folder that
@@ -20,7 +20,9 @@ from headwater.lens.files import NewFile, parse_json, read_bytes
 
 FOLDER = "HEADWATER_WORKSPACE"  # environment variable: the folder to use in place of the user's
 NAME = re.compile(r"[0-9a-f]{32}")
-MOST_BYTES = {"texts": 2**20, "views": 2**20, "pictures": 2**24, "runs": 2**24}
+MOST_BYTES = {"texts": 2**20, "views": 2**20, "pictures": 2**24, "runs": 2**24, "records": 2**26}
+MOST_IN_ALL = {"records": 2**31}  # bytes of a kind whose files are large
+RECORD = "record:"  # before the digest of an uploaded record, where a model is named
 
 
 def folder() -> Path:
@@ -35,6 +37,7 @@ def keep(kind: str, content: bytes) -> str:
     name = hashlib.sha256(content).hexdigest()[:32]
     path = folder() / kind / name
     if not path.is_file():
+        _check_room(kind, len(content))
         try:
             folder().mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(exist_ok=True)
@@ -48,18 +51,31 @@ def keep(kind: str, content: bytes) -> str:
     return name
 
 
+def place(kind: str, name: str) -> Path | None:
+    """The file that is kept under a name; None where none is."""
+    path = folder() / kind / name if NAME.fullmatch(name) else None
+    return path if path is not None and path.is_file() else None
+
+
 def kept(kind: str, name: str) -> bytes | None:
     """What is kept under a name; None where nothing is, or where it is not what the name says."""
-    if not NAME.fullmatch(name):
-        return None
-    path = folder() / kind / name
-    if not path.is_file():
+    path = place(kind, name)
+    if path is None:
         return None
     try:
         content = read_bytes(path, MOST_BYTES[kind], HeadwaterError)
     except HeadwaterError:
         return None
     return content if hashlib.sha256(content).hexdigest()[:32] == name else None
+
+
+def _check_room(kind: str, size: int) -> None:
+    most = MOST_IN_ALL.get(kind)
+    held = sum(file.stat().st_size for file in (folder() / kind).glob("*")) if most is not None else 0
+    if most is not None and held + size > most:
+        raise HeadwaterError(
+            f"{held:,} bytes of {kind} are kept in {folder() / kind}, and no more than {most:,}; delete some there"
+        )
 
 
 def kept_json(kind: str, name: str) -> Any:

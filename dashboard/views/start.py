@@ -23,4 +23,5 @@ else:
         with column, st.container(border=True):
             card(state, run, chosen)
 cards.own_model()
+records.draw_upload(state)
 cards.recent(state)

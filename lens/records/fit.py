@@ -49,6 +49,9 @@ def refuse_misfit(record: Contents) -> None:
             raise ValueError(f"{name}: {batch} × {length} tokens and another number of labels")
         if len(axis.grids) not in (0, batch) or any(g.end > length for row in axis.grids for g in row):
             raise ValueError(f"{name}: pictures that do not fit {batch} × {length} tokens")
+    axes = record.provenance.get("axes", ["text"])
+    if not isinstance(axes, list | tuple) or not axes or not all(isinstance(name, str) for name in axes):
+        raise ValueError(f"axes named {str(axes)[:40]}")
     (batch, queries), keys = record.tokens.shape, record.key_axis.tokens.shape[1]
     if len(record.key_axis.tokens) != batch:
         raise ValueError(f"{batch} rows of queries and {len(record.key_axis.tokens)} of keys")

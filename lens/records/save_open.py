@@ -193,7 +193,7 @@ def _record(
     axis = axis_of("")
     keys = axis_of("key.") if header["keys"] else None
     layers, heads = [int(n) for n in header["layers"]], int(header["n_heads"])
-    if not layers or len(set(layers)) != len(layers) or len(layers) > LIMITS["layers"]:
+    if not layers or len(set(layers)) != len(layers) or len(layers) > LIMITS["layers"] or min(layers) < 0:
         raise ValueError(f"layers {str(layers)[:60]}")
     if not 0 < heads <= LIMITS["heads"]:
         raise ValueError(f"{heads} heads")

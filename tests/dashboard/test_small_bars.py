@@ -60,3 +60,9 @@ def test_of_many_tokens_a_bar_is_the_largest_of_its_block(count):
 
 def test_nothing_received_draws_no_bar():
     assert Read(small_bars(np.zeros(3), ["a", "b", "c"], "share", "")).heights == [0.0] * 3
+
+
+def test_a_patch_is_named_by_its_place():
+    read = Read(small_bars(np.ones(3), ["<image> 0,3", "<image 2> 11,0", "<image>"], "share", ""))
+    assert read.words[1:] == ["0,3", "11,0", "<image>"]
+    assert read.titles[0].startswith("0 <image> 0,3:")

@@ -18,6 +18,7 @@ from patch_pairs import CLEAN
 
 import headwater as hw
 from headwater import analyses
+from headwater.analyses._streams import head_inputs
 from headwater.lens.errors import AnalysisError, HeadError
 
 NAMES = ("gpt2", "llama", "mistral", "gemma2", "gpt_oss")
@@ -135,3 +136,33 @@ def test_what_can_not_be_taken_apart(pairs: Callable) -> None:
         analyses.qk_decomposition(pairs("llama").model, CLEAN, head="1.0", query=0, key=2)
     with pytest.raises(AnalysisError, match="query=5 does not see key=0"):
         analyses.qk_decomposition(pairs("mistral").model, CLEAN, query=5, key=0)  # a window of five
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_the_rotation_of_two_tokens_in_place_is_that_of_the_whole_text(
+    pairs: Callable, name: str, monkeypatch
+) -> None:
+    """A text is not run once for each dimension of a head, and what comes is what such runs give."""
+    model, asked = pairs(name).model, {"head": "2.3", "query": 5, "key": 2}
+    lengths = []
+    logits = head_inputs.Swap.logits
+    monkeypatch.setattr(
+        head_inputs.Swap,
+        "logits",
+        lambda self, ids, *more: (lengths.append(ids.shape), logits(self, ids, *more))[1],
+    )
+    short = analyses.qk_decomposition(model, CLEAN, **asked)
+    assert lengths == [(1, CLEAN.shape[1]), (model.shape(2).d_head, 2)]
+    monkeypatch.setattr(head_inputs, "_pair", lambda *given: None)
+    whole = analyses.qk_decomposition(model, CLEAN, **asked)
+    np.testing.assert_allclose(short, whole, atol=1e-5)
+
+
+def test_two_tokens_that_do_not_give_the_runs_own_are_not_believed(pairs: Callable, monkeypatch) -> None:
+    model, asked = pairs("llama").model, {"head": "2.3", "query": 5, "key": 2}
+    expected = analyses.qk_decomposition(model, CLEAN, **asked)
+    pair = head_inputs._pair
+    monkeypatch.setattr(
+        head_inputs, "_pair", lambda model, ids, places: pair(model, ids, (4, 1))
+    )  # other positions
+    np.testing.assert_allclose(analyses.qk_decomposition(model, CLEAN, **asked), expected, atol=1e-6)

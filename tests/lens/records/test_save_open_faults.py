@@ -129,6 +129,17 @@ CHANGES = {
     "deep": lambda h, t: _put(h["maps"]["1"]["rule"], "edits", [[[[[[[[[[[]]]]]]]]]]]),
     "heads": lambda h, t: _put(h, "n_heads", 10**9),
     "layers": lambda h, t: _put(h, "layers", [0, 0, 1]),
+    "negative layer": lambda h, t: (
+        _put(h, "layers", [-1, *h["layers"][1:]]),
+        [
+            _put(t, name[:-1] + "-1", t.pop(name))
+            for name in list(t)
+            if name.startswith("statistic.") and name[-2:] == ".0"
+        ],
+        _put(h, "maps", {"1": h["maps"]["1"]}),
+        [t.pop(name) for name in list(t) if name.startswith("map.0")],
+    ),
+    "axes": lambda h, t: _put(h["provenance"], "axes", []),
     "part": lambda h, t: _put(h, "parts", [{"name": "x", "prefix": "../"}]),
     "strings": lambda h, t: _put(t, "strings", torch.zeros(3, dtype=torch.uint8)),
     "provenance": lambda h, t: _put(h, "provenance", 3),
