@@ -1,8 +1,8 @@
 """Why a head looks at a token: its score for one pair of tokens, by the parts that wrote the query and the key.
 
 The bilinear form of Elhage et al. 2021 with the norm's scale frozen and the rotation of positions applied, part by
-part: the terms add up to the score exactly. One run, and one of d_head copies of a text for the rotation. Softmax is
-not decomposed: a score says nothing without the scores of the other keys.
+part: the terms add up to the score exactly. The rotation is that of unit vectors in a run. Softmax is not decomposed: a
+score says nothing without the scores of the other keys.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def qk_decomposition(
     Unit: score (scaled, before a soft cap, biases of position and softmax).
     Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (from memory); algebra held to dense
     runs.
-    Cost: one forward pass, and one of d_head copies of a text per length; parts² products.
+    Cost: two forward passes, and one of d_head texts of two tokens, or of the whole text where a rotation depends on
+    more than the position; parts² products.
     Not for: why not elsewhere (compare two keys); heads whose queries and keys are normalised (refused).
 
     >>> import headwater as hw

@@ -24,7 +24,10 @@ from headwater.lens.errors import HeadwaterError
 
 FIRST = 60  # edges that are drawn before anybody asks for more
 MOST = 400
-COLUMNS = {name: st.column_config.NumberColumn(format="%.3g") for name in ("share", "chance", "p")}
+COLUMNS: dict[str, Any] = {
+    name: st.column_config.NumberColumn(format="%.3g") for name in ("share", "chance", "p")
+}
+COLUMNS |= {"both": "in both", "only_a": "only in this", "only_b": "only in the other"}
 REMOVED, GROUPS, EDGE = "circuits.removed", "circuits.groups", "circuits.edge"
 
 

@@ -52,7 +52,7 @@ def draw_grid(state: State, run: Run, values: xr.DataArray, score: Score, change
     title = f"{score.label}, B − A" if change else score.label
     grid(
         values, key="heads_grid", title=title, unit=score.unit, limits=limits(values), chosen=(state.layer, state.head),
-        pins=pinned(state, run), note=scale_words(values, score.unit), on_event=take,
+        pins=pinned(state, run), on_event=take,
     )  # fmt: skip
     page = lambda: head_grid(values, title, score.unit, limits(values), (state.layer, state.head))  # noqa: E731
     numbers("score-per-head", table(values, "score"), "heads-numbers", page)
@@ -210,8 +210,3 @@ def limits(values: xr.DataArray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = float(known.min()), float(known.max())
     return (-max(-low, high), max(-low, high)) if low < 0 else (0.0, high or 1.0)
-
-
-def scale_words(values: xr.DataArray, unit: str) -> str:
-    low, high = limits(values)
-    return f"colours from {low:.3g} to {high:.3g} {unit}".rstrip()

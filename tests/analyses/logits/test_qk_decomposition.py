@@ -152,7 +152,7 @@ def test_the_rotation_of_two_tokens_in_place_is_that_of_the_whole_text(
         lambda self, ids, *more: (lengths.append(ids.shape), logits(self, ids, *more))[1],
     )
     short = analyses.qk_decomposition(model, CLEAN, **asked)
-    assert lengths == [(1, CLEAN.shape[1]), (model.shape(2).d_head, 2)]
+    assert lengths == [(1, CLEAN.shape[1]), (model.shape(2).d_head, 2)] * len(CLEAN)
     monkeypatch.setattr(head_inputs, "_pair", lambda *given: None)
     whole = analyses.qk_decomposition(model, CLEAN, **asked)
     np.testing.assert_allclose(short, whole, atol=1e-5)
