@@ -2,6 +2,8 @@
 
 from types import ModuleType
 
+from headwater.analyses._corpora.collect import corpus as corpus
+from headwater.analyses._corpora.result import Corpus as Corpus
 from headwater.dashboard.figures.figure import figure as figure
 from headwater.kernels.maps.attention_map import AttentionMap as AttentionMap
 from headwater.lens import losses as losses, recipes as recipes

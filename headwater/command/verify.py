@@ -14,7 +14,7 @@ MOST_BYTES = 2**32
 
 
 def verify(
-    files: Annotated[list[Path], typer.Argument(help="Records, results, experiments, circuits.")],
+    files: Annotated[list[Path], typer.Argument(help="Records, results, corpora, experiments, circuits.")],
 ) -> None:
     """Say what saved files hold, and whether they are as they were written."""
     wrong = False
@@ -40,15 +40,19 @@ def held(path: Path) -> str:
             return _experiment(path)
     if path.suffix not in (".json", ".graphml"):
         raise HeadwaterError(
-            f"{path} is none of the files that Headwater saves: records end in .safetensors, results, experiments and "
-            "circuits in .json or .graphml"
+            f"{path} is none of the files that Headwater saves: records and corpora end in .safetensors, "
+            "results, experiments and circuits in .json or .graphml"
         )
     return _circuit(path)
 
 
 def _record(path: Path) -> str:
+    from headwater.analyses._corpora.result import Corpus
+    from headwater.analyses._corpora.saved import is_corpus
     from headwater.lens.records.record import Record
 
+    if is_corpus(path):
+        return f"{Corpus.open(path, verify=True)!r}: every array has its digest"
     found = Record.open(path, verify=True)
     return f"{found!r}: every tensor has its digest"
 

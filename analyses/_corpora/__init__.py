@@ -1,0 +1,1 @@
+"""What heads do over thousands of texts: streamed, resumed, merged from shards."""
