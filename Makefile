@@ -48,6 +48,8 @@ bench: .venv/.test
 	.venv/bin/python benchmarks/findings.py
 	.venv/bin/python benchmarks/record_cpu.py --lengths 1024 4096 16384 32768
 	.venv/bin/python benchmarks/real_models.py
+	.venv/bin/python benchmarks/circuits_mib.py --quick
+	.venv/bin/python benchmarks/edge_attribution.py
 
 # Every analysis on every architecture, into docs/models.md: about ten minutes on an idle core. One that was stopped goes on.
 matrix: .venv/.test

@@ -15,12 +15,22 @@ def test_every_method_stands_on_the_page_with_what_was_found() -> None:
     methods = list(next(iter(table.values())))
     assert {"random", "exact", "EAP", "EAP-IG inputs", "EAP-IG activations"} <= set(methods)
     for method in methods:
-        cells = [
-            "{:.2f} ({:.2f} to {:.2f}) / {:.2f}".format(*found[method]["cmd"], found[method]["cpr"][0])
-            for found in table.values()
-        ]
-        assert f"| {method} | {' | '.join(cells)} |" in page
-    for method in ("EAP-IG inputs", "EAP", "information flow routes", "random"):
-        found = kept["smollm2-135m"]["indirect_object"][method]
-        line = "{:.2f} ({:.2f} to {:.2f}) / {:.2f}".format(*found["cmd"], found["cpr"][0])
-        assert f"| {method} | {line} |" in page
+        assert f"| {method} | {' | '.join(cell(found[method]) for found in table.values())} |" in page
+    tasks = ("indirect_object", "capital", "greater_than", "docstring")
+    larger = kept["smollm2-135m"]
+    everywhere = set.intersection(
+        *({name for name in larger[task] if "cmd" in larger[task][name]} for task in tasks)
+    )
+    assert everywhere >= {"EAP-IG inputs", "EAP", "information flow routes", "random"}
+    for method in everywhere:
+        assert f"| {method} | {' | '.join(cell(larger[task][method]) for task in tasks)} |" in page
+    routes, best = (
+        larger["indirect_object"][name]["f"]["absolute"]
+        for name in ("information flow routes", "EAP-IG inputs")
+    )
+    assert f"(f = {routes[8]:.2f})" in page
+    assert f"by EAP-IG carry {best[0]:.2f} of it" in page
+
+
+def cell(found: dict) -> str:
+    return "{:.2f} ({:.2f} to {:.2f}) / {:.2f}".format(*found["cmd"], found["cpr"][0])
