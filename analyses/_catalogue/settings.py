@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 from torch import Tensor
 
 from headwater.lens.errors import AnalysisError, nearest
+from headwater.lens.model import HookedModel
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -175,7 +176,7 @@ def _setting(name: str, hint: Any, default: Any) -> Setting | None:
     help_line = next((note for note in notes if isinstance(note, str)), "")
     bounds = next((note for note in notes if isinstance(note, Bounds)), Bounds())
     origins = {typing.get_origin(member) or member for member in _members(hint)}
-    if origins & {Callable, Any, Tensor}:  # cannot be given as text, only from Python
+    if origins & {Callable, Any, Tensor, HookedModel}:  # cannot be given as text, only from Python
         return None
     literals = [each for each in _members(hint) if typing.get_origin(each) is Literal]
     known = [choice for literal in literals for choice in typing.get_args(literal)]

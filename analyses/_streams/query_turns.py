@@ -57,14 +57,14 @@ def _turn(model: HookedModel, layer: int, here: Tensor, next_one: Tensor) -> Ten
     return left @ right  # the nearest rotation
 
 
-def at_start(q: Tensor, turn: Tensor) -> Tensor:
-    """Queries [..., position, d] as they would be at position 0."""
-    q, place, power = q.clone(), torch.arange(q.shape[-2], device=q.device), turn.mT
-    while bool((place > 0).any()):
-        odd = place % 2 == 1
-        q[..., odd, :] = q[..., odd, :] @ power
-        place, power = place // 2, power @ power
-    return q
+def at_start(x: Tensor, turn: Tensor, places: Tensor) -> Tensor:
+    """Queries or keys [batch, head, position, d] as they would be at position 0; `places` [batch, position] are where
+    they stand."""
+    x, places, power = x.clone(), places.clamp_min(0)[:, None, :, None], turn.mT
+    while bool((places > 0).any()):
+        x = torch.where(places % 2 == 1, x @ power, x)
+        places, power = places // 2, power @ power
+    return x
 
 
 def mean_turn(turn: Tensor, begin: int, count: int) -> Tensor:

@@ -143,7 +143,7 @@ def _windowed(map: AttentionMap, window: int, pool: int) -> Tensor:
 def _expected(map: AttentionMap, turn: Tensor, future: int, sinks: int) -> Tensor:
     """The share of the weight of mean future queries, [batch, head, key]; NaN at the first `sinks` keys."""
     q, k = map.q.double().cpu(), map.k.double().cpu()
-    start = at_start(q, turn)[:, :, sinks:]
+    start = at_start(q, turn, torch.arange(q.shape[2])[None])[:, :, sinks:]
     mean = start.mean(2, keepdim=True)
     centred = start - mean
     average = mean_turn(turn, q.shape[2], future)

@@ -7,6 +7,7 @@ in blocks of rows, so memory is linear in the length.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -17,9 +18,11 @@ from torch import Tensor
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, Seed
 from headwater.analyses._prompts.positions import Positions
+from headwater.analyses._streams.query_turns import at_start, query_turns
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.tiles.block import Block
 from headwater.lens.errors import AnalysisError
+from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head, chosen_layers
 from headwater.lens.records.record import Record
 
@@ -42,13 +45,18 @@ def contrastive_qk(
         float, "of the squared singular values that the subspace holds", Bounds(0.0, 1.0)
     ] = 0.99,
     seed: Seed = 0,
+    unrotated_by: Annotated[
+        HookedModel | None, "model whose rotation by position is taken back; none: as recorded"
+    ] = None,
 ) -> xr.Dataset:
     """`ΔC = mean_i q_i (k̄_i⁺ - k̄_i⁻)ᵀ = U S Vᵀ` of each head; k̄_i⁺ is the mean key that shares the feature of query i.
 
     k̄_i⁻ is the mean of the other keys that i sees. Only queries that see both kinds count (`queries` [layer, head]),
     each as much as any other, so that both means are over the same queries. A position and itself are no pair. "token":
     key and query are the same token; "previous": the token before the key is the query's (induction). `labels` replace
-    both. Queries and keys are the recorded ones, behind norms and with their rotation by position.
+    both. Queries and keys are the recorded ones, behind norms and with their rotation by position. With `unrotated_by`,
+    the model of a record, both are turned back to position 0: what is left does not depend on where they stand, and
+    `score` is that of a query and a key at one position.
 
     Dataset: `singular` [layer, head, component] falls; `rank` [layer, head] is the fewest whose squares hold `share` of
     their sum. `query_directions` and `key_directions` [layer, head, component, channel] are the rows of Uᵀ and Vᵀ.
@@ -62,8 +70,8 @@ def contrastive_qk(
     Unit: squared units of q and k; score (scaled, before a soft cap, biases of position and softmax).
     Source: arXiv:2602.04752 (covariance and subspaces); equal weight of queries and the shuffled labels are ours.
     Cost: 4·layers·heads·S²·d_head multiplications; memory linear in S, and 2·d_head² numbers per head.
-    Not for: features that stand at fixed distances in a rotary model (rotation mixes in); causes; a feature that goes
-    along with another one.
+    Not for: causes; a feature that goes along with another one; features at fixed distances in a rotary model, where
+    rotation mixes in unless unrotated_by takes it back.
 
     >>> import headwater as hw
     >>> record = hw.load("tasks-4l").record("Mary and John went to the store , Mary and John went to the store")
@@ -75,8 +83,9 @@ def contrastive_qk(
     queries, keys = _labels(record, feature, labels, key_labels)
     mixed = _shuffled(keys, seed)
     columns: dict[str, list[Tensor]] = {}
+    turns = _turns(record, unrotated_by)
     for layer in chosen:
-        map = record.map(layer)
+        map = _unrotated(record, record.map(layer), turns.get(layer))
         means, count = _covariances(map, queries, keys, record.keys is not None)
         left, singular, right = torch.linalg.svd(means[0] - means[1])
         again, _ = _covariances(map, queries, mixed, record.keys is not None)
@@ -115,18 +124,20 @@ def contrastive_qk(
         coords={
             "layer": chosen, "head": np.arange(record.n_heads), "match": [True, False], "part": list(PARTS),
         },
-        attrs={"rotated": True},
+        attrs={"rotated": unrotated_by is None},
     )  # fmt: skip
 
 
 def score_parts(
-    record: Record, found: xr.Dataset, head: str | Head, query: int, batch: int = 0
-) -> xr.DataArray:
+    record: Record, found: xr.Dataset, head: str | Head, query: int, batch: int = 0,
+    unrotated_by: HookedModel | None = None,
+) -> xr.DataArray:  # fmt: skip
     """`scale · q_i·k_j` of one query with every key [part, key], split over the subspaces of `contrastive_qk`.
 
     With P and R the projections on the first `rank` directions of query and key, "subspace" is `scale · Pq·Rk`, "query"
     `Pq·(k - Rk)`, "key" `(q - Pq)·Rk` and "rest" what is outside on both sides; they sum to the score. Columns of the
-    padded batch count, masks are not applied. The record need not be the one that `found` was made of.
+    padded batch count, masks are not applied. The record need not be the one that `found` was made of. Where `found`
+    was made with `unrotated_by`, give it here too; the score is then that of both sides at position 0.
 
     >>> import headwater as hw
     >>> record = hw.load("tasks-4l").record("Mary and John went to the store , Mary and John went to the store")
@@ -137,7 +148,12 @@ def score_parts(
     one = Head.parse(head) if isinstance(head, str) else head
     if one.layer not in found.layer.values:
         raise AnalysisError(f"contrastive_qk did not read layer {one.layer}; give layers= that hold it")
-    map = record.map(one.layer)
+    if found.attrs["rotated"] != (unrotated_by is None):
+        told = "behind" if found.attrs["rotated"] else "without"
+        raise AnalysisError(
+            f"contrastive_qk read queries and keys {told} their rotation; give the same unrotated_by"
+        )
+    map = _unrotated(record, record.map(one.layer), _turns(record, unrotated_by).get(one.layer))
     at = found.sel(layer=one.layer, head=one.head)
     size, width = int(at["rank"]), map.q.shape[-1]
     u, v = (
@@ -154,6 +170,28 @@ def score_parts(
     strings = np.array(record.key_axis.strings[batch], dtype=object).astype(str)
     coords = {"part": list(PARTS), "token": ("key", strings)}
     return xr.DataArray(values.numpy(), dims=("part", "key"), coords=coords, name="score")
+
+
+def _turns(record: Record, model: HookedModel | None) -> dict[int, Tensor]:
+    """The turn from one position to the next by layer; nothing without a model."""
+    if model is None:
+        return {}
+    if record.keys is not None or model.read_only or not model.vocab:
+        raise AnalysisError("unrotated_by is for a text model, whose queries and keys are the same tokens")
+    if missing := [layer for layer in record.layers if layer not in model.layers]:
+        raise AnalysisError(
+            f"{model.name} has no layer {missing[0]}, which the record holds; give its own model"
+        )
+    return query_turns(model, record.query_axis.tokens.flatten()[:1].repeat(2))
+
+
+def _unrotated(record: Record, map: AttentionMap, turn: Tensor | None) -> AttentionMap:
+    """A map whose queries and keys stand at position 0; positions count from the first real token."""
+    if turn is None:
+        return map
+    places = record.query_axis.valid.cpu().long().cumsum(-1) - 1
+    q, k = (at_start(x.detach().double().cpu(), turn, places) for x in (map.q, map.k))
+    return replace(map, q=q, k=k)
 
 
 def _labels(

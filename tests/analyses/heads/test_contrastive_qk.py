@@ -24,11 +24,15 @@ MASK = torch.tensor([[1] * 9, [1] * 7 + [0] * 2])
 
 
 def by_pairs(
-    record: hw.Record, layer: int, queries: torch.Tensor, keys: torch.Tensor
+    record: hw.Record,
+    layer: int,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    sides: list[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, ...]:
     """Means over matches and others [2, head, d, d], and how many queries count; visible pairs are read off the map."""
     map = record.map(layer)
-    q, k = map.q.double().numpy(), map.k.double().numpy()
+    q, k = sides or (map.q.double().numpy(), map.k.double().numpy())
     seen = map.dense().numpy() > 0
     batch, heads, length, width = map.shape
     found, count = np.zeros((2, heads, q.shape[-1], q.shape[-1])), np.zeros(heads, dtype=int)
@@ -135,3 +139,40 @@ def test_what_can_not_be_compared(uniform: hw.HookedModel) -> None:
     found = contrastive_qk(record, labels=torch.arange(9)[None] % 2, layers=[0])
     with pytest.raises(AnalysisError, match="did not read layer 2"):
         analyses.score_parts(record, found, "2.0", -1)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_unrotated_queries_and_keys_are_those_of_the_projections(pairs: Callable, left: bool) -> None:
+    pair = pairs("llama")
+    ids, mask = (x.flip(1) if left else x for x in (IDS, MASK))
+    record = pair.model.record(ids, attention_mask=mask)
+    found = contrastive_qk(record, unrotated_by=pair.model)
+    labels, seen = ids.masked_fill(mask == 0, -1), []
+    hooks = [
+        module.register_forward_hook(lambda _, args, out: seen.append(out[0].detach()))
+        for block in pair.twin.model.layers
+        for module in (block.self_attn.q_proj, block.self_attn.k_proj)
+    ]
+    with torch.no_grad():
+        for row, real in zip(ids, mask.bool(), strict=True):
+            pair.twin(row[None, real])
+    for hook in hooks:
+        hook.remove()
+    for layer in record.layers:
+        sides = []
+        for n in (2 * layer, 2 * layer + 1):
+            side = np.zeros((*ids.shape, seen[n].shape[-1]))
+            for row, real in enumerate(mask.bool().numpy()):
+                side[row, real] = seen[n + row * 2 * len(record.layers)]
+            sides.append(side.reshape(*ids.shape, -1, 8).swapaxes(1, 2))
+        means, _ = by_pairs(record, layer, labels, labels, sides)
+        at = found.sel(layer=layer)
+        again = np.einsum("hcd,hc,hce->hde", at.query_directions, at.singular, at.key_directions)
+        np.testing.assert_allclose(again, means[0] - means[1], atol=1e-5)
+        one = score_parts(record, found, f"{layer}.3", query=4, batch=1, unrotated_by=pair.model).sum("part")
+        real = mask[1].bool().numpy()
+        np.testing.assert_allclose(
+            one[real], (sides[0][1, 3, 4] @ sides[1][1, 1].T)[real] / 8**0.5, atol=1e-5
+        )
+    with pytest.raises(AnalysisError, match="without their rotation"):
+        score_parts(record, found, "0.0", query=4)
