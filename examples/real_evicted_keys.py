@@ -5,18 +5,18 @@ from _kept import QUICK, interval, keep, passages, show
 import headwater as hw
 
 SEED = 0
-COUNT, LENGTH, TESTS = (1, 512, 1) if QUICK else (4, 1024, 1)
+COUNT, LENGTH, TESTS = (1, 512, 1) if QUICK else (3, 1024, 1)
 KEPT = "0.4" if QUICK else "0.15, 0.25, 0.5"
 model = hw.load("smollm2-135m")
 texts = passages(model, COUNT, LENGTH, SEED)
-curve = hw.analyses.kv_curve(model, texts, kept=KEPT, draws=1 if QUICK else 3, seed=SEED)
+curve = hw.analyses.kv_curve(model, texts, kept=KEPT, draws=1 if QUICK else 2, seed=SEED)
 needle = hw.analyses.kv_needles(
     model,
     LENGTH,
-    depths=2 if QUICK else 5,
+    depths=2 if QUICK else 3,
     tests=TESTS,
     kept=KEPT,
-    draws=1 if QUICK else 3,
+    draws=1 if QUICK else 2,
     seed=SEED,
 )
 more = (curve.loss - curve.whole).transpose("batch", "by", "kept")
