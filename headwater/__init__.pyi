@@ -4,6 +4,10 @@ from types import ModuleType
 
 from headwater.analyses._corpora.collect import corpus as corpus
 from headwater.analyses._corpora.result import Corpus as Corpus
+from headwater.analyses._sweeps.merge import merge_runs as merge_runs
+from headwater.analyses._sweeps.run_sweep import run_sweep as run_sweep
+from headwater.analyses._sweeps.sweep import Sweep as Sweep
+from headwater.analyses._sweeps.sweep_run import SweepRun as SweepRun
 from headwater.dashboard.figures.figure import figure as figure
 from headwater.kernels.maps.attention_map import AttentionMap as AttentionMap
 from headwater.lens import losses as losses, recipes as recipes

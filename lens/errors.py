@@ -54,6 +54,10 @@ class ExperimentError(HeadwaterError):
     """An experiment file that can not be read or run, or results that belong to another experiment."""
 
 
+class SweepError(HeadwaterError):
+    """A sweep file or a run folder that can not be read, written or taken up again."""
+
+
 class AnalysisError(HeadwaterError):
     """An analysis called with settings or inputs that it does not accept."""
 

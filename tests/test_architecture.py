@@ -19,7 +19,7 @@ ROOMS = {  # the sub-folders and files of each folder: each may import itself an
     "lens": "errors files journal progress media naming attention models examples mixers records losses prompts running"
     " edits transformer_lens model foreign diffusion trained samples loading recipes experiments",
     "analyses": "_catalogue _prompts _measures _runs _streams _inputs tokens explanations heads caches sinks"
-    " logits vision circuits _corpora",
+    " logits vision circuits _corpora _sweeps",
     "dashboard": "tables figures charts canvas state running widgets export pages parts sidebar frame views app launch"
     " __main__",
 }

@@ -125,11 +125,8 @@ def _of_record(asked: Entry, saved: Path, settings: dict[str, Any], part: str | 
 def _of_model(
     asked: Entry, loaded: HookedModel, given: Sequence[Any], settings: dict[str, Any], circuit: Path | None
 ) -> Any:
+    from headwater.analyses._catalogue.calling import ask
     from headwater.command import inputs
 
-    if asked.inputs == "record":
-        kept = ("mixers",) if settings.get("mixers") == "effective" else ()
-        return asked.function(loaded.record(given, keep=(*asked.keep, *kept)), **settings)
-    if asked.inputs == "model+pairs":
-        return asked.function(loaded, *inputs.of_pairs(asked.function, given, circuit), **settings)
-    return asked.function(loaded, *([given] if asked.inputs == "model+examples" else []), **settings)
+    read = inputs.pairs(given) if asked.inputs == "model+pairs" else given
+    return ask(asked, loaded, read, settings, circuit=None if circuit is None else str(circuit))

@@ -1,4 +1,4 @@
-"""The `headwater` command: dashboard, models, record, analyze, experiment, corpus, verify, doctor.
+"""The `headwater` command: dashboard, models, record, analyze, experiment, corpus, sweep, verify, doctor.
 
 Data goes to standard output (`--json` for programs), progress and errors to standard error. Bad input is one line and
 exit code 2, Ctrl-C is 130. Nothing heavy is imported before a command needs it, so `--help` answers at once.
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from headwater.command import analyze, corpus, dashboard, doctor, experiment, models, record, verify
+from headwater.command import analyze, corpus, dashboard, doctor, experiment, models, record, sweep, verify
 from headwater.lens.errors import HeadwaterError
 
 
@@ -65,6 +65,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(models.app, name="models")
+app.add_typer(sweep.app, name="sweep")
 
 
 def main() -> None:

@@ -5,9 +5,8 @@ Each function gives back values or raises a one-line error that names the thing,
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,25 +73,14 @@ def prompts(words: Sequence[str], file: Path | None, whole: bool, may_lack: bool
     return list(words)
 
 
-def pairs(texts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """The clean and the corrupt prompts of an analysis of pairs, which take turns: clean, corrupt, clean, corrupt …"""
+def pairs(texts: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """The pairs of an analysis of pairs from prompts that take turns: clean, corrupt, clean, corrupt …"""
     if len(texts) % 2:
         raise PromptError(
             f"{len(texts)} is an odd number of prompts; give pairs: clean 1, corrupt 1, clean 2, corrupt 2 … (both "
             "prompts of a pair need the same number of tokens)"
         )
-    return list(texts[::2]), list(texts[1::2])
-
-
-def of_pairs(function: Callable[..., Any], texts: Sequence[Any], circuit: Path | None) -> tuple[Any, ...]:
-    """What an analysis of pairs takes: clean and corrupt prompts, or one list of pairs, behind the circuit if it judges
-    one (None: it is found first)."""
-    clean, corrupt = pairs(texts)
-    first = _second_parameter(function)
-    if first not in ("pairs", "graph"):
-        return clean, corrupt
-    both = list(zip(clean, corrupt, strict=True))
-    return (both,) if first == "pairs" else (None if circuit is None else str(circuit), both)
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def circuits(words: Sequence[str]) -> list[str]:
@@ -114,7 +102,9 @@ def fits(
         raise AnalysisError(f"{rule}; {asked.name} reads {asked.inputs}")
     if prepend_bos is not None and (saved is not None or asked.inputs == "circuits"):
         raise AnalysisError("--prepend-bos is for prompts that are read now; leave it out")
-    if circuit is not None and _second_parameter(asked.function) != "graph":
+    from headwater.analyses._catalogue.calling import second_parameter
+
+    if circuit is not None and second_parameter(asked.function) != "graph":
         raise AnalysisError(
             f"--circuit is for analyses that judge a circuit; {asked.name} reads {asked.inputs}"
         )
@@ -125,10 +115,6 @@ def fits(
             f"{asked.name} reads two circuit files, no model and no prompts; leave --file, --edits, "
             "--part, pictures and sounds out"
         )
-
-
-def _second_parameter(function: Callable[..., Any]) -> str:
-    return [*inspect.signature(function).parameters, "", ""][1]
 
 
 def layers(text: str) -> list[int]:

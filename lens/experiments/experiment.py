@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +20,8 @@ from headwater.lens.edits import Edit
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import ExperimentError, HeadwaterError
 from headwater.lens.experiments import edits_on_parts, measures
+from headwater.lens.experiments.faults import first_fault
+from headwater.lens.experiments.named_model import load_named
 from headwater.lens.experiments.prompt import File, Prompt
 from headwater.lens.experiments.results import Results, numbers_of, versions_now
 from headwater.lens.files import as_path, digest_of, parse_json, read_text, within, write_text
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 16 * 2**20
 FORMAT = 1
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 def _prompt(given: Any) -> Any:
@@ -87,7 +87,7 @@ class Experiment(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise ExperimentError(_first(error)) from None
+            raise ExperimentError(first_fault(error, "the experiment", KEYS)) from None
 
     @classmethod
     def from_json(cls, text: str, name: str = "the experiment") -> Experiment:
@@ -134,21 +134,7 @@ class Experiment(BaseModel):
 
     def load(self, folder: Path | None = None) -> HookedModel:
         """The model it names: an embedded or added one, one in `folder`, or a hub id."""
-        from headwater.lens.loading.load import load
-        from headwater.lens.models.embedded import embedded
-        from headwater.lens.trained.joined import joined
-        from headwater.lens.trained.registry import TRAINED
-
-        if self.model in {*embedded(), *TRAINED, *joined()}:
-            return load(self.model, dtype=getattr(torch, self.dtype))
-        if folder is not None and (inside := within(folder, self.model)) is not None and inside.is_dir():
-            return load(inside, dtype=getattr(torch, self.dtype))
-        if not HUB_ID.fullmatch(self.model) or ".." in self.model or Path(self.model).exists():
-            raise ExperimentError(
-                f"the model {self.model!r} is none that `headwater models` lists, not in the experiment's folder, no "
-                "hub id; give the model itself (--model FOLDER on the command line)"
-            )
-        return load(self.model, dtype=getattr(torch, self.dtype))
+        return load_named(self.model, folder, self.dtype)
 
     def run(
         self, model: HookedModel | None = None, *, folder: str | Path | None = None,
@@ -258,11 +244,4 @@ def _contained(edit: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     return changed
 
 
-def _first(error: ValidationError) -> str:
-    """The first fault in one line, and how many more there are."""
-    faults = error.errors(include_url=False, include_context=False)
-    where = ".".join(map(str, faults[0]["loc"])) or "the experiment"
-    came = repr(faults[0].get("input"))
-    came = came if len(came) <= 60 else came[:57] + "…"
-    more = f" ({len(faults) - 1} more faults)" if len(faults) > 1 else ""
-    return f"{where}: {faults[0]['msg']}; got {came}{more}"
+KEYS = (*Experiment.model_fields, *Prompt.model_fields, *File.model_fields)

@@ -46,7 +46,7 @@ def test_json_there_and_back():
         (b" " * (16 * 2**20 + 1), "larger than 16 MiB"),
         ({"model": "x"}, "prompts: Field required"),
         ({"prompts": []}, "prompts: List should have at least 1 item"),
-        ({"hads": []}, "hads: Extra inputs are not permitted"),
+        ({"promts": []}, "promts is no key of the experiment: did you mean 'prompts'"),
         ({"seed": "1"}, "seed: Input should be a valid integer; got '1'"),
         ({"seed": -1}, "seed"),
         ({"tolerance": 0}, "tolerance"),

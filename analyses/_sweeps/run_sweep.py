@@ -1,0 +1,148 @@
+"""`run_sweep`: run a sweep in a folder, or take up the run that is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+from headwater.analyses._sweeps.drive import Driver
+from headwater.analyses._sweeps.ledger import Ledger
+from headwater.analyses._sweeps.processes import Engine, Processes
+from headwater.analyses._sweeps.sweep import Sweep
+from headwater.analyses._sweeps.sweep_run import LEDGER, Manifest, SweepRun, alone, begin
+from headwater.analyses._sweeps.unit import Unit
+from headwater.analyses._sweeps.worker import Setup, facts_of, given_of, open_model
+from headwater.lens.errors import HeadwaterError, PromptError, SweepError
+from headwater.lens.files import as_path, digest_of
+from headwater.lens.model import HookedModel
+
+Kind = Literal["local", "ray"]
+
+
+def run_sweep(
+    sweep: Sweep, folder: str | os.PathLike[str], *, base: str | os.PathLike[str] = ".", workers: int | None = None,
+    engine: Kind = "local", shard: tuple[int, int] | None = None, model: str | None = None, again: bool = False,
+    say: Callable[[str], object] = lambda text: None, tell: Callable[[int, int], object] = lambda done, of: None,
+) -> SweepRun:  # fmt: skip
+    """Run every unit of a sweep that is not done yet, and keep each result in `folder` as soon as it is there.
+
+    `base` is the folder of the sweep file, for models, pictures and records that it names. `workers` (None: as many as
+    the processors allow) are processes, each with a model of its own and `sweep.threads` threads; `engine="ray"` makes
+    them actors of a Ray cluster. `shard=(i, n)` runs the i-th of n parts, each in a folder of its own (`merge_runs`).
+    `model` is a folder that takes the place of the named one. Units that failed are left, but for `again`. `say` hears
+    lines of text, `tell(settled, of)` the progress. The numbers of a unit are those of the analysis called directly
+    with the same threads, bit for bit, whatever the engine. SweepError where the folder is of another run, is in use,
+    or has no room.
+
+    >>> import headwater as hw, tempfile
+    >>> sweep = hw.Sweep(
+    ...     model="tasks-4l", prompts=["Mary gave John a drink"], analyses=[{"analysis": "rollout"}]
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = hw.run_sweep(sweep, folder, workers=1)
+    ...     print(run.counts(), run.result(0).dims)
+    {'queued': 0, 'done': 1, 'failed': 0} ('batch', 'query', 'key')
+    """
+    path, place = as_path(folder, SweepError), as_path(base, SweepError)
+    number, of = shard or (1, 1)
+    if not 1 <= number <= of:
+        raise SweepError(f"shard {number}/{of} does not exist; give 1/{of} to {of}/{of}")
+    if workers is not None and workers < 1:
+        raise SweepError(f"workers={workers} compute nothing; give 1 or more")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SweepError(f"can not write {path}: {error.strerror}; give another folder") from None
+    with alone(path):
+        opened = open_model(sweep, place, model)
+        facts = facts_of(sweep, opened)
+        _check(sweep, opened)
+        manifest = Manifest(
+            sweep.model_dump(mode="json"), facts, os.path.relpath(place.resolve(), path.resolve()), shard
+        )
+        run = begin(path, manifest)
+        with Ledger(path / LEDGER) as ledger:
+            ledger.add(_keys(sweep, opened, facts, place, shard))
+            del opened  # the workers open their own
+            _requeue(run, ledger, again)
+            count = sum(ledger.counts().values())
+            say(f"{count:,} units in {path}")
+            if ledger.counts()["queued"]:
+                setup = Setup(manifest.sweep, str(place.resolve()), str(path.resolve()), model)
+                many = min(workers or most_workers(sweep.threads), count)
+                with closing(_engine(engine, setup, sweep)) as started:
+                    Driver(run, ledger, started, many, say, tell).drive()
+    return run
+
+
+def most_workers(threads: int) -> int:
+    """As many as the processors of this process allow."""
+    return max(1, len(os.sched_getaffinity(0)) // threads)
+
+
+def resume(folder: str | os.PathLike[str], **how: Any) -> SweepRun:
+    """Take up the run in a folder, with the settings of `run_sweep`; SweepError where what decides it has changed."""
+    run = SweepRun(folder)
+    base = Path(os.path.normpath(run.path.resolve() / run.manifest.base))
+    return run_sweep(run.sweep, run.path, base=base, shard=run.manifest.shard, **how)
+
+
+def _engine(kind: Kind, setup: Setup, sweep: Sweep) -> Engine:
+    if kind == "local":
+        return Processes(setup, sweep.threads)
+    raise SweepError(f"engine {kind!r} is unknown; give 'local' or 'ray'")
+
+
+def _check(sweep: Sweep, model: HookedModel) -> None:
+    """Layers that the model has, and edits that it takes, before anything runs."""
+    for layers in sweep.layers:
+        if wrong := [layer for layer in layers if layer not in model.layers]:
+            raise SweepError(
+                f"layers {layers}: {model.name} has no layer {wrong[0]}; its layers are {model.layers}"
+            )
+
+
+def _keys(
+    sweep: Sweep, model: HookedModel, facts: Mapping[str, Any], base: Path, shard: tuple[int, int] | None
+) -> Iterator[tuple[str, int]]:
+    """The key and the number of each unit of a shard."""
+    own = ("format", "model", "prompts", "pairs", "layers", "analyses", "edits", "seeds")
+    shared = {name: value for name, value in sweep.model_dump(mode="json").items() if name not in own}
+    run = digest_of({"facts": dict(facts), **shared})
+    edits = {name: digest_of(listed) for name, listed in sweep.edits.items()}
+    given: dict[tuple[str, int], str] = {}
+    number, of = shard or (1, 1)
+    for place in range(number - 1, len(sweep), of):
+        unit = sweep.unit(place)
+        at = unit.kind, unit.at
+        if at not in given:
+            given[at] = _given_digest(unit, model, base)
+        yield unit.key(run, given[at], edits[unit.edits]), place
+
+
+def _given_digest(unit: Unit, model: HookedModel, base: Path) -> str:
+    """Of a prompt or pair: what is given, and the token ids that the model reads."""
+    read, own = given_of(unit, base)
+    sides = [side for each in read for side in (each if isinstance(each, tuple) else _sides(each))]
+    try:
+        ids = [model.to_tokens(side).ids.tolist() for side in sides]
+    except HeadwaterError as error:
+        raise PromptError(f"{unit.kind} {unit.at}: {error}") from None
+    return digest_of({"given": unit.given, "ids": ids, "own": own})
+
+
+def _sides(given: Any) -> list[Any]:
+    return [given.prompt, given.corrupt] if hasattr(given, "corrupt") else [given]
+
+
+def _requeue(run: SweepRun, ledger: Ledger, again: bool) -> None:
+    """Units whose file is missing or cut short are computed again, and with `again` those that failed."""
+    lost = [row.key for row in ledger.rows("done") if not run.is_whole(row, look=False)]
+    lost += [row.key for row in ledger.rows("failed")] if again else []
+    if lost:
+        with ledger.writing():
+            for key in lost:
+                ledger.queue(key)

@@ -1,0 +1,184 @@
+"""`Sweep`: a model, prompts, analyses, edits and seeds as data, from which every unit of work follows.
+
+A sweep file is read like an experiment's: its size is bounded, an unknown key is refused with the one that was meant,
+every setting of every analysis is checked before anything runs, and it runs no code.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from headwater.analyses._sweeps.asked import APrompt, Asked, Pair
+from headwater.analyses._sweeps.unit import Unit
+from headwater.lens.edits import Edit
+from headwater.lens.errors import HeadwaterError, SweepError
+from headwater.lens.experiments import edits_on_parts
+from headwater.lens.experiments.faults import first_fault
+from headwater.lens.experiments.prompt import File, Prompt
+from headwater.lens.files import as_path, parse_json, read_text
+
+FORMAT = 1
+MOST_BYTES = 64 * 2**20
+MOST_UNITS = 10**8
+TOO_LARGE = {  # what is asked of a model that no single device holds
+    "device_map": "a sweep opens its model on one device; open a model on several devices in Python, hw.load(model)",
+    "tensor_parallel": "a model whose layers are cut over devices is not read; take one that a device holds",
+}
+Named = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _edit(given: Any) -> Any:
+    """An edit as data; it is made once to see that it can be."""
+    data = given.to_dict() if isinstance(given, Edit) else given
+    edits_on_parts.read(data)
+    return data
+
+
+AnEdit = Annotated[dict[str, Any], BeforeValidator(_edit)]
+Layers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=10_000)]
+
+
+class Sweep(BaseModel):
+    """What is asked of a model: units are prompts (or pairs) × layers × analyses × edits × seeds.
+
+    `revision` says which weights (None: any). `threads` are those of each worker, and part of what decides the
+    numbers. `layers` are lists of layers, each a unit of its own; without any an analysis sees the whole model. `edits`
+    are lists of edits by name, `{"none": []}` where nothing is changed. `seeds` are for analyses that draw.
+
+    >>> import headwater as hw
+    >>> sweep = hw.Sweep(
+    ...     model="tasks-4l", prompts=["Mary gave John a drink"], layers=[[0, 1], [2, 3]],
+    ...     analyses=[{"analysis": "rollout"}, {"analysis": "sink_rate", "each": {"threshold": [0.3, 0.5]}}],
+    ... )
+    >>> len(sweep)
+    6
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    format: Literal[1] = FORMAT
+    model: str = Field(min_length=1, max_length=4096)
+    revision: str | None = None
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
+    threads: int = Field(default=1, ge=1, le=1024)
+    prepend_bos: bool | None = None
+    part: str | None = Field(default=None, min_length=1, max_length=100)
+    prompts: list[APrompt] = Field(default=[], max_length=1_000_000)
+    pairs: list[Pair] = Field(default=[], max_length=1_000_000)
+    layers: list[Layers] = Field(default=[], max_length=10_000)
+    analyses: list[Asked] = Field(min_length=1, max_length=1000)
+    edits: dict[Named, Annotated[list[AnEdit], Field(max_length=1000)]] = Field(
+        default={"none": []}, min_length=1, max_length=10_000
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(default=[0], min_length=1, max_length=100_000)
+
+    def __init__(self, **data: Any) -> None:
+        for name in TOO_LARGE.keys() & data.keys():
+            raise SweepError(f"{name}: {TOO_LARGE[name]}")
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise SweepError(first_fault(error, "the sweep", KEYS)) from None
+
+    @model_validator(mode="after")
+    def _all_used(self) -> Sweep:
+        """What would be given for nothing is refused, and so is an analysis that lacks its inputs."""
+        reads = {asked.analysis: asked.entry.inputs for asked in self.analyses}
+        for name, inputs in reads.items():
+            wanted = "pairs" if inputs == "model+pairs" else "prompts"
+            if inputs != "model" and not getattr(self, wanted):
+                raise SweepError(f"{name} reads {wanted}, and the sweep has none; give {wanted}")
+        if self.pairs and "model+pairs" not in reads.values():
+            raise SweepError("no analysis of the sweep reads pairs; leave them out")
+        if self.prompts and not {"record", "model+examples"} & set(reads.values()):
+            raise SweepError("no analysis of the sweep reads prompts; leave them out")
+        if len(self) > MOST_UNITS:
+            raise SweepError(f"the sweep has {len(self):,} units; the most is {MOST_UNITS:,}; divide it")
+        for asked in self.analyses:
+            if self.layers and not asked.by_layers:
+                raise SweepError(
+                    f"{asked.analysis} reads every layer; leave layers out, or give it a sweep of its own"
+                )
+            if len(self.seeds) > 1 and not asked.draws:
+                raise SweepError(f"{asked.analysis} draws nothing that a seed decides; give one seed")
+        for name in ("layers", "seeds"):
+            values = getattr(self, name)
+            if len({json.dumps(value) for value in values}) < len(values):
+                raise SweepError(f"{name} holds a value twice; give it once")
+        return self
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @cached_property
+    def _blocks(self) -> list[tuple[Asked, dict[str, Any]]]:
+        """Each analysis with one combination of its settings."""
+        return [(asked, settings) for asked in self.analyses for settings in asked.combinations()]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The number of units up to the end of each block."""
+        return list(itertools.accumulate(math.prod(self._axes(asked)) for asked, _ in self._blocks))
+
+    def _axes(self, asked: Asked) -> tuple[int, ...]:
+        """How many edits, seeds, ranges of layers and prompts one block has."""
+        reads = {"model+pairs": len(self.pairs), "model": 1}.get(asked.entry.inputs, len(self.prompts))
+        return len(self.edits), len(self.seeds), len(self.layers) or 1, reads
+
+    def firsts(self) -> list[int]:
+        """The number of the first unit of each block, and the end."""
+        return [0, *self._ends]
+
+    def unit(self, number: int) -> Unit:
+        """The unit of that number; the prompts change first, then layers, seeds, edits and settings."""
+        block = bisect.bisect_right(self._ends, number)
+        asked, settings = self._blocks[block]
+        edits, seeds, layers, reads = self._axes(asked)
+        rest, prompt = divmod(number - self.firsts()[block], reads)
+        rest, layer = divmod(rest, layers)
+        edit, seed = divmod(rest, seeds)
+        assert edit < edits
+        inputs = asked.entry.inputs
+        given = self.pairs if inputs == "model+pairs" else self.prompts
+        return Unit(
+            number=number,
+            analysis=asked.analysis,
+            settings=settings,
+            kind="" if inputs == "model" else "pair" if inputs == "model+pairs" else "prompt",
+            at=prompt,
+            given={} if inputs == "model" else given[prompt].model_dump(mode="json"),
+            layers=self.layers[layer] if self.layers else None,
+            edits=list(self.edits)[edit],
+            seed=self.seeds[seed],
+        )
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "the sweep") -> Sweep:
+        """Read a sweep; every fault is one line."""
+        data = parse_json(text, name, SweepError)
+        if not isinstance(data, dict):
+            raise SweepError(f"{name} holds a {type(data).__name__}; a sweep is an object")
+        try:
+            return cls(**data)
+        except HeadwaterError as error:
+            raise SweepError(f"{name}: {error}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SweepError(f"{name} is no sweep: {str(error).splitlines()[0]}") from None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Sweep:
+        """Read a sweep file."""
+        return cls.from_json(read_text(as_path(path, SweepError), MOST_BYTES, SweepError), str(path))
+
+
+KEYS = tuple(
+    {*Sweep.model_fields, *Asked.model_fields, *Pair.model_fields, *Prompt.model_fields, *File.model_fields}
+)

@@ -1,0 +1,232 @@
+"""`Worker`: one process that holds the model, runs units one after another, and writes the file of each.
+
+It reads lines of JSON from standard input and answers in lines of JSON. It ends when its driver does: nothing is left
+behind by a driver that was killed. What goes wrong with a unit is an answer; the driver sees what ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import platform
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import torch
+
+from headwater.analyses._catalogue.calling import ask
+from headwater.analyses._catalogue.catalogue import entry
+from headwater.analyses._sweeps.asked import Pair
+from headwater.analyses._sweeps.kept import pack
+from headwater.analyses._sweeps.sweep import Sweep
+from headwater.analyses._sweeps.sweep_run import UNITS, of_bytes
+from headwater.analyses._sweeps.unit import Unit
+from headwater.lens.edits.patterns import named_files
+from headwater.lens.errors import HeadwaterError, SweepError
+from headwater.lens.experiments import edits_on_parts
+from headwater.lens.experiments.named_model import load_named
+from headwater.lens.experiments.prompt import Prompt
+from headwater.lens.experiments.results import versions_now
+from headwater.lens.files import within, write_bytes
+from headwater.lens.model import HookedModel
+
+CODE = ("kernels", "lens", "analyses")  # the folders whose code decides numbers
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs before its first unit: the sweep, its folder, the run folder, a model of the user's own."""
+
+    sweep: dict[str, Any]
+    base: str
+    run: str
+    model: str | None = None
+
+
+class _DiskError(Exception):
+    """A file that could not be written: the unit is sound, and its worker is not."""
+
+
+class Worker:
+    """The model of a sweep, opened once."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.sweep = Sweep(**setup.sweep)
+        self.base, self.run = Path(setup.base), Path(setup.run)
+        torch.set_num_threads(self.sweep.threads)
+        self.model = open_model(self.sweep, self.base, setup.model)
+        self.facts = facts_of(self.sweep, self.model)
+
+    def answer(self, number: int, key: str) -> dict[str, Any]:
+        """What came of a unit, as plain data: `digest`, `bytes` and `seconds`, or a `reason` of a kind."""
+        started = time.perf_counter()
+        told: dict[str, Any] = {"number": number}
+        try:
+            content = pack(*self._computed(self.sweep.unit(number)))
+            try:
+                self._write(key, content)
+            except (OSError, SweepError) as error:
+                raise _DiskError(str(error)) from None
+        except _DiskError as error:
+            return {**told, "kind": "disk", "reason": str(error)}
+        except HeadwaterError as error:  # it would be said again
+            return {**told, "kind": "refused", "reason": " ".join(str(error).split())}
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            gc.collect()  # of what an allocation that failed has left
+            return {**told, "kind": "error", "reason": f"{type(error).__name__}: {first}"}
+        seconds = time.perf_counter() - started
+        return {
+            **told,
+            "kind": "done",
+            "digest": of_bytes(content),
+            "bytes": len(content),
+            "seconds": seconds,
+        }
+
+    def _computed(self, unit: Unit) -> tuple[Any, dict[str, Any]]:
+        asked = entry(unit.analysis)
+        known = {setting.name for setting in asked.settings}
+        given, own = given_of(unit, self.base)
+        settings = {name: value for name, value in own.items() if name in known} | unit.settings
+        settings |= {"seed": unit.seed} if "seed" in known and "seed" not in settings else {}
+        by_record = asked.inputs == "record"
+        if unit.layers is not None and not by_record:
+            settings["layers"] = unit.layers
+        with torch.random.fork_rng(), edits_on_parts.editing(self.model, self._edits(unit.edits)):
+            torch.manual_seed(unit.seed)
+            layers = unit.layers if by_record else None
+            result = ask(asked, self.model, given, settings, layers=layers)
+        return result, unit.to_dict()
+
+    @cache  # noqa: B019, a worker lives as long as its process
+    def _edits(self, name: str) -> list[edits_on_parts.PartEdit]:
+        return [edits_on_parts.read(contained(edit, self.base)) for edit in self.sweep.edits[name]]
+
+    def _write(self, key: str, content: bytes) -> None:
+        file = self.run / UNITS / key[:2] / f"{key}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, content, SweepError)
+
+
+def open_model(sweep: Sweep, base: Path, own: str | None) -> HookedModel:
+    """The sweep's model, or the user's `own` in its place, and the part that is asked."""
+    if own is None:
+        model = load_named(sweep.model, base, sweep.dtype, "sweep", sweep.prepend_bos)
+    else:
+        from headwater.lens.loading.load import load
+
+        model = load(own, dtype=getattr(torch, sweep.dtype), prepend_bos=sweep.prepend_bos)
+    if sweep.device != "cpu":
+        if not torch.cuda.is_available():
+            raise SweepError(f"device {sweep.device!r}: torch sees none here; give device 'cpu'")
+        model.hf.to(sweep.device)
+    if sweep.revision is not None and not model.weights_digest.matches(sweep.revision):
+        raise SweepError(
+            f"the sweep is of weights {sweep.revision}, {model.name} has {model.revision}; leave out the revision to "
+            "take them all the same"
+        )
+    return model if sweep.part is None else model.part(sweep.part)
+
+
+def facts_of(sweep: Sweep, model: HookedModel) -> dict[str, Any]:
+    """Everything beside the sweep that decides its numbers."""
+    device = (
+        torch.cuda.get_device_name() if sweep.device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    )
+    found = {
+        "revision": model.revision, "tokenizer": model.tokenizer_revision, "processor": model.processor_revision,
+        "code": code_digest(), "machine": platform.machine(), "capability": device,
+    }  # fmt: skip
+    return {**found, **versions_now(), "torch": torch.__version__}
+
+
+@cache
+def code_digest() -> str:
+    """sha256 over the source files that compute."""
+    root = Path(__file__).resolve().parents[2]
+    found = hashlib.sha256()
+    for folder in CODE:
+        for file in sorted((root / folder).rglob("*.py")):
+            content = file.read_bytes()
+            found.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return "sha256:" + found.hexdigest()
+
+
+def given_of(unit: Unit, base: Path | None) -> tuple[list[Any], dict[str, Any]]:
+    """What the analysis reads, and the answers that stand beside a prompt, as settings."""
+    if not unit.kind:
+        return [], {}
+    if unit.kind == "pair":
+        pair = Pair(**unit.given)
+        clean, corrupt = pair.clean.given(base), pair.corrupt.given(base)
+        if pair.answer is None:
+            return [(clean, corrupt)], {}
+        return [SimpleNamespace(prompt=clean, corrupt=corrupt, answer=pair.answer, wrong=[pair.wrong])], {}
+    prompt = Prompt(**unit.given)
+    own = {"answer": prompt.answer, "wrong": prompt.wrong[0] if prompt.wrong else None}
+    return [prompt.given(base)], {name: value for name, value in own.items() if value is not None}
+
+
+def contained(edit: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """An edit whose record files lie in the sweep's folder."""
+    changed = dict(edit)
+    for name, value in named_files(changed).items():
+        inside = within(base, value)
+        if inside is None:
+            raise SweepError(
+                f"{edit['edit']}: the record {value!r} does not lie in the sweep's folder; copy it there"
+            )
+        changed[name] = str(inside)
+    return changed
+
+
+def main() -> None:
+    """Answer the driver's lines until they end."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin, lines), daemon=True).start()
+    with _private_output() as answers:
+
+        def say(told: Mapping[str, Any]) -> None:
+            answers.write(json.dumps(told) + "\n")
+            answers.flush()
+
+        try:
+            worker = Worker(Setup(**json.loads(lines.get())))
+        except HeadwaterError as error:
+            say({"kind": "unopened", "reason": " ".join(str(error).split())})
+            return
+        say({"kind": "opened", "facts": worker.facts})
+        while True:
+            task = json.loads(lines.get())
+            say(worker.answer(task["number"], task["key"]))
+
+
+def _listen(source: IO[str], lines: queue.SimpleQueue[str]) -> None:
+    for line in source:
+        lines.put(line)
+    os._exit(0)  # the driver is gone, and what is being computed is nobody's
+
+
+@contextlib.contextmanager
+def _private_output() -> Iterator[IO[str]]:
+    """Standard output for the answers alone: what a library prints goes to standard error."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(kept, "w", encoding="utf-8") as answers:
+        yield answers
+
+
+if __name__ == "__main__":
+    main()
