@@ -1,8 +1,11 @@
 """An engine in this process whose workers fail when a test says so, and a small sweep."""
 
+import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 import headwater as hw
 from headwater.analyses._sweeps.worker import Setup, Worker
@@ -13,6 +16,20 @@ OFF = {"none": [], "off": [hw.ScaleHeads({"1.1": 0.0}).to_dict()]}
 
 def asked(**more: Any) -> hw.Sweep:
     return hw.Sweep(**{"model": "tasks-4l", "prompts": TEXTS, "analyses": [{"analysis": "rollout"}]} | more)
+
+
+@functools.cache
+def _opened(name: str, dtype: str) -> hw.HookedModel:
+    return hw.load(name, dtype=getattr(torch, dtype))
+
+
+def open_once(monkeypatch: Any) -> None:
+    """Drivers and workers of this process share a model."""
+    for module in ("run_sweep", "worker"):
+        monkeypatch.setattr(
+            f"headwater.analyses._sweeps.{module}.open_model",
+            lambda sweep, base, own: _opened(sweep.model, sweep.dtype),
+        )
 
 
 class Here:

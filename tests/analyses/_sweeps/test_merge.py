@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from sweep_engines import Here, asked
+from sweep_engines import Here, asked, open_once
 
 import headwater as hw
 from headwater.analyses._sweeps.run_sweep import resume
@@ -12,8 +12,9 @@ from headwater.lens.errors import SweepError
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
+    open_once(monkeypatch)
     monkeypatch.setattr(
-        "headwater.analyses._sweeps.run_sweep._engine", lambda kind, setup, sweep: Here(setup)
+        "headwater.analyses._sweeps.run_sweep._engine", lambda kind, setup, sweep: Here(setup, {})
     )
 
 

@@ -68,7 +68,7 @@ def test_a_key_differs_with_everything_that_decides_the_numbers():
         ({"analyses": [{"analysis": "raw_attention", "settings": {"layers": [0]}, "each": {"layers": [[1]]}}]}, "once"),
         ({"analyses": [{"analysis": "redistribution_study", "settings": {"resume": "/etc/x"}}]}, "names a file"),
         ({"analyses": [{"analysis": "circuit_overlap"}]}, "runs no model"),
-        ({"analyses": [{"analysis": "qk_decomposition"}]}, "needs the setting head"),
+        ({"analyses": [{"analysis": "word_ranks"}]}, "needs the setting words"),
         ({"analyses": [{"analysis": "head_importance"}], "layers": [[0]]}, "reads every layer"),
         ({"layers": [[0], [0]]}, "holds a value twice"),
         ({"layers": [[-1]]}, "layers.0.0"),
