@@ -32,6 +32,7 @@ HOMES = {  # library: the folders or files that may import it
     "plotly": ("dashboard/",),
     "tqdm": ("lens/progress.py", "data/"),
     "streamlit": ("dashboard/",),
+    "ray": ("analyses/_sweeps/ray_actors.py",),
 }
 MIRRORED = ("kernels", "lens", "analyses")
 LONGEST = 400  # lines of a file

@@ -73,7 +73,7 @@ def run_sweep(
             if ledger.counts()["queued"]:
                 setup = Setup(manifest.sweep, str(place.resolve()), str(path.resolve()), model)
                 many = min(workers or most_workers(sweep.threads), count)
-                with closing(_engine(engine, setup, sweep)) as started:
+                with closing(_engine(engine, setup, sweep, many)) as started:
                     Driver(run, ledger, started, many, say, tell).drive()
     return run
 
@@ -90,9 +90,13 @@ def resume(folder: str | os.PathLike[str], **how: Any) -> SweepRun:
     return run_sweep(run.sweep, run.path, base=base, shard=run.manifest.shard, **how)
 
 
-def _engine(kind: Kind, setup: Setup, sweep: Sweep) -> Engine:
+def _engine(kind: Kind, setup: Setup, sweep: Sweep, workers: int) -> Engine:
     if kind == "local":
         return Processes(setup, sweep.threads)
+    if kind == "ray":
+        from headwater.analyses._sweeps.ray_actors import RayActors
+
+        return RayActors(setup, sweep.threads, workers, sweep.device == "cuda")
     raise SweepError(f"engine {kind!r} is unknown; give 'local' or 'ray'")
 
 

@@ -14,7 +14,7 @@ from headwater.lens.errors import SweepError
 def here(monkeypatch):
     open_once(monkeypatch)
     monkeypatch.setattr(
-        "headwater.analyses._sweeps.run_sweep._engine", lambda kind, setup, sweep: Here(setup, {})
+        "headwater.analyses._sweeps.run_sweep._engine", lambda kind, setup, sweep, workers: Here(setup, {})
     )
 
 

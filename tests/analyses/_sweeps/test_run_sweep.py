@@ -29,7 +29,7 @@ def here(monkeypatch):
     open_once(monkeypatch)
 
     def use(faults=None):
-        def engine(kind, setup, sweep):
+        def engine(kind, setup, sweep, workers):
             started.append(Here(setup, faults or {}))
             return started[-1]
 
@@ -196,9 +196,8 @@ def test_changed_code_and_processors_are_refused(here, tmp_path, monkeypatch):
     monkeypatch.undo()
     here()
     (tmp_path / "a" / "ledger.sqlite").unlink()
-    monkeypatch.setattr(
-        Here, "open", lambda self: self.answers.append((1, {"kind": "opened", "facts": {}})) or 1
-    )
+    strange = {"kind": "opened", "facts": {}}
+    monkeypatch.setattr(Here, "wait", lambda self, seconds: [(self.opened, strange)])
     with pytest.raises(SweepError, match="a worker is not like its run: capability is null"):
         resume(tmp_path / "a")
 
