@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from headwater.analyses._sweeps.processes import THREADS, Answer
+from headwater.analyses._sweeps.processes import Answer
 from headwater.analyses._sweeps.worker import Setup, Worker
 from headwater.lens.errors import HeadwaterError, SweepError
 
@@ -42,7 +42,8 @@ class Actor:
 
 
 class RayActors:
-    """Workers in Ray; `threads` are the processors that each of them reserves, and `gpu` whether it has one."""
+    """Workers in Ray; `threads` are the processors that each of them reserves (Ray sets OMP_NUM_THREADS
+    by it), `gpu` says whether it has one."""
 
     def __init__(self, setup: Setup, threads: int, workers: int, gpu: bool = False) -> None:
         self._ray = _ray()
@@ -50,8 +51,6 @@ class RayActors:
         if self._owner:
             _join(self._ray, workers * threads)
         options: dict[str, Any] = {"num_cpus": threads, "num_gpus": int(gpu)}
-        environment = dict.fromkeys(THREADS, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
-        options["runtime_env"] = {"env_vars": environment}
         self._make = self._ray.remote(Actor).options(max_restarts=0, max_task_retries=0, **options).remote
         self._setup = vars(setup)
         self._actors: dict[int, Any] = {}
