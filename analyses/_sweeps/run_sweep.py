@@ -80,7 +80,8 @@ def run_sweep(
 
 def most_workers(threads: int) -> int:
     """As many as the processors of this process allow."""
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    some = getattr(os, "sched_getaffinity", None)  # Linux alone says which processors a process may use
+    return max(1, (len(some(0)) if some else os.cpu_count() or 1) // threads)
 
 
 def resume(folder: str | os.PathLike[str], **how: Any) -> SweepRun:
