@@ -125,7 +125,7 @@ def _join(ray: Any, processors: int) -> None:
     own: dict[str, Any] = {} if address else {"num_cpus": processors, "object_store_memory": STORE}
     own |= {} if address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
+        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SweepError(f"Ray does not start or is not reached: {first}; look at {ADDRESS}") from None
