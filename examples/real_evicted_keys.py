@@ -30,14 +30,14 @@ told = {
     "loss with all keys": round(float(curve.whole.mean()), 3),
     "excess with 95 % of resampled texts": {
         by: [[n[k] for n in interval(more.sel(by=by))] for k in range(curve.sizes["kept"])]
-        for by in curve.by.values
+        for by in curve.by.values.tolist()
     },
     "recall with all keys": round(float(needle.whole_recall.mean()), 3),
     "loss of answers with all keys": round(float(needle.whole_loss.mean()), 3),
-    "recall": {by: recall.sel(by=by).values.round(3).tolist() for by in needle.by.values},
+    "recall": {by: recall.sel(by=by).values.round(3).tolist() for by in needle.by.values.tolist()},
     "loss of answers": {
         by: needle.loss.mean(("length", "depth")).sel(by=by).values.round(3).tolist()
-        for by in needle.by.values
+        for by in needle.by.values.tolist()
     },
     "recall, least and largest random draw": needle.random_range.values.round(3).tolist(),
 }
