@@ -21,6 +21,7 @@ from headwater.dashboard.running.made_edits import (
     has_image_tokens,
     made,
     made_by,
+    takes_texts,
 )
 from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.runs import Run
@@ -131,7 +132,10 @@ def _answer(state: State, ask: Ask, kind: EditKind, run: Run, model: hw.HookedMo
     if ask.kind == "whole":
         return bound.number(state, name, ask.label, ask.low, ask.high, ask.default, ask.step)
     if ask.kind == "choice":
-        return bound.choice(state, name, ask.label, ask.options, ask.default)
+        needs_texts = any(each.kind == "texts" for each in kind.asks) and not takes_texts(model)
+        return bound.choice(
+            state, name, ask.label, [ask.default] if needs_texts else ask.options, ask.default
+        )
     if ask.kind == "flag":
         return bound.toggle(state, name, ask.label, ask.default)
     if ask.kind == "direction":
@@ -194,9 +198,9 @@ def _other_texts(model: hw.HookedModel, length: int) -> str:
     """Other texts to take outputs from: those of the prompt sets that are long enough."""
     try:
         texts = _texts_of(model, model.name, model.name in embedded())
-    except HeadwaterError:
+        return "\n".join(text for text in texts if model.to_tokens(text).ids.shape[1] >= length)
+    except HeadwaterError:  # its words are others, or it reads more than a text
         return ""
-    return "\n".join(text for text in texts if model.to_tokens(text).ids.shape[1] >= length)
 
 
 def add(state: State, edits: list[dict]) -> None:

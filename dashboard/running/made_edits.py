@@ -118,6 +118,11 @@ def has_image_tokens(model: hw.HookedModel) -> bool:
     return model.image_token is not None if keys in TEXTS else keys == "image"
 
 
+def takes_texts(model: hw.HookedModel) -> bool:
+    """Whether other texts alone give the heads of the part other outputs."""
+    return model.tokenizer is not None and model.parts[model.part_name].queries in TEXTS
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A published change of attention. `fits` says for which models it is offered."""

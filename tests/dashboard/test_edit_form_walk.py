@@ -133,6 +133,7 @@ def test_what_a_part_does_not_take_is_one_line_or_is_not_offered():
     app.session_state["headwater"].settings = {"edit.kind": "more", "edit.more": "EditResidual"}
     assert options(app.run(), "editresidual_vector_of") == [made_edits.DIRECTIONS["numbers"]]
     assert walk(app, "EditResidual")
+    assert options(chosen(app, "AblateHeads"), "ablateheads_ablation") == ["zero"]  # no other text reaches a picture
 
 
 def test_a_recipe_that_does_not_fit_is_not_made():
