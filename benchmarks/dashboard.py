@@ -112,11 +112,15 @@ class Bench:
             self.last = time.perf_counter()
 
         def received(event: dict[str, Any]) -> None:
-            self.http += event["encodedDataLength"] or event["dataLength"]
+            self.last = time.perf_counter()
+
+        def finished(event: dict[str, Any]) -> None:
+            self.http += int(event["encodedDataLength"])  # of the whole answer, as it came over the wire
             self.last = time.perf_counter()
 
         wire.on("Network.webSocketFrameReceived", framed)
         wire.on("Network.dataReceived", received)
+        wire.on("Network.loadingFinished", finished)
 
     def do(self, name: str, act: Callable[[], object]) -> None:
         """Measure one interaction, and all that follows it."""

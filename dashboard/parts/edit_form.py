@@ -19,6 +19,7 @@ from headwater.dashboard.running.made_edits import (
     directions,
     fitting_recipes,
     has_image_tokens,
+    has_words,
     made,
     made_by,
     takes_texts,
@@ -72,7 +73,7 @@ def draw(state: State, run: Run, model: hw.HookedModel, measure: Measure) -> lis
     if not pressed:
         return None
     try:
-        return [made(kind, given, model)]
+        return [made(kind, given, model, run.example)]
     except (HeadwaterError, TypeError, ValueError) as error:
         st.error(plain(str(error)))
         return None
@@ -165,6 +166,11 @@ def _written(state: State, name: str, label: str, default: str = "") -> str:
 def tokens_input(state: State, name: str, ask: Ask, run: Run, model: hw.HookedModel) -> Any:
     """Positions as chips, or a name for them: a group, a word, or the sinks by a rule."""
     how = [each for each in HOW if each != "others" or ask.name in ("to", "source")]
+    how = [each for each in how if each != "all" or ask.name != "to"]  # it is taken from somewhere
+    crosses = model.parts[model.part_name].crosses
+    if not has_words(model, ask.name):
+        how = [each for each in how if each != "word" and (each != "special" or not crosses)]
+    how = [each for each in how if each != "sinks:massive" or not crosses]  # which are of one stream
     how = [each for each in how if each != "image" or has_image_tokens(model)]
     if ask.name in ("queries", "positions"):
         how = [each for each in how if not each.startswith("sinks:")]

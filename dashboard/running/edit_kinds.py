@@ -104,6 +104,7 @@ STRENGTH = {
     "Temperature": "tau",
     "BiasKeys": "bias",
 }
+SIGNED = ("products", "cog")  # normalisers whose weights may be negative: no shares, of which the pages tell
 LEFT_OUT = ("rows", "where", "prior", "mix", "seed", "layers", "adaptive")
 EXAMPLES = '{"kind": "near", "grid": [4, 4], "reach": 1}'
 
@@ -206,7 +207,7 @@ SPECIAL: Mapping[str, tuple[Ask, ...]] = {
     ),
     "HeadMix": (_number("HeadMix", "amount"), _LAYERS),
     "Normaliser": (
-        Ask("name", "Normaliser", "choice", "softmax1", options=tuple(n for n in PARAMETERS if n != "products")),
+        Ask("name", "Normaliser", "choice", "softmax1", options=tuple(n for n in PARAMETERS if n not in SIGNED)),
         _LAYERS,
     ),
     "PruneTokens": (

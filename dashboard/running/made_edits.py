@@ -13,10 +13,12 @@ from headwater.dashboard.running.edit_kinds import EditKind
 from headwater.dashboard.running.measure import Measure
 from headwater.lens import recipes
 from headwater.lens.edits import EDITS, Edit
+from headwater.lens.edits.named_positions import Names
 from headwater.lens.errors import EditError, HeadwaterError
 from headwater.lens.experiments import edits_on_parts
 from headwater.lens.files import parse_json
 from headwater.lens.models.axes import TEXTS
+from headwater.lens.naming import positions
 
 DIRECTIONS = {
     "difference": "from the distractor to the answer (unembedding)",
@@ -25,22 +27,28 @@ DIRECTIONS = {
 }
 
 
-def made(kind: EditKind, given: Mapping[str, Any], model: hw.HookedModel) -> dict[str, Any]:
+def made(kind: EditKind, given: Mapping[str, Any], model: hw.HookedModel, example: Any) -> dict[str, Any]:
     """The edit of which `given` are the answers to what its kind asks for. EditError or another where they do not fit.
 
-    It is prepared for the model once, so that heads, layers and numbers that do not exist are refused here.
+    It is prepared for the model and the example once, so that heads, layers, numbers and words that do not exist are
+    refused here.
     """
     values = dict(given)
     for ask in kind.asks:
         if ask.kind == "data":
             values[ask.name] = parse_json(str(values[ask.name]), ask.label, EditError)
-    return _checked([EDITS[kind.name](**_fields(kind.name, values, model))], model)[0]
+    return _checked([EDITS[kind.name](**_fields(kind.name, values, model))], model, example)[0]
 
 
-def _checked(edits: Sequence[Edit], model: hw.HookedModel) -> list[dict[str, Any]]:
-    """Edits as data, prepared for the model once. EditError where one does not fit."""
+def _checked(edits: Sequence[Edit], model: hw.HookedModel, example: Any) -> list[dict[str, Any]]:
+    """Edits as data, prepared for the model once. EditError where one does not fit, or the example lacks its tokens."""
     with model.edit(*edits):
         pass
+    names, tokens = Names(model), model.to_tokens(example)
+    for edit in edits:
+        for named in edit.named_positions():
+            if (name := names.missing(positions.check(named, "positions"), tokens)) is not None:
+                raise EditError(f"{type(edit).__name__}: the input has no {name.removeprefix('token:')!r}")
     return [edit.to_dict() for edit in edits]
 
 
@@ -118,6 +126,14 @@ def has_image_tokens(model: hw.HookedModel) -> bool:
     return model.image_token is not None if keys in TEXTS else keys == "image"
 
 
+def has_words(model: hw.HookedModel, field: str) -> bool:
+    """Whether the tokens that a field of an edit means can be named by what they are: those of a text, and no keys of
+    cross-attention."""
+    part, of_keys = model.parts[model.part_name], field not in ("queries", "positions")
+    axis = part.keys if of_keys else part.queries
+    return model.tokenizer is not None and axis in TEXTS and not (of_keys and part.crosses)
+
+
 def takes_texts(model: hw.HookedModel) -> bool:
     """Whether other texts alone give the heads of the part other outputs."""
     return model.tokenizer is not None and model.parts[model.part_name].queries in TEXTS
@@ -183,7 +199,7 @@ def fitting_recipes(model: hw.HookedModel) -> list[str]:
 
 def made_by(name: str, model: hw.HookedModel, example: Any, heads: Any) -> list[dict[str, Any]]:
     """The edits of a recipe, as data. An error of Headwater where one does not fit the model."""
-    return _checked(RECIPES[name].make(model, example, heads), model)
+    return _checked(RECIPES[name].make(model, example, heads), model, example)
 
 
 def unfit(edit: Mapping[str, Any], model: hw.HookedModel) -> str:

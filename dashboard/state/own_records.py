@@ -6,6 +6,7 @@ it is executed, and what is no number is refused here, so that no page meets it.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ MOST_MEGABYTES = workspace.MOST_BYTES["records"] // 2**20
 MOST_HEADER = 2**24  # bytes
 MOST_HEADS = 20_000  # in all layers and parts
 MOST_TOKENS = 65_536  # of one text
+MOST_PAIRS = 2**33  # of tokens, in all maps: pages walk over them
 FILE = "the uploaded file"
 
 
@@ -64,7 +66,13 @@ def _check(found: Contents) -> None:
     every = [found, *found.parts.values()]
     heads = sum(len(each.layers) * each.n_heads for each in every)
     tokens = max(count for each in every for count in (each.tokens.shape[1], each.key_axis.tokens.shape[1]))
-    for count, most, what in ((heads, MOST_HEADS, "heads"), (tokens, MOST_TOKENS, "tokens")):
+    pairs = sum(math.prod(map.shape) for each in every for map in each.maps.values())
+    bounds = (
+        (heads, MOST_HEADS, "heads"),
+        (tokens, MOST_TOKENS, "tokens"),
+        (pairs, MOST_PAIRS, "pairs of tokens"),
+    )
+    for count, most, what in bounds:
         if count > most:
             raise RecordError(f"{FILE} holds {count:,} {what}, more than the {most:,} that are shown here")
     if not all(bool(each.valid.any()) and bool(each.key_axis.valid.any()) for each in every):
@@ -87,6 +95,8 @@ def _finite(each: Contents) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"the log-sum-exp of layer {layer}", map.lse[~torch.isinf(map.lse)]
     for layer, value in each.values.items():
         yield f"the values of layer {layer}", value
+    for layer, mixed in each.effective.items():
+        yield f"the values of layer {layer}", mixed.values
     for place, stream in each.residuals.items():
         yield f"the stream at {place}", stream[each.valid]
 

@@ -15,7 +15,7 @@ from headwater.lens.errors import EditError, nearest
 from headwater.lens.models.axes import TEXTS, axis
 from headwater.lens.models.opened import Opened
 from headwater.lens.models.parts import Part
-from headwater.lens.models.token_groups import token_groups
+from headwater.lens.models.token_groups import groups_of_ids
 from headwater.lens.naming import positions
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.running.ids import UNKNOWN, current
@@ -150,7 +150,7 @@ class Names:
                     texts["text", i] = self.model.to_strings([i])[0]
             same = [i for i in known if wanted in (texts["text", i], texts["text", i].strip())]
             return torch.isin(ids, torch.tensor(same, dtype=ids.dtype))
-        return token_groups(self.model, Tokens(ids, torch.ones_like(ids, dtype=torch.bool)), prompt)[name]
+        return groups_of_ids(self.model, ids, torch.ones_like(ids, dtype=torch.bool), prompt)[name]
 
     @property
     def _part(self) -> Part:

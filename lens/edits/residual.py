@@ -25,13 +25,13 @@ from headwater.lens.attention.masks import LazyMask
 from headwater.lens.edits.base import Edit, ModuleHook, Prepared, Rows, batch_rows, vectors
 from headwater.lens.edits.named_positions import NO_GROUPS, Names
 from headwater.lens.errors import EditError
-from headwater.lens.models import blocks, inputs
+from headwater.lens.models import blocks
 from headwater.lens.models.blocks import TransformerBlock
 from headwater.lens.models.opened import Opened
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import chosen_layers
 from headwater.lens.naming.positions import Positions
-from headwater.lens.running.forward import forward
+from headwater.lens.running.short_input import short_input
 from headwater.lens.running.watching import watching
 
 __all__ = ["EditMLP", "EditResidual"]
@@ -238,12 +238,13 @@ _known: WeakKeyDictionary[nn.Module, _Facts] = WeakKeyDictionary()
 
 
 def _facts(model: Opened, block: TransformerBlock) -> _Facts:
-    """Whether the outputs of attention and MLP add up to the change of the stream, on three tokens."""
+    """Whether the outputs of attention and MLP add up to the change of the stream, on a short input."""
     if block.module in _known:
         return _known[block.module]
     modules = block.module, block.norm1, block.attention_out, block.norm2, block.mlp_out
-    with context.alone(model.key), watching(m for m in modules if m is not None) as calls:
-        forward(model, inputs.read(model, torch.arange(3)[None] % model.vocab))
+    watched = watching(m for m in modules if m is not None)
+    with torch.no_grad(), context.alone(model.key), watched as calls:
+        model.hf(**short_input(model, 3))
     seen = {call.module: call for call in calls}
     pre, post = seen[block.module].given, seen[block.module].output
     norm1, attention, norm2, mlp = (None if m is None else seen.get(m) for m in modules[1:])

@@ -219,6 +219,11 @@ class Normaliser(Edit):
             )
         except (ValueError, TypeError) as error:
             raise EditError(f"Normaliser: {error}") from None
+        if self.name == "sinkhorn" and model.causal and not model.parts[model.part_name].crosses:
+            raise EditError(
+                "Normaliser: sinkhorn is for bidirectional attention, whose rows and columns both sum to a constant; "
+                f"{model.name} is causal"
+            )
         heads = chosen("all", self.layers, model.layers, model.n_heads)
         return Prepared(self, heads, Names(model, groups), dict.fromkeys(heads, made))
 

@@ -37,6 +37,11 @@ def token_groups(model: Opened, found: Tokens, prompt: int | None = None) -> dic
     ids, real = keys.ids.cpu(), keys.mask.cpu()
     if "inputs_embeds" in found.more:  # vectors have no ids that could be special
         return {"text": real}
+    return groups_of_ids(model, ids, real, prompt)
+
+
+def groups_of_ids(model: Opened, ids: Tensor, real: Tensor, prompt: int | None = None) -> dict[str, Tensor]:
+    """The groups of tokens [batch, position] of a text, whichever part reads it."""
     groups: dict[str, Tensor] = {}
     if prompt is not None:
         groups["generated"] = real & (torch.arange(ids.shape[1]) >= prompt)

@@ -127,13 +127,25 @@ def test_what_a_part_does_not_take_is_one_line_or_is_not_offered():
     app = at("clip-digits", "text")
     assert not walk(app, "PositionInvariant")
     assert "it is no causal language model" in app.error[0].value
-    assert edit_form.GROUPS["image"] not in options(chosen(app, "Redistribute"), "redistribute_keys_by")
+    assert walk(app, "EditMLP")
+    app = chosen(app, "Redistribute")
+    assert edit_form.GROUPS["image"] not in options(app, "redistribute_keys_by")
+    assert edit_form.HOW["all"] not in options(app, "redistribute_to_by")
+    app.session_state["headwater"].settings |= {
+        "edit.redistribute_keys_by": "word", "edit.redistribute_keys_word": "zebra"
+    }  # fmt: skip
+    assert add(app.run()) == ["Redistribute: the input has no 'zebra'"]
+    assert not app.session_state["headwater"].edits
     app = at("vlm-digits", "vision")
-    assert edit_form.GROUPS["image"] in options(chosen(app, "Redistribute"), "redistribute_keys_by")
+    app = chosen(app, "Redistribute")
+    assert edit_form.GROUPS["image"] in options(app, "redistribute_keys_by")
+    assert edit_form.HOW["word"] not in options(app, "redistribute_keys_by")
     app.session_state["headwater"].settings = {"edit.kind": "more", "edit.more": "EditResidual"}
     assert options(app.run(), "editresidual_vector_of") == [made_edits.DIRECTIONS["numbers"]]
     assert walk(app, "EditResidual")
-    assert options(chosen(app, "AblateHeads"), "ablateheads_ablation") == ["zero"]  # no other text reaches a picture
+    assert options(chosen(app, "AblateHeads"), "ablateheads_ablation") == [
+        "zero"
+    ]  # no other text reaches a picture
 
 
 def test_a_recipe_that_does_not_fit_is_not_made():

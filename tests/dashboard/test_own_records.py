@@ -66,15 +66,22 @@ def test_what_is_no_record_is_one_line_and_is_not_kept(kind, good, tmp_path):
     assert workspace.names("records") == []
 
 
-def test_sizes_are_bounded(good, monkeypatch):
-    monkeypatch.setattr(own_records, "MOST_TOKENS", 3)
-    with pytest.raises(HeadwaterError, match="tokens, more than the 3 that are shown here"):
+@pytest.mark.parametrize(
+    ("bound", "told"),
+    [
+        ("MOST_TOKENS", "tokens, more than the 3"),
+        ("MOST_HEADS", "heads, more than the 3"),
+        ("MOST_PAIRS", "pairs of tok"),
+    ],
+)
+def test_what_a_record_holds_is_bounded(bound, told, good, monkeypatch):
+    own_records.take(good)
+    monkeypatch.setattr(own_records, bound, 3)
+    with pytest.raises(HeadwaterError, match=told):
         own_records.take(good)
-    monkeypatch.undo()
-    monkeypatch.setattr(own_records, "MOST_HEADS", 3)
-    with pytest.raises(HeadwaterError, match="heads, more than the 3"):
-        own_records.take(good)
-    monkeypatch.undo()
+
+
+def test_its_bytes_are_bounded(good, monkeypatch):
     monkeypatch.setitem(workspace.MOST_BYTES, "records", 1000)
     with pytest.raises(HeadwaterError, match="more than the 1,000 kept of records"):
         own_records.take(good)

@@ -136,7 +136,7 @@ def test_strengths_are_read_and_set():
 @pytest.mark.usefixtures("offered")
 def test_heads_mixed_by_half_move_each_map_half_way_to_the_mean():
     model = runs.resident("small")
-    edit = hw.edit_from_dict(made(kinds()["HeadMix"], {"amount": 0.5, "layers": [0]}, model))
+    edit = hw.edit_from_dict(made(kinds()["HeadMix"], {"amount": 0.5, "layers": [0]}, model, TEXT))
     plain = model.record(TEXT).pattern(0)[0]
     with model.edit(edit):
         found = model.record(TEXT).pattern(0)[0]

@@ -101,6 +101,7 @@ WRONG = [
     (lambda: hw.InjectPattern(lambda: 1), "a pattern is a name, a rule, a record"),
     (lambda: hw.Normaliser("softmx"), "Normaliser: unknown normaliser 'softmx'"),
     (lambda: hw.Normaliser("sinkhorn", iterations=2), "odd number of iterations"),
+    (lambda: hw.Normaliser("sinkhorn"), "for bidirectional attention, .* LlamaForCausalLM is causal"),
     (lambda: hw.BiasKeys("tokn:Mary", 1.0), "'tokn:Mary' is no name; write 'token:Mary'"),
     (lambda: hw.BiasKeys("images", 1.0), "did you mean 'image'"),
     (lambda: hw.BiasKeys("image", 1.0), "LlamaForCausalLM has no image tokens"),

@@ -6,6 +6,7 @@ Seen to fail: a token's text matched within another.
 from __future__ import annotations
 
 import pytest
+import sense_folders
 import tiny_models
 import torch
 
@@ -54,3 +55,19 @@ def test_a_token_of_a_text_is_found_by_what_it_reads():
         pytest.raises(EditError, match="no token of the prompt is 'token:Joh'"),
     ):
         tasks(text)
+
+
+@pytest.mark.parametrize(("part", "named", "numbered"), [
+    ("encoder", lambda: hw.BiasKeys("special", -2.0), lambda: hw.BiasKeys([2], -2.0)),
+    ("encoder", lambda: hw.Redistribute("text", 0.3), lambda: hw.Redistribute([0, 1, 3], 0.3)),
+    ("cross", lambda: hw.Redistribute([1], 0.3, queries="special"), lambda: hw.Redistribute([1], 0.3, queries=[0, 1])),
+])  # fmt: skip
+def test_groups_of_an_encoders_text_are_those_of_its_ids(part, named, numbered, tmp_path):
+    model = hw.load(sense_folders.save("t5", tmp_path / "t5"))
+    given = hw.Example(text="the cat </s> sat", decoder="<s> the")
+    found = []
+    for edit in (named, numbered):
+        with model.part(part).edit(edit()):
+            found.append(model(given))
+    assert torch.equal(*found)
+    assert not torch.allclose(found[0], model(given))

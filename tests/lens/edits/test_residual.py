@@ -15,6 +15,7 @@ import torch
 import headwater as hw
 from headwater.lens.edits import residual
 from headwater.lens.errors import EditError
+from headwater.lens.examples.sample_pictures import sample_pictures
 from headwater.lens.models import blocks
 
 D = 32
@@ -201,18 +202,38 @@ def test_what_a_block_adds_up_to_is_not_read_from_another_threads_run(monkeypatc
     """While a block is tried on three tokens, another context runs the same model."""
     plain = tiny_models.tiny("gpt2")
     model, ids = hw.load(plain), tiny_models.batch(1)[0]
-    run, close, lengths = residual.forward, torch.allclose, []
+    run, close, lengths = plain.forward, torch.allclose, []
 
-    def both(*given):
-        out = run(*given)
-        contextvars.Context().run(lambda: plain(ids))
+    def both(*given, **named):
+        out = run(*given, **named)
+        contextvars.Context().run(lambda: run(ids))
         return out
 
     def noted(a, b, **how):
         lengths.append(a.shape[1])
         return close(a, b, **how)
 
-    monkeypatch.setattr(residual, "forward", both)
+    monkeypatch.setattr(model.hf, "forward", both)
     monkeypatch.setattr(torch, "allclose", noted)
     assert residual._facts(model, blocks.block(model, 1)) == residual._Facts(True, True)
     assert set(lengths) == {3}
+
+
+@pytest.mark.parametrize(("name", "part", "mlp"), [
+    ("clip-digits", "text", "text_model.encoder.layers.1.mlp"),
+    ("clip-digits", "vision", "vision_model.encoder.layers.1.mlp"),
+    ("vlm-digits", "vision", "model.vision_tower.encoder.layers.1.mlp"),
+])  # fmt: skip
+def test_the_mlp_of_a_tower_is_edited(name, part, mlp):
+    """Whether an MLP adds to the stream is seen on the inputs that the model reads, a text and a picture."""
+    model = hw.load(name)
+    tower = model.part(part)
+    sample = next(iter(sample_pictures(name).values()))
+    given = hw.Example(text=sample.text, image=sample.image)
+    change = torch.linspace(-1, 1, tower.d_model)
+    handle = model.hf.get_submodule(mlp).register_forward_hook(lambda module, given, out: out + change)
+    expected = model(given)
+    handle.remove()
+    with tower.edit(hw.EditMLP(1, "add", change)):
+        torch.testing.assert_close(model(given), expected)
+    assert not torch.allclose(model(given), expected)
