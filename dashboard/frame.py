@@ -30,6 +30,8 @@ def draw(state: State, page: str) -> bool:
     """The bar, and the notices of this run of the page; whether run A is there, without which there is no page."""
     tell(state)
     st.session_state[WAITS] = set()
+    if page in pages.OF_RESULTS:
+        return True
     if page in WITHOUT_RUN:
         _run_b(state)  # what is saved is the whole view
         return True

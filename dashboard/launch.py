@@ -26,17 +26,20 @@ def run(
 ) -> None:
     """Serve the dashboard on ``model`` until interrupted.
 
-    ``model`` is what ``headwater.load`` takes by name, or the file of a saved record, or several of these, of which
-    the first is shown first; each is opened before the server starts, so that a wrong name is an error here. Without
-    one it is smollm2-135m, or tasks-4l where that was not added. Pages offer these, the embedded models and the added
-    ones, no others; it begins with ``prompt``. A taken ``port`` gives way to the next free one.
+    ``model`` is what ``headwater.load`` takes by name, or the file of a saved record or corpus, or several of these,
+    of which the first is shown first; each is opened before the server starts, so that a wrong name is an error here.
+    Without a model or record it is smollm2-135m, or tasks-4l where that was not added. Pages offer these, the embedded
+    models and the added ones, no others; it begins with ``prompt``. A taken ``port`` gives way to the next free one.
     Only a loopback ``host`` is private; any other is served with a printed warning.
     """
     import streamlit  # noqa: F401 - a missing extra is told before a model is loaded
 
-    from headwater.dashboard.running import models
+    from headwater.dashboard.running import corpora, models
 
     given = [model] if isinstance(model, str) else list(model or ())
+    for each in filter(corpora.is_one, given):
+        corpora.offer(each)
+    given = [each for each in given if not corpora.is_one(each)]
     if not given:
         models.open_first()
     for each in reversed(given):  # the last to be allowed is shown first

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import streamlit as st
 
+from headwater.dashboard.running import corpora
+
 VIEWS = Path(__file__).parent / "views"
 
 
@@ -28,9 +30,15 @@ PAGES = {
     "experiments": Entry("science", "What was saved, and does it still hold?"),
     "catalogue": Entry("menu_book", "Every analysis"),
 }
+OF_RESULTS = {"corpus": Entry("library_books", "What do heads do over thousands of texts?")}
 FIRST = "start"
 # pages of the run that is shown, whose heads may be another model's
 OF_SHOWN = ("heads", "head", "flow", "sinks")
+
+
+def shown() -> dict[str, Entry]:
+    """The pages of the menu; that of corpora is there where a result was opened."""
+    return PAGES | OF_RESULTS if corpora.offered() else PAGES
 
 
 def page(name: str) -> st.Page:
@@ -38,10 +46,10 @@ def page(name: str) -> st.Page:
         VIEWS / f"{name}.py",
         title=name.capitalize(),
         url_path=None if name == FIRST else name,  # the first page is the root
-        icon=f":material/{PAGES[name].icon}:",
+        icon=f":material/{(PAGES | OF_RESULTS)[name].icon}:",
         default=name == FIRST,
     )
 
 
 def every_page() -> list[st.Page]:
-    return [page(name) for name in PAGES]
+    return [page(name) for name in shown()]

@@ -86,7 +86,7 @@ def menu(state: State, page: str) -> None:
     """Links to the pages that carry the state with them, so that each is one entry of the browser's history."""
     address = to_address(state)
     with st.container(key="menu", gap="xxsmall"):
-        for name, entry in pages.PAGES.items():
+        for name, entry in pages.shown().items():
             st.page_link(
                 pages.page(name),
                 query_params=address,

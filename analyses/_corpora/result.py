@@ -256,9 +256,13 @@ class Corpus:
         words = {i: w for i, w in self.words.items() if i in used}
         return Corpus(state, {**self.run, "keep": state.keep, "small": True}, self.shards, words)
 
-    def figure(self, statistic: str | None = None, **more: Any) -> Any:
-        """The plotly figure of a statistic's means, a tile a head; `layer` and `head`: of one head's distribution."""
-        return importlib.import_module(FIGURES).figure(self, statistic=statistic, **more)
+    def figure(
+        self, statistic: str = "weight", layer: int | None = None, head: int | None = None, **more: Any
+    ) -> Any:
+        """The plotly figure of a statistic's means, a tile a head; of one head: deciles and distances."""
+        draw = importlib.import_module(FIGURES).figure
+        place = {} if layer is None or head is None else {"layer": layer, "head": head}
+        return draw(self, statistic=statistic, **place, **more)
 
     def _place(self, layer: int, head: int) -> int:
         if layer not in self.layers or not 0 <= head < self.heads:

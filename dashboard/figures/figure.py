@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import xarray as xr
 
+from headwater.analyses._corpora.result import Corpus
 from headwater.dashboard.figures.names import check_tokens
 from headwater.dashboard.figures.select import VARIABLE, choose
 from headwater.kernels.maps.attention_map import AttentionMap
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 OF_A_RECORD = ("layer", "head", "statistic", "batch")
+OF_A_CORPUS = ("layer", "head", "statistic")
 OF_A_MAP = ("head", "batch")
 
 
 def figure(
     result: Any, tokens: Sequence[str] = (), title: str | None = None, *, image: Any = None, **chosen: Any
 ) -> go.Figure:
-    """Draw a result: an array, a Dataset, a graph, a record or an attention map.
+    """Draw a result: an array, a Dataset, a graph, a record, a corpus or an attention map.
 
     `chosen` takes one value of an axis, `role="induction"` or `layer=3`: a label, else a position; a list keeps
     several. `variable="rate"` takes one array of a Dataset. A record takes `layer=`, `head=`, `statistic=` and
-    `batch=`: the map of a head, the maps of all heads, or a statistic. What has more axes than a panel gets panels
+    `batch=`: the map of a head, the maps of all heads, or a statistic. A corpus takes `statistic=`, and for one
+    head's distribution `layer=` and `head=`. What has more axes than a panel gets panels
     side by side, or a menu that a written page keeps; the subtitle says which slice is shown.
 
     `tokens` name queries and keys in place of the result's own, one text for each. `title` stands in for the result's
@@ -55,12 +58,20 @@ def figure(
         import plotly  # noqa: F401 - asked for first, so that an error inside of a figure is not taken for it
     except ModuleNotFoundError:
         raise HeadwaterError("figures need plotly; pip install 'headwater[figures]'") from None
-    from headwater.dashboard.figures import graph, records, results
+    from headwater.dashboard.figures import corpora, graph, records, results
 
     tokens = _words(tokens)
     result = without_graph(result)
     if isinstance(result, Record):
         return records.record_figure(result, tokens, title or "", image=image, **_known(chosen, OF_A_RECORD))
+    if isinstance(result, Corpus):
+        of = _known(chosen, OF_A_CORPUS)
+        statistic = of.get("statistic") or "weight"
+        if {"layer", "head"} & of.keys():
+            return corpora.head_of_corpus(
+                result, of.get("layer", 0), of.get("head", 0), statistic, title or ""
+            )
+        return figure(result.mean(statistic), title=title or f"Mean of {statistic}")
     if isinstance(result, AttentionMap):
         if image is not None:
             raise AnalysisError("over a picture goes one number per patch; an attention map has many")

@@ -45,6 +45,12 @@ def corpus(
     small: Annotated[
         bool, typer.Option("--small", help="Write what is shown alone; it can not be merged.")
     ] = False,
+    headvis: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a result, with --model, into this new folder in the public form of HeadVis."
+        ),
+    ] = None,
     by: Annotated[str, typer.Option(help="Statistic by which heads are listed.")] = "weight",
     heads: Annotated[int, typer.Option(help="Heads to list.", min=1)] = 10,
     part: Part = None,
@@ -57,6 +63,10 @@ def corpus(
     from headwater.analyses._corpora.statistics import known
 
     known(by)
+    if headvis is not None and not texts[0].endswith(RESULT):
+        raise HeadwaterError(
+            "--headvis is for finished results: headwater corpus RESULT --headvis FOLDER --model …"
+        )
     if texts[0] == MERGE:
         if len(texts) < 2:
             raise HeadwaterError("there is nothing to merge; give the results of shards")
@@ -79,6 +89,11 @@ def corpus(
         )  # fmt: skip
         _show(found, by, heads, as_json)
         return
+    if headvis is not None:
+        from headwater.analyses._corpora.headvis import export_headvis
+        from headwater.command import inputs
+
+        export_headvis(found, inputs.model(model, prepend_bos, part), headvis)
     found = found.small() if small else found
     if out is not None:
         found.save(out)

@@ -15,8 +15,8 @@ def dashboard(
     model: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models, or files of records, to open; the first is shown first. smollm2-135m, or else an embedded "
-            "model, if left out.",
+            help="Models, or files of records and corpora, to open; the first is shown first. smollm2-135m, or "
+            "else an embedded model, if left out.",
             autocompletion=completion.models,
         ),
     ] = None,

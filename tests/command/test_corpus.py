@@ -42,6 +42,8 @@ def test_shards_are_merged_and_shown(texts, tmp_path) -> None:
     assert shown["heads"] == json.loads(run(whole, "--by", "previous", "--json"))["heads"]
     best = hw.Corpus.open(whole).find("previous", 1)
     assert (shown["heads"][0]["layer"], shown["heads"][0]["head"]) == best.index[0]
+    run(merged, "--headvis", tmp_path / "tree")
+    assert len(list((tmp_path / "tree" / "heads").iterdir())) == 32
     run(merged, "--small", "--out", tmp_path / "small.safetensors")
     assert (tmp_path / "small.safetensors").stat().st_size < merged.stat().st_size
 
@@ -51,6 +53,7 @@ def test_shards_are_merged_and_shown(texts, tmp_path) -> None:
     [
         ["no"], ["merge"], ["merge", "no.safetensors"], ["no.safetensors"], ["a", "b"], ["{texts}", "--shard", "2"],
         ["{texts}", "--shard", "2/2"], ["{texts}", "--length", "9999"], ["{texts}", "--small"],
+        ["{texts}", "--headvis", "h"],
         ["{texts}", "--by", "entropies"], ["{texts}", "--out", "/no/such/folder/r.safetensors"],
         ["{texts}", "--model", "vit-digits"],
     ],
