@@ -34,7 +34,8 @@ def run(
     """
     import streamlit  # noqa: F401 - a missing extra is told before a model is loaded
 
-    from headwater.dashboard.running import corpora, models
+    from headwater.dashboard.running import models
+    from headwater.dashboard.state import corpora
 
     given = [model] if isinstance(model, str) else list(model or ())
     for each in filter(corpora.is_one, given):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from headwater.dashboard.running import corpora
+from headwater.dashboard.state import corpora
 
 VIEWS = Path(__file__).parent / "views"
 

@@ -160,10 +160,11 @@ def _write_heads(corpus: Corpus, model: HookedModel, folder: Path) -> None:
                     for one in shown[layer, head]
                     if one.text == text
                 ]
-                if of_head:
-                    weights, keys = (
-                        part[0].cpu().numpy() for part in record.map(layer).topk(min(KEYS, len(ids)))
-                    )
+                if not of_head:
+                    continue
+                weights, keys = (
+                    part[0].cpu().numpy() for part in record.map(layer).topk(min(KEYS, len(ids)))
+                )
                 for head, one in of_head:
                     sparse = _sparse(weights[head], keys[head], len(ids))
                     line = {"sequence_id": text, "interval": one.interval, "tokens": words, **sparse,

@@ -37,7 +37,8 @@ def head_of_corpus(corpus: Corpus, layer: int, head: int, statistic: str, title:
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
     told = corpus.state.told
     subtitle = f"{told['texts']:,} texts, {told['tokens']:,} tokens; bars: width of the bin of a decile"
-    return finish(figure, title or f"Head {layer}.{head} of {corpus.run['model']}", subtitle, height=380)
+    finish(figure, title or f"Head {layer}.{head} of {corpus.run['model']}", subtitle, height=400)
+    return figure.update_layout(margin={"t": 105})  # the panels have titles too
 
 
 def distance_names(far: xr.DataArray) -> list[str]:

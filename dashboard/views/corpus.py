@@ -4,8 +4,7 @@ import streamlit as st
 
 from headwater.analyses._corpora.result import NOT_FOR
 from headwater.dashboard.parts import corpora as parts
-from headwater.dashboard.running import corpora
-from headwater.dashboard.state import bound, session
+from headwater.dashboard.state import bound, corpora, session
 from headwater.dashboard.widgets import plain
 
 state = session.current()

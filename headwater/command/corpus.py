@@ -51,6 +51,8 @@ def corpus(
             help="Write a result, with --model, into this new folder in the public form of HeadVis."
         ),
     ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of each head in a small result.", min=1)] = 20,
+    examples: Annotated[int, typer.Option(help="Examples of each head in a small result.", min=1)] = 3,
     by: Annotated[str, typer.Option(help="Statistic by which heads are listed.")] = "weight",
     heads: Annotated[int, typer.Option(help="Heads to list.", min=1)] = 10,
     part: Part = None,
@@ -94,7 +96,7 @@ def corpus(
         from headwater.command import inputs
 
         export_headvis(found, inputs.model(model, prepend_bos, part), headvis)
-    found = found.small() if small else found
+    found = found.small(tokens, examples) if small else found
     if out is not None:
         found.save(out)
     _show(found, by, heads, as_json)

@@ -11,7 +11,7 @@ from opened_app import figure, opened, values
 import headwater as hw
 from headwater.dashboard import pages
 from headwater.dashboard.parts.corpora import lit, ranked
-from headwater.dashboard.running import corpora
+from headwater.dashboard.state import corpora
 
 TEXTS = [
     "When Mary and John went to the store",
