@@ -1,5 +1,10 @@
 """`python -m headwater` is the `headwater` command."""
 
-from headwater.command.cli import main
+import sys
 
-main()
+try:
+    from headwater.command.cli import main
+
+    main()
+except KeyboardInterrupt:  # while it is imported
+    sys.exit(130)

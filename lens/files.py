@@ -139,11 +139,16 @@ class NewFile:
         if self._target.exists() and not self._target.is_file():
             raise fault(f"can not write {path}: it is no plain file; give a file name")
         self._beside: Path | None = None
+        handle: int | None = None
         try:
-            self.file = self._nameless()
+            handle = self._nameless()
             if self._target.exists():
-                os.chmod(self.file.fileno(), stat.S_IMODE(self._target.stat().st_mode))
+                os.chmod(handle, stat.S_IMODE(self._target.stat().st_mode))
+            self.file: BinaryIO = os.fdopen(handle, "w+b")
         except OSError as error:
+            if handle is not None:
+                os.close(handle)
+            self._drop()
             raise unwritten(path, error, fault) from None
 
     def __enter__(self) -> NewFile:
@@ -170,11 +175,15 @@ class NewFile:
         """Drop what was written so far; after `finish` there is nothing to drop."""
         with contextlib.suppress(OSError):  # on a full disk what was not yet written can not be
             self.file.close()
+        self._drop()
+
+    def _drop(self) -> None:
         if self._beside is not None:
-            self._beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where nothing could be written, nothing can be deleted
+                self._beside.unlink(missing_ok=True)
             self._beside = None
 
-    def _nameless(self) -> BinaryIO:
+    def _nameless(self) -> int:
         try:
             handle = os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
         except (OSError, AttributeError):  # not on this file system, or not on this system
@@ -182,7 +191,7 @@ class NewFile:
             self._beside = self._free_name()
             handle = os.open(self._beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             hold(handle)
-        return os.fdopen(handle, "w+b")
+        return handle
 
     def _sweep(self) -> None:
         """Delete what killed processes left of this file; one that is being written is held by its process."""

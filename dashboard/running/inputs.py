@@ -117,6 +117,7 @@ def image_of(state: State) -> Any:
 def take_picture(content: bytes) -> str:
     """Keep an uploaded picture, and give its name. PromptError for what is none or too large."""
     opened = picture(content, "the uploaded file")
-    out = io.BytesIO()
-    opened.convert("RGB").save(out, "PNG")  # what is kept holds no metadata of the file
+    out, plain = io.BytesIO(), opened.convert("RGB")
+    plain.info = {}  # what is kept holds no metadata of the file, such as the colour profile of a camera
+    plain.save(out, "PNG")
     return workspace.keep("pictures", out.getvalue())

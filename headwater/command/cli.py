@@ -6,6 +6,7 @@ exit code 2, Ctrl-C is 130. Nothing heavy is imported before a command needs it,
 
 from __future__ import annotations
 
+import errno
 import sys
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -18,12 +19,17 @@ from headwater.lens.errors import HeadwaterError
 
 
 class OneLineErrors(TyperGroup):
-    """Turns every error that Headwater raises on purpose into one line and exit code 2."""
+    """Turns every error that Headwater raises on purpose, and those of the system, into one line and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except HeadwaterError as error:
+            typer.echo(f"headwater: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # a reader that leaves early, which typer looks after
+                raise
             typer.echo(f"headwater: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from None
 
@@ -73,4 +79,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # while the commands are put together, which typer does not look after
+        sys.exit(130)

@@ -10,13 +10,23 @@ from pathlib import Path
 
 import psutil
 
+from headwater.lens.errors import ResourceError
+
 ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 NO_LIMIT = 2**60  # version 1 writes a number near 2⁶³ where there is none
 
 
 def free_memory() -> int:
     """In bytes; files that the system keeps in memory count as free."""
-    return max(0, min([int(psutil.virtual_memory().available), *_group_room(ROOT, OWN), *_process_room()]))
+    try:
+        return max(
+            0, min([int(psutil.virtual_memory().available), *_group_room(ROOT, OWN), *_process_room()])
+        )
+    except OSError as error:  # such as no file handle being left
+        why = error.strerror or error
+        raise ResourceError(
+            f"how much memory is free can not be read: {why}; close files (ulimit -n)"
+        ) from None
 
 
 def _group_room(root: Path, own: Path) -> Iterator[int]:

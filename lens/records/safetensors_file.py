@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,12 @@ class RecordFile:
     """
 
     def __init__(self, path: Path, room: int = 0) -> None:
+        try:
+            os.fspath(path).encode()
+        except UnicodeEncodeError:
+            raise RecordError(
+                f"can not write {path}: its name is no UTF-8, so that no reader opens it; give another name"
+            ) from None
         self.path = path
         self.table: dict[str, dict[str, Any]] = {}
         self.digests: dict[str, str] = {}

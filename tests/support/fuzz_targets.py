@@ -10,6 +10,7 @@ import io
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import networkx as nx
 import numpy as np
 import sense_folders
 import tiny_models
+import torch
 from every_edit import SERIAL
-from fuzzing import Target, bytes_changed, data_changed, json_changed
+from fuzzing import Target, bytes_changed, data_changed, json_changed, tried
 from record_files import recorded
 from small_experiments import asked
 
@@ -217,3 +219,12 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "image": image,
     "audio": audio,
 }
+
+
+if __name__ == "__main__":  # `python tests/support/fuzz_targets.py`: how many inputs of each kind were tried
+    torch.set_num_threads(1)
+    for name, target in TARGETS.items():
+        with tempfile.TemporaryDirectory() as made:
+            print(
+                json.dumps({"name": name, "inputs": tried(name, target(Path(made)), Path(made))}), flush=True
+            )

@@ -1,6 +1,6 @@
 """Processes that are killed (SIGKILL) at random moments of what they write, and what must be left after each.
 
-`python tests/support/kills.py NAME COUNT [SEED]` prints how many processes were killed, and how many times the
+`python tests/support/kills.py NAME|all COUNT [SEED]` prints how many processes were killed, and how many times the
 work came to its end in between. AssertionError, exit code 1, where anything was lost or left half-written. One process
 imports Headwater; its children are the ones that are killed.
 """
@@ -256,4 +256,5 @@ def same(work: Work, folder: Path, whole: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(killed(WORKS[sys.argv[1]](), int(sys.argv[2]), *map(int, sys.argv[3:]))))
+    for name in WORKS if sys.argv[1] == "all" else [sys.argv[1]]:
+        print(json.dumps({"name": name, **killed(WORKS[name](), *map(int, sys.argv[2:]))}), flush=True)

@@ -1,0 +1,30 @@
+"""Processes are killed at random moments of all that is written: nothing is lost, nothing is left half-written.
+
+Seen to fail with files opened in place, with a line of a journal put before the work it tells of, and with its lines
+not brought to the disk in one piece.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FEW = 2  # kills of each kind; benchmarks/reliability.py does 20
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "support" / "kills.py", "all", str(FEW)],
+        capture_output=True, text=True, timeout=600, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [json.loads(line)["kills"] for line in done.stdout.splitlines()] == [FEW] * len(
+        done.stdout.splitlines()
+    )
+    assert len(done.stdout.splitlines()) >= 7

@@ -1,0 +1,63 @@
+"""docs/reliability.md: its counts are those of benchmarks/reliability.py, and each fault has a test that is there.
+
+Seen to fail with a count changed on the page, and with the name of a test that is none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+COUNTS = json.loads((ROOT / "benchmarks" / "results" / "reliability.json").read_text(encoding="utf-8"))
+
+
+def of_part(part: str, key: str) -> dict[str, int]:
+    return {name: each[key] for name, each in COUNTS.get(part, {}).items() if isinstance(each, dict)}
+
+
+def rows() -> list[str]:
+    """The table of counts as the file has them."""
+    found = [
+        f"| processes killed at random moments: {name} | {count} | 0 |"
+        for name, count in of_part("kills", "kills").items()
+    ]
+    found += [
+        f"| Ctrl-C at random moments of `headwater {name}` | {count} | 0 |"
+        for name, count in of_part("interrupts", "interrupts").items()
+    ]
+    if inputs := of_part("fuzz", "inputs"):
+        each = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in inputs.items())
+        told = f"files changed at random, {COUNTS['fuzz']['seconds']} s for each kind: {each}"
+        found.append(f"| {told} | {sum(inputs.values()):,} | 0 |")
+    if passes := COUNTS.get("forwards"):
+        told = f"forward passes in {passes['threads']} threads under {passes['edits']} kinds of edits"
+        found.append(f"| {told} | {passes['forwards']:,} | {passes['contaminated']} |")
+    if seen := COUNTS.get("visitors"):
+        told = (
+            f"pages seen by {seen['visitors']} visitors of one dashboard in {seen['seconds'] / 60:g} minutes, each "
+            f"under edits of its own; the server took {seen['memory_mb']:,} MB when all had been there once, "
+            f"{seen['most_memory_mb']:,} MB at its most"
+        )
+        found.append(f"| {told} | {seen['pages']:,} | {seen['wrong'] + seen['failed']} |")
+    return found
+
+
+def test_counts_are_those_of_the_script() -> None:
+    table = PAGE.partition("## Counts")[2].partition("|---|")[2].partition("\n\n")[0].splitlines()[1:]
+    assert table == rows()
+
+
+def test_every_fault_has_a_test_that_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)` \|$", PAGE, re.MULTILINE)
+    table = [line for line in PAGE.partition("## Faults")[2].splitlines() if line.startswith("| ")]
+    assert len(named) == len(table) - 1
+    for file, test in named:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^def {test}\(", text, re.MULTILINE), (file, test)
+
+
+if __name__ == "__main__":  # the table, to be put on the page
+    print("\n".join(rows()))
