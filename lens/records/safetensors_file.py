@@ -39,8 +39,8 @@ class RecordFile:
 
     def __init__(self, path: Path, room: int = 0) -> None:
         try:
-            os.fspath(path).encode()
-        except UnicodeEncodeError:
+            _as_utf8(path)
+        except UnicodeDecodeError:
             raise RecordError(
                 f"can not write {path}: its name is no UTF-8, so that no reader opens it; give another name"
             ) from None
@@ -127,7 +127,7 @@ def read(path: Path, verify: bool = False, mapped: bool = True) -> tuple[dict[st
 
     `verify` reads every tensor and compares its digest; without it only the digest of the header is checked.
     """
-    with safe_open(path, framework="pt") as file:
+    with safe_open(_as_utf8(path), framework="pt") as file:
         metadata = file.metadata() or {}
         if META not in metadata:
             raise RecordError(
@@ -148,6 +148,11 @@ def read(path: Path, verify: bool = False, mapped: bool = True) -> tuple[dict[st
     if verify:
         _verify(tensors, header.get("digests", {}))
     return header, {name: tensor for name, tensor in tensors.items() if not name.startswith("pad.")}
+
+
+def _as_utf8(path: Path) -> str:
+    """The name as safetensors reads names, whatever the locale; UnicodeDecodeError where its bytes are no UTF-8."""
+    return os.fsencode(path).decode("utf-8")
 
 
 def _verify(tensors: dict[str, Tensor], digests: dict[str, str]) -> None:

@@ -1,7 +1,6 @@
 """Processes are killed at random moments of all that is written: nothing is lost, nothing is left half-written.
 
-Seen to fail with files opened in place, with a line of a journal put before the work it tells of, and with its lines
-not brought to the disk in one piece.
+Seen to fail with files written in place.
 """
 
 from __future__ import annotations

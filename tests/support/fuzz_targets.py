@@ -25,6 +25,7 @@ from record_files import recorded
 from small_experiments import asked
 
 import headwater as hw
+from headwater.analyses._corpora.result import Corpus
 from headwater.command import inputs, verify
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.experiments.results import Results
@@ -38,22 +39,24 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MOST_PROMPTS = 20
 
 
+def header_changed(chance: random.Random, content: bytes) -> bytes:
+    """Bytes changed, or the header by somebody who knows the format."""
+    if chance.random() < 0.5:
+        return bytes_changed(chance, content)
+    size = int.from_bytes(content[:8], "little")
+    head = json.loads(content[8 : 8 + size])
+    told = json.loads(head["__metadata__"]["headwater"])
+    told.pop("digests")  # else the digest of the header alone refuses it
+    head["__metadata__"] = {"headwater": json.dumps(data_changed(chance, told))}
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
 def record(folder: Path) -> Target:
     """Records: bytes changed, and headers changed by somebody who knows the format."""
     path = recorded("gpt2", hw.Redistribute([0]), keep=("qkv", "residual")).save(folder / "a.safetensors")
     whole = [path.read_bytes(), *(file.read_bytes() for file in sorted(SAVED.glob("*.safetensors")))]
-
-    def change(chance: random.Random, content: bytes) -> bytes:
-        if chance.random() < 0.5:
-            return bytes_changed(chance, content)
-        size = int.from_bytes(content[:8], "little")
-        head = json.loads(content[8 : 8 + size])
-        told = json.loads(head["__metadata__"]["headwater"])
-        told.pop("digests")  # else the digest of the header alone refuses it
-        head["__metadata__"] = {"headwater": json.dumps(data_changed(chance, told))}
-        text = json.dumps(head).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
     def read(path: Path) -> None:
         found = hw.Record.open(path, verify=True)
@@ -61,7 +64,21 @@ def record(folder: Path) -> Target:
         for layer in found.layers[:2]:
             found.map(layer)
 
-    return Target(".safetensors", whole, change, read)
+    return Target(".safetensors", whole, header_changed, read)
+
+
+def corpus(folder: Path) -> Target:
+    """Statistics of heads over texts."""
+    (folder / "texts.jsonl").write_text(
+        '{"text": "When Mary and John went"}\n{"text": "Mary gave a drink"}\n'
+    )
+    hw.corpus(hw.load("tasks-4l"), folder / "texts.jsonl", out=folder / "a.safetensors", keep=2)
+
+    def read(path: Path) -> None:
+        found = Corpus.open(path, verify=True)
+        found.mean("entropy"), found.find("previous", n=1), Corpus.merge([found])
+
+    return Target(".safetensors", [(folder / "a.safetensors").read_bytes()], header_changed, read)
 
 
 def experiment(folder: Path) -> Target:
@@ -197,6 +214,7 @@ def audio(folder: Path) -> Target:
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "record": record,
+    "corpus": corpus,
     "experiment": experiment,
     "results": results,
     "journal": journal,

@@ -26,6 +26,8 @@ from small_experiments import asked
 
 import headwater as hw
 from headwater import analyses
+from headwater.analyses._corpora import collect
+from headwater.analyses._corpora.result import Corpus
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.experiments.run_file import run_file
 from headwater.lens.files import write_text
@@ -154,6 +156,27 @@ def study() -> Work:
     return Work(run, check, goes_on=True)
 
 
+def corpora() -> Work:
+    """Statistics of heads over texts, saved after each text."""
+    model = hw.load("tasks-4l")
+    words = TEXT.split()
+    texts = "".join(json.dumps({"text": " ".join(words[n % 9 :])}) + "\n" for n in range(30))
+
+    def run(folder: Path) -> None:
+        collect.SAVED_EVERY = 0.0
+        collect.corpus(model, folder / "texts.jsonl", out=folder / "a.safetensors", keep=2)
+
+    def check(folder: Path) -> None:
+        assert names_in(folder) <= {"texts.jsonl", "a.safetensors"}, names_in(folder)
+        if (folder / "a.safetensors").exists():
+            Corpus.open(folder / "a.safetensors", verify=True)
+
+    def begin(folder: Path) -> None:
+        (folder / "texts.jsonl").write_text(texts)
+
+    return Work(run, check, goes_on=True, begin=begin)
+
+
 def pieces() -> Work:
     """The file of finished pieces by itself: what was told to be kept is there."""
     told = "told"
@@ -181,6 +204,7 @@ WORKS: dict[str, Callable[[], Work]] = {
     "circuits": circuit,
     "experiments": experiment,
     "studies": study,
+    "corpora": corpora,
     "pieces": pieces,
 }
 
