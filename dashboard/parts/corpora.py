@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -71,16 +72,14 @@ def ranked(found: hw.Corpus, by: str, only: list[int], lowest: bool) -> pd.DataF
     """Every head with its mean and deciles, the largest mean first."""
     frame = found.find(by, len(found.layers) * found.heads, lowest=lowest).reset_index()
     if only:
-        frame = frame[frame["layer"].isin(only)]
-    deciles = found.deciles(by)
-    rows = [found.layers.index(layer) for layer in frame["layer"]]
-    out = pd.DataFrame(
-        {"head": [f"{layer}.{head}" for layer, head in zip(frame["layer"], frame["head"], strict=True)]}
-    )
-    out["mean"] = frame[by].to_numpy()
+        frame = frame.loc[frame["layer"].isin(only)]
+    layers, heads = (np.asarray(frame[name], int) for name in ("layer", "head"))
+    names = [f"{layer}.{head}" for layer, head in zip(layers.tolist(), heads.tolist(), strict=True)]
+    out = pd.DataFrame({"head": names, "mean": np.asarray(frame[by])})
+    deciles = found.deciles(by).transpose("decile", "layer", "head")
+    rows = np.searchsorted(found.layers, layers)
     for part in DECILES:
-        values = deciles.sel(decile=part, method="nearest").values
-        out[f"{part:.0%}"] = values[rows, frame["head"].to_numpy(int)]
+        out[f"{part:.0%}"] = deciles.sel(decile=part, method="nearest").values[rows, heads]
     return out
 
 
