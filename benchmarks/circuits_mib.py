@@ -46,7 +46,7 @@ METHODS = {
 }
 LEFT_OUT = {"smollm2-135m": ["exact", "both ends"]}
 SAMPLED = "sampled exact"
-SAMPLE, ITS_PAIRS = 150, 4  # edges of smollm2-135m, and pairs on which each is changed
+SAMPLE, ITS_PAIRS = 100, 3  # edges of smollm2-135m, and pairs on which each is changed
 SMALLER = {("smollm2-135m", "EAP-IG activations"): {"steps": 2, "pairs": 2}}
 
 

@@ -30,6 +30,15 @@ def test_every_method_stands_on_the_page_with_what_was_found() -> None:
     )
     assert f"(f = {routes[8]:.2f})" in page
     assert f"by EAP-IG carry {best[0]:.2f} of it" in page
+    drawn = larger["capital"]["sampled exact"]
+    rows = {"Spearman of sizes": "spearman_of_sizes", "Pearson": "pearson"}
+    for words, name in rows.items():
+        assert (
+            f"| {words} | {' | '.join(f'{each[name]:.2f}' for each in drawn['against'].values())} |" in page
+        )
+    half, _, largest = drawn["effect_size"]
+    assert half < 0.0001
+    assert f"the largest is {largest:.2f}, of a difference of\n{drawn['difference']:.1f})" in page
 
 
 def cell(found: dict) -> str:
