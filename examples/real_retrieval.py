@@ -14,23 +14,27 @@ import headwater as hw
 SEED = 0
 LENGTHS, DEPTHS, TESTS = ([256], 2, 1) if QUICK else ([512, 1024, 2048, 4096], 5, 1)
 MASKED = [1, 4] if QUICK else [2, 8, 32]
-PIECES = (
-    None if QUICK else Path(tempfile.gettempdir()) / "real_retrieval.jsonl"
-)  # a stopped run goes on from here
+# a run that was stopped goes on from here; the other file has the seconds of all runs
+PIECES = None if QUICK else Path(tempfile.gettempdir()) / "real_retrieval.jsonl"
+TIMES = Path(tempfile.gettempdir()) / "real_retrieval.seconds"
 model = hw.load("smollm2-135m")
-resumed = PIECES is not None and PIECES.exists()
 begin = time.perf_counter()
-found = hw.analyses.retrieval_heads(
-    model,
-    lengths=LENGTHS,
-    depths=DEPTHS,
-    tests=TESTS,
-    masked=MASKED,
-    controls=3,
-    seed=SEED,
-    resume=PIECES,
-)
-minutes = (time.perf_counter() - begin) / 60
+try:
+    found = hw.analyses.retrieval_heads(
+        model,
+        lengths=LENGTHS,
+        depths=DEPTHS,
+        tests=TESTS,
+        masked=MASKED,
+        controls=3,
+        seed=SEED,
+        resume=PIECES,
+    )
+finally:
+    if not QUICK:
+        with TIMES.open("a") as file:
+            print(time.perf_counter() - begin, file=file)
+seconds = [time.perf_counter() - begin] if QUICK else [float(line) for line in TIMES.read_text().split()]
 scores = found.retrieval.values.ravel()
 edges = [
     ("0", scores == 0),
@@ -41,7 +45,7 @@ told = {
     "seed": SEED,
     "tests": found.of,
     "passed": found.passed,
-    "minutes": None if resumed else round(minutes, 1),
+    "minutes": round(sum(seconds) / 60, 1),
     "threads": torch.get_num_threads(),
     "recall by length": dict(
         zip(map(str, LENGTHS), found.recall.mean("depth").values.round(3).tolist(), strict=True)
@@ -72,3 +76,4 @@ show(told)
 keep(told, hw.figure(found.retrieval), model)
 if PIECES is not None:
     PIECES.unlink()
+    TIMES.unlink()

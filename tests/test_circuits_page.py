@@ -43,3 +43,12 @@ def test_every_method_stands_on_the_page_with_what_was_found() -> None:
 
 def cell(found: dict) -> str:
     return "{:.2f} ({:.2f} to {:.2f}) / {:.2f}".format(*found["cmd"], found["cpr"][0])
+
+
+def test_the_page_tells_the_accuracy_of_learned_directions() -> None:
+    kept = json.loads((ROOT / "benchmarks" / "results" / "circuits_align.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "analyses" / "circuits.md").read_text(encoding="utf-8")
+    told = (
+        "{learned:.2f} of the held-out answers, the whole vector {full:.2f}, random directions {random:.2f}"
+    )
+    assert told.format(**kept["answer | residual 3 | 48"]) in " ".join(page.split())

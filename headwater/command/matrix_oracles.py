@@ -17,6 +17,7 @@ from torch import Tensor
 from headwater.command.matrix_calls import ANSWER, strength
 from headwater.command.matrix_inputs import INPUT_WAYS
 from headwater.command.matrix_plain import Plain
+from headwater.command.matrix_sinks import SINK_WAYS
 from headwater.command.matrix_values import VALUE_WAYS
 from headwater.lens.loading.coverage import attentions
 from headwater.lens.loading.opening import answer
@@ -321,7 +322,7 @@ WAYS: dict[str, Callable[[Plain, Any], Pairs]] = {
         direct_logit_attribution, circuit_faithfulness, circuit_curve,
     )
 }  # fmt: skip
-WAYS |= VALUE_WAYS | INPUT_WAYS
+WAYS |= VALUE_WAYS | INPUT_WAYS | SINK_WAYS
 
 
 def difference(name: str, plain: Callable[[], Plain], found: Any) -> float | None:

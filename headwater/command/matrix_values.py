@@ -168,7 +168,7 @@ def value_zeroing(plain: Plain, found: Any) -> Pairs:
     maps = []
     for layer, block in enumerate(blocks):
         module = parts_of(plain, layer)[2]
-        before = _given(plain, block)
+        before = block_output(plain, block)
         columns = []
         for token in range(before.shape[1]):
 
@@ -178,7 +178,7 @@ def value_zeroing(plain: Plain, found: Any) -> Pairs:
                 return output
 
             handle = module.register_forward_hook(without)
-            columns.append(1 - torch.cosine_similarity(before, _given(plain, block), dim=-1))
+            columns.append(1 - torch.cosine_similarity(before, block_output(plain, block), dim=-1))
             handle.remove()
         changes = torch.stack(columns, -1).double()
         changes = torch.where(plain.weights_of_examples[layer].sum(1) > 0, changes, 0.0)
@@ -186,7 +186,7 @@ def value_zeroing(plain: Plain, found: Any) -> Pairs:
     yield found[:, 0], _product(maps)
 
 
-def _given(plain: Plain, block: nn.Module) -> Tensor:
+def block_output(plain: Plain, block: nn.Module) -> Tensor:
     """What a block gives, [batch, position, d]."""
     kept: list[Any] = []
     handle = block.register_forward_hook(

@@ -2,10 +2,13 @@
 
 Exchanging `a` alone gives (a of the source, b of the base); exchanging the whole vector gives the source's token.
 
-Seen to fail: the whole vector in the place of the learned part.
+Seen to fail: the whole vector in the place of the learned part; the answer read where the vector is exchanged; a file
+whose directions are not checked.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import planted_models
 import pytest
@@ -52,6 +55,73 @@ def test_the_known_subspace_is_found_and_controls_fail(model) -> None:
     same = [n for n, s in enumerate(clean[:, 0].tolist()) if s == int(clean[0, 0])]
     with model.edit(*edits):
         assert model(corrupt[same])[:, -1].argmax(-1).tolist() == [labels[n] for n in same]
+
+
+def exchanged(model: hw.HookedModel, pair: Any, module: Any, at: int, cut: slice) -> float:
+    """Nats of the answer when the base's input of `module` has the source's features at one position."""
+    seen = []
+
+    def hook(_: Any, given: Any) -> Any:
+        x = given[0].clone()
+        if seen:
+            x[:, at, cut] = seen[0]
+        seen.append(given[0][:, at, cut].clone())
+        return x, *given[1:]
+
+    handle = module.register_forward_pre_hook(hook)
+    with torch.no_grad():
+        _, logits = (
+            model.hf(model.to_tokens(text).ids).logits[0, -1] for text in (pair.prompt, pair.corrupt)
+        )
+    handle.remove()
+    label = model.tokenizer(f" {pair.answer}", add_special_tokens=False)["input_ids"][0]
+    return float(-logits.log_softmax(-1)[label])
+
+
+def test_a_vector_is_exchanged_at_one_position_and_the_answer_read_at_another(tmp_path) -> None:
+    """Full exchange by forward hooks of torch, each pair at a position of its own."""
+    model = hw.load("tasks-4l")
+    pairs = analyses.cross_pairs(model, hw.prompt_set("indirect_object", n=60), "answer")[:8]
+    at = [model.to_tokens(pair.corrupt).shape[1] - 5 + n % 2 for n, pair in enumerate(pairs)]
+    settings = {"steps": 1, "controls": 1, "batch_size": 4}
+    stream = analyses.align_subspace(model, pairs, layers=[1], at=at, **settings)
+    head = analyses.align_subspace(model, pairs, what="head", heads="1.3", at=at, **settings)
+    judged = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()[:4]
+    block, width = model.hf.model.layers[1], model.d_value
+    places = {"stream": (block, slice(None)), "head": (block.self_attn.o_proj, slice(3 * width, 4 * width))}
+    for (module, cut), found in zip(places.values(), (stream, head), strict=True):
+        losses = [exchanged(model, pairs[n], module, at[n], cut) for n in judged]
+        assert found.loss.sel(by="full").item() == pytest.approx(sum(losses) / 4, abs=1e-4)
+        assert found.loss.sel(by="full").item() != pytest.approx(found.loss.sel(by="none").item(), abs=1e-3)
+    with pytest.raises(AnalysisError, match="positions of their own"):
+        analyses.subspace_edits(model, stream, "1", pairs[0].prompt)
+    again = analyses.read_subspace(analyses.write_subspace(stream, tmp_path / "at.safetensors"), model)
+    assert again.attrs["at"] == stream.attrs["at"] == str(at)
+    with pytest.raises(AnalysisError, match="3 positions for 8 pairs"):
+        analyses.align_subspace(model, pairs, at=at[:3])
+
+
+def test_directions_are_kept_in_a_file_that_is_checked(model, tmp_path) -> None:
+    ids = torch.tensor([[0], [4], [8], [1]])
+    file = tmp_path / "named.safetensors"
+    for settings in ({"what": "mlp"}, {"what": "head", "heads": "0.0"}):
+        found = analyses.align_subspace(
+            model, ids, ids.flip(0), **settings, size=2, steps=1, answer=[1, 2, 3, 4]
+        )
+        again = analyses.read_subspace(analyses.write_subspace(found, file), model)
+        torch.testing.assert_close(again.basis.values, found.basis.values, atol=1e-7, rtol=0)
+        assert again.site.values.tolist() == found.site.values.tolist()
+        assert (again.attrs["what"], again.attrs["at"]) == (settings["what"], -1)
+    other = hw.load("tasks-4l")
+    with pytest.raises(AnalysisError, match="numbers there"):
+        analyses.read_subspace(file, other)
+    analyses.write_subspace(found.assign(basis=2 * found.basis), file)
+    with pytest.raises(AnalysisError, match="not orthonormal"):
+        analyses.read_subspace(file, model)
+    for content in (b"", b"x" * 40, file.read_bytes()[:-3]):
+        file.write_bytes(content)
+        with pytest.raises(AnalysisError, match="is not a file of write_subspace"):
+            analyses.read_subspace(file, model)
 
 
 def test_pairs_cross_the_names() -> None:
