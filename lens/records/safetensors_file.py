@@ -127,7 +127,7 @@ def read(path: Path, verify: bool = False, mapped: bool = True) -> tuple[dict[st
 
     `verify` reads every tensor and compares its digest; without it only the digest of the header is checked.
     """
-    with safe_open(_as_utf8(path), framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if META not in metadata:
             raise RecordError(
@@ -151,7 +151,7 @@ def read(path: Path, verify: bool = False, mapped: bool = True) -> tuple[dict[st
 
 
 def _as_utf8(path: Path) -> str:
-    """The name as safetensors reads names, whatever the locale; UnicodeDecodeError where its bytes are no UTF-8."""
+    """The name by its bytes, whatever the locale; UnicodeDecodeError where they are no UTF-8."""
     return os.fsencode(path).decode("utf-8")
 
 
