@@ -40,7 +40,7 @@ MANY = 1_000_000
 KILLS = 20
 
 
-def sweep_file(folder: Path, prompts: int, seeds: int = 1) -> Path:
+def sweep_file(folder: Path, prompts: int) -> Path:
     """A sweep of so many prompts, each of its own length, under two lists of edits."""
     texts = [f"{TEXT} {'and Mary ' * (n % 7)}".strip() for n in range(prompts)]
     texts = [f"{text} {n}" for n, text in enumerate(texts)]
@@ -98,7 +98,7 @@ def merge(folder: Path, engine: str) -> dict[str, Any]:
 
 def efficiency(folder: Path, engine: str) -> dict[str, Any]:
     """Units per second of one worker and of two, from the first finished unit to the last: opening is told apart."""
-    file = sweep_file(folder, 300)
+    file = sweep_file(folder, 60)
     rates, digests = {}, set()
     for workers in (1, 2):
         moments: list[tuple[float, int]] = []

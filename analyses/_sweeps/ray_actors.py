@@ -8,8 +8,10 @@ sent, so whoever has the cluster's token can run code on it; without a token no 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ class RayActors:
     def __init__(self, setup: Setup, threads: int, workers: int, gpu: bool = False) -> None:
         self._ray = _ray()
         self._owner = not self._ray.is_initialized()
+        self._around = contextlib.ExitStack()
+        self._around.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray prints what its hosts say
         if self._owner:
             _join(self._ray, workers * threads)
         options: dict[str, Any] = {"num_cpus": threads, "num_gpus": int(gpu)}
@@ -96,6 +100,7 @@ class RayActors:
         self._actors.clear()
         if self._owner:
             self._ray.shutdown()
+        self._around.close()
 
     def _forget(self, worker: int) -> None:
         del self._actors[worker]

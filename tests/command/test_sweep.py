@@ -14,7 +14,7 @@ from sweep_engines import Here, open_once
 
 import headwater as hw
 
-TEXTS = [f"Mary gave John a drink {n % 10}" for n in range(12)]
+TEXTS = [f"Mary gave John a drink {n}" for n in range(12)]
 
 
 def written(path: Path, **more) -> Path:
