@@ -53,7 +53,11 @@ class RayActors:
         self._around = contextlib.ExitStack()
         self._around.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray prints what its hosts say
         if self._owner:
-            _join(self._ray, workers * threads)
+            try:
+                _join(self._ray, workers * threads)
+            except SweepError:
+                self._around.close()
+                raise
         options: dict[str, Any] = {"num_cpus": threads, "num_gpus": int(gpu)}
         self._make = self._ray.remote(Actor).options(max_restarts=0, max_task_retries=0, **options).remote
         self._setup = vars(setup)
