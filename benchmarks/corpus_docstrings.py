@@ -2,8 +2,8 @@
 pandas and NetworkX (all BSD-3-Clause), as JSON lines of at least 2,800 characters each.
 
     python benchmarks/corpus_docstrings.py texts.jsonl 2000
-    headwater corpus texts.jsonl -m smollm2-135m --length 512 --shard 0/2 --out a.safetensors &
-    headwater corpus texts.jsonl -m smollm2-135m --length 512 --shard 1/2 --out b.safetensors
+    headwater corpus texts.jsonl -m smollm2-135m --length 512 --shard 1/2 --out a.safetensors &
+    headwater corpus texts.jsonl -m smollm2-135m --length 512 --shard 2/2 --out b.safetensors
     headwater corpus merge a.safetensors b.safetensors --out whole.safetensors
     headwater corpus whole.safetensors --small --tokens 5 --examples 1 \\
         --out benchmarks/results/corpus_docstrings.safetensors

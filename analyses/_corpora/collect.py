@@ -30,7 +30,7 @@ Saved = Callable[[int, int], object]
 
 def corpus(
     model: HookedModel, texts: str | Path, *, out: str | Path | None = None, length: int | None = None,
-    keep: int = 5, shard: tuple[int, int] = (0, 1), texts_at_most: int | None = None, field: str = "text",
+    keep: int = 5, shard: tuple[int, int] = (1, 1), texts_at_most: int | None = None, field: str = "text",
     unit: Unit = "file", anew: bool = False, on_save: Saved | None = None,
 ) -> Corpus:  # fmt: skip
     """Statistics of every head over the texts of a file or folder (.jsonl, .txt, .parquet, a `datasets` folder).
@@ -45,8 +45,9 @@ def corpus(
 
     `out` is a .safetensors file, written whole every half minute: the same call goes on where a killed one stood. A
     file of another model, other texts or settings is refused, or with `anew` replaced. `shard=(i, n)` takes every n-th
-    text from the i-th on; `Corpus.merge` adds shards up. Sums are whole numbers of a quantum, so all of a merged result
-    is the same, bit for bit, in whatever order shards come. The number of threads may change the last digits of a text.
+    text from the i-th on, i from 1 to n; `Corpus.merge` adds shards up. Sums are whole numbers of a quantum, so all of
+    a merged result is the same, bit for bit, in whatever order shards come. The number of threads may change the last
+    digits of a text.
 
     Sinks are those of Gu et al. (a key that receives more than 0.3 of the weights of the queries that see it), for each
     text and head; sink-free statistics set them aside and divide by what is left, and leave out rows of which less than
@@ -70,9 +71,10 @@ def corpus(
     source = Source.of(texts, field, unit)
     run = _asked(model, source, length, keep, texts_at_most)
     target = None if out is None else check_target(as_path(out, RecordError), RecordError)
-    found = _begun(target, run, _shard(shard), anew) or Corpus(
+    place, of = _shard(shard)
+    found = _begun(target, run, (place, of), anew) or Corpus(
         State.empty(len(run["layers"]), run["heads"], keep), run,
-        [{"shard": shard[0], "of": shard[1], "rows": 0, "digest": "", "finished": False}],
+        [{"shard": place, "of": of, "rows": 0, "digest": "", "finished": False}],
     )  # fmt: skip
     if not found.shards[0]["finished"]:
         _go_on(found, model, source, target, on_save)
@@ -112,10 +114,11 @@ def _least(value: int, name: str, least: int) -> int:
 
 
 def _shard(shard: tuple[int, int]) -> tuple[int, int]:
+    """Which texts: those whose number, divided by the second, leaves the first."""
     number, of = shard
-    if _least(of, "shards", 1) <= _least(number, "shard", 0):
-        raise AnalysisError(f"shard={number}/{of} does not exist; shards count from 0 to {of - 1}")
-    return number, of
+    if _least(number, "shard", 1) > _least(of, "shards", 1):
+        raise AnalysisError(f"shard {number}/{of} does not exist; give 1/{of} to {of}/{of}")
+    return number - 1, of
 
 
 def _begun(target: Path | None, run: dict[str, Any], shard: tuple[int, int], anew: bool) -> Corpus | None:

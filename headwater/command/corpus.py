@@ -35,7 +35,7 @@ def corpus(
     ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of a text; longer ones are cut.")] = None,
     keep: Annotated[int, typer.Option(help="Examples of each statistic and head.")] = 5,
-    shard: Annotated[str, typer.Option(help="Take every n-th text from the i-th on: i/n.")] = "0/1",
+    shard: Annotated[str, typer.Option(help="Take every n-th text from the i-th on: i/n.")] = "1/1",
     most: Annotated[int | None, typer.Option("--texts", help="Take the first texts only.")] = None,
     field: Annotated[str, typer.Option(help="Key or column with the text.")] = "text",
     unit: Annotated[
@@ -105,7 +105,7 @@ def corpus(
 def _shard(text: str) -> tuple[int, int]:
     number, slash, of = text.partition("/")
     if not (slash and number.isdecimal() and of.isdecimal()):
-        raise HeadwaterError(f"--shard is i/n, such as 0/4; got {text!r}")
+        raise HeadwaterError(f"--shard is i/n, such as 3/8; got {text!r}")
     return int(number), int(of)
 
 

@@ -33,7 +33,7 @@ def test_shards_are_merged_and_shown(texts, tmp_path) -> None:
     assert "2 texts" in told
     assert "1 empty" in told
     assert "not for:" in told
-    for shard, out in (("0/2", a), ("1/2", b)):
+    for shard, out in (("1/2", a), ("2/2", b)):
         assert "not finished" in run(texts, "--shard", shard, "--out", out)
     run("merge", b, a, "--out", merged)
     shown = json.loads(run(merged, "--by", "previous", "--json"))
@@ -52,7 +52,7 @@ def test_shards_are_merged_and_shown(texts, tmp_path) -> None:
     "given",
     [
         ["no"], ["merge"], ["merge", "no.safetensors"], ["no.safetensors"], ["a", "b"], ["{texts}", "--shard", "2"],
-        ["{texts}", "--shard", "2/2"], ["{texts}", "--length", "9999"], ["{texts}", "--small"],
+        ["{texts}", "--shard", "3/2"], ["{texts}", "--length", "9999"], ["{texts}", "--small"],
         ["{texts}", "--headvis", "h"],
         ["{texts}", "--by", "entropies"], ["{texts}", "--out", "/no/such/folder/r.safetensors"],
         ["{texts}", "--model", "vit-digits"],

@@ -35,7 +35,7 @@ def same(one: hw.Corpus, other: hw.Corpus) -> None:
 def test_shards_in_any_order_are_the_whole(model, file, tmp_path) -> None:
     whole = hw.corpus(model, file, keep=2)
     shards = [
-        hw.corpus(model, file, keep=2, shard=(i, 3), out=tmp_path / f"{i}.safetensors") for i in range(3)
+        hw.corpus(model, file, keep=2, shard=(i, 3), out=tmp_path / f"{i}.safetensors") for i in (1, 2, 3)
     ]
     assert not shards[0].complete
     for order in itertools.permutations(shards):
@@ -45,7 +45,7 @@ def test_shards_in_any_order_are_the_whole(model, file, tmp_path) -> None:
     pair = hw.Corpus.merge([shards[2], shards[0]])
     assert not pair.complete
     same(hw.Corpus.merge([shards[1], pair]), whole)
-    same(hw.Corpus.merge(hw.Corpus.open(tmp_path / f"{i}.safetensors") for i in (1, 0, 2)), whole)
+    same(hw.Corpus.merge(hw.Corpus.open(tmp_path / f"{i}.safetensors") for i in (2, 1, 3)), whole)
 
 
 class Killed(Exception):
@@ -87,7 +87,7 @@ def test_a_file_of_another_run_is_refused(model, pairs, file, tmp_path) -> None:
         lambda: hw.corpus(model, file, out=out),
         lambda: hw.corpus(model, file, out=out, texts_at_most=3, length=9),
         lambda: hw.corpus(pairs("gpt2").model, file, out=out, texts_at_most=3),
-        lambda: hw.corpus(model, file, out=out, texts_at_most=3, shard=(0, 2)),
+        lambda: hw.corpus(model, file, out=out, texts_at_most=3, shard=(1, 2)),
     ):
         with pytest.raises(hw.HeadwaterError, match=r"of another run|of other shards"):
             other()
@@ -116,7 +116,8 @@ def test_what_does_not_fit_is_refused(model, pairs, file, tmp_path) -> None:
         {"length": 65},
         {"length": 1},
         {"keep": 0},
-        {"shard": (2, 2)},
+        {"shard": (3, 2)},
+        {"shard": (0, 2)},
         {"texts_at_most": 0},
         {"unit": "word"},
     ):
@@ -138,9 +139,9 @@ def test_a_text_is_the_same_alone_and_among_others(model, file, tmp_path) -> Non
 
 
 def test_shards_of_different_corpora_are_not_merged(model, file, tmp_path) -> None:
-    one = hw.corpus(model, file, shard=(0, 2))
+    one = hw.corpus(model, file, shard=(1, 2))
     other = tmp_path / "other.jsonl"
     shutil.copy(file, other)
-    for wrong in ([one, hw.corpus(model, other, shard=(1, 2))], [one, one], [], [one.small()]):
+    for wrong in ([one, hw.corpus(model, other, shard=(2, 2))], [one, one], [], [one.small()]):
         with pytest.raises(hw.HeadwaterError):
             hw.Corpus.merge(wrong)
