@@ -224,8 +224,11 @@ class Wiring:
         """What `outputs_of` gives, logits [batch, position, vocab] or [batch, class], and the output of each node,
         [batch, position, d_model]."""
         passage = Passage(self, len(ids), reads, sends)
-        with passage.on():
-            outputs = outputs_of(self.model)(ids, grad=grad)
+        try:
+            with passage.on():
+                outputs = outputs_of(self.model)(ids, grad=grad)
+        finally:
+            passage.forward.clear()  # a circle, by which all outputs and their graph would outlive the run
         return outputs, passage.sent
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import weakref
 
 import edge_oracle
 import planted_models
@@ -18,6 +20,7 @@ import transformers as hf
 
 import headwater as hw
 from headwater import analyses
+from headwater.analyses._streams import component_graph
 from headwater.analyses.circuits._graphs import edges_of
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.loading import zoo
@@ -281,6 +284,27 @@ def test_prompts_of_unequal_length_and_batches_change_nothing() -> None:
     for edge, score in whole.items():
         assert single[edge] == pytest.approx(score, abs=1e-9)
         assert sum(part[edge] for part in parts) / 3 == pytest.approx(score, abs=1e-9)
+
+
+def test_a_run_with_gradients_is_gone_when_it_is_over(monkeypatch) -> None:
+    """Without waiting for the collector of circles, which would let the graphs of many runs pile up."""
+    model, _ = models("llama")
+    alive: list[weakref.ref] = []
+    made = component_graph.Passage.__init__
+
+    def noted(passage, *given) -> None:
+        made(passage, *given)
+        alive.append(weakref.ref(passage))
+
+    monkeypatch.setattr(component_graph.Passage, "__init__", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        analyses.edge_attribution(model, pairs(), measure=measure, steps=2)
+        assert len(alive) > 4
+        assert all(each() is None for each in alive)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
