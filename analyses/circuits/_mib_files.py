@@ -135,14 +135,18 @@ def content_of(graph: nx.DiGraph) -> Content:
     columns = {name: place for place, (name, _, _) in enumerate(shape.receivers())}
     known = shape.known()
     scores, inside = np.zeros(known.shape), np.zeros(known.shape, dtype=bool)
-    for u, v, about in graph.edges(data=True):
-        if about.get("kind") == "inside":
-            continue
+    edges = [each for each in graph.edges(data=True) if each[2].get("kind") != "inside"]
+    scored = sum("score" in about for _, _, about in edges)
+    if 0 < scored < len(edges):
+        raise Strange(
+            f"{scored} of its {len(edges)} edges have a score, and the form knows no edge without one; score all"
+        )
+    for u, v, about in edges:
         if u not in rows or v not in columns or not known[rows[u], columns[v]]:
             mend = '; give key_values="head"' if ".kv" in str(v) else ""
             raise Strange(f"the form has no edge {str(u)[:40]} → {str(v)[:40]}{mend}")
         inside[rows[u], columns[v]] = True
-        scores[rows[u], columns[v]] = about.get("score") or 0.0
+        scores[rows[u], columns[v]] = about.get("score", 0.0)
     nodes = np.array([name in graph for name in rows])
     told = [graph.nodes[name].get("score") if name in graph else 0.0 for name in rows]
     of_nodes = None if None in told or not any(told) else np.array(told, dtype=float)

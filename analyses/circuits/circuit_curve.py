@@ -135,6 +135,11 @@ def _circuits(
 ) -> Tensor:  # fmt: skip
     """The edges of the circuit of each share before pruning, [share, node, input]."""
     scores, of_nodes = scores_of(graph, signed)
+    if not of_nodes and (there := len(edges_of(graph))) > len(scores):
+        raise AnalysisError(
+            f"{len(scores)} of the {there} edges of the graph have a score, and a curve ranks all; give a graph "
+            "of edge_attribution without sample="
+        )
     places_of(wiring, edges_of(graph))  # refuses edges that the model does not have, whether chosen or not
     everything = wiring.edges()
     found = everything.new_zeros(len(SHARES), *everything.shape)

@@ -102,9 +102,7 @@ def of_routes(state: State, run: Run, position: int) -> Circuit:
 def circuit_of(graph: nx.DiGraph) -> Circuit:
     """The table of a graph: an edge into an input of a head is one to the head."""
     name = "weight" if "firings" in graph.graph else "score"
-    known = [
-        (about[name], u, v, about) for u, v, about in graph.edges(data=True) if about.get("kind") != "inside"
-    ]
+    known = [(about[name], u, v, about) for u, v, about in graph.edges(data=True) if name in about]
     order = np.argsort(-np.abs([each[0] for each in known]), kind="stable")[:MOST_LISTED] if known else []
     lines = []
     for place in order:

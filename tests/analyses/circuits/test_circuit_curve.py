@@ -239,5 +239,8 @@ def test_what_has_no_curve_is_refused() -> None:
     bare = nx.DiGraph([("embed", "logits")])
     with pytest.raises(AnalysisError, match="no scores to choose by"):
         analyses.circuit_curve(model, bare, prompts(), measure=measure, draws=2)
+    sampled = analyses.edge_attribution(model, prompts(), measure=measure, how="exact", sample=5, draws=2)
+    with pytest.raises(AnalysisError, match=r"5 of the \d+ edges of the graph have a score"):
+        analyses.circuit_curve(model, sampled, prompts(), measure=measure, draws=2)
     with pytest.raises(AnalysisError, match="nothing to tell apart"):
         analyses.circuit_curve(model, graph, prompts(), measure=measure, known=graph, draws=2)

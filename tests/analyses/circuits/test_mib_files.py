@@ -191,6 +191,9 @@ def test_graphs_that_the_form_has_no_place_for_are_refused(tmp_path: Path) -> No
     shared = analyses.edge_attribution(model, pairs(), measure=measure, steps=1, key_values="kv", draws=1)
     with pytest.raises(AnalysisError, match='give key_values="head"'):
         write_circuit(shared, tmp_path / "a.json", "mib")
+    sampled = analyses.edge_attribution(model, pairs(), measure=measure, how="exact", sample=5, draws=1)
+    with pytest.raises(AnalysisError, match=r"5 of its \d+ edges have a score"):
+        write_circuit(sampled, tmp_path / "a.json", "mib")
     bare = nx.DiGraph()
     bare.add_node("embed", kind="embed")
     with pytest.raises(AnalysisError, match="does not say the shape"):
