@@ -25,7 +25,7 @@ from typing import Any
 from headwater.lens.errors import HeadwaterError
 
 FOUND = Path(__file__).parents[1] / "fuzz" / "found"
-SECONDS = float(os.environ.get("HEADWATER_FUZZ_SECONDS", "5"))
+SECONDS = float(os.environ.get("HEADWATER_FUZZ_SECONDS", "2"))
 SEED = int(os.environ.get("HEADWATER_FUZZ_SEED", "0"))
 MOST_SECONDS, MOST_GROWTH, LONGEST = 20, 2**30, 2000  # of one input; bytes of memory; characters of its line
 ODD: list[Any] = [
