@@ -43,6 +43,7 @@ from playwright.sync_api import Error, Page, sync_playwright
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from headwater.lens.errors import first_line
 from headwater.lens.trained.registry import is_added
 
 RESULTS = Path(__file__).parent / "results" / "dashboard.json"
@@ -131,7 +132,7 @@ class Bench:
             acted = time.perf_counter()
             drawn = self._settled()
         except Error as error:
-            self.not_run.setdefault(name, str(error).strip().splitlines()[0][:160])
+            self.not_run.setdefault(name, first_line(error)[:160])
             return
         after = self._counts()
         told = {key: after[key] - before[key] for key in after}

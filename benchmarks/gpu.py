@@ -36,6 +36,7 @@ from torch import Tensor  # noqa: E402
 from headwater.kernels.backends.triton.backend import Triton  # noqa: E402
 from headwater.kernels.backends.triton.tile_sizes import Config, config  # noqa: E402
 from headwater.kernels.rules.map_state import MapState  # noqa: E402
+from headwater.lens.errors import first_line  # noqa: E402
 
 DEVICE = "cpu" if DRY else "cuda"
 HEADS = 2 if DRY else 32
@@ -80,7 +81,7 @@ def measure(calls: dict[str, Callable[[], Any]]) -> dict[str, dict[str, Any]]:
             before = _memory(reset=True)
             first = _time(call, flush)
         except (RuntimeError, ValueError, NotImplementedError) as error:  # out of memory is a RuntimeError
-            results[name] = {"failed": str(error).splitlines()[0][:200]}
+            results[name] = {"failed": first_line(error)[:200]}
             continue
         results[name] = {"extra_bytes": _memory() - before}
         times[name] = [first]

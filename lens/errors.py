@@ -62,6 +62,17 @@ class AnalysisError(HeadwaterError):
     """An analysis called with settings or inputs that it does not accept."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says; the name of its class where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def named_line(error: BaseException) -> str:
+    """The class of another library's error and the first line of what it says, if anything."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """The end of an error message: "did you mean 'a' or 'b'?", or the list of all names where none is close."""
     known = list(known)

@@ -24,7 +24,7 @@ from headwater.analyses._prompts.examples import outputs_of
 from headwater.analyses._streams.between_layers import refuse_mixers
 from headwater.analyses._streams.frozen_norm import NormForm, normed_of
 from headwater.lens.attention import backward_rules
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, first_line
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
 from headwater.lens.models.closeness import close_or_refuse, of_sums, rounding_mend
@@ -162,7 +162,7 @@ class Wiring:
         except RuntimeError as error:
             way_out = '; give key_values="kv"' if self.wide else ""
             raise AnalysisError(
-                f"{model.name} does more to its queries and keys than project them ({str(error).splitlines()[0]}), so "
+                f"{model.name} does more to its queries and keys than project them ({first_line(error)}), so "
                 f"query heads can not be given keys of their own{way_out}"
             ) from None
         close_or_refuse(

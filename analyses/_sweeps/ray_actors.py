@@ -18,7 +18,7 @@ from typing import Any
 
 from headwater.analyses._sweeps.processes import Answer
 from headwater.analyses._sweeps.worker import Setup, Worker
-from headwater.lens.errors import HeadwaterError, SweepError
+from headwater.lens.errors import HeadwaterError, SweepError, first_line, named_line
 
 ADDRESS, TOKEN_FILE, TOKEN = "RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"
 STORE = 80 * 2**20  # bytes of the object store, the least that Ray takes: no result goes there
@@ -136,8 +136,9 @@ def _join(ray: Any, processors: int) -> None:
     try:
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SweepError(f"Ray does not start or is not reached: {first}; look at {ADDRESS}") from None
+        raise SweepError(
+            f"Ray does not start or is not reached: {first_line(error)}; look at {ADDRESS}"
+        ) from None
 
 
 def _token_path() -> Path:
@@ -162,5 +163,4 @@ def _token_file() -> Path:
 
 
 def _told(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"the actor ended: {type(error).__name__}: {first}"
+    return f"the actor ended: {named_line(error)}"

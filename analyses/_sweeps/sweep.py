@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from headwater.analyses._sweeps.asked import APrompt, Asked, Pair
 from headwater.analyses._sweeps.unit import Unit
 from headwater.lens.edits import Edit
-from headwater.lens.errors import HeadwaterError, SweepError
+from headwater.lens.errors import HeadwaterError, SweepError, first_line
 from headwater.lens.experiments import edits_on_parts
 from headwater.lens.experiments.faults import first_fault
 from headwater.lens.experiments.prompt import File, Prompt
@@ -171,7 +171,7 @@ class Sweep(BaseModel):
         except HeadwaterError as error:
             raise SweepError(f"{name}: {error}") from None
         except (TypeError, ValueError, RecursionError) as error:
-            raise SweepError(f"{name} is no sweep: {str(error).splitlines()[0]}") from None
+            raise SweepError(f"{name} is no sweep: {first_line(error)}") from None
 
     @classmethod
     def open(cls, path: str | Path) -> Sweep:

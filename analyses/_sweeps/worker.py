@@ -33,7 +33,7 @@ from headwater.analyses._sweeps.sweep import Sweep
 from headwater.analyses._sweeps.sweep_run import UNITS, of_bytes
 from headwater.analyses._sweeps.unit import Unit
 from headwater.lens.edits.patterns import named_files
-from headwater.lens.errors import HeadwaterError, SweepError
+from headwater.lens.errors import HeadwaterError, SweepError, named_line
 from headwater.lens.experiments import edits_on_parts
 from headwater.lens.experiments.named_model import load_named
 from headwater.lens.experiments.prompt import Prompt
@@ -83,9 +83,8 @@ class Worker:
         except HeadwaterError as error:  # it would be said again
             return {**told, "kind": "refused", "reason": " ".join(str(error).split())}
         except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
             gc.collect()  # of what an allocation that failed has left
-            return {**told, "kind": "error", "reason": f"{type(error).__name__}: {first}"}
+            return {**told, "kind": "error", "reason": named_line(error)}
         seconds = time.perf_counter() - started
         return {
             **told,

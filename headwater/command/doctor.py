@@ -17,7 +17,7 @@ import typer
 from headwater.command.columns import columns
 from headwater.command.options import AsJson
 from headwater.command.waiting import busy, counted
-from headwater.lens.errors import HeadwaterError
+from headwater.lens.errors import HeadwaterError, first_line
 from headwater.lens.files import check_target
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "xarray", "pandas")
@@ -150,7 +150,7 @@ def _trials(device: str) -> list[dict[str, Any]]:
         try:
             found, _ = attend(q.to(device), k.to(device), v.to(device), rule, backend=name)
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            trial["reason"] = str(error).splitlines()[0]
+            trial["reason"] = first_line(error)
         else:
             apart = float((found.cpu().double() - expected).abs().max())
             trial |= {"ran": True, "largest_error": apart, "ok": apart < TOLERANCE}

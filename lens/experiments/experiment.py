@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from headwater.lens.edits import Edit
 from headwater.lens.edits.patterns import named_files
-from headwater.lens.errors import ExperimentError, HeadwaterError
+from headwater.lens.errors import ExperimentError, HeadwaterError, first_line
 from headwater.lens.experiments import edits_on_parts, measures
 from headwater.lens.experiments.faults import first_fault
 from headwater.lens.experiments.named_model import load_named
@@ -102,7 +102,7 @@ class Experiment(BaseModel):
         except HeadwaterError as error:
             raise ExperimentError(f"{name}: {error}") from None
         except (TypeError, ValueError, RecursionError) as error:
-            raise ExperimentError(f"{name} is no experiment: {str(error).splitlines()[0]}") from None
+            raise ExperimentError(f"{name} is no experiment: {first_line(error)}") from None
 
     @classmethod
     def open(cls, path: str | Path) -> Experiment:

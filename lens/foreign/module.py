@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from headwater.lens.attention import module_hooks
 from headwater.lens.attention.module_hooks import Given
-from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.errors import HeadwaterError, ModelError, named_line
 from headwater.lens.foreign.arguments import Arguments, batch_axes
 from headwater.lens.foreign.meeting import AttentionCall, Key, Meeting, Met, is_met
 from headwater.lens.foreign.named_axes import AxisNames
@@ -190,5 +190,4 @@ def said(name: str, inputs: str = "the sample") -> Iterator[None]:
             raise ModelError(
                 f"{name} runs code that torch compiles, such as flex_attention; attention inside of it can not be read"
             ) from error
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"{name} fails on {inputs}: {type(error).__name__}: {first}") from error
+        raise ModelError(f"{name} fails on {inputs}: {named_line(error)}") from error

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headwater.lens.errors import ModelError
+from headwater.lens.errors import ModelError, first_line
 from headwater.lens.files import parse_json, read_text
 from headwater.lens.loading.folder import CONFIG, refuse_links
 
@@ -115,7 +115,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(file, "pt") as opened:
             found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"{file}: {first_line(error)}") from None
     for name, tensor in found.items():
         if not name.startswith(PREFIX) or not NAME.fullmatch(name):
             raise ModelError(f"{file}: {name!r:.80} is no name of an adapter's tensor")

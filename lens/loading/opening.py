@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from headwater.lens.attention import context, own_code, packed, windows
 from headwater.lens.attention.function import NAME
 from headwater.lens.attention.module_hooks import on
-from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.errors import HeadwaterError, ModelError, named_line
 from headwater.lens.loading.as_it_was import State, as_it_was
 from headwater.lens.loading.dense_weights import read_parts
 from headwater.lens.loading.flows import with_flows
@@ -254,9 +254,8 @@ def _run(hf: Any, sample: dict[str, Tensor], name: str) -> Tensor:
     except HeadwaterError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise _UnfitError(
-            f"{name} fails on a short input, {described(sample)}: {type(error).__name__}: {first}; give an input "
+            f"{name} fails on a short input, {described(sample)}: {named_line(error)}; give an input "
             "that it takes with hw.load(model, sample={…})"
         ) from None
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from headwater.lens.attention import context
-from headwater.lens.errors import ModelError
+from headwater.lens.errors import ModelError, first_line
 from headwater.lens.loading.smaller_config import settle
 from headwater.lens.model import HookedModel
 from headwater.lens.models.closeness import relative_difference
@@ -223,7 +223,7 @@ def _held(model: HookedModel, smaller: Any) -> Any:
             with torch.no_grad():
                 found = _states(smaller, sample)
         except (RuntimeError, ValueError, IndexError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             continue
         alike = found.keys() == wanted.keys() and all(found[n].shape == wanted[n].shape for n in found)
         if alike and all(relative_difference(found[n], wanted[n]) < 2e-3 for n in found):

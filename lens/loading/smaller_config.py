@@ -66,7 +66,7 @@ def _changed(text: Any, shape: Shape) -> str:
             text.num_key_value_heads = shape.kv
         text.head_dim = shape.d_head  # many modules read it where their configuration does not list it
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        return _first_line(error)
+        return _last_line(error)
     return ""
 
 
@@ -79,7 +79,7 @@ def _other_model(smaller: Any, config: Any) -> str:
     except (
         Exception
     ) as error:  # configurations have errors of their own, such as for widths that do not divide
-        return _first_line(error)
+        return _last_line(error)
     mine, described = ({n: t.shape for n, t in hf.state_dict().items()} for hf in (smaller, again))
     for path in mine.keys() | described.keys():
         if mine.get(path) != described.get(path):
@@ -99,5 +99,6 @@ def _numbers(module: Any) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name != "training"}
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+def _last_line(error: Exception) -> str:
+    last = str(error).strip().rpartition("\n")[2]
+    return f"{type(error).__name__}: {last}"

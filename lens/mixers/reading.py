@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from headwater.lens.attention import module_hooks
-from headwater.lens.errors import ModelError
+from headwater.lens.errors import ModelError, named_line
 from headwater.lens.mixers.effective_map import EffectiveMap
 from headwater.lens.mixers.kernel_calls import hold_output, known, observed
 from headwater.lens.models.opened import Opened
@@ -41,10 +41,7 @@ def reading(model: Opened, provenance: Mapping[str, Any]) -> Iterator[dict[int, 
         except ModelError as error:
             raise ModelError(f"{what} has no effective map: {error}") from None
         except Exception as error:  # code of the layer, run without the hooks that may belong to it
-            reason = (str(error).splitlines() or [""])[0][:150]
-            raise ModelError(
-                f"{what} can not be run a second time ({type(error).__name__}: {reason})"
-            ) from error
+            raise ModelError(f"{what} can not be run a second time ({named_line(error):.200})") from error
         found[layer] = EffectiveMap(
             layer, path, type(module).__name__, form.kind, form.map, form.values, own, form.skip, form.offset,
             provenance,

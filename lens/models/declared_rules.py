@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.lens.attention.own_rule import ATTRIBUTE, OwnRule, own_rule
-from headwater.lens.errors import ModelError
+from headwater.lens.errors import ModelError, first_line
 from headwater.lens.models.opened import Opened
 
 FIELD, FILE = "headwater_attention", "attention.safetensors"
@@ -76,7 +76,7 @@ def _learned(folder: Path, layer: int, heads: int, width: int) -> tuple[Tensor, 
         with safe_open(path, "pt") as file:
             found = [file.get_tensor(name) for name in names]
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"{path}: {first_line(error)}") from None
     for name, tensor in zip(names, found, strict=True):
         if (
             tuple(tensor.shape) != (heads, width)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from headwater.lens.attention import module_hooks
-from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.errors import HeadwaterError, ModelError, named_line
 
 ROWS, CHUNK = 3, 512
 KEPT = 16  # effective matrices that are kept
@@ -183,9 +183,8 @@ def _given(module: nn.Module, x: Tensor) -> Tensor:
     except HeadwaterError:
         raise
     except Exception as error:  # code of the module's own class
-        first = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(
-            f"{_name(module)} does not take rows of {x.shape[-1]} numbers ({type(error).__name__}: {first:.100}), so "
+            f"{_name(module)} does not take rows of {x.shape[-1]} numbers ({named_line(error):.150}), so "
             "its weights are not read"
         ) from None
 

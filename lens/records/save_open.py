@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headwater.kernels.maps import statistics as kernel
 from headwater.kernels.maps.attention_map import AttentionMap
-from headwater.lens.errors import RecordError
+from headwater.lens.errors import RecordError, first_line, named_line
 from headwater.lens.files import parse_json
 from headwater.lens.naming.grids import Grid, Grids
 from headwater.lens.records.contents import Axis, Contents
@@ -161,12 +161,11 @@ def open_record(path: Path, kind: type[R], verify: bool = False, most_whole: int
         return _record(header, left, others, kind, file)
     except SafetensorError as error:
         raise RecordError(
-            f"{path} is not a readable record, it may be cut short: {str(error).splitlines()[0]}"
+            f"{path} is not a readable record, it may be cut short: {first_line(error)}"
         ) from None
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError,
             ValueError) as error:  # fmt: skip
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''}"
-        raise RecordError(f"{path} is not a well-formed record ({reason})") from None
+        raise RecordError(f"{path} is not a well-formed record ({named_line(error):.200})") from None
     except OSError as error:
         raise RecordError(f"can not read {path}: {error.strerror or error}") from None
 

@@ -1,6 +1,6 @@
 """Every error of Headwater is one that the command line prints, and a slip is answered with what is near.
 
-Mutation seen to fail: all names listed where some are near.
+Mutations seen to fail: all names listed where some are near; blank lines taken for what an error says.
 """
 
 from __future__ import annotations
@@ -28,3 +28,10 @@ def test_a_message_is_one_line_of_bounded_length_with_its_end():
     assert told.startswith("first x")
     assert told.endswith("; give another")
     assert str(errors.EditError("short")) == "short"
+
+
+@pytest.mark.parametrize("nothing", ["", "\n", " \n\t\n"])
+def test_an_error_that_says_nothing_is_told_by_its_class(nothing):
+    assert errors.first_line(ValueError(nothing)) == errors.named_line(ValueError(nothing)) == "ValueError"
+    told = ValueError(nothing + "\n first\nsecond")
+    assert (errors.first_line(told), errors.named_line(told)) == ("first", "ValueError: first")
