@@ -309,8 +309,7 @@ class Passage(Run):
                 if not self.wiring.wide or kind == "q":
                     return None
                 streams = self.stream[:, None].expand(-1, len(group.names), -1, -1)
-            norm = layer.block.norm1
-            normed = normed_of(norm, streams)
+            normed = normed_of(layer.block.norm1, streams)
             return torch.einsum("brsd,rde->bsre", normed, weight.detach().to(normed)) + bias.to(normed)
 
         return function
@@ -322,8 +321,7 @@ class Passage(Run):
             streams = self._streams(group)
             if streams is None:
                 return None
-            norm = layer.block.norm1
-            normed = normed_of(norm, streams)
+            normed = normed_of(layer.block.norm1, streams)
             found = torch.einsum("brsd,dre->bsre", normed, weight.detach().to(normed))
             return found if bias is None else found + bias.to(found)
 
