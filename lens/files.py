@@ -15,14 +15,15 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:  # Windows, where two runs of one file are not kept apart
     fcntl = None
 
 Fault = Callable[[str], Exception]
@@ -228,6 +229,49 @@ def hold(handle: int) -> bool | None:
     except OSError:
         return False
     return True
+
+
+def locked(path: Path, fault: Fault, name: Path | None = None) -> FileIO:
+    """The file, opened for reading and adding until it is closed; refused while another run has it.
+
+    `name` is what the user calls it.
+    """
+    name = name or path
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise fault(f"{path} is a link or no plain file; give a file of its own")
+    while True:
+        try:
+            handle = FileIO(path, "a+")
+        except OSError as error:
+            raise unwritten(name, error, fault) from None
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            raise fault(f"{name} is in use by another run; wait for its end") from None
+        except OSError:
+            pass  # a file system without locks
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                return handle
+        handle.close()  # a run that came to its end deleted it after we had opened it
+
+
+@contextlib.contextmanager
+def alone(target: Path, fault: Fault) -> Iterator[None]:
+    """Inside, a second run that asks for the same file is refused; `target` is that of `check_target`.
+
+    A file that is replaced whole can not be locked itself: the lock is an empty file beside it. One that a killed
+    process left holds nobody up.
+    """
+    beside = target.with_name(f".{target.name[:200]}.lock")
+    with locked(beside, fault, target):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows deletes no open file
+                beside.unlink()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,16 +13,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from headwater.lens.files import Fault, as_path, unwritten
-
-try:
-    import fcntl
-except ImportError:  # Windows, where two runs of one file are not kept apart
-    fcntl = None
+from headwater.lens.files import Fault, as_path, locked, unwritten
 
 FORMAT = 1
 MOST_BYTES = 2**30
@@ -34,7 +28,7 @@ class _File:
 
     def __init__(self, path: Path, fault: Fault) -> None:
         self.path, self.fault = path, fault
-        self._handle = _locked(path, fault)
+        self._handle = locked(path, fault)
         self.size = 0
 
     def read(self) -> bytes:
@@ -105,29 +99,6 @@ class Journal:
         self._pieces[name] = value
         if self._file is not None:
             self._file.add(_line(name, value))
-
-
-def _locked(path: Path, fault: Fault) -> FileIO:
-    """The file, opened for reading and adding; refused while another run has it."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise fault(f"{path} is a link or no plain file; give a file of its own")
-    while True:
-        try:
-            handle = FileIO(path, "a+")
-        except OSError as error:
-            raise unwritten(path, error, fault) from None
-        try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            raise fault(f"{path} is in use by another run; wait for its end") from None
-        except OSError:
-            pass  # a file system without locks
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                return handle
-        handle.close()  # a run that came to its end deleted it after we had opened it
 
 
 def _line(name: str, value: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from headwater.analyses._corpora.sources import Row, Source, Unit
 from headwater.analyses._corpora.state import State
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, ModelError, RecordError
-from headwater.lens.files import as_path, check_target
+from headwater.lens.files import alone, as_path, check_target
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.texts import rows
 from headwater.lens.progress import progress
@@ -44,10 +45,10 @@ def corpus(
     or a "paragraph" between blank lines (`unit`). `texts_at_most` takes the first ones only.
 
     `out` is a .safetensors file, written whole every half minute: the same call goes on where a killed one stood. A
-    file of another model, other texts or settings is refused, or with `anew` replaced. `shard=(i, n)` takes every n-th
-    text from the i-th on, i from 1 to n; `Corpus.merge` adds shards up. Sums are whole numbers of a quantum, so all of
-    a merged result is the same, bit for bit, in whatever order shards come. The number of threads may change the last
-    digits of a text.
+    file of another model, other texts or settings is refused, or with `anew` replaced; one that another run has is
+    refused. `shard=(i, n)` takes every n-th text from the i-th on, i from 1 to n; `Corpus.merge` adds shards up. Sums
+    are whole numbers of a quantum, so all of a merged result is the same, bit for bit, in whatever order shards come.
+    The number of threads may change the last digits of a text.
 
     Sinks are those of Gu et al. (a key that receives more than 0.3 of the weights of the queries that see it), for each
     text and head; sink-free statistics set them aside and divide by what is left, and leave out rows of which less than
@@ -72,12 +73,13 @@ def corpus(
     run = _asked(model, source, length, keep, texts_at_most)
     target = None if out is None else check_target(as_path(out, RecordError), RecordError)
     place, of = _shard(shard)
-    found = _begun(target, run, (place, of), anew) or Corpus(
-        State.empty(len(run["layers"]), run["heads"], keep), run,
-        [{"shard": place, "of": of, "rows": 0, "digest": "", "finished": False}],
-    )  # fmt: skip
-    if not found.shards[0]["finished"]:
-        _go_on(found, model, source, target, on_save)
+    with nullcontext() if target is None else alone(target, RecordError):
+        found = _begun(target, run, (place, of), anew) or Corpus(
+            State.empty(len(run["layers"]), run["heads"], keep), run,
+            [{"shard": place, "of": of, "rows": 0, "digest": "", "finished": False}],
+        )  # fmt: skip
+        if not found.shards[0]["finished"]:
+            _go_on(found, model, source, target, on_save)
     return found
 
 

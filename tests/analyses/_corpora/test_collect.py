@@ -95,6 +95,29 @@ def test_a_file_of_another_run_is_refused(model, pairs, file, tmp_path) -> None:
     assert hw.corpus(model, file, out=out, anew=True).state.told["texts"] == 5
 
 
+def test_two_runs_of_one_file_do_not_meet(model, file, tmp_path, monkeypatch) -> None:
+    """Seen to fail without the lock, and with one that is left standing."""
+    out, link = tmp_path / "r.safetensors", tmp_path / "link.safetensors"
+    monkeypatch.setattr(module, "SAVED_EVERY", 0.0)
+    refused = []
+
+    def second(done, of) -> None:
+        link.unlink(missing_ok=True)
+        link.symlink_to(out)
+        for name in (out, link):
+            with pytest.raises(hw.HeadwaterError, match="in use by another run; wait for its end") as told:
+                hw.corpus(model, file, out=name, anew=True)
+            refused.append(str(told.value))
+
+    found = hw.corpus(model, file, out=out, on_save=second)
+    assert set(refused) == {f"{out} is in use by another run; wait for its end"}
+    same(hw.Corpus.open(out, verify=True), found)
+    link.unlink()
+    assert {path.name for path in tmp_path.iterdir()} == {file.name, out.name}
+    (tmp_path / f".{out.name}.lock").touch()  # of a process that was killed
+    same(hw.corpus(model, file, out=out), found)
+
+
 def test_texts_that_changed_are_refused(model, file, tmp_path, monkeypatch) -> None:
     out, calls, plain = tmp_path / "r.safetensors", itertools.count(), module.of_layer
 
