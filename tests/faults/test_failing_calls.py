@@ -25,7 +25,7 @@ from headwater.lens.errors import HeadwaterError
 
 CALLS = ("open", "fdopen", "chmod", "fsync", "link", "replace")
 FAULTS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EROFS, errno.EDQUOT)
-MOST = 40  # calls that fail one after the other; more are of the same lines
+MOST = 24  # calls that fail one after the other; more are of the same lines
 
 
 class Counted:
@@ -84,7 +84,7 @@ def one_by_one(work: Work, folder: Path, nameless: bool, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             patch.setattr(files, "os", calls)
             patch.setattr(journal, "os", calls)
-            patch.setattr(journal, "FileIO", File)
+            patch.setattr(files, "FileIO", File)
             told = tried(work, folder)
         work.check(folder)
         if calls.count < failing:
@@ -137,7 +137,7 @@ def test_no_file_handles(work: Work, tmp_path: Path) -> None:
     folder = fresh(work, tmp_path / "a")
     work.run(fresh(work, tmp_path / "imported"))
     before = _next()
-    for free in range(6):
+    for free in range(4):
         with handles(free):
             told = tried(work, folder, OSError)  # Python's own imports need handles too
         assert _next() == before, f"a handle stays open after: {told}"

@@ -19,7 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import sweep_engines
 import tiny_models
 import torch
 from small_experiments import asked
@@ -28,6 +30,7 @@ import headwater as hw
 from headwater import analyses
 from headwater.analyses._corpora import collect
 from headwater.analyses._corpora.result import Corpus
+from headwater.analyses._sweeps import run_sweep, worker
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.experiments.run_file import run_file
 from headwater.lens.files import write_text
@@ -117,10 +120,10 @@ def circuit() -> Work:
 
 
 def experiment() -> Work:
-    """An experiment of 40 prompts, with its file of finished ones."""
+    """An experiment of 16 prompts, with its file of finished ones."""
     model = hw.load("tasks-4l")
     words = TEXT.split()
-    asks = asked(prompts=[" ".join(words[n % 9 :]) for n in range(40)], measures=["loss", "entropy"])
+    asks = asked(prompts=[" ".join(words[n % 9 :]) for n in range(16)], measures=["loss", "entropy"])
 
     def run(folder: Path) -> None:
         if not (folder / "run.results.json").exists():
@@ -138,8 +141,6 @@ def study() -> Work:
     texts = [
         "A dog ran to the house .",
         "The sun is",
-        "A dog ran",
-        "The house is",
         "The sun ran to the house .",
     ]
 
@@ -160,14 +161,14 @@ def corpora() -> Work:
     """Statistics of heads over texts, saved after each text."""
     model = hw.load("tasks-4l")
     words = TEXT.split()
-    texts = "".join(json.dumps({"text": " ".join(words[n % 9 :])}) + "\n" for n in range(30))
+    texts = "".join(json.dumps({"text": " ".join(words[n % 9 :])}) + "\n" for n in range(12))
 
     def run(folder: Path) -> None:
-        collect.SAVED_EVERY = 0.0
-        collect.corpus(model, folder / "texts.jsonl", out=folder / "a.safetensors", keep=2)
+        with mock.patch.object(collect, "SAVED_EVERY", 0.0):
+            collect.corpus(model, folder / "texts.jsonl", out=folder / "a.safetensors", keep=2)
 
     def check(folder: Path) -> None:
-        assert names_in(folder) <= {"texts.jsonl", "a.safetensors"}, names_in(folder)
+        assert names_in(folder) <= {"texts.jsonl", "a.safetensors", ".a.safetensors.lock"}, names_in(folder)
         if (folder / "a.safetensors").exists():
             Corpus.open(folder / "a.safetensors", verify=True)
 
@@ -177,13 +178,36 @@ def corpora() -> Work:
     return Work(run, check, goes_on=True, begin=begin)
 
 
+def sweeps() -> Work:
+    """A sweep whose worker is in the same process: its ledger and the files of its units."""
+    model = hw.load("tasks-4l")
+    asks = sweep_engines.asked(seeds=[0, 1], analyses=[{"analysis": "agreement", "settings": {"draws": 20}}])
+
+    def run(folder: Path) -> None:
+        with (
+            mock.patch.object(run_sweep, "open_model", return_value=model),
+            mock.patch.object(worker, "open_model", return_value=model),
+            mock.patch.object(run_sweep, "_engine", lambda kind, setup, *_: sweep_engines.Here(setup, {})),
+        ):
+            found = run_sweep.run_sweep(asks, folder / "a.run", base=folder, workers=1)
+        assert found.counts()["failed"] == 0, found.table()["error"].tolist()
+        write_text(folder / "digest", found.digest(), HeadwaterError)
+
+    def check(folder: Path) -> None:
+        assert names_in(folder) <= {"a.run", "digest"}, names_in(folder)
+        if (folder / "a.run" / "ledger.sqlite").exists():
+            assert not list(hw.SweepRun(folder / "a.run").damaged())
+
+    return Work(run, check, goes_on=True)
+
+
 def pieces() -> Work:
     """The file of finished pieces by itself: what was told to be kept is there."""
     told = "told"
 
     def run(folder: Path) -> None:
         with Journal.open(folder / "a.jsonl", {"of": "kills"}, HeadwaterError) as kept:
-            for number in range(400):
+            for number in range(100):
                 if kept.get(str(number)) is None:
                     kept.put(str(number), [number / 3] * 50)
                     (folder / told).write_text(str(number + 1))
@@ -205,6 +229,7 @@ WORKS: dict[str, Callable[[], Work]] = {
     "experiments": experiment,
     "studies": study,
     "corpora": corpora,
+    "sweeps": sweeps,
     "pieces": pieces,
 }
 
@@ -273,7 +298,7 @@ def same(work: Work, folder: Path, whole: Path) -> None:
     if not work.goes_on:
         return
     assert names_in(folder) == names_in(whole)
-    for path in whole.iterdir():
+    for path in filter(Path.is_file, whole.iterdir()):  # of a run's folder the file of its digest speaks
         here, there = (folder / path.name).read_bytes(), path.read_bytes()
         assert here == there or sorted(here.split(b"\n")) == sorted(there.split(b"\n")), path.name
 
