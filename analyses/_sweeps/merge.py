@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from headwater.analyses._sweeps.ledger import Ledger, Row
-from headwater.analyses._sweeps.sweep_run import LEDGER, MOST_UNIT, SweepRun, alone, begin, of_bytes
+from headwater.analyses._sweeps.sweep_run import LEDGER, MOST_UNIT, SweepRun, alone, begin, no_links, of_bytes
 from headwater.lens.errors import SweepError
 from headwater.lens.files import as_path, read_bytes, write_bytes
 
@@ -70,6 +70,7 @@ def _take(row: Row, run: SweepRun, merged: SweepRun, ledger: Ledger) -> None:
                 f"{run.file(row.key)} is another file than the one that was written; resume that run first"
             )
         target = merged.file(row.key)
+        no_links(target.parent, target)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(target, content, SweepError)
     ledger.put(row)

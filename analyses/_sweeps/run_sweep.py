@@ -84,11 +84,27 @@ def most_workers(threads: int) -> int:
     return max(1, (len(some(0)) if some else os.cpu_count() or 1) // threads)
 
 
-def resume(folder: str | os.PathLike[str], **how: Any) -> SweepRun:
-    """Take up the run in a folder, with the settings of `run_sweep`; SweepError where what decides it has changed."""
+def resume(
+    folder: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None,
+    say: Callable[[str], object] = lambda text: None, **how: Any,
+) -> SweepRun:  # fmt: skip
+    """Take up the run in a folder, with the settings of `run_sweep`; SweepError where what decides it has changed.
+
+    Without `base` the files that the sweep names are looked for where its manifest says, if that is the folder of the
+    run or the one in which it lies. A manifest that leads elsewhere is not followed, because it may be a stranger's:
+    the files are looked for in the folder of the run, and `say` hears of it.
+    """
     run = SweepRun(folder)
-    base = Path(os.path.normpath(run.path.resolve() / run.manifest.base))
-    return run_sweep(run.sweep, run.path, base=base, shard=run.manifest.shard, **how)
+    if base is None:
+        base = run.path
+        there = Path(os.path.normpath(run.path.resolve() / run.manifest.base))
+        if there == run.path.resolve().parent:
+            base = there
+        elif there != run.path.resolve():
+            say(
+                f"files that the sweep names are looked for in {run.path}, not in {there}: give that as base to do so"
+            )
+    return run_sweep(run.sweep, run.path, base=base, shard=run.manifest.shard, say=say, **how)
 
 
 def _engine(kind: Kind, setup: Setup, sweep: Sweep, workers: int) -> Engine:

@@ -6,6 +6,7 @@
 
 A file without its row in the ledger does not exist; a row whose file is missing is computed again. Reading changes
 nothing in the folder, which may come from a stranger: no path is taken from it, and every file is held to its digest.
+Nothing is written through a link that lies in it.
 """
 
 from __future__ import annotations
@@ -189,10 +190,19 @@ def of_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def no_links(*paths: Path) -> None:
+    """SweepError where a path that is to be written is a link: it could lead to any file of the user's."""
+    if link := next((path for path in paths if path.is_symlink()), None):
+        raise SweepError(
+            f"{link} is a link, and a run writes through none; delete it, or give another folder"
+        )
+
+
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Inside, no other process writes in the run folder. SweepError names the one that does."""
     path = folder / LOCK
+    no_links(path, folder / MANIFEST, folder / LEDGER, folder / f"{LEDGER}-journal", folder / UNITS)
     try:
         handle = path.open("a+b", buffering=0)
     except OSError as error:

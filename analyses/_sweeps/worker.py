@@ -30,7 +30,7 @@ from headwater.analyses._catalogue.catalogue import entry
 from headwater.analyses._sweeps.asked import Pair
 from headwater.analyses._sweeps.kept import pack
 from headwater.analyses._sweeps.sweep import Sweep
-from headwater.analyses._sweeps.sweep_run import UNITS, of_bytes
+from headwater.analyses._sweeps.sweep_run import UNITS, no_links, of_bytes
 from headwater.analyses._sweeps.unit import Unit
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import HeadwaterError, SweepError, named_line
@@ -115,6 +115,7 @@ class Worker:
 
     def _write(self, key: str, content: bytes) -> None:
         file = self.run / UNITS / key[:2] / f"{key}.safetensors"
+        no_links(file.parent, file)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, content, SweepError)
 

@@ -90,6 +90,12 @@ def run(
 @app.command()
 def resume(
     folder: Folder,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", help="Folder of the files that the sweep names; else beside or in the run's folder."
+        ),
+    ] = None,
     workers: Workers = None,
     engine: EngineName = "local",
     model: OwnModel = None,
@@ -101,7 +107,7 @@ def resume(
 
     with _watched() as (say, tell):
         found = run_sweep.resume(
-            folder, workers=workers, engine=engine, model=model, again=again, say=say, tell=tell
+            folder, base=base, workers=workers, engine=engine, model=model, again=again, say=say, tell=tell
         )
     _told(found, as_json)
 

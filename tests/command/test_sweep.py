@@ -108,7 +108,7 @@ def test_kills_at_random_moments_and_ctrl_c_change_no_number(tmp_path, here, hea
         tmp_path / "s.json", prompts=TEXTS, seeds=list(range(3)), analyses=[{"analysis": "agreement"}]
     )
     draw = random.Random(0)
-    for way in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
+    for way in (signal.SIGKILL, signal.SIGINT):
         before = done_in(tmp_path / "s.run")
         run = started(file)
         while run.poll() is None and done_in(tmp_path / "s.run") <= before:
