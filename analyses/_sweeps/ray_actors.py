@@ -81,11 +81,10 @@ class RayActors:
         ready, _ = self._ray.wait(list(self._waiting), num_returns=1, timeout=seconds)
         more, _ = self._ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=0)
         found: list[tuple[int, Answer]] = []
-        for reference in [
-            each for each in self._waiting if each in {*ready, *more}
-        ]:  # in the order of the tasks
-            worker = self._waiting.pop(reference)
-            if worker not in self._actors:
+        came = {*ready, *more}
+        for reference in [each for each in self._waiting if each in came]:  # in the order of the tasks
+            worker = self._waiting.pop(reference, None)
+            if worker is None:  # its worker has just been found dead
                 continue
             try:
                 found.append((worker, self._ray.get(reference)))

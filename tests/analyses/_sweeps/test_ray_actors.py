@@ -4,12 +4,14 @@ import os
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from sweep_engines import Here, asked, open_once
 
 import headwater as hw
 from headwater.analyses._sweeps import ray_actors
+from headwater.analyses._sweeps.worker import Setup
 from headwater.lens.errors import SweepError
 
 CODE = """
@@ -53,6 +55,61 @@ def test_actors_give_the_same_bytes_and_a_killed_one_is_replaced(tmp_path, monke
     )
     assert ran.stdout.split()[0] == hw.run_sweep(asked(), tmp_path / "b").digest()
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+def test_a_host_that_is_gone_is_one_death_for_each_of_its_workers(monkeypatch):
+    """All tasks of an actor fail at once; what Ray answers is played here."""
+    ray = PlayedRay()
+    monkeypatch.setattr(ray_actors, "_ray", lambda: ray)
+    engine = ray_actors.RayActors(Setup({}, ".", "."), 1, 2)
+    first, second = engine.open(), engine.open()
+    assert [answer["kind"] for _, answer in engine.wait(0)] == ["opened"] * 2
+    for worker in (first, second):
+        engine.give(worker, [{"number": n, "key": "k"} for n in range(3)])
+    ray.lost.add(engine._actors[first])
+    assert [(worker, answer["kind"]) for worker, answer in engine.wait(0)] == [
+        (first, "died"),
+        *[(second, "done")] * 3,
+    ]
+    assert engine.wait(0) == []
+    engine.close()
+
+
+class PlayedRay:
+    """As much of Ray as the engine calls. Every task has ended; those of the actors in `lost` have failed."""
+
+    exceptions = SimpleNamespace(RayError=ConnectionError)
+
+    def __init__(self):
+        self.lost = set()
+
+    def is_initialized(self):
+        return True
+
+    def remote(self, kind):
+        return SimpleNamespace(options=lambda **given: SimpleNamespace(remote=lambda setup: PlayedActor()))
+
+    def wait(self, references, num_returns, timeout):
+        return references[:num_returns], references[num_returns:]
+
+    def get(self, reference):
+        if reference.actor in self.lost:
+            raise ConnectionError("the actor is dead")
+        return {"kind": reference.kind}
+
+    def kill(self, actor):
+        self.lost.add(actor)
+
+
+class PlayedActor:
+    def __init__(self):
+        self.open = SimpleNamespace(remote=lambda: PlayedTask(self, "opened"))
+        self.answer = SimpleNamespace(remote=lambda number, key: PlayedTask(self, "done"))
+
+
+class PlayedTask:
+    def __init__(self, actor, kind):
+        self.actor, self.kind = actor, kind
 
 
 def test_a_token_that_others_can_read_is_closed(tmp_path, monkeypatch):
