@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -45,7 +45,10 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", "-n", help="Processes, each with a model of its own.", min=1)
 ]
-EngineName = Annotated[str, typer.Option("--engine", help="local, or ray for the workers of a Ray cluster.")]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="Processes of this machine, or workers of a Ray cluster."),
+]
 OwnModel = Annotated[
     str | None, typer.Option("--model", "-m", help="Take the model in this folder in the named one's place.")
 ]
