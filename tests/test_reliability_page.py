@@ -28,9 +28,14 @@ def rows() -> list[str]:
         f"| Ctrl-C at random moments of `headwater {name}` | {count} | 0 |"
         for name, count in of_part("interrupts", "interrupts").items()
     ]
-    if inputs := of_part("fuzz", "inputs"):
+    for seconds in sorted(set(of_part("fuzz", "seconds").values())):
+        inputs = {
+            name: count
+            for name, count in of_part("fuzz", "inputs").items()
+            if COUNTS["fuzz"][name]["seconds"] == seconds
+        }
         each = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in inputs.items())
-        told = f"files changed at random, {COUNTS['fuzz']['seconds']} s for each kind: {each}"
+        told = f"files changed at random, {seconds} s for each kind: {each}"
         found.append(f"| {told} | {sum(inputs.values()):,} | 0 |")
     if passes := COUNTS.get("forwards"):
         told = f"forward passes in {passes['threads']} threads under {passes['edits']} kinds of edits"

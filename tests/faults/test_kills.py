@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from kills import WORKS
 
 ROOT = Path(__file__).parents[2]
-FEW = 2  # kills of each kind; benchmarks/reliability.py does 20
+FEW = 1  # kills of each kind; benchmarks/reliability.py does 20
 
 
 @pytest.mark.slow
@@ -23,7 +24,5 @@ def test_killed_at_random_moments() -> None:
         capture_output=True, text=True, timeout=600, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [json.loads(line)["kills"] for line in done.stdout.splitlines()] == [FEW] * len(
-        done.stdout.splitlines()
-    )
-    assert len(done.stdout.splitlines()) >= 7
+    kills = {told["name"]: told["kills"] for told in map(json.loads, done.stdout.splitlines())}
+    assert kills == dict.fromkeys(WORKS, FEW)
