@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import re
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -85,14 +87,22 @@ def built(folder: Folder, dtype: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model with its weights, and transformers' report of missing and unexpected tensors."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # transformers draws it without a terminal too
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_not_interrupted)
     try:
         return folder.kind.from_pretrained(
             folder.path, config=folder.config, use_safetensors=True, trust_remote_code=False, local_files_only=True,
             output_loading_info=True, dtype=dtype or torch.float32, attn_implementation="eager",
         )  # fmt: skip
     finally:
+        log.removeFilter(_not_interrupted)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _not_interrupted(_: logging.LogRecord) -> bool:
+    """Ctrl-C before weights are tied leaves them missing, which transformers reports in a `finally`."""
+    return not isinstance(sys.exception(), KeyboardInterrupt)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Seen to fail on the code that gave such folders to transformers as they were, an
 from __future__ import annotations
 
 import json
+import logging
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,26 @@ def test_the_config_can_not_have_kernels_or_backbones_looked_up(
 ) -> None:
     change(folder, **fields)
     refused(folder, words)
+
+
+def test_ctrl_c_while_weights_are_tied_prints_no_report(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = transformers.PreTrainedModel.tie_weights
+
+    def tie(self: Any, missing_keys: Any = None, **more: Any) -> Any:
+        if missing_keys is not None:
+            raise KeyboardInterrupt
+        return plain(self, missing_keys=missing_keys, **more)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "tie_weights", tie)
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addHandler(caplog.handler)
+    before = list(log.filters)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hw.load(folder)
+        assert caplog.text == ""
+        assert log.filters == before
+    finally:
+        log.removeHandler(caplog.handler)
