@@ -30,6 +30,7 @@ PAGES = sorted(
         "experiments.md",
         "analyses.md",
         "figures.md",
+        "scale.md",
     )
     for path in DOCS.glob(pattern)
 )
