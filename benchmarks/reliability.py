@@ -1,7 +1,7 @@
 """What docs/reliability.md says: kills, interrupts, changed files, passes in threads and visitors, with their counts.
 
 `python benchmarks/reliability.py [kills interrupts fuzz forwards visitors] [--kills 20] [--interrupts 20]
-[--fuzz-seconds 60] [--forwards 10000] [--visitors 20] [--seconds 600]`; results go to
+[--fuzz-seconds 60 --kinds record…] [--forwards 10000] [--visitors 20] [--seconds 600]`; results go to
 benchmarks/results/reliability.json part by part, so that a run that was stopped loses one part. A part whose promise
 does not hold ends the run with nothing written of it.
 """
@@ -47,10 +47,9 @@ def measured(part: str, given: argparse.Namespace) -> dict[str, Any]:
         return by_name(printed("interrupts.py", given.interrupts))
     if part == "fuzz":
         more = {"HEADWATER_FUZZ_SECONDS": str(given.fuzz_seconds), "HEADWATER_FUZZ_SEED": str(given.seed)}
-        return by_name(printed("fuzz_targets.py", **more)) | {
-            "seconds": given.fuzz_seconds,
-            "seed": given.seed,
-        }
+        found = by_name(printed("fuzz_targets.py", *given.kinds, **more))
+        about = {"seconds": given.fuzz_seconds, "seed": given.seed}
+        return {name: each | about for name, each in found.items()}
     if part == "forwards":
         found = printed("many_forwards.py", given.forwards)[0]
         assert found["contaminated"] == 0, found
@@ -69,11 +68,15 @@ def main() -> None:
         ("seconds", 600),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--kinds", nargs="*", default=[], help="kinds of files, else all")
     given = parser.parse_args()
     for part in given.parts:
         found = measured(part, given)
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        kept[part] = {"date": datetime.now(UTC).date().isoformat(), **found}
+        earlier = (
+            kept.get(part, {}) if part == "fuzz" and given.kinds else {}
+        )  # of kinds that were not tried now
+        kept[part] = {**earlier, "date": datetime.now(UTC).date().isoformat(), **found}
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
         print(part, json.dumps(found))
 

@@ -52,32 +52,51 @@ class Ledger:
         if readonly and not path.is_file():
             raise SweepError(f"{path} is missing or no plain file; `headwater sweep resume` makes a new one")
         try:
-            self._open(path)
+            self.base = self._opened(path)
         except sqlite3.OperationalError:
             if not readonly:
                 raise SweepError(f"{path} can not be opened; take a folder that can be written") from None
-            # its last writer was killed while it wrote: SQLite mends a copy from the journal beside it
-            self._copy = tempfile.TemporaryDirectory(prefix="headwater-")
-            for file in (path, path.with_name(path.name + "-journal")):
-                if file.is_file():
-                    shutil.copyfile(file, Path(self._copy.name) / file.name)
-            self.readonly = False
-            self._open(Path(self._copy.name) / path.name)
+            self.base = self._mended(path)
         except sqlite3.DatabaseError as error:
-            raise SweepError(f"{path} is no ledger of a sweep ({error}); delete it, and resume") from None
+            raise self._none(error) from None
 
-    def _open(self, path: Path) -> None:
+    def _mended(self, path: Path) -> sqlite3.Connection:
+        """A copy: the last writer was killed while it wrote, and SQLite mends it from the journal beside it."""
+        self._copy = tempfile.TemporaryDirectory(prefix="headwater-")
+        for file in (path, path.with_name(path.name + "-journal")):
+            if file.is_file():
+                shutil.copyfile(file, Path(self._copy.name) / file.name)
+        self.readonly = False
+        try:
+            return self._opened(Path(self._copy.name) / path.name)
+        except sqlite3.DatabaseError as error:
+            self._copy.cleanup()
+            raise self._none(error) from None
+
+    def _none(self, error: Exception) -> SweepError:
+        return SweepError(f"{self.path} is no ledger of a sweep ({error}); delete it, and resume")
+
+    def _opened(self, path: Path) -> sqlite3.Connection:
         mode = "ro" if self.readonly else "rwc"
         address = f"file:{quote(str(path.resolve()))}?mode={mode}"
-        self.base = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-        self.base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
+        base = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            self._look(base)
+        except BaseException:
+            base.close()
+            raise
+        return base
+
+    def _look(self, base: sqlite3.Connection) -> None:
+        """Set what guards against a stranger's file, and hold the file to the one table of a ledger."""
+        base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
         for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "synchronous=FULL"):
-            self.base.execute(f"PRAGMA {pragma}")
+            base.execute(f"PRAGMA {pragma}")
         if not self.readonly:
-            self.base.execute("PRAGMA journal_mode=DELETE")
-        there = self.base.execute("SELECT sql FROM sqlite_master").fetchall()
+            base.execute("PRAGMA journal_mode=DELETE")
+        there = base.execute("SELECT sql FROM sqlite_master").fetchall()
         if not there and not self.readonly:
-            self.base.execute(TABLE)
+            base.execute(TABLE)
         elif [text for (text,) in there] != [TABLE]:
             raise sqlite3.DatabaseError("it has other tables than a ledger's")
 

@@ -139,6 +139,8 @@ class Sweep(BaseModel):
 
     def unit(self, number: int) -> Unit:
         """The unit of that number; the prompts change first, then layers, seeds, edits and settings."""
+        if not 0 <= number < len(self):
+            raise SweepError(f"unit {number} does not exist; the sweep has units 0 to {len(self) - 1}")
         block = bisect.bisect_right(self._ends, number)
         asked, settings = self._blocks[block]
         edits, seeds, layers, reads = self._axes(asked)
@@ -163,7 +165,11 @@ class Sweep(BaseModel):
     @classmethod
     def from_json(cls, text: str, name: str = "the sweep") -> Sweep:
         """Read a sweep; every fault is one line."""
-        data = parse_json(text, name, SweepError)
+        return cls.of(parse_json(text, name, SweepError), name)
+
+    @classmethod
+    def of(cls, data: Any, name: str) -> Sweep:
+        """A sweep from plain data that a file of that name gave."""
         if not isinstance(data, dict):
             raise SweepError(f"{name} holds a {type(data).__name__}; a sweep is an object")
         try:

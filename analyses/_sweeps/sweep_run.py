@@ -102,7 +102,7 @@ class SweepRun:
     @cached_property
     def sweep(self) -> Sweep:
         """What was asked."""
-        return Sweep(**self.manifest.sweep)
+        return Sweep.of(self.manifest.sweep, str(self.path / MANIFEST))
 
     def ledger(self) -> Ledger:
         """The ledger, to read."""

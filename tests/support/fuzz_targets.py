@@ -10,17 +10,19 @@ import io
 import json
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fuzz_sweeps
 import networkx as nx
 import numpy as np
 import sense_folders
 import tiny_models
 import torch
 from every_edit import SERIAL
-from fuzzing import Target, bytes_changed, data_changed, json_changed, tried
+from fuzzing import Target, bytes_changed, header_changed, json_changed, tried
 from record_files import recorded
 from small_experiments import asked
 
@@ -37,20 +39,6 @@ SAVED = Path(__file__).parents[1] / "saved"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 # kept small, so that a run of an experiment that asks for much is soon over
 MOST_PROMPTS = 20
-
-
-def header_changed(chance: random.Random, content: bytes) -> bytes:
-    """Bytes changed, or the header by somebody who knows the format."""
-    if chance.random() < 0.5:
-        return bytes_changed(chance, content)
-    size = int.from_bytes(content[:8], "little")
-    head = json.loads(content[8 : 8 + size])
-    told = json.loads(head["__metadata__"]["headwater"])
-    told.pop("digests")  # else the digest of the header alone refuses it
-    head["__metadata__"] = {"headwater": json.dumps(data_changed(chance, told))}
-    text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def record(folder: Path) -> Target:
@@ -215,6 +203,10 @@ def audio(folder: Path) -> Target:
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "record": record,
     "corpus": corpus,
+    "sweep": fuzz_sweeps.sweep,
+    "run_manifest": fuzz_sweeps.manifest,
+    "run_ledger": fuzz_sweeps.ledger,
+    "run_unit": fuzz_sweeps.unit,
     "experiment": experiment,
     "results": results,
     "journal": journal,
@@ -239,10 +231,11 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 }
 
 
-if __name__ == "__main__":  # `python tests/support/fuzz_targets.py`: how many inputs of each kind were tried
+if (
+    __name__ == "__main__"
+):  # `python tests/support/fuzz_targets.py [NAME…]`: how many inputs of each kind were tried
     torch.set_num_threads(1)
-    for name, target in TARGETS.items():
+    for name in sys.argv[1:] or TARGETS:
         with tempfile.TemporaryDirectory() as made:
-            print(
-                json.dumps({"name": name, "inputs": tried(name, target(Path(made)), Path(made))}), flush=True
-            )
+            count = tried(name, TARGETS[name](Path(made)), Path(made))
+        print(json.dumps({"name": name, "inputs": count}), flush=True)

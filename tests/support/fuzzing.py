@@ -131,6 +131,20 @@ def bytes_changed(chance: random.Random, content: bytes) -> bytes:
     return bytes(held)
 
 
+def header_changed(chance: random.Random, content: bytes) -> bytes:
+    """Bytes changed, or the header by somebody who knows the format."""
+    if chance.random() < 0.5:
+        return bytes_changed(chance, content)
+    size = int.from_bytes(content[:8], "little")
+    head = json.loads(content[8 : 8 + size])
+    told = json.loads(head["__metadata__"]["headwater"])
+    told.pop("digests", None)  # else the digest of the header alone refuses it
+    head["__metadata__"] = {"headwater": json.dumps(data_changed(chance, told))}
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
 def json_changed(chance: random.Random, content: bytes) -> bytes:
     """Values of another kind, keys that are lacking, doubled or unknown, at any depth; sometimes bytes of it."""
     if chance.random() < 0.2:
