@@ -6,9 +6,11 @@ exit code 2, Ctrl-C is 130. Nothing heavy is imported before a command needs it,
 
 from __future__ import annotations
 
+import _thread
 import errno
 import sys
 from io import TextIOWrapper
+from threading import Timer
 from typing import Annotated, Any
 
 import typer
@@ -74,11 +76,20 @@ app.add_typer(models.app, name="models")
 app.add_typer(sweep.app, name="sweep")
 
 
+def _heard_again(lost: Any) -> None:
+    """Ctrl-C within compiled code that calls Python, such as pydantic's, is dropped there; it is sent once more."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        Timer(0.01, _thread.interrupt_main).start()  # not at once: raised in here it would be dropped again
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def main() -> None:
     """Entry of the console script; output never fails on a character the terminal lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    sys.unraisablehook = _heard_again
     try:
         app()
     except KeyboardInterrupt:  # while the commands are put together, which typer does not look after

@@ -1,9 +1,13 @@
 """Bad input is one line on standard error and exit code 2, with nothing on standard output and nothing written."""
 
 import json
+import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from headwater.command import cli
 
 PROMPT = "the cat sat"
 
@@ -92,3 +96,22 @@ def test_an_unknown_command_is_told_and_two(headwater) -> None:
     run = headwater("analyse")
     assert run.exit_code == 2
     assert "analyze" in run.stderr
+
+
+def test_ctrl_c_that_compiled_code_drops_is_heard_again(monkeypatch):
+    """Seen to fail without the second signal."""
+
+    class Dropping:
+        def __del__(self):  # Python drops what is raised in here, and tells the same hook
+            raise KeyboardInterrupt
+
+    def work():
+        Dropping()
+        time.sleep(5)
+
+    monkeypatch.setattr(sys, "argv", ["headwater", "--help"])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with pytest.raises(SystemExit):
+        cli.main()
+    with pytest.raises(KeyboardInterrupt):
+        work()

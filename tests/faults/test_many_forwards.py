@@ -1,7 +1,4 @@
-"""Passes of eight threads under edits that change never reach one another; benchmarks/reliability.py runs 10,000.
-
-Seen to fail with the edits in a module-level variable.
-"""
+"""Passes of eight threads under edits that change never reach one another; benchmarks/reliability.py runs 10,000."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A locale without UTF-8, odd names, no home, no network, a folder that can not be written, and Ctrl-C.
-
-Seen to fail with a home asked for where there is none, with a name printed as it is, and with an exit code of 1.
-"""
+"""A locale without UTF-8, odd names, no home, no network, a folder that can not be written, and Ctrl-C."""
 
 from __future__ import annotations
 

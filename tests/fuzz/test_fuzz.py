@@ -1,6 +1,6 @@
 """Files that were changed at random give an answer or one line; inputs that once did not are tried again.
 
-`make fuzz` tries each kind for a minute. Seen to fail with a reader's `except` left out, and with a raise of two lines.
+`make fuzz` tries each kind for a minute.
 """
 
 from __future__ import annotations
