@@ -28,7 +28,7 @@ from headwater.lens.errors import HeadwaterError
 COMMANDS: dict[str, list[str]] = {
     "record": ["record", TEXT, "--out", "a.safetensors"],
     "analyze": ["analyze", "rollout", TEXT, "--html", "a.html"],
-    "pairs": [
+    "analyze patch": [
         "analyze",
         "patch",
         TEXT,
