@@ -204,7 +204,12 @@ def _stability(scores: np.ndarray, weights: np.ndarray) -> dict[str, float]:
 
 
 def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str, rule: BackwardRule) -> Tensor:
-    """Each edge's score [pair, node, input], or each node's [pair, node]."""
+    """Each edge's score [pair, node, input], or each node's [pair, node], by the backward passes of `rule`."""
+    with backward_rules.following(rule):
+        return _followed(wiring, case, how, steps, level)
+
+
+def _followed(wiring: Wiring, case: Case, how: How, steps: int, level: str) -> Tensor:
     parts: list[tuple[slice, Iterable[Tensor]]] = []
     everyone, drops, of_nodes = slice(0, len(wiring.senders)), case.drop, level == "node"
     if how == "clean_corrupt":
@@ -223,8 +228,7 @@ def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str, rule: 
         groups = [(everyone, slice(0, 1))] if how == "inputs" else [(s, s) for s in nodes_of_layers(wiring)]
         for scored, moved in groups:
             parts.append((scored, _along(wiring, case, scored, moved, steps, of_nodes)))
-    with backward_rules.following(rule):
-        return torch.cat([_mean(points)[:, scored] for scored, points in parts], 1).double().cpu()
+    return torch.cat([_mean(points)[:, scored] for scored, points in parts], 1).double().cpu()
 
 
 def _along(
