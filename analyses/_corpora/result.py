@@ -55,6 +55,17 @@ class Corpus:
     """Statistics of every head over a corpus. `corpus` makes it, `Corpus.open` reads it, `merge` adds up shards.
 
     `run` is what was asked of which model; `shards` says which part of the texts is in it; `words` names tokens.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import headwater as hw
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     texts = Path(folder, "a.txt")
+    ...     _ = texts.write_text("Mary gave John a drink")
+    ...     found = hw.corpus(hw.load("tasks-4l"), texts, out=Path(folder, "a.safetensors"))
+    ...     again = hw.Corpus.open(Path(folder, "a.safetensors"))
+    >>> again.complete, again.mean("entropy").equals(found.mean("entropy"))
+    (True, True)
     """
 
     state: State

@@ -23,6 +23,15 @@ def merge_runs(
     The order of the folders changes nothing. What is done twice must have the same digest. `out` may hold an earlier
     merge, which goes on. A unit that no folder has is missing from `out` until its run is resumed. SweepError where a
     folder is of another run, or a file is not what was written.
+
+    >>> import headwater as hw, tempfile
+    >>> sweep = hw.Sweep(
+    ...     model="tasks-4l", prompts=["Mary gave John a drink"], analyses=[{"analysis": "rollout"}]
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = hw.run_sweep(sweep, f"{folder}/one", workers=1, shard=(1, 1))
+    ...     print(hw.merge_runs([f"{folder}/one"], f"{folder}/whole").counts())
+    {'queued': 0, 'done': 1, 'failed': 0}
     """
     runs = [SweepRun(folder) for folder in folders]
     if not runs:

@@ -338,6 +338,16 @@ def read_subspace(path: str | Path, model: HookedModel) -> xr.Dataset:
 
     AnalysisError where the file is none, where the model lacks a site or its vectors have another width there, and
     where directions are not orthonormal.
+
+    >>> import tempfile
+    >>> import headwater as hw
+    >>> model = hw.load("tasks-4l")
+    >>> pairs = hw.analyses.cross_pairs(model, hw.prompt_set("indirect_object", n=12), "answer")
+    >>> found = hw.analyses.align_subspace(model, pairs, layers=[3], size=2, steps=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = hw.analyses.write_subspace(found, f"{folder}/two.safetensors")
+    ...     hw.analyses.read_subspace(path, model).basis.shape
+    (1, 2, 256)
     """
     path = as_path(path, AnalysisError)
     content = read_bytes(path, MOST_BYTES, AnalysisError, "give fewer sites")
