@@ -155,13 +155,18 @@ class Ledger:
     def rows(self, state: str | None = None) -> Iterator[Row]:
         """Rows in the order of the units' numbers, checked."""
         where, values = ("WHERE state=?", (state,)) if state else ("", ())
-        for found in self._run(f"SELECT * FROM units {where} ORDER BY number, key", values):
-            yield self._checked(found)
+        try:
+            for found in self._run(f"SELECT * FROM units {where} ORDER BY number, key", values):
+                yield self._checked(found)
+        except sqlite3.Error as error:  # of a row that is read later
+            raise unwritten(self.path, error) from None
 
     def row(self, key: str) -> Row | None:
-        return next(
-            (self._checked(found) for found in self._run("SELECT * FROM units WHERE key=?", (key,))), None
-        )
+        try:
+            found = next(iter(self._run("SELECT * FROM units WHERE key=?", (key,))), None)
+        except sqlite3.Error as error:
+            raise unwritten(self.path, error) from None
+        return None if found is None else self._checked(found)
 
     def _checked(self, found: tuple[Any, ...]) -> Row:
         row = Row(*found)

@@ -9,7 +9,6 @@ and `in_graph`. The tensors `edges_scores` and `edges_in_graph` are [source, des
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -207,7 +206,7 @@ def _score(what: str, about: Any) -> float:
     if any(name in about for name in OF_NEURONS):
         raise Strange(f"{what} chooses neurons; circuits here are of whole heads and MLPs")
     score = about.get("score", 0.0)
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+    if isinstance(score, bool) or not isinstance(score, int | float) or not -1e300 < score < 1e300:
         raise Strange(f"{what} has score={str(score)[:40]!r}, not a finite number")
     return float(score)
 
