@@ -40,10 +40,10 @@ def gather(pattern: Pattern, mask: Mask, heads: int, x: Tensor) -> Tensor:
         x = per_query_head(x, heads)
         out = x.new_zeros(len(x), heads, mask.queries, x.shape[-1])
 
-        def gathered(block: Block) -> tuple[Block, Tensor]:
+        def of_block(block: Block) -> tuple[Block, Tensor]:
             return block, pattern.tile(block, mask, x) @ x[block.batch][:, block.heads, block.columns]
 
-        for block, part in mapped(gathered, blocks(len(x), range(heads), mask), x.device):
+        for block, part in mapped(of_block, blocks(len(x), range(heads), mask), x.device):
             out[block.batch, block.heads, block.rows] = part
         return out
     # With C[n] = sum of weight * x over the first n keys in the order of the pattern:  (T @ x)_i = C[high_i] - C[low_i]

@@ -34,7 +34,10 @@ BLOCKS = 2  # usual ones in one: smaller ones are lost in the cost of calling to
 MOST_ROWS = 256  # more rows only make the triangle larger that a causal block computes in vain
 LOG2E = math.log2(math.e)
 HIDDEN_LOG = -1e30  # of a hidden weight: finite, so that 0 times it is 0
-PARTS = 8  # at least, of a map that is not small: some for each thread
+PART = (
+    2**21
+)  # weights in a part at least, beyond the first few parts: what one costs beside them is then little
+PARTS = 8, 64  # of a map that is not small, at least and at most: some for each thread
 SMALL = 2**18  # weights that are sooner computed here than given to other threads
 STRIP = 64  # columns whose maximum is looked at together in the search for the largest
 
@@ -71,9 +74,11 @@ def stream(map: MapState, names: list[str], found: dict[str, Tensor], window: in
         for i in range(0, batch, some_rows)
         for j in range(0, heads, some_heads)
     ]
-    parts = [Part(b, h, run) for b, h in where for run in _runs(pieces, len(where))]
-    small = batch * heads * sum(_size(piece) for piece in pieces) < SMALL
-    each = (walk.of(part) for part in parts) if small else mapped(walk.of, parts, map.q.device)
+    total = batch * heads * sum(_size(piece) for piece in pieces)
+    # from the size alone, so that the sums do not depend on the number of threads
+    runs = _runs(pieces, -(-min(max(total // PART, PARTS[0]), PARTS[1]) // max(len(where), 1)))
+    parts = [Part(b, h, run) for b, h in where for run in runs]
+    each = (walk.of(part) for part in parts) if total < SMALL else mapped(walk.of, parts, map.q.device)
     for part, received in zip(parts, each, strict=True):
         if received is not None:
             # one after another in a fixed order, so that the sum is the same bit for bit
@@ -147,11 +152,11 @@ class _Walk:
         return self.own.scratch, self.own.rims
 
 
-def _runs(pieces: list[Piece], parts: int) -> list[list[Piece]]:
-    """The pieces in runs of about one size: one run, or so many that `parts` times as many are `PARTS`."""
-    runs = min(-(-PARTS // max(parts, 1)), len(pieces))
-    share = sum(_size(piece) for piece in pieces) / max(runs, 1)
-    found, done = [[] for _ in range(max(runs, 1))], 0
+def _runs(pieces: list[Piece], count: int) -> list[list[Piece]]:
+    """The pieces in so many runs of about one size, or as many as there are pieces."""
+    runs = max(min(count, len(pieces)), 1)
+    share = sum(_size(piece) for piece in pieces) / runs
+    found, done = [[] for _ in range(runs)], 0
     for piece in pieces:
         found[min(int(done / share), runs - 1)].append(piece)
         done += _size(piece)

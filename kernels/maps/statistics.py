@@ -169,7 +169,8 @@ def _of_block(
     if first is not None:
         place = block.of_rows(first).to(weights.device) - block.columns.start
         found["first"] = one_per_row(weights, place)
-    found["received"] = weights.sum(-2)
+    if "received" in names:
+        found["received"] = weights.sum(-2)
     return {name: values for name, values in found.items() if name in names}
 
 
