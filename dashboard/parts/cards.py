@@ -122,14 +122,15 @@ def own_model() -> None:
 
 
 def recent(state: State) -> None:
-    """Views that were too long for an address, the latest first."""
+    """Views that were too long for an address, the latest first; none of a record that a visitor uploaded."""
     names = workspace.names("views")[:RECENT]
     if not names:
         return
     with st.expander("Recent long views"):
         for name in names:
             held = from_address({"view": name}, models.offered(), edits_of)
-            if not held.notices:
+            own = (held.model, held.b_model or "")
+            if not held.notices and not any(name.startswith(workspace.RECORD) for name in own):
                 words = f"{held.model}: {held.text[:60]}"
                 st.page_link(pages.page("edit"), label=plain(words), query_params={"view": name})
 

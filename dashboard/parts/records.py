@@ -34,7 +34,7 @@ def draw_upload(state: State) -> None:
     with st.expander("A record of your own"):
         st.markdown(
             "`headwater record` and `record.save` write one: attention of a run, which opens here without its model. "
-            "It is kept on this machine under its digest, which its link holds, and shown to nobody else."
+            "It is kept on this machine under its digest, which its link holds, and shown to nobody without it."
         )
         given = st.file_uploader(
             "A record", list(own_records.KINDS), key="own-record", max_upload_size=own_records.MOST_MEGABYTES

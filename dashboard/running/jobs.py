@@ -20,7 +20,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ WORKERS = max(3, (os.cpu_count() or 2) // 2)  # jobs at once, beside short runs
 GONE = 30.0  # seconds after which a session that is away waits no more; a reload takes less
 LOOK = 1.0  # seconds between two looks at who still waits
 FAULTS = 64
-NICENESS = 5  # of the threads of jobs, as in nice(1): a third of the time of a page that draws meanwhile
+NICENESS = 5  # of the threads of jobs, added to that of the server as in nice(1)
 results = Kept(min(2**30, psutil.virtual_memory().total // 16))
 _lock = threading.RLock()
 _jobs: OrderedDict[Hashable, Job] = (
@@ -211,7 +211,8 @@ def _begin_next() -> None:
 def _work(job: Job) -> None:
     if job.lane != "short run" and sys.platform == "linux":
         # Linux keeps it per thread, and the threads that torch starts for this one inherit it
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        with suppress(OSError):
+            os.nice(NICENESS)
     try:
         with held.using(job.model), telling(job.tell, job.check):
             job.check()

@@ -34,7 +34,16 @@ from headwater.lens.files import parse_json, read_text
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 CONFIG_BYTES, INDEX_BYTES = 2**20, 2**26
-READ, TEMPLATES = (".safetensors", ".json", ".model", ".txt", ".jinja"), "additional_chat_templates"
+TEMPLATES = "additional_chat_templates"
+NOT_READ = (
+    ".md",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".gif",
+    ".svg",
+    ".pdf",
+)  # by nobody: such a file may be a link to elsewhere
 LONGEST_REASON = 300  # characters of a message from a loader
 FEW_MODULES, MODULES_EACH = 2000, 50  # of a model: some, and so many for each tensor that is stored
 BUFFER_BYTES = 2**28  # tables that a model computes for itself, where its weights are small
@@ -247,12 +256,12 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def refuse_links(folder: Path, places: Iterable[Path]) -> None:
-    """Refuse what is read in these places where it is a link to elsewhere; the hub's cache keeps its files so."""
+    """Refuse links in these places that lead out of the folder: tokenizers read files by names of their own, with any
+    ending. The hub's cache keeps its files so."""
     for place in places:
         for each in (place, *place.glob("*")):
             within = each == folder or each.resolve().is_relative_to(folder.resolve())
-            read = each == place or each.suffix in READ
-            if read and not within and not in_hub_cache(each):
+            if not within and each.suffix not in NOT_READ and not in_hub_cache(each):
                 raise ModelError(f"{each} is a link to a file outside of the folder; copy the file")
 
 

@@ -56,3 +56,17 @@ def test_a_fault_is_one_line_that_stays_until_another_file_is_given(content, off
     upload(app, content)
     assert not app.error
     assert app.session_state["headwater"].model.startswith("record:")
+
+
+def test_a_long_view_of_an_uploaded_record_is_not_listed_for_others(content, offered):
+    """Seen to fail with every kept view listed."""
+    app = upload(opened("start", model="small", prompt=PROMPT), content)
+    name = app.session_state["headwater"].model
+    edits = [{"edit": "ScaleHeads", "factors": {"0.0": 0.5}}] * 200
+    for model, other in ((name, None), ("small", name)):
+        address = to_address(State(model, text=PROMPT, edits=edits, b_model=other))
+        assert set(address) == {"view"}
+    (kept,) = to_address(State("small", text="a view of a model", edits=edits)).values()
+    links = opened("start", model="small").get("page_link")
+    listed = [link.proto.query_string for link in links if "view=" in link.proto.query_string]
+    assert listed == [f"view={kept}"]

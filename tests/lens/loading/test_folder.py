@@ -62,7 +62,10 @@ def test_weights_in_several_files_are_the_same_model(folder: Path) -> None:
     torch.testing.assert_close(hw.load(folder)(ids), whole)
 
 
-READ_BESIDE = ("config.json", "tokenizer.json", "generation_config.json", "additional_chat_templates/a.jinja")
+READ_BESIDE = (
+    "config.json", "tokenizer.json", "generation_config.json", "additional_chat_templates/a.jinja", "source.spm",
+    "bpe.codes",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", READ_BESIDE)
