@@ -55,6 +55,16 @@ def test_counts_are_those_of_the_script() -> None:
     assert table == rows()
 
 
+def test_every_kind_was_counted() -> None:
+    import fuzz_targets
+    import interrupts
+    import kills
+
+    assert set(of_part("fuzz", "inputs")) == set(fuzz_targets.TARGETS)
+    assert set(of_part("kills", "kills")) == set(kills.WORKS)
+    assert set(of_part("interrupts", "interrupts")) == set(interrupts.COMMANDS)
+
+
 def test_every_fault_has_a_test_that_is_there() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)` \|$", PAGE, re.MULTILINE)
     table = [line for line in PAGE.partition("## Faults")[2].splitlines() if line.startswith("| ")]

@@ -14,9 +14,9 @@ from headwater.dashboard import tables
 from headwater.dashboard.canvas.attention_map import attention_map
 from headwater.dashboard.figures.pooling import MOST_CELLS, Pooled, pool_blocks
 from headwater.dashboard.running import runs
-from headwater.dashboard.running.kept import Kept
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import session
+from headwater.dashboard.state.kept import Kept
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import numbers
 from headwater.lens.errors import HeadwaterError

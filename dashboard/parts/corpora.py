@@ -98,7 +98,7 @@ def _table(frame: pd.DataFrame, chosen: tuple[int, int]) -> None:
     )  # fmt: skip
 
 
-def draw_head(state: State, found: hw.Corpus, by: str, head: tuple[int, int]) -> None:
+def draw_head(found: hw.Corpus, by: str, head: tuple[int, int]) -> None:
     """The distribution of the head, and the tokens at the ends of its weights."""
     figure = found.figure(by, *head)
     deciles = found.deciles(by).sel(layer=head[0], head=head[1])
@@ -120,7 +120,7 @@ def draw_head(state: State, found: hw.Corpus, by: str, head: tuple[int, int]) ->
     st.caption("Weights are summed over all texts; the first token of a text counts as no key.")
 
 
-def draw_examples(state: State, found: hw.Corpus, by: str, head: tuple[int, int]) -> None:
+def draw_examples(found: hw.Corpus, by: str, head: tuple[int, int]) -> None:
     """The strongest places, with the words around their two ends."""
     st.subheader(f"Strongest examples of {by.replace('_', ' ')}")
     st.markdown(":orange-background[the token that looks] and :blue-background[the token that it looks at]")

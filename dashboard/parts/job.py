@@ -15,7 +15,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from headwater.dashboard.running import jobs, runs
 from headwater.dashboard.running.jobs import Job, Lane
-from headwater.dashboard.running.kept import Kept
+from headwater.dashboard.state.kept import Kept
 from headwater.dashboard.widgets import plain
 from headwater.lens.errors import HeadwaterError
 

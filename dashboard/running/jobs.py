@@ -27,7 +27,7 @@ from typing import Any, Literal
 import psutil
 
 from headwater.dashboard.running import held
-from headwater.dashboard.running.kept import Kept
+from headwater.dashboard.state.kept import Kept
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.progress import telling
 

@@ -5,9 +5,7 @@ Nobody changes a held model: edits travel with the call that runs under them.
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +13,16 @@ import psutil
 
 import headwater as hw
 from headwater.dashboard.running.held import held
-from headwater.dashboard.running.kept import Kept
 from headwater.dashboard.state import own_records
-from headwater.lens.errors import HeadwaterError, ModelError, RecordError
+from headwater.dashboard.state.kept import Files
+from headwater.lens.errors import HeadwaterError, ModelError
 from headwater.lens.models.embedded import embedded
 from headwater.lens.trained.registry import TRAINED, bytes_on_disk, is_added
 
 FIRST_MODEL, FALLBACK = "smollm2-135m", "tasks-4l"
 READ = ("text", "pictures")  # what the dashboard can give a model
 _given: dict[str, str] = {}
-_records = Kept(
-    psutil.virtual_memory().total // 16, least=2
-)  # by name: size and time of its file, and the record
-_records_lock = threading.Lock()
+_records = Files(psutil.virtual_memory().total // 16, least=2)
 _prompts: dict[str, str] = {}  # what a model begins with, where the user said it
 
 
@@ -140,18 +135,7 @@ def offered_model_of(name: str) -> str | None:
 
 
 def _opened_record(name: str) -> tuple[tuple[int, int], hw.Record]:
-    path = Path(source(name))
-    with _records_lock:
-        try:
-            about = os.stat(path)
-        except OSError as error:
-            raise RecordError(f"the record {name[:20]} can not be read any more: {error.strerror}") from None
-        state = about.st_size, about.st_mtime_ns
-        known = _records.get(name)
-        if known is None or known[0] != state:
-            known = state, hw.Record.open(path)
-            _records.put(name, known)
-        return known
+    return _records.get(f"record {name[:20]}", Path(source(name)), hw.Record.open)
 
 
 @dataclass(frozen=True)

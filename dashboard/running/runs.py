@@ -24,8 +24,8 @@ from headwater.analyses._prompts.examples import outputs_of
 from headwater.dashboard.running import jobs
 from headwater.dashboard.running.inputs import Input, given, given_to_b
 from headwater.dashboard.running.jobs import Lane, quick
-from headwater.dashboard.running.kept import Kept
 from headwater.dashboard.running.models import called, is_record, record, record_key, resident
+from headwater.dashboard.state.kept import Kept
 from headwater.dashboard.state.state import State
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import EditError, HeadwaterError, ModelError

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import headwater as hw
-from headwater.lens.errors import RecordError
+from headwater.dashboard.state.kept import Files
 
-MOST_HELD = 4
 _given: dict[str, Path] = {}
-_held: dict[str, tuple[tuple[int, int], hw.Corpus]] = {}
-_lock = threading.Lock()
+_held = Files(2**28)
 
 
 def is_one(given: str) -> bool:
@@ -39,15 +36,4 @@ def offered() -> list[str]:
 
 def corpus(name: str) -> hw.Corpus:
     """The result of that name, read again where its file changed; RecordError where it is gone."""
-    path = _given[name]
-    with _lock:
-        try:
-            about = path.stat()
-        except OSError as error:
-            raise RecordError(f"the corpus {name[:40]} can not be read any more: {error.strerror}") from None
-        key = about.st_size, about.st_mtime_ns
-        if name not in _held or _held[name][0] != key:
-            if len(_held) >= MOST_HELD:
-                _held.pop(next(iter(_held)))
-            _held[name] = key, hw.Corpus.open(path)
-        return _held[name][1]
+    return _held.get(f"corpus {name[:40]}", _given[name], hw.Corpus.open)[1]

@@ -31,16 +31,16 @@ FILE = "the uploaded file"
 def take(content: bytes) -> str:
     """Keep an uploaded record, and give the name under which it opens. RecordError for what is none, or is too much."""
     _check_header(content)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "upload"
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "upload"
             path.write_bytes(content)
-        except OSError as error:
-            raise RecordError(f"{FILE} can not be looked at: {error.strerror or error}") from None
-        try:
-            found = hw.Record.open(path, verify=True)
-        except HeadwaterError as error:
-            raise RecordError(str(error).replace(str(path), FILE)) from None
+            try:
+                found = hw.Record.open(path, verify=True)
+            except HeadwaterError as error:
+                raise RecordError(str(error).replace(str(path), FILE)) from None
+    except OSError as error:
+        raise RecordError(f"{FILE} can not be looked at: {error.strerror or error}") from None
     _check(found)
     return PREFIX + workspace.keep("records", content)
 

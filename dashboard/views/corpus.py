@@ -11,22 +11,17 @@ state = session.current()
 names = corpora.offered()
 
 st.header("Corpus")
-if not names:
-    st.info(
-        "No corpus is open: start with the result of `headwater corpus`, as in `headwater dashboard heads.safetensors`."
-    )
-else:
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        name = names[0] if len(names) == 1 else bound.choice(state, "corpus.file", "Corpus", names, names[0])
-        found = corpora.corpus(name)
-        by, head = parts.choose(state, found)
-    told = found.state.told
-    ready = "" if found.complete else " It is not finished, or a shard of several."
-    st.caption(
-        plain(f"{name}: {found.run['model']} over {told['texts']:,} texts, {told['tokens']:,} tokens.{ready}")
-    )
-    parts.draw_finder(state, found, by, head)
-    st.subheader(f"Head {head[0]}.{head[1]}")
-    parts.draw_head(state, found, by, head)
-    parts.draw_examples(state, found, by, head)
-    st.caption(plain(f"Not for: {NOT_FOR}."))
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    name = names[0] if len(names) == 1 else bound.choice(state, "corpus.file", "Corpus", names, names[0])
+    found = corpora.corpus(name)
+    by, head = parts.choose(state, found)
+told = found.state.told
+ready = "" if found.complete else " It is not finished, or a shard of several."
+st.caption(
+    plain(f"{name}: {found.run['model']} over {told['texts']:,} texts, {told['tokens']:,} tokens.{ready}")
+)
+parts.draw_finder(state, found, by, head)
+st.subheader(f"Head {head[0]}.{head[1]}")
+parts.draw_head(found, by, head)
+parts.draw_examples(found, by, head)
+st.caption(plain(f"Not for: {NOT_FOR}."))

@@ -27,7 +27,7 @@ class OneLineErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except HeadwaterError as error:
-            typer.echo(f"headwater: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"headwater: {error}", err=True)
             raise typer.Exit(2) from None
         except OSError as error:
             if error.errno == errno.EPIPE:  # a reader that leaves early, which typer looks after

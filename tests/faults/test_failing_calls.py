@@ -1,4 +1,4 @@
-"""The n-th call of the system fails, for every n: one line, the old file or none, and the next run makes it good.
+"""The n-th call of the system fails, for n to 23: one line, the old file or none, and the next run makes it good.
 
 Seen to fail with an `except OSError` of lens/files.py left out, with a handle that is not closed, and with half a line
 of a journal left standing.

@@ -108,10 +108,12 @@ def begun(command: Sequence[str], folder: Path) -> int:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:  # before the command could hear it
+        code = 130
     except BaseException:
         traceback.print_exc()
-    sys.stderr.flush()
-    os._exit(code)
+    finally:  # whatever comes in between, nothing of the parent runs here
+        os._exit(code)
 
 
 if __name__ == "__main__":

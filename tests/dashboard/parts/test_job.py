@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 from headwater.dashboard.parts import job as part
 from headwater.dashboard.running import jobs
 from headwater.dashboard.running.jobs import Job
-from headwater.dashboard.running.kept import Kept
+from headwater.dashboard.state.kept import Kept
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.progress import progress
 

@@ -20,7 +20,7 @@ from tiny_models import tiny
 import headwater as hw
 from headwater import analyses
 from headwater.dashboard.running import jobs
-from headwater.dashboard.running.kept import Kept
+from headwater.dashboard.state.kept import Kept
 from headwater.lens.errors import HeadwaterError
 from headwater.lens.progress import progress
 

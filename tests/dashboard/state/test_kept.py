@@ -13,7 +13,7 @@ import xarray as xr
 from tiny_models import tiny
 
 import headwater as hw
-from headwater.dashboard.running.kept import Kept, size_of
+from headwater.dashboard.state.kept import Kept, size_of
 
 
 def test_past_the_bytes_the_one_used_longest_ago_goes() -> None:

@@ -1,4 +1,4 @@
-"""`Kept`: results held by their key, the ones used last, within a number of bytes."""
+"""`Kept`: results held by their key, the ones used last, within a number of bytes; `Files`: what files hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 import xarray as xr
 from torch import Tensor
 
+from headwater.lens.errors import RecordError
 from headwater.lens.model import HookedModel
 
 WALKED = ("headwater", "networkx")  # libraries whose objects are looked into
@@ -54,6 +56,28 @@ class Kept:
 
     def _bytes(self) -> int:
         return sum(size for _, size in self._found.values())
+
+
+class Files:
+    """What was read from files, read again where a file changed; as many as `Kept` keeps of it."""
+
+    def __init__(self, most: int, least: int = 1) -> None:
+        self._kept = Kept(most, least)
+        self._lock = threading.Lock()
+
+    def get(self, what: str, path: Path, read: Callable[[Path], Any]) -> tuple[tuple[int, int], Any]:
+        """Size and time of the file, and what `read` gave. RecordError for one that is gone, with its name `what`."""
+        with self._lock:
+            try:
+                about = path.stat()
+            except OSError as error:
+                raise RecordError(f"the {what} can not be read any more: {error.strerror}") from None
+            state = about.st_size, about.st_mtime_ns
+            known = self._kept.get(path)
+            if known is None or known[0] != state:
+                known = state, read(path)
+                self._kept.put(path, known)
+            return known
 
 
 def size_of(result: Any) -> int:
