@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from typing import Any
 
 LONGEST = 2000  # characters of a message
 
@@ -71,6 +73,12 @@ def named_line(error: BaseException) -> str:
     """The class of another library's error and the first line of what it says, if anything."""
     name, line = type(error).__name__, first_line(error)
     return name if line == name else f"{name}: {line}"
+
+
+def as_short(value: Any) -> str:
+    """Plain data as JSON of at most 40 letters."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -226,15 +226,17 @@ def hold(handle: int) -> bool | None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        return None
     return True
 
 
-def locked(path: Path, fault: Fault, name: Path | None = None) -> FileIO:
+def locked(path: Path, fault: Fault, name: Path | None = None, named: bool = False) -> FileIO:
     """The file, opened for reading and adding until it is closed; refused while another run has it.
 
-    `name` is what the user calls it.
+    `name` is what the user calls it. With `named` the file's content says which run has it.
     """
     name = name or path
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -244,14 +246,11 @@ def locked(path: Path, fault: Fault, name: Path | None = None) -> FileIO:
             handle = FileIO(path, "a+")
         except OSError as error:
             raise unwritten(name, error, fault) from None
-        try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            raise fault(f"{name} is in use by another run; wait for its end") from None
-        except OSError:
-            pass  # a file system without locks
+        if hold(handle.fileno()) is False:
+            with handle:
+                handle.seek(0)
+                by = handle.read(200).decode(errors="replace").strip() if named else ""
+            raise fault(f"{name} is in use by {by or 'another run'}; wait for its end")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
                 return handle

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from headwater.lens.errors import as_short
 from headwater.lens.files import Fault, as_path, locked, unwritten
 
 FORMAT = 1
@@ -136,13 +137,8 @@ def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     if not differing:
         return ""
-    there, here = _short(found.get(differing[0])), _short(wanted.get(differing[0]))
+    there, here = as_short(found.get(differing[0])), as_short(wanted.get(differing[0]))
     return (
         f"is of another run ({differing[0]} is {there} there and {here} here); give another file, or the settings it "
         "began with"
     )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

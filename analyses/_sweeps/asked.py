@@ -6,20 +6,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from headwater.analyses._catalogue.catalogue import Entry, entry
 from headwater.lens.errors import AnalysisError, SweepError
-from headwater.lens.experiments.prompt import Prompt
+from headwater.lens.experiments.prompt import APrompt
 
 FROM_OUTSIDE = ("resume",)  # settings that name a file of the user's
-
-
-def _prompt(given: Any) -> Any:
-    return {"text": given} if isinstance(given, str) else given
-
-
-APrompt = Annotated[Prompt, BeforeValidator(_prompt)]
 
 
 class Pair(BaseModel):

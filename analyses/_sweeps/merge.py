@@ -76,7 +76,8 @@ def _take(row: Row, run: SweepRun, merged: SweepRun, ledger: Ledger) -> None:
         content = read_bytes(run.file(row.key), MOST_UNIT, SweepError)
         if of_bytes(content) != row.digest:
             raise SweepError(
-                f"{run.file(row.key)} is another file than the one that was written; resume that run first"
+                f"{run.file(row.key)} is another file than the one that was written; "
+                "delete it and resume that run first"
             )
         target = merged.file(row.key)
         no_links(target.parent, target)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from headwater.analyses._sweeps.drive import Driver
 from headwater.analyses._sweeps.ledger import Ledger
@@ -30,12 +33,12 @@ def run_sweep(
     """Run every unit of a sweep that is not done yet, and keep each result in `folder` as soon as it is there.
 
     `base` is the folder of the sweep file, for models, pictures and records that it names. `workers` (None: as many as
-    the processors allow) are processes, each with a model of its own and `sweep.threads` threads; `engine="ray"` makes
-    them actors of a Ray cluster. `shard=(i, n)` runs the i-th of n parts, each in a folder of its own (`merge_runs`).
-    `model` is a folder that takes the place of the named one. Units that failed are left, but for `again`. `say` hears
-    lines of text, `tell(settled, of)` the progress. The numbers of a unit are those of the analysis called directly
-    with the same threads, bit for bit, whatever the engine. SweepError where the folder is of another run, is in use,
-    or has no room.
+    the processors allow, one on a GPU) are processes, each with a model of its own and `sweep.threads` threads;
+    `engine="ray"` makes them actors of a Ray cluster. `shard=(i, n)` runs the i-th of n parts, each in a folder of its
+    own (`merge_runs`). `model` is a folder that takes the place of the named one. Units that failed are left, but for
+    `again`. `say` hears lines of text, `tell(settled, of)` the progress. The numbers of a unit are those of the
+    analysis called directly with the same threads, bit for bit, whatever the engine. SweepError where the folder is of
+    another run, is in use, or has no room.
 
     >>> import headwater as hw, tempfile
     >>> sweep = hw.Sweep(
@@ -58,7 +61,7 @@ def run_sweep(
         raise SweepError(f"can not write {path}: {error.strerror}; give another folder") from None
     with alone(path):
         opened = open_model(sweep, place, model)
-        facts = facts_of(sweep, opened)
+        facts = facts_of(sweep, opened, place)
         _check(sweep, opened)
         manifest = Manifest(
             sweep.model_dump(mode="json"), facts, os.path.relpath(place.resolve(), path.resolve()), shard
@@ -66,22 +69,27 @@ def run_sweep(
         run = begin(path, manifest)
         with Ledger(path / LEDGER) as ledger:
             ledger.add(_keys(sweep, opened, facts, place, shard))
-            del opened  # the workers open their own
+            del opened  # the workers open their own, on the same GPU if need be
+            gc.collect()
+            if sweep.device == "cuda":
+                torch.cuda.empty_cache()
             _requeue(run, ledger, again)
-            count = sum(ledger.counts().values())
-            say(f"{count:,} units in {path}")
-            if ledger.counts()["queued"]:
-                setup = Setup(manifest.sweep, str(place.resolve()), str(path.resolve()), model)
-                many = min(workers or most_workers(sweep.threads), count)
+            counts = ledger.counts()
+            say(f"{sum(counts.values()):,} units in {path}")
+            if counts["queued"]:
+                setup = Setup(str(place.resolve()), str(path.resolve()), model)
+                many = min(workers or most_workers(sweep, engine), counts["queued"])
                 with closing(_engine(engine, setup, sweep, many)) as started:
                     Driver(run, ledger, started, many, say, tell).drive()
     return run
 
 
-def most_workers(threads: int) -> int:
-    """As many as the processors of this process allow."""
+def most_workers(sweep: Sweep, engine: Kind) -> int:
+    """As many as the processors of this process allow; one where all of them would take the same GPU."""
+    if sweep.device == "cuda" and engine == "local":
+        return 1
     some = getattr(os, "sched_getaffinity", None)  # Linux alone says which processors a process may use
-    return max(1, (len(some(0)) if some else os.cpu_count() or 1) // threads)
+    return max(1, (len(some(0)) if some else os.cpu_count() or 1) // sweep.threads)
 
 
 def resume(
@@ -118,7 +126,7 @@ def _engine(kind: Kind, setup: Setup, sweep: Sweep, workers: int) -> Engine:
 
 
 def _check(sweep: Sweep, model: HookedModel) -> None:
-    """Layers that the model has, and edits that it takes, before anything runs."""
+    """Whether the model has the layers, before anything runs."""
     for layers in sweep.layers:
         if wrong := [layer for layer in layers if layer not in model.layers]:
             raise SweepError(

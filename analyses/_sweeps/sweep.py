@@ -16,18 +16,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from headwater.analyses._sweeps.asked import APrompt, Asked, Pair
+from headwater.analyses._sweeps.asked import Asked, Pair
 from headwater.analyses._sweeps.unit import Unit
-from headwater.lens.edits import Edit
 from headwater.lens.errors import HeadwaterError, SweepError, first_line
 from headwater.lens.experiments import edits_on_parts
 from headwater.lens.experiments.faults import first_fault
-from headwater.lens.experiments.prompt import File, Prompt
+from headwater.lens.experiments.prompt import APrompt, File, Prompt
 from headwater.lens.files import as_path, parse_json, read_text
 
 FORMAT = 1
 MOST_BYTES = 64 * 2**20
 MOST_UNITS = 10**8
+MOST_COMBINATIONS = 10**6  # of settings, which are kept in memory
 TOO_LARGE = {  # what is asked of a model that no single device holds
     "device_map": "a sweep opens its model on one device; open a model on several devices in Python, hw.load(model)",
     "tensor_parallel": "a model whose layers are cut over devices is not read; take one that a device holds",
@@ -35,14 +35,7 @@ TOO_LARGE = {  # what is asked of a model that no single device holds
 Named = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-def _edit(given: Any) -> Any:
-    """An edit as data; it is made once to see that it can be."""
-    data = given.to_dict() if isinstance(given, Edit) else given
-    edits_on_parts.read(data)
-    return data
-
-
-AnEdit = Annotated[dict[str, Any], BeforeValidator(_edit)]
+AnEdit = Annotated[dict[str, Any], BeforeValidator(edits_on_parts.as_data)]
 Layers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=10_000)]
 
 
@@ -100,8 +93,17 @@ class Sweep(BaseModel):
             raise SweepError("no analysis of the sweep reads pairs; leave them out")
         if self.prompts and not {"record", "model+examples"} & set(reads.values()):
             raise SweepError("no analysis of the sweep reads prompts; leave them out")
-        if len(self) > MOST_UNITS:
-            raise SweepError(f"the sweep has {len(self):,} units; the most is {MOST_UNITS:,}; divide it")
+        combinations = [math.prod(map(len, asked.each.values())) for asked in self.analyses]
+        if (most := sum(combinations)) > MOST_COMBINATIONS:  # before they are listed
+            raise SweepError(
+                f"each gives {_count(most)} combinations of settings; the most is {MOST_COMBINATIONS:,}; divide it"
+            )
+        units = sum(
+            some * math.prod(self._axes(asked))
+            for some, asked in zip(combinations, self.analyses, strict=True)
+        )
+        if units > MOST_UNITS:
+            raise SweepError(f"the sweep has {_count(units)} units; the most is {MOST_UNITS:,}; divide it")
         for asked in self.analyses:
             if self.layers and not asked.by_layers:
                 raise SweepError(
@@ -133,6 +135,10 @@ class Sweep(BaseModel):
         reads = {"model+pairs": len(self.pairs), "model": 1}.get(asked.entry.inputs, len(self.prompts))
         return len(self.edits), len(self.seeds), len(self.layers) or 1, reads
 
+    @cached_property
+    def _edit_names(self) -> list[str]:
+        return list(self.edits)
+
     def firsts(self) -> list[int]:
         """The number of the first unit of each block, and the end."""
         return [0, *self._ends]
@@ -144,7 +150,7 @@ class Sweep(BaseModel):
         block = bisect.bisect_right(self._ends, number)
         asked, settings = self._blocks[block]
         edits, seeds, layers, reads = self._axes(asked)
-        rest, prompt = divmod(number - self.firsts()[block], reads)
+        rest, prompt = divmod(number - (self._ends[block - 1] if block else 0), reads)
         rest, layer = divmod(rest, layers)
         edit, seed = divmod(rest, seeds)
         assert edit < edits
@@ -158,7 +164,7 @@ class Sweep(BaseModel):
             at=prompt,
             given={} if inputs == "model" else given[prompt].model_dump(mode="json"),
             layers=self.layers[layer] if self.layers else None,
-            edits=list(self.edits)[edit],
+            edits=self._edit_names[edit],
             seed=self.seeds[seed],
         )
 
@@ -183,6 +189,11 @@ class Sweep(BaseModel):
     def open(cls, path: str | Path) -> Sweep:
         """Read a sweep file."""
         return cls.from_json(read_text(as_path(path, SweepError), MOST_BYTES, SweepError), str(path))
+
+
+def _count(number: int) -> str:
+    """Also a number of so many digits that no line holds it."""
+    return f"{number:,}" if number < 10**18 else "10^18 or more"
 
 
 KEYS = tuple(

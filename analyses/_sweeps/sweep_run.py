@@ -27,8 +27,8 @@ import pandas as pd
 from headwater.analyses._sweeps.kept import unpack
 from headwater.analyses._sweeps.ledger import KEY, Ledger, Row
 from headwater.analyses._sweeps.sweep import Sweep
-from headwater.lens.errors import SweepError
-from headwater.lens.files import as_path, digest_of, hold, parse_json, read_bytes, read_text, write_text
+from headwater.lens.errors import SweepError, as_short
+from headwater.lens.files import as_path, digest_of, locked, parse_json, read_bytes, read_text, write_text
 
 FORMAT = 1
 MANIFEST, LEDGER, LOCK, UNITS = "manifest.json", "ledger.sqlite", "lock", "units"
@@ -63,6 +63,10 @@ class Manifest:
         try:
             shard = told["shard"]
             number, of = (1, 1) if shard is None else shard
+            if not (isinstance(told["sweep"], dict) and isinstance(told["facts"], dict)):
+                raise ValueError("sweep and facts are objects")
+            if not type(number) is type(of) is int:
+                raise ValueError("a shard is two whole numbers")
             found = cls(
                 told["sweep"], told["facts"], str(told["base"]), None if shard is None else (number, of)
             )
@@ -179,8 +183,8 @@ class SweepRun:
         content = read_bytes(self.file(row.key), MOST_UNIT, SweepError)
         if of_bytes(content) != row.digest:
             raise SweepError(
-                f"{self.file(row.key)} is another file than the one that was written; `headwater sweep resume` "
-                "computes it again"
+                f"{self.file(row.key)} is another file than the one that was written; delete it, then "
+                "`headwater sweep resume` computes it again"
             )
         return unpack(content, str(self.file(row.key)))[1]
 
@@ -203,15 +207,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Inside, no other process writes in the run folder. SweepError names the one that does."""
     path = folder / LOCK
     no_links(path, folder / MANIFEST, folder / LEDGER, folder / f"{LEDGER}-journal", folder / UNITS)
-    try:
-        handle = path.open("a+b", buffering=0)
-    except OSError as error:
-        raise SweepError(f"can not write {path}: {error.strerror}; give another folder") from None
-    with handle:
-        if hold(handle.fileno()) is False:
-            handle.seek(0)
-            by = handle.read(200).decode(errors="replace").strip() or "another process"
-            raise SweepError(f"{folder} is in use by {by}; wait for its end, or give another folder")
+    with locked(path, SweepError, folder, named=True) as handle:
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
             handle.truncate(0)
             handle.write(f"process {os.getpid()} on {platform.node()}".encode())
@@ -234,20 +230,15 @@ def begin(folder: Path, manifest: Manifest) -> SweepRun:
 def _differing(there: Manifest, here: Manifest) -> str:
     """The first thing in which two runs differ, in words."""
     if there.shard != here.shard:
-        return f"shard {_short(there.shard)} there and {_short(here.shard)} here"
+        return f"shard {as_short(there.shard)} there and {as_short(here.shard)} here"
     for name, one, other in (("", there.facts, here.facts), ("sweep: ", there.sweep, here.sweep)):
         for key in sorted(one.keys() | other.keys()):
             if one.get(key) != other.get(key):
-                return f"{name}{key} is {_short(one.get(key))} there and {_short(other.get(key))} here"
+                return f"{name}{key} is {as_short(one.get(key))} there and {as_short(other.get(key))} here"
     return ""
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def facts_differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The first fact in which a worker differs from its run, in words; empty where there is none."""
     wrong = next((key for key in sorted(there) if here.get(key) != there[key]), None)
-    return "" if wrong is None else f"{wrong} is {_short(here.get(wrong))} and not {_short(there[wrong])}"
+    return "" if wrong is None else f"{wrong} is {as_short(here.get(wrong))} and not {as_short(there[wrong])}"

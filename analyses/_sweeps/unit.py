@@ -26,10 +26,17 @@ class Unit:
         return asdict(self)
 
     def key(self, run: str, given: str, edits: str) -> str:
-        """64 hexadecimal digits that differ where anything differs that decides the numbers.
+        """64 hexadecimal digits that differ where anything differs that decides the numbers, and between any two units.
 
-        `run` is the digest of what all units share (weights, precision, versions, processor), `given` that of the
-        prompt as token ids, `edits` that of the edits.
+        The number is part of it because the file of a unit holds it: two units that are alike have a file each. `run`
+        is the digest of what all units share (weights, records that edits name, precision, versions, processor),
+        `given` that of the prompt as token ids, `edits` that of the edits.
         """
-        own = {"analysis": self.analysis, "settings": self.settings, "layers": self.layers, "seed": self.seed}
+        own = {
+            "number": self.number,
+            "analysis": self.analysis,
+            "settings": self.settings,
+            "layers": self.layers,
+            "seed": self.seed,
+        }
         return digest_of({"run": run, "given": given, "edits": edits, **own}).removeprefix("sha256:")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -30,7 +31,7 @@ from headwater.analyses._catalogue.catalogue import entry
 from headwater.analyses._sweeps.asked import Pair
 from headwater.analyses._sweeps.kept import pack
 from headwater.analyses._sweeps.sweep import Sweep
-from headwater.analyses._sweeps.sweep_run import UNITS, no_links, of_bytes
+from headwater.analyses._sweeps.sweep_run import MOST_UNIT, UNITS, SweepRun, no_links, of_bytes
 from headwater.analyses._sweeps.unit import Unit
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import HeadwaterError, SweepError, named_line
@@ -38,7 +39,7 @@ from headwater.lens.experiments import edits_on_parts
 from headwater.lens.experiments.named_model import load_named
 from headwater.lens.experiments.prompt import Prompt
 from headwater.lens.experiments.results import versions_now
-from headwater.lens.files import within, write_bytes
+from headwater.lens.files import read_bytes, write_bytes
 from headwater.lens.model import HookedModel
 
 CODE = ("kernels", "lens", "analyses")  # the folders whose code decides numbers
@@ -46,9 +47,11 @@ CODE = ("kernels", "lens", "analyses")  # the folders whose code decides numbers
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs before its first unit: the sweep, its folder, the run folder, a model of the user's own."""
+    """What a worker needs before its first unit: the sweep's folder, the run folder, a model of the user's own.
 
-    sweep: dict[str, Any]
+    The sweep itself, which may be large, is read from the run folder.
+    """
+
     base: str
     run: str
     model: str | None = None
@@ -62,11 +65,11 @@ class Worker:
     """The model of a sweep, opened once."""
 
     def __init__(self, setup: Setup) -> None:
-        self.sweep = Sweep(**setup.sweep)
         self.base, self.run = Path(setup.base), Path(setup.run)
+        self.sweep = SweepRun(self.run).sweep
         torch.set_num_threads(self.sweep.threads)
         self.model = open_model(self.sweep, self.base, setup.model)
-        self.facts = facts_of(self.sweep, self.model)
+        self.facts = facts_of(self.sweep, self.model, self.base)
 
     def answer(self, number: int, key: str) -> dict[str, Any]:
         """What came of a unit, as plain data: `digest`, `bytes` and `seconds`, or a `reason` of a kind."""
@@ -111,7 +114,7 @@ class Worker:
 
     @cache  # noqa: B019, a worker lives as long as its process
     def _edits(self, name: str) -> list[edits_on_parts.PartEdit]:
-        return [edits_on_parts.read(contained(edit, self.base)) for edit in self.sweep.edits[name]]
+        return [edits_on_parts.read(in_folder(edit, self.base)) for edit in self.sweep.edits[name]]
 
     def _write(self, key: str, content: bytes) -> None:
         file = self.run / UNITS / key[:2] / f"{key}.safetensors"
@@ -140,7 +143,7 @@ def open_model(sweep: Sweep, base: Path, own: str | None) -> HookedModel:
     return model if sweep.part is None else model.part(sweep.part)
 
 
-def facts_of(sweep: Sweep, model: HookedModel) -> dict[str, Any]:
+def facts_of(sweep: Sweep, model: HookedModel, base: Path) -> dict[str, Any]:
     """Everything beside the sweep that decides its numbers."""
     device = (
         torch.cuda.get_device_name() if sweep.device == "cuda" else torch.backends.cpu.get_cpu_capability()
@@ -149,6 +152,9 @@ def facts_of(sweep: Sweep, model: HookedModel) -> dict[str, Any]:
         "revision": model.revision, "tokenizer": model.tokenizer_revision, "processor": model.processor_revision,
         "code": code_digest(), "machine": platform.machine(), "capability": device,
     }  # fmt: skip
+    for edit in itertools.chain(*sweep.edits.values()):
+        for name, file in named_files(in_folder(edit, base)).items():
+            found[f"record {edit[name]}"] = of_bytes(read_bytes(Path(file), MOST_UNIT, SweepError))
     return {**found, **versions_now(), "torch": torch.__version__}
 
 
@@ -179,17 +185,9 @@ def given_of(unit: Unit, base: Path | None) -> tuple[list[Any], dict[str, Any]]:
     return [prompt.given(base)], {name: value for name, value in own.items() if value is not None}
 
 
-def contained(edit: Mapping[str, Any], base: Path) -> dict[str, Any]:
+def in_folder(edit: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """An edit whose record files lie in the sweep's folder."""
-    changed = dict(edit)
-    for name, value in named_files(changed).items():
-        inside = within(base, value)
-        if inside is None:
-            raise SweepError(
-                f"{edit['edit']}: the record {value!r} does not lie in the sweep's folder; copy it there"
-            )
-        changed[name] = str(inside)
-    return changed
+    return edits_on_parts.contained(edit, base, SweepError, "sweep")
 
 
 def main() -> None:

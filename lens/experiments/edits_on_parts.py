@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.lens.attention import context
 from headwater.lens.edits import Edit, edit_from_dict
+from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import EditError
+from headwater.lens.files import Fault, within
 
 if TYPE_CHECKING:
     from headwater.lens.model import HookedModel
@@ -29,6 +32,26 @@ def read(data: Mapping[str, Any]) -> PartEdit:
     if not isinstance(part, str) or len(part) > LONGEST:
         raise EditError(f"the part of an edit is a name such as 'encoder'; got {str(part)[:60]!r}")
     return part, edit_from_dict({name: value for name, value in data.items() if name != "part"})
+
+
+def as_data(given: Any) -> Any:
+    """An edit as data; it is made once to see that it can be."""
+    data = given.to_dict() if isinstance(given, Edit) else given
+    read(data)
+    return data
+
+
+def contained(data: Mapping[str, Any], folder: Path | None, fault: Fault, whose: str) -> dict[str, Any]:
+    """The data with record files named by where they lie in the folder, which is that of the `whose` file."""
+    changed = dict(data)
+    for name, value in named_files(data).items():
+        inside = None if folder is None else within(folder, value)
+        if inside is None:
+            raise fault(
+                f"{data['edit']}: the record {value!r} does not lie in the {whose}'s folder; copy it there"
+            )
+        changed[name] = str(inside)
+    return changed
 
 
 def by_part(model: HookedModel, edits: Iterable[PartEdit]) -> dict[str, list[Edit]]:

@@ -17,14 +17,13 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from headwater.lens.edits import Edit
-from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import ExperimentError, HeadwaterError, first_line
 from headwater.lens.experiments import edits_on_parts, measures
 from headwater.lens.experiments.faults import first_fault
 from headwater.lens.experiments.named_model import load_named
-from headwater.lens.experiments.prompt import File, Prompt
+from headwater.lens.experiments.prompt import APrompt, File, Prompt
 from headwater.lens.experiments.results import Results, numbers_of, versions_now
-from headwater.lens.files import as_path, digest_of, parse_json, read_text, within, write_text
+from headwater.lens.files import as_path, digest_of, parse_json, read_text, write_text
 from headwater.lens.naming.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -32,17 +31,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 16 * 2**20
 FORMAT = 1
-
-
-def _prompt(given: Any) -> Any:
-    return {"text": given} if isinstance(given, str) else given
-
-
-def _edit(given: Any) -> Any:
-    """An edit as data; it is made once to see that it can be."""
-    data = given.to_dict() if isinstance(given, Edit) else given
-    edits_on_parts.read(data)
-    return data
 
 
 def _measure(given: str) -> str:
@@ -74,8 +62,10 @@ class Experiment(BaseModel):
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     prepend_bos: bool | None = None
     part: str | None = Field(default=None, min_length=1, max_length=100)
-    prompts: list[Annotated[Prompt, BeforeValidator(_prompt)]] = Field(min_length=1, max_length=100_000)
-    edits: list[Annotated[dict[str, Any], BeforeValidator(_edit)]] = Field(default=[], max_length=1000)
+    prompts: list[APrompt] = Field(min_length=1, max_length=100_000)
+    edits: list[Annotated[dict[str, Any], BeforeValidator(edits_on_parts.as_data)]] = Field(
+        default=[], max_length=1000
+    )
     measures: list[Annotated[str, BeforeValidator(_measure)]] = Field(
         default=["loss", "next_token"], min_length=1, max_length=200
     )
@@ -130,7 +120,10 @@ class Experiment(BaseModel):
 
     def _edits(self, folder: Path | None) -> list[edits_on_parts.PartEdit]:
         """Each edit with its part, "" for the experiment's."""
-        return [edits_on_parts.read(_contained(edit, folder)) for edit in self.edits]
+        return [
+            edits_on_parts.read(edits_on_parts.contained(edit, folder, ExperimentError, "experiment"))
+            for edit in self.edits
+        ]
 
     def load(self, folder: Path | None = None) -> HookedModel:
         """The model it names: an embedded or added one, one in `folder`, or a hub id."""
@@ -229,19 +222,6 @@ def _finite(result: dict[str, Any], number: int) -> dict[str, Any]:
                 f"{where} is {value}, which results can not hold; leave that measure or the edits out"
             )
     return result
-
-
-def _contained(edit: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-    """An edit whose record files are named by where they lie in the folder."""
-    changed = dict(edit)
-    for name, value in named_files(edit).items():
-        inside = None if folder is None else within(folder, value)
-        if inside is None:
-            raise ExperimentError(
-                f"{edit['edit']}: the record {value!r} does not lie in the experiment's folder; copy it there"
-            )
-        changed[name] = str(inside)
-    return changed
 
 
 KEYS = (*Experiment.model_fields, *Prompt.model_fields, *File.model_fields)

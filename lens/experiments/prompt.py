@@ -124,3 +124,10 @@ class Prompt(BaseModel):
             decoder=self.decoder,
             label=self.label,
         )
+
+
+def _of_text(given: Any) -> Any:
+    return {"text": given} if isinstance(given, str) else given
+
+
+APrompt = Annotated[Prompt, BeforeValidator(_of_text)]  # a text alone is a prompt too

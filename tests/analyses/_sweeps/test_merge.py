@@ -33,6 +33,14 @@ def test_shards_in_any_order_are_the_whole(tmp_path):
     assert list(merged.table().number) == list(range(8))
 
 
+def test_units_that_are_alike_are_units_each(tmp_path):
+    sweep = asked(prompts=["a", "a"])
+    whole = hw.run_sweep(sweep, tmp_path / "whole")
+    assert whole.counts()["done"] == 2
+    shards = [hw.run_sweep(sweep, tmp_path / f"{n}", shard=(n, 2)).path for n in (1, 2)]
+    assert hw.merge_runs(shards, tmp_path / "merged").digest() == whole.digest()
+
+
 def test_a_merge_of_some_shards_goes_on(tmp_path):
     for n in (1, 2):
         hw.run_sweep(asked(), tmp_path / f"{n}", shard=(n, 2))

@@ -61,7 +61,7 @@ def test_a_host_that_is_gone_is_one_death_for_each_of_its_workers(monkeypatch):
     """All tasks of an actor fail at once; what Ray answers is played here."""
     ray = PlayedRay()
     monkeypatch.setattr(ray_actors, "_ray", lambda: ray)
-    engine = ray_actors.RayActors(Setup({}, ".", "."), 1, 2)
+    engine = ray_actors.RayActors(Setup(".", "."), 1, 2)
     first, second = engine.open(), engine.open()
     assert [answer["kind"] for _, answer in engine.wait(0)] == ["opened"] * 2
     for worker in (first, second):

@@ -1,5 +1,6 @@
 """A run of a sweep: its numbers are those of the analysis called directly, and what is done stays done."""
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import xarray as xr
 from sweep_engines import Here, asked, open_once
 
 import headwater as hw
-from headwater.analyses._sweeps import sweep_run, worker
+from headwater.analyses._sweeps import run_sweep, sweep_run, worker
 from headwater.analyses._sweeps.run_sweep import resume
 from headwater.lens.errors import SweepError
 
@@ -247,6 +248,18 @@ def test_a_manifest_that_was_changed_is_refused(here, tmp_path):
         hw.SweepRun(tmp_path / "a")
 
 
+@pytest.mark.parametrize(("name", "value"), [("facts", ["a"]), ("sweep", []), ("shard", [1.0, 2.0])])
+def test_a_manifest_of_other_kinds_with_a_right_digest_is_refused(here, tmp_path, name, value):
+    here()
+    hw.run_sweep(asked(prompts=["Mary"]), tmp_path / "a")
+    file = tmp_path / "a" / "manifest.json"
+    told = json.loads(file.read_text()) | {name: value}
+    told["digest"] = sweep_run.Manifest(told["sweep"], told["facts"], "").digest
+    file.write_text(json.dumps(told))
+    with pytest.raises(SweepError, match="is no manifest"):
+        resume(tmp_path / "a")
+
+
 def test_a_result_that_was_changed_is_not_read(here, tmp_path):
     here()
     run = hw.run_sweep(asked(), tmp_path / "a")
@@ -257,6 +270,46 @@ def test_a_result_that_was_changed_is_not_read(here, tmp_path):
     with pytest.raises(SweepError, match="another file than the one that was written"):
         run.result(2)
     assert [row.number for row in run.damaged()] == [2]
+    digest = run.digest()
+    with pytest.raises(SweepError, match="delete it, then `headwater sweep resume`"):
+        list(run.results())
+    file.unlink()
+    assert resume(tmp_path / "a").digest() == digest
+    assert not list(run.damaged())
+
+
+def test_a_record_that_an_edit_names_is_part_of_the_run(here, tmp_path):
+    here()
+    model = hw.load("tasks-4l")
+    record = tmp_path / "r.safetensors"
+    model.record("John gave Mary a drink").save(record)
+    edits = {"frozen": [{"edit": "FreezeAttention", "record": record.name}]}
+    sweep = asked(prompts=["Mary gave John a drink"], edits=edits)
+    hw.run_sweep(sweep, tmp_path / "a", base=tmp_path)
+    assert resume(tmp_path / "a").counts()["done"] == 1
+    model.record("Mary gave Mary a drink").save(record)
+    with pytest.raises(SweepError, match=r"of another run: record r\.safetensors is"):
+        resume(tmp_path / "a")
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(here, tmp_path, monkeypatch):
+    here()
+
+    def refused(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    assert hw.run_sweep(asked(prompts=["Mary"]), tmp_path / "a").counts()["done"] == 1
+
+
+def test_workers_of_one_gpu_are_one_where_none_are_asked_for(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8), raising=False)
+    many = [
+        run_sweep.most_workers(asked(threads=2, device=d), e)
+        for d, e in (("cpu", "local"), ("cuda", "local"))
+    ]
+    assert many == [4, 1]
+    assert run_sweep.most_workers(asked(device="cuda"), "ray") == 8
 
 
 def test_wrong_layers_and_prompts_are_said_before_anything_runs(here, tmp_path):

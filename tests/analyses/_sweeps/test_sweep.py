@@ -91,6 +91,29 @@ def test_bad_sweeps_are_one_line(change, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_more_than_memory_holds_is_refused_before_it_is_listed(monkeypatch):
+    """A file of a few kilobytes asks for more than 2^63 units."""
+    monkeypatch.setattr(
+        "headwater.analyses._sweeps.asked.Asked.combinations", lambda self: pytest.fail("listed")
+    )
+    thousand = {"length": list(range(1, 1001)), "min_queries": list(range(1, 1001)), "alpha": [5.0, 6.0]}
+    many = {"analysis": "find_sinks", "each": thousand}
+    with pytest.raises(HeadwaterError, match="each gives 2,000,000 combinations of settings"):
+        sweep_engines.asked(analyses=[many])
+    numbers = [n / 10_000 for n in range(10_000)]
+    each = {"threshold": numbers, "alpha": numbers, "length": list(range(1, 10_001))}
+    each["min_queries"] = each["length"]
+    with pytest.raises(HeadwaterError, match="each gives 10,000,000,000,000,000 combinations"):
+        sweep_engines.asked(analyses=[{"analysis": "find_sinks", "each": each}])
+    seeds = list(range(100_000))
+    asked = {
+        "analysis": "agreement",
+        "each": {"draws": list(range(1, 1001)), "batch_size": list(range(1, 1001))},
+    }
+    with pytest.raises(HeadwaterError, match="the sweep has 400,000,000,000 units"):
+        sweep_engines.asked(seeds=seeds, analyses=[asked])
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"model": 1, "model": 2}', "[" * 100_000, '{"seeds": [NaN]}'])
 def test_what_is_no_sweep_is_one_line(text):
     with pytest.raises(HeadwaterError) as caught:
