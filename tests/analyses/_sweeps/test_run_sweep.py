@@ -304,12 +304,10 @@ def test_a_file_system_without_locks_keeps_nobody_out(here, tmp_path, monkeypatc
 
 def test_workers_of_one_gpu_are_one_where_none_are_asked_for(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8), raising=False)
-    many = [
-        run_sweep.most_workers(asked(threads=2, device=d), e)
-        for d, e in (("cpu", "local"), ("cuda", "local"))
-    ]
-    assert many == [4, 1]
-    assert run_sweep.most_workers(asked(device="cuda"), "ray") == 8
+    most = run_sweep.most_workers
+    assert most(asked(threads=2), "local") == 4
+    assert most(asked(threads=2, device="cuda"), "local") == 1
+    assert most(asked(device="cuda"), "ray") == 8
 
 
 def test_wrong_layers_and_prompts_are_said_before_anything_runs(here, tmp_path):
