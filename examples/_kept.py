@@ -42,14 +42,17 @@ def show(told):
         print(f"{what}: {value}")
 
 
-def earlier():
-    """What the folder that the command line names holds of this script's findings; empty without one."""
+def earlier(told):
+    """What the folder that the command line names holds of this script's findings, from a run that was stopped.
+
+    Empty without one, and where its settings `told` or versions were others. Models of a name have one revision.
+    """
     file = _file()
-    return (
-        json.loads(file.with_suffix(".json").read_text("utf-8"))
-        if file and file.with_suffix(".json").exists()
-        else {}
-    )
+    if file is None or not file.with_suffix(".json").exists():
+        return {}
+    found = json.loads(file.with_suffix(".json").read_text("utf-8"))
+    now = told | _made_by()
+    return found if all(found.get(what) == value for what, value in now.items()) else {}
 
 
 def keep(told, figure, model):
@@ -60,11 +63,6 @@ def keep(told, figure, model):
     file = _file()
     if file is None:
         return
-    versions = {
-        "headwater": hw.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
     run = {
         "model": model.name,
         "revision": model.revision,
@@ -72,9 +70,19 @@ def keep(told, figure, model):
         "date": str(date.today()),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".json").write_text(json.dumps(told | run | versions, indent=1) + "\n", encoding="utf-8")
+    file.with_suffix(".json").write_text(
+        json.dumps(told | run | _made_by(), indent=1) + "\n", encoding="utf-8"
+    )
     if figure is not None:
         figure.write_image(file.with_suffix(".svg"))
+
+
+def _made_by():
+    return {
+        "headwater": hw.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _file():

@@ -10,11 +10,12 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,15 @@ class Needle:
     question: slice
     tokenizer: Any = None
 
+    def fits(self, model: HookedModel) -> None:
+        """AnalysisError where the model does not read the test with its answer behind it."""
+        length, more = self.ids.shape[1], self.answer.stop - self.answer.start
+        if model.context and length + more > model.context:
+            raise AnalysisError(
+                f"{model.name} reads {model.context} tokens; a needle test of {length} with an answer of {more} is too "
+                f"long, give lengths={model.context - more} or less"
+            )
+
     def recall(self, written: Tensor) -> float:
         """ROUGE-1 recall of the answer's words, 0 to 1: the share of them that was written, each as often as it is."""
         wanted, found = (Counter(self._words(ids)) for ids in (self.ids[0, self.answer], written))
@@ -72,6 +82,14 @@ def needles(
             make = (_of_text if material == "text" else _of_tokens)(model, length, drawn)
             for depth in depths:
                 yield length, depth, make(depth)
+
+
+def lengths_of(given: int | Sequence[int]) -> list[int]:
+    """The lengths in order, each once. AnalysisError where there is none."""
+    found = list(dict.fromkeys(int(each) for each in np.atleast_1d(np.asarray(given, dtype=int))))
+    if not found:
+        raise AnalysisError("needle tests need a length; got none")
+    return found
 
 
 def material_of(model: HookedModel) -> Material:
@@ -100,7 +118,7 @@ def _of_tokens(model: HookedModel, length: int, drawn: random.Random) -> Any:
     if len(known) <= KEY + ANSWER or hay_length < 0:
         raise AnalysisError(
             f"a needle of {KEY + ANSWER} random tokens needs prompts of {len(start) + 2 * KEY + ANSWER} tokens and a "
-            f"vocabulary of {KEY + ANSWER + 1}; got length={length} and {len(known)} tokens"
+            f"vocabulary of {KEY + ANSWER + 1}; got lengths={length} and {len(known)} tokens"
         )
     needle = drawn.sample(known, KEY + ANSWER)
     others = [token for token in known if token not in needle]
@@ -137,7 +155,7 @@ def _of_text(model: HookedModel, length: int, drawn: random.Random) -> Any:
     count = length - len(start) - len(whole) - len(asked)
     if count < 0:
         least = length - count
-        raise AnalysisError(f"a needle and its question take {least} tokens; got length={length}")
+        raise AnalysisError(f"a needle and its question take {least} tokens; got lengths={length}")
     names = sorted(topics)
     drawn.shuffle(names)
     text = ""

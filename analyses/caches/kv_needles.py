@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._prompts.needles import Material, Needle, material_of, needles
+from headwater.analyses._prompts.needles import Material, Needle, lengths_of, material_of, needles
 from headwater.analyses.caches._evicted_keys import (
     RULES,
     WAYS,
@@ -77,7 +77,7 @@ def kv_needles(
     if not model.has_lm_head:
         raise AnalysisError(f"{model.name} predicts no next token, so it gives no answer")
     shares, material = shares_of(kept), material or material_of(model)
-    sizes, places = [int(n) for n in np.atleast_1d(lengths)], np.linspace(0, 1, depths).tolist()
+    sizes, places = lengths_of(lengths), np.linspace(0, 1, depths).tolist()
     generator = torch.Generator().manual_seed(seed)
     rows = 1 + len(shares) * (len(RULES) + draws)
     found = torch.zeros(2, rows, len(sizes), len(places), dtype=torch.float64)
@@ -85,7 +85,7 @@ def kv_needles(
     for length, depth, test in progress(
         needles(model, sizes, places, tests, material, seed), desc="needles", unit="test", total=total
     ):
-        _refuse_long(model, test)
+        test.fits(model)
         refuse_few(shares, test.question.start, window, sinks)
         scores = kv_scores(
             model, test.ids[:, : test.question.start], window=window, pool=pool, future=future, sinks=sinks
@@ -114,15 +114,6 @@ def kv_needles(
         },
         attrs={"material": material, "tests": total},
     )  # fmt: skip
-
-
-def _refuse_long(model: HookedModel, test: Needle) -> None:
-    length, more = test.ids.shape[1], test.answer.stop - test.answer.start
-    if model.context and length + more > model.context:
-        raise AnalysisError(
-            f"{model.name} reads {model.context} tokens; a needle test of {length} with an answer of {more} is too "
-            f"long, give lengths={model.context - more} or less"
-        )
 
 
 def _answered(model: HookedModel, test: Needle, chosen: Tensor) -> Tensor:

@@ -173,9 +173,7 @@ def slopes(
     drop = case.drop
     scored = slice(0, len(drop)) if scored is None else scored
     scores = drop.new_zeros(drop.shape[1], len(drop), len(wiring.receivers))
-    of_pairs = drop.transpose(0, 1).flatten(
-        2
-    )  # [pair, node, position · d_model], laid out once for all inputs
+    of_pairs = drop.transpose(0, 1).flatten(2)  # [pair, node, position · d_model], a view
     voices: list[Tensor] = []
 
     def reads(group: Inputs, x: Tensor, sent: list[Tensor]) -> Tensor:

@@ -359,7 +359,7 @@ def read_subspace(path: str | Path, model: HookedModel) -> xr.Dataset:
         held, what, at = load(content), told["what"], told["at"]
     except (SafetensorError, struct.error, UnicodeDecodeError, KeyError, TypeError, AnalysisError):
         raise wrong from None
-    if what not in NAMES or not held or not _places(at):
+    if not isinstance(what, str) or what not in NAMES or not held or not _places(at):
         raise wrong
     sites = _in_order(model, what, list(held))
     width = model.d_value if what == "head" else model.d_model
@@ -390,7 +390,10 @@ def _in_order(model: HookedModel, what: str, sites: list[str]) -> list[str]:
     """The sites in the order of the model. Raises where it lacks one."""
     if what == "head":
         known = {str(each): each for each in named(sites, model.layers, model.n_heads)}
+        if odd := [site for site in sites if site not in known]:
+            raise AnalysisError(f"{odd[0]!r:.40} is no head as `write_subspace` names them, such as '5.1'")
         return sorted(known, key=lambda name: (known[name].layer, known[name].head))
-    if odd := [site for site in sites if not site.isdecimal()]:
-        raise AnalysisError(f"{odd[0]!r:.40} is no layer")
-    return [str(layer) for layer in chosen_layers([int(site) for site in sites], model.layers)]
+    known = [str(layer) for layer in model.layers]
+    if odd := [site for site in sites if site not in known]:
+        raise AnalysisError(f"{model.name} has no layer {odd[0]!r:.40}")
+    return sorted(sites, key=known.index)

@@ -16,7 +16,6 @@ from headwater.analyses._prompts.needles import Needle
 from headwater.analyses._runs.replace_activations import Swap
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
-from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.running import prefix_cache
 from headwater.lens.running.forward import check_ready
@@ -44,13 +43,8 @@ class NeedleRun:
     @classmethod
     def of(cls, model: HookedModel, test: Needle) -> NeedleRun:
         """Read the text. AnalysisError where the answer does not fit behind it."""
-        length, more = test.ids.shape[1], test.answer.stop - test.answer.start
-        if model.context and length + more > model.context:
-            raise AnalysisError(
-                f"{model.name} reads {model.context} tokens; a needle test of {length} with an answer of {more} is too "
-                f"long, give length={model.context - more} or less"
-            )
-        check_ready(model, model.to_tokens(test.ids), more)
+        test.fits(model)
+        check_ready(model, model.to_tokens(test.ids), test.answer.stop - test.answer.start)
         before = test.ids[:, :-1]
         cache = prefix_cache.empty(model)
         if cache is None:

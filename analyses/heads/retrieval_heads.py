@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds
-from headwater.analyses._prompts.needles import Material, Needle, fitting, material_of, needles
+from headwater.analyses._prompts.needles import Material, Needle, fitting, lengths_of, material_of, needles
 from headwater.analyses.heads._needle_runs import NeedleRun
 from headwater.lens.errors import AnalysisError
 from headwater.lens.journal import Journal
@@ -83,9 +83,9 @@ def retrieval_heads(
             f"{model.name} writes no text behind a prompt; needle tests are for causal models"
         )
     material = material or material_of(model)
-    lengths = _listed(fitting(model, material) if lengths is None else lengths)
+    lengths = lengths_of(fitting(model, material) if lengths is None else lengths)
     places, counts = np.linspace(0, 1, depths).tolist(), _listed(masked)
-    _refuse(model, lengths, counts)
+    _refuse(model, counts)
     settings = (lengths, places, tests, material)
     total = len(lengths) * depths * tests
     rows = {"retrieval": [], "query_focused": []}
@@ -166,9 +166,7 @@ def _listed(given: int | Sequence[int]) -> list[int]:
     return [int(each) for each in np.atleast_1d(np.asarray(given, dtype=int))]
 
 
-def _refuse(model: HookedModel, lengths: list[int], counts: list[int]) -> None:
-    if not lengths:
-        raise AnalysisError("needle tests need a length; got none")
+def _refuse(model: HookedModel, counts: list[int]) -> None:
     most = model.n_layers * model.n_heads // 3
     if wrong := [each for each in counts if not 1 <= each <= most]:
         raise AnalysisError(f"masked={wrong}: give 1 to {most} heads, so that others are left to be drawn")

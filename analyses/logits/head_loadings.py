@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from headwater.analyses._streams.frozen_norm import Norm
 from headwater.analyses._streams.readout import Readout
 from headwater.analyses._streams.writers import Layer, Writers
 from headwater.analyses.logits._answer_position import answers_of
+from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.errors import AnalysisError, nearest
 from headwater.lens.model import HookedModel
 from headwater.lens.models import blocks, norms
@@ -59,8 +60,8 @@ def head_loadings(
     Unit: logit (before a soft cap on logits).
     Source: head loadings, Kamath et al. 2025, Tracing Attention Computation Through Feature Interactions, as split in
     circuit-tracer pull request 114; here the sources are parts of the model and not features of transcoders.
-    Cost: one forward pass, and per layer one product of its maps forward and one back; memory layers·heads·S·d_model
-    and one layer's maps.
+    Cost: one forward pass, and per layer two products of its maps forward and one back; memory layers·S·d_model and
+    heads·S·d_model, no map.
     Not for: what changes if the head were off: patterns and MLPs would answer (patch, path_patch); sums over layers,
     since one path passes several.
 
@@ -89,11 +90,12 @@ def head_loadings(
             alone = torch.zeros_like(written)
             alone[:, place] = written[:, place]
             written = alone
-        split = _Split.of(run, readout, run.at(position), begin, written)
-        total[batch.places], direct[batch.places] = split.total.cpu(), split.direct.cpu()
-        for layer, heads, around in split.layers():
-            loading[batch.places, model.layers.index(layer)] = heads.cpu()
-            bypass[batch.places, model.layers.index(layer)] = around.cpu()
+        with torch.enable_grad():
+            split = _Split.of(run, readout, run.at(position), begin, written)
+            total[batch.places], direct[batch.places] = split.total.cpu(), split.direct.cpu()
+            for layer, heads, around in split.layers():
+                loading[batch.places, model.layers.index(layer)] = heads.cpu()
+                bypass[batch.places, model.layers.index(layer)] = around.cpu()
     return xr.Dataset(
         {
             "loading": (("batch", "layer", "head"), loading.numpy()),
@@ -108,9 +110,10 @@ def head_loadings(
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """An edge: what entered each layer and left its heads, `slope` of the answer at the end of the stream."""
+    """An edge: what of it entered each layer, `slope` of the answer at the end of the stream."""
 
-    passed: dict[int, tuple[Tensor, Tensor]]
+    run: Writers
+    entered: dict[int, Tensor]
     slope: Tensor
     total: Tensor
     direct: Tensor
@@ -121,21 +124,22 @@ class _Split:
         rows = torch.arange(len(written), device=written.device)
         end = torch.zeros_like(written).requires_grad_()
         (slope,) = torch.autograd.grad(readout.shares(end[rows, places]).sum(), end)
-        x, passed = written, {}
+        x, entered = written, {}
         for number in (n for n in run.layers if n >= begin):
-            given = x.detach().requires_grad_()
-            outputs = _through(run, number, given)
-            passed[number] = given, outputs
-            x = given.detach() + outputs.detach().sum(1)
-        return cls(passed, slope, (slope * x).sum((1, 2)), (slope * written).sum((1, 2)))
+            entered[number] = x
+            with torch.no_grad():
+                x = x + _through(run, number, x).sum(1)
+        return cls(run, entered, slope, (slope * x).sum((1, 2)), (slope * written).sum((1, 2)))
 
     def layers(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Layer, loadings [batch, head] and bypass [batch], from the last layer to the first."""
         slope = self.slope
-        for layer, (given, outputs) in reversed(self.passed.items()):
+        for layer, entered in reversed(self.entered.items()):
+            given = entered.detach().requires_grad_()
+            outputs = _through(self.run, layer, given)
             heads = (slope[:, None] * outputs.detach()).sum((2, 3))
-            yield layer, heads, (slope * given.detach()).sum((1, 2))
-            slope = slope + torch.autograd.grad((outputs.sum(1) * slope).sum(), given)[0]
+            yield layer, heads, (slope * entered).sum((1, 2))
+            slope = slope + torch.autograd.grad((outputs * slope[:, None]).sum(), given)[0]
 
 
 def _written(run: Writers, source: str) -> tuple[int, Tensor]:
@@ -161,11 +165,24 @@ def _through(run: Writers, number: int, given: Tensor) -> Tensor:
     _hold(model, number, layer, read(layer.entering), weights.b_V.double(), matrix)
     heads = layer.map.shape[1]
     value = read(given).repeat_interleave(heads // len(matrix), 1)
-    pattern = layer.map.tile(slice(0, layer.map.shape[2]), slice(0, layer.map.shape[3])).to(given)
-    z = pattern @ value
+    z: Tensor = _Gathered.apply(value, layer.map)  # pyright: ignore[reportAssignmentType]
     z = z if layer.gate is None else z * layer.gate
     outputs = torch.einsum("bhse,hed->bshd", z, layer.output)
     return (outputs if layer.behind is None else layer.behind.divided(outputs)).movedim(2, 1)
+
+
+class _Gathered(torch.autograd.Function):
+    """A map times values in the precision of the values, a block of rows at a time; only the values have a slope."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, map: AttentionMap) -> Tensor:
+        ctx.map = map
+        return torch.cat([weights.to(value) @ value for _, weights in map.row_blocks()], 2)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        (slope,) = slopes
+        return sum(weights.to(slope).mT @ slope[:, :, rows] for rows, weights in ctx.map.row_blocks()), None
 
 
 def _hold(model: HookedModel, number: int, layer: Layer, read: Tensor, bias: Tensor, matrix: Tensor) -> None:

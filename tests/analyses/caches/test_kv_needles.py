@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from evicted_by_hand import RULES, kept_by_hand, logits_by_hand, loss_by_hand
 
 import headwater as hw
@@ -44,6 +45,14 @@ def test_needles_of_a_cache_without_the_keys() -> None:
             np.testing.assert_allclose(loss, by_hand, rtol=1e-4)
             np.testing.assert_allclose(recall, (best == answer[0]).double().mean(), rtol=1e-12)
     assert found.whole_recall.min() == 1 > found.recall.max("by").min() > 0
+
+
+def test_a_length_counts_once(one_head: hw.HookedModel) -> None:
+    asked = {"material": "tokens", "kept": "0.5", "depths": 1, **ASKED}
+    once, twice = (kv_needles(one_head, lengths, **asked) for lengths in ([40], [40, 40]))
+    xr.testing.assert_equal(once, twice)
+    with pytest.raises(AnalysisError, match="need a length"):
+        kv_needles(one_head, [], **asked)
 
 
 def test_a_text_that_is_too_long_is_refused(one_head: hw.HookedModel) -> None:

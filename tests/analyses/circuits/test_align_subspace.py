@@ -8,15 +8,17 @@ whose directions are not checked.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import planted_models
 import pytest
 import torch
+from safetensors.torch import save
 
 import headwater as hw
 from headwater import analyses
-from headwater.lens.errors import AnalysisError
+from headwater.lens.errors import AnalysisError, HeadwaterError
 
 N = 3  # values of a and of b
 
@@ -118,7 +120,16 @@ def test_directions_are_kept_in_a_file_that_is_checked(model, tmp_path) -> None:
     analyses.write_subspace(found.assign(basis=2 * found.basis), file)
     with pytest.raises(AnalysisError, match="not orthonormal"):
         analyses.read_subspace(file, model)
-    for content in (b"", b"x" * 40, file.read_bytes()[:-3]):
+    basis = torch.eye(2, model.d_model)
+    for site, what in (("00", "mlp"), ("1٣", "mlp"), ("7", "mlp"), ("0.00", "head"), ("0.9", "head")):
+        basis = torch.eye(2, model.d_value if what == "head" else model.d_model)
+        file.write_bytes(save({site: basis}, {"subspace": json.dumps({"what": what, "at": -1})}))
+        with pytest.raises(HeadwaterError, match=r"no layer|no head|no such head"):
+            analyses.read_subspace(file, model)
+    odd = [
+        save({"0": basis}, {"subspace": json.dumps({"what": what, "at": -1})}) for what in ([], None, "all")
+    ]
+    for content in (b"", b"x" * 40, file.read_bytes()[:-3], *odd):
         file.write_bytes(content)
         with pytest.raises(AnalysisError, match="is not a file of write_subspace"):
             analyses.read_subspace(file, model)

@@ -199,7 +199,7 @@ def test_a_text_holds_its_needle_at_its_depth(reader) -> None:
 def test_what_does_not_fit_is_refused(reader, pairs) -> None:
     model = pairs("llama").model
     for settings, told in (
-        ({"lengths": [8]}, "length=8"),
+        ({"lengths": [8]}, "lengths=8"),
         ({"lengths": []}, "need a length"),
         ({"lengths": [30], "masked": [5]}, "1 to 4 heads"),
     ):
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_refused(reader, pairs) -> None:
             analyses.retrieval_heads(model, **settings)
     with pytest.raises(AnalysisError, match="reads 64 tokens"):
         analyses.retrieval_heads(pairs("gpt2").model, lengths=[64])
-    with pytest.raises(AnalysisError, match="length=20"):
+    with pytest.raises(AnalysisError, match="lengths=20"):
         analyses.retrieval_heads(reader, lengths=[20], material="text")
     with pytest.raises(AnalysisError, match="causal"):
         analyses.retrieval_heads(pairs("bert").model)

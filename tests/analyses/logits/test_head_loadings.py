@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import limits
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor
 
 from headwater.analyses.logits.head_loadings import head_loadings
@@ -99,6 +101,14 @@ def test_edges_from_embedding_and_mlps_are_the_logit(pairs: Callable, name: str)
     cap = pair.twin.config.final_logit_softcapping if name == "gemma2" else None
     logits = logits if cap is None else cap * torch.atanh(logits / cap)
     np.testing.assert_allclose(sum(edges), logits[:, ANSWER] - logits[:, WRONG], rtol=1e-4, atol=1e-6)
+
+
+def test_neither_blocks_of_rows_nor_no_grad_change_loadings(pairs: Callable) -> None:
+    pair = pairs("llama")
+    whole = head_loadings(pair.model, IDS, answer=ANSWER)
+    with torch.no_grad(), limits.block_elements(60):
+        found = head_loadings(pair.model, IDS, answer=ANSWER)
+    xr.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_a_part_that_is_not_there_is_refused(pairs: Callable) -> None:
