@@ -2,13 +2,11 @@
 pandas and NetworkX (all BSD-3-Clause), as JSON lines of at least 2,800 characters each.
 
     python benchmarks/corpus_docstrings.py texts.jsonl 2000
-    headwater corpus texts.jsonl -m smollm2-135m --length 512 --shard 1/2 --out a.safetensors &
-    headwater corpus texts.jsonl -m smollm2-135m --length 512 --shard 2/2 --out b.safetensors
-    headwater corpus merge a.safetensors b.safetensors --out whole.safetensors
-    headwater corpus whole.safetensors --small --tokens 5 --examples 1 \\
-        --out benchmarks/results/corpus_docstrings.safetensors
+    python benchmarks/corpus_docstrings.py time texts.jsonl FOLDER
 
-with one thread in each (OMP_NUM_THREADS=1). `python benchmarks/corpus_docstrings.py page FILE` prints the table of
+The second runs `headwater corpus` of smollm2-135m over them, two shards beside each other with one thread in each, and
+merges these in FOLDER; kept are the small result and what it took (benchmarks/results/corpus_docstrings.*). Stopped, it
+goes on from the shards in FOLDER, and tells the time of the texts that were left. `page FILE` prints the table of
 docs/corpora.md from a result.
 """
 
@@ -18,11 +16,21 @@ import ast
 import hashlib
 import inspect
 import json
+import os
+import platform
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+RESULT = Path(__file__).parent / "results" / "corpus_docstrings.safetensors"
+HEADWATER = [sys.executable, "-m", "headwater", "corpus"]
+LENGTH, SHARDS = 512, 2
 PACKAGES = ("numpy", "scipy", "pandas", "networkx")
 SHOWN = (
     "first",
@@ -93,6 +101,61 @@ def _code(token: str) -> str:
     return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
 
 
+def timed(texts: str, folder: str) -> None:
+    """Run the shards beside each other, merge them, and keep the small result and what each shard took."""
+    root = Path(folder)
+    root.mkdir(exist_ok=True)
+    parts = [root / f"{n}.safetensors" for n in range(1, SHARDS + 1)]
+    before = [_read(part) for part in parts]
+    about = _machine()
+    begun = time.monotonic()
+    asked = [*HEADWATER, texts, "-m", "smollm2-135m", "--length", str(LENGTH)]
+    started = {
+        subprocess.Popen(
+            [*asked, "--shard", f"{n + 1}/{SHARDS}", "--out", part],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ).pid: n
+        for n, part in enumerate(parts)
+    }
+    shards: dict[int, dict[str, float]] = {}
+    while started:
+        pid, status, used = os.wait4(-1, 0)
+        n = started.pop(pid)
+        if status:
+            for other in started:
+                os.kill(other, signal.SIGINT)  # it saves what it has
+            raise SystemExit(f"shard {n + 1} ended with {os.waitstatus_to_exitcode(status)}; run this again")
+        shards[n] = {
+            "texts": _read(parts[n]) - before[n], "wall_s": round(time.monotonic() - begun, 1),
+            "cpu_s": round(used.ru_utime + used.ru_stime, 1), "peak_mib": used.ru_maxrss // 1024,
+        }  # fmt: skip
+    whole = root / "whole.safetensors"
+    small = ["--small", "--tokens", "5", "--examples", "1", "--out", RESULT]
+    for command in (["merge", *parts, "--out", whole], [whole, *small]):
+        subprocess.run([*HEADWATER, *command], check=True, stdout=subprocess.DEVNULL)
+    found = {**about, "texts": _read(whole), "length": LENGTH, "shards": [shards[n] for n in range(SHARDS)]}
+    RESULT.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+
+
+def _read(path: Path) -> int:
+    """The texts that a result holds."""
+    from headwater.analyses._corpora.result import Corpus
+
+    return Corpus.open(path).state.told["texts"] if path.exists() else 0
+
+
+def _machine() -> dict[str, Any]:
+    """Where and when, and how busy the machine was when the run began."""
+    import torch
+
+    return {
+        "date": datetime.now(UTC).date().isoformat(), "processors": os.cpu_count(), "machine": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
+
+
 def main(target: str, count: str) -> None:
     """Texts in an order drawn by their digests, so that the packages are mixed."""
     found = {hashlib.sha256(each["text"].encode()).hexdigest(): each for each in texts()}
@@ -103,4 +166,12 @@ def main(target: str, count: str) -> None:
 
 
 if __name__ == "__main__":
-    print(page(sys.argv[2])) if sys.argv[1] == "page" else main(*sys.argv[1:])
+    match sys.argv[1:]:
+        case "page", result:
+            print(page(result))
+        case "time", given, folder:
+            timed(given, folder)
+        case target, count:
+            main(target, count)
+        case _:
+            raise SystemExit(__doc__)
