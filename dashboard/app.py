@@ -27,7 +27,7 @@ try:
 except runs.Pending as pending:
     frame.draw_pending(pending.asked)
 except HeadwaterError as error:
-    if not any(str(error) in notice for notice in state.notices):  # which are told below
+    if str(error) not in st.session_state.get(frame.TOLD, ()):
         st.error(plain(str(error)), icon=":material/error:")
 finally:
     session.write(state)

@@ -23,13 +23,14 @@ STYLE = """
 """
 WITHOUT_RUN, WITHOUT_BAR = ("experiments",), ("start",)
 WAITS = "frame-waits"  # the runs whose progress stands above the page
+TOLD = "frame-told"  # the errors that a notice above the page tells
 SHOWN = {"a": "A: as it is", "b": "B", "difference": "B − A"}
 
 
 def draw(state: State, page: str) -> bool:
     """The bar, and the notices of this run of the page; whether run A is there, without which there is no page."""
     tell(state)
-    st.session_state[WAITS] = set()
+    st.session_state[WAITS], st.session_state[TOLD] = set(), set()
     if page in pages.OF_RESULTS:
         return True
     if page in WITHOUT_RUN:
@@ -85,6 +86,7 @@ def _run_b(state: State) -> runs.Run | None:
 
     def failed(why: object) -> None:
         state.notices.append(f"Run B can not be made: {why}. Run A is shown.")
+        st.session_state[TOLD].add(str(why))
         state.shown = "a"
 
     try:
