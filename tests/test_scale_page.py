@@ -28,6 +28,12 @@ def rows() -> list[str]:
         for name, part in one.items()
         if name == "kills"
     ]
+    two = [
+        f"| units per second of one worker and of two, with one thread each | {part['per_s_of_one']:.0f}, "
+        f"{part['per_s_of_two']:.0f}: {part['efficiency']:.2f} of twice as many |"
+        for name, part in one.items()
+        if name == "efficiency"
+    ]
     return [
         *kills,
         f"| {ledger['units']:,} units entered in the ledger | {ledger['enter_s']:.0f} s, "
@@ -37,6 +43,7 @@ def rows() -> list[str]:
         f"| units per second of one driver and {driver['workers']:,} simulated workers that compute nothing | "
         f"{driver['units_per_s']:,.0f} |",
         f"| merge of {driver['shards']} shards, for each 1,000 units | {driver['merge_s_per_1000']:.1f} s |",
+        *two,
         f"| a file system that was full at {full_units}, then larger | same results |",
         f"| three hosts, {units}: one killed at unit {worker['killed_after']}, the other at a fifth of its speed | "
         f"{worker['tried_again']} tried again, same results |",
