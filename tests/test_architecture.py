@@ -32,6 +32,7 @@ HOMES = {  # library: the folders or files that may import it
     "plotly": ("dashboard/",),
     "tqdm": ("lens/progress.py", "data/"),
     "streamlit": ("dashboard/",),
+    "numba": ("kernels/maps/compiled_loops.py",),
     "ray": ("analyses/_sweeps/ray_actors.py",),
 }
 MIRRORED = ("kernels", "lens", "analyses")

@@ -24,6 +24,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "xarr
 OPTIONAL = {
     "streamlit": "dashboard",
     "plotly": "dashboard",
+    "numba": "fast",
     "triton": "triton",
     "transformer-lens": "transformer-lens",
     "diffusers": "diffusers",

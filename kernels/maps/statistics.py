@@ -11,7 +11,8 @@ unit; `lse` and `entropy` are in nats, `distance` and `windowed_distance` in tok
 `visible` in queries.
 
 Cost: one pass for all that are asked for together, whatever their number; `lse` and `visible` need none. Plain softmax
-maps take the lean walk of kernels/maps/softmax_statistics.py for what that has, and this file's for the rest.
+maps take the lean walk of kernels/maps/softmax_statistics.py for what that has, or its compiled form of
+kernels/maps/compiled_statistics.py, and this file's for the rest.
 `distance_squared` and `windowed_distance` each add a multiplication per weight, so they are not in `DEFAULT`.
 Column sums of some queries only, and weights on chosen pairs, are in kernels/maps/received.py and
 kernels/maps/pairs.py.
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from headwater.kernels.backends.choose import choose_for
-from headwater.kernels.maps import softmax_statistics
+from headwater.kernels.maps import compiled_statistics, softmax_statistics
 from headwater.kernels.maps.measures import of_rows, one_per_row
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.threads import mapped
@@ -110,7 +111,8 @@ def compute(
         else []
     )
     if lean:
-        softmax_statistics.stream(map, lean, found, window)
+        way = compiled_statistics if compiled_statistics.takes(map) else softmax_statistics
+        way.stream(map, lean, found, window)
     if rest := [name for name in streamed if name not in lean]:
         _stream(map, rest, groups, found, window)
     silent = torch.isinf(map.lse).cpu()

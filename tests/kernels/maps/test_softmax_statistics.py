@@ -12,53 +12,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from comparison import within
 from limits import block_elements
+from plain_maps import MASKS, build, check
 
 from headwater.kernels.attend import attend
 from headwater.kernels.maps import softmax_statistics, statistics
 from headwater.kernels.reference import dense as reference
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
-
-MASKS = {
-    "causal": lambda n: Mask(n, n, right=0),
-    "full": lambda n: Mask(n, n),
-    "window": lambda n: Mask(n, n, left=37, right=0),
-    "both sides": lambda n: Mask(n, n, left=90, right=20),
-    "cache": lambda n: Mask(n - 30, n, right=0, query_offset=30),
-    "moved window": lambda n: Mask(n - 30, n - 10, left=50, right=0, query_offset=30, key_offset=10),
-    "nothing seen": lambda n: Mask(n, n, right=-3),
-    "cross": lambda n: Mask(n - 25, n),
-}
-
-
-def build(mask: Mask, batch: int = 2, size: float = 2.0, sinks: bool = False, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(mask.queries)
-    q = torch.randn(batch, 4, mask.queries, 8, generator=generator) * size
-    k, v = (torch.randn(batch, 2, mask.keys, 8, generator=generator) for _ in range(2))
-    rule = ScoreRule(0.4, mask, sinks=torch.tensor([0.5, -1.0, 4.0, 0.0]) if sinks else None)
-    return (*(x.to(dtype) for x in (q, k, v)), rule)
-
-
-def check(q, k, v, rule, exact=3e-5):
-    _, map = attend(q, k, v, rule)
-    assert softmax_statistics.takes(map)
-    dense = reference.attend(q, k, v, rule)
-    if (real := rule.mask.valid_queries) is not None:
-        dense = dense._replace(weights=dense.weights * real[:, None, :, None])
-    expected = reference.statistics(dense, rule)
-    found = statistics.compute(map, softmax_statistics.NAMES)
-    for name in softmax_statistics.NAMES:
-        scale = {"distance": 100, "received": 50, "entropy": 10}.get(name, 1)
-        if name == "argmax":
-            top = dense.weights.gather(-1, found[name].clamp_min(0)[..., None])[..., 0]
-            torch.testing.assert_close(
-                top.nan_to_num(), expected["max"].nan_to_num(), atol=exact, rtol=1e-4, msg="argmax"
-            )
-            assert ((found[name] < 0) == (expected[name] < 0)).all()
-            continue
-        within(found[name], expected[name], exact * scale, 3e-5, name)
 
 
 @pytest.mark.parametrize("kind", MASKS)
