@@ -17,7 +17,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -88,6 +88,13 @@ def within(folder: Path, name: str) -> Path | None:
         return None
     found = (folder / name).resolve()
     return found if found.is_relative_to(folder.resolve()) else None
+
+
+def leads_below(name: str) -> bool:
+    """Whether a name that a file gives can lie in that file's folder: no `..`, no other root, no sign that hides it."""
+    paths = PurePosixPath(name), PureWindowsPath(name)
+    outside = any(path.is_absolute() or path.drive or ".." in path.parts for path in paths)
+    return name.isprintable() and not outside
 
 
 def digest_of(content: Any) -> str:

@@ -29,10 +29,12 @@ class Bar(Generic[Item]):
     the outermost stays.
     """
 
-    def __init__(self, steps: Iterable[Item] | None, desc: str, unit: str, total: int | None) -> None:
+    def __init__(
+        self, steps: Iterable[Item] | None, desc: str, unit: str, total: int | None, done: int
+    ) -> None:
         self.steps = steps
         self.told: dict[str, Any] = {"desc": desc, "unit": unit, "total": total}
-        self.done = 0
+        self.done = self.first = done
         self.begun = time.time()
         self.tell = _telling.get()
         self.kind = None if self.tell else _kind()
@@ -72,21 +74,23 @@ class Bar(Generic[Item]):
             self.drawn.update(steps)
         elif self.kind is not None and self.done != self.told["total"] and time.time() - self.begun >= DELAY:
             self.drawn = self.kind(**self.told, initial=self.done)
-            self.drawn.initial, self.drawn.start_t = 0, self.begun  # the steps per second count from there
+            self.drawn.initial, self.drawn.start_t = self.first, self.begun  # from there the speed is told
             self.drawn.leave = self.drawn.pos == 0 and self.outermost
 
 
 def progress(
-    steps: Iterable[Item] | None = None, *, desc: str, unit: str, total: int | None = None
+    steps: Iterable[Item] | None = None, *, desc: str, unit: str, total: int | None = None, done: int = 0
 ) -> Bar[Item]:
     """A bar over `steps`, or over `total` calls of its `update`, for runs that take longer than a second.
+
+    `done` of them an earlier run has done; they say nothing about the speed of this one.
 
     A terminal and a notebook show it; a notebook without ipywidgets shows it as text. Pipes, files and batch jobs get
     nothing.
     """
     if total is None and hasattr(steps, "__len__"):
         total = len(steps)  # type: ignore[arg-type]
-    return Bar(steps, desc, unit, total)
+    return Bar(steps, desc, unit, total, done)
 
 
 @contextmanager

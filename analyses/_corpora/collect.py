@@ -15,13 +15,14 @@ import torch
 
 from headwater.analyses._corpora.measure import Numbers, Text, of_layer
 from headwater.analyses._corpora.result import Corpus
+from headwater.analyses._corpora.shards import Shard
 from headwater.analyses._corpora.sources import Row, Source, Unit
 from headwater.analyses._corpora.state import State
+from headwater.analyses._corpora.tokens import fitting, tokens_of
 from headwater.kernels.maps.attention_map import AttentionMap
-from headwater.lens.errors import AnalysisError, ModelError, RecordError
+from headwater.lens.errors import AnalysisError, RecordError
 from headwater.lens.files import alone, as_path, check_target
 from headwater.lens.model import HookedModel
-from headwater.lens.naming.texts import rows
 from headwater.lens.progress import progress
 
 FORMAT = 1
@@ -46,9 +47,12 @@ def corpus(
 
     `out` is a .safetensors file, written whole every half minute: the same call goes on where a killed one stood. A
     file of another model, other texts or settings is refused, or with `anew` replaced; one that another run has is
-    refused. `shard=(i, n)` takes every n-th text from the i-th on, i from 1 to n; `Corpus.merge` adds shards up. Sums
-    are whole numbers of a quantum, so all of a merged result is the same, bit for bit, in whatever order shards come.
-    The number of threads may change the last digits of a text.
+    refused. `on_save(done, of)` hears how many texts are done, first when this call begins with the next one, then at
+    every writing.
+
+    `shard=(i, n)` takes every n-th text from the i-th on, i from 1 to n; `Corpus.merge` adds shards up. Sums are whole
+    numbers of a quantum, so all of a merged result is the same, bit for bit, in whatever order shards come. The number
+    of threads may change the last digits of a text.
 
     Sinks are those of Gu et al. (a key that receives more than 0.3 of the weights of the queries that see it), for each
     text and head; sink-free statistics set them aside and divide by what is left, and leave out rows of which less than
@@ -72,11 +76,11 @@ def corpus(
     source = Source.of(texts, field, unit)
     run = _asked(model, source, length, keep, texts_at_most)
     target = None if out is None else check_target(as_path(out, RecordError), RecordError)
-    place, of = _shard(shard)
+    part = Shard.checked(shard, AnalysisError)
     with nullcontext() if target is None else alone(target, RecordError):
-        found = _begun(target, run, (place, of), anew) or Corpus(
+        found = _begun(target, run, part, anew) or Corpus(
             State.empty(len(run["layers"]), run["heads"], keep), run,
-            [{"shard": place, "of": of, "rows": 0, "digest": "", "finished": False}],
+            [{"shard": part.number - 1, "of": part.of, "rows": 0, "digest": "", "finished": False}],
         )  # fmt: skip
         if not found.shards[0]["finished"]:
             _go_on(found, model, source, target, on_save)
@@ -91,14 +95,7 @@ def _asked(
         raise AnalysisError(
             f"{model.name} reads no text of its own with attention; open a model or a part that does"
         )
-    if model.tokenizer is None:
-        raise ModelError("the model was loaded without a tokenizer; a corpus of texts needs one")
-    room = model.context or length or 0
-    length = room if length is None else _least(length, "length", 2)
-    if not length or (model.context and length > model.context):
-        raise AnalysisError(
-            f"length={length} does not fit; {model.name} holds {model.context or 'any number of'} tokens"
-        )
+    length = fitting(model, length)
     _least(keep, "keep", 1)
     if texts_at_most is not None:
         _least(texts_at_most, "texts_at_most", 1)
@@ -109,21 +106,12 @@ def _asked(
     }  # fmt: skip
 
 
-def _least(value: int, name: str, least: int) -> int:
+def _least(value: int, name: str, least: int) -> None:
     if type(value) is not int or value < least:
         raise AnalysisError(f"{name} is a whole number, at least {least}; got {value!r}")
-    return value
 
 
-def _shard(shard: tuple[int, int]) -> tuple[int, int]:
-    """Which texts: those whose number, divided by the second, leaves the first."""
-    number, of = shard
-    if _least(number, "shard", 1) > _least(of, "shards", 1):
-        raise AnalysisError(f"shard {number}/{of} does not exist; give 1/{of} to {of}/{of}")
-    return number - 1, of
-
-
-def _begun(target: Path | None, run: dict[str, Any], shard: tuple[int, int], anew: bool) -> Corpus | None:
+def _begun(target: Path | None, run: dict[str, Any], shard: Shard, anew: bool) -> Corpus | None:
     """What an earlier call has collected in the file; None where it is to begin."""
     if target is None or anew or not target.exists():
         return None
@@ -131,7 +119,7 @@ def _begun(target: Path | None, run: dict[str, Any], shard: tuple[int, int], ane
     if found.run != run:
         name = next(key for key in run if found.run.get(key) != run[key])
         raise RecordError(f"{target} is of another run ({name} differs); give another file, or begin anew")
-    if [(part["shard"], part["of"]) for part in found.shards] != [shard]:
+    if [(part["shard"] + 1, part["of"]) for part in found.shards] != [shard]:
         raise RecordError(f"{target} is of other shards; give another file, or begin anew")
     return found
 
@@ -141,6 +129,7 @@ def _go_on(
 ) -> None:
     """Read on from where the shard stands, and save as time goes by."""
     part = found.shards[0]
+    shard = Shard(part["shard"] + 1, part["of"])
     begun, known = part["rows"], part["digest"]
     most = found.run["at_most"]
     total = source.count() if most is None else min(source.count(), most)
@@ -155,12 +144,14 @@ def _go_on(
 
     adding = False
     try:
-        with progress(desc="texts", unit="text", total=total) as bar:
+        with progress(desc="texts", unit="text", total=total, done=begun) as bar:
             for row in islice(source, total):
+                if row.number == begun and on_save is not None:
+                    on_save(begun, total)
                 if row.number == begun > 0 and digest.hexdigest() != known:
                     raise RecordError(f"the texts changed since {target} was written; begin anew")
                 if row.number >= begun:
-                    mine = row.number % part["of"] == part["shard"]
+                    mine = shard.takes(row.number)
                     measured = _measured(model, found.run["length"], row.text) if mine else None
                     adding = True
                     if measured is not None:
@@ -168,7 +159,7 @@ def _go_on(
                     part["rows"] = row.number + 1
                 digest.update(len(row.text).to_bytes(8, "little") + row.text.encode("utf-8", "surrogatepass"))
                 adding = False
-                bar.update()
+                bar.update(row.number >= begun)
                 if time.monotonic() - saved > SAVED_EVERY and part["rows"] > begun:
                     save()
                     saved = time.monotonic()
@@ -194,13 +185,10 @@ def _measured(model: HookedModel, length: int, text: str) -> Measured | str:
     """The numbers of one text, or why it is left out."""
     if not text.strip():
         return "empty"
-    ids = torch.tensor(rows([text], model.tokenizer, model.prepend_bos)[0].ids)
-    cut = len(ids) > length
-    if cut:
-        closing = getattr(model.tokenizer, "all_special_ids", ())
-        ids = torch.cat([ids[: length - 1], ids[-1:]]) if int(ids[-1]) in closing else ids[:length]
-    if len(ids) < 2:
+    tokens, cut = tokens_of(model, text, length)
+    if len(tokens) < 2:
         return "short"
+    ids = torch.tensor(tokens)
     with torch.no_grad():
         record = model.record(ids[None], statistics=(), keep=("qk",))
         asked = Text(ids.to(model.device))

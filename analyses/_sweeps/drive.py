@@ -62,7 +62,7 @@ class Driver:
 
     def _firsts(self) -> list[Row]:
         """The first queued unit of each analysis and settings: what they take tells what the rest will take."""
-        ends = self.run.sweep.firsts()
+        ends = self.run.units.firsts
         block, found, rest = 0, [], deque()
         for row in self.queue:
             new = row.number >= ends[block]
@@ -117,7 +117,7 @@ class Driver:
                     f"a worker is not like its run: {wrong}; bring it to the same state, or begin a new run"
                 )
             worker.opened, self.unopened = True, 0
-        elif kind == "unopened":
+        elif kind in ("unopened", "changed"):
             raise SweepError(answer["reason"])
         elif kind == "died":
             self._bury(number, worker, answer["reason"])
@@ -174,7 +174,7 @@ class Driver:
 
     def _estimate(self, firsts: Sequence[Row]) -> None:
         """Say what the rest will take; SweepError where it will not fit on the disk."""
-        ends = self.run.sweep.firsts()
+        ends = self.run.units.firsts
         left = [0] * len(ends)
         block = 0
         for row in sorted(self.later, key=lambda row: row.number):

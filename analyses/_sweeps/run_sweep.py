@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from headwater.analyses._corpora.shards import Shard
 from headwater.analyses._sweeps.drive import Driver
 from headwater.analyses._sweeps.ledger import Ledger
 from headwater.analyses._sweeps.processes import Engine, Processes
+from headwater.analyses._sweeps.reading import Reading
 from headwater.analyses._sweeps.sweep import Sweep
 from headwater.analyses._sweeps.sweep_run import LEDGER, Manifest, SweepRun, alone, begin
-from headwater.analyses._sweeps.unit import Unit
-from headwater.analyses._sweeps.worker import Setup, facts_of, given_of, open_model
-from headwater.lens.errors import HeadwaterError, PromptError, SweepError
-from headwater.lens.files import as_path, digest_of
+from headwater.analyses._sweeps.texts import Texts
+from headwater.analyses._sweeps.worker import Setup, facts_of, open_model
+from headwater.lens.errors import SweepError
+from headwater.lens.files import as_path
 from headwater.lens.model import HookedModel
 
 Kind = Literal["local", "ray"]
@@ -50,9 +52,7 @@ def run_sweep(
     {'queued': 0, 'done': 1, 'failed': 0} ('batch', 'query', 'key')
     """
     path, place = as_path(folder, SweepError), as_path(base, SweepError)
-    number, of = shard or (1, 1)
-    if not 1 <= number <= of:
-        raise SweepError(f"shard {number}/{of} does not exist; give 1/{of} to {of}/{of}")
+    part = Shard.checked(shard or (1, 1), SweepError)
     if workers is not None and workers < 1:
         raise SweepError(f"workers={workers} compute nothing; give 1 or more")
     try:
@@ -62,13 +62,14 @@ def run_sweep(
     with alone(path):
         opened = open_model(sweep, place, model)
         facts = facts_of(sweep, opened, place)
+        facts |= Texts(sweep.corpus, place).facts() if sweep.corpus else {}
         _check(sweep, opened)
         manifest = Manifest(
             sweep.model_dump(mode="json"), facts, os.path.relpath(place.resolve(), path.resolve()), shard
         )
         run = begin(path, manifest)
         with Ledger(path / LEDGER) as ledger:
-            ledger.add(_keys(sweep, opened, facts, place, shard))
+            ledger.add(Reading(sweep, opened, facts, place).keys(run.units, part))
             del opened  # the workers open their own, on the same GPU if need be
             gc.collect()
             if sweep.device == "cuda":
@@ -132,39 +133,6 @@ def _check(sweep: Sweep, model: HookedModel) -> None:
             raise SweepError(
                 f"layers {layers}: {model.name} has no layer {wrong[0]}; its layers are {model.layers}"
             )
-
-
-def _keys(
-    sweep: Sweep, model: HookedModel, facts: Mapping[str, Any], base: Path, shard: tuple[int, int] | None
-) -> Iterator[tuple[str, int]]:
-    """The key and the number of each unit of a shard."""
-    own = ("format", "model", "prompts", "pairs", "layers", "analyses", "edits", "seeds")
-    shared = {name: value for name, value in sweep.model_dump(mode="json").items() if name not in own}
-    run = digest_of({"facts": dict(facts), **shared})
-    edits = {name: digest_of(listed) for name, listed in sweep.edits.items()}
-    given: dict[tuple[str, int], str] = {}
-    number, of = shard or (1, 1)
-    for place in range(number - 1, len(sweep), of):
-        unit = sweep.unit(place)
-        at = unit.kind, unit.at
-        if at not in given:
-            given[at] = _given_digest(unit, model, base)
-        yield unit.key(run, given[at], edits[unit.edits]), place
-
-
-def _given_digest(unit: Unit, model: HookedModel, base: Path) -> str:
-    """Of a prompt or pair: what is given, and the token ids that the model reads."""
-    read, own = given_of(unit, base)
-    sides = [side for each in read for side in (each if isinstance(each, tuple) else _sides(each))]
-    try:
-        ids = [model.to_tokens(side).ids.tolist() for side in sides]
-    except HeadwaterError as error:
-        raise PromptError(f"{unit.kind} {unit.at}: {error}") from None
-    return digest_of({"given": unit.given, "ids": ids, "own": own})
-
-
-def _sides(given: Any) -> list[Any]:
-    return [given.prompt, given.corrupt] if hasattr(given, "corrupt") else [given]
 
 
 def _requeue(run: SweepRun, ledger: Ledger, again: bool) -> None:

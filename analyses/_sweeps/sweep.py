@@ -6,10 +6,9 @@ every setting of every analysis is checked before anything runs, and it runs no 
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import json
 import math
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +16,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from headwater.analyses._sweeps.asked import Asked, Pair
+from headwater.analyses._sweeps.texts import ACorpus, Corpus, Texts
 from headwater.analyses._sweeps.unit import Unit
+from headwater.analyses._sweeps.units import Units, told
 from headwater.lens.errors import HeadwaterError, SweepError, first_line
 from headwater.lens.experiments import edits_on_parts
 from headwater.lens.experiments.faults import first_fault
@@ -26,12 +27,12 @@ from headwater.lens.files import as_path, parse_json, read_text
 
 FORMAT = 1
 MOST_BYTES = 64 * 2**20
-MOST_UNITS = 10**8
 MOST_COMBINATIONS = 10**6  # of settings, which are kept in memory
+CUT = "a model whose layers are cut over devices is not read; take one that a device holds, or fewer bits (dtype)"
 TOO_LARGE = {  # what is asked of a model that no single device holds
-    "device_map": "a sweep opens its model on one device; open a model on several devices in Python, hw.load(model)",
-    "tensor_parallel": "a model whose layers are cut over devices is not read; take one that a device holds",
-}
+    "device_map": "a sweep opens its model whole on one device; take one that a device holds, or fewer bits (dtype)",
+    "tp_plan": CUT, "tp_size": CUT, "tensor_parallel": CUT,
+}  # fmt: skip
 Named = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -40,11 +41,13 @@ Layers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_le
 
 
 class Sweep(BaseModel):
-    """What is asked of a model: units are prompts (or pairs) × layers × analyses × edits × seeds.
+    """What is asked of a model: units are prompts, texts of a corpus or pairs × layers × analyses × edits × seeds.
 
     `revision` says which weights (None: any). `threads` are those of each worker, and part of what decides the
     numbers. `layers` are lists of layers, each a unit of its own; without any an analysis sees the whole model. `edits`
-    are lists of edits by name, `{"none": []}` where nothing is changed. `seeds` are for analyses that draw.
+    are lists of edits by name, `{"none": []}` where nothing is changed. `seeds` are for analyses that draw. `corpus`
+    is a file or folder of texts in the sweep's folder, in the place of prompts: `"texts.jsonl"`, or with `field`,
+    `unit`, `texts` and `length` as in `corpus`; how many units there are is then told by `sweep.units(base)`.
 
     >>> import headwater as hw
     >>> sweep = hw.Sweep(
@@ -65,6 +68,7 @@ class Sweep(BaseModel):
     prepend_bos: bool | None = None
     part: str | None = Field(default=None, min_length=1, max_length=100)
     prompts: list[APrompt] = Field(default=[], max_length=1_000_000)
+    corpus: ACorpus | None = None
     pairs: list[Pair] = Field(default=[], max_length=1_000_000)
     layers: list[Layers] = Field(default=[], max_length=10_000)
     analyses: list[Asked] = Field(min_length=1, max_length=1000)
@@ -84,26 +88,24 @@ class Sweep(BaseModel):
     @model_validator(mode="after")
     def _all_used(self) -> Sweep:
         """What would be given for nothing is refused, and so is an analysis that lacks its inputs."""
+        if self.prompts and self.corpus:
+            raise SweepError("a sweep reads prompts or a corpus; leave one of them out")
         reads = {asked.analysis: asked.entry.inputs for asked in self.analyses}
         for name, inputs in reads.items():
-            wanted = "pairs" if inputs == "model+pairs" else "prompts"
+            wanted = "pairs" if inputs == "model+pairs" else "corpus" if self.corpus else "prompts"
             if inputs != "model" and not getattr(self, wanted):
                 raise SweepError(f"{name} reads {wanted}, and the sweep has none; give {wanted}")
         if self.pairs and "model+pairs" not in reads.values():
             raise SweepError("no analysis of the sweep reads pairs; leave them out")
-        if self.prompts and not {"record", "model+examples"} & set(reads.values()):
-            raise SweepError("no analysis of the sweep reads prompts; leave them out")
+        if (self.prompts or self.corpus) and not {"record", "model+examples"} & set(reads.values()):
+            useless = "prompts; leave them out" if self.prompts else "a corpus; leave it out"
+            raise SweepError(f"no analysis of the sweep reads {useless}")
         combinations = [math.prod(map(len, asked.each.values())) for asked in self.analyses]
         if (most := sum(combinations)) > MOST_COMBINATIONS:  # before they are listed
             raise SweepError(
-                f"each gives {_count(most)} combinations of settings; the most is {MOST_COMBINATIONS:,}; divide it"
+                f"each gives {told(most)} combinations of settings; the most is {MOST_COMBINATIONS:,}; divide it"
             )
-        units = sum(
-            some * math.prod(self._axes(asked))
-            for some, asked in zip(combinations, self.analyses, strict=True)
-        )
-        if units > MOST_UNITS:
-            raise SweepError(f"the sweep has {_count(units)} units; the most is {MOST_UNITS:,}; divide it")
+        self.units_of(None if self.corpus is None else 1)  # refused where they are too many
         for asked in self.analyses:
             if self.layers and not asked.by_layers:
                 raise SweepError(
@@ -118,55 +120,31 @@ class Sweep(BaseModel):
         return self
 
     def __len__(self) -> int:
-        return self._ends[-1]
-
-    @cached_property
-    def _blocks(self) -> list[tuple[Asked, dict[str, Any]]]:
-        """Each analysis with one combination of its settings."""
-        return [(asked, settings) for asked in self.analyses for settings in asked.combinations()]
-
-    @cached_property
-    def _ends(self) -> list[int]:
-        """The number of units up to the end of each block."""
-        return list(itertools.accumulate(math.prod(self._axes(asked)) for asked, _ in self._blocks))
-
-    def _axes(self, asked: Asked) -> tuple[int, ...]:
-        """How many edits, seeds, ranges of layers and prompts one block has."""
-        reads = {"model+pairs": len(self.pairs), "model": 1}.get(asked.entry.inputs, len(self.prompts))
-        return len(self.edits), len(self.seeds), len(self.layers) or 1, reads
-
-    @cached_property
-    def _edit_names(self) -> list[str]:
-        return list(self.edits)
-
-    def firsts(self) -> list[int]:
-        """The number of the first unit of each block, and the end."""
-        return [0, *self._ends]
+        return len(self._own)
 
     def unit(self, number: int) -> Unit:
         """The unit of that number; the prompts change first, then layers, seeds, edits and settings."""
-        if not 0 <= number < len(self):
-            raise SweepError(f"unit {number} does not exist; the sweep has units 0 to {len(self) - 1}")
-        block = bisect.bisect_right(self._ends, number)
-        asked, settings = self._blocks[block]
-        edits, seeds, layers, reads = self._axes(asked)
-        rest, prompt = divmod(number - (self._ends[block - 1] if block else 0), reads)
-        rest, layer = divmod(rest, layers)
-        edit, seed = divmod(rest, seeds)
-        assert edit < edits
-        inputs = asked.entry.inputs
-        given = self.pairs if inputs == "model+pairs" else self.prompts
-        return Unit(
-            number=number,
-            analysis=asked.analysis,
-            settings=settings,
-            kind="" if inputs == "model" else "pair" if inputs == "model+pairs" else "prompt",
-            at=prompt,
-            given={} if inputs == "model" else given[prompt].model_dump(mode="json"),
-            layers=self.layers[layer] if self.layers else None,
-            edits=self._edit_names[edit],
-            seed=self.seeds[seed],
+        return self._own[number]
+
+    def units(self, base: str | os.PathLike[str] = ".") -> Units:
+        """All units; the texts of a corpus are counted, which lies in the folder `base`, that of the sweep file."""
+        if self.corpus is None:
+            return self._own
+        return self.units_of(Texts(self.corpus, as_path(base, SweepError)).facts()["texts"])
+
+    def units_of(self, texts: int | None) -> Units:
+        """All units, where so many texts are read of the corpus (None: there is none)."""
+        return Units(
+            self.analyses, list(self.edits), self.seeds, self.layers, self.prompts, self.pairs, texts
         )
+
+    @cached_property
+    def _own(self) -> Units:
+        if self.corpus is not None:
+            raise SweepError(
+                "how many units a sweep of a corpus has is known when its texts are counted; ask sweep.units(base)"
+            )
+        return self.units_of(None)
 
     @classmethod
     def from_json(cls, text: str, name: str = "the sweep") -> Sweep:
@@ -191,11 +169,13 @@ class Sweep(BaseModel):
         return cls.from_json(read_text(as_path(path, SweepError), MOST_BYTES, SweepError), str(path))
 
 
-def _count(number: int) -> str:
-    """Also a number of so many digits that no line holds it."""
-    return f"{number:,}" if number < 10**18 else "10^18 or more"
-
-
 KEYS = tuple(
-    {*Sweep.model_fields, *Asked.model_fields, *Pair.model_fields, *Prompt.model_fields, *File.model_fields}
+    {
+        *Sweep.model_fields,
+        *Asked.model_fields,
+        *Pair.model_fields,
+        *Prompt.model_fields,
+        *File.model_fields,
+        *Corpus.model_fields,
+    }
 )

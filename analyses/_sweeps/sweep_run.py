@@ -27,6 +27,8 @@ import pandas as pd
 from headwater.analyses._sweeps.kept import unpack
 from headwater.analyses._sweeps.ledger import KEY, Ledger, Row
 from headwater.analyses._sweeps.sweep import Sweep
+from headwater.analyses._sweeps.texts import MOST_TEXTS
+from headwater.analyses._sweeps.units import Units
 from headwater.lens.errors import SweepError, as_short
 from headwater.lens.files import as_path, digest_of, locked, parse_json, read_bytes, read_text, write_text
 
@@ -108,6 +110,16 @@ class SweepRun:
         """What was asked."""
         return Sweep.of(self.manifest.sweep, str(self.path / MANIFEST))
 
+    @cached_property
+    def units(self) -> Units:
+        """The units by their numbers; the texts of a corpus were counted when the run began."""
+        texts = None if self.sweep.corpus is None else self.manifest.facts.get("texts")
+        if self.sweep.corpus is not None and not (type(texts) is int and 0 < texts <= MOST_TEXTS):
+            raise SweepError(
+                f"{self.path / MANIFEST} does not say how many texts its corpus has; begin a new run"
+            )
+        return self.sweep.units_of(texts)
+
     def ledger(self) -> Ledger:
         """The ledger, to read."""
         return Ledger(self.path / LEDGER, readonly=True)
@@ -122,7 +134,7 @@ class SweepRun:
         lines = []
         with self.ledger() as ledger:
             for row in ledger.rows():
-                unit = self.sweep.unit(row.number)
+                unit = self.units[row.number]
                 about = {"analysis": unit.analysis, "reads": unit.kind, "at": unit.at if unit.kind else None}
                 about |= {
                     "layers": unit.layers,
@@ -149,13 +161,19 @@ class SweepRun:
                 "there is no such unit" if row is None else f"it is {row.state}: {row.error or 'not run yet'}"
             )
             raise SweepError(f"unit {unit!r:.80} has no result: {why}")
-        return self._read(row)
+        return self._read(row)[1]
 
     def results(self) -> Iterator[tuple[dict[str, Any], Any]]:
-        """Each finished unit, as data, with its result, in the order of the units' numbers."""
+        """Each finished unit, as data, with its result, in the order of the units' numbers.
+
+        `given` of a unit is its prompt or pair, and of a text of a corpus where it stands, how many of its tokens were
+        read, and whether it was cut.
+        """
         with self.ledger() as ledger:
             for row in ledger.rows("done"):
-                yield self.sweep.unit(row.number).to_dict(), self._read(row)
+                unit = self.units[row.number].to_dict()
+                there, result = self._read(row)
+                yield (unit | {"given": there.get("given")} if unit["kind"] == "text" else unit), result
 
     def digest(self) -> str:
         """sha256 over the digests of all results: equal for two runs exactly when their results are, bit for bit."""
@@ -169,6 +187,14 @@ class SweepRun:
                 if not self.is_whole(row):
                     yield row
 
+    def strays(self) -> Iterator[Path]:
+        """Files where results lie that are of no finished unit: nothing reads them."""
+        with self.ledger() as ledger:
+            for file in sorted((self.path / UNITS).rglob("*")):
+                row = ledger.row(file.stem) if KEY.fullmatch(file.stem) else None
+                if not file.is_dir() and not (row and row.state == "done" and file == self.file(row.key)):
+                    yield file
+
     def is_whole(self, row: Row, look: bool = True) -> bool:
         """Whether the file of a unit is there as it was written; without `look` only its size is compared."""
         file = self.file(row.key)
@@ -179,14 +205,15 @@ class SweepRun:
             return False
         return not look or of_bytes(read_bytes(file, MOST_UNIT, SweepError)) == row.digest
 
-    def _read(self, row: Row) -> Any:
+    def _read(self, row: Row) -> tuple[dict[str, Any], Any]:
+        """The unit, as its file tells it, and its result."""
         content = read_bytes(self.file(row.key), MOST_UNIT, SweepError)
         if of_bytes(content) != row.digest:
             raise SweepError(
                 f"{self.file(row.key)} is another file than the one that was written; delete it, then "
                 "`headwater sweep resume` computes it again"
             )
-        return unpack(content, str(self.file(row.key)))[1]
+        return unpack(content, str(self.file(row.key)))
 
 
 def of_bytes(content: bytes) -> str:

@@ -10,14 +10,14 @@ from headwater.lens.files import digest_of
 
 @dataclass(frozen=True)
 class Unit:
-    """Plain data: it goes to a worker as JSON. `at` is the place of the prompt or pair in the sweep's list."""
+    """Plain data: it goes to a worker as JSON. `at` is the place of the prompt, text or pair in its list."""
 
     number: int
     analysis: str
     settings: dict[str, Any]
-    kind: str  # "prompt", "pair", or "" for an analysis of the model alone
+    kind: str  # "prompt", "text" (of a corpus), "pair", or "" for an analysis of the model alone
     at: int
-    given: dict[str, Any]  # the prompt or the pair
+    given: dict[str, Any]  # the prompt or the pair; of a text its file tells where it stands
     layers: list[int] | None
     edits: str
     seed: int

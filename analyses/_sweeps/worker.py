@@ -21,15 +21,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
 
 from headwater.analyses._catalogue.calling import ask
 from headwater.analyses._catalogue.catalogue import entry
-from headwater.analyses._sweeps.asked import Pair
 from headwater.analyses._sweeps.kept import pack
+from headwater.analyses._sweeps.reading import Read, Reading
 from headwater.analyses._sweeps.sweep import Sweep
 from headwater.analyses._sweeps.sweep_run import MOST_UNIT, UNITS, SweepRun, no_links, of_bytes
 from headwater.analyses._sweeps.unit import Unit
@@ -37,7 +36,6 @@ from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import HeadwaterError, SweepError, named_line
 from headwater.lens.experiments import edits_on_parts
 from headwater.lens.experiments.named_model import load_named
-from headwater.lens.experiments.prompt import Prompt
 from headwater.lens.experiments.results import versions_now
 from headwater.lens.files import read_bytes, write_bytes
 from headwater.lens.model import HookedModel
@@ -61,28 +59,38 @@ class _DiskError(Exception):
     """A file that could not be written: the unit is sound, and its worker is not."""
 
 
+class _ChangedError(Exception):
+    """What a unit reads is not what was there when the run began."""
+
+
 class Worker:
     """The model of a sweep, opened once."""
 
     def __init__(self, setup: Setup) -> None:
         self.base, self.run = Path(setup.base), Path(setup.run)
-        self.sweep = SweepRun(self.run).sweep
+        run = SweepRun(self.run)
+        self.sweep, self.units = run.sweep, run.units
         torch.set_num_threads(self.sweep.threads)
         self.model = open_model(self.sweep, self.base, setup.model)
-        self.facts = facts_of(self.sweep, self.model, self.base)
+        # a corpus is not read whole by every worker: each text is held to the key of its unit
+        corpus = {name: run.manifest.facts.get(name) for name in ("corpus", "texts")}
+        self.facts = facts_of(self.sweep, self.model, self.base) | (corpus if self.sweep.corpus else {})
+        self.reading = Reading(self.sweep, self.model, self.facts, self.base)
 
     def answer(self, number: int, key: str) -> dict[str, Any]:
         """What came of a unit, as plain data: `digest`, `bytes` and `seconds`, or a `reason` of a kind."""
         started = time.perf_counter()
         told: dict[str, Any] = {"number": number}
         try:
-            content = pack(*self._computed(self.sweep.unit(number)))
+            content = pack(*self._computed(self.units[number], key))
             try:
                 self._write(key, content)
             except (OSError, SweepError) as error:
                 raise _DiskError(str(error)) from None
         except _DiskError as error:
             return {**told, "kind": "disk", "reason": str(error)}
+        except _ChangedError as error:
+            return {**told, "kind": "changed", "reason": str(error)}
         except HeadwaterError as error:  # it would be said again
             return {**told, "kind": "refused", "reason": " ".join(str(error).split())}
         except Exception as error:
@@ -97,11 +105,11 @@ class Worker:
             "seconds": seconds,
         }
 
-    def _computed(self, unit: Unit) -> tuple[Any, dict[str, Any]]:
+    def _computed(self, unit: Unit, key: str) -> tuple[Any, dict[str, Any]]:
+        read = self._read(unit, key)
         asked = entry(unit.analysis)
         known = {setting.name for setting in asked.settings}
-        given, own = given_of(unit, self.base)
-        settings = {name: value for name, value in own.items() if name in known} | unit.settings
+        settings = {name: value for name, value in read.own.items() if name in known} | unit.settings
         settings |= {"seed": unit.seed} if "seed" in known and "seed" not in settings else {}
         by_record = asked.inputs == "record"
         if unit.layers is not None and not by_record:
@@ -109,8 +117,24 @@ class Worker:
         with torch.random.fork_rng(), edits_on_parts.editing(self.model, self._edits(unit.edits)):
             torch.manual_seed(unit.seed)
             layers = unit.layers if by_record else None
-            result = ask(asked, self.model, given, settings, layers=layers)
-        return result, unit.to_dict()
+            result = ask(asked, self.model, read.given, settings, layers=layers)
+        return result, unit.to_dict() | {"given": read.told}
+
+    def _read(self, unit: Unit, key: str) -> Read:
+        """What the unit reads; a text of a corpus only where the unit's key is of that text."""
+        if unit.kind != "text":
+            return self.reading.read(unit)
+        try:
+            found = self.reading.read(unit)
+            there = self.reading.key(unit, self.reading.digest(found))
+        except HeadwaterError as error:
+            raise _ChangedError(f"the corpus changed while the run went on: {error}") from None
+        if there != key:
+            raise _ChangedError(
+                f"the corpus changed while the run went on: {found.name} is another text; put it back, then "
+                "`headwater sweep resume`"
+            )
+        return found
 
     @cache  # noqa: B019, a worker lives as long as its process
     def _edits(self, name: str) -> list[edits_on_parts.PartEdit]:
@@ -168,21 +192,6 @@ def code_digest() -> str:
             content = file.read_bytes()
             found.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return "sha256:" + found.hexdigest()
-
-
-def given_of(unit: Unit, base: Path | None) -> tuple[list[Any], dict[str, Any]]:
-    """What the analysis reads, and the answers that stand beside a prompt, as settings."""
-    if not unit.kind:
-        return [], {}
-    if unit.kind == "pair":
-        pair = Pair(**unit.given)
-        clean, corrupt = pair.clean.given(base), pair.corrupt.given(base)
-        if pair.answer is None:
-            return [(clean, corrupt)], {}
-        return [SimpleNamespace(prompt=clean, corrupt=corrupt, answer=pair.answer, wrong=[pair.wrong])], {}
-    prompt = Prompt(**unit.given)
-    own = {"answer": prompt.answer, "wrong": prompt.wrong[0] if prompt.wrong else None}
-    return [prompt.given(base)], {name: value for name, value in own.items() if value is not None}
 
 
 def in_folder(edit: Mapping[str, Any], base: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from headwater.analyses._corpora.shards import Shard
 from headwater.command.options import DEFAULT_MODEL, AsJson, Model, Part, PrependBos
 from headwater.lens.errors import HeadwaterError
 
@@ -86,8 +87,8 @@ def corpus(
             )
         loaded = inputs.model(model, prepend_bos, part)
         found = collect(
-            loaded, texts[0], out=out, length=length, keep=keep, shard=_shard(shard), texts_at_most=most,
-            field=field, unit=unit, anew=anew, on_save=None if sys.stderr.isatty() else _teller(),
+            loaded, texts[0], out=out, length=length, keep=keep, shard=Shard.parse(shard, HeadwaterError),
+            texts_at_most=most, field=field, unit=unit, anew=anew, on_save=None if sys.stderr.isatty() else _teller(),
         )  # fmt: skip
         _show(found, by, heads, as_json)
         return
@@ -102,26 +103,21 @@ def corpus(
     _show(found, by, heads, as_json)
 
 
-def _shard(text: str) -> tuple[int, int]:
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal()):
-        raise HeadwaterError(f"--shard is i/n, such as 3/8; got {text!r}")
-    return int(number), int(of)
-
-
 def _teller() -> Callable[[int, int], None]:
-    """Says on standard error how far it is and how long it will take, where no bar is drawn."""
-    begun, first = time.monotonic(), [-1]
+    """Says on standard error how far it is and how long it will take, where no bar is drawn.
+
+    The speed is that of this run: texts that an earlier one has read take no time.
+    """
+    begun: list[tuple[float, int]] = []
 
     def tell(done: int, total: int) -> None:
-        if first[0] < 0:
-            first[0] = done
-        elapsed = time.monotonic() - begun
-        left = (
-            ""
-            if done in (total, first[0])
-            else f", about {(total - done) * elapsed / done / 60:.0f} min left"
-        )
+        if not begun:
+            begun.append((time.monotonic(), done))
+        start, first = begun[0]
+        left = ""
+        if first < done < total:
+            minutes = (total - done) * (time.monotonic() - start) / (done - first) / 60
+            left = f", about {minutes:.0f} min left"
         typer.echo(f"{done} of {total} texts{left}", err=True)
 
     return tell

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from headwater.analyses._corpora.shards import Shard
 from headwater.command.options import AsJson
 from headwater.command.waiting import counted
 from headwater.lens.errors import SweepError
@@ -79,7 +80,7 @@ def run(
     from headwater.analyses._sweeps.run_sweep import run_sweep
     from headwater.analyses._sweeps.sweep import Sweep
 
-    asked, part = Sweep.open(file), _shard(shard)
+    asked, part = Sweep.open(file), None if shard is None else Shard.parse(shard, SweepError)
     ending = ".run" if part is None else f".{part[0]}-of-{part[1]}.run"
     folder = out or file.with_name(file.stem + ending)
     with _watched() as (say, tell):
@@ -141,15 +142,6 @@ def merge(
     with _watched() as (_, tell):
         found = merge_runs(folders, out, tell=tell)
     _told(found, as_json)
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal()):
-        raise SweepError(f"--shard {text!r} can not be read; write it as 3/8")
-    return int(number), int(of)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ than the one that was meant is refused, and the results say by their digest whic
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -23,7 +23,7 @@ from pydantic import (
 
 from headwater.lens.errors import ExperimentError
 from headwater.lens.examples.example import Example
-from headwater.lens.files import within
+from headwater.lens.files import leads_below, within
 from headwater.lens.media.pictures import pictures
 from headwater.lens.media.sources import content
 
@@ -41,10 +41,7 @@ class File(BaseModel):
     @field_validator("file")
     @classmethod
     def _inside(cls, value: str) -> str:
-        paths = PurePosixPath(value), PureWindowsPath(value)
-        if not value.isprintable() or any(
-            path.is_absolute() or path.drive or ".." in path.parts for path in paths
-        ):
+        if not leads_below(value):
             raise ValueError(
                 "a file is named by where it lies in the experiment's folder, without '..' and signs that do not print"
             )

@@ -19,6 +19,7 @@ from headwater.lens.foreign.named_axes import AxisNames, NamedAxes
 from headwater.lens.foreign.sources import told_apart
 from headwater.lens.models.closeness import relative_difference
 from headwater.lens.models.parts import Part
+from headwater.lens.running.placed import refuse_divided
 
 ALLOWED = {torch.float64: 1e-5, torch.float32: 1e-3}
 COARSE = 5e-2
@@ -94,6 +95,7 @@ def _refuse_unfit(module: nn.Module, name: str, sample: Any) -> None:
         raise ModelError(
             f"{type(inner or module).__name__} is compiled; load() the module before torch.compile"
         )
+    refuse_divided(module.named_parameters(), name)
     for path, weight in (*module.named_parameters(), *module.named_buffers()):
         if weight.is_meta:
             raise ModelError(

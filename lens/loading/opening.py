@@ -34,6 +34,7 @@ from headwater.lens.models.revision import stored
 from headwater.lens.models.signature import FLOATS, image_token, names
 from headwater.lens.models.stack import pattern
 from headwater.lens.running.padding import moved_sides
+from headwater.lens.running.placed import refuse_divided
 from headwater.lens.samples.samples import as_rows, check_sample, described, samples
 
 
@@ -51,6 +52,7 @@ def open_model(hf: Any, tokenizer: Any, name: str, sample: Mapping[str, Any] | N
     `sample`: the inputs of the short run, where the model takes none of those that samples.py makes.
     """
     with one_line(f"{name} can not be read"):
+        refuse_divided(stored(hf), name)
         _refuse_nonfinite(hf, name)
         with as_it_was(hf) as state:
             hf.eval()

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import headwater as hw
+from headwater.command import corpus as module
 from headwater.command.cli import app
 
 
@@ -61,3 +62,17 @@ def test_shards_are_merged_and_shown(texts, tmp_path) -> None:
 def test_errors_are_one_line(texts, given) -> None:
     told = run(*(each.format(texts=texts) for each in given), code=2)
     assert len(told.strip().splitlines()) == 1, told
+
+
+def test_the_time_that_is_left_is_that_of_this_run(monkeypatch, capsys) -> None:
+    """Texts that an earlier run has read take no time. Seen to fail with all texts over the time of this run."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    tell = module._teller()
+    for seconds, done in ((5.0, 1000), (605.0, 1100), (1205.0, 1200), (6005.0, 2000)):
+        now[0] = seconds
+        tell(done, 2000)
+    assert capsys.readouterr().err.splitlines() == [
+        "1000 of 2000 texts", "1100 of 2000 texts, about 90 min left", "1200 of 2000 texts, about 80 min left",
+        "2000 of 2000 texts",
+    ]  # fmt: skip

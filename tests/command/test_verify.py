@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from sweep_engines import Here, open_once
+
+import headwater as hw
 
 SAVED = Path(__file__).parents[1] / "saved"
 FILES = {
@@ -40,3 +44,29 @@ def test_a_changed_byte_is_told_and_the_other_files_too(headwater, tmp_path: Pat
     assert "absent.json" in third
     assert "README.md is none of the files that Headwater saves" in fourth
     assert "circuit of" in run.stdout
+
+
+def test_sweeps_and_their_runs(headwater, tmp_path: Path, monkeypatch) -> None:
+    """Also one of a corpus, whose texts are counted; a file is changed, one lies there without a row."""
+    open_once(monkeypatch)
+    monkeypatch.setattr(
+        "headwater.analyses._sweeps.run_sweep._engine", lambda kind, setup, sweep, workers: Here(setup, {})
+    )
+    (tmp_path / "texts.txt").write_text("Mary gave John a drink\n\nMary\n\nJohn\n")
+    corpus = {"path": "texts.txt", "unit": "paragraph"}
+    sweep = {"model": "tasks-4l", "corpus": corpus, "analyses": [{"analysis": "rollout"}]}
+    (tmp_path / "s.json").write_text(json.dumps(sweep))
+    assert "a sweep of 3 units with tasks-4l" in headwater("verify", tmp_path / "s.json").stdout
+    assert headwater("sweep", tmp_path / "s.json").exit_code == 0
+    run = hw.SweepRun(tmp_path / "s.run")
+    (run.path / "units" / "stray.safetensors").write_text("x")
+    told = headwater("verify", run.path)
+    assert (told.exit_code, told.stderr) == (0, "")
+    assert "0 queued, 3 done, 0 failed: every file has the digest of its row; 1 other files" in told.stdout
+    file = run.file(run.table().key[1])
+    file.write_bytes(file.read_bytes()[:-1])
+    told = headwater("verify", run.path, tmp_path)
+    assert (told.exit_code, told.stdout) == (2, "")
+    damaged, none = told.stderr.splitlines()
+    assert f"1 files are missing or were changed, first {file}" in damaged
+    assert "holds no run of a sweep" in none

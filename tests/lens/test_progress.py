@@ -245,3 +245,18 @@ def state_of(model: hw.HookedModel) -> object:
         for name, each in network.named_parameters()
     }
     return modules, weights, network.config.to_dict(), torch.is_grad_enabled()
+
+
+def test_what_an_earlier_run_has_done_says_nothing_about_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """90 of 100 were done; one more took a second, so nine seconds are left. Seen to fail with the 90 as fast ones."""
+    terminal_of(monkeypatch)
+    monkeypatch.setattr(module, "DELAY", 0.5)
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    with progress(desc="texts", unit="text", total=100, done=90) as bar:
+        bar.update(0)
+        now[0] += 1.0
+        bar.update()
+        told = bar.drawn.format_dict
+        assert (told["n"], told["total"]) == (91, 100)
+        assert (told["n"] - told["initial"]) / (now[0] - bar.drawn.start_t) == 1.0

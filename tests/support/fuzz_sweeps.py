@@ -25,11 +25,13 @@ def sweep(folder: Path) -> Target:
     whole = [
         sweep_engines.asked(edits=sweep_engines.OFF, layers=[[0, 1], [2]], analyses=ANALYSES),
         sweep_engines.asked(seeds=[0, 1], analyses=[{"analysis": "agreement"}]),
+        sweep_engines.asked(prompts=[], corpus={"path": "a/b.txt", "unit": "paragraph", "length": 9}),
     ]
 
     def read(path: Path) -> None:
         found = hw.Sweep.open(path)
-        found.unit(0), found.unit(len(found) - 1)
+        units = found.units_of(3 if found.corpus else None)
+        units[0], units[len(units) - 1]
 
     return Target(".json", [each.model_dump_json().encode() for each in whole], json_changed, read)
 
@@ -47,7 +49,7 @@ def in_run(folder: Path, file: str) -> Target:
     def read(path: Path) -> None:
         shutil.copy(path, home / file)
         found = hw.SweepRun(home)
-        found.counts(), found.table(), found.digest(), list(found.damaged()), len(found.sweep)
+        found.counts(), found.table(), found.digest(), list(found.damaged()), len(found.units)
         found.result(0)
 
     change = manifest_changed if file == MANIFEST else bytes_changed

@@ -71,9 +71,11 @@ def test_a_stopped_run_goes_on(model, file, tmp_path, monkeypatch, stop, at) -> 
     part = hw.Corpus.open(out, verify=True)
     assert part.state.told["texts"] == at
     assert not part.complete
+    begun = part.shards[0]["rows"]
     monkeypatch.setattr(module, "of_layer", plain)
     heard = []
     same(hw.corpus(model, file, out=out, on_save=lambda done, of: heard.append((done, of))), whole)
+    assert heard[0] == (begun, 8)
     assert heard[-1] == (8, 8)
     same(hw.corpus(model, file, out=out), whole)  # finished: nothing runs
     same(hw.Corpus.open(out), whole)

@@ -25,7 +25,7 @@ def test_units_are_the_product_of_what_is_asked():
     units = [sweep.unit(number) for number in range(len(sweep))]
     assert [(u.analysis, u.settings, u.kind, u.at, u.layers, u.edits) for u in units] == expected
     assert [unit.number for unit in units] == list(range(30))
-    assert sweep.firsts() == [0, 12, 24, 30]
+    assert sweep.units_of(None).firsts == [0, 12, 24, 30]
 
 
 def test_seeds_are_for_analyses_that_draw():
@@ -78,6 +78,7 @@ def test_a_key_differs_with_everything_that_decides_the_numbers():
         ({"threads": 0}, "threads"),
         ({"device_map": "auto"}, "one device"),
         ({"tensor_parallel": 2}, "cut over devices"),
+        ({"tp_plan": "auto"}, "cut over devices"),
     ],
     ids=lambda value: json.dumps(value)[:40],
 )  # fmt: skip

@@ -264,24 +264,6 @@ def test_compiled_models_are_refused_by_name():
             run(ids)
 
 
-def test_models_split_by_a_device_map(tmp_path):
-    """accelerate wraps the forward of every module: on one device that works, offloaded weights are refused."""
-    pytest.importorskip("accelerate", reason="device_map needs accelerate, which is optional")
-    from accelerate import dispatch_model
-
-    ids, _ = tiny_models.batch(12, (8,))
-    plain = hw.load(tiny_models.tiny("llama"))(ids)
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
-    places |= {"model.layers.0": "cpu", "model.layers.1": "cpu"}
-    split = dispatch_model(tiny_models.tiny("llama"), places | {"model.layers.2": "cpu"}, force_hooks=True)
-    hooked = hw.load(split)
-    assert hooked(ids).equal(plain)
-    assert not edited(hooked, ids, hw.ScaleHeads({"1.1": 0.0})).equal(plain)
-    offloaded = places | {"model.layers.2": "disk"}
-    with pytest.raises(ModelError, match=r"offloaded \(device_map\), first model.layers.2"):
-        hw.load(dispatch_model(tiny_models.tiny("llama"), offloaded, main_device="cpu", offload_dir=tmp_path))
-
-
 @pytest.mark.parametrize(
     "edit",
     [hw.Knockout([-1], "special"), hw.EditResidual(1, "scale", 2.0), hw.PositionInvariant([(1, 3), (3, 6)])],
