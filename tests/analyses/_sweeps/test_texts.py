@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from typing import Any
 
 import pytest
 import xarray as xr
@@ -52,7 +53,7 @@ def write(path, lines):
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
 
 
-def of_corpus(corpus="texts.jsonl", **more):
+def of_corpus(corpus: Any = "texts.jsonl", **more):
     analyses = [{"analysis": "rollout"}, {"analysis": "sink_rate"}]
     return asked(**{"prompts": [], "corpus": corpus, "analyses": analyses, "layers": [[0, 1], [2]]} | more)
 
@@ -94,7 +95,7 @@ def test_a_run_is_taken_up_and_a_changed_corpus_is_refused(here, base, tmp_path)
     found = run(of_corpus(), tmp_path / "a", base)
     digest = found.digest()
     for number in (1, 3, 19):
-        found.file(next(row.key for row in found.table().itertuples() if row.number == number)).unlink()
+        found.file(found.table().set_index("number").key[number]).unlink()
     assert resume(tmp_path / "a", base=base).digest() == digest
     assert sorted(here[1].tasks) == [1, 3, 19]
     kept = (base / "texts.jsonl").read_text()

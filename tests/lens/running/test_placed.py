@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tiny_models
 import torch
@@ -28,19 +30,19 @@ PLACES = (
 )
 
 
-def dispatched(tmp_path, last: str, **how) -> nn.Module:
+def dispatched(last: str, **how) -> nn.Module:
     """A model that accelerate has taken apart, its last layer in the place `last`."""
     pytest.importorskip("accelerate", reason="device_map needs accelerate, which is optional")
     from accelerate import dispatch_model
 
-    places = dict.fromkeys(PLACES, "cpu") | {"model.layers.2": last}
+    places: dict[str, Any] = dict.fromkeys(PLACES, "cpu") | {"model.layers.2": last}
     return dispatch_model(tiny_models.tiny("llama"), places, **how)
 
 
-def test_records_and_edits_of_a_model_with_hooks_are_those_of_the_undivided_one(tmp_path):
+def test_records_and_edits_of_a_model_with_hooks_are_those_of_the_undivided_one():
     """accelerate wraps the forward of every module. Bit for bit; seen to fail with one edit left out on a side."""
     ids, _ = tiny_models.batch(12, (8,))
-    hooked, whole = hw.load(dispatched(tmp_path, "cpu", force_hooks=True)), hw.load(tiny_models.tiny("llama"))
+    hooked, whole = hw.load(dispatched("cpu", force_hooks=True)), hw.load(tiny_models.tiny("llama"))
     assert all(hasattr(layer, "_hf_hook") for layer in hooked.hf.model.layers)
     assert hooked(ids).equal(whole(ids))
     for edits in ([], *([edit] for edit in EDITS), EDITS):
@@ -62,7 +64,7 @@ def test_records_and_edits_of_a_model_with_hooks_are_those_of_the_undivided_one(
 
 def test_weights_on_disk_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"offloaded \(device_map\), first model.layers.2"):
-        hw.load(dispatched(tmp_path, "disk", main_device="cpu", offload_dir=tmp_path))
+        hw.load(dispatched("disk", main_device="cpu", offload_dir=tmp_path))
 
 
 def test_weights_on_several_devices_are_refused():
