@@ -50,7 +50,8 @@ def joined(
     folded, steps = fold(edits, classes, rule, live, masses)
     place = classes.of_key[:, columns].long()[:, None, :, None].expand(batch, heads, -1, queries)
     z = (weights * folded.factor.gather(2, place).mT) @ per_query_head(v[:, :, columns].to(weights), heads)
-    z += folded.gather(rule, v.to(weights))
+    if folded.mixed:
+        z += folded.gather(rule, v.to(weights))
     for part, share in zip(parts, shares, strict=True):
         z.addcmul_(part.z, (folded.factor[:, :, part.kind] * share)[..., None])
     if any(isinstance(edit, MixIdentity) for edit in edits):

@@ -29,6 +29,7 @@ from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import tile_dtype
 from headwater.kernels.tiles.heads import per_query_head
+from headwater.kernels.tiles.mask import Mask
 from headwater.kernels.tiles.shapes import (
     AtKeys,
     AtQueries,
@@ -93,6 +94,9 @@ class Flash(Backend):
         classes = classify(edits, rule.mask.keys, q.device)
         large, few = _large(classes)
         parts = []
+        if (first := _first_keys(few)) and len(large) == 1 and _plainly_causal(rule):
+            parts.append(Part(large[0], *_behind(first, q, k, v, rule)))
+            return joined(q, k, v, rule, edits, classes, parts, few.nonzero()[:, 0])
         for c in large:
             hidden = replace(rule, sinks=None, mask=_restricted(rule, (classes.of_key == c) & ~few))
             parts.append(Part(c, *_attend(calls, q, k, v, hidden)))
@@ -210,6 +214,33 @@ def _large(classes: KeyClasses) -> tuple[list[int], Tensor]:
         few = more
         large.pop()
     return large, few
+
+
+def _first_keys(few: Tensor) -> int:
+    """How many keys the few are, where they are the first of all; 0 where they are others."""
+    count = int(few.sum())
+    return count if count < len(few) and bool(few[:count].all()) else 0
+
+
+def _plainly_causal(rule: ScoreRule) -> bool:
+    mask = rule.mask
+    band = mask.is_band and mask.left is None and mask.right is not None and mask.shift + mask.right == 0
+    return (
+        band
+        and mask.valid_keys is None
+        and mask.queries == mask.keys
+        and rule.bias is None
+        and not rule.edits
+    )
+
+
+def _behind(first: int, q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Tensor, Tensor]:
+    """z and lse of causal attention over the keys from `first` on: no mask of keys, by which the kernel is slower."""
+    rows = rule.mask.queries - first
+    rule = replace(rule, sinks=None, mask=Mask(rows, rows, right=0))
+    z, lse = fused_kernel.attend(*(x[:, :, first:] for x in (q, k, v)), rule)
+    pad = torch.nn.functional.pad
+    return pad(z, (0, 0, first, 0)), pad(lse, (first, 0), value=-torch.inf)
 
 
 def _restricted(rule: ScoreRule, keys: Tensor):

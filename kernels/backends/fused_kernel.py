@@ -19,6 +19,7 @@ from torch import Tensor
 from headwater.kernels.rules.rule import ScoreRule, with_sink
 from headwater.kernels.tiles.block import tile_dtype
 from headwater.kernels.tiles.heads import per_query_head
+from headwater.kernels.tiles.mask import Mask
 from headwater.kernels.tiles.shapes import AtKeys, AtQueries, Keys, Output, PerQuery, Queries, Values
 
 # (output, lse [batch, head, query] in natural log); lse is 0 on a row without keys, which callers mend
@@ -148,10 +149,11 @@ def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Output, Per
         k, v = k[:, :, first:last], v[:, :, first:last]
         bias = _additive(rule, first, last, q)
         z, lse = _call(q, k, v.to(q.dtype), causal, bias, rule.scale)
-        empty = _empty(rule, bias, first, last).to(q.device)
-        if empty.any():
-            lse = lse.masked_fill(empty, float("-inf"))
-            z = z.masked_fill(empty[..., None], 0.0)
+        if bias is not None or not _every_row_sees(rule.mask):
+            empty = _empty(rule, bias, first, last).to(q.device)
+            if empty.any():
+                lse = lse.masked_fill(empty, float("-inf"))
+                z = z.masked_fill(empty[..., None], 0.0)
     if rule.sinks is not None:
         merged = with_sink(lse, rule.sink_logits)
         share = torch.exp(lse - torch.where(merged == float("-inf"), 0.0, merged))
@@ -165,6 +167,13 @@ def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     lse = torch.stack([part for _, part in parts]).logsumexp(0)
     row = torch.where(lse == float("-inf"), math.inf, lse)
     return sum(torch.exp(part - row)[..., None].to(z) * z for z, part in parts), lse  # pyright: ignore[reportReturnType]
+
+
+def _every_row_sees(mask: Mask) -> bool:
+    """Whether the band shows every row a key, from its numbers alone."""
+    first = mask.right is None or mask.shift + mask.right >= 0
+    last = mask.left is None or mask.queries - 1 + mask.shift - mask.left < mask.keys
+    return first and last and (mask.left or 0) + (mask.right or 0) >= 0
 
 
 def _empty(rule: ScoreRule, bias: Tensor | None, first: int, last: int) -> Tensor:

@@ -6,6 +6,7 @@ them, as tensors that broadcast by accident would give finite, wrong numbers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 
@@ -72,7 +73,7 @@ def check_fit(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[
 
 
 def _hold(name: str, given: Tensor | None, forms: tuple[str, ...], sizes: Mapping[str, int]) -> None:
-    if given is None or any(_fits(given, form.split(", "), sizes) for form in forms):
+    if given is None or any(_fits(given, form, sizes) for form in forms):
         return
     wanted = " or ".join(
         f"[{form}] = [{', '.join(_number(axis, sizes) for axis in form.split(', '))}]" for form in forms
@@ -80,13 +81,20 @@ def _hold(name: str, given: Tensor | None, forms: tuple[str, ...], sizes: Mappin
     raise ValueError(f"{name} must be {wanted}; got {list(given.shape)}")
 
 
-def _fits(given: Tensor, axes: list[str], sizes: Mapping[str, int]) -> bool:
+def _fits(given: Tensor, form: str, sizes: Mapping[str, int]) -> bool:
+    axes = _axes(form)
     if given.dim() != len(axes):
         return False
     return all(
-        axis == "any" or size == sizes[axis.removesuffix("|1")] or (axis.endswith("|1") and size == 1)
-        for axis, size in zip(axes, given.shape, strict=True)
+        axis == "any" or size == sizes[axis] or (spreads and size == 1)
+        for (axis, spreads), size in zip(axes, given.shape, strict=True)
     )
+
+
+@functools.cache
+def _axes(form: str) -> tuple[tuple[str, bool], ...]:
+    """The axes of a form, and whether each of them may be 1; this is asked for every layer of every pass."""
+    return tuple((axis.removesuffix("|1"), axis.endswith("|1")) for axis in form.split(", "))
 
 
 def _number(axis: str, sizes: Mapping[str, int]) -> str:

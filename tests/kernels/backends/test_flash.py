@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from limits import most_calls
 
 from headwater.kernels.attend import attend
-from headwater.kernels.backends import blocked
+from headwater.kernels.backends import blocked, fused_kernel
 from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.backends.flash import Flash
 from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores
@@ -102,6 +102,33 @@ def test_outputs_factors_and_maps_agree_with_the_reference(case):
         for a, b in zip(mine.factors, theirs.factors, strict=True):
             live = ~silent.expand_as(a)
             torch.testing.assert_close(a[live], b[live], atol=3e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.4])
+def test_the_first_keys_are_edited_without_a_mask_of_keys(
+    keep: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 50, 8) * 3, torch.randn(2, 2, 50, 8), torch.randn(2, 2, 50, 8)
+    first = (torch.arange(50) < 4)[None]
+    edits = [Rescale(torch.tensor([True, False, True, True]), first, ~first, keep)]
+    rule = ScoreRule(0.4, Mask(50, 50, right=0), sinks=torch.tensor([0.5, -1.0, 4.0, 0.0]))
+    given_masks = []
+    monkeypatch.setattr(fused_kernel, "_call", _noting(fused_kernel._call, given_masks))
+    z, map = attend(q, k, v, rule, edits, "flash")
+    assert given_masks == [None]
+    dense = reference.attend(q, k, v, rule, edits)
+    close(z, dense.z, 5, "z")
+    close(map.lse, dense.lse, 10, "lse")
+    close(map.dense(), dense.weights, 1, "map")
+
+
+def _noting(call, masks: list[object]):
+    def noted(q, k, v, causal, bias, scale):
+        masks.append(bias)
+        return call(q, k, v, causal, bias, scale)
+
+    return noted
 
 
 @PROFILE
