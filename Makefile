@@ -47,6 +47,7 @@ bench: .venv/.test
 	.venv/bin/python benchmarks/pruning.py
 	.venv/bin/python benchmarks/findings.py
 	.venv/bin/python benchmarks/record_cpu.py --lengths 1024 4096 16384 32768
+	.venv/bin/python benchmarks/overheads.py
 	.venv/bin/python benchmarks/real_models.py
 	.venv/bin/python benchmarks/circuits_mib.py --quick
 	.venv/bin/python benchmarks/edge_attribution.py

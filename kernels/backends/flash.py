@@ -238,7 +238,7 @@ def _behind(first: int, q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tupl
     """z and lse of causal attention over the keys from `first` on: no mask of keys, by which the kernel is slower."""
     rows = rule.mask.queries - first
     rule = replace(rule, sinks=None, mask=Mask(rows, rows, right=0))
-    z, lse = fused_kernel.attend(*(x[:, :, first:] for x in (q, k, v)), rule)
+    z, lse = fused_kernel.attend(q[:, :, first:], k[:, :, first:], v[:, :, first:], rule)
     pad = torch.nn.functional.pad
     return pad(z, (0, 0, first, 0)), pad(lse, (first, 0), value=-torch.inf)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 PREFIX = "model-sha256:"
-SAMPLED = 4096  # numbers of a tensor that are looked at anew for every revision
+SAMPLED = 4096  # numbers of a tensor that are looked at anew for every revision, at most
+ROW = 512  # of a tensor of many more numbers, one in so many, but no fewer than LEAST
+LEAST = 1024
 PLAIN = (bool, int, float, str, type(None))
 # attributes that name things, or that change from run to run without changing a number
 NAMES = {
@@ -75,8 +78,9 @@ class Revision:
             for (name, value), digest in zip(stale, found, strict=True):
                 self._known[name] = (_State.of(value), digest)
         digest, kept = hashlib.sha256(), dict(weights)
+        written = json.JSONEncoder(sort_keys=True, default=repr).encode
         for line in (_plain(self.hf.config.to_dict(), NAMING), *_modules(self.hf)):
-            digest.update(json.dumps(line, sort_keys=True, default=repr).encode() + b"\n")
+            digest.update(written(line).encode() + b"\n")
         for name, buffer in sorted(self.hf.named_buffers()):
             if name not in kept:
                 digest.update(f"{name} {self._moving.get(name) or _of_tensor(buffer)}\n".encode())
@@ -116,7 +120,8 @@ def _sample(tensor: Tensor) -> bytes:
     if tensor.is_quantized or not tensor.is_contiguous() or not tensor.numel():
         return b""
     flat = tensor.detach().view(-1)
-    return flat[:: max(len(flat) // SAMPLED, 1)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+    looked_at = SAMPLED if len(flat) <= SAMPLED else min(max(len(flat) // ROW, LEAST), SAMPLED)
+    return flat[:: max(len(flat) // looked_at, 1)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
 def _moves(module: Any) -> bool:
@@ -149,6 +154,8 @@ def stored(hf: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _beside(where: str, holder: Any) -> Iterator[tuple[str, Any]]:
     """The tensors that bitsandbytes keeps as attributes of its modules, its parameters and their states."""
+    if "bitsandbytes" not in sys.modules:
+        return
     for name, value in vars(holder).items():
         if _of_bitsandbytes(holder) and type(value) is Tensor:
             yield f"{where}.{name}", value

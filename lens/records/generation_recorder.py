@@ -1,8 +1,9 @@
 """`GenerationRecorder`: a listener that builds one record of a whole text from the steps of its generation.
 
-Every step brings the attention of a few new queries. Their statistics are computed at once, statistics per key are
-summed, and q, k and log-sum-exp are appended, in memory or in temporary files. The result equals the record of one run
-over the whole text. So an edit must mean the same in every step; positions counted from the end do not: RecordError.
+Every step brings the attention of a few new queries. Their statistics are computed, of plain steps some at a time
+(held_maps.py); statistics per key are summed, and q, k and log-sum-exp are appended, in memory or in temporary files.
+The result equals the record of one run over the whole text. So an edit must mean the same in every step; positions
+counted from the end do not: RecordError.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.errors import RecordError
+from headwater.lens.records import held_maps
 from headwater.lens.records.record import stack
 from headwater.lens.records.recorder import Recorder, refuse_overflow
 from headwater.lens.records.steps import HeldRows, StepMasks
@@ -103,6 +105,7 @@ class _Layer:
     sums: dict[str, Tensor]
     bias: list[Tensor]
     map: AttentionMap | None = None
+    waiting: held_maps.Steps = dataclasses.field(default_factory=held_maps.Steps)
     length: int = 0
     masks: StepMasks = dataclasses.field(default_factory=StepMasks)
     held: HeldRows = dataclasses.field(default_factory=HeldRows)
@@ -121,6 +124,7 @@ class GenerationRecorder:
         ids, mask = recorder.tokens.ids.cpu(), recorder.tokens.mask.cpu()
         self.prompt = ids.shape[1]
         self.ids, self.valid = ids, mask
+        self._all_live = bool(mask.all())
         self._groups = stack(recorder.groups)
         if self._groups is not None:
             generated = torch.tensor([name == "generated" for name in recorder.groups])
@@ -137,6 +141,7 @@ class GenerationRecorder:
 
     def chosen(self, tokens: Tensor, live: Tensor) -> None:
         """Add the next token of each row, [batch]; `live` is False for rows that had ended before it."""
+        self._all_live = self._all_live and bool(live.all())
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         self.valid = torch.cat([self.valid, live[:, None]], 1)
 
@@ -155,7 +160,12 @@ class GenerationRecorder:
                 f"layer {layer} was given position {mask.query_offset} after {so_far.length} others; record=True takes "
                 "decoding with a cache that reads every position once (no beams, no assistant, use_cache=True)"
             )
-        self._measure(so_far, map)
+        if not so_far.waiting.takes(map):
+            self._measure_waiting(so_far)
+        if not self._changed() and so_far.waiting.takes(map):
+            so_far.waiting.add(map)
+        else:
+            self._measure(so_far, map)
         if self._recorder.keeps_maps:
             self._check_edits(layer, map)
             so_far.masks.add(mask)
@@ -186,6 +196,7 @@ class GenerationRecorder:
             recorder.groups = dict(zip(recorder.groups, groups, strict=True))
         for layer in list(self._layers):
             so_far = self._layers.pop(layer)
+            self._measure_waiting(so_far)
             if so_far.length != length:
                 raise RecordError(
                     f"layer {layer} read {so_far.length} of {length} positions; record=True takes decoding with a cache"
@@ -214,6 +225,8 @@ class GenerationRecorder:
 
     def _marked(self, map: AttentionMap) -> AttentionMap:
         """The map with the rows of ended texts marked as padding."""
+        if self._all_live:
+            return map
         first = map.rule.mask.query_offset
         live = self.valid[:, first : first + map.shape[2]]
         if live.shape[1] != map.shape[2] or bool(live.all()):
@@ -221,6 +234,15 @@ class GenerationRecorder:
         silent = ~live[:, None].to(map.lse.device)
         rule = replace(map.rule, mask=replace(map.rule.mask, valid_queries=live))
         return replace(map, rule=rule, lse=map.lse.masked_fill(silent, torch.inf), known={})
+
+    def _changed(self) -> bool:
+        """Whether keys of a later step may be others than those that this step saw."""
+        return bool(context.active(self.model)) or context.current_tap(self.model) is not context.NO_TAP
+
+    def _measure_waiting(self, so_far: _Layer) -> None:
+        if so_far.waiting.last is not None:
+            self._measure(so_far, so_far.waiting.below())
+            so_far.waiting = held_maps.Steps()
 
     def _measure(self, so_far: _Layer, map: AttentionMap) -> None:
         first = map.rule.mask.key_offset

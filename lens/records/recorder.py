@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from headwater.lens.models.opened import Opened
 from headwater.lens.naming import positions
 from headwater.lens.naming.heads import Head, Layers, chosen_layers
 from headwater.lens.naming.tokens import Tokens
+from headwater.lens.records import held_maps
 from headwater.lens.records.fit import misfit
 from headwater.lens.records.pack_maps import on_device
 from headwater.lens.records.provenance import provenance
@@ -28,6 +29,15 @@ from headwater.lens.records.record import Record, stack
 from headwater.lens.records.save_open import RecordWriter
 
 LEVELS = ("qk", "qkv", "residual", "mixers")
+
+
+class _Waiting(NamedTuple):
+    """A layer whose statistics are computed with those of others; the rest is what is kept of it."""
+
+    layer: int
+    map: AttentionMap
+    kept: AttentionMap | None
+    value: Tensor | None
 
 
 class Recorder:
@@ -67,6 +77,7 @@ class Recorder:
         self.tell: Callable[[], object] = lambda: None  # called after each layer
         self.grad = False
         self.writer: RecordWriter | None = None
+        self._waiting: list[_Waiting] = []
         self._found: dict[int, dict[str, Tensor]] = {}
         self._maps: dict[int, AttentionMap] = {}
         self._values: dict[int, Tensor] = {}
@@ -95,7 +106,6 @@ class Recorder:
                 f"the weights of layer {layer} may be negative, so 'entropy' is not defined; leave it out: "
                 "statistics=('received', 'max', …)"
             )
-        found = map.statistics(self.statistics, stack(self.groups))
         kept = None
         if self.keeps_maps:
             # q and k may be views of larger tensors, which a view would keep in memory
@@ -103,8 +113,26 @@ class Recorder:
                 map.q.contiguous(), map.k.contiguous(), map.rule, map.lse, map.steps, map.backend
             )
         value = value if self.grad else value.detach()
-        self.put(layer, found, kept, value.contiguous() if "qkv" in self.keep else None)
+        waiting = _Waiting(layer, map, kept, value.contiguous() if "qkv" in self.keep else None)
+        if self._waiting and not held_maps.waits_beside(map, [each.map for each in self._waiting]):
+            self._measure()
+        self._waiting.append(waiting)
+        if self.grad or not held_maps.waits_beside(map, ()):
+            self._measure()
         self.tell()
+
+    def _measure(self) -> None:
+        """Keep the layers that wait, with their statistics."""
+        layers, self._waiting = self._waiting, []
+        if not layers:
+            return
+        maps, groups = [each.map for each in layers], stack(self.groups)
+        if len(maps) == 1:
+            found = [maps[0].statistics(self.statistics, groups)]
+        else:
+            found = held_maps.apart(held_maps.beside(maps).statistics(self.statistics, groups), len(maps))
+        for each, statistics in zip(layers, found, strict=True):
+            self.put(each.layer, statistics, each.kept, each.value)
 
     def put(
         self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None
@@ -133,7 +161,7 @@ class Recorder:
         They are then not told apart by place or kind.
         """
         part = self.source.parts[self.source.part_name]
-        if self._found:
+        if self.was_called:
             return
         batch, _, queries, keys = map.shape
         if part.queries not in TEXTS and self.tokens.ids.shape != (batch, queries):
@@ -154,10 +182,11 @@ class Recorder:
     @property
     def was_called(self) -> bool:
         """True once a layer has given its map to this recorder."""
-        return bool(self._found)
+        return bool(self._found or self._waiting)
 
     def finish(self) -> Record:
         """The record; tensors that were written to a file are not in it."""
+        self._measure()
         missing = [layer for layer in self.layers if layer not in self._found]
         if missing:
             raise RecordError(

@@ -103,20 +103,23 @@ class HeldRows:
 
     rows: dict[int, Tensor] = field(default_factory=dict)
     steps: int = 0
-    latest: int | None = None
+    latest: AttentionMap | None = None
 
     def add(self, map: AttentionMap) -> None:
-        first, count = map.rule.mask.query_offset, map.shape[2]
-        if self.latest is not None and self.steps & (self.steps - 1):  # the step before is not one to keep
-            del self.rows[self.latest]
-        picked = {round(place) for place in torch.linspace(0, count - 1, min(count, IN_PROMPT)).tolist()}
-        for row in picked:
-            self.rows[first + row] = _numbers(map, row, map.rule.mask.key_offset)
-        self.latest = first + count - 1 if self.steps else None
+        self.latest = map
+        if self.steps & (self.steps - 1) == 0:
+            self._keep(map)
         self.steps += 1
+
+    def _keep(self, map: AttentionMap) -> None:
+        first, count = map.rule.mask.query_offset, map.shape[2]
+        for row in {round(place) for place in torch.linspace(0, count - 1, min(count, IN_PROMPT)).tolist()}:
+            self.rows[first + row] = _numbers(map, row, map.rule.mask.key_offset)
 
     def hold(self, layer: int, map: AttentionMap) -> None:
         """RecordError if the map of the whole text has other rows than the steps had."""
+        if self.latest is not None:
+            self._keep(self.latest)
         for row, told in self.rows.items():
             found = _numbers(map, row, 0)
             if not torch.allclose(found, told, atol=ROUNDING, rtol=ROUNDING):

@@ -1,0 +1,124 @@
+"""Small maps that wait, so that the statistics of many are computed at once: layers side by side, steps as rows.
+
+The statistics of a map take some forty operations, whatever its size. Those of a few tokens cost more than the layer
+that they are of, and a step of a generation has one row. Maps of one plain rule can wait: those of many layers are one
+map of many heads, those of many steps one map of many rows. No number depends on how many wait but by rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from headwater.kernels.maps.attention_map import AttentionMap
+from headwater.kernels.tiles.mask import Mask
+
+SMALL = 2**17  # pairs of a map whose layer costs less than the operations of its statistics
+TOGETHER = 2**20  # pairs of the maps that wait for each other
+STEPS = 64  # that wait for each other
+
+
+def is_plain(map: AttentionMap) -> bool:
+    """Whether the weights follow from scaled products, a band with padding and the log-sum-exp alone."""
+    rule = map.rule
+    nothing = rule.bias is None and rule.alibi is None and rule.softcap is None and rule.normaliser is None
+    return nothing and rule.mask.is_band and not (rule.edits or map.steps or map.known)
+
+
+def waits_beside(map: AttentionMap, others: Sequence[AttentionMap]) -> bool:
+    """Whether a layer's map can wait for others, beside those that wait already."""
+    size = map.shape[0] * map.shape[1] * map.shape[2] * map.shape[3]
+    if size > SMALL or size * (len(others) + 1) > TOGETHER or not is_plain(map):
+        return False
+    return not others or (_alike(map, others[0]) and _same_mask(map.mask, others[0].mask))
+
+
+def beside(maps: Sequence[AttentionMap]) -> AttentionMap:
+    """The maps of some layers as one map of all their heads; a learned sink is in their log-sum-exp."""
+    first = maps[0]
+    q, k, lse = (torch.cat(each, 1) for each in zip(*((m.q, m.k, m.lse) for m in maps), strict=True))
+    return AttentionMap(q, k, replace(first.rule, sinks=None), lse, (), first.backend)
+
+
+def apart(found: dict[str, Tensor], layers: int) -> list[dict[str, Tensor]]:
+    """Statistics of maps that stood side by side, [batch, head of all, …], for each of them."""
+    parts = {name: values.chunk(layers, 1) for name, values in found.items()}
+    return [{name: parts[name][n].contiguous() for name in parts} for n in range(layers)]
+
+
+class Steps:
+    """Steps of a generation that follow each other, with the keys of the last one, which hold those of all."""
+
+    def __init__(self) -> None:
+        self.last: AttentionMap | None = None
+        self._first = 0
+        self._rows: list[
+            tuple[Tensor, Tensor, Tensor | None]
+        ] = []  # queries, log-sum-exp, which are no padding
+
+    def takes(self, map: AttentionMap) -> bool:
+        """Whether the map of a step can wait below those that wait already."""
+        mask, last = map.rule.mask, self.last
+        one = map.q.shape[2] == 1 and mask.keys == mask.shift + 1 and mask.key_offset == 0
+        if not one or mask.left is not None or mask.right not in (None, 0) or not is_plain(map):
+            return False
+        if last is None:
+            return True
+        follows = mask.query_offset == last.rule.mask.query_offset + 1
+        return follows and len(self._rows) < STEPS and _alike(map, last) and _same_keys(mask, last.rule.mask)
+
+    def add(self, map: AttentionMap) -> None:
+        if self.last is None:
+            self._first = map.rule.mask.query_offset
+        self.last = map
+        self._rows.append((map.q, map.lse, map.rule.mask.valid_queries))
+
+    def below(self) -> AttentionMap:
+        """The steps as one map of some rows."""
+        last, rows = self.last, self._rows
+        assert last is not None
+        valid = None
+        if any(real is not None for _, _, real in rows):
+            every = torch.ones(len(last.q), 1, dtype=torch.bool)
+            valid = torch.cat([every if r is None else r.cpu().expand_as(every) for _, _, r in rows], 1)
+        mask = replace(last.mask, queries=len(rows), query_offset=self._first, right=0, valid_queries=valid)
+        q, lse = (torch.cat(each, 2) for each in list(zip(*rows, strict=True))[:2])
+        return AttentionMap(q, last.k, replace(last.rule, mask=mask, sinks=None), lse, (), last.backend)
+
+
+def _alike(a: AttentionMap, b: AttentionMap) -> bool:
+    """Whether two maps have one scale, one form of queries and keys, and one backend."""
+    forms = [
+        (
+            m.rule.scale,
+            m.backend,
+            m.q.dtype,
+            m.q.device,
+            m.lse.dtype,
+            m.q.shape[:2],
+            m.q.shape[3],
+            m.k.shape[1],
+        )
+        for m in (a, b)
+    ]
+    return forms[0] == forms[1]
+
+
+def _same_keys(mask: Mask, before: Mask) -> bool:
+    """Whether a step hides no key that the step before it saw, and shows none that it hid."""
+    now, then = mask.valid_keys, before.valid_keys
+    if now is None or then is None:
+        return now is then
+    return now.shape[1] == then.shape[1] + 1 and bool((now[:, :-1] == then).all())
+
+
+def _same_mask(a: Mask, b: Mask) -> bool:
+    """Whether two masks are the same object, or bands without padding that hide the same pairs."""
+    if a is b:
+        return True
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Mask)]
+    return not any(isinstance(x, Tensor) for pair in pairs for x in pair) and all(x == y for x, y in pairs)
