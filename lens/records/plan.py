@@ -148,8 +148,10 @@ def _about(model: Opened, part: Part, found: Tokens) -> dict[str, Any]:
 
 def _crosses_first(model: Opened, part: Part) -> bool:
     """Whether the blocks of a stack look at another stack before they look at their own tokens."""
-    paths = {module: path for path, module in model.hf.named_modules()}
     other = [p for p in model.parts.values() if p.crosses and p.queries == part.queries and p is not part]
+    if not other:
+        return False
+    paths = {module: path for path, module in model.hf.named_modules()}
     own, across = ({paths[module] for p in some for module in p.modules} for some in ([part], other))
     for block in part.stack:
         order = [step.path in own for step in block.steps if step.path in own | across]
