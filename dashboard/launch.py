@@ -123,6 +123,7 @@ def configuration(host: str, port: int) -> dict[str, object]:
         "server.headless": True,  # otherwise the first start asks for an e-mail address
         "server.allowedHosts": served_names(host),
         "server.fileWatcherType": "none",
+        "runner.postScriptGC": False,  # all objects of all sessions after each run; see running/held.py
         "server.maxUploadSize": 16,  # megabytes: pictures and experiments
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "viewer",

@@ -18,6 +18,7 @@ from headwater.dashboard.running.inputs import take_picture
 from headwater.dashboard.state import workspace
 from headwater.dashboard.state.address import to_address
 from headwater.dashboard.state.state import State
+from headwater.lens.errors import HeadwaterError
 
 
 @pytest.fixture
@@ -41,6 +42,16 @@ def test_a_picture_is_kept_without_the_metadata_of_its_file(home: Path) -> None:
     kept = Image.open(home / "pictures" / name)
     kept.load()
     assert kept.info == {}
+
+
+@pytest.mark.parametrize("kind", workspace.MOST_BYTES)
+def test_what_is_kept_of_a_kind_is_bounded(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(workspace.MOST_IN_ALL, kind, 100)
+    kept = workspace.keep(kind, b"a" * 60)
+    workspace.keep(kind, b"a" * 60)  # the same once more takes nothing
+    with pytest.raises(HeadwaterError, match=f"60 bytes of {kind} are kept in .*; delete some there"):
+        workspace.keep(kind, b"b" * 60)
+    assert [path.name for path in (home / kind).iterdir()] == [kept]
 
 
 def test_a_short_text_stands_in_the_address_alone_and_a_long_one_under_its_digest(home: Path) -> None:

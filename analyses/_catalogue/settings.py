@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from torch import Tensor
@@ -72,6 +73,16 @@ class Setting:
     def required(self) -> bool:
         """Whether it has no default and must be given."""
         return self.default is inspect.Parameter.empty
+
+    @property
+    def opens(self) -> bool:
+        """Whether a text may name a file, which is then read or written."""
+        return Path in _members(self.hint)
+
+    @property
+    def lists_texts(self) -> bool:
+        """Whether a list of texts is taken, which are no names of files."""
+        return Sequence[str] in _members(self.hint)
 
     def parse(self, text: str) -> Any:
         """The value of `text`; "none" or empty text is None where the setting is optional."""

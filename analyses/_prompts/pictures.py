@@ -74,14 +74,14 @@ def tokens_of(model: HookedModel, pixels: Tensor) -> Tokens:
     return model.to_tokens(ids, pixel_values=pixels)
 
 
-def captions_of(given: str | Sequence[str] | None, setting: str) -> list[str]:
+def captions_of(given: str | Path | Sequence[str] | None, setting: str) -> list[str]:
     """Captions from a list, from one text, or from a file that holds one a line."""
     if given is None:
         raise AnalysisError(f"{setting} is not given; give captions as a list, or a file with one a line")
-    if isinstance(given, str):
+    if isinstance(given, str | Path):
         if not _is_file(given):
-            if given.endswith(".txt"):
-                raise AnalysisError(f"{setting}={given!r}: there is no such file")
+            if isinstance(given, Path) or given.endswith(".txt"):
+                raise AnalysisError(f"{setting}={str(given)!r}: there is no such file")
             return [given]
         given = read_text(Path(given), MOST_CAPTION_BYTES, AnalysisError).splitlines()
     found = [text.strip() for text in given if text.strip()]
@@ -90,7 +90,7 @@ def captions_of(given: str | Sequence[str] | None, setting: str) -> list[str]:
     return found
 
 
-def _is_file(given: str) -> bool:
+def _is_file(given: str | Path) -> bool:
     try:
         return Path(given).is_file()
     except OSError:  # longer than any name
@@ -98,7 +98,10 @@ def _is_file(given: str) -> bool:
 
 
 def directions_of(
-    model: HookedModel, captions: Sequence[str], against: str | Sequence[str] | None, alone: bool = False
+    model: HookedModel,
+    captions: Sequence[str],
+    against: str | Path | Sequence[str] | None,
+    alone: bool = False,
 ) -> Tensor:
     """Embeddings of captions less the mean of those of `against` (none: of the captions), float64 [caption, d].
 

@@ -12,8 +12,6 @@ from headwater.analyses._catalogue.catalogue import Entry, entry
 from headwater.lens.errors import AnalysisError, SweepError
 from headwater.lens.experiments.prompt import APrompt
 
-FROM_OUTSIDE = ("resume",)  # settings that name a file of the user's
-
 
 class Pair(BaseModel):
     """A clean and a corrupt prompt of equal length, with the clean prompt's answer and the wrong one, where known."""
@@ -49,10 +47,15 @@ class Asked(BaseModel):
         if both := sorted(self.settings.keys() & self.each.keys()):
             raise SweepError(f"{known.name}: {both[0]} stands in settings and in each; give it once")
         for name, values in ({n: [v] for n, v in self.settings.items()} | self.each).items():
-            if name in FROM_OUTSIDE:
-                raise SweepError(f"{known.name}: {name} names a file, and units keep their own; leave it out")
+            setting = known.setting(name)
             for value in values:
-                known.setting(name).check(value)
+                setting.check(value)
+                listed = isinstance(value, list) and setting.lists_texts
+                if setting.opens and value is not None and not listed:
+                    told = "give a list of texts" if setting.lists_texts else "leave it out"
+                    raise SweepError(
+                        f"{known.name}: {name} names a file, which a sweep does not open; {told}"
+                    )
         missing = [
             s.name for s in known.settings if s.required and s.name not in {*self.settings, *self.each}
         ]

@@ -7,6 +7,7 @@ mean over pictures, or by what a few captions rebuild of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -33,14 +34,14 @@ def contribution_ablation(
     model: HookedModel,
     examples: Examples,
     classes: Annotated[
-        str | Sequence[str] | None, "a caption of each class, or a file with one a line"
+        str | Path | Sequence[str] | None, "a caption of each class, or a file with one a line"
     ] = None,
     labels: Annotated[
-        str | Sequence[int] | Sequence[str] | None,
+        str | Path | Sequence[int] | Sequence[str] | None,
         "what is right of each picture, a number in classes or its caption",
     ] = None,
     how: Annotated[How, "parts by their means, or heads by what captions rebuild"] = "mean",
-    texts: Annotated[str | Sequence[str] | None, "how=texts: the pool of captions, or a file"] = None,
+    texts: Annotated[str | Path | Sequence[str] | None, "how=texts: the pool of captions, or a file"] = None,
     counts: Annotated[int | Sequence[int], "how=texts: captions a head"] = (1, 2, 4, 8),
     last: Annotated[int | None, "how=texts: layers whose heads are rebuilt; none: all", Bounds(1)] = None,
     draws: Draws = 1000,
@@ -207,7 +208,7 @@ def _truth(examples: Examples, labels: Any, names: list[str], count: int) -> np.
             raise AnalysisError(
                 "labels is not given; give what is right of each picture, as its caption in classes"
             )
-    elif isinstance(labels, str):
+    elif isinstance(labels, str | Path):
         labels = captions_of(labels, "labels")
     found = []
     for label in labels:

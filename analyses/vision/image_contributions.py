@@ -7,6 +7,7 @@ norm keeps its scale of the run, and the projection is linear, so the embedding 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -27,7 +28,8 @@ def image_contributions(
     model: HookedModel,
     examples: Examples,
     texts: Annotated[
-        str | Sequence[str] | None, "captions to which contributions are turned, or a file with one a line"
+        str | Path | Sequence[str] | None,
+        "captions to which contributions are turned, or a file with one a line",
     ] = None,
     per: Annotated[Per, "sum over patches, over heads, or over neither"] = "head",
     mean: Annotated[

@@ -6,6 +6,7 @@ Gandelsman, Efros & Steinhardt 2024 (arXiv 2310.05916), section 5; protocol afte
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,11 +36,13 @@ def segmentation(
     model: HookedModel,
     examples: Examples,
     texts: Annotated[
-        str | Sequence[str] | None, "the caption of what is masked in each picture, or a file"
+        str | Path | Sequence[str] | None, "the caption of what is masked in each picture, or a file"
     ] = None,
-    masks: Annotated[str | Sequence[Any] | None, "bool [picture, height, width], or files of masks"] = None,
+    masks: Annotated[
+        str | Path | Sequence[Any] | None, "bool [picture, height, width], or files of masks"
+    ] = None,
     against: Annotated[
-        str | Sequence[str] | None, "captions whose mean is subtracted, or a file; none: all of texts"
+        str | Path | Sequence[str] | None, "captions whose mean is subtracted, or a file; none: all of texts"
     ] = None,
     methods: Annotated[str, "maps to score, from " + ", ".join(METHODS)] = " ".join(METHODS),
     draws: Draws = 1000,

@@ -7,6 +7,7 @@ layers, along a text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -26,9 +27,10 @@ from headwater.lens.model import HookedModel
 def text_heatmap(
     model: HookedModel,
     examples: Examples,
-    texts: Annotated[str | Sequence[str] | None, "captions, or a file with one a line"] = None,
+    texts: Annotated[str | Path | Sequence[str] | None, "captions, or a file with one a line"] = None,
     against: Annotated[
-        str | Sequence[str] | None, "captions whose mean is subtracted, or a file; none: those of texts"
+        str | Path | Sequence[str] | None,
+        "captions whose mean is subtracted, or a file; none: those of texts",
     ] = None,
     mean: Annotated[
         Mean, "each part loses its own mean, or all share that of the stream, as released"

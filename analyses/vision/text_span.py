@@ -7,6 +7,7 @@ directions, and captions near these directions name its role.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -30,7 +31,7 @@ def text_span(
     model: HookedModel,
     examples: Examples,
     texts: Annotated[
-        str | Sequence[str] | None, "pool of captions to choose from, or a file with one a line"
+        str | Path | Sequence[str] | None, "pool of captions to choose from, or a file with one a line"
     ] = None,
     count: Annotated[int, "texts a head", Bounds(1)] = 5,
     rank: Annotated[

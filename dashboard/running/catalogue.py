@@ -6,8 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -29,6 +28,7 @@ from headwater.dashboard.state.state import State
 from headwater.dashboard.tables import extremes
 from headwater.lens.errors import AnalysisError, HeadwaterError
 
+BETWEEN = " | "  # several texts in a line
 CIRCUIT = ("pairs", "graph")  # second parameters that take clean and corrupt prompts as one list of pairs
 
 
@@ -55,8 +55,9 @@ def by_question(search: str = "", of_record: bool = False) -> dict[str, list[Lis
 
 
 def fields(entry: Entry) -> list[Setting]:
-    """The settings that a page asks for: without those that name a file, which the dashboard does not open."""
-    return [setting for setting in entry.settings if Path not in get_args(setting.hint)]
+    """The settings that a page asks for: without those that name a file, which the dashboard does not open; where a
+    list of texts stands for the file, that is asked for."""
+    return [setting for setting in entry.settings if setting.lists_texts or not setting.opens]
 
 
 def as_text(value: Any) -> str:
@@ -69,8 +70,13 @@ def as_text(value: Any) -> str:
 def typed(entry: Entry, values: Mapping[str, Any]) -> dict[str, Any]:
     """What would stand in the fields of a form for these values of settings, and for the defaults of the rest."""
     every = {setting.name: values.get(setting.name, setting.default) for setting in fields(entry)}
+    texts = {setting.name for setting in fields(entry) if setting.opens}
     return {
-        name: value if isinstance(value, bool | int | float) else as_text(value)
+        name: value
+        if isinstance(value, bool | int | float)
+        else BETWEEN.join(map(str, value))
+        if name in texts and isinstance(value, list | tuple)
+        else as_text(value)
         for name, value in every.items()
     }
 
@@ -99,6 +105,8 @@ def read(entry: Entry, typed: Mapping[str, Any], filled: Mapping[str, Any]) -> d
             if setting.required and not value.strip():
                 raise AnalysisError(f"{setting.name} is missing: {setting.help or 'it has no default'}")
             value = setting.parse(value)
+            if setting.opens and isinstance(value, str):  # a text alone could name a file
+                value = [text.strip() for text in value.split(BETWEEN.strip())]
         elif value is not None:
             value = setting.check(value)
         if setting.name in filled or setting.required or value != setting.default:

@@ -3,14 +3,16 @@
 A model that was used longest ago goes when a new one needs its room, unless a run or a job is at it. What the sessions
 change travels with their calls, never on a model, so they can share it.
 
-Streamlit collects all garbage after each run of a script. Models and libraries are half a million objects that never
-become garbage: `gc.freeze` takes them out of its sight.
+Models and libraries are half a million objects that never become garbage: `gc.freeze` takes them out of the sight of
+each collection. What sessions leave behind stays in sight, and goes when Python collects, which it does by how much has
+come since; Streamlit would collect after each run of a script, and look at every session that is open.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -22,11 +24,11 @@ import headwater as hw
 from headwater.lens.records.free_memory import free_memory
 
 SHARE = 0.5  # of the memory that is free or taken by held models
-GROWN = 20_000  # objects that a collection looks at in some milliseconds
-BETWEEN = 600.0  # seconds between two thorough collections
+BETWEEN = 60.0  # seconds between two thorough collections
 _models: OrderedDict[str, hw.HookedModel] = OrderedDict()
 _uses: Counter[str] = Counter()
 _thorough = time.monotonic()
+_imported = 0  # modules, when they were hidden last
 _lock = threading.Lock()
 atexit.register(gc.unfreeze)  # libraries take themselves apart at the end, what is hidden too
 # so that two sessions do not load the same model
@@ -87,12 +89,14 @@ def settle(thoroughly: bool = False) -> None:
 
 
 def tidy() -> None:
-    """Keep the collection after each script run short: hide what came since, such as what a page imported.
+    """Hide what the run of a page imported.
 
-    What is hidden and becomes garbage in a circle, such as a session that ended, goes at the next thorough look.
+    Sessions that are open now are hidden with it; they go at the next thorough look after they ended.
     """
-    if len(gc.get_objects(2)) > GROWN:
+    global _imported
+    if len(sys.modules) > _imported:
         settle(thoroughly=time.monotonic() - _thorough > BETWEEN)
+        _imported = len(sys.modules)
 
 
 def _make_room(newest: str) -> bool:

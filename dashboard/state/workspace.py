@@ -21,7 +21,7 @@ from headwater.lens.files import NewFile, parse_json, read_bytes
 FOLDER = "HEADWATER_WORKSPACE"  # environment variable: the folder to use in place of the user's
 NAME = re.compile(r"[0-9a-f]{32}")
 MOST_BYTES = {"texts": 2**20, "views": 2**20, "pictures": 2**24, "runs": 2**24, "records": 2**26}
-MOST_IN_ALL = {"records": 2**31}  # bytes of a kind whose files are large
+MOST_IN_ALL = {"texts": 2**26, "views": 2**26, "pictures": 2**31, "runs": 2**31, "records": 2**31}
 RECORD = "record:"  # before the digest of an uploaded record, where a model is named
 
 
@@ -70,9 +70,8 @@ def kept(kind: str, name: str) -> bytes | None:
 
 
 def _check_room(kind: str, size: int) -> None:
-    most = MOST_IN_ALL.get(kind)
-    held = sum(file.stat().st_size for file in (folder() / kind).glob("*")) if most is not None else 0
-    if most is not None and held + size > most:
+    held, most = sum(file.stat().st_size for file in (folder() / kind).glob("*")), MOST_IN_ALL[kind]
+    if held + size > most:
         raise HeadwaterError(
             f"{held:,} bytes of {kind} are kept in {folder() / kind}, and no more than {most:,}; delete some there"
         )

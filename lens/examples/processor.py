@@ -18,11 +18,10 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor
 
 from headwater.lens.errors import ModelError, PromptError
+from headwater.lens.examples.settings_files import MOST_BYTES, PROCESSORS, check_processors
 from headwater.lens.files import parse_json, read_text
 from headwater.lens.media.sounds import Sound, sound
 
-FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-MOST_BYTES = 2**20
 SIDES = (
     "height",
     "width",
@@ -46,18 +45,19 @@ class UnusableProcessor:
 
 def processor_of(folder: Path) -> Any:
     """The processor in a model's folder, None where there is none; ModelError for one that can not be used."""
-    found = [folder / name for name in FILES if (folder / name).is_file()]
+    found = [folder / name for name in PROCESSORS if (folder / name).is_file()]
     if not found:
         return None
     for file in found:
         content = parse_json(
-            read_text(file, MOST_BYTES, ModelError, "a processor's settings are smaller"),
+            read_text(file, MOST_BYTES[file.name], ModelError, "a processor's settings are smaller"),
             str(file),
             ModelError,
         )
         if not isinstance(content, dict):
             raise ModelError(f"{file} must hold a JSON object; got {type(content).__name__}")
         _check(content, str(file))
+    check_processors(folder)
     why = ""
     for kind, more in (
         (AutoProcessor, {}),

@@ -110,7 +110,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     file = path / WEIGHTS
     if not file.is_file():
         raise ModelError(f"{path} has no {WEIGHTS}; adapters of other formats (pickles) are not read")
-    refuse_links(path, [path])
+    refuse_links(path)
     try:
         with safe_open(file, "pt") as opened:
             found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from headwater.lens.errors import HeadwaterError, ModelError
+from headwater.lens.examples.settings_files import check_sizes
 from headwater.lens.files import parse_json, read_text
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -55,7 +56,7 @@ REFUSED_FILES = {
 QUANTISED = ("quantization_config", "compression_config")
 REFUSED_FIELDS = ("configuration_files", "checkpoint_path")  # further files, by any path
 # Transformers fetches native code for an attention that is named like a hub id.
-DROPPED_FIELDS = re.compile(r"_?(attn|experts)_implementation(_internal|_autoset)?")
+DROPPED_FIELDS = re.compile(r"_?(attn|experts)_implementation(_internal|_autoset)?|trust_remote_code")
 LIMITS = {
     "num_hidden_layers": 2048, "encoder_layers": 2048, "decoder_layers": 2048, "num_decoder_layers": 2048,
     "num_attention_heads": 4096, "hidden_size": 2**18, "vocab_size": 2**24,
@@ -83,7 +84,8 @@ def check(path: Path, fewest_layers: int = 1) -> Folder:
     for name, what in REFUSED_FILES.items():
         if (path / name).exists():
             raise ModelError(f"{path} holds {name}: {what}")
-    refuse_links(path, (path, path / TEMPLATES))
+    refuse_links(path)
+    check_sizes(path)
     config = _config(path, fewest_layers)
     weights = _weights(path)
     named = getattr(transformers, (config.architectures or [""])[0], None)
@@ -255,19 +257,22 @@ def _weights(folder: Path) -> list[Path]:
     return files
 
 
-def refuse_links(folder: Path, places: Iterable[Path]) -> None:
-    """Refuse links in these places that lead out of the folder: tokenizers read files by names of their own, with any
-    ending. The hub's cache keeps its files so."""
+def refuse_links(folder: Path) -> None:
+    """Refuse links that lead out of the folder, also in the folders within it: tokenizers read files by names of their
+    own, with any ending. The hub's cache keeps its files so."""
+    within = [each for each in folder.glob("*") if each.is_dir() and not each.is_symlink()]
+    places = (folder, *within, *(each / TEMPLATES for each in within))
     for place in places:
         for each in (place, *place.glob("*")):
-            within = each == folder or each.resolve().is_relative_to(folder.resolve())
-            if not within and each.suffix not in NOT_READ and not in_hub_cache(each):
+            inside = each == folder or each.resolve().is_relative_to(folder.resolve())
+            if not inside and each.suffix not in NOT_READ and not in_hub_cache(each):
                 raise ModelError(f"{each} is a link to a file outside of the folder; copy the file")
 
 
 def in_hub_cache(file: Path) -> bool:
-    """The hub's cache keeps the files of a snapshot as links into a folder `blobs` beside it."""
-    return file.resolve().parent.name == "blobs" and file.resolve().parent.parent in file.absolute().parents
+    """The hub's cache keeps the files of a folder in `snapshots` as links into the folder `blobs` beside that."""
+    blobs = file.resolve().parent
+    return blobs.name == "blobs" and blobs.with_name("snapshots") in file.absolute().parents
 
 
 def _check_size(config: Any, kind: Any, weights: list[Path]) -> None:

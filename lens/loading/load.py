@@ -22,6 +22,7 @@ from headwater.lens.diffusion.opening import denoiser_of, is_pipeline, open_diff
 from headwater.lens.diffusion.samples import is_diffusers
 from headwater.lens.errors import ModelError, nearest
 from headwater.lens.examples.processor import UnusableProcessor, of_pictures, of_sounds, processor_of
+from headwater.lens.examples.settings_files import check_sizes, check_tokenizers
 from headwater.lens.foreign.opening import open_module
 from headwater.lens.loading import adapter_folder, adapters
 from headwater.lens.loading.as_it_was import as_it_was
@@ -37,8 +38,7 @@ from headwater.lens.trained.joined import PROJECTOR, Joined, joined
 from headwater.lens.trained.registry import TRAINED, added_folder
 from headwater.lens.transformer_lens.bridge import is_bridged, tokenizer_of, unbridged
 
-TOKENIZER_FILES, TOKENIZER_BYTES = (".json", ".model", ".txt", ".jinja"), 2**28
-WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model"]
+WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 HUB_SECONDS = 5  # timeout for the hub to answer; the download has no timeout
 NEAR = 0.6  # a name this similar to a known one counts as a typing error
 # one model at a time: while transformers builds one, it exchanges functions and the default dtype of torch for the
@@ -319,8 +319,7 @@ def _tokenizer(folder: Path) -> Any:
         for n in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
     ):
         return None
-    for file in folder.iterdir():
-        if file.suffix in TOKENIZER_FILES and file.is_file() and file.stat().st_size > TOKENIZER_BYTES:
-            raise ModelError(f"{file} is larger than {TOKENIZER_BYTES // 2**20} MiB; a tokenizer is smaller")
+    check_sizes(folder)
+    check_tokenizers(folder)
     with one_line(f"the tokenizer in {folder} can not be loaded"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -30,6 +30,7 @@ from headwater.lens.diffusion.opening import open_diffusion
 from headwater.lens.diffusion.pixels import MOST_STEPS, PixelPipeline
 from headwater.lens.diffusion.samples import STATES
 from headwater.lens.errors import ModelError
+from headwater.lens.examples.settings_files import check_sizes, check_tokenizers
 from headwater.lens.files import parse_json, read_text
 from headwater.lens.loading.folder import (
     CONFIG,
@@ -46,7 +47,6 @@ INDEX, KIND = "model_index.json", "PixelPipeline"
 DENOISERS = ("transformer", "unet")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler_config.json"
-PARTS = (*DENOISERS, "text_encoder", "tokenizer", "scheduler")
 MOST_PIXELS = 4096  # of a side
 MOST_PATCHES = 2**13  # that look at each other
 MOST_TABLE = 2**26  # numbers of a table of positions, which diffusers computes before anything can be checked
@@ -60,7 +60,7 @@ def is_pipeline_folder(path: Path) -> bool:
 
 def open_pipeline(path: Path, name: str, dtype: torch.dtype | None = None) -> Any:
     """The denoiser in its pipeline; ModelError says why a folder can not be read."""
-    refuse_links(path, [path / part for part in PARTS])
+    refuse_links(path)
     index = _json(path / INDEX)
     kind = index.get("_class_name")
     if kind != KIND:
@@ -83,6 +83,8 @@ def open_pipeline(path: Path, name: str, dtype: torch.dtype | None = None) -> An
         encoder = _encoder(path / "text_encoder", dtype)
         if not (path / "tokenizer").is_dir():
             raise ModelError(f"{path} has no folder tokenizer")
+        check_sizes(path / "tokenizer")
+        check_tokenizers(path / "tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(
             path / "tokenizer", trust_remote_code=False, local_files_only=True
         )

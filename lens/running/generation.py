@@ -34,6 +34,7 @@ from headwater.lens.records.recorder import Recorder
 from headwater.lens.running import branches, padding
 from headwater.lens.running.branches import Branch
 from headwater.lens.running.forward import check_ready
+from headwater.lens.running.generation_settings import check as check_settings, told_in_a_line
 
 OnToken = Callable[[Any], object]
 
@@ -93,6 +94,7 @@ def generate(
             "generate continues tokens; inputs_embeds have no ids: give token ids, or call model(…) for the next logits"
         )
     check_ready(model, found, max_new_tokens)
+    check_settings(model, len(found), options)
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
     if getattr(model.hf.generation_config, "pad_token_id", None) is None:
         settings.setdefault("pad_token_id", pad_id(model.tokenizer, model.vocab))
@@ -224,7 +226,8 @@ def _recorded(
 @torch.no_grad()
 def _made(model: Opened, found: Tokens, settings: Mapping[str, Any]) -> Any:
     """What transformers' `generate` gives, with the ids of the prompt as they came, at padding too."""
-    out = model.hf.generate(**inputs.arguments(model, found, generating=True), **settings)
+    with told_in_a_line(model, getattr(settings.get("streamer"), "raised", [])):
+        out = model.hf.generate(**inputs.arguments(model, found, generating=True), **settings)
     ids = out if isinstance(out, Tensor) else out.sequences
     if not model.is_encoder_decoder and len(ids) == len(found):
         ids[:, : found.shape[1]] = found.ids.to(ids.device)
@@ -269,6 +272,7 @@ class _Tokens(BaseStreamer):
         self._single = single
         self._live: Tensor | None = None
         self._written: list[list[int]] = []
+        self.raised: list[Exception] = []  # by `tell`
 
     def put(self, value: Tensor) -> None:
         if self._live is None:  # transformers passes the prompt first
@@ -281,7 +285,12 @@ class _Tokens(BaseStreamer):
         live = self._live
         self._live = live & ~torch.isin(chosen, self._ends)
         if self._tell is not None:
-            self._tell(chosen if self._tokenizer is None else self._pieces(chosen, live))
+            new = chosen if self._tokenizer is None else self._pieces(chosen, live)
+            try:
+                self._tell(new)
+            except Exception as error:
+                self.raised.append(error)
+                raise
 
     def _pieces(self, chosen: Tensor, live: Tensor) -> str | list[str]:
         """The text that each token adds to its row; a character made of several tokens comes with the last of them."""

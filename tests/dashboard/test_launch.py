@@ -45,6 +45,7 @@ def test_configuration_is_private():
     assert settings["browser.gatherUsageStats"] is False
     assert settings["client.showErrorDetails"] == "none"
     assert settings["client.toolbarMode"] == "viewer"
+    assert settings["runner.postScriptGC"] is False  # as running/held.py has it
 
 
 def test_every_setting_is_known_to_streamlit():

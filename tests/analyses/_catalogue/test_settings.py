@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import numpy as np
@@ -134,3 +135,10 @@ def test_an_answer_is_typed_as_a_word_or_as_an_id(name: str) -> None:
     answer = catalogue()[name].setting("answer")
     assert [answer.parse(text) for text in ("Mary", " Mary", "#17", "none")] == ["Mary", " Mary", "#17", None]
     assert answer.check(17) == 17
+
+
+def test_what_may_name_a_file_is_told_by_its_type() -> None:
+    """Sweeps and the dashboard leave such settings out, or take a list of texts in its place."""
+    files = {(name, setting.name) for name, setting in SETTINGS if re.search(r"\bfiles?\b", setting.help)}
+    assert {("text_heatmap", "texts"), ("segmentation", "masks"), ("edge_attribution", "resume")} <= files
+    assert files <= {(name, setting.name) for name, setting in SETTINGS if setting.opens}

@@ -73,6 +73,8 @@ def test_a_key_differs_with_everything_that_decides_the_numbers():
         ({"layers": [[0], [0]]}, "holds a value twice"),
         ({"layers": [[-1]]}, "layers.0.0"),
         ({"seeds": [0, 1]}, "draws nothing"),
+        ({"analyses": [{"analysis": "text_heatmap", "settings": {"texts": "/etc/passwd"}}]}, "give a list of texts"),
+        ({"analyses": [{"analysis": "segmentation", "settings": {"masks": ["/etc/passwd"]}}]}, "leave it out"),
         ({"edits": {"a/b": []}}, "edits.a/b"),
         ({"edits": {"a": [{"edit": "Knockot"}]}}, "did you mean 'Knockout'"),
         ({"threads": 0}, "threads"),

@@ -6,8 +6,10 @@ Seen to fail with a budget that is not looked at, a use that is not counted, and
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
+import types
 import weakref
 from collections.abc import Iterator
 
@@ -87,22 +89,41 @@ class Chain:
         self.itself = self
 
 
-def test_what_came_since_is_hidden_and_garbage_in_it_goes_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    held.settle()
-    many = Chain(2 * held.GROWN)
+def imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a page does that is seen for the first time."""
+    monkeypatch.setattr(held, "_imported", len(sys.modules))
+    name = f"imported_by_page_{len(sys.modules)}"
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+
+def test_what_sessions_leave_behind_goes_with_the_next_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    imports(monkeypatch)
+    held.tidy()
+    session = Chain(50_000)
     gc.collect()
     held.tidy()
-    assert len(gc.get_objects()) < held.GROWN
+    gone = weakref.ref(session)
+    del session
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_a_page_imports_is_hidden_and_garbage_in_it_goes_at_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held.settle()
+    imports(monkeypatch)
+    many = Chain(50_000)
+    held.tidy()
+    assert len(gc.get_objects()) < 2_000
     gone = weakref.ref(many)
     del many
     gc.collect()
     assert gone() is not None
-    more = Chain(2 * held.GROWN)
-    gc.collect()
+    imports(monkeypatch)
     monkeypatch.setattr(held, "BETWEEN", 0.0)
     held.tidy()
     assert gone() is None
-    assert len(more.others) == 2 * held.GROWN
 
 
 def test_sessions_that_ask_at_once_load_once() -> None:

@@ -76,6 +76,18 @@ def test_a_setting_that_names_a_file_has_no_field():
     names = [setting.name for setting in catalogue.fields(entry("redistribution_study"))]
     assert "resume" not in names
     assert "keep" in names
+    assert "masks" not in [setting.name for setting in catalogue.fields(entry("segmentation"))]
+
+
+def test_a_text_that_could_name_a_file_is_a_list_of_texts(tmp_path):
+    """The library opens a file for a text, and takes those of a list as they are."""
+    (secret := tmp_path / "secret.txt").write_text("a secret")
+    asked = entry("text_heatmap")
+    typed = {setting.name: setting.default for setting in catalogue.fields(asked)}
+    for given in ({"texts": str(secret)}, {"texts": f"{secret} | a cat"}):
+        read = catalogue.read(asked, typed | given, {})
+        assert read["texts"] == given["texts"].split(" | ")
+        assert catalogue.read(asked, catalogue.typed(asked, read), read) == read
 
 
 @pytest.mark.usefixtures("offered")

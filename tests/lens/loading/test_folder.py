@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sense_folders
 import tiny_models
 import torch
 import transformers
@@ -87,23 +86,28 @@ def test_a_folder_of_templates_can_not_be_elsewhere(folder: Path, tmp_path: Path
     hw.load(folder)
 
 
-def test_a_tokenizer_can_not_name_a_file_elsewhere(tmp_path: Path) -> None:
-    """What is named in tokenizer_config.json gives way to what lies in the folder; a link there is refused."""
-    home = sense_folders.save("t5", tmp_path / "t5")
-    plain = hw.load(home).tokenizer.get_vocab()
-    other = tmp_path / "other.json"
-    other.write_text((home / "tokenizer.json").read_text().replace('"cat"', '"secret"'))
-    path = home / "tokenizer_config.json"
-    named = ("vocab_file", "tokenizer_file", "merges_file", "name_or_path")
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(named, str(other))))
-    assert hw.load(home).tokenizer.get_vocab() == plain
-    (home / "tokenizer.json").unlink()  # nothing but what the settings name
-    try:
-        found = hw.load(home).tokenizer
-    except ModelError as error:
-        assert "\n" not in str(error)  # noqa: PT017
+@pytest.mark.parametrize("kept", ["snapshots", "others"])
+def test_only_a_hubs_cache_keeps_its_files_in_blobs_beside_the_folder(
+    kept: str, folder: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / kept / "main"
+    home.parent.mkdir()
+    folder.rename(home)
+    (tmp_path / "blobs").mkdir()
+    (home / "config.json").rename(tmp_path / "blobs" / "digest")
+    (home / "config.json").symlink_to(tmp_path / "blobs" / "digest")
+    if kept == "snapshots":
+        hw.load(home)
     else:
-        assert "secret" not in found.get_vocab()
+        refused(home, "is a link to a file outside of the folder")
+
+
+def test_a_folder_within_holds_no_link_to_elsewhere(folder: Path, tmp_path: Path) -> None:
+    """Processors keep a second tokenizer there."""
+    (tmp_path / "elsewhere").write_text("{}")
+    (folder / "qformer_tokenizer").mkdir()
+    (folder / "qformer_tokenizer" / "tokenizer.json").symlink_to(tmp_path / "elsewhere")
+    refused(folder, "is a link to a file outside of the folder; copy the file")
 
 
 def test_an_index_can_not_name_a_pickle(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -52,6 +53,22 @@ def test_a_path_object_and_a_second_load_of_one_model(folder):
     assert hw.load(str(folder)).name == "small"
 
 
+def with_header(folder, header, size=None, content=bytes(8)):
+    """A weight file of a header, with the size that it is said to have."""
+    text = json.dumps(header).encode() if isinstance(header, dict) else header
+    size = len(text) if size is None else size
+    (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + text + content)
+
+
+def in_its_place(folder, make):
+    (folder / "model.safetensors").unlink()
+    make(folder / "model.safetensors")
+
+
+def tensor(first, last):
+    return {"dtype": "F32", "shape": [(last - first) // 4], "data_offsets": [first, last]}
+
+
 def edit_nan(tensors):
     tensors["transformer.h.1.mlp.c_fc.weight"][0, 0] = torch.nan
 
@@ -77,6 +94,15 @@ BROKEN = {
     "extra": (lambda f: change_weights(f, lambda t: t.update(surprise=torch.ones(2))), "have unknown surprise"),
     "other shape": (lambda f: change_config(f, n_positions=32), "shapes that do not fit|can not be loaded"),
     "nan": (lambda f: change_weights(f, edit_nan), "NaN or infinite values, first in transformer.h.1.mlp"),
+    "0 bytes": (lambda f: os.truncate(f / "model.safetensors", 0), "model.safetensors can not be read"),
+    "a folder": (lambda f: in_its_place(f, Path.mkdir), "is not a plain file"),
+    "a pipe": (lambda f: in_its_place(f, os.mkfifo), "is not a plain file"),
+    "endless header": (lambda f: with_header(f, {}, 2**62), "model.safetensors can not be read"),
+    "overlapping": (lambda f: with_header(f, {"a": tensor(0, 8), "b": tensor(4, 8)}), "safetensors can not be read"),
+    "a name twice": (
+        lambda f: with_header(f, b'{"a":%b,"a":%b}' % ((json.dumps(tensor(0, 8)).encode(),) * 2)), "describes|lack",
+    ),
+    "more bytes": (lambda f: with_header(f, {"a": tensor(0, 8)}, content=bytes(9)), "safetensors can not be read"),
     "cut": (lambda f: os.truncate(f / "model.safetensors", 5000), "can not be (loaded|read)|describes"),
 }  # fmt: skip
 
@@ -139,9 +165,9 @@ def test_offline_nothing_is_looked_up(monkeypatch):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.txt"])
 def test_a_tokenizer_that_is_too_large_is_refused_before_it_is_read(folder, name, monkeypatch):
-    (folder / name).write_text("{}" * 3000)
-    monkeypatch.setattr("headwater.lens.loading.load.TOKENIZER_BYTES", 5000)
-    with pytest.raises(ModelError, match=r"is larger than .* MiB; a tokenizer is smaller"):
+    (folder / name).write_text("{}" * 2**18)
+    monkeypatch.setattr("headwater.lens.examples.settings_files.LARGEST", 2**18)
+    with pytest.raises(ModelError, match=r"is larger than .* MiB; such a file is smaller"):
         hw.load(folder)
 
 
