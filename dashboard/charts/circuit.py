@@ -158,19 +158,22 @@ def _place(node: str, layers: int, n_heads: int, columns: Sequence[int]) -> tupl
     return (middle if token is None else float(token)), up
 
 
-def size_curve(sizes: Sequence[int], lines: Mapping[str, np.ndarray], chosen: int, title: str) -> go.Figure:
-    """Shares by the number of edges, on a logarithmic axis; the chosen number is marked."""
+def size_curve(
+    sizes: Sequence[float], lines: Mapping[str, np.ndarray], chosen: float | None, title: str, unit: str = "edges"
+) -> go.Figure:  # fmt: skip
+    """Shares by the number of edges, or another unit, on a logarithmic axis; the chosen number is marked."""
     figure = go.Figure()
     for (name, values), colour in zip(lines.items(), (NODE, GREY), strict=False):
         figure.add_trace(
             go.Scatter(
                 x=list(sizes), y=values, mode="lines+markers", name=name, line={"color": colour},
-                hovertemplate=f"{name} of %{{x}} edges: %{{y:.3f}}<extra></extra>",
+                hovertemplate=f"{name}, %{{x}} {unit}: %{{y:.3f}}<extra></extra>",
             )
         )  # fmt: skip
-    figure.add_vline(x=chosen, line={"color": CHOSEN, "dash": "dot"})
+    if chosen is not None:
+        figure.add_vline(x=chosen, line={"color": CHOSEN, "dash": "dot"})
     figure.update_xaxes(
-        type="log", title="edges", zeroline=False, tickvals=list(sizes), ticktext=[str(n) for n in sizes]
+        type="log", title=unit, zeroline=False, tickvals=list(sizes), ticktext=[f"{n:.10g}" for n in sizes]
     )
     figure.update_yaxes(title="share", zeroline=False, gridcolor="rgba(138,148,158,0.2)")
     return finish(figure, escaped(title), height=320)

@@ -11,6 +11,7 @@ import streamlit as st
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard import tables
 from headwater.dashboard.charts.circuit import circuit_layers, size_curve, strongest
+from headwater.dashboard.parts.circuit_curve import draw_curve
 from headwater.dashboard.parts.job import fitting
 from headwater.dashboard.running import circuits, pairs, runs
 from headwater.dashboard.running.circuits import ANALYSIS, METHODS, Circuit
@@ -266,6 +267,7 @@ def draw_faithfulness(state: State, run: Run, chosen: Measure, found: Circuit, o
     )
     frame = pd.DataFrame({"edges asked for": sizes, "edges": curve["edges"].values, **lines})
     numbers("circuit-faithfulness", frame, "faithfulness-numbers", figure)
+    draw_curve(state, run, chosen, found, other, how, same)
 
 
 def draw_overlap(

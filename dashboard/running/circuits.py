@@ -144,6 +144,17 @@ def faithfulness(
         )  # fmt: skip
 
 
+def curve(
+    state: State, run: Run, chosen: Measure, corrupt: Any, circuit: Circuit, how: str
+) -> xr.Dataset:  # fmt: skip
+    """How much of the measure's difference the best edges regain at the sizes of the benchmark, and its areas."""
+    model, value = runs.model_of(state, run), value_of_pairs(chosen, run)
+    with runs.editing(run):
+        return hw.analyses.circuit_curve(
+            model, circuit.graph, [(run.example, corrupt)], measure=value, selection=how, draws=1
+        )
+
+
 def kept(circuit: Circuit, size: int, how: str, without: Collection[str] = ()) -> nx.DiGraph:
     """The circuit of the best edges, without the nodes left out and what has no way to the answer any more."""
     graph = circuit.graph.copy()

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from opened_app import figure, opened
+from opened_app import figure, opened, values
 
 import headwater as hw
 from headwater.dashboard.running import circuits, measure, pairs, runs
@@ -62,6 +62,27 @@ class TestOfTheSmallModel:
             abs(float(text.split("<br>")[1].split()[0])) for text in edges_drawn(app, "circuit-edges")
         )
         assert np.allclose(drawn[::-1], wanted, rtol=1e-3)
+
+    def test_the_curve_of_the_ranking_is_that_of_the_library_and_is_asked_for(self, small_model):
+        asked = {"prompt": PROMPT, "pair.text": OTHER}
+        assert not [each for each in settled(opened("circuits", **asked)).metric if "CMD" in each.label]
+        app = settled(opened("circuits", **asked, **{"circuits.curve": "true"}))
+        assert not app.error
+        state = State(model="small", text=PROMPT)
+        run = runs.a(state)
+        chosen = measure.of(state, run)
+        value = circuits.value_of_pairs(chosen, run)
+        model = hw.load(small_model)
+        graph = hw.analyses.edge_attribution(model, [(PROMPT, OTHER)], measure=value, steps=5, draws=1)
+        found = hw.analyses.circuit_curve(model, graph, [(PROMPT, OTHER)], measure=value, draws=1)
+        told = {each.label[:3]: each.value for each in app.metric}
+        for name in ("cpr", "cmd"):
+            assert told[name.upper()] == f"{float(found[name].sel(bound='mean')):.3f}"
+        drawn = figure(app, "circuit-curve")["data"]
+        for trace, ranking in zip(drawn, ("signed", "absolute"), strict=True):
+            np.testing.assert_allclose(trace["x"], 100 * found.share.values)
+            wanted = found.f.sel(ranking=ranking, bound="mean").values
+            np.testing.assert_allclose(values(trace, "y"), wanted, atol=1e-5)
 
     def test_without_an_edge_is_a_run_with_that_edge_alone_changed(self, small_model):
         state = State(model="small", text=PROMPT)
