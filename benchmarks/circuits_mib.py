@@ -13,7 +13,6 @@ steps on two pairs there. `--quick` runs one task of tasks-4l on two pairs and w
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
-from cpu_report import head, write
+from cpu_report import earlier, head, write
 from scipy import stats
 
 import headwater as hw
@@ -140,7 +139,7 @@ def main() -> None:
             tell("tasks-4l", "indirect_object", method, judged(model, method, "indirect_object"))
         return
     report = head("CMD and CPR of methods that score edges, with 95 % over pairs.", asked.threads)
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() and not asked.anew else {}
+    kept = earlier(RESULTS, report, asked.anew)
     report |= {name: kept[name] for name in SETS if name in kept}
     for name in asked.models:
         model, table = hw.load(name), report.setdefault(name, {})

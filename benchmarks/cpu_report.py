@@ -93,6 +93,21 @@ def head(what: str, threads: int) -> dict[str, Any]:
     }
 
 
+def earlier(path: Path, report: dict[str, Any], anew: bool = False) -> dict[str, Any]:
+    """What the file of a run that was stopped holds, to go on from; empty where its versions were others.
+
+    The machine and commit of that run are kept in the report beside its own, since some rows come from there.
+    """
+    if anew or not path.exists():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept.get("versions") != report["versions"]:
+        return {}
+    head = {name: kept[name] for name in ("machine", "commit", "date")}
+    report["earlier_runs"] = [*kept.get("earlier_runs", []), head]
+    return kept
+
+
 def refuse_unsteady(report: dict[str, Any], *bare: Sequence[float]) -> None:
     """End the benchmark, with nothing written, if a bare pass varied by more than a fifth: the machine was not idle.
 

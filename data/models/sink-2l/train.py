@@ -28,7 +28,7 @@ from language import BOS, VOCABULARY, texts, tokenizer  # noqa: E402
 LAYERS, HEADS, WIDTH, LENGTH = 2, 4, 64, 64
 # what a variant changes: the normaliser of the attention weights, a learned key and value per head, the positions;
 # a variant may also begin where another ended, with its own number of steps and learning rate
-TRAINING = ("positions", "start", "steps", "lr")
+TRAINING = ("positions", "start", "steps", "lr", "layers")
 MARKS = (
     0,
     50,
@@ -52,11 +52,12 @@ VARIANTS = {
 
 def build(variant: dict) -> SmolLM3ForCausalLM:
     """A SmolLM3 (a Llama that may leave the rotary positions out) with fresh weights."""
+    layers = variant.get("layers", LAYERS)
     config = SmolLM3Config(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS,
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=layers,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=256, initializer_range=0.05,
         tie_word_embeddings=False, pad_token_id=None, bos_token_id=BOS, eos_token_id=None, use_sliding_window=False,
-        no_rope_layers=[0 if variant.get("positions") == "none" else 1] * LAYERS,
+        no_rope_layers=[0 if variant.get("positions") == "none" else 1] * layers,
     )  # fmt: skip
     config.headwater_attention = {k: v for k, v in variant.items() if k not in TRAINING}
     model = SmolLM3ForCausalLM(config)
@@ -70,13 +71,18 @@ def build(variant: dict) -> SmolLM3ForCausalLM:
 
 
 def attention(module, q: Tensor, k: Tensor, v: Tensor, mask, scaling: float, **_) -> tuple[Tensor, Tensor]:
-    """Dense causal attention under the variant's rule; texts have one length, so there is no padding."""
+    """Dense causal attention under the variant's rule; texts have one length, so there is no padding.
+
+    A bias "row" is -ln n for a row of n keys, with which a sigmoid begins near what a softmax does.
+    """
     variant = module.variant
     scores = scaling * q @ k.mT
     hidden = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
     rule = variant["normaliser"]
     name, bias = (rule, 0.0) if isinstance(rule, str) else (rule["name"], rule["bias"])
     if name == "sigmoid":
+        if bias == "row":
+            bias = -torch.arange(1, q.shape[2] + 1).log()[:, None]
         weights = torch.sigmoid(scores + bias).masked_fill(hidden, 0.0)
         return (weights @ v).transpose(1, 2).contiguous(), weights
     scores = scores.masked_fill(hidden, float("-inf"))
@@ -100,6 +106,24 @@ def learning_rate(step: int, steps: int, lr: float) -> float:
     return lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def optimiser_of(model: SmolLM3ForCausalLM) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
+
+
+def learn(model: SmolLM3ForCausalLM, optimiser: torch.optim.Optimizer, rows: Tensor, lr: float) -> None:
+    """One step on texts of `LENGTH` + 1 tokens."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    logits = model(rows[:, :-1], use_cache=False).logits
+    cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
 def save(path: Path, state: dict) -> None:
     """A kill in the middle of writing leaves the previous checkpoint whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,10 +138,7 @@ def train(name: str, args: argparse.Namespace) -> None:
     model, steps, lr = build(variant), variant.get("steps", args.steps), variant.get("lr", args.lr)
     if start := variant.get("start"):
         model.load_state_dict(load_file(args.out / f"sink-2l-{start}" / "model.safetensors"))
-    decayed = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    optimiser = optimiser_of(model)
     checkpoint, done, marks = args.work / f"{name}.pt", 0, {}
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -128,15 +149,8 @@ def train(name: str, args: argparse.Namespace) -> None:
     for step in tqdm(range(done, steps), initial=done, total=steps, mininterval=5, desc=name):
         if start and step in MARKS:
             marks |= {f"{step}.{n}": p.detach().half() for n, p in model.state_dict().items()}
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, lr)
         rows = texts(args.batch, LENGTH + 1, f"train {args.seed} {step}")
-        logits = model(rows[:, :-1], use_cache=False).logits
-        loss = cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        learn(model, optimiser, rows, learning_rate(step, steps, lr))
         if (step + 1) % args.every == 0 or step + 1 == steps:
             figures = measure.everything(model, draws=32, seed=f"watch {step}")
             tqdm.write(f"{time.strftime('%X')} {name} {step + 1} {json.dumps(figures)}")
