@@ -7,7 +7,7 @@ pandas and NetworkX (all BSD-3-Clause), as JSON lines of at least 2,800 characte
 The second runs `headwater corpus` of smollm2-135m over them, two shards beside each other with one thread in each, and
 merges these in FOLDER; kept are the small result and what it took (benchmarks/results/corpus_docstrings.*). Stopped, it
 goes on from the shards in FOLDER, and tells the time of the texts that were left. `page FILE` prints the table of
-docs/corpora.md from a result.
+docs/corpora.md from a result, and what was kept of the time.
 """
 
 from __future__ import annotations
@@ -138,6 +138,19 @@ def timed(texts: str, folder: str) -> None:
     print(json.dumps(found))
 
 
+def took(told: dict[str, Any]) -> str:
+    """What a run took, in words."""
+    shards = told["shards"]
+    texts, wall = sum(each["texts"] for each in shards), max(each["wall_s"] for each in shards)
+    seconds = sum(each["cpu_s"] for each in shards) / texts
+    return (
+        f"{texts:,} texts took {wall / 60:.0f} minutes, by {len(shards)} shards beside each other, each with one "
+        f"thread, on {told['processors']} processors ({told['machine']}, {told['capability']}; load "
+        f"{told['load']} before): {seconds:.1f} seconds of processor time for a text, the opening of the "
+        f"model included, and {max(each['peak_mib'] for each in shards):,} MiB of memory for a shard."
+    )
+
+
 def _read(path: Path) -> int:
     """The texts that a result holds."""
     from headwater.analyses._corpora.result import Corpus
@@ -168,7 +181,7 @@ def main(target: str, count: str) -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case "page", result:
-            print(page(result))
+            print(page(result), took(json.loads(RESULT.with_suffix(".json").read_text())), sep="\n\n")
         case "time", given, folder:
             timed(given, folder)
         case target, count:
