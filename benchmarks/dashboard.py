@@ -9,7 +9,8 @@ minutes. Playwright drives a headless Chromium. Of each interaction it counts
 - wall: from the click until the script has ended and nothing more comes; a run of the model is waited for, and other
   jobs that run on are cancelled after some seconds (`--jobs`), as a user would who has seen enough;
 - acted: until what was clicked is there, such as the heading of a page that is opened;
-- shown: of a second visitor, until the page is blank no more and has its menu;
+- shown: of a second visitor, until the page is blank no more and has its menu; told: until the server has begun to tell
+  it to the browser, which computes on the same cores here;
 - drawn: until the script has ended for the first time;
 - CPU seconds of the server's process and of all processes of the browser;
 - bytes to the browser, over the WebSocket and over HTTP;
@@ -63,6 +64,7 @@ COMMON = [
     "a",
     "drink",
 ]  # one token each in any vocabulary
+VISITS = 5  # of a second visitor
 QUIET = 0.5  # seconds without a byte or a running script after which an interaction is over
 PATIENCE = 60_000  # ms until an element must be there
 MOST = 900  # s until an interaction must be over
@@ -229,6 +231,10 @@ class Bench:
     def second_visitor(self) -> None:
         """Somebody else opens a page on a short prompt, just after an edit was added."""
         other = self.page.context.new_page()
+        frames: list[float] = []
+        other.on(
+            "websocket", lambda wire: wire.on("framereceived", lambda _: frames.append(time.perf_counter()))
+        )
 
         def act() -> None:
             begun = time.perf_counter()
@@ -236,6 +242,7 @@ class Bench:
             other.wait_for_selector(".st-key-menu a")
             self.noted["shown_s"] = time.perf_counter() - begun
             other.wait_for_selector("[data-testid=stHeading]")
+            self.noted["told_s"] = frames[0] - begun
 
         self.page.locator(".st-key-add-edit button").first.click()
         self.do("second visitor while run B is made", act)
@@ -261,7 +268,7 @@ class Bench:
         for name in ("Flow", "Sinks", "Edit"):
             self.to(name)
         self.do("edit added", lambda: page.locator(".st-key-add-edit button").first.click())
-        if long:
+        for _ in range(VISITS if long else 0):
             self.second_visitor()
 
 
