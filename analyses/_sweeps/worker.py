@@ -32,6 +32,7 @@ from headwater.analyses._sweeps.reading import Read, Reading
 from headwater.analyses._sweeps.sweep import Sweep
 from headwater.analyses._sweeps.sweep_run import MOST_UNIT, UNITS, SweepRun, no_links, of_bytes
 from headwater.analyses._sweeps.unit import Unit
+from headwater.kernels.maps.compiled_statistics import computed_by
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import HeadwaterError, SweepError, named_line
 from headwater.lens.experiments import edits_on_parts
@@ -179,7 +180,7 @@ def facts_of(sweep: Sweep, model: HookedModel, base: Path) -> dict[str, Any]:
     for edit in itertools.chain(*sweep.edits.values()):
         for name, file in named_files(in_folder(edit, base)).items():
             found[f"record {edit[name]}"] = of_bytes(read_bytes(Path(file), MOST_UNIT, SweepError))
-    return {**found, **versions_now(), "torch": torch.__version__}
+    return {**found, **versions_now(), "torch": torch.__version__, "statistics": computed_by()}
 
 
 @cache

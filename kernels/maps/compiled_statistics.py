@@ -44,6 +44,12 @@ def loops() -> Any:
         return None
 
 
+def computed_by() -> str:
+    """What computes statistics of long plain maps on the CPU, on which their last digits depend."""
+    found = loops()
+    return "torch" if found is None else f"numba {found.numba_version}"
+
+
 def takes(map: MapState) -> bool:
     """Whether a plain softmax map, which `softmax_statistics` takes, is computed here."""
     device_fits = map.q.device.type == "cpu" and map.dtype == torch.float32
