@@ -14,12 +14,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import config, njit, types
+from numba import __version__, config, njit, types
 from numba.extending import intrinsic
 
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and without a compiler these loops take hours")
 
+COMPILER = f"numba {__version__}"
 ROWS = 4  # whose scores are made together
 FEATURES = 4  # that are added to the scores together
 STRIP = 512  # keys in hand

@@ -47,7 +47,7 @@ def loops() -> Any:
 def computed_by() -> str:
     """What computes statistics of long plain maps on the CPU, on which their last digits depend."""
     found = loops()
-    return "torch" if found is None else f"numba {found.numba_version}"
+    return "torch" if found is None else found.COMPILER
 
 
 def takes(map: MapState) -> bool:

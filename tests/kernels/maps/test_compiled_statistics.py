@@ -182,3 +182,7 @@ def _plain(map):
         else values.masked_fill(silent, -1 if name == "argmax" else torch.nan)
         for name, values in found.items()
     }
+
+
+def test_it_is_said_what_computes() -> None:
+    assert compiled_statistics.computed_by().startswith("numba ")
