@@ -43,7 +43,7 @@ METHODS = {
     "both ends": {"how": "clean_corrupt"},
     "exact": {"how": "exact"},
 }
-LEFT_OUT = {"smollm2-135m": ["exact", "both ends"]}
+LEFT_OUT = {"smollm2-135m": ["exact"]}
 SAMPLED = "sampled exact"
 SAMPLE, ITS_PAIRS = 100, 3  # edges of smollm2-135m, and pairs on which each is changed
 SMALLER = {("smollm2-135m", "EAP-IG activations"): {"steps": 2, "pairs": 2}}

@@ -4,13 +4,15 @@
 data/models/sink-2l, each on one thread in minutes, and measures them at kept steps on texts that no step trains on.
 Every run is written to results/sink_training.json as it ends, and one that the file holds to its last step is not
 trained again (`--anew` begins anew); a run that is stopped goes on from its last checkpoint in FOLDER. `--quick` trains
-two steps and writes nothing. No weights are kept in the project: they come again from the seed.
+two steps and writes nothing; `--draw FILE` trains nothing and draws how the kept run of the softmax went. No weights
+are kept in the project: they come again from the seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xarray as xr
 from cpu_report import earlier, head, write
 from tqdm import tqdm
 
@@ -95,14 +98,31 @@ def trained(
     return model, told
 
 
+def drawn(by_step: list[dict[str, Any]]) -> xr.DataArray:
+    """How the sink of a run comes: shares [statistic, step]."""
+    shares = {
+        "copy right": [row["copied_right"] for row in by_step],
+        "largest head": [max(map(max, row["first_share"])) for row in by_step],
+        "sink rate": [row["sink_rate"] for row in by_step],
+    }
+    coords = {"statistic": list(shares), "step": [row["step"] for row in by_step]}
+    told = xr.DataArray(list(shares.values()), coords, ("statistic", "step"), name="share")
+    return told.assign_attrs(unit="share", question="When does the sink come?")
+
+
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     given.add_argument("--work", type=Path, help="folder of checkpoints; none: a run begins anew")
+    given.add_argument("--draw", type=Path, metavar="FILE", help="write the figure of the softmax run there")
     given.add_argument("--anew", action="store_true")
     given.add_argument("--quick", action="store_true")
     asked = given.parse_args()
     torch.set_num_threads(1)
+    if asked.draw:
+        by_step = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]["softmax"]["by_step"]
+        hw.figure(drawn(by_step)).write_image(asked.draw)
+        return
     with tempfile.TemporaryDirectory() as folder:
         work = asked.work or Path(folder)
         if asked.quick:

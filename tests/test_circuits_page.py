@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from headwater import analyses
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,7 +33,11 @@ def test_every_method_stands_on_the_page_with_what_was_found() -> None:
     assert f"(f = {routes[8]:.2f})" in page
     assert f"by EAP-IG carry {best[0]:.2f} of it" in page
     rows = {"Spearman of sizes": "spearman_of_sizes", "Pearson": "pearson"}
-    words_of = {"indirect_object": "indirect objects", "capital": "capitals", "greater_than": "greater-than"}
+    words_of = {
+        "indirect_object": "indirect objects",
+        "capital": "capitals",
+        "greater_than": "greater-than",
+    }
     for task, words in words_of.items():
         drawn = larger[task]["sampled exact"]
         for statistic, name in rows.items():
@@ -48,10 +54,34 @@ def cell(found: dict) -> str:
 def test_the_page_tells_the_accuracy_of_learned_directions() -> None:
     kept = read("circuits_align.json")
     page = (ROOT / "docs" / "analyses" / "circuits.md").read_text(encoding="utf-8")
-    told = (
-        "{learned:.2f} of the held-out answers, the whole vector {full:.2f}, random directions {random:.2f}"
-    )
-    assert told.format(**kept["answer | residual 3 | 48"]) in " ".join(page.split())
+    rows = [(model, label, row) for model in ("tasks-4l",) for label, row in kept[model].items()]
+    assert len(rows) == 10
+    for model, label, row in rows:
+        variable, place, size = label.split(" | ")
+        shares = " | ".join(f"{row[by]:.2f}" for by in ("learned", "full", "random", "none"))
+        assert f"| {model} | {variable} | {place} | {size} of {row['of']} | {shares} |" in page
+    many, few = (kept["tasks-4l"][f"answer | residual 3 | {size}"] for size in (48, 16))
+    told = " ".join((analyses.align_subspace.__doc__ or "").split())
+    numbers = [f"{value:.2f}".lstrip("0") for value in (many["learned"], few["learned"], many["full"])]
+    says = "of {} names, 48 directions of 256 give {}, 16 {}, the vector {}."
+    assert says.format(many["answers"], *numbers) in told
+
+
+def test_the_page_tells_what_circuits_of_several_seeds_share() -> None:
+    kept = read("circuits_seeds.json")
+    page = (ROOT / "docs" / "analyses" / "circuits.md").read_text(encoding="utf-8")
+    assert len(kept["seeds"]) == 4
+    for behaviour, sizes in kept["shared"].items():
+        for size, told in sizes.items():
+            shares = (f"{told[what]:.2f}" for what in ("heads", "nodes", "edges", "edges by chance"))
+            assert f"| {behaviour} | {size} | {' | '.join(shares)} |" in page
+        assert f"{sizes['10']['edges']:.2f} " in page
+    again = [
+        seed[behaviour]["stability"]["0.1"] for seed in kept["seeds"].values() for behaviour in kept["shared"]
+    ]
+    assert f"redrawn on one model, {min(again):.2f} or more" in page
+    (copied,) = {f"{seed['copied_right']:.2f}" for seed in kept["seeds"].values()}
+    assert f"({copied} of copied words right in each)" in page
 
 
 def read(name: str) -> dict:

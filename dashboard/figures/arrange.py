@@ -13,11 +13,12 @@ RUNNING = (
     "step",
     "size",
     "keep",
+    "kept",
     "factor",
     "hop",
     "direction",
     "layer",
-)  # drawn from left to right
+)  # drawn from left to right, where their labels are numbers
 MOST_PANELS, MOST_CURVES, MOST_BARS = 6, 10, 60
 MOST_SLICES, MOST_NUMBERS = 200, 1_500_000
 
@@ -42,7 +43,8 @@ def arrange(
     if patches:
         drawn, core = "patches", patches
     else:
-        drawn, core = _core(sizes, kind, interval)
+        running = [dim for dim in RUNNING if dim in sizes and _of_numbers(array, dim)]
+        drawn, core = _core(sizes, kind, interval, running)
     outer = [dim for dim in sizes if dim not in core]
     short = [
         dim for dim in outer if sizes[dim] <= MOST_PANELS and not (dim == "batch" and set(core) & {*TOKENS})
@@ -58,7 +60,13 @@ def arrange(
     return Arrangement(drawn, core, panels, tuple(slices), tuple(fixed))
 
 
-def _core(sizes: dict[str, int], kind: str, interval: bool) -> tuple[str, tuple[str, ...]]:
+def _of_numbers(array: xr.DataArray, dim: str) -> bool:
+    return dim not in array.coords or array[dim].dtype.kind not in "OUS"
+
+
+def _core(
+    sizes: dict[str, int], kind: str, interval: bool, running: list[str]
+) -> tuple[str, tuple[str, ...]]:
     for pair in (("layer", "head"), ("query", "key")):
         if set(pair) <= set(sizes):
             return "matrix", pair
@@ -70,13 +78,12 @@ def _core(sizes: dict[str, int], kind: str, interval: bool) -> tuple[str, tuple[
     if token is not None:
         other = next((dim for dim in by_length if dim not in TOKENS), None)
         return ("matrix", (other, token)) if other else ("bars", (token,))
-    running = next((dim for dim in RUNNING if dim in sizes), None)
-    if running is not None and kind == "numbers":
-        others = [dim for dim in (*by_length, *sizes) if dim != running]
+    if running and kind == "numbers":
+        others = [dim for dim in (*by_length, *sizes) if dim != running[0]]
         series = next((dim for dim in others if sizes[dim] <= MOST_CURVES), None)
         if series is None and others:
-            return "matrix", (others[0], running)
-        return "curves", (running, *([series] if series else []))
+            return "matrix", (others[0], running[0])
+        return "curves", (running[0], *([series] if series else []))
     if len(by_length) == 1:
         alone = len(sizes) == 1 or interval
         return ("bars", (by_length[0],)) if alone else ("matrix", ("batch", by_length[0]))

@@ -59,6 +59,15 @@ def test_running_numbers_are_curves_and_one_dimension_bars() -> None:
     assert list(hw.figure(curve.isel(attribution=0, drop=True)).data[0].y) == [1.0, 0.5]
 
 
+def test_a_share_that_is_kept_is_a_curve_and_a_part_that_is_kept_is_none() -> None:
+    lines = hw.figure(array("by kept", 2, 3, by=["observed", "recent"], kept=[0.1, 0.25, 0.5])).data
+    assert [(line.type, line.mode[:5], list(line.x)) for line in lines] == 2 * [
+        ("scatter", "lines", [0.1, 0.25, 0.5])
+    ]
+    parts = hw.figure(array("kept pair", 2, 3, kept=["circuit", "complement"])).data
+    assert [each.type for each in parts] == ["heatmap"]
+
+
 def test_layers_of_a_hybrid_are_neighbours_on_every_figure() -> None:
     grid = hw.figure(array("layer head", 2, 3, layer=[1, 3]))
     assert (grid.layout.yaxis.type, list(grid.data[0].y)) == ("category", [1, 3])
