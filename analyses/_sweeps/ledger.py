@@ -82,6 +82,9 @@ class Ledger:
         base = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             self._look(base)
+        except UnicodeDecodeError:  # of a message of SQLite that names a damaged table
+            base.close()
+            raise sqlite3.DatabaseError("what it says of its tables is no text") from None
         except BaseException:
             base.close()
             raise
