@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import streamlit as st
 
 from headwater.dashboard import pages
@@ -29,6 +30,8 @@ SHOWN = {"a": "A: as it is", "b": "B", "difference": "B − A"}
 
 def draw(state: State, page: str) -> bool:
     """The bar, and the notices of this run of the page; whether run A is there, without which there is no page."""
+    if not state.has_b():
+        state.shown = "a"  # an address may ask for a run B whose edits were refused
     tell(state)
     st.session_state[WAITS], st.session_state[TOLD] = set(), set()
     if page in pages.OF_RESULTS:
@@ -120,8 +123,9 @@ def _measure(state: State, plain_run: runs.Run, other: runs.Run | None) -> None:
             ranked = measure.likeliest(plain_run, 30)
             wrong = [] if chosen.wrong is None else [chosen.wrong]
             options = list(dict.fromkeys([*ranked, chosen.answer, *wrong]))
-            name = lambda n: f"{measure.quoted(plain_run.label(n))} #{n}"  # noqa: E731
-            _pick(state, "answer", "Answer", options, chosen.answer, name)
+            odds = np.exp(plain_run.log_probabilities())
+            name = lambda n: f"{measure.quoted(plain_run.label(n))} {odds[n]:.3g} #{n}"  # noqa: E731
+            _pick(state, "answer", "Answer, and its probability", options, chosen.answer, name)
             if chosen.kind == "difference":
                 _pick(
                     state,

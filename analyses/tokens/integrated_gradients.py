@@ -7,6 +7,7 @@ fits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -138,6 +139,10 @@ class _Path:
             found = self._sum(steps)
             gap = self.change - sum(float(each.sum()) for each in found)
             size = sum(float(each.abs().sum()) for each in found)
+            if not math.isfinite(gap):
+                raise AnalysisError(
+                    f"the gradients of example {place} are not finite between it and the baseline; give another one"
+                )
             # a gap within the rounding of the model's own numbers is accepted
             if abs(gap) <= max(tolerance * size, self.noise):
                 return found, gap, steps

@@ -13,7 +13,7 @@ from headwater.analyses.sinks._received_share import received_share
 from headwater.dashboard import tables
 from headwater.dashboard.canvas.attention_map import attention_map
 from headwater.dashboard.figures.pooling import MOST_CELLS, Pooled, pool_blocks
-from headwater.dashboard.running import runs
+from headwater.dashboard.running import compare, runs
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import session
 from headwater.dashboard.state.kept import Kept
@@ -100,7 +100,7 @@ def offer(
 
 
 def draw_difference(state: State, one: Run, other: Run, key: str, layer: int, head: int) -> None:
-    """After minus before, on a scale of at least ±0.01."""
+    """B minus A on A's tokens, on a scale of at least ±0.01; what B lacks of them is left out and named."""
     where = window(state, one)
     queries, keys = where
     shape = (queries.stop - queries.start, keys.stop - keys.start)
@@ -109,7 +109,12 @@ def draw_difference(state: State, one: Run, other: Run, key: str, layer: int, he
             f"Changes are drawn for windows of at most {MOST_CELLS} tokens: drag over a part of a map."
         )
         return
-    change = runs.pattern(other, layer, head, queries, keys) - runs.pattern(one, layer, head, queries, keys)
+    change = compare.change_of_map(one, other, layer, head, where, 4 * MOST_CELLS)
+    if change is None:
+        st.caption(
+            "The tokens of this window stand too far apart in run B: drag over a smaller part of a map."
+        )
+        return
     attention_map(
         change, one.queries[queries], one.keys[keys], key=key, title=f"Head {layer}.{head}: B − A", signed=True,
         chosen=chosen(state, where), first=(queries.start, keys.start), causal=one.causal, unit="change",
@@ -148,4 +153,5 @@ def take(event: dict[str, Any], layers: list[int], n_heads: int) -> None:
 def pairs(run: Run, weights: np.ndarray, where: Window) -> Any:
     """The numbers behind a map; pairs that a mask leaves out are not among them."""
     frame = tables.pairs(weights, run.queries[where[0]], run.keys[where[1]], where[0].start, where[1].start)
+    frame = frame[frame["weight"].notna()]
     return frame[frame["key"] <= frame["query"]] if run.causal else frame

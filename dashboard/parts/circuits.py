@@ -83,6 +83,12 @@ def circuit(
     key: tuple[Any, ...] = ("circuit", *run.identity, method, query)
     what = f"{METHODS[method]}, run {'B' if state.shown == 'b' else name}"
     if method == "edges":
+        if run.edits != "[]":
+            st.info(
+                "Effects of edges are those in a model as it is, and run B has edits: choose run A at the top, or "
+                "another method."
+            )
+            return None
         if other is None:
             return None
         steps = bound.number(state, "circuits.steps", "Steps", 1, 50, 5) if name == "A" else _steps(state)

@@ -25,14 +25,13 @@ from headwater.dashboard.widgets import chart, numbers, plain, quoted
 MOST_PINNED = 4
 
 
+def same_heads(one: Run, other: Run) -> bool:
+    return (one.layers, one.n_heads) == (other.layers, other.n_heads)
+
+
 def same_tokens(one: Run, other: Run) -> bool:
     """Whether two runs have maps of the same tokens and heads, so that these can be taken from each other."""
-    return (one.queries, one.keys, one.layers, one.n_heads) == (
-        other.queries,
-        other.keys,
-        other.layers,
-        other.n_heads,
-    )
+    return same_heads(one, other) and (one.queries, one.keys) == (other.queries, other.keys)
 
 
 def draw_others(state: State, run: Run) -> None:

@@ -9,6 +9,7 @@ from difflib import SequenceMatcher
 import numpy as np
 import pandas as pd
 
+from headwater.dashboard.running import runs
 from headwater.dashboard.running.measure import likeliest
 from headwater.dashboard.running.runs import Run
 
@@ -39,6 +40,32 @@ def aligned(one: Sequence[str], other: Sequence[str]) -> Aligned:
         else:
             found += [(a, None) for a in range(a0, a1)] + [(None, b) for b in range(b0, b1)]
     return Aligned(found)
+
+
+def change_of_map(
+    one: Run, other: Run, layer: int, head: int, where: tuple[slice, slice], most: int
+) -> np.ndarray | None:
+    """B − A [query, key] on a window of A's map, tokens aligned; NaN at tokens that B lacks.
+
+    None where the tokens of the window stand more than `most` apart in B.
+    """
+    found = runs.pattern(one, layer, head, *where)
+    if (one.queries, one.keys) == (other.queries, other.keys):
+        return runs.pattern(other, layer, head, *where) - found
+    change = np.full(found.shape, np.nan, found.dtype)
+    sides = [
+        [(a - window.start, b) for a, b in aligned(*tokens).pairs
+         if a is not None and b is not None and window.start <= a < window.stop]
+        for tokens, window in zip(((one.queries, other.queries), (one.keys, other.keys)), where, strict=True)
+    ]  # fmt: skip
+    if not all(sides):
+        return change
+    (q, r), (k, c) = (np.array(side).T for side in sides)
+    if max(r[-1] - r[0], c[-1] - c[0]) >= most:
+        return None
+    there = runs.pattern(other, layer, head, slice(r[0], r[-1] + 1), slice(c[0], c[-1] + 1))
+    change[np.ix_(q, k)] = there[np.ix_(r - r[0], c - c[0])] - found[np.ix_(q, k)]
+    return change
 
 
 def table(one: Run, other: Run, places: Aligned) -> pd.DataFrame:

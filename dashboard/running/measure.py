@@ -7,6 +7,7 @@ picture, or the likeness of the last hidden states to those of the plain run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -183,9 +184,9 @@ def of(state: State, plain: Run) -> Measure:
         )
     label = KINDS[kind]
     if answer is not None and wrong is not None:
-        label = label.replace("answer", quoted(plain.label(answer))).replace(
-            "distractor", quoted(plain.label(wrong))
-        )
+        # in one go, as a token may itself be called "distractor"
+        named = {"answer": quoted(plain.label(answer)), "distractor": quoted(plain.label(wrong))}
+        label = re.sub("answer|distractor", lambda found: named[found[0]], label)
     return Measure(kind, label, answer, wrong, plain.position, plain)
 
 

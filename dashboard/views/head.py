@@ -29,9 +29,15 @@ if state.shown == "difference" and other is not None and reading.same_tokens(one
         attention.draw_head(state, other, "mapB", state.layer, state.head, f"Head {name}: B")
     attention.draw_difference(state, one, other, "change", state.layer, state.head)
 else:
-    if state.shown == "difference" and other is not None:
-        st.info("Runs A and B have other tokens, so there is no difference of their maps; this is run A.")
     attention.draw_head(state, run, "map", state.layer, state.head)
+    if other is not None and reading.same_heads(one, other):
+        attention.draw_difference(state, one, other, "change", state.layer, state.head)
+        st.caption(
+            "B − A where both texts have a token, the same or one in the place of another; hatched where B has none. "
+            "The page Compare shows both maps."
+        )
+    elif other is not None:
+        st.info("Runs A and B have other heads, so there is no difference of their maps; this is run A.")
 st.caption(
     "Click a pair, drag over a window for its exact weights, walk with the arrow keys (with Shift: to other heads). "
     "Above: the share that each key receives; right: the entropy of each query; both exact and over the whole input."

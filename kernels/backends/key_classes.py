@@ -33,6 +33,7 @@ from headwater.kernels.edits.weights import (
     Rescale,
     WeightEdit,
     WeightStep,
+    per_mass,
 )
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
@@ -248,5 +249,5 @@ def _settle(edit: Rescale, on: dict[str, Tensor], acts: Tensor) -> tuple[Tensor,
     if edit.condition is not None:
         share = on["of"] / (on["within"] + WITHIN_EPSILON)
         acts = acts & (share <= edit.condition.most) & (on["within"] >= edit.condition.least)
-    gain = 1 + (1 - edit.keep) * on["keys"] / torch.where(acts, on["to"], 1.0)
+    gain = 1 + per_mass((1 - edit.keep) * on["keys"], torch.where(acts, on["to"], 1.0))
     return torch.where(acts, gain.new_tensor(edit.keep), 1.0), torch.where(acts, gain, 1.0)

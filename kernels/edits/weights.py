@@ -74,7 +74,7 @@ class Rescale:
         acts = _acts(self, block, weights) & live & (target > NOTHING)
         if self.condition is not None:
             acts = acts & self.condition.holds(weights, block)
-        gain = 1 + freed / torch.where(acts, target, 1.0)
+        gain = 1 + per_mass(freed, torch.where(acts, target, 1.0))
         return torch.where(acts, weights.new_tensor(self.keep), 1.0), torch.where(acts, gain, 1.0)
 
     def apply(self, weights: Tensor, factors: tuple[Tensor, ...], block: Block, mask: Mask) -> Tensor:
@@ -179,6 +179,12 @@ class WeightStep:
 
     edit: WeightEdit
     factors: tuple[Tensor, ...]
+
+
+def per_mass(freed: Tensor, target: Tensor) -> Tensor:
+    """freed / target. Its slope 1 / target² would be infinite in float32 below 1e-19: half the way each time."""
+    size = target.detach()
+    return (freed / size) / (target / size)
 
 
 def _acts(edit: PlainWeightEdit, block: Block, weights: Tensor) -> Tensor:

@@ -72,6 +72,22 @@ def test_keys_that_learn_alone_get_the_gradient_of_blocks(kind):
 
 
 @pytest.mark.parametrize("backend", ["auto", "blocked"])
+def test_weight_handed_to_almost_nothing_has_a_finite_gradient(backend):
+    """Keys with 1e-25 of a row get its freed weight: in float32 a slope of 1 / (1e-25)² would be infinite."""
+    edits = (Rescale(HEADS, KEYS, ~KEYS, 0.4),)
+
+    def slopes(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        q, k, v = (x.detach().to(dtype) for x in inputs())
+        q[..., 0], k[..., 0] = 10.0, torch.where(KEYS[0], 11.5, 0.0)
+        given = tuple(x.requires_grad_() for x in (q, k, v))
+        z, _ = attend(*given, ScoreRule(0.5, Mask(6, 6, right=0)), edits, backend)
+        return torch.autograd.grad(z[..., 0].sum(), given)
+
+    for found, exact in zip(slopes(torch.float32), slopes(torch.float64), strict=True):
+        torch.testing.assert_close(found, exact.float(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["auto", "blocked"])
 def test_a_row_that_a_bias_empties_has_no_gradient(backend):
     q, k, v = inputs()
     bias = torch.zeros(1, 1, 6, 6, dtype=torch.float64)

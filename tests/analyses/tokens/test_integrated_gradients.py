@@ -103,3 +103,16 @@ def test_shares_that_do_not_add_up_are_refused(pairs: Callable, monkeypatch) -> 
         integrated_gradients(model, ids, steps=1, baseline="blank", tolerance=1e-6)
     with pytest.raises(AnalysisError, match="mean, blank, zero"):
         integrated_gradients(model, ids, baseline="none")  # type: ignore[arg-type]
+
+
+def test_gradients_that_are_not_finite_are_said_at_once(pairs: Callable, monkeypatch) -> None:
+    model = pairs("llama").model
+    ids = torch.arange(5, 11)[None]
+    monkeypatch.setattr(
+        "headwater.analyses._inputs.inputs.Entering.slopes",
+        lambda at, value, copies, forms: [
+            torch.full(each.shape, torch.nan, dtype=torch.float64) for each in forms
+        ],
+    )
+    with pytest.raises(AnalysisError, match="gradients of example 0 are not finite"):
+        integrated_gradients(model, ids, baseline="mean")

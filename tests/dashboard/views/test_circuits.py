@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import numpy as np
@@ -124,6 +125,12 @@ class TestOfTheSmallModel:
                 table = next(each.value for each in app.dataframe if "run" in each.value.columns)
                 assert table["run"][0] == "as it is"
                 assert len(table) >= 2
+
+    def test_effects_of_edges_under_edits_are_said_not_to_be_there(self):
+        edits = json.dumps([{"edit": "AblateHeads", "heads": ["0.1"]}])
+        app = settled(opened("circuits", prompt=PROMPT, edits=edits, shown="b", **{"pair.text": OTHER}))
+        assert any("choose run A at the top" in each.value for each in app.info)
+        assert not any("model.edit" in each.value for each in app.caption)
 
     def test_a_loss_is_told_to_explain_no_answer(self):
         app = settled(opened("circuits", prompt=PROMPT, kind="loss"))

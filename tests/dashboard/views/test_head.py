@@ -10,7 +10,7 @@ from canvas_events import canvases, header_of, send
 from opened_app import opened
 
 import headwater as hw
-from headwater.dashboard.running import head as of_head, measure, models, runs
+from headwater.dashboard.running import compare, head as of_head, measure, models, runs
 from headwater.dashboard.state.state import State
 from headwater.lens.models import embedded
 
@@ -115,3 +115,26 @@ def test_every_kind_of_model_and_part_opens(name, monkeypatch):
 def test_hostile_tokens_reach_the_map_as_text():
     app = opened("head", prompt="<s> </s> &lt; $x$ **b** When When")
     assert header_of(app, "map")["keys"] == ["<bos>", "<s>", "</s>", "&lt;", "$x$", "**b**", "When", "When"]
+
+
+def test_the_difference_to_another_text_is_that_of_the_aligned_tokens(small_model):
+    """In run B one token is another and two are new: these two are left out, the others stand on A's places."""
+    other = "When John and John went to the <unk> <unk> store , John gave a drink to"
+    app = opened("head", layer="1", head="2", prompt=PROMPT, b_prompt=other, shown="difference")
+    assert any("one in the place of another" in each.value for each in app.caption)
+    one, two = (runs.pattern(run(app.session_state["headwater"]), 1, 2) for run in (runs.a, runs.b))
+    places = [*range(8), *range(10, 17)]  # of the tokens of A in B
+    found = compare.change_of_map(
+        *(run(app.session_state["headwater"]) for run in (runs.a, runs.b)),
+        1,
+        2,
+        (slice(0, 15), slice(0, 15)),
+        100,
+    )
+    np.testing.assert_allclose(found, two[np.ix_(places, places)] - one, atol=1e-7)
+
+
+def test_an_address_that_asks_for_a_second_run_without_one_shows_the_first():
+    app = opened("heads", prompt=PROMPT, edits='[{"edit": "Nothing"}]', shown="difference")
+    assert not any("other heads" in each.value for each in app.info)
+    assert app.session_state["headwater"].shown == "a"
