@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+from headwater.lens.naming.cells import inert
 
 
 def table(values: xr.DataArray, name: str = "value") -> pd.DataFrame:
@@ -28,16 +28,9 @@ def to_csv(frame: pd.DataFrame) -> str:
     safe = frame.copy()
     for column in safe.columns:
         if not pd.api.types.is_numeric_dtype(safe[column]):
-            safe[column] = [_cell(value) for value in safe[column]]
-    safe.columns = [_cell(str(column)) for column in safe.columns]
+            safe[column] = [inert(value) for value in safe[column]]
+    safe.columns = [inert(str(column)) for column in safe.columns]
     return safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
-
-
-def _cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    value = value.replace("\x00", "␀")
-    return "'" + value if value.startswith(FORMULA) else value
 
 
 def to_json(content: Any) -> str:

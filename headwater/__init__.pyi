@@ -5,6 +5,7 @@ from types import ModuleType
 from headwater.analyses._corpora.collect import corpus as corpus
 from headwater.analyses._corpora.headvis import export_headvis as export_headvis
 from headwater.analyses._corpora.result import Corpus as Corpus
+from headwater.analyses._sweeps.export import export_sweep as export_sweep
 from headwater.analyses._sweeps.merge import merge_runs as merge_runs
 from headwater.analyses._sweeps.run_sweep import run_sweep as run_sweep
 from headwater.analyses._sweeps.sweep import Sweep as Sweep

@@ -30,7 +30,8 @@ Kind = Literal["local", "ray"]
 def run_sweep(
     sweep: Sweep, folder: str | os.PathLike[str], *, base: str | os.PathLike[str] = ".", workers: int | None = None,
     engine: Kind = "local", shard: tuple[int, int] | None = None, model: str | None = None, again: bool = False,
-    say: Callable[[str], object] = lambda text: None, tell: Callable[[int, int], object] = lambda done, of: None,
+    verify: bool = False, say: Callable[[str], object] = lambda text: None,
+    tell: Callable[[int, int], object] = lambda done, of: None,
 ) -> SweepRun:  # fmt: skip
     """Run every unit of a sweep that is not done yet, and keep each result in `folder` as soon as it is there.
 
@@ -38,9 +39,10 @@ def run_sweep(
     the processors allow, one on a GPU) are processes, each with a model of its own and `sweep.threads` threads;
     `engine="ray"` makes them actors of a Ray cluster. `shard=(i, n)` runs the i-th of n parts, each in a folder of its
     own (`merge_runs`). `model` is a folder that takes the place of the named one. Units that failed are left, but for
-    `again`. `say` hears lines of text, `tell(settled, of)` the progress. The numbers of a unit are those of the
-    analysis called directly with the same threads, bit for bit, whatever the engine. SweepError where the folder is of
-    another run, is in use, or has no room.
+    `again`. A unit whose file is missing or has another size is computed again, and with `verify`, which reads every
+    file, one whose file was changed. `say` hears lines of text, `tell(settled, of)` the progress. The numbers of a unit
+    are those of the analysis called directly with the same threads, bit for bit, whatever the engine. SweepError where
+    the folder is of another run, is in use, or has no room.
 
     >>> import headwater as hw, tempfile
     >>> sweep = hw.Sweep(
@@ -74,7 +76,7 @@ def run_sweep(
             gc.collect()
             if sweep.device == "cuda":
                 torch.cuda.empty_cache()
-            _requeue(run, ledger, again)
+            _requeue(run, ledger, again, verify)
             counts = ledger.counts()
             say(f"{sum(counts.values()):,} units in {path}")
             if counts["queued"]:
@@ -135,9 +137,9 @@ def _check(sweep: Sweep, model: HookedModel) -> None:
             )
 
 
-def _requeue(run: SweepRun, ledger: Ledger, again: bool) -> None:
+def _requeue(run: SweepRun, ledger: Ledger, again: bool, verify: bool) -> None:
     """Units whose file is missing or cut short are computed again, and with `again` those that failed."""
-    lost = [row.key for row in ledger.rows("done") if not run.is_whole(row, look=False)]
+    lost = [row.key for row in ledger.rows("done") if not run.is_whole(row, look=verify)]
     lost += [row.key for row in ledger.rows("failed")] if again else []
     if lost:
         with ledger.writing():

@@ -210,8 +210,8 @@ class SweepRun:
         content = read_bytes(self.file(row.key), MOST_UNIT, SweepError)
         if of_bytes(content) != row.digest:
             raise SweepError(
-                f"{self.file(row.key)} is another file than the one that was written; delete it, then "
-                "`headwater sweep resume` computes it again"
+                f"{self.file(row.key)} is another file than the one that was written; "
+                "`headwater sweep resume --verify` computes it again"
             )
         return unpack(content, str(self.file(row.key)))
 

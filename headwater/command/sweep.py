@@ -1,10 +1,11 @@
-"""`headwater sweep`: runs a sweep file in a folder, says how a run stands, takes one up, and joins shards.
+"""`headwater sweep`: runs a sweep file in a folder, says how a run stands, takes one up, joins shards, writes a table.
 
 headwater sweep FILE                    # into FILE's name with .run
 headwater sweep FILE --shard 3/8        # one part of eight, for a job array
 headwater sweep status DIR
 headwater sweep resume DIR
 headwater sweep merge DIR DIR --out DIR
+headwater sweep export DIR --out FILE   # one table
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ Again = Annotated[bool, typer.Option("--again", help="Run units that failed once
 
 @app.callback()
 def sweep() -> None:
-    """Run a sweep file: many prompts, layers, analyses, edits and seeds; status, resume and merge of its runs."""
+    """Run a sweep file: many prompts, layers, analyses, edits and seeds; status, resume, merge and export of runs."""
 
 
 @app.command()
@@ -104,6 +105,9 @@ def resume(
     engine: EngineName = "local",
     model: OwnModel = None,
     again: Again = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hold every file to its digest, and compute changed ones again.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take up a run that was stopped."""
@@ -111,8 +115,9 @@ def resume(
 
     with _watched() as (say, tell):
         found = run_sweep.resume(
-            folder, base=base, workers=workers, engine=engine, model=model, again=again, say=say, tell=tell
-        )
+            folder, base=base, workers=workers, engine=engine, model=model, again=again, verify=verify, say=say,
+            tell=tell,
+        )  # fmt: skip
     _told(found, as_json)
 
 
@@ -142,6 +147,23 @@ def merge(
     with _watched() as (_, tell):
         found = merge_runs(folders, out, tell=tell)
     _told(found, as_json)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table: a .parquet or .csv file.")],
+) -> None:
+    """Write the numbers of every finished unit as one table, a line each."""
+    from headwater.analyses._sweeps.export import export_sweep
+    from headwater.analyses._sweeps.sweep_run import SweepRun
+
+    found = SweepRun(folder)
+    with _watched() as (_, tell):
+        export_sweep(found, out, tell=tell)
+    counts = found.counts()
+    rest = f"; {counts['queued']:,} queued and {counts['failed']:,} failed ones are not in it"
+    typer.echo(f"{out}: {counts['done']:,} units{rest if counts['queued'] or counts['failed'] else ''}")
 
 
 @contextmanager
@@ -186,9 +208,7 @@ def _told(found: SweepRun, as_json: bool, damaged: list[str] | None = None) -> N
         for number, reason in reasons:
             typer.echo(f"unit {number} failed: {' '.join(reason.split())}")
         for name in damaged or []:
-            typer.echo(
-                f"{name} is missing or was changed; headwater sweep resume computes a missing one again"
-            )
+            typer.echo(f"{name} is missing or was changed; headwater sweep resume --verify computes it again")
         typer.echo(f"results {told['digest']}")
     if counts["failed"] or damaged:
         sys.stdout.flush()

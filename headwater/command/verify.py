@@ -95,8 +95,8 @@ def _run(path: Path) -> str:
     counts = ", ".join(f"{count:,} {state}" for state, count in found.counts().items())
     if damaged := [found.file(row.key) for row in found.damaged()]:
         raise HeadwaterError(
-            f"{path}: {len(damaged):,} files are missing or were changed, first {damaged[0]}; delete them, then "
-            "`headwater sweep resume` computes them again"
+            f"{path}: {len(damaged):,} files are missing or were changed, first {damaged[0]}; "
+            "`headwater sweep resume --verify` computes them again"
         )
     strays = sum(1 for _ in found.strays())
     told = f"; {strays:,} other files in it are never read" if strays else ""

@@ -1,4 +1,4 @@
-"""`headwater sweep`: runs, status, resume, merge; exit codes; kills and Ctrl-C leave a run that goes on."""
+"""`headwater sweep`: runs, status, resume, merge, export; exit codes; kills and Ctrl-C leave a run that goes on."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from sweep_engines import Here, open_once
 
@@ -62,6 +63,24 @@ def test_failures_and_damage_end_with_1_and_say_why(here, headwater, tmp_path):
     found = headwater("sweep", "status", tmp_path / "t.run", "--verify")
     assert found.exit_code == 1
     assert "is missing or was changed" in found.stdout
+    assert headwater("sweep", "resume", "--verify", run.path).exit_code == 0
+    assert headwater("sweep", "status", run.path, "--verify").exit_code == 0
+
+
+def test_a_run_becomes_one_table(here, headwater, tmp_path):
+    pairs = [{"clean": "Mary gave", "corrupt": "John"}]  # of which the analysis knows no answer
+    analyses = [{"analysis": "sink_rate"}, {"analysis": "patch"}]
+    headwater("sweep", written(tmp_path / "s.json", pairs=pairs, analyses=analyses))
+    told = headwater("sweep", "export", tmp_path / "s.run", "--out", tmp_path / "a.csv")
+    assert told.exit_code == 0, told.stderr
+    assert "a.csv: 4 units; 0 queued and 1 failed ones are not in it" in told.stdout
+    table = pd.read_csv(tmp_path / "a.csv")
+    assert set(table.analysis) == {"sink_rate"}
+    results = [result for _, result in hw.SweepRun(tmp_path / "s.run").results()]
+    assert len(table) == sum(array.size for each in results for array in each.data_vars.values())
+    told = headwater("sweep", "export", tmp_path / "s.run", "--out", tmp_path / "a.xlsx")
+    assert told.exit_code == 2
+    assert "ends in neither .parquet nor .csv" in told.stderr
 
 
 @pytest.mark.parametrize(
