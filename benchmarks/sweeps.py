@@ -150,7 +150,7 @@ def driver(folder: Path) -> dict[str, Any]:
 
 def kills(folder: Path) -> dict[str, Any]:
     """Three in four kills fall where units are written, the others where the driver starts."""
-    file = sweep_file(folder, 100)
+    file = sweep_file(folder, 200)
     command = [*HEADWATER, "sweep", file, "--workers", "2", "--out"]
     out, draw, done = folder / "killed", random.Random(0), []
     for n in range(KILLS):
@@ -165,7 +165,9 @@ def kills(folder: Path) -> dict[str, Any]:
         done.append(hw.SweepRun(out).counts()["done"] if there else 0)
         held(not there or not list(hw.SweepRun(out).damaged()), "a file is not what its row says")
     same(command, out, folder / "quiet")
-    return {"units": 400, "kills": KILLS, "done_after_each": done, "left_over": left_over(folder)}
+    counts = hw.SweepRun(out).counts()
+    held(counts["done"] == sum(counts.values()), counts)
+    return {"units": counts["done"], "kills": KILLS, "done_after_each": done, "left_over": left_over(folder)}
 
 
 def disk(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""docs/reliability.md: its counts are those of benchmarks/reliability.py, and each fault has a test that is there.
+"""docs/reliability.md: its counts are those of the two scripts, and each fault has a test that is there.
 
 Seen to fail with a count changed on the page, and with the name of a test that is none.
 """
@@ -8,14 +8,26 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+SWEEPS = json.loads((ROOT / "benchmarks" / "results" / "sweeps.json").read_text(encoding="utf-8"))
 COUNTS = json.loads((ROOT / "benchmarks" / "results" / "reliability.json").read_text(encoding="utf-8"))
 
 
 def of_part(part: str, key: str) -> dict[str, int]:
     return {name: each[key] for name, each in COUNTS.get(part, {}).items() if isinstance(each, dict)}
+
+
+def of_tenths(each: dict[str, Any]) -> str:
+    memory = ", ".join(f"{size:,}" for size in each["memory_mb"])
+    ledger = (
+        f"; the ledger took {each['commit_ms']} ms for a change, {each['slow_commit_ms']} ms for one in a hundred"
+        if "commit_ms" in each
+        else ""
+    )
+    return f"the most memory in each tenth of that: {memory} MB{ledger}"
 
 
 def rows() -> list[str]:
@@ -24,6 +36,9 @@ def rows() -> list[str]:
         f"| processes killed at random moments: {name} | {count} | 0 |"
         for name, count in of_part("kills", "kills").items()
     ]
+    if drivers := SWEEPS.get("kills"):
+        told = f"drivers of a sweep with two workers killed at random moments, {drivers['units']:,} units"
+        found.append(f"| {told} | {drivers['kills']} | {drivers['left_over']} |")
     found += [
         f"| Ctrl-C at random moments of `headwater {name}` | {count} | 0 |"
         for name, count in of_part("interrupts", "interrupts").items()
@@ -40,11 +55,15 @@ def rows() -> list[str]:
     if passes := COUNTS.get("forwards"):
         told = f"forward passes in {passes['threads']} threads under {passes['edits']} kinds of edits"
         found.append(f"| {told} | {passes['forwards']:,} | {passes['contaminated']} |")
+    for name, each in COUNTS.get("soak", {}).items():
+        if isinstance(each, dict):
+            told = f"{name}, one after the other in {each['seconds']} s; {of_tenths(each)}"
+            found.append(f"| {told} | {each['count']:,} | 0 |")
     if seen := COUNTS.get("visitors"):
         told = (
             f"pages seen by {seen['visitors']} visitors of one dashboard in {seen['seconds'] / 60:g} minutes, each "
-            f"under edits of its own; the server took {seen['memory_mb']:,} MB when all had been there once, "
-            f"{seen['most_memory_mb']:,} MB at its most"
+            f"under edits of its own; the most memory that the server took in each minute: "
+            f"{', '.join(f'{each:,}' for each in seen['memory_mb'])} MB"
         )
         found.append(f"| {told} | {seen['pages']:,} | {seen['wrong'] + seen['failed']} |")
     return found
@@ -63,6 +82,16 @@ def test_every_kind_was_counted() -> None:
     assert set(of_part("fuzz", "inputs")) == set(fuzz_targets.TARGETS)
     assert set(of_part("kills", "kills")) == set(kills.WORKS)
     assert set(of_part("interrupts", "interrupts")) == set(interrupts.COMMANDS)
+
+
+def test_memory_levelled_off_under_visitors() -> None:
+    import many_visitors
+
+    seen = COUNTS["visitors"]
+    assert seen["level"]
+    assert len(seen["memory_mb"]) == seen["seconds"] / 60 == 10
+    assert many_visitors.is_level(seen["memory_mb"])
+    assert not many_visitors.is_level([700 + 50 * minute for minute in range(10)])
 
 
 def test_every_fault_has_a_test_that_is_there() -> None:

@@ -24,6 +24,7 @@ TABLE = (
 )
 STATES = ("queued", "done", "failed")
 KEY = re.compile(r"[0-9a-f]{64}")
+FAULTS = (sqlite3.Error, UnicodeDecodeError)  # what SQLite says of a broken table may be no text
 LONGEST = 2000  # letters of a reason
 LARGEST_VALUE = 2**20
 BUSY_SECONDS = 10.0
@@ -57,7 +58,7 @@ class Ledger:
             if not readonly:
                 raise SweepError(f"{path} can not be opened; take a folder that can be written") from None
             self.base = self._mended(path)
-        except sqlite3.DatabaseError as error:
+        except FAULTS as error:
             raise self._none(error) from None
 
     def _mended(self, path: Path) -> sqlite3.Connection:
@@ -69,7 +70,7 @@ class Ledger:
         self.readonly = False
         try:
             return self._opened(Path(self._copy.name) / path.name)
-        except sqlite3.DatabaseError as error:
+        except FAULTS as error:
             self._copy.cleanup()
             raise self._none(error) from None
 
@@ -82,9 +83,6 @@ class Ledger:
         base = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             self._look(base)
-        except UnicodeDecodeError:  # of a message of SQLite that names a damaged table
-            base.close()
-            raise sqlite3.DatabaseError("what it says of its tables is no text") from None
         except BaseException:
             base.close()
             raise
@@ -117,7 +115,7 @@ class Ledger:
         with self.writing():
             try:
                 self.base.executemany(empty, units)
-            except sqlite3.Error as error:
+            except FAULTS as error:
                 raise unwritten(self.path, error) from None
 
     def writing(self) -> _Transaction:
@@ -161,13 +159,13 @@ class Ledger:
         try:
             for found in self._run(f"SELECT * FROM units {where} ORDER BY number, key", values):
                 yield self._checked(found)
-        except sqlite3.Error as error:  # of a row that is read later
+        except FAULTS as error:  # of a row that is read later
             raise unwritten(self.path, error) from None
 
     def row(self, key: str) -> Row | None:
         try:
             found = next(iter(self._run("SELECT * FROM units WHERE key=?", (key,))), None)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             raise unwritten(self.path, error) from None
         return None if found is None else self._checked(found)
 
@@ -185,7 +183,7 @@ class Ledger:
     def _run(self, text: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
         try:
             return self.base.execute(text, values)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             raise unwritten(self.path, error) from None
 
 
@@ -205,10 +203,10 @@ class _Transaction:
     def _execute(self, text: str) -> None:
         try:
             self.ledger.base.execute(text)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             raise unwritten(self.ledger.path, error) from None
 
 
-def unwritten(path: Path, error: sqlite3.Error) -> SweepError:
+def unwritten(path: Path, error: Exception) -> SweepError:
     """What is said where the ledger can not be read or written."""
     return SweepError(f"{path}: {error}; make room or mend the disk, then `headwater sweep resume`")

@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from headwater.lens.errors import HeadwaterError, PromptError, named_line
 from headwater.lens.models.opened import Opened
 from headwater.lens.records.free_memory import free_memory
 
 AT_ONCE = ("num_beams", "num_return_sequences")  # each follows so many texts for one
 OF_SETTINGS = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, ImportError, OverflowError
+    ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError, OverflowError, RuntimeError
 )  # fmt: skip
 COPIES = 4  # of the scores of a step: raw, processed, of all beams, sorted
 
@@ -45,7 +47,7 @@ def told_in_a_line(model: Opened, raised: list[Exception]) -> Iterator[None]:
     try:
         yield
     except OF_SETTINGS as error:
-        if isinstance(error, HeadwaterError) or error in raised:
+        if isinstance(error, HeadwaterError | torch.OutOfMemoryError) or error in raised:
             raise
         raise PromptError(
             f"{model.name} can not generate with these settings: {named_line(error):.300}"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import interrupts
 import pytest
 from small_experiments import PROMPT, asked
 
@@ -116,8 +117,10 @@ exec "$2" -c "$3"
 
 @pytest.mark.slow
 def test_ctrl_c_at_random_moments() -> None:
+    """A sweep, whose workers take seconds to begin, is interrupted in tests/command/test_sweep.py."""
+    names = [name for name in interrupts.COMMANDS if name != "sweep"]
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "support" / "interrupts.py", "1"],
+        [sys.executable, ROOT / "tests" / "support" / "interrupts.py", "1", "0", *names],
         capture_output=True, text=True, timeout=600, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fuzz_sweeps
 import networkx as nx
@@ -37,6 +38,16 @@ from headwater.lens.media.sounds import sound
 
 SAVED = Path(__file__).parents[1] / "saved"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MARKS = {
+    "bos_token": "<s>",
+    "eos_token": {"content": "</s>", "lstrip": False, "normalized": False, "rstrip": True},
+}
+GENERATION = {
+    "do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1, "bos_token_id": 1,
+    "eos_token_id": [2, 5], "pad_token_id": 0, "max_length": 30, "min_new_tokens": 1, "num_beams": 1,
+    "cache_implementation": None, "use_cache": True, "suppress_tokens": [3], "bad_words_ids": [[4]],
+    "forced_eos_token_id": None, "stop_strings": None, "transformers_version": "5.0.0",
+}  # fmt: skip
 # kept small, so that a run of an experiment that asks for much is soon over
 MOST_PROMPTS = 20
 
@@ -150,8 +161,8 @@ def edits(folder: Path) -> Target:
     return Target(".json", whole, json_changed, read)
 
 
-def in_folder(folder: Path, file: str, families: tuple[str, ...]) -> Target:
-    """One file of a model's folder changed; the model is opened and called."""
+def in_folder(folder: Path, file: str, families: tuple[str, ...], given: Any = None) -> Target:
+    """One file of a model's folder changed; the model is opened and called. `given` is the file where there is none."""
     homes = []
     for family in families:
         home = folder / family
@@ -159,13 +170,17 @@ def in_folder(folder: Path, file: str, families: tuple[str, ...]) -> Target:
             sense_folders.save(family, home)
         else:
             tiny_models.tiny(family).save_pretrained(home)
+        if given is not None:
+            (home / file).write_text(json.dumps(given))
         if (home / file).is_file():
             homes.append(home)
-    whole = {(home / file).read_bytes(): home for home in homes}
+    whole: dict[bytes, list[Path]] = {}  # several folders may have the same file
+    for home in homes:
+        whole.setdefault((home / file).read_bytes(), []).append(home)
     last: list[Path] = []  # whose file was changed; nobody's when an input that was kept is tried again
 
     def change(chance: random.Random, content: bytes) -> bytes:
-        last[:] = [whole[content]]
+        last[:] = [chance.choice(whole[content])]
         return (bytes_changed if file.endswith(".safetensors") else json_changed)(chance, content)
 
     def read(path: Path) -> None:
@@ -176,6 +191,8 @@ def in_folder(folder: Path, file: str, families: tuple[str, ...]) -> Target:
                 model = hw.load(home)
                 if "text" in model.parts:
                     model.record(tiny_models.batch(1, (5,))[0])
+                if file == "generation_config.json":
+                    model.generate(tiny_models.batch(1, (5,))[0], 2)
             finally:
                 (home / file).write_bytes(before)
 
@@ -222,6 +239,12 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "tokenizer": functools.partial(in_folder, file="tokenizer.json", families=("t5", "whisper")),
     "tokenizer_config": functools.partial(
         in_folder, file="tokenizer_config.json", families=("t5", "whisper")
+    ),
+    "special_tokens_map": functools.partial(
+        in_folder, file="special_tokens_map.json", families=("t5", "whisper"), given=MARKS
+    ),
+    "generation_config": functools.partial(
+        in_folder, file="generation_config.json", families=("gpt2", "llama"), given=GENERATION
     ),
     "processor": functools.partial(
         in_folder, file="preprocessor_config.json", families=("clip", "whisper", "vit_classifier")

@@ -30,6 +30,7 @@ MOST_TRIED = None if "HEADWATER_FUZZ_SECONDS" in os.environ else 60
 SEED = int(os.environ.get("HEADWATER_FUZZ_SEED", "0"))
 CLEAR = Path("/proc/self/clear_refs")
 MOST_SECONDS, MOST_GROWTH, LONGEST = 20, 2**30, 2000  # of one input; bytes of memory; characters of its line
+IDLE = 10  # times as many seconds may pass, since others may keep the processor busy
 ODD: list[Any] = [
     None, True, False, -1, 0, 1, 1.5, -0.0, 1e30, 1e999, float("nan"), 2**18, 2**31, 2**63, 10**40, "", "x", "../x",
     "/etc/passwd", "a\0b", "\ud800", "‮", "é" * 3000, [], {}, [[]], {"a": 1}, [0] * 3000, "nan", "1", "None",
@@ -70,11 +71,13 @@ def found(name: str) -> list[Path]:
 def fault_of(target: Target, path: Path) -> str:
     """What reading a file does that it must not; empty where it gives an answer, or one line."""
     CLEAR.write_text("5")  # the peak starts anew, so that an input can not hide behind an earlier one
-    before, begun = peak(), time.monotonic()
+    before, begun = peak(), time.process_time()
     try:
         with at_most(MOST_SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.read(path)
+    except TooLong as error:
+        return f"it takes {error}"
     except HeadwaterError as error:
         if "\n" in str(error) or len(str(error)) > LONGEST:
             return f"{type(error).__name__} is not one line: {error!r:.300}"
@@ -86,25 +89,32 @@ def fault_of(target: Target, path: Path) -> str:
         return f"{type(error).__name__}: {error!s:.300} ({places})"
     if (grown := peak() - before) > MOST_GROWTH:
         return f"it takes {grown // 2**20} MiB"
-    if (taken := time.monotonic() - begun) > MOST_SECONDS:
+    if (taken := time.process_time() - begun) > MOST_SECONDS:
         return f"it takes {taken:.0f} s"
     return ""
 
 
+class TooLong(BaseException):
+    """No Exception, so that nothing that is tried takes it for its own."""
+
+
 @contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """TimeoutError inside of what takes longer."""
+    """TooLong inside of what takes more seconds of the processor, or `IDLE` times as many of the clock."""
 
     def over(*_: object) -> None:
-        raise TimeoutError(f"more than {seconds} s")
+        raise TooLong(f"more than {seconds} s")
 
-    earlier = signal.signal(signal.SIGALRM, over)
-    signal.alarm(seconds)
+    clocks = {signal.SIGPROF: (signal.ITIMER_PROF, 1), signal.SIGALRM: (signal.ITIMER_REAL, IDLE)}
+    earlier = {sign: signal.signal(sign, over) for sign in clocks}
+    for clock, times in clocks.values():
+        signal.setitimer(clock, seconds * times)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, earlier)
+        for sign, (clock, _) in clocks.items():
+            signal.setitimer(clock, 0)
+            signal.signal(sign, earlier[sign])
 
 
 def peak() -> int:

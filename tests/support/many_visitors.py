@@ -1,7 +1,7 @@
 """Visitors of a dashboard, each over a socket of its own, who ablate two heads of their own and read what it does.
 
 `python tests/support/many_visitors.py VISITORS SECONDS` prints how many pages were seen, how many of them
-showed another answer than that of the visitor's own edit, and the server's memory at the beginning and at its most.
+showed another answer than that of the visitor's own edit, and the most memory that the server took in each minute.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ import headwater as hw
 MODEL, TEXT = "tasks-4l", "When Mary and John went to the store , John gave a drink to"
 PORT, WAIT = 8790, 120
 LABEL = "log p(‹Mary›)"
+MINUTE = 60
+LEVEL = 1.1  # the last minutes take at most so many times what the minutes in the middle took
 
 
 def answers() -> dict[tuple[str, ...], str]:
@@ -76,8 +79,9 @@ async def visits(
     address: str, count: int, seconds: float, right: dict[tuple[str, ...], str], process: Any
 ) -> dict[str, Any]:
     pages, wrong, failed = [], [], []
-    begun, most = 0, 0
-    end = time.monotonic() + seconds
+    minutes: dict[int, int] = {}  # the most memory in each, in bytes
+    begun = time.monotonic()
+    end = begun + seconds
 
     async def visitor(number: int) -> None:
         chance = random.Random(number)
@@ -93,20 +97,25 @@ async def visits(
                 wrong.append((heads, found, right[heads]))
 
     async def weigh() -> None:
-        nonlocal begun, most
-        while time.monotonic() < end:
+        while (now := time.monotonic()) < end:
             memory = sum(each.memory_info().rss for each in process())
-            most = max(most, memory)
-            if not begun and len(pages) >= count:  # everybody has been there once
-                begun = memory
-            await asyncio.sleep(2)
+            minute = int((now - begun) // MINUTE)
+            minutes[minute] = max(minutes.get(minute, 0), memory)
+            await asyncio.sleep(1)
 
     await asyncio.gather(weigh(), *(visitor(n) for n in range(count)))
     return {
         "visitors": count, "seconds": seconds, "pages": len(pages), "wrong": len(wrong), "failed": len(failed),
-        "memory_mb": round((begun or most) / 1e6), "most_memory_mb": round(most / 1e6),
+        "memory_mb": (memory := [round(minutes[minute] / 1e6) for minute in sorted(minutes)]),
+        "level": is_level(memory),
         "examples": wrong[:3] + failed[:3],
     }  # fmt: skip
+
+
+def is_level(memory: Sequence[float]) -> bool:
+    """Whether the last third of the minutes took hardly more memory than the third in the middle; so of few."""
+    third = len(memory) // 3
+    return third < 2 or max(memory[2 * third :]) <= LEVEL * max(memory[third : 2 * third])
 
 
 def visited(count: int, seconds: float) -> dict[str, Any]:

@@ -25,6 +25,7 @@ WRONG: list[dict[str, Any]] = [
     {"num_return_sequences": 10**9, "do_sample": True},
     {"num_beams": "many"},
     {"eos_token_id": "end"},
+    {"forced_eos_token_id": [None]},
 ]
 
 
