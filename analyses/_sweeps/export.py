@@ -67,8 +67,8 @@ def export_sweep(
     ...     run = hw.run_sweep(sweep, f"{folder}/run", workers=1)
     ...     hw.export_sweep(run, f"{folder}/all.csv")
     ...     table = pd.read_csv(f"{folder}/all.csv")
-    >>> table.pivot(index="query", columns="key", values="value").shape
-    (6, 6)
+    >>> len(table), table.key_token.tolist()
+    (6, ['<bos>', 'Mary', 'gave', 'John', 'a', 'drink'])
     """
     path = as_path(out, SweepError)
     if (writing := WRITERS.get(path.suffix)) is None:
