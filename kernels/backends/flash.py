@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from headwater.kernels.backends import fused_kernel, key_classes, score_edits
+from headwater.kernels.backends import fused_kernel, key_classes, left_out, score_edits
 from headwater.kernels.backends.backend import Backend, Pass
 from headwater.kernels.backends.few_keys import Part, joined
 from headwater.kernels.backends.key_classes import KeyClasses, classify, own_columns, refold
@@ -29,7 +29,6 @@ from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.block import tile_dtype
 from headwater.kernels.tiles.heads import per_query_head
-from headwater.kernels.tiles.mask import Mask
 from headwater.kernels.tiles.shapes import (
     AtKeys,
     AtQueries,
@@ -42,6 +41,8 @@ from headwater.kernels.tiles.shapes import (
 )  # fmt: skip
 
 MOST_COLUMNS = 16
+MOST_RUNS = 4  # of rows that take a call of their own
+FEW_ROWS = 16  # times as few as the rest
 MOST_CALLS = 6  # beyond that blocks of rows are as fast
 
 
@@ -88,19 +89,27 @@ class Flash(Backend):
         if not edits and not rule.edits:
             return Pass(*fused_kernel.attend(q, k, v, rule), (), {})
         q, k, v = (_high(x) for x in (q, k, v))
-        calls = _lower(rule, q)
-        if not edits:
-            return Pass(*_attend(calls, q, k, v, rule), (), {})
         classes = classify(edits, rule.mask.keys, q.device)
         large, few = _large(classes)
-        parts = []
-        if (first := _first_keys(few)) and len(large) == 1 and _plainly_causal(rule):
-            parts.append(Part(large[0], *_behind(first, q, k, v, rule)))
-            return joined(q, k, v, rule, edits, classes, parts, few.nonzero()[:, 0])
+        calls, others = _lower(rule, q), rule  # the calls edit the scores
+        single = few | score_edits.touched(rule.edits, rule.mask.keys).to(few.device)
+        bare = replace(rule, edits=())
+        without = len(large) == 1 and left_out.takes(bare)
+        cheap = without and not _few_rows(calls) and not _learning(q, k, v)
+        if rule.edits and int(single.sum()) <= MOST_COLUMNS and (edits or cheap):
+            few, others = single, replace(rule, edits=score_edits.of_all_keys(rule.edits))
+            calls = _lower(others, q)
+        if not edits and (others is rule or not few.any()):
+            return Pass(*_attend(calls, q, k, v, rule), (), {})
+        parts, columns = [], few.nonzero()[:, 0]
         for c in large:
-            hidden = replace(rule, sinks=None, mask=_restricted(rule, (classes.of_key == c) & ~few))
-            parts.append(Part(c, *_attend(calls, q, k, v, hidden)))
-        return joined(q, k, v, rule, edits, classes, parts, few.nonzero()[:, 0])
+            if without and len(calls) == 1 and calls[0].key_bias is None and len(columns):
+                z, lse = left_out.attend(_scaled(q, calls[0]), k, v, bare, few)
+            else:
+                hidden = replace(others, sinks=None, mask=_restricted(rule, (classes.of_key == c) & ~few))
+                z, lse = _attend(calls, q, k, v, hidden)
+            parts.append(Part(c, z, lse))
+        return joined(q, k, v, rule, edits, classes, parts, columns)
 
     def gather(self, state: MapState, x: OverKeys) -> AtQueries:
         rule, lse = state.rule, state.lse
@@ -178,13 +187,58 @@ def _lower(rule: ScoreRule, q: Tensor) -> list[Call]:
 
 def _attend(calls: Sequence[Call], q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Tensor, Tensor]:
     """z and lse of unedited weights, each row from the call that is for it."""
-    z, lse = _call(calls[0], q, k, v, rule)
-    for call in calls[1:]:
+    if len(calls) == 1:
+        return _call(calls[0], q, k, v, rule)
+    most, *others = sorted(calls, key=_count, reverse=True)
+    z, lse = _call(most, q, k, v, rule)
+    whole, learning = slice(0, rule.mask.queries), _learning(q, k, v)
+    if learning:
+        z, lse = z.clone(), lse.clone()
+    for call in others:
         assert call.rows is not None
-        rows = call.rows[:, None].to(z.device)
-        other, other_lse = _call(call, q, k, v, rule)
-        z, lse = torch.where(rows[..., None], other, z), torch.where(rows, other_lse, lse)
+        # the log-sum-exp of queries that start inside the cache carries no gradients
+        for some in [whole] if learning else _runs(call.rows) or [whole]:
+            of_some = rule if some == whole else _of_rows(rule, some)
+            other, other_lse = _call(call, q[:, :, some], k, v, of_some)
+            rows = call.rows[:, None, some].to(z.device)
+            z[:, :, some] = torch.where(rows[..., None], other, z[:, :, some])
+            lse[:, :, some] = torch.where(rows, other_lse, lse[:, :, some])
     return z, lse
+
+
+def _few_rows(calls: Sequence[Call]) -> bool:
+    """Whether all calls but one, which no bias slows, are for a few rows."""
+    most, *others = sorted(calls, key=_count, reverse=True)
+    runs = [_runs(call.rows) for call in others if call.rows is not None]
+    rows = sum(some.stop - some.start for each in runs for some in each)
+    return bool(others) and all(runs) and most.key_bias is None and rows * FEW_ROWS <= _count(most)
+
+
+def _learning(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _count(call: Call) -> int:
+    return 0 if call.rows is None else int(call.rows.sum())
+
+
+def _runs(rows: Tensor) -> list[slice]:
+    """Rows that follow each other and hold all of `rows`, bool [batch|1, query]; [] where they are many runs."""
+    some = torch.nn.functional.pad(rows.any(0).to(torch.int8), (1, 1)).diff()
+    begins, ends = (some == 1).nonzero()[:, 0].tolist(), (some == -1).nonzero()[:, 0].tolist()
+    return [slice(a, b) for a, b in zip(begins, ends, strict=True)] if len(begins) <= MOST_RUNS else []
+
+
+def _of_rows(rule: ScoreRule, rows: slice) -> ScoreRule:
+    """The rule of some rows."""
+    mask, bias, sinks = rule.mask, rule.bias, rule.sinks
+    real = None if mask.valid_queries is None else mask.valid_queries[:, rows]
+    mask = replace(
+        mask, queries=rows.stop - rows.start, query_offset=mask.query_offset + rows.start, valid_queries=real
+    )
+    bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, rows]
+    sinks = sinks if sinks is None or sinks.dim() == 1 or sinks.shape[2] == 1 else sinks[:, :, rows]
+    return replace(rule, mask=mask, bias=bias, sinks=sinks)
 
 
 def _call(call: Call, q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Tensor, Tensor]:
@@ -214,33 +268,6 @@ def _large(classes: KeyClasses) -> tuple[list[int], Tensor]:
         few = more
         large.pop()
     return large, few
-
-
-def _first_keys(few: Tensor) -> int:
-    """How many keys the few are, where they are the first of all; 0 where they are others."""
-    count = int(few.sum())
-    return count if count < len(few) and bool(few[:count].all()) else 0
-
-
-def _plainly_causal(rule: ScoreRule) -> bool:
-    mask = rule.mask
-    band = mask.is_band and mask.left is None and mask.right is not None and mask.shift + mask.right == 0
-    return (
-        band
-        and mask.valid_keys is None
-        and mask.queries == mask.keys
-        and rule.bias is None
-        and not rule.edits
-    )
-
-
-def _behind(first: int, q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Tensor, Tensor]:
-    """z and lse of causal attention over the keys from `first` on: no mask of keys, by which the kernel is slower."""
-    rows = rule.mask.queries - first
-    rule = replace(rule, sinks=None, mask=Mask(rows, rows, right=0))
-    z, lse = fused_kernel.attend(q[:, :, first:], k[:, :, first:], v[:, :, first:], rule)
-    pad = torch.nn.functional.pad
-    return pad(z, (0, 0, first, 0)), pad(lse, (first, 0), value=-torch.inf)
 
 
 def _restricted(rule: ScoreRule, keys: Tensor):

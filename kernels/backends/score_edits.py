@@ -23,6 +23,22 @@ def why_not(edits: Sequence[ScoreEdit]) -> str | None:
     return None
 
 
+def touched(edits: Sequence[ScoreEdit], keys: int) -> Tensor:
+    """Keys whose scores are hidden or moved somewhere, bool [key]; a factor on all scores of a head touches none."""
+    found = torch.zeros(keys, dtype=torch.bool)
+    for edit in edits:
+        if isinstance(edit, BlockScores):
+            found |= edit.keys.any(0).cpu()
+        elif isinstance(edit, BiasKeys):
+            found |= (edit.bias != 0).flatten(0, -2).any(0).cpu()
+    return found
+
+
+def of_all_keys(edits: Sequence[ScoreEdit]) -> tuple[ScoreEdit, ...]:
+    """The edits that act on the keys that none has `touched`."""
+    return tuple(edit for edit in edits if isinstance(edit, ScaleScores))
+
+
 def factor_and_bias(edits: Sequence[ScoreEdit], like: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The edits in their order as factor * s + bias: [batch|1, head] and [batch|1, head, key], None where not needed.
 

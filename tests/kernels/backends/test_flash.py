@@ -12,6 +12,7 @@ not neighbours in memory.
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from limits import most_calls
 
 from headwater.kernels.attend import attend
-from headwater.kernels.backends import blocked, fused_kernel
+from headwater.kernels.backends import blocked, flash, fused_kernel, left_out
 from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.backends.flash import Flash
 from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores
@@ -87,10 +88,11 @@ def edited(draw):
 
 
 @PROFILE
-@given(edited())
-def test_outputs_factors_and_maps_agree_with_the_reference(case):
+@given(edited(), st.sampled_from([1, 64]), st.sampled_from([1, 16]))
+def test_outputs_factors_and_maps_agree_with_the_reference(case, least, few_rows):
     assert Flash().why_not(case.q, case.k, case.rule, case.edits) is None
-    z, map = attend(case.q, case.k, case.v, case.rule, case.edits, "flash")
+    with mock.patch.object(left_out, "LEAST", least), mock.patch.object(flash, "FEW_ROWS", few_rows):
+        z, map = attend(case.q, case.k, case.v, case.rule, case.edits, "flash")
     dense = reference.attend(case.q, case.k, case.v, case.rule, case.edits)
     close(z, dense.z, 5, "z")
     silent = torch.isinf(map.lse)
@@ -104,23 +106,80 @@ def test_outputs_factors_and_maps_agree_with_the_reference(case):
             torch.testing.assert_close(a[live], b[live], atol=3e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.4])
-def test_the_first_keys_are_edited_without_a_mask_of_keys(
-    keep: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+LENGTH = 90
+HEADS = torch.tensor([True, False, True, True])
+
+
+def _few(*keys: int) -> torch.Tensor:
+    return torch.isin(torch.arange(LENGTH), torch.tensor(keys))[None]
+
+
+def _lengthy(right: int | None = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ScoreRule]:
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 4, 50, 8) * 3, torch.randn(2, 2, 50, 8), torch.randn(2, 2, 50, 8)
-    first = (torch.arange(50) < 4)[None]
-    edits = [Rescale(torch.tensor([True, False, True, True]), first, ~first, keep)]
-    rule = ScoreRule(0.4, Mask(50, 50, right=0), sinks=torch.tensor([0.5, -1.0, 4.0, 0.0]))
-    given_masks = []
-    monkeypatch.setattr(fused_kernel, "_call", _noting(fused_kernel._call, given_masks))
+    q, k, v = torch.randn(2, 4, LENGTH, 8) * 3, torch.randn(2, 2, LENGTH, 8), torch.randn(2, 2, LENGTH, 5)
+    sinks = torch.tensor([0.5, -1.0, 4.0, 0.0])
+    return q, k, v, ScoreRule(0.4, Mask(LENGTH, LENGTH, right=right), sinks=sinks)
+
+
+def _held(q, k, v, rule, edits) -> None:
     z, map = attend(q, k, v, rule, edits, "flash")
-    assert given_masks == [None]
     dense = reference.attend(q, k, v, rule, edits)
     close(z, dense.z, 5, "z")
-    close(map.lse, dense.lse, 10, "lse")
+    silent = torch.isinf(map.lse)
+    close(map.lse[~silent], dense.lse[~silent], 10, "lse")
     close(map.dense(), dense.weights, 1, "map")
+
+
+@pytest.mark.parametrize("right", [0, None])
+@pytest.mark.parametrize("keys", [(0, 1, 2), (0, 1, 40, LENGTH - 1), (7, 8, 50), (LENGTH - 1,)])
+@pytest.mark.parametrize("kind", ["rescale", "knockout", "knockout of rows", "bias", "all"])
+def test_a_few_keys_are_edited_without_a_mask_of_keys(kind, keys, right, monkeypatch) -> None:
+    q, k, v, rule = _lengthy(right)
+    chosen, every = _few(*keys), torch.ones(1, LENGTH, dtype=torch.bool)
+    rows = torch.arange(LENGTH) % torch.tensor([[2], [3]]) == 0
+    edits = (Rescale(HEADS, chosen, ~chosen, 0.4),) if kind in ("rescale", "all") else ()
+    scores = {
+        "knockout": [BlockScores(HEADS, every, chosen)],
+        "knockout of rows": [BlockScores(HEADS, rows, chosen)],
+        "bias": [BiasKeys(HEADS, chosen * 1.5)],
+        "all": [BiasKeys(~HEADS, chosen * -2.0), ScaleScores(HEADS, 0.7), BlockScores(HEADS, rows, _few(keys[0]))],
+    }.get(kind, [])  # fmt: skip
+    masks = []
+    monkeypatch.setattr(fused_kernel, "_call", _noting(fused_kernel._call, masks))
+    _held(q, k, v, replace(rule, edits=tuple(scores)), edits)
+    # the rows that went with the few keys have a mask of their own
+    assert [mask is None or mask.shape[2] == len(keys) for mask in masks] == [True] * len(masks)
+    assert masks[0] is None
+
+
+def test_every_key_may_be_one_of_a_few() -> None:
+    q, k, v, rule = _lengthy()
+    q, k, v = (x[:, :, :12] for x in (q, k, v))
+    every = torch.ones(1, 12, dtype=torch.bool)
+    rule = ScoreRule(0.4, Mask(12, 12, right=0), edits=(BlockScores(HEADS, every, every),))
+    with mock.patch.object(left_out, "LEAST", 1):
+        _held(q, k, v, rule, ())
+
+
+@pytest.mark.parametrize("rows", [(LENGTH - 1,), (0,), (3, 4, 60)])
+def test_a_few_rows_take_a_call_of_their_own(rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v, rule = _lengthy()
+    edit = BlockScores(HEADS, _few(*rows), _few(*range(0, LENGTH, 2)))
+    calls = []
+
+    def counted(q, *given):
+        calls.append(q.shape[2])
+        return plain(q, *given)
+
+    plain = fused_kernel._call
+    monkeypatch.setattr(fused_kernel, "_call", counted)
+    _held(q, k, v, replace(rule, edits=(edit,)), ())
+    assert calls[0] == LENGTH
+    assert max(calls[1:]) <= 2
+    unedited, _ = attend(q, k, v, rule)
+    z, _ = attend(q, k, v, replace(rule, edits=(edit,)), (), "flash")
+    others = ~_few(*rows)[0]
+    assert torch.equal(z[:, :, others], unedited[:, :, others])
 
 
 def _noting(call, masks: list[object]):
@@ -145,8 +204,9 @@ def test_products_of_edited_maps_agree_with_the_reference(case, columns, per_hea
         close(map.T @ y, dense.mT @ y.double(), 30, "P^T @ y")
 
 
+@pytest.mark.parametrize("kind", ["knockout", "rescale"])
 @pytest.mark.parametrize("far", [16, 200])
-def test_a_row_that_looks_at_its_sink_alone_loses_no_digits(far):
+def test_a_row_that_looks_at_its_sink_alone_loses_no_digits(far, kind):
     """All but 1e-9 of the mass lies on one key, which is emptied: what is left must be right to float32."""
     torch.manual_seed(0)
     keys = 300
@@ -156,11 +216,13 @@ def test_a_row_that_looks_at_its_sink_alone_loses_no_digits(far):
     if far == 200:  # a large set too: a second call instead of columns
         sink = sink | ((torch.arange(keys) >= 40) & (torch.arange(keys) < 140))[None]
         k[:, :, 40:140, 0] = -4.0
-    rule = ScoreRule(0.5, Mask(keys, keys, right=0))
-    edits = (Rescale(torch.tensor([True, False]), sink, ~sink, 0.0),)
+    heads, every = torch.tensor([True, False]), torch.ones(1, keys, dtype=torch.bool)
+    scores = (BlockScores(heads, every, sink),) if kind == "knockout" else ()
+    rule = ScoreRule(0.5, Mask(keys, keys, right=0), edits=scores)
+    edits = () if scores else (Rescale(heads, sink, ~sink, 0.0),)
     z, map = attend(q, k, v, rule, edits, "flash")
     exact = reference.attend(q, k, v, rule, edits)
-    plain = reference.attend(q, k, v, rule)
+    plain = reference.attend(q, k, v, replace(rule, edits=()))
     assert plain.weights[0, 0, 1:, 0].min() > 1 - 1e-6
     torch.testing.assert_close(z.double(), exact.z, atol=1e-5, rtol=1e-4)
     gathered = map @ v
