@@ -105,6 +105,10 @@ class _Walk:
             map.mask.first_visible(batch, heads).expand(batch, heads, -1) if "first" in names else None
         )
         self.only = _only(self.first, keys)
+        self.weighed = not set(names) <= {
+            "max",
+            "argmax",
+        }  # whether more than the largest weights is asked for
         self.own = threading.local()
 
     def of(self, part: Part) -> Tensor | None:
@@ -133,7 +137,7 @@ class _Walk:
             torch.bmm(q[:, rows], k[:, columns].mT, out=logs)
             _hide(rule.mask, Block(b, chosen, rows, columns), logs, rims)
             at = {n: x[:, rows] for n, x in results.items()}
-            _measure(logs, weights, at, piece, rule, self.window)
+            _measure(logs, weights, at, piece, rule, self.window, self.weighed)
             if received is not None:
                 received[:, columns] += weights.sum(-2)
             if self.only is not None and columns.start <= self.only < columns.stop:
@@ -203,9 +207,11 @@ def _hide(mask: Mask, block: Block, logs: Tensor, rims: dict[tuple[int, ...], Te
 
 
 def _measure(
-    logs: Tensor, weights: Tensor, at: dict[str, Tensor], piece: Piece, rule: ScoreRule, window: int
-) -> None:
-    """Everything but `first`, from logarithms of the weights over the scale; writes over both scratch tensors."""
+    logs: Tensor, weights: Tensor, at: dict[str, Tensor], piece: Piece, rule: ScoreRule, window: int,
+    weighed: bool,
+) -> None:  # fmt: skip
+    """Everything but `first`, from logarithms of the weights over the scale; writes over both scratch tensors, the
+    weights if they are `weighed`."""
     rows, columns = piece
     mask, unit = rule.mask, rule.scale * LOG2E
     excess = True
@@ -216,6 +222,8 @@ def _measure(
             at["argmax"].copy_(place.add_(columns.start))
         if "max" in at:
             at["max"].copy_(peak.clamp_(max=0).mul_(unit).exp2_())
+    if not weighed:
+        return
     if excess:
         # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
         logs.clamp_(max=0)

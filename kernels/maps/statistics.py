@@ -10,9 +10,10 @@ Rows that are padding or see no key hold NaN (`argmax`: -1) and take no part in 
 unit; `lse` and `entropy` are in nats, `distance` and `windowed_distance` in tokens, `distance_squared` in tokens²,
 `visible` in queries.
 
-Cost: one pass for all that are asked for together, whatever their number; `lse` and `visible` need none. Plain softmax
-maps take the lean walk of kernels/maps/softmax_statistics.py for what that has, or its compiled form of
-kernels/maps/compiled_statistics.py, and this file's for the rest.
+Cost: one pass for all that are asked for together, whatever their number; `lse` and `visible` need none, and `self`,
+`previous` and `first` alone one product of a query and a key for each row. Plain softmax maps take the lean walk of
+kernels/maps/softmax_statistics.py for what that has, or its compiled form of kernels/maps/compiled_statistics.py, and
+this file's for the rest.
 `distance_squared` and `windowed_distance` each add a multiplication per weight, so they are not in `DEFAULT`.
 Column sums of some queries only, and weights on chosen pairs, are in kernels/maps/received.py and
 kernels/maps/pairs.py.
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from headwater.kernels.backends.choose import choose_for
-from headwater.kernels.maps import compiled_statistics, softmax_statistics
+from headwater.kernels.maps import compiled_statistics, pairs, softmax_statistics
 from headwater.kernels.maps.measures import of_rows, one_per_row
 from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.threads import mapped
@@ -57,6 +58,8 @@ RELATIVE = ("self", "previous", "distance", "distance_squared", "windowed_distan
 # what a record holds unless it is asked for something else: the rest costs more, or needs groups, or follows from these
 DEFAULT = tuple(n for n in NAMES if n not in ("mass", "sink", "distance_squared", "windowed_distance"))
 WINDOW = 10  # tokens at which `windowed_distance` clips, as in Li et al. 2025
+# one weight of each row, on the key so far before it or the first it sees: alone they need no pass over the map
+OF_PAIRS = {"self": 0, "previous": 1, "first": -1}
 # what costs nothing beyond the forward pass
 FREE = ("lse", "visible")
 
@@ -98,22 +101,23 @@ def compute(
     if streamed and (there := choose_for(map).statistics(map, streamed, groups, window)) is not None:
         found |= {name: values.cpu() for name, values in there.items()}
         streamed = []
+    if set(streamed) <= set(OF_PAIRS):
+        found |= {name: _of_pairs(map, name) for name in streamed}
+    walked: list[str] = []
     for name in streamed:
         shape = {"received": (batch, heads, keys)}.get(name, (batch, heads, queries))
         if name == "mass":
             assert groups is not None
             groups = groups[None] if groups.dim() == 2 else groups
             shape = (batch, heads, groups.shape[1], queries)
-        found[name] = torch.zeros(shape, dtype=torch.long if name == "argmax" else torch.float32)
-    lean = (
-        [name for name in streamed if name in softmax_statistics.NAMES]
-        if softmax_statistics.takes(map)
-        else []
-    )
+        if name not in found:
+            found[name] = torch.zeros(shape, dtype=torch.long if name == "argmax" else torch.float32)
+            walked.append(name)
+    lean = [name for name in walked if name in softmax_statistics.NAMES and softmax_statistics.takes(map)]
     if lean:
         way = compiled_statistics if compiled_statistics.takes(map) else softmax_statistics
         way.stream(map, lean, found, window)
-    if rest := [name for name in streamed if name not in lean]:
+    if rest := [name for name in walked if name not in lean]:
         _stream(map, rest, groups, found, window)
     silent = torch.isinf(map.lse).cpu()
     for name in streamed:
@@ -126,6 +130,13 @@ def compute(
     if "sink" in wanted:
         found["sink"] = found["received"] / torch.where(found["visible"] > 0, found["visible"], torch.nan)
     return {name: found[name] for name in wanted}
+
+
+def _of_pairs(map: MapState, name: str) -> Tensor:
+    """The weight on one key of each row, 0 where it has none, float32 [batch, head, query]."""
+    if name == "first":
+        return pairs.at(map, map.mask.first_visible(*map.shape[:2])[..., None])[..., 0].cpu()
+    return pairs.stripe(map, OF_PAIRS[name]).cpu()
 
 
 def _stream(

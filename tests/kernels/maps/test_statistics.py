@@ -2,10 +2,12 @@
 
 What both walks measure (`measures.py`) is tested here, and in the lean walk's own file.
 
-Mutation seen to fail here: the clip taken of the distance squared.
+Mutations seen to fail here: the clip taken of the distance squared, the own position one column off.
 """
 
 from __future__ import annotations
+
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from small_maps import CAUSAL, HEADS, N, dense, map_of
 
 from headwater.kernels.attend import attend
+from headwater.kernels.maps import statistics
 from headwater.kernels.reference import dense as reference
+from headwater.kernels.rules.map_state import MapState
 from headwater.kernels.rules.normaliser import Normaliser
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
@@ -77,6 +81,17 @@ def test_laws_that_need_no_reference(case, window, cell):
         # scores of several hundred are known to 1e-5 of a weight
         assert (found["max"][real] >= 1 / seen - 1e-4).all()
         assert ((-found["entropy"][real]).exp() <= found["max"][real] + 1e-4).all()
+
+
+@PROFILE
+@given(cases(), st.permutations(list(statistics.OF_PAIRS)), st.integers(1, 3))
+def test_one_weight_of_each_row_needs_no_pass_over_the_map(case, names, count):
+    _, map = attend(case.q, case.k, case.v, case.rule, case.edits)
+    wanted = reference.statistics(sees_something(case), case.rule)
+    with mock.patch.object(MapState, "row_blocks_of", side_effect=AssertionError("a pass")):
+        found = map.statistics(tuple(names[:count]))
+    for name, values in found.items():
+        close(values, wanted[name], 1, name)
 
 
 def test_a_window_below_zero_is_refused():
