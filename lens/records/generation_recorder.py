@@ -1,7 +1,7 @@
 """`GenerationRecorder`: a listener that builds one record of a whole text from the steps of its generation.
 
-Every step brings the attention of a few new queries. Their statistics are computed, of plain steps some at a time
-(held_maps.py); statistics per key are summed, and q, k and log-sum-exp are appended, in memory or in temporary files.
+Every step brings the attention of a few new queries. Plain steps wait for each other (held_maps.py). Then their
+statistics are computed, those per key summed, and q, k and log-sum-exp appended, in memory or in temporary files.
 The result equals the record of one run over the whole text. So an edit must mean the same in every step; positions
 counted from the end do not: RecordError.
 """
@@ -146,8 +146,8 @@ class GenerationRecorder:
         self.valid = torch.cat([self.valid, live[:, None]], 1)
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
-        refuse_overflow(layer, map)
         if layer not in self._recorder.layers:
+            refuse_overflow(layer, map)
             return
         map = self._marked(map)
         mask, rows = map.rule.mask, map.shape[2]
@@ -160,27 +160,42 @@ class GenerationRecorder:
                 f"layer {layer} was given position {mask.query_offset} after {so_far.length} others; record=True takes "
                 "decoding with a cache that reads every position once (no beams, no assistant, use_cache=True)"
             )
-        if not so_far.waiting.takes(map):
-            self._measure_waiting(so_far)
-        if not self._changed() and so_far.waiting.takes(map):
-            so_far.waiting.add(map)
-        else:
-            self._measure(so_far, map)
         if self._recorder.keeps_maps:
             self._check_edits(layer, map)
             so_far.masks.add(mask)
             so_far.held.add(map)
+        waits = not self._changed()
+        if not (waits and so_far.waiting.takes(map)):
+            self._keep_waiting(layer, so_far)
+            waits = waits and so_far.waiting.takes(map)
+        if waits:
+            so_far.waiting.add(map, value)
+        else:
+            self._keep(layer, so_far, map, value)
+        so_far.map = map
+        so_far.length += rows
+
+    def _keep_waiting(self, layer: int, so_far: _Layer) -> None:
+        """Keep the steps that wait, as one map of some rows: the keys and values of the last step hold theirs."""
+        value = so_far.waiting.value
+        if value is not None:
+            self._keep(layer, so_far, so_far.waiting.below(), value)
+            so_far.waiting = held_maps.Steps()
+
+    def _keep(self, layer: int, so_far: _Layer, map: AttentionMap, value: Tensor) -> None:
+        refuse_overflow(layer, map)
+        self._measure(so_far, map)
+        own = slice(map.rule.mask.shift, map.rule.mask.shift + map.shape[2])
+        if self._recorder.keeps_maps:
             so_far.kept["q"].append(map.q)
-            so_far.kept["k"].append(map.k[:, :, own : own + rows])
+            so_far.kept["k"].append(map.k[:, :, own])
             so_far.kept["lse"].append(map.lse)
             for kept, found in zip(so_far.factors, (f for s in map.steps for f in s.factors), strict=True):
                 kept.append(found)
             if map.rule.bias is not None:
                 so_far.bias.append(map.rule.bias)
         if "qkv" in self._recorder.keep:
-            so_far.kept["value"].append(value[:, :, own : own + rows])
-        so_far.map = map
-        so_far.length += rows
+            so_far.kept["value"].append(value[:, :, own])
 
     def take_residual(self, place: int | str, stream: Tensor) -> None:
         if place == "final" or place in self._recorder.layers:
@@ -196,7 +211,7 @@ class GenerationRecorder:
             recorder.groups = dict(zip(recorder.groups, groups, strict=True))
         for layer in list(self._layers):
             so_far = self._layers.pop(layer)
-            self._measure_waiting(so_far)
+            self._keep_waiting(layer, so_far)
             if so_far.length != length:
                 raise RecordError(
                     f"layer {layer} read {so_far.length} of {length} positions; record=True takes decoding with a cache"
@@ -238,11 +253,6 @@ class GenerationRecorder:
     def _changed(self) -> bool:
         """Whether keys of a later step may be others than those that this step saw."""
         return bool(context.active(self.model)) or context.current_tap(self.model) is not context.NO_TAP
-
-    def _measure_waiting(self, so_far: _Layer) -> None:
-        if so_far.waiting.last is not None:
-            self._measure(so_far, so_far.waiting.below())
-            so_far.waiting = held_maps.Steps()
 
     def _measure(self, so_far: _Layer, map: AttentionMap) -> None:
         first = map.rule.mask.key_offset

@@ -55,6 +55,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.last: AttentionMap | None = None
+        self.value: Tensor | None = None  # [batch, kv head, key, d_value] of the last step
         self._first = 0
         self._rows: list[
             tuple[Tensor, Tensor, Tensor | None]
@@ -71,10 +72,10 @@ class Steps:
         follows = mask.query_offset == last.rule.mask.query_offset + 1
         return follows and len(self._rows) < STEPS and _alike(map, last) and _same_keys(mask, last.rule.mask)
 
-    def add(self, map: AttentionMap) -> None:
+    def add(self, map: AttentionMap, value: Tensor) -> None:
         if self.last is None:
             self._first = map.rule.mask.query_offset
-        self.last = map
+        self.last, self.value = map, value
         self._rows.append((map.q, map.lse, map.rule.mask.valid_queries))
 
     def below(self) -> AttentionMap:

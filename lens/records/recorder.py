@@ -215,7 +215,7 @@ def refuse_overflow(layer: int, map: AttentionMap) -> None:
         row, head, query = bad.nonzero()[0].tolist()
         raise RecordError(
             f"attention scores are NaN or infinite, first in head {Head(layer, head)} at batch {row}, position "
-            f"{query}; the weights or the input hold values that overflow"
+            f"{query + map.rule.mask.query_offset}; the weights or the input hold values that overflow"
         )
 
 

@@ -77,7 +77,7 @@ def test_steps_below_each_other_give_what_each_gives(ended: bool) -> None:
         q, k = torch.randn(2, 4, 1, 8), whole[:, :, : row + 1]
         map = attend(q, k, k, ScoreRule(0.4, mask))[1]
         assert waiting.takes(map)
-        waiting.add(map)
+        waiting.add(map, k)
         steps.append(map.statistics(NAMES))
     found = waiting.below().statistics(NAMES)
     for name in NAMES:
@@ -91,7 +91,8 @@ def test_steps_below_each_other_give_what_each_gives(ended: bool) -> None:
 
 def test_steps_that_do_not_follow_or_hide_other_keys_do_not_wait() -> None:
     waiting = held_maps.Steps()
-    waiting.add(map_of(Mask(1, 6, right=0, query_offset=5), 0))
+    first = map_of(Mask(1, 6, right=0, query_offset=5), 0)
+    waiting.add(first, first.k)
     assert waiting.takes(map_of(Mask(1, 7, right=0, query_offset=6), 0))
     hidden = torch.ones(2, 7, dtype=torch.bool)
     hidden[0, 2] = False
