@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -28,10 +28,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from headwater.lens.models.weight_samples import Samples
+
 PREFIX = "model-sha256:"
-SAMPLED = 4096  # numbers of a tensor that are looked at anew for every revision, at most
-ROW = 512  # of a tensor of many more numbers, one in so many, but no fewer than LEAST
-LEAST = 1024
 PLAIN = (bool, int, float, str, type(None))
 # attributes that name things, or that change from run to run without changing a number
 NAMES = {
@@ -41,7 +40,7 @@ NAMES = {
 }  # fmt: skip
 # their functions on a module run, keep or trace it; what they change is in tensors and attributes
 OWN = {"headwater", "transformers", "torch", "accelerate", "peft", "bitsandbytes", "functools"}
-OF_TORCH = set(vars(nn.Module()))
+PASSED_OVER = NAMES | vars(nn.Module()).keys()
 # fields of a configuration that name things, choose what is returned, or say how the model was saved
 NAMING = {
     "_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "attn_implementation",
@@ -59,6 +58,8 @@ class Revision:
         self.hf = hf
         self.files: tuple[Path, ...] = ()  # the weight files, where it came from a folder
         self._known: dict[str, tuple[_State, str]] = {}
+        self._samples: Samples | None = None
+        self._lines: dict[str, _Line] = {}
         # the buffers that a run computes anew for its length, as they are now
         self._moving = {
             name: _of_tensor(buffer)
@@ -67,21 +68,36 @@ class Revision:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_known": {}}  # a copy has tensors of its own
+        return {**vars(self), "_known": {}, "_samples": None, "_lines": {}}  # a copy has tensors of its own
 
     def now(self) -> str:
         """`model-sha256:` and 64 digits."""
-        weights = sorted(stored(self.hf), key=lambda each: each[0])
-        stale = [(name, value) for name, value in weights if self._stale(name, value)]
-        with ThreadPoolExecutor(2) as pool:
-            found = pool.map(_of_value, (value for _, value in stale))
-            for (name, value), digest in zip(stale, found, strict=True):
-                self._known[name] = (_State.of(value), digest)
+        walked = list(self.hf.named_modules(remove_duplicate=False))
+        weights = sorted(_stored(walked), key=lambda each: each[0])
+        samples = Samples.of(weights)
+        moved = samples.other_than(self._samples)
+        stale = [(name, value) for name, value in weights if name in moved or self._stale(name, value)]
+        if stale:
+            with ThreadPoolExecutor(2) as pool:
+                found = pool.map(_of_value, (value for _, value in stale))
+                for (name, value), digest in zip(stale, found, strict=True):
+                    self._known[name] = (_State.of(value), digest)
+        self._samples = samples
         digest, kept = hashlib.sha256(), dict(weights)
         written = json.JSONEncoder(sort_keys=True, default=repr).encode
-        for line in (_plain(self.hf.config.to_dict(), NAMING), *_modules(self.hf)):
-            digest.update(written(line).encode() + b"\n")
-        for name, buffer in sorted(self.hf.named_buffers()):
+        digest.update(written(_plain(self.hf.config.to_dict(), NAMING)).encode() + b"\n")
+        first: dict[nn.Module, str] = {}  # the first path of each module
+        for path, module in walked:
+            first.setdefault(module, path)
+        lines: dict[str, _Line] = {}
+        for module, path in sorted(first.items(), key=lambda each: each[1]):
+            line = self._lines.get(path)
+            if line is None or not line.still(module):
+                line = _Line.of(module, written((path, *_told_of(module))).encode() + b"\n")
+            lines[path] = line
+            digest.update(line.written)
+        self._lines = lines
+        for name, buffer in sorted(_buffers(first), key=lambda each: each[0]):
             if name not in kept:
                 digest.update(f"{name} {self._moving.get(name) or _of_tensor(buffer)}\n".encode())
         for name, _ in weights:
@@ -97,31 +113,22 @@ class Revision:
 
 
 class _State(NamedTuple):
-    """What changes when a tensor is written to or another one takes its place; nothing is known of other values."""
+    """What changes when torch writes to a tensor or another one takes its place; nothing is known of other values."""
 
     tensor: weakref.ref[Tensor] | None
     place: int
     version: int
-    sample: bytes
 
     @classmethod
     def of(cls, value: Any) -> _State:
         if not isinstance(value, Tensor):
-            return cls(None, 0, 0, b"")
-        version = 0 if value.is_inference() else value._version
-        return cls(weakref.ref(value), value.data_ptr(), version, _sample(value))
+            return cls(None, 0, 0)
+        return cls(weakref.ref(value), value.data_ptr(), 0 if value.is_inference() else value._version)
 
     def still(self, value: Any) -> bool:
-        return self.tensor is not None and self.tensor() is value and self[1:] == _State.of(value)[1:]
-
-
-def _sample(tensor: Tensor) -> bytes:
-    """Numbers spread over a tensor; none of one that is quantised or of other strides."""
-    if tensor.is_quantized or not tensor.is_contiguous() or not tensor.numel():
-        return b""
-    flat = tensor.detach().view(-1)
-    looked_at = SAMPLED if len(flat) <= SAMPLED else min(max(len(flat) // ROW, LEAST), SAMPLED)
-    return flat[:: max(len(flat) // looked_at, 1)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+        version = 0 if not isinstance(value, Tensor) or value.is_inference() else value._version
+        there = self.tensor is not None and self.tensor() is value
+        return there and self.place == value.data_ptr() and self.version == version
 
 
 def _moves(module: Any) -> bool:
@@ -131,12 +138,17 @@ def _moves(module: Any) -> bool:
 
 
 def stored(hf: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every value that a model stores to compute with, by name."""
+    return _stored(hf.named_modules(remove_duplicate=False))
+
+
+def _stored(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Any]]:
     """Every value that a model stores to compute with, by name; what torch's own quantisation packs is no tensor.
 
     `state_dict` is not asked: bitsandbytes unpacks 4 bit weights for it on a CPU and leaves their scales in another
     order, so that the model gives other numbers from then on.
     """
-    for path, module in hf.named_modules(remove_duplicate=False):
+    for path, module in modules:
         where = f"{path}." if path else ""
         known = module._non_persistent_buffers_set
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -223,22 +235,57 @@ def _of_tensor(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _modules(hf: nn.Module) -> Iterator[Any]:
-    """The class and the plain attributes of every module, by path."""
-    for path, module in sorted(hf.named_modules()):
-        plain = {}
-        for name, value in vars(module).items():
-            # of a whole model, names with an underscore are plans for loading and for many devices
-            if name in OF_TORCH or name in NAMES or name.startswith("_is_hf"):
-                continue
-            if name.startswith("_") and isinstance(module, PreTrainedModel):
-                continue
-            told = _told(value) if not _is_function(value) else _named(value)
-            if told is not None:
-                plain[name] = told
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        plain["hooks"] = [told for hook in hooks if (told := _named(hook)) is not None]
-        yield path, type(module).__qualname__, plain
+class _Line(NamedTuple):
+    """What was `written` of a module, and what decides it; nothing is known where an attribute may change in place."""
+
+    module: weakref.ref[nn.Module]
+    kind: type
+    names: tuple[str, ...]
+    values: tuple[tuple[str, Any], ...]
+    written: bytes
+
+    @classmethod
+    def of(cls, module: nn.Module, written: bytes) -> _Line:
+        names = tuple(vars(module))
+        values = tuple((name, vars(module)[name]) for name in names if name not in PASSED_OVER)
+        hooked = module._forward_pre_hooks or module._forward_hooks
+        if hooked or not all(isinstance(value, PLAIN) for _, value in values):
+            names = ()
+        return cls(weakref.ref(module), type(module), names, values if names else (), written)
+
+    def still(self, module: nn.Module) -> bool:
+        """Whether the same would be written now."""
+        has = vars(module)
+        if self.module() is not module or self.kind is not type(module) or self.names != tuple(has):
+            return False
+        unhooked = not module._forward_pre_hooks and not module._forward_hooks
+        return unhooked and all(has[name] is value for name, value in self.values)
+
+
+def _buffers(paths: Mapping[nn.Module, str]) -> Iterator[tuple[str, Tensor]]:
+    """Every buffer, once, by the path of its first module."""
+    seen: set[int] = set()
+    for module, path in paths.items():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) not in seen:
+                seen.add(id(buffer))
+                yield f"{path}.{name}" if path else name, buffer
+
+
+def _told_of(module: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The class and plain attributes of a module."""
+    plain = {}
+    for name in vars(module).keys() - PASSED_OVER:
+        # of a whole model, names with an underscore are plans for loading and for many devices
+        if name.startswith("_is_hf") or (name.startswith("_") and isinstance(module, PreTrainedModel)):
+            continue
+        value = vars(module)[name]
+        told = _told(value) if not _is_function(value) else _named(value)
+        if told is not None:
+            plain[name] = told
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    plain["hooks"] = [told for hook in hooks if (told := _named(hook)) is not None]
+    return type(module).__qualname__, plain
 
 
 def _is_function(value: Any) -> bool:

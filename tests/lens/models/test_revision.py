@@ -134,6 +134,40 @@ def test_whatever_changes_while_the_model_is_open_changes_it(hf, change):
     assert model.revision != before
 
 
+def test_what_is_taken_back_is_as_before(hf):
+    model = hw.load(hf)
+    before = model.revision
+    handle = hf.model.layers[0].mlp.register_forward_hook(doubled)
+    attention = hf.model.layers[1].self_attn
+    attention.scaling, kept = 2, attention.scaling
+    attention.added = True
+    assert model.revision != before
+    handle.remove()
+    attention.scaling = kept
+    assert model.revision != before
+    attention.added = 1  # equal to True, and written otherwise
+    assert model.revision != before
+    del attention.added
+    assert model.revision == before
+
+
+class Other(nn.Linear):
+    pass
+
+
+def test_another_class_and_a_list_that_grows_change_it(hf):
+    model = hw.load(hf)
+    seen = [model.revision]
+    projection = hf.model.layers[0].self_attn.q_proj
+    projection.__class__ = Other
+    seen.append(model.revision)
+    projection.windows = [4]
+    seen.append(model.revision)
+    projection.windows.append(5)
+    seen.append(model.revision)
+    assert len(set(seen)) == 4
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_rotary_tables_of_the_length_of_a_text_do_not_change_it(kind):
     config = tiny_models.tiny("llama").config
