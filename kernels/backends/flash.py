@@ -63,8 +63,11 @@ class Flash(Backend):
         self, q: Queries, k: Keys, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
         transposed: bool = False, value_width: int = 0,
     ) -> str | None:  # fmt: skip
-        if reason := fused_kernel.why_not(q, k, replace(rule, edits=()), transposed):
+        bare = replace(rule, edits=()) if rule.edits else rule
+        if reason := fused_kernel.why_not(q, k, bare, transposed):
             return reason
+        if not rule.edits and not edits:
+            return None
         if reason := score_edits.why_not(rule.edits):
             return reason
         learning = torch.is_grad_enabled()

@@ -50,19 +50,27 @@ def check_fit(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[
     batch, heads, _, width = q.shape
     sizes = {"batch": batch, "head": heads, "query": rule.mask.queries, "key": rule.mask.keys, "side": 2}
     kv_heads = k.shape[1] if k.dim() == 4 else -1
-    known = sizes | {"kv head": kv_heads, "d_head": width}
-    _hold("q", q, ("batch, head, query, d_head",), known)
-    _hold("k", k, ("batch, kv head, key, d_head",), known)
-    _hold("v", v, ("batch, kv head, key, any",), known)
+    fits = q.shape[2] == sizes["query"] and k.shape == (batch, kv_heads, sizes["key"], width)
+    if not fits or v.shape != (*k.shape[:3], v.shape[-1]):
+        known = sizes | {"kv head": kv_heads, "d_head": width}
+        _hold("q", q, ("batch, head, query, d_head",), known)
+        _hold("k", k, ("batch, kv head, key, d_head",), known)
+        _hold("v", v, ("batch, kv head, key, any",), known)
     if kv_heads < 1 or heads % kv_heads:
         raise ValueError(
             f"q has {heads} heads and k {kv_heads}; the heads of q must be a multiple of those of k"
         )
-    _hold("sinks", rule.sinks, ("head", "batch|1, head, query|1"), sizes)
-    _hold("bias", rule.bias, ("batch|1, head|1, query|1, key|1",), sizes)
-    _hold("alibi", rule.alibi, ("head",), sizes)
-    for name in ("valid_keys", "valid_queries", "documents"):
-        _hold(f"mask.{name}", getattr(rule.mask, name), ("batch|1, any",), sizes)
+    mask = rule.mask
+    for name, given, forms in (
+        ("sinks", rule.sinks, ("head", "batch|1, head, query|1")),
+        ("bias", rule.bias, ("batch|1, head|1, query|1, key|1",)),
+        ("alibi", rule.alibi, ("head",)),
+        ("mask.valid_keys", mask.valid_keys, ("batch|1, any",)),
+        ("mask.valid_queries", mask.valid_queries, ("batch|1, any",)),
+        ("mask.documents", mask.documents, ("batch|1, any",)),
+    ):
+        if given is not None:
+            _hold(name, given, forms, sizes)
     for edit in (rule.mask.extra, *rule.edits, *edits):
         for name, tensor in _tensors(edit):
             if name not in SHAPES:
@@ -72,8 +80,8 @@ def check_fit(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[
             _hold(f"{type(edit).__name__}.{name}", tensor, SHAPES[name], sizes)
 
 
-def _hold(name: str, given: Tensor | None, forms: tuple[str, ...], sizes: Mapping[str, int]) -> None:
-    if given is None or any(_fits(given, form, sizes) for form in forms):
+def _hold(name: str, given: Tensor, forms: tuple[str, ...], sizes: Mapping[str, int]) -> None:
+    if any(_fits(given, form, sizes) for form in forms):
         return
     wanted = " or ".join(
         f"[{form}] = [{', '.join(_number(axis, sizes) for axis in form.split(', '))}]" for form in forms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -49,6 +50,8 @@ class MapState:
         known: Mapping[str, PerQuery] | None = None,
     ) -> Self:
         """From a forward pass: rows that are padding or see nothing get lse = +inf, hence no weights."""
+        if lse.device.type == "cpu" and rule.mask.valid_queries is None and math.isfinite(lse.detach().sum()):
+            return cls(q, k, rule, lse, steps, backend, known or {})  # one look at short rows, which are many
         silent = lse == float("-inf")
         # scores that overflowed are not a row without weights
         lse = lse.masked_fill(lse == float("inf"), torch.nan)

@@ -44,6 +44,8 @@ class ScoreRule:
 
     def detached(self) -> ScoreRule:
         """The rule without the gradients of its learned sinks, its bias, its slopes and its edits."""
+        if self.sinks is None and self.bias is None and self.alibi is None and not self.edits:
+            return self
         sinks, bias, alibi = (None if x is None else x.detach() for x in (self.sinks, self.bias, self.alibi))
         edits = tuple(detached(edit) for edit in self.edits)
         return replace(self, sinks=sinks, bias=bias, alibi=alibi, edits=edits)

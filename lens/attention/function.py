@@ -41,6 +41,7 @@ class Site(NamedTuple):
     rows: object = None
 
 
+NOTHING = context.Lowered()
 _sites: WeakKeyDictionary[nn.Module, Site] = WeakKeyDictionary()
 _decoder: ContextVar[tuple[object, Mask | None]] = ContextVar("headwater_decoder", default=(None, None))
 
@@ -93,7 +94,9 @@ def attention(
         query, key = grid.biased(query, key, scale, attention_mask)
         scale = 1.0
     mask = mask if site is None or site.rows is None else _placed(site, mask)
-    lowered = context.Lowered.joined([edit.lower(layer, mask, len(query)) for edit in edits_on])
+    lowered = NOTHING
+    if edits_on:
+        lowered = context.Lowered.joined([edit.lower(layer, mask, len(query)) for edit in edits_on])
     normaliser, weights = lowered.normaliser, lowered.weights
     if normaliser is not None and normaliser.name == "softmax":
         normaliser = None

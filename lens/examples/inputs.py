@@ -6,7 +6,6 @@ that stand for them; without such a processor one image token in the text stands
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from os import PathLike
@@ -23,7 +22,7 @@ from headwater.lens.examples.processor import features_of, pixels_of
 from headwater.lens.media.pictures import pictures as read
 from headwater.lens.media.sounds import is_waveform
 from headwater.lens.models.opened import Opened
-from headwater.lens.models.signature import FLOATS, float_input, names
+from headwater.lens.models.signature import FLOATS, float_input, names, parameters
 from headwater.lens.naming.texts import beginning, is_single, short
 from headwater.lens.naming.tokens import pad_id
 
@@ -191,7 +190,7 @@ def _media(model: Opened, examples: Sequence[Example]) -> dict[str, Any]:
         heard = features_of(model.processor, sounds, model.name)
         heard_mask = heard.get("attention_mask")
         found |= _known(model, heard)
-        takes = "attention_mask" in inspect.signature(model.hf.forward).parameters
+        takes = "attention_mask" in parameters(model.hf)
         alone = all(each.text is None and each.ids is None for each in examples)
         if heard_mask is not None and takes and alone and not bool(heard_mask.all()):
             found["attention_mask"] = heard_mask

@@ -7,7 +7,6 @@ audio features.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,6 +25,7 @@ from headwater.lens.models.signature import (
     first_position,
     float_input,
     names,
+    parameters,
 )
 from headwater.lens.models.token_ids import labels_of
 from headwater.lens.naming import tokens
@@ -206,7 +206,7 @@ def _masked(model: Opened, extra: dict[str, Tensor], attention_mask: Any) -> dic
     """The inputs with the mask of what is heard or seen [example, sample]; PromptError where the model reads none."""
     if attention_mask is None:
         return extra
-    if "attention_mask" not in inspect.signature(model.hf.forward).parameters:
+    if "attention_mask" not in parameters(model.hf):
         raise PromptError(f"{model.name} reads no attention_mask; leave it out")
     mask = _tensor(model, "attention_mask", attention_mask)
     if not ((mask == 0) | (mask == 1)).all():
@@ -276,7 +276,7 @@ def _fits(length: int, context: int | None, what: str) -> None:
 def arguments(model: Opened, given: Tokens, generating: bool = False) -> dict[str, Any]:
     """Keyword arguments for the transformers model. With padding on the left `position_ids` count from the first real
     token."""
-    known = inspect.signature(model.hf.forward).parameters
+    known = parameters(model.hf)
     found: dict[str, Any] = {
         n: t.to(model.device, model.dtype if t.is_floating_point() else None) for n, t in given.more.items()
     }

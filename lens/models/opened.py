@@ -15,7 +15,13 @@ from headwater.lens.models.norms import HEAD
 from headwater.lens.models.parts import Part, Shape
 from headwater.lens.models.patches import Patches
 from headwater.lens.models.revision import Revision, of_processor, of_tokenizer
-from headwater.lens.models.signature import embedding, first_position, image_token, image_tokens
+from headwater.lens.models.signature import (
+    embedding,
+    first_position,
+    image_token,
+    image_tokens,
+    shared_embedding,
+)
 from headwater.lens.models.stack import Mixer, mixers_of, named
 from headwater.lens.naming.texts import encoding
 from headwater.lens.naming.token_bytes import token_text
@@ -176,7 +182,7 @@ class Opened:
         return self._first_weight().dtype
 
     def _first_weight(self) -> Tensor:
-        table = embedding(self.hf)
+        table = shared_embedding(self.hf)
         floats = (p for p in self.hf.parameters() if p.is_floating_point())  # quantised weights are integers
         return next(floats) if table is None else table.weight
 

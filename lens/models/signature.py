@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +29,22 @@ NOT_READ = {
 }  # fmt: skip
 
 
+# of each function that is the `forward` of some model: reading a signature anew takes as long as a few products
+_parameters: WeakKeyDictionary[Any, Mapping[str, inspect.Parameter]] = WeakKeyDictionary()
+
+
+def parameters(hf: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the model's `forward`, without `self`."""
+    function = getattr(hf.forward, "__func__", hf.forward)
+    found = _parameters.get(function)
+    if found is None:
+        found = _parameters[function] = inspect.signature(hf.forward).parameters
+    return found
+
+
 def names(hf: Any) -> list[str]:
     """The names of the model's inputs, from the signature of its `forward`."""
-    return [name for name in inspect.signature(hf.forward).parameters if name not in NOT_READ]
+    return [name for name in parameters(hf) if name not in NOT_READ]
 
 
 def time_axis(hf: Any, sound: Tensor) -> int:
@@ -48,14 +63,20 @@ def vision_config(hf: Any) -> Any:
 
 def embedding(hf: Any) -> Any:
     """The token embedding table; None if the model reads no text."""
-    if not TEXTS & inspect.signature(hf.forward).parameters.keys():
+    found = shared_embedding(hf)
+    return found if found is None or hf.config.is_encoder_decoder else _running(hf, found)
+
+
+def shared_embedding(hf: Any) -> Any:
+    """As `embedding`, or another module with the same weight."""
+    if not TEXTS & parameters(hf).keys():
         return None
     try:
         found = hf.get_input_embeddings()
     except NotImplementedError:
         found = None
     if hasattr(found, "num_embeddings"):
-        return found if hf.config.is_encoder_decoder else _running(hf, found)
+        return found
     words = getattr(hf.config.get_text_config(), "vocab_size", None)
     tables = (m for m in hf.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == words)
     return next(tables, None)

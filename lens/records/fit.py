@@ -57,10 +57,15 @@ def refuse_misfit(record: Contents) -> None:
         raise ValueError(f"{batch} rows of queries and {len(record.key_axis.tokens)} of keys")
     shape = (batch, record.n_heads, queries, keys)
     held = record.statistics
+    by_layer = isinstance(held, Stacked)
+    for name, values in {} if by_layer else held.items():
+        if values.dim() < 2 or values.shape[1] != len(record.layers):
+            raise ValueError(
+                f"the statistic {name!r} is {list(values.shape)}, for {len(record.layers)} layers"
+            )
     for i, layer in enumerate(record.layers):
-        found = (
-            held.layer(i) if isinstance(held, Stacked) else {n: values[:, i] for n, values in held.items()}
-        )
+        # of a tensor of all layers one says what shape they have
+        found = held.layer(i) if by_layer else {n: values[:, 0] for n, values in held.items() if i == 0}
         if told := misfit(shape, len(record.groups), found, record.maps.get(layer), record.values.get(layer)):
             raise ValueError(f"layer {layer} has {told}")
     for name, group in record.groups.items():

@@ -8,6 +8,7 @@ map of many heads, those of many steps one map of many rows. No number depends o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,12 +30,15 @@ def is_plain(map: AttentionMap) -> bool:
     return nothing and rule.mask.is_band and not (rule.edits or map.steps or map.known)
 
 
-def waits_beside(map: AttentionMap, others: Sequence[AttentionMap]) -> bool:
-    """Whether a layer's map can wait for others, beside those that wait already."""
-    size = map.shape[0] * map.shape[1] * map.shape[2] * map.shape[3]
-    if size > SMALL or size * (len(others) + 1) > TOGETHER or not is_plain(map):
-        return False
-    return not others or (_alike(map, others[0]) and _same_mask(map.mask, others[0].mask))
+def waits(map: AttentionMap) -> bool:
+    """Whether a layer's map can wait for others."""
+    return math.prod(map.shape) <= SMALL and is_plain(map)
+
+
+def fits(map: AttentionMap, first: AttentionMap, count: int) -> bool:
+    """Whether a map that can wait fits beside the `count` that wait, of which the first is given."""
+    small = math.prod(map.shape) * (count + 1) <= TOGETHER
+    return small and _alike(map, first) and _same_mask(map.mask, first.mask)
 
 
 def beside(maps: Sequence[AttentionMap]) -> AttentionMap:
@@ -44,10 +48,9 @@ def beside(maps: Sequence[AttentionMap]) -> AttentionMap:
     return AttentionMap(q, k, replace(first.rule, sinks=None), lse, (), first.backend)
 
 
-def apart(found: dict[str, Tensor], layers: int) -> list[dict[str, Tensor]]:
-    """Statistics of maps that stood side by side, [batch, head of all, …], for each of them."""
-    parts = {name: values.chunk(layers, 1) for name, values in found.items()}
-    return [{name: parts[name][n].contiguous() for name in parts} for n in range(layers)]
+def apart(found: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Statistics of maps that stood side by side, [batch, head of all, …], as [batch, layer, head, …]."""
+    return {name: values.unflatten(1, (layers, -1)) for name, values in found.items()}
 
 
 class Steps:

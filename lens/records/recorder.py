@@ -78,7 +78,9 @@ class Recorder:
         self.grad = False
         self.writer: RecordWriter | None = None
         self._waiting: list[_Waiting] = []
-        self._found: dict[int, dict[str, Tensor]] = {}
+        self._came: set[int] = set()  # layers that are kept
+        # statistics [batch, layer, head, …] of the layers that are named beside them
+        self._found: list[tuple[list[int], dict[str, Tensor]]] = []
         self._maps: dict[int, AttentionMap] = {}
         self._values: dict[int, Tensor] = {}
         self._residuals: dict[int | str, Tensor] = {}
@@ -97,8 +99,8 @@ class Recorder:
         return "mixers" in self.keep and bool(self.source.mixers)
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
-        refuse_overflow(layer, map)
         if layer not in self.layers:
+            refuse_overflow(layer, map)
             return
         self._number_anew(map)
         if map.signed and "entropy" in self.statistics:
@@ -114,10 +116,11 @@ class Recorder:
             )
         value = value if self.grad else value.detach()
         waiting = _Waiting(layer, map, kept, value.contiguous() if "qkv" in self.keep else None)
-        if self._waiting and not held_maps.waits_beside(map, [each.map for each in self._waiting]):
+        waits = not self.grad and held_maps.waits(map)
+        if self._waiting and not (waits and held_maps.fits(map, self._waiting[0].map, len(self._waiting))):
             self._measure()
         self._waiting.append(waiting)
-        if self.grad or not held_maps.waits_beside(map, ()):
+        if not waits:
             self._measure()
         self.tell()
 
@@ -127,17 +130,29 @@ class Recorder:
         if not layers:
             return
         maps, groups = [each.map for each in layers], stack(self.groups)
-        if len(maps) == 1:
-            found = [maps[0].statistics(self.statistics, groups)]
-        else:
-            found = held_maps.apart(held_maps.beside(maps).statistics(self.statistics, groups), len(maps))
-        for each, statistics in zip(layers, found, strict=True):
-            self.put(each.layer, statistics, each.kept, each.value)
+        together = maps[0] if len(maps) == 1 else held_maps.beside(maps)
+        if bool(together.lse.isnan().any()):
+            for each in layers:
+                refuse_overflow(each.layer, each.map)
+        found = held_maps.apart(together.statistics(self.statistics, groups), len(maps))
+        for n, each in enumerate(layers):
+            # those of all have one shape, and only a file wants them one by one
+            some = found if n == 0 or self.writer is not None else {}
+            self._hold(each.layer, {name: x[:, n] for name, x in some.items()}, each.kept, each.value)
+        if self.writer is None:
+            self._found.append(([each.layer for each in layers], found))
 
     def put(
         self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None
     ) -> None:
         """Keep one layer: on the device, or in the file. RecordError where it does not fit the tokens."""
+        self._hold(layer, statistics, map, value)
+        if self.writer is None:
+            self._found.append(([layer], {name: values[:, None] for name, values in statistics.items()}))
+
+    def _hold(
+        self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None
+    ) -> None:
         keys = self.keys if self.source.parts[self.source.part_name].crosses else self.tokens
         shape = (len(self.tokens.ids), self.source.n_heads, self.tokens.ids.shape[1], keys.ids.shape[1])
         if told := misfit(shape, len(self.groups), statistics, map, value):
@@ -145,11 +160,11 @@ class Recorder:
                 f"layer {layer} of {self.source.name} ({self.source.part_name}) gave {told}, so it is not known which "
                 "token is which; nothing was recorded"
             )
+        self._came.add(layer)
         if self.writer is not None:
+            statistics = {name: values.contiguous() for name, values in statistics.items()}
             self.writer.layer(layer, statistics, map, value)
-            self._found[layer] = {}
             return
-        self._found[layer] = statistics
         if map is not None:
             self._maps[layer] = map if self.device is None else on_device(map, self.device)
         if value is not None:
@@ -182,20 +197,19 @@ class Recorder:
     @property
     def was_called(self) -> bool:
         """True once a layer has given its map to this recorder."""
-        return bool(self._found or self._waiting)
+        return bool(self._came or self._waiting)
 
     def finish(self) -> Record:
         """The record; tensors that were written to a file are not in it."""
         self._measure()
-        missing = [layer for layer in self.layers if layer not in self._found]
+        missing = [layer for layer in self.layers if layer not in self._came]
         if missing:
             raise RecordError(
                 f"layers {missing} did not call Headwater's attention, so nothing was recorded of them; leave them "
                 "out of layers="
             )
         model = self.source
-        names = self.statistics if self.writer is None else ()
-        statistics = {n: torch.stack([self._found[layer][n] for layer in self.layers], 1) for n in names}
+        statistics = self._of_all_layers() if self.writer is None else {}
         told = provenance(model)
         effective = {layer: replace(each, provenance=told) for layer, each in self.effective.items()}
         if self.device is not None:
@@ -206,6 +220,17 @@ class Recorder:
             ids, valid, strings, self.layers, model.n_heads, model.causal, statistics, self._maps, self._values,
             self.groups, told, residuals=self._residuals, effective=effective,
         )  # fmt: skip
+
+    def _of_all_layers(self) -> dict[str, Tensor]:
+        """The statistics [batch, layer, head, …], with the layers in their order."""
+        place = {layer: n for n, layer in enumerate(one for layers, _ in self._found for one in layers)}
+        order = [place[layer] for layer in self.layers]
+        found = {}
+        for name in self.statistics:
+            parts = [statistics[name] for _, statistics in self._found]
+            values = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            found[name] = values if order == list(range(values.shape[1])) else values[:, order]
+        return found
 
 
 def refuse_overflow(layer: int, map: AttentionMap) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from headwater.lens.models import inputs, read_only
 from headwater.lens.models.axes import TEXTS, axis
 from headwater.lens.models.linear import refuse_without_gradient
 from headwater.lens.models.opened import Opened
+from headwater.lens.models.signature import parameters
 from headwater.lens.naming.tokens import Tokens
 from headwater.lens.progress import progress
 from headwater.lens.records import destination, plan, sinks
@@ -51,7 +51,7 @@ def _few_logits(model: Opened) -> dict[str, Any]:
     """The option with which `forward` gives the logits of the last position alone, for runs that look at none: at 4,096
     tokens and a vocabulary of 49,152 all of them take 805 MB. A number in its place would let Gemma 4 leave positions
     out of its last layers too; a tensor is for the head alone."""
-    if "logits_to_keep" not in inspect.signature(model.hf.forward).parameters:
+    if "logits_to_keep" not in parameters(model.hf):
         return {}
     return {"logits_to_keep": torch.tensor([-1], device=model.device)}
 
@@ -83,7 +83,7 @@ def check_ready(model: Opened, given: Tokens, following: int = 0) -> None:
         raise ModelError(
             f"{model.name} is in training mode, where dropout makes attention random; call model.hf.eval()"
         )
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.hf.modules()):
+    if _is_compiled(model.hf):
         raise ModelError(
             f"{model.name} was compiled in place, and torch.compile can not trace a model that Headwater reads; "
             "load it again and leave it uncompiled"
@@ -101,6 +101,14 @@ def check_ready(model: Opened, given: Tokens, following: int = 0) -> None:
             edit.check_prompt(given, longest, following)
         if rules := [rule for edit in edits for rule in edit.sink_rules()]:
             _find_sinks(model.part(name), rules, given)
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    """Whether a module, or one in it, was compiled in place."""
+    # `modules()` takes three times as long, as much as the attention of five layers of a short text
+    return getattr(module, "_compiled_call_impl", None) is not None or any(
+        _is_compiled(inner) for inner in module._modules.values() if inner is not None
+    )
 
 
 def _find_sinks(model: Opened, rules: Iterable[str], given: Tokens) -> None:

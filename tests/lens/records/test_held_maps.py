@@ -42,11 +42,13 @@ def test_layers_side_by_side_give_what_each_gives(padded: bool) -> None:
     mask = Mask(11, 11, right=0, **more)
     maps = [map_of(mask, seed, sinks=torch.randn(4)) for seed in range(3)]
     for n, map in enumerate(maps):
-        assert held_maps.waits_beside(map, maps[:n])
+        assert held_maps.waits(map)
+        assert held_maps.fits(map, maps[0], n)
     groups = torch.arange(11)[None] < 4
     found = held_maps.beside(maps).statistics((*NAMES, "mass"), groups)
-    for map, one in zip(maps, held_maps.apart(found, 3), strict=True):
-        alike(one, map.statistics((*NAMES, "mass"), groups))
+    together = held_maps.apart(found, 3)
+    for n, map in enumerate(maps):
+        alike({name: x[:, n] for name, x in together.items()}, map.statistics((*NAMES, "mass"), groups))
 
 
 def test_maps_that_are_not_of_one_plain_rule_do_not_wait() -> None:
@@ -62,8 +64,11 @@ def test_maps_that_are_not_of_one_plain_rule_do_not_wait() -> None:
         map_of(Mask(400, 400, right=0), 1),
     ]
     for other in others:
-        assert not held_maps.waits_beside(other, [first])
-    assert held_maps.waits_beside(map_of(Mask(11, 11, right=0), 1), [first])
+        assert not (held_maps.waits(other) and held_maps.fits(other, first, 1))
+    alike = map_of(Mask(11, 11, right=0), 1)
+    assert held_maps.waits(alike)
+    assert held_maps.fits(alike, first, 1)
+    assert not held_maps.fits(alike, first, held_maps.TOGETHER)
 
 
 @pytest.mark.parametrize("ended", [False, True])
