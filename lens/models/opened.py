@@ -51,6 +51,7 @@ class Opened:
         )
         self.sample: Mapping[str, Tensor] = {}  # the inputs on which it was opened; empty where nobody knows
         self.moved_by_padding: frozenset[tuple[str, str]] = frozenset()  # (text, side), found on load
+        self._other_attention: dict[str, list[str]] = {}  # by part, as the stacks have it
         self.prepend_bos: bool | None = None  # None: a text begins as the tokenizer makes it
         self.is_encoder_decoder = bool(getattr(hf.config, "is_encoder_decoder", False))
         self.vocab = int(table.num_embeddings) if table is not None else 0
@@ -206,14 +207,16 @@ class Opened:
     @property
     def other_attention(self) -> list[str]:
         """Attention in this part's blocks that other parts read, in words: cross-attention beside a decoder's own."""
-        own = set(self.parts[self.part_name].modules)
-        found = [
-            Mixer(block.layer, step.path, step.name)
-            for block in self.stack
-            for step in block.steps
-            if step.kind == "attention" and self.hf.get_submodule(step.path) not in own
-        ]
-        return named(found)
+        if self.part_name not in self._other_attention:
+            own = set(self.parts[self.part_name].modules)
+            found = [
+                Mixer(block.layer, step.path, step.name)
+                for block in self.stack
+                for step in block.steps
+                if step.kind == "attention" and self.hf.get_submodule(step.path) not in own
+            ]
+            self._other_attention[self.part_name] = named(found)
+        return self._other_attention[self.part_name]
 
     @property
     def beside(self) -> list[str]:
