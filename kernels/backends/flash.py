@@ -1,12 +1,12 @@
 """Attention through torch's fused CPU kernel, edits included; it forms the weights of a few keys at most.
 
 Score edits become arguments of the kernel: a temperature scales the queries, biases and blocked keys become a bias per
-key, and an edit of some queries alone is a second call whose rows are chosen afterwards. Weight edits are a factor per
+key, and an edit of some queries alone is a second call, for those if they are a few runs. Weight edits are a factor per
 row and class of keys (kernels/backends/key_classes.py). Each class has its own output and log-sum-exp, from a call that
-hides the other keys, or from single columns where a class has few keys. The classes are joined by their masses. Nothing
-is subtracted, so a row whose weight lies on its sink alone keeps all digits. Patterns that are mixed in are added as
-products of their own. Cost: one call per class of more than 16 keys, times the calls that some queries take. `why_not`
-names what is left to `blocked`.
+leaves the other keys out, or from single columns where a class has few keys or scores of few keys are edited. The
+classes are joined by their masses. Nothing is subtracted, so a row whose weight lies on its sink alone keeps all
+digits. Patterns that are mixed in are added as products of their own. Cost: one call per class of more than 16 keys,
+times the calls that some queries take. `why_not` names what is left to `blocked`.
 """
 
 from __future__ import annotations
