@@ -13,6 +13,7 @@ import torch
 import headwater as hw
 from headwater.kernels.maps import statistics as kernel
 from headwater.lens.errors import RecordError
+from headwater.lens.records.generation_recorder import GenerationRecorder
 
 EDITS = (
     hw.Redistribute([0], 0.2),
@@ -73,6 +74,28 @@ def test_the_record_is_that_of_one_run_over_the_whole_text(name, edits, tmp_path
         assert again.residual(layer).equal(record.residual(layer))
     assert hw.Record.open(path, verify=True).to_xarray().identical(record.to_xarray())
     assert list(tmp_path.iterdir()) == [path], "nothing else is left in the folder"
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize(
+    "edits", [(), (hw.Redistribute([0], 0.2), hw.Knockout([7], [1]))], ids=["plain", "edited"]
+)
+def test_a_prompt_that_is_read_in_chunks_has_the_record_of_one_pass(name, edits, monkeypatch):
+    sizes = []
+    take = GenerationRecorder.take
+    monkeypatch.setattr(GenerationRecorder, "take", lambda *a: (sizes.append(a[2].shape[2]), take(*a)))
+    model = hw.load(tiny_models.tiny(name))
+    ids, _ = tiny_models.batch(2, (13, 13))
+    with model.edit(*edits):
+        output, record = model.generate(ids, 4, record=True, statistics=kernel.DEFAULT, prefill_chunk_size=5)
+        whole = model.record(output)
+    assert list(dict.fromkeys(sizes)) == [5, 3, 1]
+    for statistic in kernel.DEFAULT:
+        torch.testing.assert_close(
+            record.statistics[statistic], whole.statistics[statistic], rtol=1e-4, atol=1e-5, equal_nan=True
+        )
+    for layer in record.layers:
+        torch.testing.assert_close(record.pattern(layer), whole.pattern(layer), rtol=1e-4, atol=1e-5)
 
 
 def test_a_row_whose_text_has_ended_takes_no_part(tmp_path):
