@@ -7,7 +7,7 @@ float32 and in bfloat16 gives other numbers. Models from a folder and from memor
 
 Cost: one pass over the weights when it is first asked for, on two threads, about half a second per GB on a current
 processor. Later calls hash what is no weight, and only tensors that torch counts as changed since or of which a sample
-of numbers differs (weight_samples.py): torch does not count what is written through `.data` or numpy.
+of numbers differs (lens/weight_samples.py): torch does not count what is written through `.data` or numpy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headwater.lens.models.weight_samples import Samples
+from headwater.lens.weight_samples import Samples
 
 PREFIX = "model-sha256:"
 PLAIN = (bool, int, float, str, type(None))

@@ -1,11 +1,12 @@
 """Edits through the fused kernel against the dense float64 reference: outputs, lse, factors, maps and products.
 
-What such edits need is tested here with them: classes of keys (`key_classes.py`), a few keys one by one (`few_keys.py`)
-and score edits as factors and biases (`score_edits.py`).
+What such edits need is tested here with them: classes of keys (`key_classes.py`), a few keys one by one
+(`few_keys.py`), attention without these (`left_out.py`) and score edits as factors and biases (`score_edits.py`).
 
 Mutations seen to fail here: the few keys counted in a large class too, sinks left out of the joint log-sum-exp, a
 temperature left off the biases before it, hidden rows at lse 0, the own position one column off, rows of a second call
-chosen the wrong way round, per-key bias left out of the transpose. Found here: features that are
+chosen the wrong way round, per-key bias left out of the transpose, the rows of keys that were taken out seeing the keys
+behind them, some rows at the place of the first. Found here: features that are
 not neighbours in memory.
 """
 
