@@ -18,11 +18,13 @@ st.html(f"<style>{frame.STYLE}</style>")
 page = st.navigation(pages.every_page(), position="hidden")
 job.begin(page.url_path)
 state = session.begin(models.offered(), runs.edits_of)
+name = page.url_path or pages.FIRST
+late = st.container(key="late-notices")
 try:
     with st.sidebar:
-        sidebar.draw(state, page.url_path or pages.FIRST)
+        sidebar.draw(state, name)
     with runs.later():
-        if frame.draw(state, page.url_path or pages.FIRST):
+        if frame.draw(state, name):
             page.run()
 except runs.Pending as pending:
     frame.draw_pending(pending.asked)
@@ -31,5 +33,6 @@ except HeadwaterError as error:
         st.error(plain(str(error)), icon=":material/error:")
 finally:
     session.write(state)
-    frame.tell(state)
+    with late:
+        frame.tell(state, name)
     held.tidy()

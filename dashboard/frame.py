@@ -32,7 +32,9 @@ def draw(state: State, page: str) -> bool:
     """The bar, and the notices of this run of the page; whether run A is there, without which there is no page."""
     if not state.has_b():
         state.shown = "a"  # an address may ask for a run B whose edits were refused
-    tell(state)
+    for notice in session.told(page):
+        st.warning(plain(notice))
+    tell(state, page)
     st.session_state[WAITS], st.session_state[TOLD] = set(), set()
     if page in pages.OF_RESULTS:
         return True
@@ -102,15 +104,29 @@ def _run_b(state: State) -> runs.Run | None:
     return None
 
 
-def tell(state: State) -> None:
-    for notice in state.notices:
-        st.warning(plain(notice))
+def tell(state: State, page: str) -> None:
+    """What is new to tell. It stays above the page, also when a job that ends draws it anew, until the person acts."""
+    told = session.told(page)
+    for notice in dict.fromkeys(state.notices):
+        if notice not in told:
+            st.warning(plain(notice))
+            told.append(notice)
     state.notices.clear()
 
 
 def _measure(state: State, plain_run: runs.Run, other: runs.Run | None) -> None:
     """What is measured, its value in the runs, and a place to change it."""
     chosen = measure.of(state, plain_run)
+    for name, given, shown in (
+        ("measure", state.kind, chosen.kind),
+        ("answer", state.answer, chosen.answer),
+        ("distractor", state.wrong, chosen.wrong),
+    ):
+        if given not in (None, "", shown) and shown is not None:
+            state.notices.append(f"{given!r} is no {name} here; showing the page's own.")
+            state.put(
+                {"measure": "kind", "distractor": "wrong"}.get(name, name), "" if name == "measure" else None
+            )
     if chosen.kind == "none":
         st.markdown("No measure: a record holds no answer.")
         return

@@ -16,6 +16,7 @@ from headwater.dashboard.state.state import State
 
 KEY = "headwater"
 _SEEN, _MEANT, _TOUCHED = "headwater-address", "headwater-meant", "headwater-touched"
+_TOLD = "headwater-told"  # (page, notices above it)
 
 
 def begin(models: Sequence[str], check_edits: CheckEdits) -> State:
@@ -23,7 +24,10 @@ def begin(models: Sequence[str], check_edits: CheckEdits) -> State:
     address = st.query_params.to_dict()
     moved = st.session_state.get(_SEEN) != address
     # a change made in the page came with the address of the moment before, which may not have reached the browser
-    if KEY not in st.session_state or (moved and not st.session_state.pop(_TOUCHED, False)):
+    touched = st.session_state.get(_TOUCHED, False)
+    if moved or touched:
+        st.session_state.pop(_TOLD, None)
+    if KEY not in st.session_state or (moved and not touched):
         state = from_address(address, models, check_edits)
         st.session_state[KEY], st.session_state[_SEEN] = state, address
         st.session_state[_MEANT] = to_address(state)
@@ -33,6 +37,13 @@ def begin(models: Sequence[str], check_edits: CheckEdits) -> State:
 
 def current() -> State:
     return st.session_state[KEY]
+
+
+def told(page: str) -> list[str]:
+    """The notices that stand above a page since the person last did something; more can be added."""
+    if st.session_state.get(_TOLD, ("",))[0] != page:
+        st.session_state[_TOLD] = page, []
+    return st.session_state[_TOLD][1]
 
 
 def touch() -> None:

@@ -42,6 +42,18 @@ def test_address_sets_prompt_and_head_and_a_page_lets_it_stand():
     assert app.text_area(key="bound-text").value == "When John went to the store"
 
 
+def test_what_an_address_got_wrong_is_told_until_the_person_acts():
+    """A job that ends draws the page anew: what was told must not go with it."""
+    app = opened("heads", layer="9", answer="99999", kind="joy", prompt="When John went to the store")
+    told = [warning.value for warning in app.warning]
+    assert [any(word in each for each in told) for word in ("Layer 9", "99999", "joy")] == [True] * 3
+    app.run()
+    assert sorted(warning.value for warning in app.warning) == sorted(told)
+    assert "answer" not in app.query_params
+    app.button(key="pin-head").click().run()
+    assert not app.warning
+
+
 def test_an_address_that_the_session_did_not_write_is_read_again():
     app = opened("heads", prompt="When John went to the store")
     app.text_area(key="bound-text").set_value("Mary gave a drink").run()
