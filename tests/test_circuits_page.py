@@ -20,12 +20,11 @@ def test_every_method_stands_on_the_page_with_what_was_found() -> None:
         assert f"| {method} | {' | '.join(cell(found[method]) for found in table.values())} |" in page
     tasks = ("indirect_object", "capital", "greater_than", "docstring")
     larger = kept["smollm2-135m"]
-    everywhere = set.intersection(
-        *({name for name in larger[task] if "cmd" in larger[task][name]} for task in tasks)
-    )
-    assert everywhere >= {"EAP-IG inputs", "EAP", "information flow routes", "random"}
-    for method in everywhere:
-        assert f"| {method} | {' | '.join(cell(larger[task][method]) for task in tasks)} |" in page
+    judged = {name for task in tasks for name, found in larger[task].items() if "cmd" in found}
+    assert judged >= {"EAP-IG inputs", "EAP-IG activations", "EAP", "information flow routes", "random"}
+    for method in judged:
+        cells = [cell(larger[task][method]) if method in larger[task] else "–" for task in tasks]
+        assert f"| {method} | {' | '.join(cells)} |" in page
     routes, best = (
         larger["indirect_object"][name]["f"]["absolute"]
         for name in ("information flow routes", "EAP-IG inputs")
