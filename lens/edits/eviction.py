@@ -73,7 +73,7 @@ class HeavyHitters(HeadWise, counts={"heavy": 0, "recent": 1}, neutral={"heavy":
         slot = ("heavy", id(self), call.layer)
         # memory counts absolute positions, because a sliding-window cache drops its oldest keys
         first, last = mask.key_offset, mask.key_offset + k.shape[2]
-        cache = _Cache.empty(q, int(self.heavy or 0), last)
+        cache = _Cache.empty(q, min(self.heavy or 0, last), last)  # no more places than keys
         if mask.query_offset:
             if slot not in memory:
                 raise EditError(
@@ -124,8 +124,13 @@ class _Cache:
 
     def after(self, earlier: _Cache) -> _Cache:
         """The cache of an earlier call, with room for the positions of this one."""
-        self.total[..., : earlier.total.shape[-1]] = earlier.total
-        return _Cache(earlier.places.clone(), earlier.sums.clone(), self.total)
+        for new, old in (
+            (self.places, earlier.places),
+            (self.sums, earlier.sums),
+            (self.total, earlier.total),
+        ):
+            new[..., : old.shape[-1]] = old
+        return self
 
     def read(self, scores: Tensor, latest: slice, first: int) -> Tensor:
         """Scores of the heavy hitters and of the latest keys, in float64; `first` is the position of column 0."""

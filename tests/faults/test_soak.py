@@ -13,5 +13,5 @@ MOST_KB = 30.0  # that a unit or text may add: few of them say little
 
 @pytest.mark.slow
 def test_memory_stays_where_it_is_over_units_and_texts() -> None:
-    for found in (soak.sweep(200), soak.corpus(200)):
+    for found in (soak.sweep(150), soak.corpus(150)):
         assert found["kb_each"] < MOST_KB, found

@@ -37,8 +37,16 @@ def test_the_keys_that_are_kept_are_those_of_the_loop_over_dense_weights(model):
     assert (plain - found).abs().max() > 1e-3
 
 
-def test_a_text_read_in_pieces_from_a_cache_keeps_what_it_keeps_at_once(model):
-    with model.edit(EDIT):
+def test_more_heavy_hitters_than_keys_take_no_more_memory(model):
+    plain = model.record(IDS).pattern(0)
+    with model.edit(hw.HeavyHitters(heavy=2**31 - 1, recent=6)):
+        assert (model.record(IDS).pattern(0) - plain).abs().max() < 1e-6
+
+
+# with many, the first piece has fewer keys than there may be heavy hitters
+@pytest.mark.parametrize("edit", [EDIT, hw.HeavyHitters(heavy=36, recent=6)], ids=["few", "many"])
+def test_a_text_read_in_pieces_from_a_cache_keeps_what_it_keeps_at_once(model, edit):
+    with model.edit(edit):
         whole = model.hf(input_ids=IDS).logits
         first = model.hf(input_ids=IDS[:, :30], use_cache=True)
         cache, pieces = first.past_key_values, [first.logits]
