@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.kernels.threads import mapped
 
@@ -76,5 +76,7 @@ def _view(tensor: Tensor) -> Tensor | None:
     step = max(count // min(max(count // width, LEAST), MOST), 1) if count > MOST else 1
     while step > 1 and math.gcd(step, width) > 1:  # so that one row after another gives another column
         step -= 1
-    flat = tensor.detach().view(-1)[::step]
+    plain = type(tensor) in (Tensor, nn.Parameter)
+    numbers = -(-count // step)
+    flat = torch.as_strided(tensor, (numbers,), (step,)) if plain else tensor.detach().view(-1)[::step]
     return flat.view(torch.uint8) if flat.dtype.itemsize == 1 else flat

@@ -148,14 +148,17 @@ def _stored(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Any
     `state_dict` is not asked: bitsandbytes unpacks 4 bit weights for it on a CPU and leaves their scales in another
     order, so that the model gives other numbers from then on.
     """
+    packs = "bitsandbytes" in sys.modules
     for path, module in modules:
         where = f"{path}." if path else ""
         known = module._non_persistent_buffers_set
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and name not in known:
                 yield where + name, tensor
-                yield from _beside(f"{where}{name}", tensor)
-        yield from _beside(path, module)
+                if packs:
+                    yield from _beside(f"{where}{name}", tensor)
+        if packs:
+            yield from _beside(path, module)
         if type(module).__module__.startswith("torch.ao."):
             packed: dict[str, Any] = {}
             module._save_to_state_dict(packed, where, True)
@@ -166,8 +169,6 @@ def _stored(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Any
 
 def _beside(where: str, holder: Any) -> Iterator[tuple[str, Any]]:
     """The tensors that bitsandbytes keeps as attributes of its modules, its parameters and their states."""
-    if "bitsandbytes" not in sys.modules:
-        return
     for name, value in vars(holder).items():
         if _of_bitsandbytes(holder) and type(value) is Tensor:
             yield f"{where}.{name}", value
