@@ -6,6 +6,7 @@ a cache drops old keys. `StepMasks` joins the masks of all steps; `HeldRows` hol
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,6 +18,7 @@ from headwater.lens.errors import RecordError
 
 IN_PROMPT = 9  # rows of the prompt that are held
 ROUNDING = 1e-3
+AT_ONCE = 2**18  # weights of a whole map that cost less than its rows one by one
 
 
 @dataclass
@@ -113,26 +115,40 @@ class HeldRows:
 
     def _keep(self, map: AttentionMap) -> None:
         first, count = map.rule.mask.query_offset, map.shape[2]
-        for row in {round(place) for place in torch.linspace(0, count - 1, min(count, IN_PROMPT)).tolist()}:
-            self.rows[first + row] = _numbers(map, row, map.rule.mask.key_offset)
+        rows = sorted(
+            {round(place) for place in torch.linspace(0, count - 1, min(count, IN_PROMPT)).tolist()}
+        )
+        told = _numbers(map, rows, map.rule.mask.key_offset)
+        self.rows |= {first + row: told[:, :, n] for n, row in enumerate(rows)}
 
     def hold(self, layer: int, map: AttentionMap) -> None:
         """RecordError if the map of the whole text has other rows than the steps had."""
         if self.latest is not None:
             self._keep(self.latest)
-        for row, told in self.rows.items():
-            found = _numbers(map, row, 0)
-            if not torch.allclose(found, told, atol=ROUNDING, rtol=ROUNDING):
+        if not self.rows:
+            return
+        rows = sorted(self.rows)
+        found = _numbers(map, rows, 0)
+        for n, row in enumerate(rows):
+            apart, told = found[:, :, n], self.rows[row]
+            if not torch.allclose(apart, told, atol=ROUNDING, rtol=ROUNDING):
                 raise RecordError(
                     f"layer {layer}: in the step that read position {row} attention was another than the map of the "
-                    f"whole text says (off by {float((found - told).abs().max()):.2g}), so no one map holds it; use "
+                    f"whole text says (off by {float((apart - told).abs().max()):.2g}), so no one map holds it; use "
                     "keep=() for statistics alone, or record the finished text with model.record(…)"
                 )
 
 
-def _numbers(map: AttentionMap, row: int, offset: int) -> Tensor:
-    """Sum, sum of squares and mean key of the weights of one row, [batch, head, 3] in float64."""
-    weights = map.tile(slice(row, row + 1), slice(0, map.shape[3]))[:, :, 0].double().cpu()
+def _numbers(map: AttentionMap, rows: list[int], offset: int) -> Tensor:
+    """Sum, sum of squares and mean key of the weights of some rows, [batch, head, row, 3] in float64."""
+    keys = slice(0, map.shape[3])
+    if math.prod(map.shape) <= AT_ONCE:
+        first = rows[0]
+        tile = map.tile(slice(first, rows[-1] + 1), keys)[:, :, [row - first for row in rows]]
+    else:
+        tile = torch.cat([map.tile(slice(row, row + 1), keys) for row in rows], 2)
+    weights = tile.double().cpu()
     place = torch.arange(offset, offset + weights.shape[-1], dtype=torch.float64)
-    centre = (weights * (place / (1 + map.rule.mask.query_offset + row))).sum(-1)
+    position = 1 + map.rule.mask.query_offset + torch.tensor(rows, dtype=torch.float64)[:, None]
+    centre = (weights * (place / position)).sum(-1)
     return torch.stack([weights.sum(-1), weights.square().sum(-1), centre], -1)
