@@ -156,8 +156,9 @@ def over_picture(
     for n in range(len(grids)):
         suffix = str(n + 1) if n else ""
         figure.layout[f"yaxis{suffix}"].update(scaleanchor=f"x{suffix}")
+    figure.update_annotations(font_size=12)  # names of methods side by side
     finish(figure, title, height=90 + int(np.clip(230 * high / wide, 90, 320)) * lines)
-    return figure.update_layout(hoverdistance=-1, dragmode=False)
+    return figure.update_layout(hoverdistance=-1, dragmode=False, meta=WIDE if columns > 2 else None)
 
 
 def curves(

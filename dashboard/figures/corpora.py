@@ -7,7 +7,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from headwater.analyses._corpora.result import Corpus
-from headwater.dashboard.figures.style import AFTER, BEFORE, finish
+from headwater.dashboard.figures.style import AFTER, BEFORE, WIDE, finish
 
 
 def head_of_corpus(corpus: Corpus, layer: int, head: int, statistic: str, title: str = "") -> go.Figure:
@@ -38,7 +38,7 @@ def head_of_corpus(corpus: Corpus, layer: int, head: int, statistic: str, title:
     told = corpus.state.told
     subtitle = f"{told['texts']:,} texts, {told['tokens']:,} tokens; bars: width of the bin of a decile"
     finish(figure, title or f"Head {layer}.{head} of {corpus.run['model']}", subtitle, height=400)
-    return figure.update_layout(margin={"t": 105})  # the panels have titles too
+    return figure.update_layout(margin={"t": 105}, meta=WIDE)  # the panels have titles too
 
 
 def distance_names(far: xr.DataArray) -> list[str]:

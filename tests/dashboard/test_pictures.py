@@ -15,6 +15,8 @@ from transformers import MistralConfig, MistralForCausalLM, ViTConfig, ViTModel
 
 import headwater as hw
 from headwater import analyses
+from headwater.dashboard.charts.flow import over_picture
+from headwater.dashboard.figures import style
 from headwater.lens.errors import AnalysisError
 from headwater.lens.examples.sample_pictures import sample_pictures
 from headwater.lens.loading import zoo
@@ -31,6 +33,15 @@ def centre(trace, shape: tuple[int, int], spot: tuple[int, int]) -> tuple[float,
     """Row and column of the pixel on which a cell of a heat map stands."""
     assert trace.z.shape == shape
     return trace.y[spot[0]], trace.x[spot[1]]
+
+
+def test_many_methods_over_a_picture_are_scrolled_on_a_narrow_screen() -> None:
+    """Their names would stand over each other there."""
+    grids = {name: np.eye(2) for name in ("rollout", "attention flow", "value zeroing")}
+    places = np.arange(4).reshape(2, 2)
+    assert over_picture(grids, None, places, "Shares", "share").layout.meta == style.WIDE
+    alone = over_picture({"rollout": np.eye(2)}, None, places, "Shares", "share")
+    assert alone.layout.meta is None
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 4), (2, 0), (2, 4)])

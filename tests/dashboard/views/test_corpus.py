@@ -10,6 +10,7 @@ from opened_app import figure, opened, values
 
 import headwater as hw
 from headwater.dashboard import pages
+from headwater.dashboard.figures import style
 from headwater.dashboard.parts.corpora import lit, ranked
 from headwater.dashboard.state import corpora
 
@@ -89,6 +90,7 @@ def test_both_ends_are_lit_and_words_stay_letters(open_result) -> None:
 def test_figures_of_a_corpus(open_result) -> None:
     assert open_result.figure("previous").data
     one = hw.figure(open_result, statistic="self", layer=0, head=1)
+    assert one.layout.meta == style.WIDE
     assert one.data[0].y.tolist() == open_result.deciles("self").sel(layer=0, head=1).values.tolist()
     assert sum(one.data[1].y) == pytest.approx(1)
     for wrong in ({"layer": 9, "head": 0}, {"statistic": "selves"}, {"query": 1}):
