@@ -1,5 +1,7 @@
 """Heads: which heads matter for the measure, in a grid or against a second score, as maps and as a ranked table."""
 
+from dataclasses import replace
+
 import streamlit as st
 
 from headwater.dashboard.parts import heads, scores as parts
@@ -54,6 +56,10 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
             help=f"a prompt set: {effects.EXAMPLES} examples, each with its own answer, and 95 % intervals",
         )  # fmt: skip
         over = "" if of == THIS else of
+if over:
+    # what is said of the effects: they are of no answer of this input
+    chosen = replace(chosen, label=f"{measure.KINDS[chosen.kind]}, each example with its own,")
+    offered |= scores.effects_of(run, chosen)
 
 if not over and sets and (mine := effects.set_of(run.name, state.text, runs.model_of(state))):
     words = mine.replace("_", " ")
@@ -106,7 +112,7 @@ count = (
     f"Means and 95 % intervals over {effects.EXAMPLES} examples of {over.replace('_', ' ')}. " if over else ""
 )
 told = (
-    f"{count}Ranked by size; above 0 the head helps {chosen.label}."
+    f"{count}Ranked by size; above 0 the head helps {chosen.label.removesuffix(',')}."
     if effect_names
     else "Ranked by their share on the sink."
 )
@@ -118,4 +124,4 @@ if (
     and not change
     and bound.toggle(state, "heads.curve", "Pruning curve: the measure while heads go")
 ):
-    heads.draw_curve(state, run, over, chosen.label, chosen.unit)
+    heads.draw_curve(state, run, over, chosen.label.removesuffix(","), chosen.unit)

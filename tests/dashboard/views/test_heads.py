@@ -89,6 +89,15 @@ def test_the_difference_of_two_runs_is_b_less_a(small_model):
         assert value == pytest.approx(float(after[layer, head] - before[layer, head]), abs=1e-5)
 
 
+def test_effects_over_a_set_are_not_said_to_be_of_this_inputs_answer(monkeypatch):
+    monkeypatch.setattr(models, "embedded", embedded.embedded)
+    monkeypatch.setattr(effects, "EXAMPLES", 2)
+    app = opened("heads", model="tasks-4l", prompt=PROMPT, **{"heads.over": "indirect_object"})
+    said = [each.value.replace("\\", "") for each in app.caption if "helps" in each.value]
+    assert len(said) == 2
+    assert all("each example with its own" in each and "Mary" not in each for each in said)
+
+
 def test_effects_over_a_set_are_of_each_examples_own_answer(monkeypatch):
     monkeypatch.setattr(models, "embedded", embedded.embedded)
     monkeypatch.setattr(effects, "EXAMPLES", 3)
