@@ -6,6 +6,7 @@ until its file lies in its place, then `done` with the file's digest, or `failed
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sqlite3
@@ -143,30 +144,26 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """The number of units in each state."""
-        found = dict(self._run("SELECT state, count(*) FROM units GROUP BY state", ()))
+        found = dict(self._read("SELECT state, count(*) FROM units GROUP BY state"))
         return {state: int(found.get(state, 0)) for state in STATES}
 
     def totals(self) -> tuple[int, float]:
         """Bytes and seconds of the units that are done."""
-        size, seconds = next(
-            self._run("SELECT total(bytes), total(seconds) FROM units WHERE state='done'", ())
-        )
+        asked = "SELECT total(bytes), total(seconds) FROM units WHERE state='done'"
+        size, seconds = next(self._read(asked))
+        if not (math.isfinite(size) and math.isfinite(seconds)):
+            raise self._foreign()
         return int(size), float(seconds)
 
     def rows(self, state: str | None = None) -> Iterator[Row]:
         """Rows in the order of the units' numbers, checked."""
         where, values = ("WHERE state=?", (state,)) if state else ("", ())
-        try:
-            for found in self._run(f"SELECT * FROM units {where} ORDER BY number, key", values):
-                yield self._checked(found)
-        except FAULTS as error:  # of a row that is read later
-            raise unwritten(self.path, error) from None
+        yield from map(
+            self._checked, self._read(f"SELECT * FROM units {where} ORDER BY number, key", *values)
+        )
 
     def row(self, key: str) -> Row | None:
-        try:
-            found = next(iter(self._run("SELECT * FROM units WHERE key=?", (key,))), None)
-        except FAULTS as error:
-            raise unwritten(self.path, error) from None
+        found = next(self._read("SELECT * FROM units WHERE key=?", key), None)
         return None if found is None else self._checked(found)
 
     def _checked(self, found: tuple[Any, ...]) -> Row:
@@ -174,11 +171,26 @@ class Ledger:
         kinds = ((row.number, int), (row.attempts, int), (row.bytes or 0, int), (row.digest or "", str))
         right = isinstance(row.key, str) and KEY.fullmatch(row.key) and row.state in STATES
         if not right or not all(isinstance(value, kind) for value, kind in kinds):
-            raise SweepError(f"{self.path} holds a row that no ledger has; delete it, and resume")
+            raise self._foreign()
         return row
+
+    def _foreign(self) -> SweepError:
+        return SweepError(f"{self.path} holds a row that no ledger has; delete it, and resume")
 
     def _set(self, key: str, change: str, *values: Any) -> None:
         self._run(f"UPDATE units SET {change} WHERE key=?", (*values, key))
+
+    def _read(self, text: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows that are asked for, each read when it is taken: what is broken may come late."""
+        found = self._run(text, values)
+        while True:
+            try:
+                row = next(found, None)
+            except FAULTS as error:
+                raise unwritten(self.path, error) from None
+            if row is None:
+                return
+            yield row
 
     def _run(self, text: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
         try:

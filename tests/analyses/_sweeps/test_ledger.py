@@ -101,3 +101,22 @@ def test_rows_and_files_that_no_ledger_has_are_refused(tmp_path):
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(SweepError, match="is no ledger"):
         Ledger(path, readonly=True)
+
+
+@pytest.mark.parametrize("value", ["9e999", "CAST(x'd57d' AS TEXT)"])
+def test_damaged_values_are_one_line_wherever_they_are_read(tmp_path, value):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        for column in ("key", "state", "bytes", "seconds"):
+            row = dict.fromkeys(("key", "state", "bytes", "seconds"), "1") | {
+                "state": "'done'",
+                column: value,
+            }
+            key = row["key"] if column == "key" else f"'{column:a<64}'"
+            ledger.base.execute(
+                f"INSERT INTO units VALUES ({key}, 0, {row['state']}, 0, '', {row['bytes']}, {row['seconds']}, NULL)"
+            )
+    with Ledger(path, readonly=True) as ledger:
+        for read in (ledger.totals, ledger.counts, lambda: list(ledger.rows()), lambda: ledger.row("a" * 64)):
+            with contextlib.suppress(SweepError):
+                read()
