@@ -20,10 +20,12 @@ import torch
 MOST_SPREAD = 0.2  # of a bare pass within one run: a fifth
 # Run in the child: `measured(call, repeats)` prints wall time, CPU time of all threads and memory above what was there
 MEASURED = """
-import json, os, re, resource, time
+import ctypes, gc, json, os, re, resource, time
 def _status(field):
     return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 def measured(call, repeats):
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what a warm-up left free is not taken for memory that is in use
     open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew: what loading took is not counted
     before, wall, cpu = _status("VmRSS"), [], []
     for _ in range(repeats):
