@@ -69,7 +69,8 @@ def given(state: State, model: hw.HookedModel, text: str | None = None) -> Input
     wanted = what.picture and not (what.text and model.has_lm_head and MARK not in text)
     shown = image_of(state) if wanted else None
     if wanted and shown is None:
-        raise PromptError(f"{model.name} reads a picture: choose a sample or upload one, at the left")
+        ways = "choose a sample or upload one" if sample_pictures(state.model) else "upload one"
+        raise PromptError(f"{model.name} reads a picture: {ways}, at the left")
     if shown is None and not decoder:
         return Input(text, (text, "", ""))
     example = hw.Example(text=text or None, image=shown, decoder=decoder or None)

@@ -1,4 +1,4 @@
-"""`sample_pictures`: pictures and films of which the small models that come with Headwater know what they show."""
+"""`sample_pictures`: pictures and films for the models that come with Headwater and those that can be added."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ def sample_pictures(model: str) -> dict[str, Example]:
             each.caption(): Example(text=text, image=each.picture())
             for each, text in zip(shown, texts, strict=True)
         }
-    if model == "llava-small":
+    if model in ("llava-small", "dinov2-small"):
         drawn = [make(rng, held_out=True) for make in (scenes.scene, scenes.conflicting) for _ in range(2)]
-        text = scenes.CHAT.format("What is in the picture?")
+        # dinov2-small, the eyes of llava-small, reads no text
+        text = scenes.CHAT.format("What is in the picture?") if model == "llava-small" else None
         return {
             scenes.question("caption", each, rng)[1].rstrip("."): Example(text=text, image=each.picture())
             for each in drawn

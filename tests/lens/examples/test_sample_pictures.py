@@ -21,6 +21,9 @@ def test_every_kind_has_pictures_and_a_text_where_one_is_read():
     scenes = sample_pictures("llava-small")
     assert len(scenes) == 4
     assert all(each.text.count("<image>") == len(each.images) == 1 for each in scenes.values())
+    eyes = sample_pictures("dinov2-small")
+    assert list(eyes) == list(scenes)
+    assert all(each.text is None and len(each.images) == 1 for each in eyes.values())
     for other in ("tasks-4l", "vit-digits-mine", "clip-digits/checkpoint", "vlm-digits-2"):
         assert sample_pictures(other) == {}
 
