@@ -53,8 +53,15 @@ def cell(found: dict) -> str:
 def test_the_page_tells_the_accuracy_of_learned_directions() -> None:
     kept = read("circuits_align.json")
     page = (ROOT / "docs" / "analyses" / "circuits.md").read_text(encoding="utf-8")
-    rows = [(model, label, row) for model in ("tasks-4l",) for label, row in kept[model].items()]
-    assert len(rows) == 10
+    rows = [
+        (model, label, row) for model in ("tasks-4l", "smollm2-135m") for label, row in kept[model].items()
+    ]
+    assert len(rows) >= 15
+    place, name = (
+        kept["smollm2-135m"][label] for label in ("position | residual 23 | 16", "answer | residual 25 | 64")
+    )
+    assert place["learned"] > place["full"] > place["random"]
+    assert name["full"] > name["learned"] > name["random"]
     for model, label, row in rows:
         variable, place, size = label.split(" | ")
         shares = " | ".join(f"{row[by]:.2f}" for by in ("learned", "full", "random", "none"))
