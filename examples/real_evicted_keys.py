@@ -28,17 +28,18 @@ for n in range(len(told[TEXTS]), COUNT):
     curve = hw.analyses.kv_curve(model, texts[n : n + 1], kept=KEPT, draws=DRAWS, seed=SEED + n)
     told[TEXTS].append({"whole": round(float(curve.whole[0]), 4), "excess": by_way(curve.excess)})
     keep(told, None, model)
+ways = list(told[TEXTS][0]["excess"])
+excess = {by: interval([each["excess"][by] for each in told[TEXTS]]) for by in ways}
+told["loss with all keys"] = round(float(np.mean([each["whole"] for each in told[TEXTS]])), 3)
+told["excess with 95 % of resampled texts"] = excess
+keep(told, None, model)
 for n in range(len(told[NEEDLES]), TESTS):
     found = hw.analyses.kv_needles(model, LENGTH, depths=DEPTHS, kept=KEPT, draws=DRAWS, seed=SEED + n)
     pieces = {name: by_way(found[name].mean(("length", "depth"))) for name in ("recall", "loss")}
     wholes = {name: round(float(found[name].mean()), 4) for name in ("whole_recall", "whole_loss")}
     told[NEEDLES].append(pieces | wholes)
     keep(told, None, model)
-ways = list(told[TEXTS][0]["excess"])
-excess = {by: interval([each["excess"][by] for each in told[TEXTS]]) for by in ways}
 told |= {
-    "loss with all keys": round(float(np.mean([each["whole"] for each in told[TEXTS]])), 3),
-    "excess with 95 % of resampled texts": excess,
     "needles": DEPTHS * TESTS,
     "recall with all keys": round(float(np.mean([each["whole_recall"] for each in told[NEEDLES]])), 3),
     "loss of answers with all keys": round(float(np.mean([each["whole_loss"] for each in told[NEEDLES]])), 3),
