@@ -1,7 +1,7 @@
 """What a record adds to a short prompt and to a generation, and what edits add to a pass, on the CPU.
 
-`python benchmarks/overheads.py` (five minutes; results go to benchmarks/results/overheads.json). Subjects are taken in
-turns in one process, and ratios are of medians over the rounds.
+`python benchmarks/overheads.py` (twelve minutes; results go to benchmarks/results/overheads.json part by
+part). Subjects are taken in turns in one process, and ratios are of medians over the rounds.
 
 - short: 15 tokens through smollm2-135m (30 layers). The bare pass is that of transformers with fused attention; the
   record is `model.record(x, keep=())`, every default statistic. Neither computes logits but the last.
@@ -13,6 +13,7 @@ turns in one process, and ratios are of medians over the rounds.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cpu_report import head, refuse_unsteady, write
+from cpu_report import head, refuse_unsteady
 from record_cpu import HEADS, KV_HEADS, LAYERS, VOCAB, WIDTH
 
 RESULTS = Path(__file__).parent / "results" / "overheads.json"
@@ -161,11 +162,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    report = head((__doc__ or "").split("\n")[0], args.threads) | {"rows": [], "bars": [], "bare": []}
+    kept = json.loads(args.json.read_text()) if args.json.exists() else {}
     for name in args.what:
+        report = head((__doc__ or "").split("\n")[0], args.threads) | {"rows": [], "bars": [], "bare": []}
         PARTS[name](report, args.rounds)
-    refuse_unsteady(report, *report.pop("bare"))
-    write(report, args.json)
+        refuse_unsteady(report, *report.pop("bare"))
+        report["machine"]["load_after"] = os.getloadavg()[0]
+        kept[name] = report
+        args.json.write_text(json.dumps(kept, indent=1) + "\n")
+        print(f"{name} written to {args.json}", flush=True)
 
 
 if __name__ == "__main__":

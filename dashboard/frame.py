@@ -54,7 +54,7 @@ def draw(state: State, page: str) -> bool:
         _second(state, plain_run)
         if page in pages.OF_SHOWN and state.b_model is not None and state.shown == "b" and other is not None:
             state.fit(other.layers, other.n_heads, models.called(other.name))
-        if state.has_b():
+        if state.has_b() and page not in pages.OF_BOTH:
             bound.segments(
                 state,
                 "shown",

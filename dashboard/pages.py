@@ -34,6 +34,7 @@ OF_RESULTS = {"corpus": Entry("library_books", "What do heads do over thousands 
 FIRST = "start"
 # pages of the run that is shown, whose heads may be another model's
 OF_SHOWN = ("heads", "head", "flow", "sinks")
+OF_BOTH = ("edit", "compare")  # show runs A and B beside each other, whichever is shown elsewhere
 
 
 def shown() -> dict[str, Entry]:

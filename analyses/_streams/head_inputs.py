@@ -24,9 +24,11 @@ from headwater.lens.models.closeness import close_or_refuse, of_sums
 from headwater.lens.models.signature import first_position
 from headwater.lens.naming.heads import Head, named
 from headwater.lens.naming.tokens import Tokens
+from headwater.lens.progress import progress
 from headwater.lens.transformer_lens.run import Function
 
 BIAS = "bias"
+AT_ONCE = 2048  # tokens of the copies of a text that one pass takes
 NEAR = 1e-4  # relative distance of a vector that was turned from that of the run
 
 
@@ -87,10 +89,16 @@ def rotations(model: HookedModel, batch: Batch, head: Head, places: tuple[int, i
     reached = {part: own.seen[layer][part][0, heads[part], at[part]].double() for part in names}
 
     def found(ids: Tensor, at: dict[str, int]) -> dict[str, Tensor]:
-        forward = {name: _units(at[part], heads[part]) for part, name in names.items()}
-        swap = Swap(model, shape.d_head, forward=forward, parts=[layer])
-        swap.logits(Batch(ids, [0]).copies(shape.d_head).ids, _read(model))
-        turns = {part: swap.seen[layer][part][:, heads[part], at[part]].double() for part in names}
+        rows: dict[str, list[Tensor]] = {part: [] for part in names}
+        together = max(AT_ONCE // ids.shape[1], 1)
+        units = torch.eye(shape.d_head).split(together)
+        for some in progress(units, desc="directions of the head", unit="pass"):
+            forward = {name: _units(some, at[part], heads[part]) for part, name in names.items()}
+            swap = Swap(model, len(some), forward=forward, parts=[layer])
+            swap.logits(Batch(ids, [0]).copies(len(some)).ids, _read(model))
+            for part in names:
+                rows[part].append(swap.seen[layer][part][:, heads[part], at[part]].double())
+        turns = {part: torch.cat(each) for part, each in rows.items()}
         return {part: turn * _scale(given[part] @ turn, reached[part]) for part, turn in turns.items()}
 
     pair = _pair(model, ids, places)
@@ -137,9 +145,9 @@ def refuse_other_sum(model: HookedModel, found: Tensor, expected: Tensor, what: 
     )
 
 
-def _units(place: int, index: int) -> Function:
+def _units(units: Tensor, place: int, index: int) -> Function:
     def put(tensor: Tensor, hook: object) -> Tensor:
-        tensor[:, place, index] = torch.eye(tensor.shape[-1], dtype=tensor.dtype, device=tensor.device)
+        tensor[:, place, index] = units.to(tensor)
         return tensor
 
     return put

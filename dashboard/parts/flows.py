@@ -123,8 +123,8 @@ def draw_strips(state: State, run: Run, rows: Rows, query: int, other: Rows | No
         lines = {}
         for method, share in shares.items():
             lines[f"{METHODS[method]}, A"] = share
-            if method in other and other[method].tokens == rows[method].tokens:
-                second = flows.on_one_axis([*rows.values(), other[method]])[1][method]
+            if method in other:
+                second = flows.beside(rows[method], other[method], tokens)
                 lines[f"{METHODS[method]}, B"] = second
                 lines[f"{METHODS[method]}, B − A"] = second - share
     places = _strongest(np.stack(list(lines.values())), _words(run, rows, len(tokens)))

@@ -16,6 +16,7 @@ import xarray as xr
 
 import headwater as hw
 from headwater.analyses._catalogue.catalogue import Entry, entry
+from headwater.dashboard.running.compare import aligned
 from headwater.dashboard.running.measure import Measure
 from headwater.dashboard.running.runs import Run, editing, model_of
 from headwater.dashboard.state.state import State
@@ -171,15 +172,26 @@ def on_one_axis(rows: Iterable[Row]) -> tuple[list[str], dict[str, np.ndarray]]:
     """The tokens of the widest row and the shares of all on them; a row of one side alone has NaN on the other."""
     rows = list(rows)
     widest = max(rows, key=lambda row: len(row.tokens))
-    shares = {}
-    for row in rows:
-        cells, share = np.full(len(widest.tokens), np.nan), row.share
-        if row.tokens == widest.tokens[-len(share) :]:  # the own tokens stand behind those of the source
-            cells[len(cells) - len(share) :] = share
-        elif row.tokens == widest.tokens[: len(share)]:
-            cells[: len(share)] = share
-        shares[row.method] = cells
-    return widest.tokens, shares
+    return widest.tokens, {row.method: _placed(row.tokens, row.share, widest.tokens) for row in rows}
+
+
+def beside(row: Row, other: Row, tokens: Sequence[str]) -> np.ndarray:
+    """The shares of `other`, at the tokens of `row` to which its own belong, on the axis `tokens`; NaN where it has
+    none."""
+    share = np.full(len(row.tokens), np.nan)
+    for here, there in aligned(row.tokens, other.tokens).pairs:
+        if here is not None and there is not None:
+            share[here] = other.share[there]
+    return _placed(row.tokens, share, tokens)
+
+
+def _placed(own: list[str], share: np.ndarray, tokens: Sequence[str]) -> np.ndarray:
+    cells = np.full(len(tokens), np.nan)
+    if own == list(tokens[-len(share) :]):  # the own tokens stand behind those of the source
+        cells[len(cells) - len(share) :] = share
+    elif own == list(tokens[: len(share)]):
+        cells[: len(share)] = share
+    return cells
 
 
 def table(rows: Iterable[Row]) -> pd.DataFrame:

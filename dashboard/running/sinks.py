@@ -63,6 +63,17 @@ class Shares:
                 found = np.nanmax(values, axis=1, initial=0.0) if how == "max" else values.mean(axis=1)
         return np.where(np.isfinite(values).any(axis=1), found, np.nan)
 
+    def at(self, pairs: Sequence[tuple[int | None, int | None]], count: int) -> Shares:
+        """These shares at `count` keys of another run; `pairs` are its positions and the own ones that belong together.
+        NaN at keys that have no counterpart, which no query sees."""
+        both = [(there, here) for there, here in pairs if there is not None and here is not None]
+        there, here = (list(side) for side in zip(*both, strict=True)) if both else ([], [])
+        layers, heads, _ = self.of.shape
+        share, seen = np.full((layers, heads, count), np.nan), np.zeros((layers, heads, count))
+        share[..., there], seen[..., there] = self.of.values[..., here], self.seen[..., here]
+        coords = {name: self.of.coords[name] for name in ("layer", "head") if name in self.of.coords}
+        return Shares(xr.DataArray(share, dims=self.of.dims, coords=coords), seen)
+
     def overall(self) -> np.ndarray:
         """The mean share of each key over layers and heads, [key]."""
         return self.of.mean(("layer", "head"), skipna=True).values

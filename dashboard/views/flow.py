@@ -3,9 +3,10 @@
 import streamlit as st
 
 from headwater.dashboard.parts import flows as parts
-from headwater.dashboard.parts.reading import same_tokens
 from headwater.dashboard.running import measure, runs
+from headwater.dashboard.running.compare import aligned
 from headwater.dashboard.state import session
+from headwater.dashboard.widgets import plain, quoted
 
 state = session.current()
 run = runs.shown(state)
@@ -16,10 +17,15 @@ query, methods, settings = parts.choose(state, run)
 rows, whole = parts.rows_of(state, run, chosen, methods, query, settings, "B" if state.shown == "b" else "A")
 other, second = None, runs.b(state) if state.shown == "difference" else None
 if second is not None:
-    if same_tokens(run, second):
-        other, _ = parts.rows_of(state, second, chosen, methods, query, settings, "B")
+    there = aligned(run.queries, second.queries).to_b(query)
+    if there is not None:
+        other, _ = parts.rows_of(state, second, chosen, methods, there, settings, "B")
+        if (run.queries, run.keys) != (second.queries, second.keys):
+            st.caption(
+                "B and B − A stand at the tokens of A to which those of B belong; what B lacks is empty."
+            )
     else:
-        st.info("Run B has other tokens, so that it can not be taken from run A: this is run A.")
+        st.info(plain(f"Run B has no token that belongs to {quoted(run.queries[query])}: this is run A."))
 if not methods:
     st.caption("Choose a method.")
 elif rows:

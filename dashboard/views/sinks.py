@@ -3,8 +3,9 @@
 import streamlit as st
 
 from headwater.dashboard.parts import records, sinks as parts
-from headwater.dashboard.parts.reading import same_tokens
+from headwater.dashboard.parts.reading import same_heads
 from headwater.dashboard.running import runs, sinks
+from headwater.dashboard.running.compare import aligned
 from headwater.dashboard.state import session
 
 state = session.current()
@@ -17,11 +18,14 @@ st.caption(
 found = sinks.shares(run)
 other, second = None, runs.b(state) if state.shown == "difference" else None
 if second is not None:
-    if same_tokens(run, second):
-        other = sinks.shares(second)
-        st.caption("The map and the heads show the change from run A to run B; what is below is of run A.")
+    if same_heads(run, second):
+        other = sinks.shares(second).at(aligned(run.keys, second.keys).pairs, len(run.keys))
+        told = "The map and the heads show the change from run A to run B; what is below is of run A."
+        if run.keys != second.keys:
+            told += " It stands at the tokens of A to which those of B belong; what B lacks is hatched."
+        st.caption(told)
     else:
-        st.info("Run B has other tokens, so that it can not be taken from run A: this is run A.")
+        st.info("Run B has other heads, so that it can not be taken from run A: this is run A.")
 keys, limit, least = parts.choose(state, run, found)
 parts.draw_map(state, run, found, other, keys, limit, least)
 parts.draw_heads(state, run, found, other, keys, limit)

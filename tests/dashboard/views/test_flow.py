@@ -70,6 +70,21 @@ class TestOfTheSmallModel:
         assert np.allclose(drawn, [before, after, after - before], atol=1e-6)
         assert abs(drawn[2]).max() > 0.01
 
+    def test_another_text_stands_at_the_tokens_that_belong_together(self, small_model):
+        other = "When John and John went to the <unk> <unk> store , John gave a drink to"
+        app = opened(
+            "flow", prompt=PROMPT, b_prompt=other, query="14", shown="difference",
+            **{"flow.methods": json.dumps(["rollout"])},
+        )  # fmt: skip
+        drawn = values(figure(app, "flow-strips-figure")["data"][0], "z")
+        model = hw.load(small_model)
+        before = hw.analyses.rollout(model.record(PROMPT), queries=[14]).values[0, 0]
+        after = hw.analyses.rollout(model.record(other), queries=[16]).values[0, 0]
+        after = after[[*range(8), *range(10, 17)]]  # of the tokens of A in B
+        assert np.allclose(drawn, [before, after, after - before], atol=1e-6)
+        app = opened("flow", prompt=PROMPT, b_prompt="When", query="14", shown="difference")
+        assert any("has no token that belongs to" in each.value for each in app.info)
+
     def test_the_token_is_the_state_s_and_settings_are_the_rollout_s(self, small_model):
         one = json.dumps(["rollout"])
         more = {"flow.methods": one, "flow.heads": "max", "flow.add_residual": "false"}

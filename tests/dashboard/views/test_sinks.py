@@ -23,9 +23,9 @@ REDISTRIBUTE = {
 }
 
 
-def share_of(model: hw.HookedModel) -> np.ndarray:
+def share_of(model: hw.HookedModel, text: str = PROMPT) -> np.ndarray:
     """By hand: the mean weight on each key over the queries that see it, [layer, head, key]."""
-    record = model.record(PROMPT)
+    record = model.record(text)
     maps = np.stack([record.pattern(layer)[0].double().numpy() for layer in record.layers])
     return maps.sum(-2) / np.arange(maps.shape[-1], 0, -1)
 
@@ -64,6 +64,20 @@ class TestOfTheSmallModel:
             app = opened("sinks", prompt=PROMPT, shown=shown, edits=json.dumps([REDISTRIBUTE]))
             drawn = values(figure(app, "sink-map")["data"][0], "z")
             assert np.allclose(drawn[:, :8], wanted[:, :8], atol=1e-6)
+
+    def test_another_text_stands_at_the_tokens_that_belong_together(self, small_model):
+        other = "When John and <unk> <unk> John went to the store , John gave a drink to"
+        model = hw.load(small_model)
+        one, two = share_of(model), share_of(model, other)
+        places = [*range(4), *range(6, 17)]  # of the tokens of A in B
+        wanted = two.mean(1)[:, places] - one.mean(1)
+        app = opened("sinks", prompt=PROMPT, b_prompt=other, shown="difference")
+        drawn = values(figure(app, "sink-map")["data"][0], "z")
+        assert np.allclose(drawn[:, :8], wanted[:, :8], atol=1e-6)
+        gone = opened("sinks", prompt=PROMPT, b_prompt="When Mary", shown="difference")
+        drawn = values(figure(gone, "sink-map")["data"][0], "z")
+        assert np.isfinite(drawn[:, 0]).all()
+        assert np.isnan(drawn[:, 1:]).all()
 
     def test_rules_norms_and_what_is_carried_are_the_library_s(self, small_model):
         state = State(model="small", text=PROMPT)
