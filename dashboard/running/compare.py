@@ -33,12 +33,19 @@ class Aligned:
 
 def aligned(one: Sequence[str], other: Sequence[str]) -> Aligned:
     """Equal tokens stand beside each other; as many in the place of as many others do too; the rest are insertions."""
-    found: list[tuple[int | None, int | None]] = []
-    for kind, a0, a1, b0, b1 in SequenceMatcher(None, list(one), list(other), autojunk=False).get_opcodes():
+    # what both begin and end with is most of two long texts, and matching words takes far longer than comparing them
+    shorter = min(len(one), len(other))
+    first = next((n for n in range(shorter) if one[n] != other[n]), shorter)
+    last = next((n for n in range(shorter - first) if one[-1 - n] != other[-1 - n]), shorter - first)
+    middles = (list(tokens[first : len(tokens) - last]) for tokens in (one, other))
+    found: list[tuple[int | None, int | None]] = [(n, n) for n in range(first)]
+    for kind, *places in SequenceMatcher(None, *middles, autojunk=False).get_opcodes():
+        a0, a1, b0, b1 = (first + place for place in places)
         if kind == "equal" or a1 - a0 == b1 - b0:
             found += zip(range(a0, a1), range(b0, b1), strict=True)
         else:
             found += [(a, None) for a in range(a0, a1)] + [(None, b) for b in range(b0, b1)]
+    found += zip(range(len(one) - last, len(one)), range(len(other) - last, len(other)), strict=True)
     return Aligned(found)
 
 

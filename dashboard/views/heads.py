@@ -58,7 +58,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         over = "" if of == THIS else of
 if over:
     # what is said of the effects: they are of no answer of this input
-    chosen = replace(chosen, label=f"{measure.KINDS[chosen.kind]}, each example with its own,")
+    chosen = replace(chosen, label=f"each example's own {measure.KINDS[chosen.kind]}")
     offered |= scores.effects_of(run, chosen)
 
 if not over and sets and (mine := effects.set_of(run.name, state.text, runs.model_of(state))):
@@ -112,7 +112,7 @@ count = (
     f"Means and 95 % intervals over {effects.EXAMPLES} examples of {over.replace('_', ' ')}. " if over else ""
 )
 told = (
-    f"{count}Ranked by size; above 0 the head helps {chosen.label.removesuffix(',')}."
+    f"{count}Ranked by size; above 0 the head helps {chosen.label}."
     if effect_names
     else "Ranked by their share on the sink."
 )
@@ -124,4 +124,4 @@ if (
     and not change
     and bound.toggle(state, "heads.curve", "Pruning curve: the measure while heads go")
 ):
-    heads.draw_curve(state, run, over, chosen.label.removesuffix(","), chosen.unit)
+    heads.draw_curve(state, run, over, chosen.label, chosen.unit)

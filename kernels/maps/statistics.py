@@ -113,7 +113,8 @@ def compute(
         if name not in found:
             found[name] = torch.zeros(shape, dtype=torch.long if name == "argmax" else torch.float32)
             walked.append(name)
-    lean = [name for name in walked if name in softmax_statistics.NAMES and softmax_statistics.takes(map)]
+    plain = bool(walked) and softmax_statistics.takes(map)
+    lean = [name for name in walked if plain and name in softmax_statistics.NAMES]
     if lean:
         way = compiled_statistics if compiled_statistics.takes(map) else softmax_statistics
         way.stream(map, lean, found, window)

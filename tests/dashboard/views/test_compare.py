@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -25,6 +26,24 @@ class TestAlignment:
 
     def test_as_many_other_tokens_stand_beside_each_other(self):
         assert compare.aligned(["a", "b", "c"], ["a", "x", "c"]).pairs == [(0, 0), (1, 1), (2, 2)]
+
+    def test_every_token_has_one_place_in_order_and_common_ends_are_not_matched(self, monkeypatch):
+        drawn, given = random.Random(0), []
+        whole = compare.SequenceMatcher
+        monkeypatch.setattr(
+            compare,
+            "SequenceMatcher",
+            lambda junk, *both, **more: given.append(both) or whole(junk, *both, **more),
+        )
+        for _ in range(200):
+            one, other = (drawn.choices("ab", k=drawn.randrange(6)) for _ in range(2))
+            pairs = compare.aligned(one, other).pairs
+            for side, tokens in enumerate((one, other)):
+                assert [pair[side] for pair in pairs if pair[side] is not None] == list(range(len(tokens)))
+            for left, right in given[-1:]:
+                assert not (left and right and (left[0] == right[0] or left[-1] == right[-1]))
+        assert compare.aligned(one, one).pairs == [(n, n) for n in range(len(one))]
+        assert given[-1] == ([], [])
 
 
 @pytest.mark.usefixtures("offered")

@@ -95,7 +95,7 @@ def test_effects_over_a_set_are_not_said_to_be_of_this_inputs_answer(monkeypatch
     app = opened("heads", model="tasks-4l", prompt=PROMPT, **{"heads.over": "indirect_object"})
     said = [each.value.replace("\\", "") for each in app.caption if "helps" in each.value]
     assert len(said) == 2
-    assert all("each example with its own" in each and "Mary" not in each for each in said)
+    assert all("each example's own" in each and "Mary" not in each for each in said)
 
 
 def test_effects_over_a_set_are_of_each_examples_own_answer(monkeypatch):
