@@ -21,9 +21,16 @@ def test_every_method_stands_on_the_page_with_what_was_found() -> None:
     tasks = ("indirect_object", "capital", "greater_than", "docstring")
     larger = kept["smollm2-135m"]
     judged = {name for task in tasks for name, found in larger[task].items() if "cmd" in found}
-    assert judged >= {"EAP-IG inputs", "EAP-IG activations", "EAP", "information flow routes", "random"}
+    assert judged >= {
+        "EAP-IG inputs",
+        "EAP-IG activations",
+        "both ends",
+        "EAP",
+        "information flow routes",
+        "random",
+    }
     for method in judged:
-        cells = [cell(larger[task][method]) if method in larger[task] else "–" for task in tasks]
+        cells = [cell(larger[task][method]) for task in tasks]
         assert f"| {method} | {' | '.join(cells)} |" in page
     routes, best = (
         larger["indirect_object"][name]["f"]["absolute"]
@@ -36,6 +43,7 @@ def test_every_method_stands_on_the_page_with_what_was_found() -> None:
         "indirect_object": "indirect objects",
         "capital": "capitals",
         "greater_than": "greater-than",
+        "docstring": "docstrings",
     }
     for task, words in words_of.items():
         drawn = larger[task]["sampled exact"]
@@ -43,7 +51,7 @@ def test_every_method_stands_on_the_page_with_what_was_found() -> None:
             numbers = " | ".join(f"{each[name]:.2f}" for each in drawn["against"].values())
             largest = f"{drawn['effect_size'][-1]:.2f} of {drawn['difference']:.1f}"
             assert f"| {words} | {statistic} | {numbers} | {largest} |" in page
-        assert drawn["effect_size"][0] < 0.0001
+        assert drawn["effect_size"][0] < 0.0005
 
 
 def cell(found: dict) -> str:
