@@ -28,3 +28,14 @@ def test_the_page_has_the_numbers_of_the_script() -> None:
         cells = (f"{sum(of) / 3:+.2f} ({min(of):+.2f} to {max(of):+.2f})" for of in columns)
         assert f"| {words} | {' | '.join(cells)} |" in page
     assert f"{sum(each['whole'] for each in texts) / 3:.2f} nats per token with all keys" in page
+    needles = told["each needle of all depths"]
+    assert len(needles) == 3 and told["needles"] == 9
+    recalls = {by: [each["recall"][by] for each in needles] for by in WORDS}
+    for by, words in WORDS.items():
+        columns = zip(*recalls[by], strict=True)
+        cells = (f"{sum(of) / 3:.2f} ({min(of):.2f} to {max(of):.2f})" for of in columns)
+        assert f"| {words} | {' | '.join(cells)} |" in page
+    assert f"With all keys it is {told['recall with all keys']:.2f}." in page
+    fewest = {by: f"{sum(each[0] for each in of) / 3:.2f}" for by, of in recalls.items()}
+    assert f"falls from {told['recall with all keys']:.2f} to {fewest['observed']}, " in page
+    assert fewest["observed"] == fewest["recent"]
