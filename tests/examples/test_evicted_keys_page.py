@@ -29,7 +29,8 @@ def test_the_page_has_the_numbers_of_the_script() -> None:
         assert f"| {words} | {' | '.join(cells)} |" in page
     assert f"{sum(each['whole'] for each in texts) / 3:.2f} nats per token with all keys" in page
     needles = told["each needle of all depths"]
-    assert len(needles) == 3 and told["needles"] == 9
+    assert len(needles) == 3
+    assert told["needles"] == 9
     recalls = {by: [each["recall"][by] for each in needles] for by in WORDS}
     for by, words in WORDS.items():
         columns = zip(*recalls[by], strict=True)
