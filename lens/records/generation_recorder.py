@@ -1,22 +1,19 @@
 """`GenerationRecorder`: a listener that builds one record of a whole text from the steps of its generation.
 
-Every step brings the attention of a few new queries. Plain steps wait for each other (held_maps.py). Then their
-statistics are computed, those per key summed, and q, k and log-sum-exp appended, in memory or in temporary files.
+Every step brings the attention of a few new queries. Plain steps wait for each other, and then the layers of one step
+(held_maps.py). Then their statistics are computed, those per key summed, and q, k and log-sum-exp kept (growing.py).
 The result equals the record of one run over the whole text. So an edit must mean the same in every step; positions
 counted from the end do not: RecordError.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import mmap
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +26,7 @@ from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.errors import RecordError
 from headwater.lens.records import held_maps
+from headwater.lens.records.growing import Rows
 from headwater.lens.records.record import stack
 from headwater.lens.records.recorder import Recorder, refuse_overflow
 from headwater.lens.records.steps import HeldRows, StepMasks
@@ -36,63 +34,6 @@ from headwater.lens.records.steps import HeldRows, StepMasks
 SUMS = ("received", "visible")
 OF_ROWS = ("queries", "rows")
 OF_KEYS = ("keys", "to", "of", "within", "bias")
-
-
-class Rows:
-    """A tensor [batch, …, position, …] that grows along one axis, in memory or, with a folder, in a temporary file."""
-
-    def __init__(self, axis: int, folder: Path | None) -> None:
-        self._axis = axis
-        self._pieces: list[Tensor] = []
-        self._folder = folder
-        self._file: BinaryIO | None = None
-        self._like: Tensor | None = None
-        self.length = 0
-
-    def append(self, piece: Tensor) -> None:
-        self.length += piece.shape[self._axis]
-        if self._folder is None:
-            self._pieces.append(piece.detach().clone())
-            return
-        rows = piece.detach().cpu().movedim(self._axis, 0).contiguous()
-        self._like = rows[:0]
-        with self._room():
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by `close`
-            self._file.write(rows.reshape(-1).view(torch.uint8).numpy().tobytes())
-
-    def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # on a full disk the last rows can not be written
-                self._file.close()
-
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        """RecordError where the system does not let us write, as on a full disk."""
-        try:
-            yield
-        except OSError as error:
-            raise RecordError(
-                f"can not write in {self._folder}: {error.strerror or error}; give path= on another disk"
-            ) from None
-
-    def joined(self) -> Tensor:
-        """The whole tensor; a file is memory-mapped and copied once."""
-        if self._file is None:
-            return torch.cat(self._pieces, self._axis)
-        assert self._like is not None
-        with self._room():
-            self._file.flush()
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-            rows = torch.frombuffer(mapped, dtype=self._like.dtype)
-            found = (
-                rows.view(self.length, *self._like.shape[1:])
-                .movedim(0, self._axis)
-                .clone(memory_format=torch.contiguous_format)
-            )
-            del rows
-        self.close()
-        return found
 
 
 @dataclasses.dataclass
@@ -111,6 +52,14 @@ class _Layer:
     held: HeldRows = dataclasses.field(default_factory=HeldRows)
 
 
+class _Aside(NamedTuple):
+    """Some steps of a layer whose statistics are computed with those of other layers."""
+
+    layer: int
+    map: AttentionMap
+    value: Tensor
+
+
 class GenerationRecorder:
     """Listener for one generation of at most `longest` tokens, the prompt included."""
 
@@ -119,6 +68,7 @@ class GenerationRecorder:
         self.statistics = recorder.statistics
         self.grad = False
         self._recorder = recorder
+        self._keeps_maps = recorder.keeps_maps
         self._folder = folder
         self._longest = longest
         ids, mask = recorder.tokens.ids.cpu(), recorder.tokens.mask.cpu()
@@ -130,7 +80,10 @@ class GenerationRecorder:
             generated = torch.tensor([name == "generated" for name in recorder.groups])
             more = generated[None, :, None].expand(len(ids), -1, longest - self.prompt)
             self._groups = torch.cat([self._groups.cpu(), more], -1)
+        self._rows = [n for n in self.statistics if n not in kernel.COLUMN]
+        self._sums = [n for n in SUMS if n in self.statistics or "sink" in self.statistics]
         self._layers: dict[int, _Layer] = {}
+        self._aside: list[_Aside] = []
         self._residuals: dict[int | str, Rows] = {}
 
     def close(self) -> None:
@@ -150,43 +103,71 @@ class GenerationRecorder:
             refuse_overflow(layer, map)
             return
         map = self._marked(map)
-        mask, rows = map.rule.mask, map.shape[2]
+        if self._aside and self._aside[0].layer == layer:
+            self._keep_aside()
+        mask = map.rule.mask
+        rows, own = mask.queries, mask.shift
         so_far = self._layers.get(layer)
         if so_far is None:
             so_far = self._layers[layer] = self._new(map)
-        own = mask.shift
-        if mask.query_offset != so_far.length or own < 0 or own + rows > map.shape[3]:
+        if mask.query_offset != so_far.length or own < 0 or own + rows > mask.keys:
             raise RecordError(
                 f"layer {layer} was given position {mask.query_offset} after {so_far.length} others; record=True takes "
                 "decoding with a cache that reads every position once (no beams, no assistant, use_cache=True)"
             )
-        if self._recorder.keeps_maps:
+        if self._keeps_maps:
             self._check_edits(layer, map)
             so_far.masks.add(mask)
             so_far.held.add(map)
         waits = not self._changed()
         if not (waits and so_far.waiting.takes(map)):
-            self._keep_waiting(layer, so_far)
+            self._end_waiting(layer, so_far)
             waits = waits and so_far.waiting.takes(map)
         if waits:
             so_far.waiting.add(map, value)
+        elif held_maps.waits(map):
+            self._put_aside(_Aside(layer, map, value))
         else:
-            self._keep(layer, so_far, map, value)
+            self._keep_aside()
+            self._keep([_Aside(layer, map, value)])
         so_far.map = map
         so_far.length += rows
 
-    def _keep_waiting(self, layer: int, so_far: _Layer) -> None:
-        """Keep the steps that wait, as one map of some rows: the keys and values of the last step hold theirs."""
+    def _end_waiting(self, layer: int, so_far: _Layer) -> None:
+        """Make the steps that wait one map of some rows: the keys and values of the last step hold those of all."""
         value = so_far.waiting.value
         if value is not None:
-            self._keep(layer, so_far, so_far.waiting.below(), value)
-            so_far.waiting = held_maps.Steps()
+            map, so_far.waiting = so_far.waiting.below(), held_maps.Steps()
+            self._put_aside(_Aside(layer, map, value))
 
-    def _keep(self, layer: int, so_far: _Layer, map: AttentionMap, value: Tensor) -> None:
-        refuse_overflow(layer, map)
-        self._measure(so_far, map)
+    def _put_aside(self, some: _Aside) -> None:
+        """Let a map wait for those of the layers behind it, at most until its own layer comes again."""
+        aside = self._aside
+        if aside and not held_maps.fits(some.map, aside[0].map, len(aside)):
+            self._keep_aside()
+        self._aside.append(some)
+
+    def _keep_aside(self) -> None:
+        aside, self._aside = self._aside, []
+        if aside:
+            self._keep(aside)
+
+    def _keep(self, some: Sequence[_Aside]) -> None:
+        """Keep maps of some layers, with statistics of all at once."""
+        maps = [each.map for each in some]
+        together = maps[0] if len(maps) == 1 else held_maps.beside(maps)
+        if bool(together.lse.isnan().any()):
+            for each in some:
+                refuse_overflow(each.layer, each.map)
+        found = held_maps.apart(self._measured(together), len(maps))
+        for n, each in enumerate(some):
+            so_far = self._layers[each.layer]
+            self._add(so_far, {name: values[:, n] for name, values in found.items()}, each.map)
+            self._append(so_far, each.map, each.value)
+
+    def _append(self, so_far: _Layer, map: AttentionMap, value: Tensor) -> None:
         own = slice(map.rule.mask.shift, map.rule.mask.shift + map.shape[2])
-        if self._recorder.keeps_maps:
+        if self._keeps_maps:
             so_far.kept["q"].append(map.q)
             so_far.kept["k"].append(map.k[:, :, own])
             so_far.kept["lse"].append(map.lse)
@@ -209,9 +190,11 @@ class GenerationRecorder:
         if self._groups is not None:
             groups = self._groups[..., :length].unbind(1)
             recorder.groups = dict(zip(recorder.groups, groups, strict=True))
+        for layer, so_far in self._layers.items():
+            self._end_waiting(layer, so_far)
+        self._keep_aside()
         for layer in list(self._layers):
             so_far = self._layers.pop(layer)
-            self._keep_waiting(layer, so_far)
             if so_far.length != length:
                 raise RecordError(
                     f"layer {layer} read {so_far.length} of {length} positions; record=True takes decoding with a cache"
@@ -229,13 +212,11 @@ class GenerationRecorder:
 
     def _new(self, map: AttentionMap) -> _Layer:
         batch, heads = map.shape[:2]
-        rows = [n for n in self.statistics if n not in kernel.COLUMN]
-        sums = [n for n in SUMS if n in self.statistics or "sink" in self.statistics]
         kinds = {"received": torch.float32, "visible": torch.int64}
         kept = {name: Rows(2, self._folder) for name in ("q", "k", "lse", "value")}
         factors = [Rows(2, self._folder) for step in map.steps for _ in step.factors]
-        statistics = {n: Rows(-1, None) for n in rows}
-        totals = {n: torch.zeros(batch, heads, self._longest, dtype=kinds[n]) for n in sums}
+        statistics = {n: Rows(-1, None) for n in self._rows}
+        totals = {n: torch.zeros(batch, heads, self._longest, dtype=kinds[n]) for n in self._sums}
         return _Layer(kept, factors, statistics, totals, [])
 
     def _marked(self, map: AttentionMap) -> AttentionMap:
@@ -254,14 +235,18 @@ class GenerationRecorder:
         """Whether keys of a later step may be others than those that this step saw."""
         return bool(context.active(self.model)) or context.current_tap(self.model) is not context.NO_TAP
 
-    def _measure(self, so_far: _Layer, map: AttentionMap) -> None:
+    def _measured(self, map: AttentionMap) -> dict[str, Tensor]:
         first = map.rule.mask.key_offset
-        last = min(first + map.shape[3], self._longest)
         groups = self._groups
         if groups is not None:
             groups = torch.nn.functional.pad(groups, (0, max(first + map.shape[3] - self._longest, 0)))
             groups = groups[..., first : first + map.shape[3]]
-        found = map.statistics((*so_far.statistics, *so_far.sums), groups)
+        return map.statistics((*self._rows, *self._sums), groups)
+
+    def _add(self, so_far: _Layer, found: dict[str, Tensor], map: AttentionMap) -> None:
+        """Add the statistics of some steps to those of the steps before."""
+        first = map.rule.mask.key_offset
+        last = min(first + map.shape[3], self._longest)
         for name, rows in so_far.statistics.items():
             values = found[name]
             rows.append(values.where(values < 0, values + first) if name == "argmax" else values)
@@ -293,10 +278,10 @@ class GenerationRecorder:
         return lowered.scores, lowered.weights
 
     def _check_edits(self, layer: int, map: AttentionMap) -> None:
+        if not (map.rule.edits or map.steps):
+            return
         mask = map.rule.mask
         now = map.rule.edits, tuple(step.edit for step in map.steps)
-        if not any(now):
-            return
         edits = context.active(self.model)
         if by_token := [edit for edit in edits if edit.reads_tokens]:
             raise RecordError(

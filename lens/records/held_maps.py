@@ -25,9 +25,10 @@ STEPS = 64  # that wait for each other
 
 def is_plain(map: AttentionMap) -> bool:
     """Whether the weights follow from scaled products, a band with padding and the log-sum-exp alone."""
-    rule = map.rule
+    rule, mask = map.rule, map.rule.mask
     nothing = rule.bias is None and rule.alibi is None and rule.softcap is None and rule.normaliser is None
-    return nothing and rule.mask.is_band and not (rule.edits or map.steps or map.known)
+    band = mask.extra is None and mask.documents is None
+    return nothing and band and not (rule.edits or map.steps or map.known)
 
 
 def waits(map: AttentionMap) -> bool:
@@ -67,7 +68,7 @@ class Steps:
     def takes(self, map: AttentionMap) -> bool:
         """Whether the map of a step can wait below those that wait already."""
         mask, last = map.rule.mask, self.last
-        one = map.q.shape[2] == 1 and mask.keys == mask.shift + 1 and mask.key_offset == 0
+        one = mask.queries == 1 and mask.key_offset == 0 and mask.keys == mask.query_offset + 1
         if not one or mask.left is not None or mask.right not in (None, 0) or not is_plain(map):
             return False
         if last is None:
@@ -96,20 +97,13 @@ class Steps:
 
 def _alike(a: AttentionMap, b: AttentionMap) -> bool:
     """Whether two maps have one scale, one form of queries and keys, and one backend."""
-    forms = [
-        (
-            m.rule.scale,
-            m.backend,
-            m.q.dtype,
-            m.q.device,
-            m.lse.dtype,
-            m.q.shape[:2],
-            m.q.shape[3],
-            m.k.shape[1],
-        )
-        for m in (a, b)
-    ]
-    return forms[0] == forms[1]
+    # compared one by one, as a generation asks this of every layer at every step
+    q, k, other_q, other_k = a.q, a.k, b.q, b.k
+    kinds = q.dtype == other_q.dtype and q.device == other_q.device and a.lse.dtype == b.lse.dtype
+    if not kinds or a.rule.scale != b.rule.scale or a.backend != b.backend or k.shape[1] != other_k.shape[1]:
+        return False
+    shape, other = q.shape, other_q.shape
+    return shape[:2] == other[:2] and shape[3] == other[3]
 
 
 def _same_keys(mask: Mask, before: Mask) -> bool:

@@ -18,7 +18,7 @@ from headwater.lens.errors import RecordError
 
 IN_PROMPT = 9  # rows of the prompt that are held
 ROUNDING = 1e-3
-AT_ONCE = 2**18  # weights of a whole map that cost less than its rows one by one
+AT_ONCE = 2**18  # weights between two rows that cost less than these rows one by one
 
 
 @dataclass
@@ -142,13 +142,23 @@ class HeldRows:
 def _numbers(map: AttentionMap, rows: list[int], offset: int) -> Tensor:
     """Sum, sum of squares and mean key of the weights of some rows, [batch, head, row, 3] in float64."""
     keys = slice(0, map.shape[3])
-    if math.prod(map.shape) <= AT_ONCE:
-        first = rows[0]
-        tile = map.tile(slice(first, rows[-1] + 1), keys)[:, :, [row - first for row in rows]]
-    else:
-        tile = torch.cat([map.tile(slice(row, row + 1), keys) for row in rows], 2)
-    weights = tile.double().cpu()
+    tiles = [
+        map.tile(slice(run[0], run[-1] + 1), keys)[:, :, [row - run[0] for row in run]]
+        for run in _runs(rows, AT_ONCE // max(math.prod(map.shape) // map.shape[2], 1))
+    ]
+    weights = (tiles[0] if len(tiles) == 1 else torch.cat(tiles, 2)).double().cpu()
     place = torch.arange(offset, offset + weights.shape[-1], dtype=torch.float64)
     position = 1 + map.rule.mask.query_offset + torch.tensor(rows, dtype=torch.float64)[:, None]
     centre = (weights * (place / position)).sum(-1)
     return torch.stack([weights.sum(-1), weights.square().sum(-1), centre], -1)
+
+
+def _runs(rows: list[int], most: int) -> list[list[int]]:
+    """The rows in runs, each from its first row to its last no longer than `most` rows."""
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and row - runs[-1][0] < most:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs

@@ -1,7 +1,8 @@
 """The record of a generated text is the one of a single run over the finished text.
 
 Seen to fail with keys taken from the first columns instead of the rows' own, with `argmax` not moved by a sliding
-cache's offset, with rows behind the end of a text left in the sums, and with edits not compared from step to step.
+cache's offset, with rows behind the end of a text left in the sums, with edits not compared from step to step, and
+with the statistics of the first of the layers that are measured together for all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import headwater as hw
 from headwater.kernels.maps import statistics as kernel
 from headwater.lens.errors import RecordError
+from headwater.lens.records import held_maps
 from headwater.lens.records.generation_recorder import GenerationRecorder
 
 EDITS = (
@@ -138,3 +140,30 @@ def test_edits_that_move_while_generating_are_refused_by_name_where_maps_are_kep
     assert record.statistic("first").values[0, :, :, 5:].max() == 0
     assert record.statistic("first").values[0, :, :, 1:5].min() > 0
     assert model.edits == ()
+
+
+def test_layers_whose_steps_wait_are_measured_together(monkeypatch):
+    model = hw.load(tiny_models.tiny("llama"))
+    ids = tiny_models.batch(3, (7,))[0]
+    measured, compute = [], kernel.compute
+
+    def told(map, *given):
+        measured.append(map.shape)
+        return compute(map, *given)
+
+    monkeypatch.setattr(held_maps, "STEPS", 4)
+    monkeypatch.setattr(kernel, "compute", told)
+    output, record = model.generate(
+        ids, 10, record=True, min_new_tokens=10, statistics=NAMES[:-1], keep="qkv"
+    )
+    heads = model.n_layers * model.n_heads
+    # the prompt; 10 steps, four and four and two of them: each once, and not once for every layer
+    assert measured == [(1, heads, 7, 7), (1, heads, 4, 11), (1, heads, 4, 15), (1, heads, 2, 17)]
+    whole = model.record(output, statistics=NAMES[:-1], keep="qkv")
+    for name in NAMES[:-1]:
+        torch.testing.assert_close(
+            record.statistics[name], whole.statistics[name], rtol=1e-4, atol=1e-5, equal_nan=True
+        )
+    for layer in record.layers:
+        torch.testing.assert_close(record.pattern(layer), whole.pattern(layer), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(record.values[layer], whole.values[layer], rtol=1e-4, atol=1e-4)
