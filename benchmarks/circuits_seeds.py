@@ -14,7 +14,6 @@ import json
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,14 @@ from sink_training import RUNS, language, trained
 
 import headwater as hw
 from headwater import analyses
+from headwater.analyses._prompts.crossed_pairs import CrossedPair
 
 RESULTS = Path(__file__).parent / "results" / "circuits_seeds.json"
 SEEDS, SIZES, PAIRS = (0, 1, 2, 3), (10, 20, 40), 32
 LENGTH, AGAIN = 24, 4  # words in front of those that come again, and how many do
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A prompt, one that asks for another word, and the two words."""
-
-    prompt: str
-    corrupt: str
-    answer: str
-    wrong: tuple[str, ...]
-
-
-def pairs_of(behaviour: str, count: int, seed: str) -> list[Pair]:
+def pairs_of(behaviour: str, count: int, seed: str) -> list[CrossedPair]:
     """Pairs of "repeated words" ask for the next of words that come again, of "triggers" for the word before one."""
     drawn, found = random.Random(seed), []
     for _ in range(count):
@@ -56,7 +46,7 @@ def pairs_of(behaviour: str, count: int, seed: str) -> list[Pair]:
             answer, again = words[place], words[start:place]
             clean = [*words, *again]
             corrupt = [*words[:place], other, *words[place + 1 :], *again]
-        found.append(Pair(" ".join(clean), " ".join(corrupt), answer, (other,)))
+        found.append(CrossedPair(" ".join(clean), " ".join(corrupt), answer, (other,)))
     return found
 
 
@@ -70,6 +60,8 @@ def found_in(model: hw.HookedModel, behaviour: str) -> tuple[nx.DiGraph, dict[st
     curve = analyses.circuit_curve(model, graph, pairs[PAIRS:], seed=0)
     told = {"difference": float(curve.whole.mean() - curve.nothing.mean()), "cmd": curve.cmd.values.tolist()}
     told["stability"] = json.loads(graph.graph["stability"])
+    circuits = {str(size): analyses.select_circuit(graph, size) for size in SIZES}
+    told["redrawn"] = {size: circuit.graph["stability"] for size, circuit in circuits.items()}
     return graph, told | {"edges_of_model": int(curve.attrs["edges_of_model"])}
 
 

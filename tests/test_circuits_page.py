@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from headwater import analyses
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +90,8 @@ def test_the_page_tells_what_circuits_of_several_seeds_share() -> None:
     for behaviour, sizes in kept["shared"].items():
         for size, told in sizes.items():
             shares = (f"{told[what]:.2f}" for what in ("heads", "nodes", "edges", "edges by chance"))
-            assert f"| {behaviour} | {size} | {' | '.join(shares)} |" in page
+            redrawn = np.mean([seed[behaviour]["redrawn"][size] for seed in kept["seeds"].values()])
+            assert f"| {behaviour} | {size} | {' | '.join(shares)} | {redrawn:.2f} |" in page
         assert f"{sizes['10']['edges']:.2f} " in page
     again = [
         seed[behaviour]["stability"]["0.1"] for seed in kept["seeds"].values() for behaviour in kept["shared"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
@@ -20,11 +22,34 @@ class Graph(nx.DiGraph):
     def _repr_html_(self) -> str:
         told = self.graph
         facts = {name.replace("_", " "): told.get(name) for name in ("question", "unit", "model", "not_for")}
+        facts["stability"] = stability(told)
         by, edges = strongest(self)
         rows = [(u, v, float(about[by])) for u, v, about in edges[:SHOWN]]
         if len(edges) > SHOWN:
             facts["shown"] = f"the {SHOWN} largest of {len(edges)} edges"
         return table(repr(self), facts) + (listing(("from", "to", by), rows) if rows else "")
+
+
+def stability(told: Mapping[str, Any]) -> str | None:
+    """How much of a circuit, or of the best edges of a graph, is found again, from its attributes; None: not said."""
+    found, by_chance, over = (told.get(f"stability{more}") for more in ("", "_by_chance", "_over"))
+    if not found and found != 0:
+        return None if not over else over if str(over).startswith("unknown") else f"over {over}"
+    if isinstance(found, str) and not found.startswith("{"):
+        return found
+    try:
+        shares, random = (
+            {"": float(each)} if isinstance(each, float | int) else json.loads(each) if each else {}
+            for each in (found, by_chance)
+        )
+        words = [
+            f"best {float(part):.0%}: {share:.2f}" if part else f"{share:.2f} found again"
+            for part, share in shares.items()
+        ]
+        beside = [f" (by chance {random[part]:.2f})" if part in random else "" for part in shares]
+    except (ValueError, TypeError, AttributeError):  # files may come from anyone
+        return None
+    return ", ".join(map("".join, zip(words, beside, strict=True))) + (f", over {over}" if over else "")
 
 
 def strongest(graph: nx.DiGraph) -> tuple[str, list[tuple[Any, Any, dict[str, Any]]]]:

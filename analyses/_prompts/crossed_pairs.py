@@ -15,7 +15,10 @@ Variable = Literal["position", "answer"]
 
 @dataclass(frozen=True)
 class CrossedPair:
-    """A source prompt, a base prompt (`corrupt`), what the base says once the variable is exchanged, and before."""
+    """A prompt, one that differs in one thing (`corrupt`), and two answers.
+
+    Of `cross_pairs`: a source, a base, and what the base says once the variable is exchanged, and before.
+    """
 
     prompt: str
     corrupt: str

@@ -48,7 +48,7 @@ def exact_scores(wiring: Wiring, cases: list[Case], measured: Tensor, finished: 
     if len(places) > MOST:
         seconds = len(runs) * _timed(partial(_drops, wiring, runs[0][0], runs[0][2]))
         raise AnalysisError(
-            f'{wiring.model.name} has {len(places)} {what} and how="exact" runs each of them, {_span(seconds)} on this '
+            f'{wiring.model.name} has {len(places)} {what} and how="exact" runs each of them, {span(seconds)} on this '
             f'machine; it takes {MOST} at most, so give sample=1000, for as many of them, or how="inputs"'
         )
 
@@ -60,7 +60,7 @@ def exact_scores(wiring: Wiring, cases: list[Case], measured: Tensor, finished: 
     left = [run for run in runs if not finished.holds(f"{run[1]}", run[0])]
     timed = left[0] if left else None
     seconds = len(left) * _timed(partial(keep, timed)) if timed else 0.0
-    long = f", {_span(seconds)}" if seconds > SOON else ""
+    long = f", {span(seconds)}" if seconds > SOON else ""
     for run in progress(runs, desc=f"{len(places)} {what} one by one{long}", unit="run"):
         if run is not timed:
             keep(run)
@@ -82,7 +82,7 @@ def _timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """A time in words: "about 12 minutes"."""
     size, name = next(
         (size, name)

@@ -7,12 +7,8 @@ where heads share keys and values. An edge goes from a node to an input and carr
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import math
 import warnings
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Annotated, Any, Literal
 
 import networkx as nx
@@ -22,6 +18,8 @@ from torch import Tensor
 from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds, checked
 from headwater.analyses._streams.component_graph import EMBED, LOGITS, Inputs, Wiring
+from headwater.analyses._streams.ranked_edges import best_first, greedily, scores_of
+from headwater.analyses._streams.redraws import Redraws, without_examples
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
 from headwater.lens.naming.heads import Head
@@ -170,6 +168,12 @@ def select_circuit(
     without parents or without children are then removed with their edges, so fewer than `n` edges may remain. Best
     means the largest |score|, or with `signed` the largest score. A graph whose nodes alone have scores
     (`level="node"`) gives the best `n` nodes and every edge between them.
+
+    The attribute `stability` of the circuit is the mean share `|a ∩ b| / |a ∪ b|` of its edges (or nodes) and those of
+    circuits chosen in the same way when the pairs or texts of the graph are redrawn, with replacement;
+    `stability_by_chance` is that of two random sets of these sizes, and `stability_over` says over how many redraws
+    (100; the greedy choice in more than 20,000 edges: 10). Where there is nothing to redraw, as for one pair,
+    `stability` says so.
     Source: Hanna, Pezzelle & Belinkov 2024 (arXiv 2403.17806); compared with their code.
 
     >>> import headwater as hw
@@ -182,63 +186,14 @@ def select_circuit(
     """
     scores, of_nodes = scores_of(graph, signed)
     if of_nodes:
-        return _of_nodes(graph, best_first(scores)[:n])
-    kept = set(best_first(scores)[:n] if selection == "top" else greedily(graph, scores, n))
-    found = graph.copy()
-    found.remove_edges_from([edge for edge in edges_of(graph) if edge not in kept])
-    return pruned(found)
-
-
-def scores_of(graph: nx.DiGraph, signed: bool) -> tuple[dict[Any, float], bool]:
-    """The finite scores, or their sizes, of edges or, if none has one, of nodes; and whether they are of nodes."""
-    edges = {(u, v): s for u, v, s in graph.edges(data="score") if s is not None}
-    nodes = {name: about["score"] for name, about in graph.nodes.items() if "score" in about}
-    for place, score in (edges | nodes).items():
-        if not isinstance(score, Real) or not math.isfinite(score):
-            name = place if isinstance(place, str) else " → ".join(map(str, place))
-            raise AnalysisError(
-                f"the score of {name} is {score!r}; give finite numbers, as of edge_attribution"
-            )
-    scores: dict[Any, float] = {
-        place: score if signed else abs(score) for place, score in (edges or nodes).items()
-    }
-    if not scores:
-        raise AnalysisError("the graph has no scores to choose by; give one of edge_attribution")
-    return scores, not edges
-
-
-def best_first(scores: dict[Any, float]) -> list[Any]:
-    """The places of scores from the largest to the smallest; equal ones in the order of the graph."""
-    return sorted(scores, key=lambda place: -scores[place])
-
-
-def greedily(graph: nx.DiGraph, scores: dict[Any, float], n: int) -> list[tuple[str, str]]:
-    """The first `n` edges of the greedy choice, in its order; of equal ones that was reached first."""
-    inside: set[str] = set()
-    opened: set[str] = set()
-    heap: list[tuple[float, int, tuple[str, str]]] = []
-    kept: list[tuple[str, str]] = []
-
-    def include(name: str) -> None:
-        if name in inside:
-            return
-        inside.add(name)
-        alone = graph.nodes[name]["kind"] != "head"
-        readers = [name] if alone else list(graph.predecessors(name))
-        for reader in readers:
-            if reader not in opened:  # heads with common keys have a reader in common
-                opened.add(reader)
-                for edge in graph.in_edges(reader):
-                    if edge in scores:
-                        heapq.heappush(heap, (-scores[edge], next(order), edge))
-
-    order = itertools.count()
-    include(LOGITS)
-    while heap and len(kept) < n:
-        best = heapq.heappop(heap)[2]
-        kept.append(best)
-        include(best[0])
-    return kept
+        found = _of_nodes(graph, best_first(scores)[:n])
+    else:
+        kept = set(best_first(scores)[:n] if selection == "top" else greedily(graph, scores, n))
+        found = graph.copy()
+        found.remove_edges_from([edge for edge in edges_of(graph) if edge not in kept])
+        found = pruned(found)
+    found.graph.update(Redraws.of(graph, signed).told(n, selection))
+    return without_examples(found)
 
 
 def _of_nodes(graph: nx.DiGraph, chosen: list[str]) -> nx.DiGraph:

@@ -180,6 +180,18 @@ def trace(walk: Walk, roots: list[Head], query: int, key: int | None) -> Seen:
     return seen
 
 
+def possible(model: HookedModel, walk: Walk, found: list[Seen]) -> int:
+    """The number of edges that a trace could have at the positions that it met, for chance."""
+    upstream, wiring = walk.rules.upstream, walk.forms.wiring
+    positions = {name.partition("@")[2] for seen in found for name in seen.nodes}
+    total = 0
+    for group in wiring.groups:
+        if group.kind == "q":
+            kinds = [told_by_name(name)["kind"] for name in wiring.senders[: group.senders]]
+            total += 2 * model.n_heads * (len(kinds) if upstream == "all" else kinds.count("head"))
+    return total * len(positions)
+
+
 def statistics(graph: nx.DiGraph) -> dict[str, int]:
     """The size of a trace, counted as in the paper: a head at a position is one node whether it reads or writes there,
     and connections are the edges from heads."""

@@ -6,22 +6,28 @@ order of the edges. For circuits of large models use `edge_attribution`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import networkx as nx
+import numpy as np
 import torch
 from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
-from headwater.analyses._catalogue.settings import BatchSize, Bounds
+from headwater.analyses._catalogue.settings import BatchSize, Bounds, Seed
+from headwater.analyses._measures.bootstrap import redraws
 from headwater.analyses._measures.measure import AnswerSetting, PositionSetting, WrongSetting
 from headwater.analyses._measures.pair_scores import Asked, PairMeasure
+from headwater.analyses._measures.stability import told_of, unknown
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import EMBED, KeyValues, Wiring
 from headwater.analyses.circuits._counterfactuals import Case, cases_of, changed, changed_logits
-from headwater.analyses.circuits._graphs import HEAD_INPUTS, graph_of, pruned
+from headwater.analyses.circuits._exact_edges import SOON, span
+from headwater.analyses.circuits._graphs import HEAD_INPUTS, connected, graph_of, pruned
 from headwater.lens.edits.heads import Ablation
 from headwater.lens.errors import AnalysisError
 from headwater.lens.model import HookedModel
@@ -45,6 +51,8 @@ def acdc(
     wrong: WrongSetting = None,
     position: PositionSetting = -1,
     batch_size: BatchSize = 16,
+    draws: Annotated[int, "redraws of the pairs for the stability, a walk each; 0: none", Bounds(0)] = 0,
+    seed: Seed = 0,
 ) -> nx.DiGraph:
     """The edges whose removal costs `tau` or more, each with that cost as `score`.
 
@@ -58,12 +66,17 @@ def acdc(
     tries it: all edges into the input are changed at once. If that costs less than `tau` they are all removed, and no
     edge is tried by itself. Else the edge of kind "inside" from the input to the head carries that cost as `cost`.
 
+    With `draws` the pairs are redrawn with replacement that many times and the walk goes anew. The attribute
+    `stability` is the mean share `|a ∩ b| / |a ∪ b|` of the circuit's edges and those of these walks,
+    `stability_by_chance` that of random sets of these sizes. A run says before the first of them how long they take.
+
     Question: Which connections are left when every one that is not missed is taken out?
     Unit: what taking the edge out costs when its turn comes: nats (kl) or the measure.
     Source: Conmy et al. 2023, arXiv:2304.14997; compared with the authors' code. That code tries the edges from inputs
     to queries, keys and values too (`inputs`), and under "mean" and "zero" changes the queries themselves, not the
     stream that they are made of.
-    Cost: one forward pass per edge and batch, several at once while edges are taken out; `inputs` saves most of them.
+    Cost: one forward pass per edge and batch, several at once while edges are taken out; `inputs` saves most of them;
+    all of it again for each of `draws`.
     Not for: ranking edges; edges that back each other up, of which the order decides which one stays.
 
     >>> import headwater as hw
@@ -73,6 +86,8 @@ def acdc(
     ['embed', 'logits']
     """
     pairs = side_by_side(model, pairs, corrupt)
+    if draws and len(pairs) == 1:
+        raise AnalysisError(f"draws={draws} redraws the pairs, and there is one; give more pairs, or draws=0")
     wiring = Wiring(model, key_values)
     asked = Asked(measure, answer, wrong, position)
     cases = cases_of(wiring, pairs_of(model, pairs, batch_size), asked, ablation)
@@ -80,24 +95,54 @@ def acdc(
     nothing = torch.zeros_like(known)[None]
     clean = [_next_tokens(wiring, case, nothing, position) if metric == "kl" else nothing for case in cases]
 
-    def costs(out: Tensor) -> list[float]:
+    def costs(times: np.ndarray, out: Tensor) -> list[float]:
         total = torch.zeros(len(out), dtype=torch.float64)
         for case, full in zip(cases, clean, strict=True):
             if metric == "kl":
                 now = _next_tokens(wiring, case, out, position)
-                total += (full.exp() * (full - now)).sum((1, 2)).cpu()
+                each = (full.exp() * (full - now)).sum(2).cpu()
             else:
-                total -= changed(wiring, case, out).double().sum(1).cpu()
+                each = -changed(wiring, case, out).double().cpu()
+            total += each @ torch.from_numpy(times[case.pairs.places]).double()
         return (total / len(pairs)).tolist()
 
+    def walk(times: np.ndarray) -> tuple[Tensor, dict[str, float]]:
+        """With each pair as often as it is drawn."""
+        return _visited(wiring, known, partial(costs, times), tau, most, inputs)
+
     most = max(1, ROWS // max(len(case.pairs.places) for case in cases))
-    scores, inside = _visited(wiring, known, costs, tau, most, inputs)
+    begun = time.perf_counter()
+    scores, inside = walk(np.ones(len(pairs)))
     graph = graph_of(wiring, scores, {"pairs": len(pairs), **asked.settings})
+    if draws:
+        seconds = draws * (time.perf_counter() - begun)
+        long = f", {span(seconds)}" if seconds > SOON else ""
+        picks = redraws(len(pairs), draws, seed)
+        others = [
+            _edges(wiring, walk(np.bincount(pick, minlength=len(pairs)))[0])
+            for pick in progress(picks, desc=f"acdc, {draws} redraws of the pairs{long}", unit="walk")
+        ]
+        over = f"{draws} redraws of {len(pairs)} pairs"
+        graph.graph.update(told_of(_edges(wiring, scores), others, int(known.sum()), over))
+    else:
+        graph.graph.update(unknown(_why(len(pairs))))
     for receiver, cost in inside.items():
         for head in wiring.heads_of(receiver):
             graph.edges[receiver, head]["cost"] = cost
     graph.remove_edges_from([(u, v) for u, v, s in graph.edges(data="score") if s is not None and s != s])
     return pruned(graph)
+
+
+def _edges(wiring: Wiring, scores: Tensor) -> set[tuple[int, ...]]:
+    """The edges of a circuit that has a score on each that it keeps, pruned."""
+    kept = wiring.edges() & ~scores.isnan()
+    return set(map(tuple, connected(wiring, kept[None])[0].nonzero().tolist()))
+
+
+def _why(count: int) -> str:
+    """Why the stability of a circuit is not known."""
+    asked = "draws=0; draws=20 redraws the pairs, a walk for each"
+    return asked if count > 1 else "one pair, so there is nothing to redraw"
 
 
 def _next_tokens(wiring: Wiring, case: Case, out: Tensor, position: int) -> Tensor:

@@ -26,17 +26,16 @@ from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import Wiring
+from headwater.analyses._streams.ranked_edges import best_first, greedily, scores_of
+from headwater.analyses._streams.redraws import Redraws
 from headwater.analyses.circuits._counterfactuals import cases_of, measures_of
 from headwater.analyses.circuits._graph_files import circuit_of
 from headwater.analyses.circuits._graphs import (
-    best_first,
     connected,
     edges_of,
     found_on,
-    greedily,
     mask_of,
     places_of,
-    scores_of,
     select_circuit,
     wiring_of,
 )
@@ -80,7 +79,8 @@ def circuit_curve(
     nodes. `cpr = ∫ f ds` is of the signed ranking, `cmd = ∫ |1 - f| ds` of the absolute one; both are sums of
     trapezoids over s as it is, from .001 to 1: four fifths of either lie above s = .2. Bounds: "mean", and "low" and
     "high" with 95 % of the values of resampled pairs (NaN for one pair). Per pair: `measure` [ranking, share, pair],
-    `whole` and `nothing` [pair].
+    `whole` and `nothing` [pair]. `stability` [ranking, share] says how much of each circuit is found again when the
+    pairs of the graph are redrawn, beside chance, as `select_circuit` says.
 
     With `known`, a circuit that is known to be the true one: `true_positive` and `false_positive` [choice, share] are
     parts of its edges, and of the other edges, that are found among the best `ceil(s·n)` by size, chosen "top" or
@@ -123,9 +123,16 @@ def circuit_curve(
     result = _summary(whole, found[0], measures, draws, seed)
     counts = masks.sum((1, 2)).reshape(len(RANKINGS), -1).numpy()
     result = result.assign(edges=(("ranking", "share"), counts, {"unit": "edges"}))
+    again = [Redraws.of(graph, ranking == "signed") for ranking in RANKINGS]
+    both = np.array(
+        [each.shares([int(share * len(each.names)) for share in SHARES], selection) for each in again]
+    )
+    for place, name in enumerate(("stability", "stability_by_chance")):
+        result = result.assign({name: (("ranking", "share"), both[..., place])})
     if known is not None:
         result = result.merge(_against(wiring, graph, mask_of(wiring, circuit_of(known))))
     told = {"pairs": len(pairs), "edges_of_model": int(everything.sum()), "level": LEVEL}
+    told["stability_over"] = again[0].over(selection)
     return result.assign_attrs({**told, **asked.settings, **found_on(model, graph)})
 
 

@@ -25,6 +25,7 @@ from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import Wiring
+from headwater.analyses._streams.redraws import as_variables
 from headwater.analyses.circuits._counterfactuals import Case, cases_of, measures_of
 from headwater.analyses.circuits._graph_files import (
     circuit_of,
@@ -67,7 +68,8 @@ def circuit_faithfulness(
     score of the edges outside the circuit: near 0 if nothing else does the work. Intervals (95 %) resample the pairs.
     Per pair: `measure` [kept, size, pair] of the circuit and of its complement, `whole` and `nothing` [pair], and
     `share` [score, size, pair]. `share` is NaN where whole and nothing differ by less than 1e-6; `undefined` counts
-    such pairs.
+    such pairs. `stability` [size] says how much of each circuit is found again when the pairs that it comes from are
+    redrawn, beside chance, as `select_circuit` says.
 
     `graph` is a circuit, or a file of `write_circuit`, of which only the edges are used. Nodes without a path from the
     embedding or to the logits are removed first. With `sizes` the graph must have scores, and `select_circuit` chooses
@@ -106,7 +108,10 @@ def circuit_faithfulness(
     result = _summary(*_measures(wiring, cases, masks, len(pairs)), draws, seed)
     counts = masks.sum((1, 2)).tolist()
     result = result.assign_coords(size=listed or counts, edges=("size", counts))
+    again, by_chance, over = as_variables(circuits)
+    result = result.assign(stability=("size", again), stability_by_chance=("size", by_chance))
     told = {"pairs": len(pairs), "edges_of_model": int(wiring.edges().sum()), "level": LEVEL}
+    told["stability_over"] = over
     return result.assign_attrs({**told, **asked.settings, **found_on(model, graph)})
 
 

@@ -19,6 +19,7 @@ from scipy.stats import hypergeom
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import Bounds, Seed, checked
+from headwater.analyses._measures.stability import chance
 from headwater.analyses.circuits._graph_files import circuit_of
 from headwater.analyses.circuits._graphs import edges_of, select_circuit
 from headwater.lens.errors import AnalysisError
@@ -98,8 +99,8 @@ def circuit_stability(
     `share` [what, circuit]: of each circuit the mean `|a ∩ b| / |a ∪ b|` with the others, of heads, nodes and edges;
     `mean` [what] over circuits. `chance` is the mean share of edges where each circuit is as many edges of its graph as
     it holds, drawn at random `draws` times; they need not be connected. Each graph has scores on every edge of its
-    model, as `edge_attribution` gives them, or is the file of one. For draws of pairs on one model see its attribute
-    `stability`.
+    model, as `edge_attribution` gives them, or is the file of one. For draws of pairs on one model see the attribute
+    `stability` of a circuit (`select_circuit`).
 
     Heads of a layer have no order that two trainings have in common. With `matched` the heads of each layer of b are
     therefore numbered so that as many edges as possible are common with a: the best numbering of one layer at a time,
@@ -128,17 +129,17 @@ def circuit_stability(
         )
     circuits = [select_circuit(whole, n, selection) for whole in wholes]
     found = _shared(circuits, matched)
-    rng, chance = np.random.default_rng(seed), []
+    rng, by_chance = np.random.default_rng(seed), []
     known = edges_of(wholes[0])
     for _ in range(draws):
         picks = [rng.choice(len(known), len(edges_of(circuit)), replace=False) for circuit in circuits]
         drawn = [_of_edges(wholes[0], [known[k] for k in pick]) for pick in picks]
-        chance.append(_shared(drawn, matched)[WHAT.index("edges")].mean())
+        by_chance.append(_shared(drawn, matched)[WHAT.index("edges")].mean())
     return xr.Dataset(
         {
             "share": (("what", "circuit"), found, {"unit": "share of what is in either"}),
             "mean": ("what", found.mean(1)),
-            "chance": ((), float(np.mean(chance))),
+            "chance": ((), float(np.mean(by_chance))),
         },
         coords={"what": list(WHAT), "circuit": np.arange(len(wholes))},
         attrs={
@@ -216,6 +217,4 @@ def _chance(whole: int, a: int, b: int, both: int) -> tuple[float, float]:
     """The expected share of two sets of these sizes, and the probability of `both` or more in common."""
     if a + b == 0:
         return np.nan, np.nan
-    common = np.arange(min(a, b) + 1)
-    each = hypergeom.pmf(common, whole, a, b)
-    return float((each * common / (a + b - common)).sum()), float(hypergeom.sf(both - 1, whole, a, b))
+    return chance(whole, a, b), float(hypergeom.sf(both - 1, whole, a, b))

@@ -26,6 +26,7 @@ from headwater.analyses._measures.pair_scores import Asked, PairMeasure
 from headwater.analyses._prompts.examples import Examples
 from headwater.analyses._prompts.pairs import PairExamples, pairs_of, side_by_side
 from headwater.analyses._streams.component_graph import KeyValues, Wiring
+from headwater.analyses._streams.redraws import Redraws, keep_examples
 from headwater.analyses.circuits._counterfactuals import Case, cases_of, nodes_of_layers, slopes
 from headwater.analyses.circuits._exact_edges import drawn, exact_scores
 from headwater.analyses.circuits._finished_scores import Finished
@@ -38,7 +39,6 @@ from headwater.lens.model import HookedModel
 from headwater.lens.progress import progress
 
 How = Literal["inputs", "activations", "activations_released", "clean_corrupt", "exact"]
-REDRAWN = 100  # resamples of the pairs for the stability of the best edges
 TOGETHER = 4096  # edges whose means are resampled at once, to bound memory
 
 
@@ -99,8 +99,9 @@ def edge_attribution(
     From two pairs on, `low` and `high` of an edge (or node) bound 95 % of the means of resampled pairs, the same
     resamples for all edges; they leave out the error of the first-order estimate. `per_pair` adds `scores`, one per
     pair (JSON). The attribute `stability` says how much of the best is best again: the mean share `|a ∩ b| / |a ∪ b|`
-    of the 1 % and the 10 % of edges (or nodes) with the largest |score| and those of 100 resamples, as JSON by part.
-    Circuits chosen from the graph keep it.
+    of the 1 % and the 10 % of edges (or nodes) with the largest |score| and those of 100 resamples, as JSON by part;
+    `stability_by_chance` is that of random sets. A circuit that `select_circuit` chooses has its own: for that, every
+    edge keeps its scores in `by_example` (32-bit floats in base64; left out above 16,777,216 of them).
 
     Question: Which connections between heads and MLPs carry what makes the difference?
     Unit: drop of the measure when the edge is changed, mean over pairs (positive: the edge helps).
@@ -140,7 +141,7 @@ def edge_attribution(
                         compute = partial(_scored, wiring, case, how, steps, level, rule)
                         scores[case.pairs.places] = finished.scores("all", case, compute)
                         bar.update()
-    attrs = {"pairs": len(pairs), "interval": LEVEL, **asked.settings}
+    attrs = {"pairs": len(pairs), "interval": LEVEL, "seed": seed, **asked.settings}
     mean = scores.mean(0)
     graph = graph_of(wiring, None, attrs, mean) if level == "node" else graph_of(wiring, mean, attrs)
     _spread(wiring, graph, scores.numpy(), measured.numpy(), draws, seed, per_pair)
@@ -178,8 +179,8 @@ def _spread(
     told = about(places)
     times = [np.bincount(pick, minlength=count) for pick in redraws(count, draws, seed)]
     weights = np.stack(times) / count  # [draw, pair]
-    if count > 1:
-        graph.graph["stability"] = json.dumps(_stability(scores[(slice(None), *places)], weights[:REDRAWN]))
+    keep_examples(told, scores[(slice(None), *places)])
+    graph.graph.update(Redraws.of(graph).told_of_parts())
     for start in range(0, len(told), TOGETHER):
         each = scores[(slice(None), *(place[start : start + TOGETHER] for place in places))]  # [pair, edge]
         low, high = bounds(weights @ each)
@@ -188,19 +189,6 @@ def _spread(
                 one.update(low=float(low[n]), high=float(high[n]))
             if per_pair:
                 one["scores"] = json.dumps(each[:, n].tolist())
-
-
-def _stability(scores: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    """The mean share of the largest means of scores [pair, edge] in common with those of resampled pairs, by part."""
-    found = {}
-    for part in (0.01, 0.1):
-        number = max(1, int(part * scores.shape[1]))
-        rows = (
-            np.argsort(-np.abs(row), kind="stable")[:number] for row in (scores.mean(0), *(weights @ scores))
-        )
-        own, *others = map(set, map(np.ndarray.tolist, rows))
-        found[str(part)] = float(np.mean([len(own & each) / len(own | each) for each in others]))
-    return found
 
 
 def _scored(wiring: Wiring, case: Case, how: How, steps: int, level: str, rule: BackwardRule) -> Tensor:

@@ -17,6 +17,7 @@ from headwater.analyses._catalogue.settings import BatchSize
 from headwater.analyses._prompts.examples import Examples, batches_of, queries_of
 from headwater.analyses._prompts.positions import Positions, columns_of
 from headwater.analyses._streams.component_graph import Inputs, KeyValues, Wiring
+from headwater.analyses._streams.redraws import MOST, Redraws, keep_examples
 from headwater.analyses.circuits._graphs import graph_of
 from headwater.lens.model import HookedModel
 
@@ -33,7 +34,8 @@ def information_flow_routes(
 
     `prox(a, x) = max(0, ‖x‖₁ - ‖x - a‖₁)`. `a_u` is the output that node u adds to the residual stream, `x_v` the
     stream that v reads; biases are part of x alone. A position where every proximity is 0 counts as 0. Nodes and inputs
-    are named as in `edge_attribution`. The mean is over the asked positions of each text, then over texts.
+    are named as in `edge_attribution`. The mean is over the asked positions of each text, then over texts. `stability`
+    and `by_example` are as in `edge_attribution`, over redraws of the texts.
 
     Question: How much of what each head and MLP reads comes from each one before it?
     Unit: share of the nearness to the sum, mean over positions and texts (0 to 1; over senders 1).
@@ -51,26 +53,35 @@ def information_flow_routes(
     wiring = Wiring(model, key_values)
     tokens = queries_of(model, model.to_tokens(examples))
     columns = columns_of(queries, tokens.mask.cpu(), "queries")
-    scores = torch.zeros(len(wiring.senders), len(wiring.receivers), dtype=torch.float64)
+    known = wiring.edges()
+    scores, count = torch.zeros(known.shape, dtype=torch.float64), len(tokens.mask)
+    kept = torch.zeros(count, int(known.sum())) if count * int(known.sum()) <= MOST else None
     batches = batches_of(model, examples, batch_size)
     for batch in batches:
         real = tokens.mask[batch.places].cpu()
         chosen = torch.zeros_like(real).scatter(1, columns[batch.places], True)
-        scores += _shares(wiring, batch.ids, chosen[real].view(len(real), -1))
-    scores /= sum(len(batch.places) for batch in batches)
-    return graph_of(wiring, scores, {"examples": len(tokens.mask)})
+        shares = _shares(wiring, batch.ids, chosen[real].view(len(real), -1))
+        scores += shares.sum(0)
+        if kept is not None:
+            kept[batch.places] = shares[:, known].float()
+    graph = graph_of(wiring, scores / count, {"examples": count})
+    if kept is not None:
+        names = [(wiring.senders[u], wiring.receivers[v]) for u, v in known.nonzero().tolist()]
+        keep_examples([graph.edges[name] for name in names], kept.numpy())
+    graph.graph.update(Redraws.of(graph).told_of_parts())
+    return graph
 
 
 def _shares(wiring: Wiring, ids: Tensor, asked: Tensor) -> Tensor:
-    """Sum over texts of the mean over asked positions, [node, input]."""
-    found = torch.zeros(len(wiring.senders), len(wiring.receivers), dtype=torch.float64)
+    """The mean over asked positions of each text, [text, node, input]."""
+    found = torch.zeros(len(asked), len(wiring.senders), len(wiring.receivers), dtype=torch.float64)
 
     def reads(group: Inputs, x: Tensor, sent: list[Tensor]) -> None:
         parts = torch.stack(sent[: group.senders])
         near = (x.abs().sum(-1) - (x - parts).abs().sum(-1)).clamp_min(0).double().cpu()
         share = near / near.sum(0).clamp_min(torch.finfo(near.dtype).tiny)
         mean = (share * asked).sum(-1) / asked.sum(-1)
-        found[: group.senders, group.span] = mean.sum(-1)[:, None]
+        found[:, : group.senders, group.span] = mean.T[..., None]
 
     with torch.no_grad():
         wiring.run(ids, reads)

@@ -16,8 +16,11 @@ import numpy as np
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.graph import Graph
 from headwater.analyses._catalogue.settings import Bounds
+from headwater.analyses._measures.bootstrap import redraws
+from headwater.analyses._measures.stability import told_of, unknown
 from headwater.analyses._prompts.examples import Examples, first_tokens, singles_of
 from headwater.analyses._prompts.positions import place_of
+from headwater.analyses._streams.redraws import DRAWS
 from headwater.analyses._streams.score_slices import Forms
 from headwater.analyses.circuits._signal_tracing import (
     Names,
@@ -27,6 +30,7 @@ from headwater.analyses.circuits._signal_tracing import (
     Upstream,
     Walk,
     heads_of,
+    possible,
     sources_of,
     statistics,
     trace,
@@ -75,6 +79,9 @@ def trace_signals(
     Attributes: `head_nodes`, `edges` and `edges_from_heads` count the graph; `firings` (JSON) the pairs on which each
     head fires in all prompts, up to the query position, traced or not; `control_firings` those in `control`, texts cut
     to the longest prompt's length, from all positions. Published settings: the defaults with `constant=True`.
+    `stability` is the mean share of the graph's edges that are found when the prompts are redrawn with replacement (100
+    times), `stability_by_chance` that of random sets of these sizes among the edges that heads at these positions could
+    have; both are of edges alone, whatever their weight.
 
     Rotary models are decomposed per pair of positions; norms on queries and keys are refused. A position bias (ALiBi)
     is not part of the score.
@@ -101,6 +108,7 @@ def trace_signals(
     forms = Forms(model, prompts)
     found: list[Seen] = []
     counts: Counter[str] = Counter()
+    whole = 0
     for place, ids in enumerate(progress(prompts, desc="tracing", unit="prompt")):
         prompt = forms.run(ids)
         begin = place_of(position, prompt.length, f"prompt {place}")
@@ -109,7 +117,8 @@ def trace_signals(
         walk = Walk(forms, prompt, rules, place, names or _number)
         found.append(trace(walk, heads, begin, end))
         counts.update(walk.firings(begin))
-    told: dict[str, Any] = {"firings": _fired(counts)}
+        whole = possible(model, walk, found)
+    told: dict[str, Any] = {"firings": _fired(counts), **_stability(found, whole)}
     if control is not None:
         longest = max(row.shape[1] for row in prompts)
         texts = [first_tokens([row], longest) for row in singles_of(model, control)]
@@ -122,6 +131,15 @@ def trace_signals(
     told |= {"roots": [str(h) for h in heads], "prompts": len(prompts)}
     graph.graph.update({**told, **statistics(graph)})
     return graph
+
+
+def _stability(found: list[Seen], whole: int) -> dict[str, Any]:
+    """How much of the trace is in the traces of redrawn prompts, whose edges are some of its own."""
+    if len(found) == 1:
+        return unknown("one prompt, so there is nothing to redraw")
+    edges = [set(seen.edges) for seen in found]
+    others = [set().union(*(edges[place] for place in pick)) for pick in redraws(len(found), DRAWS, 0)]
+    return told_of(set().union(*edges), others, whole, f"{DRAWS} redraws of {len(found)} prompts")
 
 
 def _fired(counts: Counter[str]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from headwater.analyses._catalogue.analysis import analysis
 from headwater.analyses._catalogue.settings import BatchSize, Bounds
+from headwater.analyses._measures.stability import told_of, unknown
 from headwater.analyses._prompts.examples import (
     Examples,
     Loss,
@@ -41,6 +42,7 @@ def learn_gates(
     rate: Annotated[float, "learning rate", Bounds(0.0)] = 0.1,
     batch_size: BatchSize = 16,
     seed: Annotated[int, "seed of the noise and of the order of batches", Bounds(0)] = 0,
+    seeds: Annotated[int, "trainings, from `seed` on, whose open heads are held together", Bounds(1)] = 1,
 ) -> xr.Dataset:
     """Minimise `E[loss with gates g] + penalty · mean_h P(g_h > 0)` over one parameter `a` per head.
 
@@ -50,11 +52,15 @@ def learn_gates(
     Dataset: `gate` and `open` [layer, head], the latter P(g > 0), or g for sigmoid; `training_loss` and `expected_open`
     (mean of `open`) [step]; `loss_whole` and `loss_gated`, the mean over all examples without and with `gate`.
 
+    With `seeds` the gates are trained from that many seeds; the result is that of the first. The attribute `stability`
+    is the mean share `|a ∩ b| / |a ∪ b|` of its open heads (a gate above one half) with those of the others,
+    `stability_by_chance` that of random heads as many.
+
     Question: How few heads does the loss need when the gates of all are trained together?
     Unit: gate, 0 closed to 1 open; loss in nats with the default loss.
     Source: Voita et al. 2019, arXiv:1905.09418; Louizos, Welling & Kingma 2018, arXiv:1712.01312; from memory, with
     the constants of the latter.
-    Cost: `steps` forward and backward passes over a batch.
+    Cost: `steps` forward and backward passes over a batch, for each of `seeds`.
     Not for: the one set of heads that matters: heads replace each other, and another seed may keep others.
 
     >>> import headwater as hw
@@ -66,26 +72,42 @@ def learn_gates(
     """
     batches = batches_of(model, examples, batch_size)
     value = loss_of(model, loss)
-    generator = torch.Generator().manual_seed(seed)
-    opening = torch.full((1, model.n_layers, model.n_heads), OPEN, requires_grad=True)
-    adam = torch.optim.Adam([opening], lr=rate)
-    history: list[tuple[float, float]] = []
-    for batch in drawn_in_turn(batches, steps, generator, "learn gates"):
-        with torch.enable_grad():
-            gates = _gates(opening, kind, torch.rand(opening.shape, generator=generator))
-            with model.gated(gates):
-                mean = differentiable(value(batch), "the loss").mean()
-            share = _open(opening, kind).mean()
-            # gradients of the gates alone, not of the weights
-            (opening.grad,) = torch.autograd.grad(mean + penalty * share.to(mean), opening)
-        adam.step()
-        history.append((float(mean.detach()), float(share.detach())))
+
+    def trained(seed: int) -> tuple[Tensor, list[tuple[float, float]]]:
+        """What opens the gates [1, layer, head], and the loss and the mean of `open` at each step."""
+        generator = torch.Generator().manual_seed(seed)
+        opening = torch.full((1, model.n_layers, model.n_heads), OPEN, requires_grad=True)
+        adam = torch.optim.Adam([opening], lr=rate)
+        history: list[tuple[float, float]] = []
+        for batch in drawn_in_turn(batches, steps, generator, "learn gates"):
+            with torch.enable_grad():
+                gates = _gates(opening, kind, torch.rand(opening.shape, generator=generator))
+                with model.gated(gates):
+                    mean = differentiable(value(batch), "the loss").mean()
+                share = _open(opening, kind).mean()
+                # gradients of the gates alone, not of the weights
+                (opening.grad,) = torch.autograd.grad(mean + penalty * share.to(mean), opening)
+            adam.step()
+            history.append((float(mean.detach()), float(share.detach())))
+        return opening.detach(), history
+
+    opening, history = trained(seed)
+    others = [trained(seed + more)[0] for more in range(1, seeds)]
     with torch.no_grad():
         gates, share = _gates(opening, kind, None), _open(opening, kind)[0]
         whole = torch.cat([value(batch) for batch in batches]).mean()
         with model.gated(gates):
             left = torch.cat([value(batch) for batch in batches]).mean()
     told = np.array(history)
+    own, *rest = (
+        set(map(tuple, (_gates(each, kind, None) > 0.5).nonzero().tolist())) for each in (opening, *others)
+    )
+    over = f"{len(rest)} other seed{'s' * (len(rest) > 1)}"
+    again = (
+        told_of(own, rest, opening.numel(), over)
+        if rest
+        else unknown("one seed; seeds=5 trains from others too")
+    )
     return xr.Dataset(
         {
             "gate": (("layer", "head"), gates[0].detach().numpy()),
@@ -96,6 +118,7 @@ def learn_gates(
             "loss_gated": float(left),
         },
         coords={"layer": model.layers, "head": np.arange(model.n_heads), "step": np.arange(steps)},
+        attrs=again,
     )
 
 

@@ -19,13 +19,14 @@ from headwater.analyses._measures.measure import Explained
 from headwater.analyses._prompts.examples import Batch
 from headwater.analyses.tokens._gradients import predicting
 from headwater.analyses.tokens._sinks_aside import Without
+from headwater.lens.attention import backward_rules
 from headwater.lens.errors import AnalysisError, nearest
 from headwater.lens.model import HookedModel
 
 OF_RECORD = ("raw_attention", "rollout", "flow")
 BY_QUERY = ("norms", "globenc", "alti", "value_zeroing")
 EXPLAINED_BY_QUERY = ("relevance", "gradient_rollout")
-RULES = ("relp", "gim", "attnlrp")  # input_x_gradient with a rule in the place of the gradient
+RULES = tuple(backward_rules.RULES)  # input_x_gradient with a rule in the place of the gradient
 EXPLAINED = ("blank_out", "input_gradient", "input_x_gradient", "integrated_gradients", *RULES)
 WITHOUT = ("rollout", "flow")  # that can set sinks aside
 METHODS = (*OF_RECORD, *BY_QUERY, *EXPLAINED_BY_QUERY, *EXPLAINED)

@@ -1,4 +1,6 @@
-"""How fast the best edges of a ranking regain what the model does, and the areas by which a benchmark judges it."""
+"""What a circuit is judged by where it is asked for: how fast the best edges of its ranking regain what the model does,
+with the areas of a benchmark, and how many of its edges are found again with other corrupt prompts.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,19 @@ import streamlit as st
 from headwater.analyses._catalogue.catalogue import entry
 from headwater.dashboard.charts.circuit import size_curve
 from headwater.dashboard.parts.job import fitting
-from headwater.dashboard.running import circuits
+from headwater.dashboard.running import circuits, pairs
 from headwater.dashboard.running.circuits import Circuit
+from headwater.dashboard.running.inputs import given
 from headwater.dashboard.running.measure import Measure
+from headwater.dashboard.running.models import resident
 from headwater.dashboard.running.pairs import Corrupt
 from headwater.dashboard.running.runs import Run
 from headwater.dashboard.state import bound
 from headwater.dashboard.state.state import State
 from headwater.dashboard.widgets import chart, numbers, plain
 
-ASKED = "circuits.curve"
+ASKED, AGAIN = "circuits.curve", "circuits.again"
+MOST = 8  # other corrupt prompts
 LINES = {"signed": "those that help most first", "absolute": "the largest first"}
 
 
@@ -58,3 +63,34 @@ def draw_curve(
         "circuit-curve-numbers",
         figure,
     )
+
+
+def draw_again(
+    state: State, run: Run, chosen: Measure, found: Circuit, other: Corrupt, steps: int, size: int
+) -> None:
+    """The share in common, where it is asked for."""
+    asked = bound.toggle(
+        state, AGAIN, "Find it again with other corrupt prompts",
+        help=f"up to {MOST} prompts as long; each takes as long as this circuit took",
+    )  # fmt: skip
+    if not asked:
+        return
+    texts = list(dict.fromkeys(text for text, _ in pairs.found(state, chosen) if text != other.key[0]))[:MOST]
+    if not texts:
+        st.info("No other corrupt prompt is known for this text, so there is nothing to find it again with.")
+        return
+    model = resident(state.model)
+
+    def others() -> list[Circuit]:
+        examples = [given(state, model, text).example for text in texts]
+        return [circuits.of_edges(state, run, chosen, each, steps) for each in examples]
+
+    key = ("again", *run.identity, *chosen.key, *texts, steps)
+    kept = fitting(key, others, "circuits of other corrupt prompts", model=run.name)
+    if kept is None:
+        return
+    told = circuits.again(found, kept, size)
+    left, right = st.columns(2)
+    left.metric(f"Edges shared with those of {told['stability_over']}", f"{told['stability']:.1%}")
+    right.metric("By chance", f"{told['stability_by_chance']:.1%}")
+    st.caption(plain(f"The mean share of the best {size} edges. The others: {'; '.join(texts)}"))

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from headwater.analyses._catalogue.catalogue import entry
+from headwater.analyses._catalogue.graph import stability
 from headwater.dashboard import tables
 from headwater.dashboard.charts.circuit import circuit_layers, size_curve, strongest
 from headwater.dashboard.parts.circuit_curve import draw_curve
@@ -37,7 +38,7 @@ def _size(state: State, found: Circuit) -> int:
     return bound.held_number(state, "circuits.size", 1, min(found.count, MOST), min(FIRST, found.count))
 
 
-def _steps(state: State) -> int:
+def steps_of(state: State) -> int:
     return bound.held_number(state, "circuits.steps", 1, 50, 5)
 
 
@@ -91,7 +92,7 @@ def circuit(
             return None
         if other is None:
             return None
-        steps = bound.number(state, "circuits.steps", "Steps", 1, 50, 5) if name == "A" else _steps(state)
+        steps = bound.number(state, "circuits.steps", "Steps", 1, 50, 5) if name == "A" else steps_of(state)
         key += (*chosen.key, other.key, steps)
         return fitting(
             key, lambda: circuits.of_edges(state, run, chosen, other.example, steps), what, model=run.name
@@ -168,6 +169,7 @@ def draw_graph(state: State, run: Run, found: Circuit, method: str) -> pd.DataFr
     if point is not None and "customdata" in point:
         _take(state, *point["customdata"][:2])
     st.caption(plain(f"Unit: {about.unit}. Not for: {about.not_for}."))
+    st.caption(plain(f"Stability: {stability(found.graph.graph) or 'not known'}."))
     st.caption("Click the diamond on an edge to open it, a node to choose its head. Orange is negative.")
     numbers(
         f"circuit-{method}",
@@ -235,7 +237,7 @@ def draw_faithfulness(state: State, run: Run, chosen: Measure, found: Circuit, o
         show=lambda name: "by their weight alone" if name == "top" else "from the answer downwards",
     )  # fmt: skip
     gone = [node.partition("@")[0] for node in removed(state)]
-    same = (*run.identity, *chosen.key, other.key, _steps(state), how)
+    same = (*run.identity, *chosen.key, other.key, steps_of(state), how)
 
     def at_size() -> dict[str, float]:
         graph = circuits.kept(found, size, how, gone)

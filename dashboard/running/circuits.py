@@ -16,6 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 import headwater as hw
+from headwater.analyses._measures.stability import told_of
 from headwater.analyses.circuits._graphs import edges_of as edges_of
 from headwater.dashboard.running import runs
 from headwater.dashboard.running.measure import KINDS, Measure
@@ -32,7 +33,8 @@ METHODS = {
 ANALYSIS = {"edges": "edge_attribution", "trace": "trace_signals", "routes": "information_flow_routes"}
 SIZES = (10, 20, 40, 60, 100, 150, 200, 300, 400, 600, 1000, 2000, 5000)
 MOST_LISTED = 5000  # edges in a table
-COLUMNS = ["sender", "reader", "input", "weight", "sender node", "reader node"]
+ENDS = ["sender node", "reader node"]
+COLUMNS = ["sender", "reader", "input", "weight", *ENDS]
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,13 @@ def overlap(one: Circuit, other: Circuit, graphs: tuple[nx.DiGraph, nx.DiGraph])
     """What two circuits of one model have in common, against chance where both come from the same whole."""
     whole = one.graph if set(one.graph) == set(other.graph) else None
     return hw.analyses.circuit_overlap(*graphs, whole)
+
+
+def again(circuit: Circuit, others: Sequence[Circuit], size: int) -> dict[str, Any]:
+    """The mean share of the best edges with those of other circuits of the model, and chance."""
+    best = [set(zip(*(each.edges[n][:size] for n in ENDS), strict=True)) for each in (circuit, *others)]
+    over = f"{len(others)} other corrupt prompt{'s' * (len(others) > 1)}"
+    return told_of(best[0], best[1:], circuit.count, over)
 
 
 def head_of(node: str) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from headwater.dashboard.parts import circuit_edge, circuits as parts, records
+from headwater.dashboard.parts import circuit_curve, circuit_edge, circuits as parts, records
 from headwater.dashboard.running import measure, runs
 from headwater.dashboard.state import session
 from headwater.dashboard.widgets import plain
@@ -34,5 +34,7 @@ if found is not None:
         circuit_edge.draw_edge(state, run, chosen, edges, other)
         parts.draw_nodes(state, edges)
         if method == "edges" and other is not None:
+            steps, size = parts.steps_of(state), len(edges)
+            circuit_curve.draw_again(state, run, chosen, found, other, steps, size)
             parts.draw_faithfulness(state, run, chosen, found, other)
         parts.draw_overlap(state, run, chosen, found, method, query, other)

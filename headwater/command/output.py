@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import xarray as xr
 
+from headwater.analyses._catalogue.graph import stability
 from headwater.command import tables
 from headwater.command.columns import columns
 from headwater.dashboard.tables import to_json
@@ -59,6 +60,7 @@ def as_text(result: xr.DataArray | xr.Dataset | nx.DiGraph) -> str:
     lines += [f"unit: {told['unit']}"] if told.get("unit") else []
     lines += ["", *(tables.of_graph(result) if isinstance(result, nx.DiGraph) else tables.of(result))]
     ends = {"one token": told.get("one_token"), "set aside": told.get("set_aside")}
+    ends |= {"stability": stability(told)}
     ends |= {"not covered by any map": told.get("not_covered"), "not for": told.get("not_for")}
     last = [f"{name}: {text}" for name, text in ends.items() if text]
     return "\n".join([*lines, "", *last] if last else lines)

@@ -58,6 +58,21 @@ def test_the_first_step_in_closed_form(pairs) -> None:
     np.testing.assert_allclose(found.gate, after * 1.2 - 0.1, rtol=1e-4)
 
 
+def test_open_heads_are_held_to_those_of_other_seeds(pairs) -> None:
+    model = pairs("llama").model
+    ids = torch.randint(3, 61, (3, 8), generator=torch.Generator().manual_seed(0))
+    asked = {"steps": 12, "rate": 0.5, "penalty": 0.3, "batch_size": 1}
+    found = analyses.learn_gates(model, ids, **asked, seed=2, seeds=3)
+    each = [analyses.learn_gates(model, ids, **asked, seed=seed) for seed in (2, 3, 4)]
+    np.testing.assert_array_equal(found.gate, each[0].gate)
+    own, *others = ({*map(tuple, np.argwhere(one.gate.values > 0.5))} for one in each)
+    shares = [len(own & other) / len(own | other) for other in others]
+    assert found.attrs["stability"] == pytest.approx(np.mean(shares))
+    assert 0 < found.attrs["stability"] < 1
+    assert found.attrs["stability_over"] == "2 other seeds"
+    assert each[0].attrs["stability"] == "unknown: one seed; seeds=5 trains from others too"
+
+
 def test_seeds_and_refusals(pairs) -> None:
     model = pairs("llama").model
     one, again, other = (analyses.learn_gates(model, IDS, steps=3, seed=seed) for seed in (1, 1, 2))

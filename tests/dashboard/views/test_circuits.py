@@ -126,6 +126,32 @@ class TestOfTheSmallModel:
                 assert table["run"][0] == "as it is"
                 assert len(table) >= 2
 
+    def test_a_circuit_is_found_again_with_other_corrupt_prompts_where_it_is_asked_for(self, small_model):
+        typed = "When Mary and John went to the store , Mary gave a drink for"
+        given = {"prompt": PROMPT, "pair.text": typed, "circuits.size": "20"}
+        plain = settled(opened("circuits", **given))
+        said = [each.value.replace("\\", "") for each in plain.caption]
+        assert "Stability: unknown: one pair, so there is nothing to redraw." in said
+        assert not [each for each in plain.metric if "other corrupt" in each.label]
+        app = settled(opened("circuits", **given, **{"circuits.again": "true"}))
+        assert not app.error
+        state = State(model="small", text=PROMPT)
+        run = runs.a(state)
+        chosen = measure.of(state, run)
+        value = circuits.value_of_pairs(chosen, run)
+        model = hw.load(small_model)
+        best = []
+        (other,) = (text for text, _ in pairs.found(state, chosen))
+        for corrupt in (typed, other):
+            graph = hw.analyses.edge_attribution(model, [(PROMPT, corrupt)], measure=value, steps=5, draws=1)
+            known = [edge for edge in graph.edges(data="score") if edge[2] is not None]
+            best.append({edge[:2] for edge in sorted(known, key=lambda edge: -abs(edge[2]))[:20]})
+        share = len(best[0] & best[1]) / len(best[0] | best[1])
+        told = {each.label: each.value for each in app.metric}
+        assert 0 < share < 1
+        assert told["Edges shared with those of 1 other corrupt prompt"] == f"{share:.1%}"
+        assert float(told["By chance"].rstrip("%")) / 100 < share
+
     def test_effects_of_edges_under_edits_are_said_not_to_be_there(self):
         edits = json.dumps([{"edit": "AblateHeads", "heads": ["0.1"]}])
         app = settled(opened("circuits", prompt=PROMPT, edits=edits, shown="b", **{"pair.text": OTHER}))
