@@ -4,8 +4,9 @@
 data/models/sink-2l, each on one thread in minutes, and measures them at kept steps on texts that no step trains on.
 Every run is written to results/sink_training.json as it ends, and one that the file holds to its last step is not
 trained again (`--anew` begins anew); a run that is stopped goes on from its last checkpoint in FOLDER. `--quick` trains
-two steps and writes nothing; `--draw FILE` trains nothing and draws how the kept run of the softmax went. No weights
-are kept in the project: they come again from the seed.
+two steps and writes nothing; `--draw FILE` trains nothing and draws how a kept run went, the first of `--runs` (softmax
+unless told). No weights are kept in the project but those of "rows held", which ship as sink-2l-sigmoid: they come
+again from the seed.
 """
 
 from __future__ import annotations
@@ -40,9 +41,19 @@ TEXTS, BATCH, STEPS = 64, 32, 2500
 RUNS: dict[str, dict[str, Any]] = {
     "softmax": {"rule": {"normaliser": "softmax"}},
     "sigmoid, bias -ln n": {"rule": {"normaliser": {"name": "sigmoid", "bias": "row"}}},
-    "no positions, 4 layers": {"rule": {"normaliser": "softmax", "positions": "none", "layers": 4}},
-    "softmax, 4 layers": {"rule": {"normaliser": "softmax", "layers": 4}},
-    "sigmoid, bias -ln 64": {"rule": {"normaliser": {"name": "sigmoid", "bias": -math.log(train.LENGTH)}}},
+    "sigmoid, bias -ln 64, rows held": {
+        "rule": {"normaliser": {"name": "sigmoid", "bias": -math.log(train.LENGTH)}, "hold": 1.0},
+        "steps": 4000,
+    },
+    "sigmoid, bias -ln 64": {
+        "rule": {"normaliser": {"name": "sigmoid", "bias": -math.log(train.LENGTH)}},
+        "steps": 4000,
+    },
+    "no positions, 4 layers": {
+        "rule": {"normaliser": "softmax", "positions": "none", "layers": 4},
+        "steps": 4000,
+        "lr": 3e-3,
+    },
 }
 
 
@@ -66,6 +77,7 @@ def measured(model: Any, asked: dict[str, Any], texts: int = TEXTS) -> dict[str,
         "sink_rate_of_shares": text["sink_rate_of_shares"],
         "first_share": measure.shares(weights, True)[..., 0].mean(1).tolist(),
         "row_mass": text["row_mass"],
+        "heavy_rows": (weights.sum(-1) > 1.001).double().mean().item(),
     }
     if asked["rule"] == {"normaliser": "softmax"}:
         record = hw.load(copy.deepcopy(model), tokenizer=language.tokenizer()).record(rows)
@@ -94,7 +106,9 @@ def trained(
             train.save(file, state | {"told": told, "step": step})
         if step < steps:
             rows = language.texts(BATCH, train.LENGTH + 1, f"train {seed} {step}")
-            train.learn(model, optimiser, rows, train.learning_rate(step, steps, lr))
+            train.learn(
+                model, optimiser, rows, train.learning_rate(step, steps, lr), asked["rule"].get("hold", 0.0)
+            )
     return model, told
 
 
@@ -103,7 +117,7 @@ def drawn(by_step: list[dict[str, Any]]) -> xr.DataArray:
     shares = {
         "copy right": [row["copied_right"] for row in by_step],
         "largest head": [max(map(max, row["first_share"])) for row in by_step],
-        "sink rate": [row["sink_rate"] for row in by_step],
+        "sink rate": [row["sink_rate_of_shares"] for row in by_step],
     }
     coords = {"statistic": list(shares), "step": [row["step"] for row in by_step]}
     told = xr.DataArray(list(shares.values()), coords, ("statistic", "step"), name="share")
@@ -114,13 +128,14 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     given.add_argument("--work", type=Path, help="folder of checkpoints; none: a run begins anew")
-    given.add_argument("--draw", type=Path, metavar="FILE", help="write the figure of the softmax run there")
+    given.add_argument("--draw", type=Path, metavar="FILE", help="write the figure of a kept run there")
     given.add_argument("--anew", action="store_true")
     given.add_argument("--quick", action="store_true")
     asked = given.parse_args()
     torch.set_num_threads(1)
     if asked.draw:
-        by_step = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]["softmax"]["by_step"]
+        kept = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]
+        by_step = kept[asked.runs[0]]["by_step"]
         hw.figure(drawn(by_step)).write_image(asked.draw)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -42,3 +42,26 @@ def test_the_page_tells_how_rows_of_a_sigmoid_grow_heavy() -> None:
     assert max(row["copied_right"] for row in steps.values()) < 0.04
     before = {row["step"]: row for row in kept["runs"]["softmax"]["by_step"]}[600]
     assert f"({steps[2000]['loss']:.2f} against {before['loss']:.2f})" in page
+
+
+def test_the_page_tells_that_a_sigmoid_with_light_rows_copies_without_a_sink() -> None:
+    kept = json.loads((ROOT / "benchmarks" / "results" / "sink_training.json").read_text("utf-8"))["runs"]
+    page = (ROOT / "docs" / "analyses" / "sinks.md").read_text("utf-8")
+    steps = {row["step"]: row for row in kept["sigmoid, bias -ln 64, rows held"]["by_step"]}
+    for step in (0, 100, 200, 600, 800, 1000, 1250, 1500, 2000, 3000, 4000):
+        row = steps[step]
+        rates = f"{row['sink_rate']:.3f} ({row['sink_rate_of_shares']:.3f})"
+        told = f"{row['loss']:.2f} | {row['copied_right']:.2f} | {rates}"
+        largest = max(map(max, row["first_share"]))
+        assert (
+            f"| {step:,} | {told} | {largest:.2f} | {row['row_mass']:.2f} | {row['heavy_rows']:.3f} |" in page
+        )
+    assert all(row["sink_rate"] == row["sink_rate_of_shares"] == 0 for row in steps.values())
+    end, softmax = steps[4000], kept["softmax"]["by_step"][-1]
+    for name, digits in (("copied_right", "0.97 both"), ("loss", "3.09 both")):
+        assert f"{end[name]:.2f}" == f"{softmax[name]:.2f}" == digits.split()[0]
+        assert f"({digits})" in page
+    assert steps[800]["copied_right"] < 0.05 < 0.5 < steps[1000]["copied_right"]
+    assert f"(from {steps[800]['row_mass']:.2f} to {steps[1000]['row_mass']:.2f})" in page
+    assert f"rows sum to {end['row_mass']:.2f} at the end" in page
+    assert f"At the end {end['heavy_rows']:.3f} of the rows pay" in page

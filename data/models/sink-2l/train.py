@@ -27,8 +27,9 @@ from language import BOS, VOCABULARY, texts, tokenizer  # noqa: E402
 
 LAYERS, HEADS, WIDTH, LENGTH = 2, 4, 64, 64
 # what a variant changes: the normaliser of the attention weights, a learned key and value per head, the positions;
-# a variant may also begin where another ended, with its own number of steps and learning rate
-TRAINING = ("positions", "start", "steps", "lr", "layers")
+# a variant may also begin where another ended, with its own number of steps and learning rate; `hold` is the weight of
+# a penalty on rows that sum to more than 1
+TRAINING = ("positions", "start", "steps", "lr", "layers", "hold")
 MARKS = (
     0,
     50,
@@ -41,7 +42,7 @@ MARKS = (
 VARIANTS = {
     "softmax": {"normaliser": "softmax"},
     "softmax1": {"normaliser": "softmax1"},
-    "sigmoid": {"normaliser": "sigmoid"},
+    "sigmoid": {"normaliser": {"name": "sigmoid", "bias": -math.log(LENGTH)}, "hold": 1.0, "steps": 4000},
     "kvbias": {"normaliser": "softmax", "kv_bias": True},
     "nope": {"normaliser": "softmax", "positions": "none"},
     "sigmoid-continued": {
@@ -113,12 +114,22 @@ def optimiser_of(model: SmolLM3ForCausalLM) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=(0.9, 0.95))
 
 
-def learn(model: SmolLM3ForCausalLM, optimiser: torch.optim.Optimizer, rows: Tensor, lr: float) -> None:
+def excess(maps: tuple[Tensor, ...]) -> Tensor:
+    """Mean over rows of the square of what their weights sum to above 1; nothing for rows that sum to less."""
+    return torch.stack(maps).sum(-1).sub(1).clamp_min(0).square().mean()
+
+
+def learn(
+    model: SmolLM3ForCausalLM, optimiser: torch.optim.Optimizer, rows: Tensor, lr: float, hold: float = 0.0
+) -> None:
     """One step on texts of `LENGTH` + 1 tokens."""
     for group in optimiser.param_groups:
         group["lr"] = lr
-    logits = model(rows[:, :-1], use_cache=False).logits
-    cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
+    told = model(rows[:, :-1], use_cache=False, output_attentions=hold > 0)
+    loss = cross_entropy(told.logits.flatten(0, 1), rows[:, 1:].flatten())
+    if hold:
+        loss = loss + hold * excess(told.attentions)
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
     optimiser.zero_grad()
@@ -150,14 +161,15 @@ def train(name: str, args: argparse.Namespace) -> None:
         if start and step in MARKS:
             marks |= {f"{step}.{n}": p.detach().half() for n, p in model.state_dict().items()}
         rows = texts(args.batch, LENGTH + 1, f"train {args.seed} {step}")
-        learn(model, optimiser, rows, learning_rate(step, steps, lr))
+        learn(model, optimiser, rows, learning_rate(step, steps, lr), variant.get("hold", 0.0))
         if (step + 1) % args.every == 0 or step + 1 == steps:
             figures = measure.everything(model, draws=32, seed=f"watch {step}")
             tqdm.write(f"{time.strftime('%X')} {name} {step + 1} {json.dumps(figures)}")
             state = {"step": step + 1, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
             state["marks"] = marks
             save(checkpoint, state)
-    export(name, model, args, {"steps": steps, "lr": lr})
+    held = {"hold": variant["hold"]} if "hold" in variant else {}
+    export(name, model, args, {"steps": steps, "lr": lr} | held)
     if marks:
         kept = args.out / f"sink-2l-{name}" / "checkpoints.safetensors"
         save_file(marks, kept)
