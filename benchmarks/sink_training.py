@@ -2,7 +2,7 @@
 
 `python benchmarks/sink_training.py [--runs softmax "sigmoid, bias -ln n"] [--work FOLDER]` trains small models of
 data/models/sink-2l, each on one thread in minutes, and measures them at kept steps on texts that no step trains on.
-Every run is written to results/sink_training.json as it ends, and one that the file holds to its last step is not
+Every run is written to results/sink_training.json at each of them, and one that the file holds to its last step is not
 trained again (`--anew` begins anew); a run that is stopped goes on from its last checkpoint in FOLDER. `--quick` trains
 two steps and writes nothing; `--draw FILE` trains nothing and draws how a kept run went, the first of `--runs` (softmax
 unless told). No weights are kept in the project but those of "rows held", which ship as sink-2l-sigmoid: they come
@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,9 @@ def measured(model: Any, asked: dict[str, Any], texts: int = TEXTS) -> dict[str,
 
 
 def trained(
-    name: str, asked: dict[str, Any], work: Path, seed: int = 0
-) -> tuple[Any, list[dict[str, Any]]]:  # fmt: skip
-    """The trained model, and its figures at the marks up to its last step."""
+    name: str, asked: dict[str, Any], work: Path, seed: int = 0, keep: Callable[[list], None] | None = None
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The trained model, and its figures at the marks up to its last step; `keep` is given those at every mark."""
     steps, lr = asked.get("steps", STEPS), asked.get("lr", 5e-3)
     torch.manual_seed(seed)
     model = train.build(asked["rule"])
@@ -99,11 +100,15 @@ def trained(
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         told, done = state["told"], state["step"]
+        if keep:
+            keep(told)
     for step in tqdm(range(done, steps + 1), initial=done, total=steps, mininterval=5, desc=name):
         if (step in MARKS or step == steps) and (not told or told[-1]["step"] < step):
             told.append({"step": step} | measured(model, asked))
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
             train.save(file, state | {"told": told, "step": step})
+            if keep:
+                keep(told)
         if step < steps:
             rows = language.texts(BATCH, train.LENGTH + 1, f"train {seed} {step}")
             train.learn(
@@ -145,20 +150,23 @@ def main() -> None:
             return
         report = head("Training of the sink family: figures by step.", 1) | {"texts": TEXTS, "seed": 0}
         kept = earlier(RESULTS, report, asked.anew)
-        report["runs"] = kept.get("runs", {})
+        runs: dict[str, Any] = kept.get("runs", {})
+        report["runs"] = runs
         for name in asked.runs:
-            kept_steps = [row["step"] for row in report["runs"].get(name, {}).get("by_step", [])]
+            kept_steps = [row["step"] for row in runs.get(name, {}).get("by_step", [])]
             if RUNS[name].get("steps", STEPS) in kept_steps:
                 continue
-            _, told = trained(name, RUNS[name], work)
-            report["runs"][name] = {"settings": RUNS[name], "by_step": told}
-            last = told[-1]
+
+            def keep(told: list, name: str = name) -> None:
+                runs[name] = {"settings": RUNS[name], "by_step": told}
+                write(report, RESULTS)
+
+            _, told = trained(name, RUNS[name], work, keep=keep)
             print(
                 name,
-                {each: last[each] for each in ("loss", "copied_right", "sink_rate_of_shares")},
+                {each: told[-1][each] for each in ("loss", "copied_right", "sink_rate_of_shares")},
                 flush=True,
             )
-            write(report, RESULTS)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,21 @@ def test_the_sink_goes_over_the_kept_steps(scripts) -> None:
         assert f"| {step} | {found['loss']:.2f} | {rate:.3f} | {mass:.2f} |" in page
 
 
+def test_without_positions_a_first_layer_does_not_know_the_order_of_the_words_before(scripts) -> None:
+    rows = scripts["language"].random_tokens(8, 40, "order")
+    mixed = rows.clone()
+    order = torch.randperm(38, generator=torch.Generator().manual_seed(0))
+    mixed[:, 1:39] = rows[:, 1:39][:, order]
+    moved, size = {}, {}
+    for variant in ("nope", "softmax"):
+        model = hw.load(f"sink-2l-{variant}")
+        last, other = (model.record(each, keep=("residual",)).residual(1)[:, -1] for each in (rows, mixed))
+        moved[variant] = (last - other).norm(dim=-1).max().item()
+        size[variant] = last.norm(dim=-1).mean().item()
+    assert moved["nope"] < 1e-6 * size["nope"]
+    assert moved["softmax"] > size["softmax"]
+
+
 @pytest.mark.parametrize("variant", ["sigmoid", "kvbias", "sigmoid-continued"])
 def test_a_rule_of_its_own_goes_where_the_model_goes(scripts, variant: str, tmp_path: Path) -> None:
     """Copies, a cache, records on disk, and edits on top."""

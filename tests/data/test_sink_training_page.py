@@ -61,6 +61,7 @@ def test_the_page_tells_that_a_sigmoid_with_light_rows_copies_without_a_sink() -
     for name, digits in (("copied_right", "0.97 both"), ("loss", "3.09 both")):
         assert f"{end[name]:.2f}" == f"{softmax[name]:.2f}" == digits.split()[0]
         assert f"({digits})" in page
+    assert f"later ({steps[2500]['copied_right']:.2f} and {steps[2500]['loss']:.2f} at step 2,500)" in page
     assert steps[800]["copied_right"] < 0.05 < 0.5 < steps[1000]["copied_right"]
     assert f"(from {steps[800]['row_mass']:.2f} to {steps[1000]['row_mass']:.2f})" in page
     assert f"rows sum to {end['row_mass']:.2f} at the end" in page
