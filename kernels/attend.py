@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from headwater.kernels.backends import blocked
 from headwater.kernels.backends.choose import choose
 from headwater.kernels.edits.weights import WeightEdit
@@ -43,7 +45,10 @@ def attend(
     check_fit(q, k, v, rule, edits)
     given = q, k, rule
     q, k, rule = prepare(q, k, rule)
-    chosen = choose(q, k, rule, edits, backend, value_width=v.shape[-1]).backend
+    # compiled loops give statistics with z, but no gradients
+    learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    wanted = () if learning or differentiable else statistics
+    chosen = choose(q, k, rule, edits, backend, value_width=v.shape[-1], statistics=wanted).backend
     if differentiable:
         if backend not in ("auto", "blocked"):
             raise ValueError(f"{backend} can not compute a differentiable map; use backend='blocked'")

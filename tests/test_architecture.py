@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "lens", "analyses", "dashboard")  # each may import itself and those before it
 ROOMS = {  # the sub-folders and files of each folder: each may import itself and those before it
-    "kernels": "notebook threads tiles edits rules reference backends maps mixers attend",
+    "kernels": "notebook threads tiles edits rules reference compiled backends maps mixers attend",
     "lens": "errors files journal progress weight_samples media naming attention models examples mixers records losses"
     " prompts running edits transformer_lens model foreign diffusion trained samples loading recipes experiments",
     "analyses": "_catalogue _prompts _measures _runs _streams _inputs tokens explanations heads caches sinks"
@@ -32,7 +32,7 @@ HOMES = {  # library: the folders or files that may import it
     "plotly": ("dashboard/",),
     "tqdm": ("lens/progress.py", "data/"),
     "streamlit": ("dashboard/",),
-    "numba": ("kernels/maps/compiled_loops.py",),
+    "numba": ("kernels/compiled/",),
     "ray": ("analyses/_sweeps/ray_actors.py",),
 }
 MIRRORED = ("kernels", "lens", "analyses")

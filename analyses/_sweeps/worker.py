@@ -32,7 +32,7 @@ from headwater.analyses._sweeps.reading import Read, Reading
 from headwater.analyses._sweeps.sweep import Sweep
 from headwater.analyses._sweeps.sweep_run import MOST_UNIT, UNITS, SweepRun, no_links, of_bytes
 from headwater.analyses._sweeps.unit import Unit
-from headwater.kernels.maps.compiled_statistics import computed_by
+from headwater.kernels.compiled.walks import computed_by
 from headwater.lens.edits.patterns import named_files
 from headwater.lens.errors import HeadwaterError, SweepError, named_line
 from headwater.lens.experiments import edits_on_parts

@@ -28,7 +28,7 @@ from headwater.kernels.tiles.shapes import (
 
 
 class Pass(NamedTuple):
-    """What a forward pass leaves: z, lse, the weight edits with their factors, row statistics.
+    """What a forward pass leaves: z, lse, the weight edits with their factors, statistics.
 
     On a row that sees no key z is zero and lse -inf.
     """
@@ -50,8 +50,12 @@ class Backend(Protocol):
     prepared: ClassVar[bool] = True
     # the backend of the products and statistics of a map whose forward pass was here
     of_map: ClassVar[str] = "auto"
-    # row statistics that cost its forward pass little
+    # statistics that cost its forward pass little
     free: ClassVar[Sequence[str]] = ()
+
+    def pays(self, q: Queries, k: Keys, statistics: Sequence[str]) -> bool:
+        """Whether "auto" asks it at all, where the caller will ask for these statistics of the map."""
+        return True
 
     def why_not(
         self, q: Queries, k: Keys, rule: ScoreRule, edits: Sequence[WeightEdit] = (),

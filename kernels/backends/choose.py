@@ -1,7 +1,8 @@
 """Which backend computes a forward pass, or the products and statistics of a map.
 
-`auto` takes torch's fused kernel where it can, running sums for linear attention, and blocks of rows elsewhere; a
-backend asked for by name never falls back. `triton` runs when it is asked for.
+`auto` takes torch's fused kernel where it can, running sums for linear attention, and blocks of rows elsewhere; where
+statistics of long maps are wanted it asks compiled loops first. A backend asked for by name never falls back. `triton`
+runs when it is asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def _found() -> dict[str, Backend]:
         if file.stem != "choose":
             importlib.import_module(".".join([PACKAGE, *file.relative_to(here).with_suffix("").parts]))
     made = [kind() for kind in _kinds(Backend)]
-    return {one.name: one for one in sorted(made, key=lambda one: (one.turn or math.inf, one.name))}
+    return {
+        one.name: one
+        for one in sorted(made, key=lambda one: (math.inf if one.turn is None else one.turn, one.name))
+    }
 
 
 def _kinds(base: Any) -> Iterator[Any]:
@@ -54,6 +58,7 @@ def choose(
     backend: str = "auto",
     transposed: bool = False,
     value_width: int = 0,
+    statistics: Sequence[str] = (),
 ) -> Choice:
     """The backend that will run and why. Raises ValueError where the one asked for can not do it.
 
@@ -64,6 +69,8 @@ def choose(
     refusals = []
     for one in BACKENDS.values():
         if one.name != backend and (backend != "auto" or one.turn is None):
+            continue
+        if backend == "auto" and not one.pays(q, k, statistics):
             continue
         reason = one.why_not(q, k, rule, edits, transposed, value_width)
         if reason is None:

@@ -1,4 +1,4 @@
-"""The compiled loops of `compiled_loops.py` against the dense float64 reference and the walk in torch.
+"""Statistics by the compiled loops of kernels/compiled against the dense float64 reference and the walk in torch.
 
 Seen to fail with the columns of a strip added to those of another, not cleared after a strip, and the place of the
 largest weight counted from its strip.
@@ -18,13 +18,14 @@ from plain_maps import MASKS, NAMES, build, check
 pytest.importorskip("numba", reason="the compiled loops need the extra [fast]")
 
 from headwater.kernels.attend import attend
+from headwater.kernels.compiled import walks
 from headwater.kernels.maps import compiled_statistics, softmax_statistics, statistics
 from headwater.kernels.tiles.mask import Mask
 
 
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_statistics, "LEAST", 0)
+    monkeypatch.setattr(walks, "LEAST", 0)
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -84,9 +85,9 @@ def test_numbers_are_those_of_the_walk_in_torch_and_of_statistics_asked_for_alon
 
 
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_statistics, "PART", 2**10)
+    monkeypatch.setattr(walks, "PART", 2**10)
     _, map = attend(*build(MASKS["causal"](600), heads=(4, 2)))
-    assert len(list(compiled_statistics._parts(map, torch.arange(1, 601)))) > 8
+    assert len(walks.parts(map.shape, 2, torch.arange(1, 601))) > 8
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -122,7 +123,7 @@ def test_what_the_loops_do_not_take_goes_the_way_in_torch(monkeypatch: pytest.Mo
     _, map = attend(q * torch.inf, k, v, rule, backend="blocked")
     assert not compiled_statistics.takes(map)
     _, map = attend(q, k, v, rule)
-    monkeypatch.setattr(compiled_statistics, "loops", lambda: None)
+    monkeypatch.setattr(walks, "loops", lambda: None)
     assert not compiled_statistics.takes(map)
 
 
@@ -136,13 +137,14 @@ SCRIPT = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 from plain_maps import MASKS, NAMES, build, check
-from headwater.kernels.maps import compiled_statistics, softmax_statistics, statistics
+from headwater.kernels.compiled import walks
+from headwater.kernels.maps import statistics
 assert torch.backends.cpu.get_cpu_capability() == sys.argv[2].upper(), torch.backends.cpu.get_cpu_capability()
 for kind in ("causal", "window", "cross"):
     problem = build(MASKS[kind](333))
-    compiled_statistics.LEAST = 2**62
+    walks.LEAST = 2**62
     plain = statistics.compute(check(*problem), NAMES)
-    compiled_statistics.LEAST = 0
+    walks.LEAST = 0
     found = statistics.compute(check(*problem), NAMES)
     for name in NAMES:
         if name != "argmax":
@@ -185,4 +187,4 @@ def _plain(map):
 
 
 def test_it_is_said_what_computes() -> None:
-    assert compiled_statistics.computed_by().startswith("numba ")
+    assert walks.computed_by().startswith("numba ")

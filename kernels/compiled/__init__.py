@@ -1,0 +1,1 @@
+"""Loops over maps that numba compiles for the processor at hand, where the extra `fast` is installed."""
