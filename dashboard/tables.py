@@ -55,6 +55,15 @@ def per_token(values: np.ndarray, tokens: Sequence[str], name: str) -> pd.DataFr
     return pd.DataFrame({"position": np.arange(len(tokens)), "token": list(tokens), name: values})
 
 
+def said(value: float, form: str = ".2f") -> str:
+    """A number in a sentence; "no value" where it is none, as the mean of nothing is.
+
+    >>> said(0.25), said(float("nan"))
+    ('0.25', 'no value')
+    """
+    return f"{value:{form}}" if np.isfinite(value) else "no value"
+
+
 def extremes(frame: pd.DataFrame, name: str, count: int = 3) -> str:
     """The largest numbers of a column in words, each with the cells before it."""
     values = pd.Series(pd.to_numeric(frame[name], errors="coerce"))

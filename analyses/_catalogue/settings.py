@@ -21,6 +21,7 @@ from torch import Tensor
 
 from headwater.lens.errors import AnalysisError, nearest
 from headwater.lens.model import HookedModel
+from headwater.lens.naming.heads import Head
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -83,6 +84,16 @@ class Setting:
     def lists_texts(self) -> bool:
         """Whether a list of texts is taken, which are no names of files."""
         return Sequence[str] in _members(self.hint)
+
+    @property
+    def names_heads(self) -> bool:
+        """Whether it takes names of heads."""
+        return Sequence[str | Head] in _members(self.hint)
+
+    @property
+    def names_layers(self) -> bool:
+        """Whether it takes numbers of layers; they have no type of their own, but such settings are called so."""
+        return self.kind in ("integer", "positions") and self.name.split("_")[-1] in ("layer", "layers")
 
     def parse(self, text: str) -> Any:
         """The value of `text`; "none" or empty text is None where the setting is optional."""

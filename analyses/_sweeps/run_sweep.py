@@ -13,6 +13,7 @@ import torch
 
 from headwater.analyses._corpora.shards import Shard
 from headwater.analyses._sweeps.drive import Driver
+from headwater.analyses._sweeps.fits import refuse_misfit
 from headwater.analyses._sweeps.ledger import Ledger
 from headwater.analyses._sweeps.processes import Engine, Processes
 from headwater.analyses._sweeps.reading import Reading
@@ -22,7 +23,6 @@ from headwater.analyses._sweeps.texts import Texts
 from headwater.analyses._sweeps.worker import Setup, facts_of, open_model
 from headwater.lens.errors import SweepError
 from headwater.lens.files import as_path
-from headwater.lens.model import HookedModel
 
 Kind = Literal["local", "ray"]
 
@@ -65,7 +65,7 @@ def run_sweep(
         opened = open_model(sweep, place, model)
         facts = facts_of(sweep, opened, place)
         facts |= Texts(sweep.corpus, place).facts() if sweep.corpus else {}
-        _check(sweep, opened)
+        refuse_misfit(sweep, opened, place)
         manifest = Manifest(
             sweep.model_dump(mode="json"), facts, os.path.relpath(place.resolve(), path.resolve()), shard
         )
@@ -126,15 +126,6 @@ def _engine(kind: Kind, setup: Setup, sweep: Sweep, workers: int) -> Engine:
 
         return RayActors(setup, sweep.threads, workers, sweep.device == "cuda")
     raise SweepError(f"engine {kind!r} is unknown; give 'local' or 'ray'")
-
-
-def _check(sweep: Sweep, model: HookedModel) -> None:
-    """Whether the model has the layers, before anything runs."""
-    for layers in sweep.layers:
-        if wrong := [layer for layer in layers if layer not in model.layers]:
-            raise SweepError(
-                f"layers {layers}: {model.name} has no layer {wrong[0]}; its layers are {model.layers}"
-            )
 
 
 def _requeue(run: SweepRun, ledger: Ledger, again: bool, verify: bool) -> None:

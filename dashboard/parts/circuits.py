@@ -331,4 +331,4 @@ def _cut(found: Circuit, count: int) -> Any:
 
 def _overlap_alt(frame: pd.DataFrame) -> str:
     rows: Mapping[str, Any] = frame.set_index("what")["share"].to_dict()
-    return "Share in common: " + ", ".join(f"{what} {share:.2f}" for what, share in rows.items())
+    return "Share in common: " + ", ".join(f"{what} {tables.said(share)}" for what, share in rows.items())

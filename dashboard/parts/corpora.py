@@ -103,7 +103,8 @@ def draw_head(found: hw.Corpus, by: str, head: tuple[int, int]) -> None:
     figure = found.figure(by, *head)
     deciles = found.deciles(by).sel(layer=head[0], head=head[1])
     middle = float(deciles.sel(decile=0.5))
-    chart(figure, "corpus-head", f"Half of the rows are below {middle:.3g} {deciles.attrs['unit']}.")
+    told = f"Half of the rows are below {middle:.3g} {deciles.attrs['unit']}."
+    chart(figure, "corpus-head", told if np.isfinite(middle) else "No row has a value.")
     frame = pd.DataFrame({"decile": deciles.decile.values, by: deciles.values, "error": deciles.error.values})
     numbers("deciles-of-head", frame, "corpus-head-numbers", figure)
     left, right = st.columns(2)

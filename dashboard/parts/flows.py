@@ -144,7 +144,7 @@ def draw_strips(state: State, run: Run, rows: Rows, query: int, other: Rows | No
     words = _words(run, rows, len(tokens))
     if len(places) < len(words):
         left = [place for place in words if place not in places]
-        rest = np.nanmax(np.abs(np.stack(list(lines.values()))[:, left]))
+        rest = np.max(np.nan_to_num(np.abs(np.stack(list(lines.values()))[:, left])))
         st.caption(
             f"The {len(places)} tokens with the most weight of {len(words)}; the others have {rest:.2g} or less."
         )
@@ -267,7 +267,7 @@ def _faithfulness(state: State, run: Run, measure: Measure, rows: Rows) -> None:
     lines = dict(zip(names, found[str(which)].isel(batch=0).values, strict=True))
     areas = dict(zip(names, found[f"{which}_area"].isel(batch=0).values.tolist(), strict=True))
     best = sorted(areas, key=areas.__getitem__, reverse=which == "insertion")
-    told = ", ".join(f"{name} {areas[name]:.3g}" for name in best)
+    told = ", ".join(f"{name} {tables.said(areas[name], '.3g')}" for name in best)
     figure = figures.curves(found.fraction.values, lines, escaped(measure.label), measure.unit or "value")
     chart(figure, f"flow-{which}", f"Areas under the curves, best first: {told}")
     st.caption(plain(f"Mean height, best first: {told}."))

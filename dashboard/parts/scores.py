@@ -177,15 +177,19 @@ def ranked(there: Mapping[str, xr.DataArray | xr.Dataset], run: Run) -> pd.DataF
     return frame.iloc[np.argsort(-by.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
-def agree(there: Mapping[str, xr.DataArray | xr.Dataset]) -> list[str]:
-    """How far the ways of asking for an effect rank the heads alike: "without it – by gradient 0.93"."""
+def agree(there: Mapping[str, xr.DataArray | xr.Dataset]) -> str:
+    """How far the ways of asking for an effect rank the heads alike, in a sentence; nothing where there is one way."""
     columns = {name: plain(there[name]).transpose("layer", "head").values for name in BRIEF if name in there}
     if len(columns) < 2:
-        return []
+        return ""
     found = effects.agreement(columns)
     names = list(columns)
-    return [
-        f"{BRIEF[one]} – {BRIEF[other]} {float(found.sel(one=one, other=other)):.2f}"
-        for n, one in enumerate(names)
-        for other in names[n + 1 :]
-    ]
+    said = [
+        f"{BRIEF[one]} – {BRIEF[other]} {value:.2f}"
+        for n, one in enumerate(names) for other in names[n + 1 :]
+        if np.isfinite(value := float(found.sel(one=one, other=other)))
+    ]  # fmt: skip
+    flat = [BRIEF[name] for name in names if np.isnan(found.sel(one=name, other=name))]
+    if flat:
+        said.append(f"no order of effects that are the same for every head ({', '.join(flat)})")
+    return f"Rank agreement (Spearman): {'; '.join(said)}." if said else ""

@@ -79,6 +79,7 @@ def draw_map(
     told = ", ".join(
         f"layer {run.layers[y]} {quoted(run.keys[x])} {shown[y, x]:.2f}"
         for y, x in (np.unravel_index(n, shown.shape) for n in top)
+        if np.isfinite(shown[y, x])
     )
     point = clicked(figure, "sink-map", f"Largest: {told}")
     enough = found.enough(least)
@@ -213,7 +214,7 @@ def _norms(state: State, run: Run, found: Shares, norms: Any, keys: Sequence[int
     figure = figures.share_and_norm(
         share, ratio, limit, "Share and value of the sink", "a point per head; below 1 its value is shorter"
     )
-    over = ratio[np.nan_to_num(share.values) > limit]
+    over = ratio[(np.nan_to_num(share.values) > limit) & np.isfinite(ratio)]
     told = (
         f"above the limit the median value is {np.median(over):.2f} × the others'"
         if over.size
@@ -251,6 +252,7 @@ def draw_contribution(state: State, run: Run, keys: Sequence[int]) -> None:
         told = ", ".join(
             f"{run.layers[i]}.{j} {share.values[i, j]:.2f}"
             for i, j in (np.unravel_index(n, share.shape) for n in order)
+            if np.isfinite(share.values[i, j])
         )
         point = clicked(figure, "sink-carries", f"Largest: {told}")
         if point is not None:
@@ -292,8 +294,11 @@ def draw_generated(state: State, run: Run, keys: Sequence[int]) -> None:
     figure = figures.over_steps(
         found.mass, found.tokens, found.first, "Weight that each token puts on the sink"
     )
-    before, after = np.nanmean(mean[: found.first]), np.nanmean(mean[found.first :])
-    told = f"over the prompt {before:.2f}, over new tokens {after:.2f}"
+    parts = mean[: found.first], mean[found.first :]
+    before, after = (
+        tables.said(part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan) for part in parts
+    )
+    told = f"over the prompt {before}, over new tokens {after}"
     chart(figure, "sink-steps", f"Mean weight: {told}")
     st.caption(
         plain(

@@ -130,10 +130,14 @@ def pruned(model: hw.HookedModel, asked: Asked, controls: int = 20) -> xr.Datase
 
 
 def agreement(columns: dict[str, np.ndarray]) -> xr.DataArray:
-    """Spearman's rank correlation of each two columns of numbers per head, [one, other]."""
+    """Spearman's rank correlation of each two columns of numbers per head, [one, other]; NaN where one has no order, as
+    its numbers are all the same."""
     names = list(columns)
     ranks = [_ranks(columns[name].ravel()) for name in names]
-    found = np.corrcoef(np.stack(ranks)) if len(names) > 1 else np.ones((len(names), len(names)))
+    ordered = [n for n, each in enumerate(ranks) if np.ptp(each)]
+    found = np.full((len(names), len(names)), np.nan)
+    if ordered:
+        found[np.ix_(ordered, ordered)] = np.corrcoef(np.stack([ranks[n] for n in ordered]))
     return xr.DataArray(found, {"one": names, "other": names}, ("one", "other"))
 
 

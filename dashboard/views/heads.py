@@ -116,7 +116,7 @@ told = (
     if effect_names
     else "Ranked by their share on the sink."
 )
-st.caption(plain(told + (f" Rank agreement (Spearman): {'; '.join(said)}." if said else "")))
+st.caption(plain(f"{told} {said}".rstrip()))
 heads.draw_table(state, frame, offered)
 
 if (

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from headwater.dashboard.tables import pairs, per_token, table, to_csv, to_json
+from headwater.dashboard.tables import pairs, per_token, said, table, to_csv, to_json
 
 
 @pytest.mark.parametrize("token", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", '=HYPERLINK("http://x")'])
@@ -46,6 +46,15 @@ def test_pairs_name_true_positions():
         "key_token": "c",
         "weight": 0.75,
     }
+
+
+def test_what_is_no_number_is_said_in_words():
+    assert [said(0.25), said(-3.0, "+.1f"), said(np.nan), said(np.inf, ".3g")] == [
+        "0.25",
+        "-3.0",
+        "no value",
+        "no value",
+    ]
 
 
 def test_per_token_numbers_positions():

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -318,6 +319,43 @@ def test_wrong_layers_and_prompts_are_said_before_anything_runs(here, tmp_path):
     with pytest.raises(hw.HeadwaterError, match="prompt 1: "):
         hw.run_sweep(asked(prompts=["Mary", {"tokens": [10**6]}]), tmp_path / "b")
     assert not started
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"edits": {"off": [{"edit": "AblateHeads", "heads": ["1.1"]}, {"edit": "AblateHeads", "heads": ["99.0"]}]}},
+         "edits.off.1: no such head: 99.0"),
+        ({"edits": {"off": [{"edit": "AblateHeads", "heads": "all", "layers": [9]}]}},
+         "edits.off.0: no attention in layer 9"),
+        ({"edits": {"off": [{"edit": "AblateHeads", "heads": "all", "part": "vision"}]}},
+         "edits.off.0: tasks-4l has no part"),
+        ({"analyses": [{"analysis": "raw_attention", "settings": {"heads": "1.1 99.0"}}]},
+         "analyses.0.settings.heads: tasks-4l has no head 99.0; its layers are [0, 1, 2, 3], with heads 0 to 7"),
+        ({"analyses": [{"analysis": "rollout"}, {"analysis": "raw_attention", "each": {"heads": ["all", ["1.8"]]}}]},
+         "analyses.1.each.heads.1: tasks-4l has no head 1.8"),
+        ({"analyses": [{"analysis": "redistribution_study", "settings": {"heads": "all; 0.1 1"}}]},
+         "analyses.0.settings.heads: a head is written"),
+        ({"analyses": [{"analysis": "raw_attention", "settings": {"layers": [0, 4]}}]},
+         "analyses.0.settings.layers: tasks-4l has no layer 4"),
+        ({"analyses": [{"analysis": "rollout", "each": {"last_layer": [3, 9]}}]},
+         "analyses.0.each.last_layer.1: tasks-4l has no layer 9"),
+    ],
+    ids=lambda value: json.dumps(value)[:60],
+)  # fmt: skip
+def test_what_the_model_lacks_is_said_before_anything_runs(here, tmp_path, change, words):
+    started = here()
+    with pytest.raises(SweepError, match=re.escape(words)) as caught:
+        hw.run_sweep(asked(**change), tmp_path / "a")
+    assert "\n" not in str(caught.value)
+    assert not started
+
+
+def test_words_and_places_from_the_end_are_left_to_the_analysis(here, tmp_path):
+    here()
+    settings = {"heads": ["all", "3.7 3.0"], "layers": [[-1], [3]]}
+    run = hw.run_sweep(asked(analyses=[{"analysis": "raw_attention", "each": settings}]), tmp_path / "a")
+    assert run.counts() == {"queued": 0, "done": 16, "failed": 0}
 
 
 @pytest.mark.slow

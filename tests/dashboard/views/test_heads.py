@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from canvas_events import header_of, send
 from opened_app import opened
 
 import headwater as hw
-from headwater.dashboard.parts import job
+from headwater.dashboard.parts import job, scores as scores_of_heads
 from headwater.dashboard.running import effects, measure, models, runs, scores
 from headwater.dashboard.state.state import State
 from headwater.lens.models import embedded
@@ -130,9 +132,28 @@ def test_rank_agreement_is_spearmans():
     assert float(found[0, 1]) == pytest.approx(spearmanr(draw[0].ravel(), draw[1].ravel()).statistic)
 
 
-def test_a_role_is_named_by_the_weight_outside_the_sink():
-    import xarray as xr
+def test_effects_that_are_the_same_for_every_head_have_no_order():
+    """As B − A over a prompt set is, where run B is of another text: the set has its own texts."""
+    columns = {
+        name: xr.DataArray(values.reshape(2, 3), {"layer": [0, 1], "head": [0, 1, 2]}, ("layer", "head"))
+        for name, values in {
+            "ablation": np.zeros(6),
+            "gradient": np.arange(6.0),
+            "direct": np.ones(6),
+        }.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scores_of_heads.agree({name: columns[name] for name in ("ablation", "direct")}) == (
+            "Rank agreement (Spearman): no order of effects that are the same for every head (without it, directly)."
+        )
+        told = scores_of_heads.agree({**columns, "mean": -columns["gradient"]})
+    assert told.startswith("Rank agreement (Spearman): at its mean – by gradient -1.00; no order")
+    assert "nan" not in told
+    assert scores_of_heads.agree({"gradient": columns["gradient"]}) == ""
 
+
+def test_a_role_is_named_by_the_weight_outside_the_sink():
     values = np.zeros((1, 3, 5))
     values[0, 0] = [0.02, 0.3, 0, 0.1, 0.55]  # previous, duplicate, induction, delimiter, first
     values[0, 1] = [0, 0, 0, 0, 0.95]
