@@ -6,6 +6,7 @@ tensors are looked at whole. Nothing of the tensors is held. Cost: one read from
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from headwater.kernels.threads import mapped
 MOST = 4096  # numbers of a tensor that are looked at
 LEAST = 512  # of one that has more
 PARTS = 8
+PLAIN = (Tensor, nn.Parameter)
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # compared as such, as NaN is no NaN
 Kind = tuple[torch.device, torch.dtype]
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """`names` of the tensors of one kind with how many numbers each gave, and the bytes of all of these."""
+    """`names` of the tensors of one kind with how many numbers each gave, and the bits of all of these."""
 
     names: dict[Kind, dict[str, int]]
     found: dict[Kind, Tensor]
@@ -57,26 +60,38 @@ class Samples:
         return moved
 
     def _each(self, kind: Kind) -> dict[str, Tensor]:
-        sizes = [count * kind[1].itemsize for count in self.names[kind].values()]
-        return dict(zip(self.names[kind], self.found[kind].split(sizes), strict=True))
+        found = self.found[kind]
+        sizes = [count * kind[1].itemsize // found.itemsize for count in self.names[kind].values()]
+        return dict(zip(self.names[kind], found.split(sizes), strict=True))
 
 
 def _joined(views: list[Tensor], device: torch.device) -> Tensor:
-    """The bytes of all of them, on the CPU; a part of them for each thread, as they come one by one from memory."""
+    """The bits of all of them, on the CPU; a part of them for each thread, as they come one by one from memory."""
     size = -(-len(views) // PARTS)
     parts = [views[n : n + size] for n in range(0, len(views), size)]
-    return torch.cat(list(mapped(torch.cat, parts, device))).cpu().view(torch.uint8)
+    found = torch.cat(list(mapped(torch.cat, parts, device))).cpu()
+    return found.view(BITS[min(found.itemsize, 8)])
 
 
 def _view(tensor: Tensor) -> Tensor | None:
     """The numbers of a tensor that are looked at."""
-    if tensor.is_quantized or not tensor.is_contiguous() or not tensor.numel():
+    count = tensor.numel()
+    if not count or tensor.is_quantized or not tensor.is_contiguous():
         return None
-    count, width = tensor.numel(), tensor.shape[-1] if tensor.dim() > 1 else 1
-    step = max(count // min(max(count // width, LEAST), MOST), 1) if count > MOST else 1
+    step = 1 if count <= MOST else _step(count, tensor.shape[-1] if tensor.dim() > 1 else 1)
+    plain = type(tensor) in PLAIN
+    if plain and step == 1 and tensor.dim() == 1 and tensor.itemsize > 1:
+        return tensor
+    flat = (
+        torch.as_strided(tensor, (-(-count // step),), (step,)) if plain else tensor.detach().view(-1)[::step]
+    )
+    return flat.view(torch.uint8) if flat.itemsize == 1 else flat
+
+
+@functools.lru_cache(1024)
+def _step(count: int, width: int) -> int:
+    """How far the numbers that are looked at stand apart in a tensor of so many, in rows of `width`."""
+    step = count // min(max(count // width, LEAST), MOST)
     while step > 1 and math.gcd(step, width) > 1:  # so that one row after another gives another column
         step -= 1
-    plain = type(tensor) in (Tensor, nn.Parameter)
-    numbers = -(-count // step)
-    flat = torch.as_strided(tensor, (numbers,), (step,)) if plain else tensor.detach().view(-1)[::step]
-    return flat.view(torch.uint8) if flat.dtype.itemsize == 1 else flat
+    return max(step, 1)

@@ -50,7 +50,7 @@ def why_not(q: Tensor, k: Tensor, rule: ScoreRule, transposed: bool = False) -> 
         return mask.beyond_band
     if mask.queries == 0 or mask.keys == 0:
         return "an empty cache"
-    first, last = _span(rule)
+    first, last = rule.mask.span
     causal = _is_causal(rule, first, last)
     if causal is None:
         if not _seen_by_all(rule):
@@ -68,10 +68,6 @@ def why_not(q: Tensor, k: Tensor, rule: ScoreRule, transposed: bool = False) -> 
         if causal and last - first != mask.queries:
             return "the transpose of a causal map that is not square"
     return None
-
-
-def _span(rule: ScoreRule) -> tuple[int, int]:
-    return rule.mask.key_span(0, rule.mask.queries)
 
 
 def _is_causal(rule: ScoreRule, first: int, last: int) -> bool | None:
@@ -134,19 +130,20 @@ def _call(
         k, v = (per_query_head(x, q.shape[1]) for x in (k, v))
     if bias is not None and bias.shape[2] == 1 and bias.shape[1] == 1:
         bias = bias.expand(q.shape[0], 1, 1, -1)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
     out, lse = _fused(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
-    return out[..., :wanted], lse
+    return (out if wanted >= width else out[..., :wanted]), lse
 
 
 def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Output, PerQuery]:
     """Output z and lse; zero and -inf on a row without keys."""
-    first, last = _span(rule)
+    first, last = rule.mask.span
     causal = _is_causal(rule, first, last)
     if causal is None:
         z, lse = _joined([attend(q, k[:, :, part], v[:, :, part], half) for part, half in _halves(rule)])
     else:
-        k, v = k[:, :, first:last], v[:, :, first:last]
+        if last - first < k.shape[2]:
+            k, v = k[:, :, first:last], v[:, :, first:last]
         bias = _additive(rule, first, last, q)
         z, lse = _call(q, k, v.to(q.dtype), causal, bias, rule.scale)
         if bias is not None or not _every_row_sees(rule.mask):
@@ -204,7 +201,7 @@ def scatter(
     log-sum-exp. A learned sink is inside `lse` already.
     """
     batch, heads, _, width = q.shape
-    first, last = _span(rule)
+    first, last = rule.mask.span
     causal = _is_causal(rule, first, last)
     if causal is None:
         found = []

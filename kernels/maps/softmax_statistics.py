@@ -125,7 +125,10 @@ class _Walk:
         start = torch.where(torch.isinf(lse), HIDDEN_LOG, lse / -rule.scale)
         q = torch.cat([map.q[b, h].to(high), start], -1)
         group = map.q.shape[1] // map.k.shape[1]
-        k = torch.nn.functional.pad(map.k[b][:, chosen // group].to(high), (0, 1), value=1.0)
+        # heads that share keys are rows of one product, where the part has all of them
+        shared = group if h.start % group == h.stop % group == 0 else 1
+        k = map.k[b][:, chosen // group] if shared < group else map.k[b, h.start // group : h.stop // group]
+        k = torch.nn.functional.pad(k.to(high), (0, 1), value=1.0)
         q, k = q.flatten(0, 1), k.flatten(0, 1)
         scratch, rims = self._of_this_thread(q)
         results = {name: self.found[name][b, h].flatten(0, 1) for name in self.names if name != "received"}
@@ -134,7 +137,8 @@ class _Walk:
             rows, columns = piece
             shape = (len(q), rows.stop - rows.start, columns.stop - columns.start)
             logs, weights = (half[: math.prod(shape)].view(shape) for half in scratch)
-            torch.bmm(q[:, rows], k[:, columns].mT, out=logs)
+            by_keys = (len(k), shared * shape[1])
+            torch.bmm(q[:, rows].reshape(*by_keys, -1), k[:, columns].mT, out=logs.view(*by_keys, -1))
             _hide(rule.mask, Block(b, chosen, rows, columns), logs, rims)
             at = {n: x[:, rows] for n, x in results.items()}
             _measure(logs, weights, at, piece, rule, self.window, self.weighed)

@@ -121,7 +121,7 @@ def compute(
     if rest := [name for name in walked if name not in lean]:
         _stream(map, rest, groups, found, window)
     silent = torch.isinf(map.lse).cpu()
-    for name in streamed:
+    for name in streamed if bool(silent.any()) else ():
         if name == "argmax":
             found[name].masked_fill_(silent, -1)
         elif name == "mass":

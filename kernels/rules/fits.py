@@ -71,7 +71,9 @@ def check_fit(q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, edits: Sequence[
     ):
         if given is not None:
             _hold(name, given, forms, sizes)
-    for edit in (rule.mask.extra, *rule.edits, *edits):
+    if mask.extra is None and not rule.edits and not edits:
+        return
+    for edit in (mask.extra, *rule.edits, *edits):
         for name, tensor in _tensors(edit):
             if name not in SHAPES:
                 raise TypeError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import and_
 
 import torch
@@ -124,6 +124,11 @@ class Mask:
         first = 0 if self.left is None else min(max(begin + self.shift - self.left, 0), self.keys)
         last = self.keys if self.right is None else min(max(end + self.shift + self.right, 0), self.keys)
         return first, max(first, last)
+
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """The columns outside of which the band hides everything from every row."""
+        return self.key_span(0, self.queries)
 
     def interior(self, rows: slice, columns: slice) -> tuple[int, int]:
         """Columns `begin:end` within `columns` that every row of `rows` sees; empty where the band does not tell."""

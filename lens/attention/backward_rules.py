@@ -7,10 +7,11 @@ for it here (`function.py`), norms, activations and products in `running/backwar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.lens.errors import ModelError
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 BackwardRule = Literal["gradient", "relp", "relp_released", "gim", "attnlrp"]
 
 
@@ -79,6 +82,20 @@ def paused() -> Iterator[None]:
         yield
     finally:
         _paused.reset(token)
+
+
+def plainly(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The function, which runs inside `paused`; without its generator, as attention is called for every layer."""
+
+    @functools.wraps(function)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        token = _paused.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _paused.reset(token)
+
+    return run
 
 
 class _Shown(torch.autograd.Function):

@@ -47,7 +47,7 @@ _decoder: ContextVar[tuple[object, Mask | None]] = ContextVar("headwater_decoder
 
 
 @torch.compiler.disable  # a compiled call would replay the edits of the run that was traced
-@backward_rules.paused()
+@backward_rules.plainly
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: LazyMask | Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None,

@@ -75,7 +75,7 @@ def read(
 def _warn_of_two_beginnings(tokenizer: Any, ids: Tensor, mask: Tensor) -> None:
     """Token ids are taken as they are; two beginnings are said, as for a text."""
     first = beginning(tokenizer)
-    if first is None or ids.dim() != 2 or ids.shape[1] < 2:
+    if first is None or ids.dim() != 2 or ids.shape[1] < 2 or not bool((ids == first).any()):
         return
     places = mask.long().argmax(-1, keepdim=True).to(ids.device)
     both = ids.gather(1, places), ids.gather(1, (places + 1).clamp_max(ids.shape[1] - 1))
@@ -148,10 +148,13 @@ def _tensor(model: Opened, name: str, value: Any) -> Tensor:
 def _text(model: Opened, found: Tokens) -> Tokens:
     """`found` without the further inputs that the model does not take, checked; padding gets an id that is embedded."""
     tokens.check(found, model.vocab, None)
-    outside = (found.ids < 0) | (found.ids >= model.vocab)
+    ids = found.ids
+    if not bool(found.mask.all()):
+        outside = (ids < 0) | (ids >= model.vocab)
+        ids = ids.masked_fill(~found.mask & outside, 0)
     known = ["attention_mask", *names(model.hf)] if found.more else []
     more = {name: value for name, value in found.more.items() if name in known}
-    return found.changed(found.ids.masked_fill(~found.mask & outside, 0), found.mask, more)
+    return found.changed(ids, found.mask, more)
 
 
 def _check_types(model: Opened, found: Tokens) -> None:

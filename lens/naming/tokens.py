@@ -167,6 +167,26 @@ def pad_id(tokenizer: Any, vocab: int | None = None) -> int:
 def check(tokens: Tokens, vocab: int, context: int | None, extra: int = 0) -> None:
     """Refuse ids outside of the vocabulary, rows without a real token, padding between real tokens, and rows that are
     longer than the context with `extra` tokens added."""
+    if not _is_plain(tokens, vocab):
+        _refuse_strange(tokens, vocab)
+    longest = tokens.ids.shape[1] + extra
+    if context is not None and longest > context:
+        more = f" with {extra} new tokens" if extra else ""
+        raise PromptError(
+            f"the prompt has {tokens.ids.shape[1]} tokens{more}, the model's context is {context}; shorten it by "
+            f"{longest - context}"
+        )
+
+
+def _is_plain(tokens: Tokens, vocab: int) -> bool:
+    """Whether all tokens are real ones that the vocabulary has, as of most prompts."""
+    if not tokens.ids.numel() or not bool(tokens.mask.all()):
+        return False
+    least, most = tokens.ids.aminmax()
+    return int(least) >= 0 and int(most) < vocab
+
+
+def _refuse_strange(tokens: Tokens, vocab: int) -> None:
     wrong = ((tokens.ids < 0) | (tokens.ids >= vocab)) & tokens.mask
     if wrong.any():
         row, column = wrong.nonzero()[0].tolist()
@@ -185,11 +205,4 @@ def check(tokens: Tokens, vocab: int, context: int | None, extra: int = 0) -> No
     if inner.any():
         raise PromptError(
             f"the attention_mask of batch row {int(inner.nonzero()[0])} has a gap; padding may stand at the ends alone"
-        )
-    longest = tokens.ids.shape[1] + extra
-    if context is not None and longest > context:
-        more = f" with {extra} new tokens" if extra else ""
-        raise PromptError(
-            f"the prompt has {tokens.ids.shape[1]} tokens{more}, the model's context is {context}; shorten it by "
-            f"{longest - context}"
         )

@@ -75,11 +75,8 @@ def _process_room() -> Iterator[int]:
         import resource
     except ImportError:  # Windows
         return
-    used = psutil.Process().memory_info()
-    for kind, taken in (
-        (resource.RLIMIT_AS, used.vms),
-        (resource.RLIMIT_DATA, getattr(used, "data", used.rss)),
-    ):
+    for kind, name in ((resource.RLIMIT_AS, "vms"), (resource.RLIMIT_DATA, "data")):
         most, _ = resource.getrlimit(kind)
         if most != resource.RLIM_INFINITY:
-            yield most - taken
+            used = psutil.Process().memory_info()
+            yield most - getattr(used, name, used.rss)

@@ -18,11 +18,13 @@ from headwater.kernels.tiles.mask import Mask
 from headwater.lens.attention import context
 from headwater.lens.errors import EditError, ResourceError
 from headwater.lens.models.opened import Opened
-from headwater.lens.records.free_memory import free_memory
+from headwater.lens.records.free_memory import NO_LIMIT, free_memory
 from headwater.lens.records.recorder import Recorder
 
 ENTRY = 210  # bytes of the file header for one tensor: name, dtype, shape, offsets and digest
 LAYER = 900  # bytes of the file header for the score rule and mask of one layer
+
+SURE = 2**20  # bytes that are there where a model runs
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,17 @@ class Estimate:
         return f"{_size(self.bytes)} ({parts}); the dense maps would take {_size(self.dense)}"
 
 
-def total(recorders: Iterable[Recorder]) -> Estimate:
-    """The estimate for all recorders of one run."""
-    return Estimate.together([estimate(recorder) for recorder in recorders])
+def total(recorders: Iterable[Recorder], whole: bool = True) -> Estimate:
+    """The estimate for all recorders of one run; without `whole` as `estimate` says."""
+    return Estimate.together([estimate(recorder, whole=whole) for recorder in recorders])
 
 
-def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
-    """The estimate for one recorder and its tokens, or for rows of `length` tokens."""
+def estimate(recorder: Recorder, length: int | None = None, whole: bool = True) -> Estimate:
+    """The estimate for one recorder and its tokens, or for rows of `length` tokens.
+
+    Without `whole` it says what a record in memory needs before it is made: nothing of its file, and of one below
+    `SURE` bytes nothing of the free memory, as asking the system takes longer than some layers of a short text.
+    """
     model = recorder.source
     batch, positions = recorder.tokens.ids.shape
     keys = recorder.keys.ids.shape[1]
@@ -116,11 +122,11 @@ def estimate(recorder: Recorder, length: int | None = None) -> Estimate:
         "tokens": tokens,
     }
     total = sum(parts.values())
-    strings = (
-        json.dumps([model.to_strings(row.tolist()) for row in recorder.tokens.ids]) if model.vocab else ""
-    )
-    file = total + len(strings) + header_size({"": recorder})
-    available = free_memory()
+    file = 0
+    if whole:
+        named = [*map(model.to_strings, recorder.tokens.ids.tolist())] if model.vocab else []
+        file = total + len(json.dumps(named)) + header_size({"": recorder})
+    available = free_memory() if whole or total > SURE else NO_LIMIT
     return Estimate(total, parts, available, 4 * rows * keys, file, (total - shared) // layers + shared)
 
 

@@ -118,13 +118,14 @@ def finish(model: Opened, found: Tokens, made: Mapping[str, Recorder]) -> Record
         if name != model.part_name and not recorder.was_called:
             continue
         part = model.parts[name]
-        record = recorder.finish()
+        about = _about(model, part, found)
+        record = recorder.finish(about["first_token"])
         told = labels(model, part, part.queries, found, recorder.tokens)
         keys = None
         if part.crosses:
             ids, mask = recorder.keys.ids, recorder.keys.mask
             keys = Axis(ids.cpu(), mask.cpu(), *labels(model, part, part.keys, found, recorder.keys))
-        about = record.provenance | _about(model, part, found)
+        about = record.provenance | about
         records[name] = replace(record, strings=told.strings, grids=told.grids, keys=keys, provenance=about)
         try:
             refuse_misfit(records[name])

@@ -21,8 +21,9 @@ VERSION = version("headwater")
 RESERVED = frozenset({"dimensions", *(name for name in dir(dict) if not name.startswith("_"))})
 
 
-def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
-    """The provenance of numbers that `model` computes now, in this context; `given` are token ids, None for texts.
+def provenance(model: Opened, given: Any = None, first: str | None = None) -> dict[str, Any]:
+    """The provenance of numbers that `model` computes now, in this context; `given` are token ids, None for texts, and
+    `first` is the token that begins them, where that is known.
 
     "not_covered" names what mixes positions and has no attention map; "mixers" are [layer, path, class] of this part,
     "attention_layers" its layers with attention, where not all have it, and "other_attention" what other parts read in
@@ -30,7 +31,7 @@ def provenance(model: Opened, given: Any = None) -> dict[str, Any]:
     weights of a row do not sum to 1.
     """
     attention = model.read_only or declared_rules.described(model)
-    first = first_token(model, given)
+    first = first_token(model, given) if first is None else first
     edits = context.user_edits(model.key)
     sums = dict.fromkeys(told for edit in edits if (told := getattr(edit, "row_sums", "")))
     return {

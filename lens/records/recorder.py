@@ -103,7 +103,7 @@ class Recorder:
             refuse_overflow(layer, map)
             return
         self._number_anew(map)
-        if map.signed and "entropy" in self.statistics:
+        if "entropy" in self.statistics and map.signed:
             raise RecordError(
                 f"the weights of layer {layer} may be negative, so 'entropy' is not defined; leave it out: "
                 "statistics=('received', 'max', …)"
@@ -114,8 +114,10 @@ class Recorder:
             kept = AttentionMap(
                 map.q.contiguous(), map.k.contiguous(), map.rule, map.lse, map.steps, map.backend
             )
-        value = value if self.grad else value.detach()
-        waiting = _Waiting(layer, map, kept, value.contiguous() if "qkv" in self.keep else None)
+        values = None
+        if "qkv" in self.keep:
+            values = (value if self.grad else value.detach()).contiguous()
+        waiting = _Waiting(layer, map, kept, values)
         waits = not self.grad and held_maps.waits(map)
         if self._waiting and not (waits and held_maps.fits(map, self._waiting[0].map, len(self._waiting))):
             self._measure()
@@ -134,11 +136,11 @@ class Recorder:
         if bool(together.lse.isnan().any()):
             for each in layers:
                 refuse_overflow(each.layer, each.map)
-        found = held_maps.apart(together.statistics(self.statistics, groups), len(maps))
+        found, shape = held_maps.apart(together.statistics(self.statistics, groups), len(maps)), self._shape()
         for n, each in enumerate(layers):
             # those of all have one shape, and only a file wants them one by one
             some = found if n == 0 or self.writer is not None else {}
-            self._hold(each.layer, {name: x[:, n] for name, x in some.items()}, each.kept, each.value)
+            self._hold(each.layer, {name: x[:, n] for name, x in some.items()}, each.kept, each.value, shape)
         if self.writer is None:
             self._found.append(([each.layer for each in layers], found))
 
@@ -146,15 +148,14 @@ class Recorder:
         self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None
     ) -> None:
         """Keep one layer: on the device, or in the file. RecordError where it does not fit the tokens."""
-        self._hold(layer, statistics, map, value)
+        self._hold(layer, statistics, map, value, self._shape())
         if self.writer is None:
             self._found.append(([layer], {name: values[:, None] for name, values in statistics.items()}))
 
     def _hold(
-        self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None
-    ) -> None:
-        keys = self.keys if self.source.parts[self.source.part_name].crosses else self.tokens
-        shape = (len(self.tokens.ids), self.source.n_heads, self.tokens.ids.shape[1], keys.ids.shape[1])
+        self, layer: int, statistics: dict[str, Tensor], map: AttentionMap | None, value: Tensor | None,
+        shape: tuple[int, int, int, int],
+    ) -> None:  # fmt: skip
         if told := misfit(shape, len(self.groups), statistics, map, value):
             raise RecordError(
                 f"layer {layer} of {self.source.name} ({self.source.part_name}) gave {told}, so it is not known which "
@@ -170,14 +171,19 @@ class Recorder:
         if value is not None:
             self._values[layer] = value if self.device is None else value.to(self.device)
 
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Batch, head, query and key of the maps that fit the tokens."""
+        keys = self.keys if self.source.parts[self.source.part_name].crosses else self.tokens
+        return len(self.tokens.ids), self.source.n_heads, self.tokens.ids.shape[1], keys.ids.shape[1]
+
     def _number_anew(self, map: AttentionMap) -> None:
         """Number the tokens of images, audio and learned queries as the first map has them, if that is not as planned.
 
         They are then not told apart by place or kind.
         """
-        part = self.source.parts[self.source.part_name]
         if self.was_called:
             return
+        part = self.source.parts[self.source.part_name]
         batch, _, queries, keys = map.shape
         if part.queries not in TEXTS and self.tokens.ids.shape != (batch, queries):
             self.tokens = counted(batch, queries)
@@ -199,8 +205,11 @@ class Recorder:
         """True once a layer has given its map to this recorder."""
         return bool(self._came or self._waiting)
 
-    def finish(self) -> Record:
-        """The record; tensors that were written to a file are not in it."""
+    def finish(self, first: str) -> Record:
+        """The record without names of tokens; tensors that were written to a file are not in it.
+
+        `first` is the token with which its text begins, in words (models/beginning.py).
+        """
         self._measure()
         missing = [layer for layer in self.layers if layer not in self._came]
         if missing:
@@ -210,14 +219,13 @@ class Recorder:
             )
         model = self.source
         statistics = self._of_all_layers() if self.writer is None else {}
-        told = provenance(model)
+        told = provenance(model, first=first)
         effective = {layer: replace(each, provenance=told) for layer, each in self.effective.items()}
         if self.device is not None:
             effective = {layer: on_device(each, self.device) for layer, each in effective.items()}
         ids, valid = self.tokens.ids.cpu(), self.tokens.mask.cpu()
-        strings = [model.to_strings(row) for row in ids]
         return Record(
-            ids, valid, strings, self.layers, model.n_heads, model.causal, statistics, self._maps, self._values,
+            ids, valid, [], self.layers, model.n_heads, model.causal, statistics, self._maps, self._values,
             self.groups, told, residuals=self._residuals, effective=effective,
         )  # fmt: skip
 

@@ -105,10 +105,14 @@ def check_ready(model: Opened, given: Tokens, following: int = 0) -> None:
 
 def _is_compiled(module: torch.nn.Module) -> bool:
     """Whether a module, or one in it, was compiled in place."""
-    # `modules()` takes three times as long, as much as the attention of five layers of a short text
-    return getattr(module, "_compiled_call_impl", None) is not None or any(
-        _is_compiled(inner) for inner in module._modules.values() if inner is not None
-    )
+    # `modules()` takes five times as long, as much as the attention of five layers of a short text
+    waiting = [module]
+    while waiting:
+        inner = waiting.pop()
+        if getattr(inner, "_compiled_call_impl", None) is not None:
+            return True
+        waiting += [each for each in inner._modules.values() if each is not None]
+    return False
 
 
 def _find_sinks(model: Opened, rules: Iterable[str], given: Tokens) -> None:
@@ -134,7 +138,7 @@ def record(
             raise RecordError(
                 "grad=True finds no graph in torch.inference_mode(); record outside of it, or leave grad=True out"
             )
-    cost = total(recorders.values())
+    cost = total(recorders.values(), whole=keep_on == "disk")
     with destination.keeping(recorders, keep_on, path, cost) as kept:
         layers = sum(len(recorder.layers) for recorder in recorders.values())
         with (

@@ -11,6 +11,7 @@ import tiny_models
 import headwater as hw
 from headwater.kernels.maps import statistics as kernel
 from headwater.lens.errors import ResourceError
+from headwater.lens.records import memory, plan
 from headwater.lens.records.pack_maps import Packer
 from headwater.lens.records.record import DEFAULT_STATISTICS
 
@@ -29,7 +30,19 @@ def test_more_memory_than_there_is_is_refused_before_running(model, monkeypatch)
     ids, _ = tiny_models.batch()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
     with pytest.raises(ResourceError, match=r"use keep=\(\) for statistics alone \(\d"):
-        model.record(ids.repeat(20, 1))
+        model.record(ids.repeat(200, 1))
+
+
+def test_what_a_small_record_does_without_is_not_asked(model, monkeypatch):
+    """Nothing of a file, and of the free memory nothing that a model would not have run out of."""
+    ids, _ = tiny_models.batch()
+    recorders = plan.recorders(model, model.to_tokens(ids), ("entropy",), "all", (), None)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
+    small, whole = memory.total(recorders.values(), whole=False), memory.total(recorders.values())
+    assert (small.file, small.bytes) == (0, whole.bytes)
+    assert (small.available > 10**12, whole.available) == (True, 10**6)
+    monkeypatch.setattr(memory, "SURE", small.bytes - 1)
+    assert memory.total(recorders.values(), whole=False).available == 10**6
 
 
 @pytest.mark.parametrize("keep", [(), ("qk",), ("qkv",)])
