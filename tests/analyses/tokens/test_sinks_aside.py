@@ -192,14 +192,13 @@ def test_rules_of_a_backward_pass_stand_beside_a_product_of_maps(
     model = pairs("llama").model
     ids = torch.arange(3, 12)[None]
     told = {"kind": "log_probability", "answer": "w5"}
-    own = {
-        rule: input_x_gradient(model, ids, rule=rule, **told).values for rule in ("relp", "gim", "attnlrp")
-    }
+    rules = ("relp", "relp_released", "gim", "attnlrp")
+    own = {rule: input_x_gradient(model, ids, rule=rule, **told).values for rule in rules}
     assert all(np.abs(a - b).max() > 1e-4 for a, b in combinations(own.values(), 2))
     product = rollout(model.record(ids), without=without).values[:, 0]
     expected = judge(model, ids, methods={"rollout": product, **own}, **told, draws=5)
     found = judge(model, ids, methods=["rollout", *own], without=without, **told, draws=5)
-    assert found.attribution.values.tolist()[:4] == ["rollout", "relp", "gim", "attnlrp"]
+    assert found.attribution.values.tolist()[:5] == ["rollout", *rules]
     for name in ("mean", next(iter(found.data_vars))):
         np.testing.assert_allclose(found[name].values, expected[name].values, atol=1e-6)
 
