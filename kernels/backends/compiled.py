@@ -33,9 +33,9 @@ class Compiled(Backend):
     )  # fmt: skip
 
     def pays(self, q: Queries, k: Keys, statistics: Sequence[str]) -> bool:
-        wanted = set(statistics) & (set(self.free) - SINGLE)
-        pairs = math.prod(q.shape[:3]) * k.shape[2]
-        return bool(wanted) and pairs >= walks.LEAST and q.shape[2] >= FEW and walks.loops() is not None
+        if not statistics or q.shape[2] < FEW or math.prod(q.shape[:3]) * k.shape[2] < walks.LEAST:
+            return False
+        return bool(set(statistics) & (set(self.free) - SINGLE)) and walks.loops() is not None
 
     def why_not(
         self, q: Queries, k: Keys, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
