@@ -66,3 +66,22 @@ def test_the_page_tells_that_a_sigmoid_with_light_rows_copies_without_a_sink() -
     assert f"(from {steps[800]['row_mass']:.2f} to {steps[1000]['row_mass']:.2f})" in page
     assert f"rows sum to {end['row_mass']:.2f} at the end" in page
     assert f"At the end {end['heavy_rows']:.3f} of the rows pay" in page
+
+
+def test_the_page_tells_how_far_four_layers_without_positions_came() -> None:
+    kept = json.loads((ROOT / "benchmarks" / "results" / "sink_training.json").read_text("utf-8"))["runs"]
+    page = (ROOT / "docs" / "analyses" / "sinks.md").read_text("utf-8")
+    steps = {row["step"]: row for row in kept["no positions, 4 layers"]["by_step"]}
+    end = max(steps)
+    for step in {0, 100, 200, 400, 600, 800, 1000, 1250, 1500, end}:
+        row = steps[step]
+        told = f"{row['after_triggers_right']:.2f} | {row['copied_right']:.2f} | {row['sink_rate']:.3f}"
+        assert f"| {step:,} | {row['loss']:.2f} | {told} |" in page
+    assert f"was stopped at step {end:,} of 4,000" in page
+    answered = {"100": kept["softmax"]["by_step"][2], "800": steps[800]}
+    for step, row in answered.items():
+        assert str(row["step"]) == step
+        assert f"at step {step} ({row['after_triggers_right']:.2f})" in page
+    assert f"Up to step {end:,} copies do not come ({steps[end]['copied_right']:.2f} right)" in page
+    assert all(row["sink_rate"] == 0 for row in steps.values())
+    assert all(row["copied_right"] < 0.05 for row in steps.values())
