@@ -164,7 +164,8 @@ def walk_of(asked: Asked) -> Callable[..., None]:
                         last, s = min(some + ROWS, bottom), strip // STRIP
                         begin, end = _span(low, high, some, last, length)
                         begin, end = max(begin - strip, 0), min(end - strip, STRIP)
-                        tops[s, some - top : last - top] = -np.inf
+                        for n in range(some - top, last - top):
+                            tops[s, n] = -np.inf
                         if begin >= end:
                             continue
                         outer, stop = begin // WIDE * WIDE, (end + WIDE - 1) // WIDE * WIDE
@@ -193,8 +194,11 @@ def walk_of(asked: Asked) -> Callable[..., None]:
                                     sums[n, x] += more[x]
                             else:
                                 mine = till = outer
-                            e[at + outer : at + mine] = ZERO
-                            e[at + till : at + stop] = ZERO
+                            # a loop each: a slice is made in more time than these few take
+                            for j in range(u(at + outer), u(at + mine)):
+                                e[j] = ZERO
+                            for j in range(u(at + till), u(at + stop)):
+                                e[j] = ZERO
                         for p in range(panels):
                             products(
                                 e, u(here + begin), u(step),

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.threads import mapped
@@ -95,10 +94,10 @@ def walk(
     every = parts((batch, heads, queries, length), k.shape[1], (high - low).clamp_min(0).sum(0))
     for part, received in zip(every, mapped(of, _with_keys(every, k, v), q.device), strict=True):
         if "received" in names:
-            # one after another in a fixed order, so that the sum is the same bit for bit
-            found["received"][part.batch, part.key_heads.start * group : part.key_heads.stop * group] += (
-                received
-            )
+            # One after another in a fixed order, so that the sum is the same bit for bit. By numpy, as torch would wake
+            # its own threads for each sum, and they then hold the cores of those that walk for some milliseconds.
+            h = slice(part.key_heads.start * group, part.key_heads.stop * group)
+            found["received"].numpy()[part.batch, h] += received.numpy()
     return z, of_rows
 
 
@@ -111,11 +110,15 @@ def _with_keys(
     for (b, _), some in itertools.groupby(every, lambda part: (part.batch, part.key_heads.start)):
         some = list(some)
         heads, values = some[0].key_heads, np.empty(0, np.float32)
-        keys = pad(k[b, heads].detach().float(), (0, 0, 0, -k.shape[2] % wide))
-        keys = keys.unflatten(1, (-1, wide)).mT.flatten().contiguous().numpy()
+        length, d = k.shape[2:]
+        padded = np.zeros((heads.stop - heads.start, length + -length % wide, d), np.float32)
+        padded[:, :length] = k[b, heads].detach().float().numpy()
+        keys = padded.reshape(len(padded), -1, wide, d).swapaxes(2, 3).ravel()
         if v is not None:
-            padded = pad(v[b, heads].detach().float(), (0, -v.shape[-1] % wide))
-            values = padded.unflatten(2, (-1, wide)).transpose(1, 2).flatten().contiguous().numpy()
+            d = v.shape[-1]
+            padded = np.zeros((len(padded), length, d + -d % wide), np.float32)
+            padded[:, :, :d] = v[b, heads].detach().float().numpy()
+            values = padded.reshape(len(padded), length, -1, wide).swapaxes(1, 2).ravel()
         for part in some:
             yield part, keys, values
 

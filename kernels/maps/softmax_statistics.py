@@ -81,8 +81,9 @@ def stream(map: MapState, names: list[str], found: dict[str, Tensor], window: in
     each = (walk.of(part) for part in parts) if total < SMALL else mapped(walk.of, parts, map.q.device)
     for part, received in zip(parts, each, strict=True):
         if received is not None:
-            # one after another in a fixed order, so that the sum is the same bit for bit
-            found["received"][part.batch, part.heads] += received
+            # One after another in a fixed order, so that the sum is the same bit for bit. By numpy, as torch would wake
+            # its own threads for each sum, and they then hold the cores of those that walk for some milliseconds.
+            found["received"].numpy()[part.batch, part.heads] += received.numpy()
 
 
 class Part(NamedTuple):
