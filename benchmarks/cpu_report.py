@@ -37,11 +37,16 @@ def measured(call, repeats):
 """
 
 
-def in_a_process(code: str, *arguments: int, threads: int) -> dict[str, Any]:
-    """Figures of a script that ends in a call of `measured`, or why there are none."""
+def in_a_process(code: str, *arguments: int, threads: int, exact_memory: bool = False) -> dict[str, Any]:
+    """Figures of a script that ends in a call of `measured`, or why there are none.
+
+    `exact_memory` gives every block of a megabyte back to the system when it is freed (glibc), which takes time. Else
+    the peak counts holes that the allocator keeps, and these differ from run to run by half of a bare pass.
+    """
+    allocator = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if exact_memory else {}
     done = subprocess.run(
         [sys.executable, "-c", MEASURED + code, *map(str, arguments)], capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"} | allocator,
     )  # fmt: skip
     if done.returncode:
         return {"not_run": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}

@@ -11,9 +11,10 @@ heads, d=512, float32: cost does not depend on the weights. Subjects:
 - transformer_lens: `run_with_cache` of the attention patterns, without any statistic.
 
 First the statistics are compared with those of the eager maps at a short length; if they differ nothing is measured or
-written. Each subject runs in a process of its own, so that peak memory is its own. Memory is what a run takes above
-what the loaded model takes. CPU time is of all threads together, and says more than wall time on a machine that others
-use. Where dense maps take too long or too much, what they need is computed and not run.
+written. Each subject runs in a process of its own, and once in another for its memory: what one run takes above what
+the loaded model takes, with an allocator that keeps no holes. CPU time is of all threads together, and says more than
+wall time on a machine that others use. Where dense maps take too long or too much, what they need is computed and not
+run.
 """
 
 from __future__ import annotations
@@ -107,7 +108,14 @@ def measure(subject: str, length: int, args: argparse.Namespace) -> dict[str, An
         return {"not_run": "the extra fast (numba) is not installed"}
     # of the bare pass more than one, so that its spread tells whether the machine was idle
     repeats = args.repeats if length <= 4096 or subject == "sdpa" else 1
-    return in_a_process(SETUP + RUN[subject] + MEASURE, length, repeats, args.threads, threads=args.threads)
+    code, threads = SETUP + RUN[subject] + MEASURE, args.threads
+    found = in_a_process(code, length, repeats, threads, threads=threads)
+    if "not_run" in found:
+        return found
+    memory = in_a_process(code, length, 1, threads, threads=threads, exact_memory=True)
+    if "not_run" in memory:
+        return memory
+    return found | {name: memory[name] for name in ("extra_mb", "peak_mb")}
 
 
 def compare(length: int, rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
