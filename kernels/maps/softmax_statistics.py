@@ -15,6 +15,7 @@ import math
 import threading
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,9 +82,14 @@ def stream(map: MapState, names: list[str], found: dict[str, Tensor], window: in
     each = (walk.of(part) for part in parts) if total < SMALL else mapped(walk.of, parts, map.q.device)
     for part, received in zip(parts, each, strict=True):
         if received is not None:
-            # One after another in a fixed order, so that the sum is the same bit for bit. By numpy, as torch would wake
-            # its own threads for each sum, and they then hold the cores of those that walk for some milliseconds.
-            found["received"].numpy()[part.batch, part.heads] += received.numpy()
+            # one after another in a fixed order, so that the sum is the same bit for bit
+            total = found["received"][part.batch, part.heads]
+            if total.device.type == "cpu":
+                # By numpy, as torch would wake its own threads for each sum, and they then hold the cores of those
+                # that walk for some milliseconds.
+                np.add(total.numpy(), received.numpy(), out=total.numpy())
+            else:
+                total += received
 
 
 class Part(NamedTuple):

@@ -51,6 +51,5 @@ class OwnRule:
 
 def own_rule(module: nn.Module) -> OwnRule | None:
     """The rule of an attention module; None for the architecture's own."""
-    return vars(module).get(
-        ATTRIBUTE
-    )  # it is a plain attribute, and torch takes long over one that is not there
+    # it is a plain attribute, and torch takes long over one that is not there
+    return vars(module).get(ATTRIBUTE)
