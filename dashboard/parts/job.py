@@ -63,11 +63,11 @@ def wait(
     if not job.ended.is_set():
         every = EVERY if lane in ("light", "short run") else SELDOM
         every = every if jobs.before(job) is None else WAITING
-        st.fragment(_draw_progress, run_every=every)(job, who, cancelled)
+        st.fragment(_draw_progress, run_every=every)(job, what, who, cancelled)
     elif job.error is not None and failed is not None:
         failed(job.error)
     elif job.error is not None:
-        draw_error(job.error, key)
+        draw_error(job.error, key, what)
     elif job.result is None:
         _draw_cancelled(key, what, cancelled)
     return job.result
@@ -148,12 +148,13 @@ def _copied(value: Any) -> Any:
     return copy.deepcopy(value) if type(value).__module__.startswith(STATES) else value
 
 
-def draw_error(why: str, key: Hashable) -> None:
+def draw_error(why: str, key: Hashable, what: str = "") -> None:
     st.error(plain(why), icon=":material/error:")
-    st.button("Try again", key=f"again-{_short(key)}", on_click=jobs.again, args=(key,))
+    st.button("Try again", key=f"again-{_short((key, what))}", on_click=jobs.again, args=(key,))
 
 
-def _draw_progress(job: Job, who: str, cancelled: set[Hashable]) -> None:
+def _draw_progress(job: Job, what: str, who: str, cancelled: set[Hashable]) -> None:
+    """One job may stand in two places of a page, as where A and B ask for the same."""
     if job.ended.is_set() or job.key in cancelled:
         st.rerun()
 
@@ -162,14 +163,14 @@ def _draw_progress(job: Job, who: str, cancelled: set[Hashable]) -> None:
         jobs.leave(job.key, who)
 
     share = min(job.done / job.total, 1.0) if job.running and job.total else 0.0
-    with st.container(horizontal=True, vertical_alignment="center", key=f"job-{_short(job.key)}"):
+    with st.container(horizontal=True, vertical_alignment="center", key=f"job-{_short((job.key, what))}"):
         st.progress(share, text=plain(sentence(job)))
-        st.button("Cancel", key=f"cancel-{_short(job.key)}", on_click=cancel)
+        st.button("Cancel", key=f"cancel-{_short((job.key, what))}", on_click=cancel)
 
 
 def _draw_cancelled(key: Hashable, what: str, cancelled: set[Hashable]) -> None:
     st.caption(plain(f"{_capital(what)}: cancelled."))
-    st.button("Compute", key=f"compute-{_short(key)}", on_click=cancelled.discard, args=(key,))
+    st.button("Compute", key=f"compute-{_short((key, what))}", on_click=cancelled.discard, args=(key,))
 
 
 def _session() -> str:

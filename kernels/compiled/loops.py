@@ -132,9 +132,8 @@ def walk_of(asked: Asked) -> Callable[..., None]:
         q, keys, values, length, group, given, real, low, high, first_row, last_row, shift, scale, window,
         found, argmax, total, z, lse,
     ):  # fmt: skip
-        u = (
-            np.uint64
-        )  # an index with a sign is looked at in every turn of a loop, as it may count from the end
+        # an index with a sign is looked at in every turn of a loop, as it may count from the end
+        u = np.uint64
         d, width = q.shape[2], z.shape[2]
         panels, strips = (width + WIDE - 1) // WIDE, (length + STRIP - 1) // STRIP
         step, unit = strips * STRIP + APART, np.float32(scale / LN2)
@@ -143,11 +142,8 @@ def walk_of(asked: Asked) -> Callable[..., None]:
         part, numbers = np.empty(ROWS * WIDE, np.float32), np.arange(STRIP).astype(np.float32)
         # for each row: the largest score up to each strip and so far, the strip where it is, sums and output
         tops, most = np.empty((strips, PIECE), np.float32), np.empty(PIECE, np.float32)
-        place, sums, out = (
-            np.empty(PIECE, np.int64),
-            np.empty((PIECE, SUMS)),
-            np.empty((PIECE, panels * WIDE)),
-        )
+        place, sums = np.empty(PIECE, np.int64), np.empty((PIECE, SUMS))
+        out = np.empty((PIECE, panels * WIDE))
         shares, factors = np.empty(PIECE), np.empty(PIECE, np.float32)
         for h in range(q.shape[0]):
             key_at, value_at = h // group * of_keys, h // group * of_values

@@ -21,9 +21,7 @@ from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.threads import mapped
 from headwater.kernels.tiles.mask import Mask
 
-LEAST = (
-    2**21
-)  # pairs of a layer's maps, below which the loops, compiled when they are first used, gain nothing
+LEAST = 2**21  # pairs of a layer's maps, below which the loops, which have to be compiled first, gain nothing
 PART = 2**22  # pairs of one thread's part at least
 PARTS = 8, 256  # of a layer's maps, at least and at most
 

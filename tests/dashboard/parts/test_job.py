@@ -192,3 +192,18 @@ def test_work_keeps_the_state_of_the_moment_when_it_was_asked_for() -> None:
     looked.edits.append(2)
     assert [work() for work in kept] == [("first", [1], "more", Job)] * 2
     assert inner()[:2] == ("second", [1, 2])
+
+
+def two_places() -> None:
+    from headwater.dashboard.parts import job
+
+    for what in ("heads of A", "heads of B"):
+        job.wait("key", job.work_of_the_test, what, model="small")
+
+
+def test_one_job_stands_in_two_places_of_a_page(work: Work) -> None:
+    """Seen to fail with a key of the job alone."""
+    app = AppTest.from_function(two_places, default_timeout=LONG).run()
+    assert not app.exception
+    assert [each.label for each in app.button] == ["Cancel", "Cancel"]
+    assert work.calls == 1

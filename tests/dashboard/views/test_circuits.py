@@ -69,11 +69,7 @@ class TestOfTheSmallModel:
         assert not [each for each in settled(opened("circuits", **asked)).metric if "CMD" in each.label]
         app = settled(opened("circuits", **asked, **{"circuits.curve": "true"}))
         assert not app.error
-        state = State(model="small", text=PROMPT)
-        run = runs.a(state)
-        chosen = measure.of(state, run)
-        value = circuits.value_of_pairs(chosen, run)
-        model = hw.load(small_model)
+        _, _, value, model = asked_of_the_library(small_model)
         graph = hw.analyses.edge_attribution(model, [(PROMPT, OTHER)], measure=value, steps=5, draws=1)
         found = hw.analyses.circuit_curve(model, graph, [(PROMPT, OTHER)], measure=value, draws=1)
         told = {each.label[:3]: each.value for each in app.metric}
@@ -135,11 +131,7 @@ class TestOfTheSmallModel:
         assert not [each for each in plain.metric if "other corrupt" in each.label]
         app = settled(opened("circuits", **given, **{"circuits.again": "true"}))
         assert not app.error
-        state = State(model="small", text=PROMPT)
-        run = runs.a(state)
-        chosen = measure.of(state, run)
-        value = circuits.value_of_pairs(chosen, run)
-        model = hw.load(small_model)
+        state, chosen, value, model = asked_of_the_library(small_model)
         best = []
         (other,) = (text for text, _ in pairs.found(state, chosen))
         for corrupt in (typed, other):
@@ -184,3 +176,11 @@ class TestTables:
         mary = next(n for n in range(20) if run.label(n) == "Mary")
         state.answer = mary
         assert pairs.corrupt(state, measure.of(state, run)).example == OTHER
+
+
+def asked_of_the_library(folder):
+    """The page's state, its measure, that measure of pairs, and the model, to ask the library for the same."""
+    state = State(model="small", text=PROMPT)
+    run = runs.a(state)
+    chosen = measure.of(state, run)
+    return state, chosen, circuits.value_of_pairs(chosen, run), hw.load(folder)
