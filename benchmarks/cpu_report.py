@@ -62,6 +62,20 @@ def in_a_process(code: str, *arguments: int, threads: int, exact_memory: bool = 
     }
 
 
+def time_and_memory(code: str, *arguments: int, repeats: int, threads: int) -> dict[str, Any]:
+    """`in_a_process` twice: `repeats` runs for their time, and one run with `exact_memory`.
+
+    The script gets `arguments`, the number of runs and the number of threads.
+    """
+    found = in_a_process(code, *arguments, repeats, threads, threads=threads)
+    if "not_run" in found:
+        return found
+    memory = in_a_process(code, *arguments, 1, threads, threads=threads, exact_memory=True)
+    if "not_run" in memory:
+        return memory
+    return found | {name: memory[name] for name in ("extra_mb", "peak_mb")}
+
+
 def bare_pass() -> float:
     """Seconds of a fixed pass of fused attention and matrix products, the median of some; nothing of ours is in it."""
     x, w = torch.ones(1, 8, 1024, 64), torch.ones(1024, 1024)

@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cpu_report import head, in_a_process, refuse_unsteady, write
+from cpu_report import head, in_a_process, refuse_unsteady, time_and_memory, write
 
 LAYERS, HEADS, KV_HEADS, WIDTH, VOCAB = 4, 16, 4, 512, 1000
 SUBJECTS = ("sdpa", "headwater", "headwater_torch", "eager", "transformer_lens")
@@ -108,14 +108,7 @@ def measure(subject: str, length: int, args: argparse.Namespace) -> dict[str, An
         return {"not_run": "the extra fast (numba) is not installed"}
     # of the bare pass more than one, so that its spread tells whether the machine was idle
     repeats = args.repeats if length <= 4096 or subject == "sdpa" else 1
-    code, threads = SETUP + RUN[subject] + MEASURE, args.threads
-    found = in_a_process(code, length, repeats, threads, threads=threads)
-    if "not_run" in found:
-        return found
-    memory = in_a_process(code, length, 1, threads, threads=threads, exact_memory=True)
-    if "not_run" in memory:
-        return memory
-    return found | {name: memory[name] for name in ("extra_mb", "peak_mb")}
+    return time_and_memory(SETUP + RUN[subject] + MEASURE, length, repeats=repeats, threads=args.threads)
 
 
 def compare(length: int, rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
