@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from headwater.lens.attention import context, own_code, packed, windows
 from headwater.lens.attention.function import NAME
 from headwater.lens.attention.module_hooks import on
+from headwater.lens.digest.stored import stored, walked
 from headwater.lens.errors import HeadwaterError, ModelError, named_line
 from headwater.lens.loading.as_it_was import State, as_it_was
 from headwater.lens.loading.dense_weights import read_parts
@@ -30,7 +31,6 @@ from headwater.lens.models import parts, read_only
 from headwater.lens.models.classes import labels_of
 from headwater.lens.models.closeness import answer, close_or_refuse, of_real
 from headwater.lens.models.parts import Part
-from headwater.lens.models.revision import stored
 from headwater.lens.models.signature import FLOATS, image_token, names
 from headwater.lens.models.stack import pattern
 from headwater.lens.running.padding import moved_sides
@@ -52,7 +52,7 @@ def open_model(hf: Any, tokenizer: Any, name: str, sample: Mapping[str, Any] | N
     `sample`: the inputs of the short run, where the model takes none of those that samples.py makes.
     """
     with one_line(f"{name} can not be read"):
-        refuse_divided(stored(hf), name)
+        refuse_divided(stored(walked(hf)), name)
         _refuse_nonfinite(hf, name)
         with as_it_was(hf) as state:
             hf.eval()
@@ -232,7 +232,7 @@ def _refuse_exchanged(hf: Any, found: Mapping[str, Part], changes: list[str]) ->
 
 
 def _refuse_nonfinite(hf: Any, name: str) -> None:
-    for key, weight in stored(hf):
+    for key, weight in stored(walked(hf)):
         if not isinstance(
             weight, Tensor
         ):  # the packed weights of torch's quantised modules are whole numbers

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from headwater.lens.attention.function import register_layers
+from headwater.lens.digest.revision import Revision, of_processor, of_tokenizer
 from headwater.lens.errors import EditError, ModelError, PromptError, nearest
 from headwater.lens.models.norms import HEAD
 from headwater.lens.models.parts import Part, Shape
 from headwater.lens.models.patches import Patches
-from headwater.lens.models.revision import Revision, of_processor, of_tokenizer
 from headwater.lens.models.signature import (
     embedding,
     first_position,
@@ -161,7 +161,7 @@ class Opened:
 
     @property
     def revision(self) -> str:
-        """The digest of everything in the model that decides its numbers, as it is now (models/revision.py)."""
+        """The digest of everything in the model that decides its numbers, as it is now (digest/revision.py)."""
         return self.weights_digest.now()
 
     @cached_property

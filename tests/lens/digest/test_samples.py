@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headwater.lens.weight_samples import LEAST, MOST, Samples
+from headwater.lens.digest.samples import LEAST, MOST, Samples
 
 
 def _weights() -> dict[str, Tensor]:

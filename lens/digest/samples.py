@@ -19,7 +19,7 @@ from headwater.kernels.threads import mapped
 
 MOST = 4096  # numbers of a tensor that are looked at
 LEAST = 512  # of one that has more
-PARTS = 8
+PARTS = 2
 PLAIN = (Tensor, nn.Parameter)
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # compared as such, as NaN is no NaN
 Kind = tuple[torch.device, torch.dtype]
