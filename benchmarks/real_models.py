@@ -7,8 +7,8 @@ heads, float32, 538 MB). Each subject runs in a process of its own and they take
 - load: `hw.load` and `TransformerBridge.boot_transformers` of one folder, without the import of either; the file is in
   the cache of the system. Headwater also runs the model to see that its outputs are those of transformers.
 - record: all default statistics of all heads on real text, with the loops of the extra `fast`, beside the bare pass of
-  transformers with fused attention (without the logits, which a record does not compute either) and `run_with_cache` of
-  the patterns. Where two times the maps do not fit into the free memory, what they take is computed and not run.
+  transformers with fused attention and the logits of the last token (a record needs none) and `run_with_cache` of the
+  patterns. Where two times the maps do not fit into the free memory, what they take is computed and not run.
 - patching: every one of the 270 heads' z at all positions, restored in a corrupt run, each on its own, for one pair of
   indirect-object prompts. Effects that differ by more than 1e-3 end the run with nothing written.
 - edges: attribution patching of every edge between heads and MLPs for 4 pairs. TransformerLens has none.

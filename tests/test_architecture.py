@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernels", "lens", "analyses", "dashboard")  # each may import itself and those before it
 ROOMS = {  # the sub-folders and files of each folder: each may import itself and those before it
-    "kernels": "notebook threads tiles edits rules reference compiled backends maps mixers attend",
-    "lens": "errors files journal progress weight_samples media naming attention models examples mixers records losses"
+    "kernels": "notebook threads tiles edits rules reference compiled backends maps mixers attend repeated",
+    "lens": "errors files journal progress digest media naming attention models examples mixers records losses"
     " prompts running edits transformer_lens model foreign diffusion trained samples loading recipes experiments",
     "analyses": "_catalogue _prompts _measures _runs _streams _inputs tokens explanations heads caches sinks"
     " logits vision circuits _corpora _sweeps",

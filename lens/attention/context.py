@@ -237,6 +237,17 @@ def current_tap(model: object) -> Tap:
     return _taps.get().get(model, NO_TAP)
 
 
+def only_listeners(model: object) -> bool:
+    """Whether nothing that could change the attention of a model, or wants more than a listener gets, is on."""
+    return (
+        not _edits.get().get(model)
+        and model not in _taps.get()
+        and model not in _gates.get()
+        and _backend.get() == "auto"
+        and _discovery.get() is None
+    )
+
+
 def listeners(model: object) -> list[Listener]:
     """The listeners of the model in this context."""
     return [listener for listener in _listeners.get() if listener.model is model]

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from headwater.kernels.edits.outputs import Gate, OutputEdit
 from headwater.kernels.rules.rule import ScoreRule
 from headwater.kernels.tiles.mask import Mask
-from headwater.lens.attention import backward_rules, context, packed, shortening, windows
+from headwater.lens.attention import alike, backward_rules, context, packed, shortening, windows
 from headwater.lens.attention.context import NAME
 from headwater.lens.attention.masks import LazyMask, crossing, given_mask, lazy_mask
 from headwater.lens.attention.own_rule import own_rule
@@ -68,13 +68,18 @@ def attention(
             f"the model is in training mode with attention dropout {dropout}, so attention is random; call model.eval()"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    site = _sites.get(module)
+    site, own = _sites.get(module), own_rule(module)
+    grid = windows.grid(module, query, site is not None)
+    simple = softcap is None and s_aux is None and position_bias is None and not output_attentions
+    if simple and own is None and grid is None and site is not None and site.rows is None:
+        z = alike.attended(site.model, site.layer, query, key, value, attention_mask, float(scale))
+        if z is not None:
+            return z, None
     layer, tap = (-1, context.NO_TAP) if site is None else (site.layer, context.current_tap(site.model))
     call = None if site is None else shortening.of(site.model, site.layer)
     short = None if call is None or call.short is None else call.short.fitting(key.shape[2])
     edits_on = () if site is None else context.active(site.model)
-    own, narrow = own_rule(module), None
-    grid = windows.grid(module, query, site is not None)
+    narrow = None
     dense = bool(output_attentions) and grid is None
     if grid is None:
         sizes = (query.shape[2], key.shape[2]) if short is None else short.sizes(attention_mask)

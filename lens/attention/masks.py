@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
+from headwater.kernels.repeated import Repeated
 from headwater.kernels.tiles.block import Block
 from headwater.kernels.tiles.mask import IndexMask, Mask
 from headwater.kernels.tiles.pair_rules import Listed
@@ -39,6 +40,8 @@ class LazyMask(Tensor):
 
     mask: Mask
     bias: Tensor | None = None
+    # what a layer of a pass asked for, and what it found out for those that ask for the same (alike.py)
+    alike: tuple[Any, Repeated | None] | None = None
 
     def __new__(cls, mask: Mask, batch: int, device: Any = None) -> LazyMask:
         nothing = torch.zeros(1, dtype=torch.bool, device=device)

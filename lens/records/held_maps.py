@@ -42,6 +42,14 @@ def fits(map: AttentionMap, first: AttentionMap, count: int) -> bool:
     return small and _alike(map, first) and _same_mask(map.mask, first.mask)
 
 
+def repeats(map: AttentionMap, first: AttentionMap, count: int) -> bool:
+    """Whether a map has the very rule and form of the first of `count` that wait, so that it waits beside them."""
+    if map.rule is not first.rule or map.steps or map.known:
+        return False
+    alike = map.q.shape == first.q.shape and map.k.shape == first.k.shape and map.q.dtype == first.q.dtype
+    return alike and map.backend == first.backend and math.prod(map.shape) * (count + 1) <= TOGETHER
+
+
 def beside(maps: Sequence[AttentionMap]) -> AttentionMap:
     """The maps of some layers as one map of all their heads; a learned sink is in their log-sum-exp."""
     first = maps[0]

@@ -60,6 +60,7 @@ class Recorder:
         self.layers = sorted(set(chosen_layers(layers, model.layers)))
         if not self.layers:
             raise RecordError("no layer is chosen; use layers='all' or a list of layers")
+        self._chosen = set(self.layers)
         self.keep = (keep,) if isinstance(keep, str) else tuple(keep)
         if (
             len(set(self.keep)) != len(self.keep)
@@ -99,11 +100,13 @@ class Recorder:
         return "mixers" in self.keep and bool(self.source.mixers)
 
     def take(self, layer: int, map: AttentionMap, value: Tensor, output: Tensor) -> None:
-        if layer not in self.layers:
+        if layer not in self._chosen:
             refuse_overflow(layer, map)
             return
+        first, count = (self._waiting[0].map if self._waiting else None), len(self._waiting)
+        again = first is not None and held_maps.repeats(map, first, count)
         self._number_anew(map)
-        if "entropy" in self.statistics and map.signed:
+        if not again and "entropy" in self.statistics and map.signed:
             raise RecordError(
                 f"the weights of layer {layer} may be negative, so 'entropy' is not defined; leave it out: "
                 "statistics=('received', 'max', …)"
@@ -118,8 +121,8 @@ class Recorder:
         if "qkv" in self.keep:
             values = (value if self.grad else value.detach()).contiguous()
         waiting = _Waiting(layer, map, kept, values)
-        waits = not self.grad and held_maps.waits(map)
-        if self._waiting and not (waits and held_maps.fits(map, self._waiting[0].map, len(self._waiting))):
+        waits = again or (not self.grad and held_maps.waits(map))
+        if first is not None and not again and not (waits and held_maps.fits(map, first, count)):
             self._measure()
         self._waiting.append(waiting)
         if not waits:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.kernels.maps.attention_map import AttentionMap
 from headwater.lens.attention import context
@@ -47,13 +47,21 @@ def forward(model: Opened, given: Tokens, grad: bool = False, **more: Any) -> An
         return model.hf(**inputs.arguments(model, given), **more)
 
 
-def _few_logits(model: Opened) -> dict[str, Any]:
-    """The option with which `forward` gives the logits of the last position alone, for runs that look at none: at 4,096
-    tokens and a vocabulary of 49,152 all of them take 805 MB. A number in its place would let Gemma 4 leave positions
-    out of its last layers too; a tensor is for the head alone."""
+def _no_logits(model: Opened) -> dict[str, Any]:
+    """The option with which `forward` gives logits of no position, for runs that look at none: at 4,096 tokens and a
+    vocabulary of 49,152 all of them take 805 MB, and the head of a small model is a fifth of its weights. Those of the
+    last position are computed where a hook on the model or its head may look at them. A number in the place of the
+    tensor would let Gemma 4 leave positions out of its last layers too."""
     if "logits_to_keep" not in parameters(model.hf):
         return {}
-    return {"logits_to_keep": torch.tensor([-1], device=model.device)}
+    heard = any(each._forward_hooks or each._forward_pre_hooks for each in (model.hf, *_heads(model.hf)))
+    return {"logits_to_keep": torch.tensor([-1] if heard else [], dtype=torch.long, device=model.device)}
+
+
+def _heads(hf: nn.Module) -> Iterator[nn.Module]:
+    """The modules beside the body of a model, which make its output from the body's."""
+    body = getattr(hf, getattr(hf, "base_model_prefix", "") or "", None)
+    return (each for child in hf.children() if child is not body for each in child.modules())
 
 
 @contextlib.contextmanager
@@ -147,7 +155,7 @@ def record(
         ):
             for recorder in recorders.values():
                 recorder.tell = bar.update
-            output = forward(model, given, grad, **({} if grad else _few_logits(model)))
+            output = forward(model, given, grad, **({} if grad else _no_logits(model)))
         found = kept.finish(plan.finish(model, given, recorders), model.part_name)
     return replace(found, output=output) if grad else found
 
@@ -182,7 +190,7 @@ def outputs_by_layer(
     model.refuse_read_only("give no head outputs")
     outputs = _Outputs(model.key)
     with context.listening(outputs), contextlib.nullcontext() if edited else context.unedited(model.key):
-        forward(model, given, **_few_logits(model))
+        forward(model, given, **_no_logits(model))
     if missing := [layer for layer in model.layers if layer not in outputs.by_layer]:
         raise ModelError(
             f"layers {missing} of {model.name} did not call attention on these inputs, so they have no head outputs; "
@@ -203,7 +211,7 @@ def mixer_maps(model: Opened, given: Tokens) -> dict[int, EffectiveMap]:
             )
         )
     with reading(model, provenance(model)) as found:
-        forward(model, given, **_few_logits(model))
+        forward(model, given, **_no_logits(model))
     return found
 
 

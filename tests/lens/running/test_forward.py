@@ -55,12 +55,25 @@ def test_a_model_in_training_mode_is_refused_when_it_runs():
 
 @pytest.mark.parametrize("run", ["record", "head_outputs"])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_a_run_that_looks_at_no_logits_computes_those_of_one_position(name, run):
-    """Seen to fail with all of them computed."""
+def test_a_run_that_looks_at_no_logits_computes_none(name, run):
+    """Seen to fail with those of the last position computed."""
     model = hw.load(tiny_models.tiny(name))
     ids, _ = tiny_models.batch()
-    seen = []
-    with model.hf.get_output_embeddings().register_forward_hook(lambda _, given, __: seen.append(given[0])):
-        getattr(model, run)(ids)
-    assert [hidden.shape[1] for hidden in seen] == [1]
+    seen, head = [], model.hf.get_output_embeddings()
+    whole = head.forward
+    head.forward = lambda hidden: seen.append(hidden) or whole(hidden)
+    getattr(model, run)(ids)
+    assert [hidden.shape[1] for hidden in seen] == [0]
+    del head.forward
     assert model(ids).shape[:2] == ids.shape
+
+
+@pytest.mark.parametrize("where", ["", "lm_head"])
+def test_a_hook_that_may_look_at_logits_gets_those_of_the_last_position(where):
+    model = hw.load(tiny_models.tiny("llama"))
+    ids, _ = tiny_models.batch()
+    seen = []
+    with model.hf.get_submodule(where).register_forward_hook(lambda _, given, out: seen.append(out)):
+        model.record(ids)
+    found = seen[0] if where else seen[0].logits
+    torch.testing.assert_close(found, model(ids)[:, -1:])
