@@ -45,9 +45,9 @@ def attend(
     check_fit(q, k, v, rule, edits)
     given = q, k, rule
     q, k, rule = prepare(q, k, rule)
-    # compiled loops give statistics with z, but no gradients
+    # compiled loops give no gradients
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    wanted = () if learning or differentiable else statistics
+    wanted = None if learning or differentiable else statistics
     chosen = choose(q, k, rule, edits, backend, value_width=v.shape[-1], statistics=wanted).backend
     if differentiable:
         if backend not in ("auto", "blocked"):

@@ -53,8 +53,9 @@ class Backend(Protocol):
     # statistics that cost its forward pass little
     free: ClassVar[Sequence[str]] = ()
 
-    def pays(self, q: Queries, k: Keys, statistics: Sequence[str]) -> bool:
-        """Whether "auto" asks it at all, where the caller will ask for these statistics of the map."""
+    def pays(self, q: Queries, k: Keys, rule: ScoreRule, statistics: Sequence[str] | None) -> bool:
+        """Whether "auto" asks it at all, where the caller will ask for these statistics of the map; None where there is
+        no forward pass, or gradients are wanted of it."""
         return True
 
     def why_not(

@@ -1,8 +1,8 @@
 """Which backend computes a forward pass, or the products and statistics of a map.
 
-`auto` takes torch's fused kernel where it can, running sums for linear attention, and blocks of rows elsewhere; where
-statistics of long maps are wanted it asks compiled loops first. A backend asked for by name never falls back. `triton`
-runs when it is asked for.
+`auto` takes torch's fused kernel where it can, running sums for linear attention, and blocks of rows elsewhere. Where
+statistics are wanted of a long map, or a window lies over it, it asks compiled loops first. A backend asked for by name
+never falls back. `triton` runs when it is asked for.
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ def choose(
     backend: str = "auto",
     transposed: bool = False,
     value_width: int = 0,
-    statistics: Sequence[str] = (),
+    statistics: Sequence[str] | None = (),
 ) -> Choice:
     """The backend that will run and why. Raises ValueError where the one asked for can not do it.
 
-    The rule is one that `prepare` has left: softmax1 comes as a learned sink, sinkhorn as a key bias.
+    `statistics` will be asked of the map of a forward pass; None where there is none, or gradients are wanted. The rule
+    is one that `prepare` has left: softmax1 comes as a learned sink, sinkhorn as a key bias.
     """
     if backend not in NAMES:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(NAMES)}")
@@ -70,7 +71,7 @@ def choose(
     for one in BACKENDS.values():
         if one.name != backend and (backend != "auto" or one.turn is None):
             continue
-        if backend == "auto" and not one.pays(q, k, statistics):
+        if backend == "auto" and not one.pays(q, k, rule, statistics):
             continue
         reason = one.why_not(q, k, rule, edits, transposed, value_width)
         if reason is None:
@@ -83,4 +84,4 @@ def choose(
 def choose_for(state: MapState, transposed: bool = False) -> Backend:
     """The backend of the products and statistics of a map; `transposed` where they go from queries to keys."""
     edits = [step.edit for step in state.steps]
-    return choose(state.q, state.k, state.rule, edits, state.backend, transposed).backend
+    return choose(state.q, state.k, state.rule, edits, state.backend, transposed, statistics=None).backend

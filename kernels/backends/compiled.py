@@ -1,8 +1,9 @@
 """Attention by compiled loops on the CPU, with the statistics of its map from the same walk: `kernels/compiled/`.
 
 The fused kernel gives z and the log-sum-exp, and statistics take a second walk over scores and exponentials. Here a
-score is computed once. `auto` asks for it where statistics are wanted of long maps and the extra `fast` is installed;
-z then differs from that of a pass without statistics by rounding. Gradients and edits are left to other backends.
+score is computed once. The fused kernel also knows no windows; here what a window hides is passed by. So `auto` asks
+for it, where the extra `fast` is installed, if statistics are wanted of a long map or a window lies over it. z differs
+from that of a pass without statistics by rounding. Gradients and edits are left to other backends.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
+from headwater.kernels.backends import fused_kernel
 from headwater.kernels.backends.backend import Backend, Pass
 from headwater.kernels.compiled import walks
 from headwater.kernels.edits.weights import WeightEdit
@@ -21,21 +23,24 @@ from headwater.kernels.tiles.block import tile_dtype
 from headwater.kernels.tiles.shapes import AtKeys, AtQueries, Keys, OverKeys, OverQueries, Queries, Values
 
 SINGLE = {"self", "previous", "first"}  # weights of one pair of each row, which need no walk
+WINDOWED = 2**24  # pairs under a window, below which the loops are not worth being compiled for z alone
 FEW = 16  # queries: for fewer the keys are not worth being put into panels
 
 
 class Compiled(Backend):
     name = "compiled"
     turn = 0
-    reason = "softmax on the CPU with statistics"
+    reason = "softmax on the CPU with statistics, or behind a window"
     free = (
         "entropy", "max", "argmax", "self", "previous", "first", "distance", "distance_squared", "row_mass", "received",
     )  # fmt: skip
 
-    def pays(self, q: Queries, k: Keys, statistics: Sequence[str]) -> bool:
-        if not statistics or q.shape[2] < FEW or math.prod(q.shape[:3]) * k.shape[2] < walks.LEAST:
+    def pays(self, q: Queries, k: Keys, rule: ScoreRule, statistics: Sequence[str] | None) -> bool:
+        pairs = math.prod(q.shape[:3]) * k.shape[2]
+        if statistics is None or q.shape[2] < FEW or pairs < walks.LEAST:
             return False
-        return bool(set(statistics) & (set(self.free) - SINGLE)) and walks.loops() is not None
+        walked = bool(set(statistics) & (set(self.free) - SINGLE))
+        return (walked or (pairs >= WINDOWED and fused_kernel.windowed(rule))) and walks.loops() is not None
 
     def why_not(
         self, q: Queries, k: Keys, rule: ScoreRule, edits: Sequence[WeightEdit] = (),
@@ -49,15 +54,16 @@ class Compiled(Backend):
             return "float64 queries"
         if transposed:
             return "the transpose"
-        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        learned = (q, k) if rule.sinks is None else (q, k, rule.sinks)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in learned):
             return "gradients"
         if rule.edits or edits:
             return "edited scores" if rule.edits else "edited weights"
         if rule.normaliser is not None:
             return f"{rule.normaliser.name} weights"
         for name, given in (
-            ("soft-capped scores", rule.softcap), ("learned sinks", rule.sinks), ("a score bias", rule.bias),
-            ("ALiBi", rule.alibi), ("a scale of 0 or below", None if rule.scale > 0 else rule.scale),
+            ("soft-capped scores", rule.softcap), ("a score bias", rule.bias), ("ALiBi", rule.alibi),
+            ("a scale of 0 or below", None if rule.scale > 0 else rule.scale),
             (rule.mask.beyond_band, rule.mask.beyond_band),
         ):  # fmt: skip
             if given is not None:

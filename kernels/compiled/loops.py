@@ -47,9 +47,9 @@ class Asked(NamedTuple):
 # views of any strides, so that nothing is compiled a second time
 WALK = types.void(
     types.float32[:, :, :], types.float32[::1], types.float32[::1], types.int64, types.int64, types.float32[:, :],
-    types.boolean[:], types.int64[:], types.int64[:], types.int64, types.int64, types.int64, types.float64,
-    types.float32, types.UniTuple(types.float32[:, :], len(ROW)), types.int64[:, :], types.float32[:, :],
-    types.float32[:, :, :], types.float32[:, :],
+    types.float32[:, :], types.boolean[:], types.int64[:], types.int64[:], types.int64, types.int64, types.int64,
+    types.float64, types.float32, types.UniTuple(types.float32[:, :], len(ROW)), types.int64[:, :],
+    types.float32[:, :], types.float32[:, :, :], types.float32[:, :],
 )  # fmt: skip
 
 
@@ -98,8 +98,9 @@ def walk_of(asked: Asked) -> Callable[..., None]:
     It is called with
     - q [head, query, d]; keys in panels of `WIDE`, flat [kv head, panel, d, key], and values in panels of as many
       features, flat [kv head, panel, key, feature]; how many keys there are and how many heads share them;
-    - the log-sum-exp of the rows [head, query] if it is known, +inf where a row has no weights, else of no rows;
-      whether a query is real [query]; the columns that rows see [query] as `low` and `high`; the first and the last
+    - the log-sum-exp of the rows [head, query] if it is known, +inf where a row has no weights, else of no rows; where
+      it is not known, the logits of learned sinks [head, query], of no rows without them;
+    - whether a query is real [query]; the columns that rows see [query] as `low` and `high`; the first and the last
       row; the column of row 0's own position; the scale; the window of `windowed_distance`;
     - arrays to write to: those of `ROW`, the columns of the largest weights, and [head, key] to add the column sums to,
       each of no rows where it is not wanted; z [head, query, feature], of no features where it is not wanted, and the
@@ -129,7 +130,7 @@ def walk_of(asked: Asked) -> Callable[..., None]:
 
     @njit(WALK, **LOOSE)
     def walk(
-        q, keys, values, length, group, given, real, low, high, first_row, last_row, shift, scale, window,
+        q, keys, values, length, group, given, sinks, real, low, high, first_row, last_row, shift, scale, window,
         found, argmax, total, z, lse,
     ):  # fmt: skip
         # an index with a sign is looked at in every turn of a loop, as it may count from the end
@@ -213,11 +214,16 @@ def walk_of(asked: Asked) -> Callable[..., None]:
                         # no weight exceeds 1: at scores of 1e4 the rounding of another kernel's lse would say otherwise
                         share = min(share, np.exp(peak - given[h, i]))
                     else:
-                        lse[h, i] = peak + np.log(mass)
+                        whole = peak + np.log(mass)
+                        if sinks.size:
+                            sink = np.float64(sinks[h, i])
+                            whole = max(whole, sink) + np.log1p(np.exp(-abs(whole - sink)))
+                            share = np.exp(peak - whole)
+                        lse[h, i] = whole
                     for x in range(width):
                         z[h, i, x] = out[n, x] * share
                     shares[n] = share if real[i] else 0.0
-                    if found[ENTROPY].size:
+                    if found[ENTROPY].size and share > 0:
                         found[ENTROPY][h, i] = share * (sums[n, ENTROPY] * LN2 - np.log(share) * mass)
                     for x in range(FAR, SUMS):
                         if found[x].size:

@@ -58,8 +58,9 @@ def walk(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Fill `found[name]`, which come as zeros, with the statistics; rows without weights are left to the caller.
 
-    With v it gives z, float32 [batch, head, query, d_value], and the log-sum-exp, -inf on rows that see no key. `lse`
-    is the log-sum-exp where it is known, as in a `MapState`. `window` is where `windowed_distance` clips (tokens).
+    With v it gives z, float32 [batch, head, query, d_value], and the log-sum-exp, -inf on rows that see no key, both
+    with the learned sinks of the rule. `lse` is the log-sum-exp where it is known, as in a `MapState`, the sinks in it.
+    `window` is where `windowed_distance` clips (tokens).
     """
     compiled, mask = loops(), rule.mask
     batch, heads, queries, _ = q.shape
@@ -73,6 +74,8 @@ def walk(
     )
     real, nothing = real.expand(batch, -1), torch.empty(0, 0)
     z = torch.zeros(batch, heads, queries, 0 if v is None else v.shape[-1])
+    sinks = None if rule.sink_logits is None or lse is not None else rule.sink_logits.detach().float().cpu()
+    sinks = None if sinks is None else sinks.expand(batch, heads, queries)
     of_rows = torch.full((batch, heads, queries), -torch.inf) if lse is None else torch.empty(batch, heads, 0)
 
     def of(given: tuple[Part, np.ndarray, np.ndarray]) -> Tensor:
@@ -81,8 +84,10 @@ def walk(
         each = {name: found[name][b, h] for name in names if name != "received"}
         received = torch.zeros(h.stop - h.start, length) if "received" in names else nothing
         known = nothing if lse is None else lse[b, h].detach().float()
+        added = nothing if sinks is None else sinks[b, h]
         run(
-            q[b, h].detach().float().numpy(), keys, values, length, group, known.numpy(), real[b].numpy(),
+            q[b, h].detach().float().numpy(), keys, values, length, group, known.numpy(), added.numpy(),
+            real[b].numpy(),
             low[b].numpy(), high[b].numpy(), rows.start, rows.stop, mask.shift, rule.scale, window,
             tuple(each.get(name, nothing).numpy() for name in compiled.ROW), each.get("argmax", nothing.long()).numpy(),
             received.numpy(), z[b, h].numpy(), of_rows[b, h].numpy(),

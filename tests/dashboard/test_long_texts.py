@@ -40,6 +40,13 @@ def long_model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def server(long_model, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        # the loops of the extra take seconds to compile, in which nothing hears that a run was cancelled
+        patch.setenv("NUMBA_DISABLE_JIT", "1")
+        yield from _served(long_model, tmp_path_factory)
+
+
+def _served(long_model, tmp_path_factory):
     with started(long_model, 8712, tmp_path_factory.mktemp("workspace"), prompt=TEXT) as address:
         yield address
 

@@ -16,6 +16,7 @@ from plain_maps import MASKS, build
 pytest.importorskip("numba", reason="the compiled loops need the extra [fast]")
 
 from headwater.kernels.attend import attend
+from headwater.kernels.backends import compiled
 from headwater.kernels.backends.choose import choose
 from headwater.kernels.backends.compiled import Compiled
 from headwater.kernels.compiled import walks
@@ -57,6 +58,30 @@ def check(q, k, v, rule, exact: float = 3e-5):
 @pytest.mark.parametrize("length", [64, 1100])
 def test_every_statistic_under_every_band(kind: str, length: int) -> None:
     check(*build(MASKS[kind](length)))
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("length", [64, 1100])
+def test_learned_sinks(kind: str, length: int) -> None:
+    q, k, v, rule = build(MASKS[kind](length), sinks=True)
+    check(q, k, v, rule)
+    of_each_query = torch.randn(2, 4, q.shape[2], generator=torch.Generator().manual_seed(1)) * 3
+    check(q, k, v, replace(rule, sinks=of_each_query))
+
+
+@pytest.mark.parametrize("logit", [-torch.inf, -1e4, 1e4])
+def test_sinks_that_take_nothing_or_everything(logit: float) -> None:
+    q, k, v, rule = build(MASKS["causal"](90))
+    plain, map = attend(q, k, v, rule, statistics=NAMES)
+    z, taken = attend(q, k, v, replace(rule, sinks=torch.full((4,), logit)), statistics=NAMES)
+    if logit < 0:
+        torch.testing.assert_close(z, plain)
+        torch.testing.assert_close(taken.known["entropy"], map.known["entropy"])
+    else:
+        assert not z.any()
+        assert not taken.known["row_mass"].any()
+        assert not taken.known["entropy"].any()
+        torch.testing.assert_close(taken.lse, torch.full_like(taken.lse, logit))
 
 
 def test_padding_at_the_ends_differs_by_batch_row() -> None:
@@ -135,6 +160,32 @@ def test_auto_takes_it_where_it_saves_a_walk(monkeypatch: pytest.MonkeyPatch) ->
         choose(q, k, rule, backend="compiled")
 
 
+def test_auto_takes_it_behind_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "WINDOWED", 0)
+    q, k, v, rule = build(MASKS["window"](90), sinks=True)
+    assert (
+        choose(q, k, rule).backend.name == choose(q, k, rule, statistics=("lse",)).backend.name == "compiled"
+    )
+    assert choose(q, k, rule, statistics=None).backend.name == "blocked"
+    exact = reference.attend(q, k, v, rule)
+    z, map = attend(q, k, v, rule)
+    torch.testing.assert_close(z.double(), exact.z, atol=3e-5, rtol=1e-4)
+    x = torch.randn(90, 3, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close((map @ x).double(), exact.weights @ x.double(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(map.received().double(), exact.weights.sum(-2), atol=1e-4, rtol=1e-5)
+    for moved in ("causal", "full", "cache", "cross"):
+        q, k, v, rule = build(MASKS[moved](90))
+        assert choose(q, k, rule).backend.name == "flash"
+    q, k, v, rule = build(MASKS["window"](90), sinks=True)
+    z, _ = attend(q, k, v.requires_grad_(), rule)
+    assert z.requires_grad
+    learned = replace(rule, sinks=rule.sinks.requires_grad_())
+    z, _ = attend(q, k, v.detach(), learned)
+    assert z.requires_grad
+    monkeypatch.setattr(compiled, "WINDOWED", 2**24)
+    assert choose(q, k, rule).backend.name == "blocked"
+
+
 def test_what_it_refuses_is_computed_as_before() -> None:
     q, k, v, rule = build(MASKS["causal"](40))
     every, holes = torch.ones(4, dtype=torch.bool), torch.ones(2, 40, dtype=torch.bool)
@@ -142,7 +193,6 @@ def test_what_it_refuses_is_computed_as_before() -> None:
     sinks, cases = torch.zeros(4), []
     cases += [
         (replace(rule, softcap=3.0), ()),
-        (replace(rule, sinks=sinks), ()),
         (replace(rule, alibi=sinks), ()),
     ]
     cases += [(replace(rule, bias=torch.zeros(1, 1, 40, 40)), ()), (rule, (MixIdentity(every, 0.5),))]
