@@ -24,6 +24,7 @@ from headwater.kernels.tiles.shapes import AtKeys, AtQueries, Keys, Output, PerQ
 
 # (output, lse [batch, head, query] in natural log); lse is 0 on a row without keys, which callers mend
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ROWS_BY_KEYS = 2**20  # scores that are looked at together, of rows that may have overflowed
 
 
 def why_not(q: Tensor, k: Tensor, rule: ScoreRule, transposed: bool = False) -> str | None:
@@ -70,6 +71,22 @@ def why_not(q: Tensor, k: Tensor, rule: ScoreRule, transposed: bool = False) -> 
     return None
 
 
+def one_call(rule: ScoreRule) -> bool | None:
+    """Whether the one call that is all of attention under a rule is causal; None where there is more to do."""
+    mask = rule.mask
+    first, last = mask.span
+    if rule.bias is not None or rule.sinks is not None or mask.valid_keys is not None:
+        return None
+    if (first, last) != (0, mask.keys) or not _every_row_sees(mask):
+        return None
+    return _is_causal(rule, first, last)
+
+
+def windowed(rule: ScoreRule) -> bool:
+    """Whether the band of a rule hides keys that no call of the kernel can hide."""
+    return _is_causal(rule, *rule.mask.span) is None and not _seen_by_all(rule)
+
+
 def _is_causal(rule: ScoreRule, first: int, last: int) -> bool | None:
     """Is the band over the columns `first:last` the kernel's causal mask (True), or all-visible (False), or neither?"""
     mask = rule.mask
@@ -114,7 +131,7 @@ def _additive(rule: ScoreRule, first: int, last: int, like: Tensor) -> Tensor | 
     return bias
 
 
-def _call(
+def call(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The kernel wants equal widths for q, k and v, and under autograd as many key heads as query heads.
@@ -132,7 +149,31 @@ def _call(
         bias = bias.expand(q.shape[0], 1, 1, -1)
     q, k, v = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
     out, lse = _fused(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+    if not lse.all() and (lost := _overflowed(q, k, lse, causal, bias, scale)).any():
+        out, lse = out.masked_fill(lost[..., None], torch.nan), lse.masked_fill(lost, torch.nan)
     return (out if wanted >= width else out[..., :wanted]), lse
+
+
+@torch.no_grad()
+def _overflowed(q: Tensor, k: Tensor, lse: Tensor, causal: bool, bias: Tensor | None, scale: float) -> Tensor:
+    """Rows whose scores are all NaN or below every number, bool [batch, head, query].
+
+    Where they have few keys the kernel takes them for rows without keys: their output and log-sum-exp are 0.
+    """
+    group, columns = q.shape[1] // k.shape[1], torch.arange(k.shape[2])
+    q, k = q.to(lse.dtype), k.to(lse.dtype)
+    reach = q.abs().sum(-1) * k.abs().amax((2, 3)).repeat_interleave(group, 1)[..., None]
+    lost = (lse == 0) & ~reach.isfinite()
+    for b, h in lost.any(-1).nonzero().tolist():
+        for rows in lost[b, h].nonzero()[:, 0].split(max(ROWS_BY_KEYS // k.shape[2], 1)):
+            scores = q[b, h, rows] @ k[b, h // group].mT * scale
+            if bias is not None:
+                scores += bias.expand(*q.shape[:3], -1)[b, h, rows]
+            seen = columns <= rows[:, None] if causal else torch.ones_like(scores, dtype=torch.bool)
+            if bias is not None:
+                seen = seen & (bias.expand(*q.shape[:3], -1)[b, h, rows] > -torch.inf)
+            lost[b, h, rows] = seen.any(-1) & ~((scores > -torch.inf) & seen).any(-1)
+    return lost
 
 
 def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Output, PerQuery]:
@@ -145,7 +186,7 @@ def attend(q: Queries, k: Keys, v: Values, rule: ScoreRule) -> tuple[Output, Per
         if last - first < k.shape[2]:
             k, v = k[:, :, first:last], v[:, :, first:last]
         bias = _additive(rule, first, last, q)
-        z, lse = _call(q, k, v.to(q.dtype), causal, bias, rule.scale)
+        z, lse = call(q, k, v.to(q.dtype), causal, bias, rule.scale)
         if bias is not None or not _every_row_sees(rule.mask):
             empty = _empty(rule, bias, first, last).to(q.device)
             if empty.any():
@@ -226,7 +267,7 @@ def scatter(
     out = q.new_zeros(batch, heads, rule.mask.keys, y.shape[-1], dtype=high)
     for begin in range(0, y.shape[-1], width + 1):
         piece = y[..., begin : begin + width + 1].to(high).flip(2)
-        mean, log_mass = _call(new_q, new_k, piece, causal, bias, rule.scale)
+        mean, log_mass = call(new_q, new_k, piece, causal, bias, rule.scale)
         seen = _seen(rule, silent, first, last)
         logs = log_mass.flip(2) if key_bias is None else log_mass.flip(2) + key_bias[..., first:last]
         scale = torch.exp(torch.where(seen, logs, -math.inf))

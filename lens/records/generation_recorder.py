@@ -132,6 +132,14 @@ class GenerationRecorder:
             self._keep([_Aside(layer, map, value)])
         so_far.map = map
         so_far.length += rows
+        # what is NaN in one layer is so in all behind it
+        if layer == self._recorder.layers[-1] and bool(map.lse.isnan().any()):
+            self._end_all()
+
+    def _end_all(self) -> None:
+        for layer, so_far in self._layers.items():
+            self._end_waiting(layer, so_far)
+        self._keep_aside()
 
     def _end_waiting(self, layer: int, so_far: _Layer) -> None:
         """Make the steps that wait one map of some rows: the keys and values of the last step hold those of all."""
@@ -190,9 +198,7 @@ class GenerationRecorder:
         if self._groups is not None:
             groups = self._groups[..., :length].unbind(1)
             recorder.groups = dict(zip(recorder.groups, groups, strict=True))
-        for layer, so_far in self._layers.items():
-            self._end_waiting(layer, so_far)
-        self._keep_aside()
+        self._end_all()
         for layer in list(self._layers):
             so_far = self._layers.pop(layer)
             if so_far.length != length:

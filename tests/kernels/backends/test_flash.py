@@ -146,7 +146,7 @@ def test_a_few_keys_are_edited_without_a_mask_of_keys(kind, keys, right, monkeyp
         "all": [BiasKeys(~HEADS, chosen * -2.0), ScaleScores(HEADS, 0.7), BlockScores(HEADS, rows, _few(keys[0]))],
     }.get(kind, [])  # fmt: skip
     masks = []
-    monkeypatch.setattr(fused_kernel, "_call", _noting(fused_kernel._call, masks))
+    monkeypatch.setattr(fused_kernel, "call", _noting(fused_kernel.call, masks))
     _held(q, k, v, replace(rule, edits=tuple(scores)), edits)
     # the rows that went with the few keys have a mask of their own
     assert [mask is None or mask.shape[2] == len(keys) for mask in masks] == [True] * len(masks)
@@ -172,8 +172,8 @@ def test_a_few_rows_take_a_call_of_their_own(rows, monkeypatch: pytest.MonkeyPat
         calls.append(q.shape[2])
         return plain(q, *given)
 
-    plain = fused_kernel._call
-    monkeypatch.setattr(fused_kernel, "_call", counted)
+    plain = fused_kernel.call
+    monkeypatch.setattr(fused_kernel, "call", counted)
     _held(q, k, v, replace(rule, edits=(edit,)), ())
     assert calls[0] == LENGTH
     assert max(calls[1:]) <= 2

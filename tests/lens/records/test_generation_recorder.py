@@ -167,3 +167,25 @@ def test_layers_whose_steps_wait_are_measured_together(monkeypatch):
     for layer in record.layers:
         torch.testing.assert_close(record.pattern(layer), whole.pattern(layer), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(record.values[layer], whole.values[layer], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", range(tiny_models.LAYERS))
+def test_scores_that_overflow_end_a_generation_at_their_step(layer):
+    """Seen to fail where steps wait for each other: it then went on to the end of the text."""
+    hf = tiny_models.tiny("llama")
+    model = hw.load(hf)
+    ids, _ = tiny_models.batch(3, (9,))
+    passes = []
+
+    def spoil(module, args, output):
+        passes.append(output.shape[1])
+        return output * torch.nan if len(passes) == 4 else output
+
+    with (
+        hf.model.layers[layer].self_attn.q_proj.register_forward_hook(spoil),
+        pytest.raises(
+            RecordError, match=rf"NaN or infinite, first in head {layer}\.0 at batch 0, position 11"
+        ),
+    ):
+        model.generate(ids, max_new_tokens=20, min_new_tokens=20, record=True)
+    assert len(passes) == 4
