@@ -87,8 +87,8 @@ def windows(report: dict[str, Any], rounds: int) -> None:
         "record": lambda: model.record(ids, keep=()),
     }
     found = _in_turns(report, "windows", subjects, rounds)
-    for name in ("pass", "record"):
-        _bar(report, f"windows: {name} at most the bare pass", found[name] / found["bare"], 1.0)
+    for name, most in (("pass", 1.05), ("record", 1.7)):
+        _bar(report, f"windows: {name} at most {most} × the bare pass", found[name] / found["bare"], most)
 
 
 def edits(report: dict[str, Any], rounds: int) -> None:
