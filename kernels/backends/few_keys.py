@@ -60,6 +60,22 @@ def joined(
     return Pass(z, lse, steps, {})
 
 
+def raised(
+    q: Tensor, k: Tensor, v: Tensor, rule: ScoreRule, bias: Tensor, columns: Tensor, z: Tensor, lse: Tensor
+) -> Pass:
+    """Attention with a bias of a few keys, [batch|1, head, n], from z and lse without it; `rule` has no edits.
+
+    No bias makes a weight less than half of what it is, so at most one binary digit is lost.
+    """
+    # with p the weights without the bias:  z' = (z + sum_n p_n (e^b_n - 1) v_n) / m,  m = 1 + sum_n p_n (e^b_n - 1),
+    # and lse' = lse + ln m. A learned sink is in lse, and stays where it is.
+    row = torch.where(lse > -torch.inf, lse, torch.inf)
+    more = torch.exp(_scores(q, k, rule, columns) - row[..., None]) * torch.expm1(bias)[:, :, None]
+    whole = 1 + more.sum(-1)
+    few = (more / whole[..., None]) @ per_query_head(v[:, :, columns].to(more), q.shape[1])
+    return Pass(few.addcmul_(z, (1 / whole)[..., None]), lse + whole.log(), (), {})
+
+
 def _scores(q: Tensor, k: Tensor, rule: ScoreRule, columns: Tensor) -> Tensor:
     """Scores of some columns, -inf where hidden: [batch, head, query, column], some rows at a time."""
     batch, heads, queries, _ = q.shape

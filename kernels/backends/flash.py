@@ -5,8 +5,9 @@ key, and an edit of some queries alone is a second call, for those if they are a
 row and class of keys (kernels/backends/key_classes.py). Each class has its own output and log-sum-exp, from a call that
 leaves the other keys out, or from single columns where a class has few keys or scores of few keys are edited. The
 classes are joined by their masses. Nothing is subtracted, so a row whose weight lies on its sink alone keeps all
-digits. Patterns that are mixed in are added as products of their own. Cost: one call per class of more than 16 keys,
-times the calls that some queries take. `why_not` names what is left to `blocked`.
+digits. A bias that raises a few keys is put on the output of the unedited attention. Patterns that are mixed in are
+added as products of their own. Cost: one call per class of more than 16 keys, times the calls that some queries take.
+`why_not` names what is left to `blocked`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from headwater.kernels.backends import fused_kernel, key_classes, left_out, score_edits
 from headwater.kernels.backends.backend import Backend, Pass
-from headwater.kernels.backends.few_keys import Part, joined
+from headwater.kernels.backends.few_keys import Part, joined, raised
 from headwater.kernels.backends.key_classes import KeyClasses, classify, own_columns, refold
 from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores
 from headwater.kernels.edits.weights import WeightEdit
@@ -97,6 +98,12 @@ class Flash(Backend):
         calls, others = _lower(rule, q), rule  # the calls edit the scores
         single = few | score_edits.touched(rule.edits, rule.mask.keys).to(few.device)
         bare = replace(rule, edits=())
+        columns = single.nonzero()[:, 0]
+        if not edits and 0 < len(columns) <= MOST_COLUMNS and not _learning(q, k, v):
+            bias = score_edits.raised(rule.edits, q)
+            if bias is not None:
+                z, lse = fused_kernel.attend(q, k, v, bare)
+                return raised(q, k, v, bare, bias[..., columns], columns, z, lse)
         without = len(large) == 1 and left_out.takes(bare)
         cheap = without and not _few_rows(calls) and not _learning(q, k, v)
         if rule.edits and int(single.sum()) <= MOST_COLUMNS and (edits or cheap):

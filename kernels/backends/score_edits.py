@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores, ScoreEdit
 from headwater.kernels.tiles.heads import per_batch_row
 from headwater.kernels.tiles.mask import HIDDEN
+
+LEAST_BIAS, MOST_BIAS = -math.log(2), 60.0
 
 
 def why_not(edits: Sequence[ScoreEdit]) -> str | None:
@@ -37,6 +40,15 @@ def touched(edits: Sequence[ScoreEdit], keys: int) -> Tensor:
 def of_all_keys(edits: Sequence[ScoreEdit]) -> tuple[ScoreEdit, ...]:
     """The edits that act on the keys that none has `touched`."""
     return tuple(edit for edit in edits if isinstance(edit, ScaleScores))
+
+
+def raised(edits: Sequence[ScoreEdit], like: Tensor) -> Tensor | None:
+    """The bias [batch|1, head, key] that the edits add to the scores, where that is all they do, it makes no weight
+    less than half of what it is beside the others, and its exponential is a number; else None."""
+    if not edits or not all(isinstance(edit, BiasKeys) for edit in edits):
+        return None
+    _, bias = factor_and_bias(edits, like)
+    return bias if bias is not None and bool(((bias >= LEAST_BIAS) & (bias <= MOST_BIAS)).all()) else None
 
 
 def factor_and_bias(edits: Sequence[ScoreEdit], like: Tensor) -> tuple[Tensor | None, Tensor | None]:

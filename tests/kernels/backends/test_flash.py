@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from limits import most_calls
 
 from headwater.kernels.attend import attend
-from headwater.kernels.backends import blocked, flash, fused_kernel, left_out
+from headwater.kernels.backends import blocked, flash, fused_kernel, left_out, score_edits
 from headwater.kernels.backends.choose import choose_for
 from headwater.kernels.backends.flash import Flash
 from headwater.kernels.edits.scores import BiasKeys, BlockScores, ScaleScores
@@ -151,6 +151,45 @@ def test_a_few_keys_are_edited_without_a_mask_of_keys(kind, keys, right, monkeyp
     # the rows that went with the few keys have a mask of their own
     assert [mask is None or mask.shape[2] == len(keys) for mask in masks] == [True] * len(masks)
     assert masks[0] is None
+
+
+@pytest.mark.parametrize("most", [1e-3, 1.5, 60.0])
+@pytest.mark.parametrize(
+    "shape", ["causal", "full", "cache", "one query", "padding", "row bias", "large scores"]
+)
+def test_a_bias_that_raises_a_few_keys_is_put_on_afterwards(
+    shape, most, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call of the kernel without a mask of keys. Seen to fail with the bias of one head for all."""
+    q, k, v, rule = _lengthy()
+    mask, more = rule.mask, {}
+    if shape == "full":
+        mask = Mask(LENGTH, LENGTH)
+    elif shape in ("cache", "one query"):
+        count = 40 if shape == "cache" else 1
+        q, mask = q[:, :, :count], Mask(count, LENGTH, right=0, query_offset=LENGTH - count)
+    elif shape == "padding":
+        real = torch.arange(LENGTH) >= torch.tensor([[0], [30]])
+        mask = Mask(LENGTH, LENGTH, right=0, valid_keys=real, valid_queries=real)
+    elif shape == "row bias":
+        more = {"bias": torch.randn(1, 4, q.shape[2], LENGTH)}
+    elif shape == "large scores":
+        q = q * 30
+    keys = (0, 1, 40, LENGTH - 1)
+    bias = torch.where(_few(*keys), torch.linspace(-0.69, most, LENGTH), 0.0)
+    edits = (BiasKeys(HEADS, bias), BiasKeys(~HEADS, torch.where(_few(3), 0.5, 0.0)))
+    masks = []
+    monkeypatch.setattr(fused_kernel, "call", _noting(fused_kernel.call, masks))
+    _held(q, k, v, replace(rule, mask=mask, edits=edits, **more), ())
+    assert len(masks) == (2 if shape == "cache" else 1)
+
+
+@pytest.mark.parametrize("bias", [-0.8, -torch.inf, 61.0])
+def test_other_biases_of_a_few_keys_go_their_own_way(bias) -> None:
+    edits = [BiasKeys(HEADS, torch.where(_few(2), bias, 0.0))]
+    assert score_edits.raised(edits, torch.zeros(1)) is None
+    q, k, v, rule = _lengthy()
+    _held(q, k, v, replace(rule, edits=tuple(edits)), ())
 
 
 def test_every_key_may_be_one_of_a_few() -> None:
