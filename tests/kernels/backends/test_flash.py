@@ -174,7 +174,7 @@ def test_a_bias_that_raises_a_few_keys_is_put_on_afterwards(
     elif shape == "row bias":
         more = {"bias": torch.randn(1, 4, q.shape[2], LENGTH)}
     elif shape == "large scores":
-        q = q * 30
+        q = q * 8
     keys = (0, 1, 40, LENGTH - 1)
     bias = torch.where(_few(*keys), torch.linspace(-0.69, most, LENGTH), 0.0)
     edits = (BiasKeys(HEADS, bias), BiasKeys(~HEADS, torch.where(_few(3), 0.5, 0.0)))
