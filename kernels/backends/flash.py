@@ -106,7 +106,7 @@ class Flash(Backend):
                 return raised(q, k, v, bare, bias[..., columns], columns, z, lse)
         without = len(large) == 1 and left_out.takes(bare)
         cheap = without and not _few_rows(calls) and not _learning(q, k, v)
-        if rule.edits and int(single.sum()) <= MOST_COLUMNS and (edits or cheap):
+        if rule.edits and len(columns) <= MOST_COLUMNS and (edits or cheap):
             few, others = single, replace(rule, edits=score_edits.of_all_keys(rule.edits))
             calls = _lower(others, q)
         if not edits and (others is rule or not few.any()):

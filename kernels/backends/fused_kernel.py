@@ -167,11 +167,10 @@ def _overflowed(q: Tensor, k: Tensor, lse: Tensor, causal: bool, bias: Tensor | 
     for b, h in lost.any(-1).nonzero().tolist():
         for rows in lost[b, h].nonzero()[:, 0].split(max(ROWS_BY_KEYS // k.shape[2], 1)):
             scores = q[b, h, rows] @ k[b, h // group].mT * scale
-            if bias is not None:
-                scores += bias.expand(*q.shape[:3], -1)[b, h, rows]
             seen = columns <= rows[:, None] if causal else torch.ones_like(scores, dtype=torch.bool)
             if bias is not None:
-                seen = seen & (bias.expand(*q.shape[:3], -1)[b, h, rows] > -torch.inf)
+                added = bias.expand(*q.shape[:3], -1)[b, h, rows]
+                scores, seen = scores + added, seen & (added > -torch.inf)
             lost[b, h, rows] = seen.any(-1) & ~((scores > -torch.inf) & seen).any(-1)
     return lost
 
